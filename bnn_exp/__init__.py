@@ -1,0 +1,32 @@
+"""bnn_exp: experiments with binary neural networks, whose weights are bits in training too.
+
+The command is `bnn-train`. These names work in anyone's own training loop, without Hydra and without configuration.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {  # imported when first asked for: torch takes seconds, and the command's --help needs none of it
+    "BinaryLayer": "bnn_exp.nn",
+    "BinaryLinear": "bnn_exp.nn",
+    "HyperMask": "bnn_exp.optim",
+    "MLP": "bnn_exp.models.mlp",
+    "binarize": "bnn_exp.nn",
+    "binary_parameters": "bnn_exp.nn",
+    "check_ownership": "bnn_exp.optim",
+    "load_model": "bnn_exp.records.model",
+    "real_parameters": "bnn_exp.nn",
+    "verify_binary": "bnn_exp.nn",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

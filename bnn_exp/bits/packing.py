@@ -1,0 +1,54 @@
+"""Eight bits to a byte. Row by row: bit j of a row is bit j mod 8 (the lowest first) of its byte j div 8."""
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnn_exp.nn import binary_parameters
+
+
+def pack(bits: Tensor) -> Tensor:
+    """Bits of shape [rows, …], holding 0 and 1 in any dtype → uint8 [rows, ⌈bits per row / 8⌉] on the CPU, zero-filled."""
+    rows = bits.detach().to("cpu", torch.uint8).flatten(1).numpy()
+    return torch.from_numpy(np.packbits(rows, axis=1, bitorder="little"))
+
+
+def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What `pack` made of bits of `shape`, as float32 of that shape, on the CPU.
+
+    Raises:
+        ValueError: `packed` is not uint8, or not of the size that `shape` packs to.
+    """
+    columns = math.prod(shape[1:])
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != (shape[0], -(-columns // 8)):
+        raise ValueError(f"{packed.dtype} {list(packed.shape)} does not hold packed bits of shape {list(shape)}")
+    rows = np.unpackbits(packed.cpu().numpy(), axis=1, count=columns, bitorder="little")
+    return torch.from_numpy(rows).reshape(shape).float()
+
+
+def packed_state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state_dict on the CPU, its binary weights packed."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    return state | {name: pack(weight) for name, weight in binary_parameters(network)}
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put what `packed_state` gave into a network of the same shape, in place.
+
+    Raises:
+        ValueError, RuntimeError: names or sizes differ.
+    """
+    shapes = {name: tuple(weight.shape) for name, weight in binary_parameters(network)}
+    network.load_state_dict({n: unpack(t, shapes[n]) if n in shapes else t for n, t in state.items()})
+
+
+def bits_sha256(network: nn.Module) -> str:
+    """A fingerprint of all binary weights: SHA-256 of their names, shapes and packed bits."""
+    digest = hashlib.sha256()
+    for name, weight in binary_parameters(network):
+        digest.update(f"{name} {list(weight.shape)}\n".encode())
+        digest.update(pack(weight).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,133 @@
+"""The schema of the configuration: a dataclass per group, types and ranges. The only reader of raw configuration.
+
+The values live in `conf/`, each beside the sentence that explains it; here stand their types. No torch is imported, so that
+a mistake is answered at once.
+"""
+
+import json
+from typing import Annotated, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from bnn_exp import explain
+from bnn_exp.errors import UserError
+
+schema = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@schema
+class BatchNorm:
+    affine: bool
+    running_stats: bool
+
+
+@schema
+class MLP:
+    name: Literal["mlp"]
+    hidden_size: Count
+    num_layers: Count
+    encoding: Literal["boolean", "bipolar"]
+    window: Positive | None
+    binarize_logits: bool
+    batch_norm: BatchNorm
+
+
+@schema
+class HyperMask:
+    name: Literal["hypermask"]
+    mask: Literal["random", "top", "ewm", "wpm"]
+    delta: Fraction
+    schedule: Schedule
+    lr: Positive
+    temperature: Literal["const", "gaussian", "scaled_gaussian"]
+
+
+@schema
+class SGD:
+    name: Literal["sgd"]
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    schedule: Schedule
+
+
+@schema
+class Adam:
+    name: Literal["adam"]
+    lr: Positive
+    schedule: Schedule
+
+
+@schema
+class Digits:
+    name: Literal["digits"]
+    limit: Annotated[int, Field(ge=2)] | None
+
+
+@schema
+class HubDataset:
+    name: Literal["mnist", "fashion_mnist"]
+    hub: str
+    path: str | None
+    limit: Annotated[int, Field(ge=2)] | None
+
+
+@schema
+class Trainer:
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]  # BatchNorm can't train on one sample
+    limit_batches: Count | None
+    eval_batch_size: Count
+    threads: Count | None
+
+
+@schema
+class Settings:
+    model: MLP
+    optimizer: HyperMask
+    real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
+    dataset: Annotated[Digits | HubDataset, Field(discriminator="name")]
+    trainer: Trainer
+    delta: Fraction
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
+    resume: str | None
+
+
+def load(config: DictConfig | dict) -> Settings:
+    """The typed settings of a configuration: a composed one (without Hydra's own node), or plain values as a run keeps them.
+
+    Raises:
+        UserError: all that is wrong with it, a line each.
+    """
+    raw = values = config
+    if isinstance(config, DictConfig):
+        raw, values = OmegaConf.to_container(config), resolved(config)
+    try:
+        return TypeAdapter(Settings).validate_json(json.dumps(values))  # strictly: no text for a number
+    except ValidationError as error:
+        raise UserError("\n".join(dict.fromkeys(explain.mistake(e, raw, keys()) for e in error.errors()))) from error
+
+
+def resolved(config: DictConfig) -> dict:
+    """The plain values of a composed configuration.
+
+    Raises:
+        UserError: a reference that leads nowhere.
+    """
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def keys() -> list[explain.Key]:
+    """Every dotted key of every choice of every group."""
+    return list(explain.keys(TypeAdapter(Settings).json_schema()))

@@ -1,0 +1,91 @@
+"""Mistakes in a configuration, in words: which key, what it was given, what it may be, which one was meant."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """A dotted key of the configuration, the values it takes, and the choices of its group that have it."""
+
+    name: str
+    allowed: str
+    choices: tuple[str, ...]
+
+
+def keys(root: dict, node: dict | None = None, path: tuple[str, ...] = (), choices: tuple[str, ...] = ()) -> Iterator[Key]:
+    """The keys of a JSON schema. One that several choices of a group have comes once for each."""
+    node = root if node is None else node
+    if "$ref" in node:
+        node = root["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    if "oneOf" in node:
+        for choice in node["oneOf"]:
+            yield from keys(root, choice, path, choices)
+    elif "properties" in node:
+        name = node["properties"].get("name", {})
+        choices = tuple(name.get("enum", [name["const"]] if "const" in name else choices))
+        for key, child in node["properties"].items():
+            yield from keys(root, child, (*path, key), choices)
+    else:
+        yield Key(".".join(path), _in_words(node), choices)
+
+
+def mistake(error: Mapping[str, Any], raw: dict, known: list[Key]) -> str:
+    """One line for one of pydantic's errors about the unresolved configuration `raw`."""
+    path = [str(part) for part in error["loc"]]
+    if len(path) > 1 and path[1] == _lookup(raw, [path[0], "name"]):
+        del path[1]  # pydantic puts the choice of a group in the path
+    if error["type"].startswith("union_tag"):
+        path.append("name")
+    key = ".".join(path)
+    if error["type"] == "unexpected_keyword_argument":
+        return unknown_key(key, known)
+    allowed = " or ".join(dict.fromkeys(k.allowed for k in known if k.name == key)) or "the settings of one of its choices"
+    if error["type"].startswith("missing"):
+        return f"{key}: missing from the configuration\nallowed: {allowed}"
+    value = _lookup(raw, path)
+    if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+        key = value[2:-1]  # delta, where optimizer.delta is ${delta}
+        value = _lookup(raw, key.split("."))
+    return f"{key}={_shown(value)} is not allowed\nallowed: {allowed}"
+
+
+def unknown_key(name: str, known: list[Key]) -> str:
+    """One or two lines for a key that the configuration does not have, or does not have with these choices."""
+    elsewhere = sorted({choice for key in known if key.name == name for choice in key.choices})
+    if elsewhere:
+        return f"{name}: not a setting here\nallowed: with {name.split('.')[0]}={', '.join(elsewhere)}"
+    by_end = {key.name.split(".")[-1]: key.name for key in known}
+    close = difflib.get_close_matches(name, [key.name for key in known], 1)
+    close = close or [by_end[end] for end in difflib.get_close_matches(name.split(".")[-1], by_end, 1)]
+    return f"{name}: no such setting\n" + (f"did you mean {close[0]}?" if close else "`bnn-train --help` lists them all")
+
+
+def _lookup(raw: Any, path: list[str]) -> Any:
+    for part in path:
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return raw
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if value == "" else str(value)
+
+
+def _in_words(node: dict) -> str:
+    """The values of a JSON schema without properties: "a number ≥ 0 and ≤ 1"."""
+    if "anyOf" in node:
+        return " or ".join(_in_words(choice) for choice in node["anyOf"])
+    if "description" in node:
+        return node["description"]
+    if "enum" in node:
+        return ", ".join(map(str, node["enum"]))
+    if "const" in node:
+        return str(node["const"])
+    kinds = {"null": "null", "boolean": "true or false", "integer": "a whole number", "number": "a number"}
+    limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    ranges = [f"{sign} {node[limit]:g}" for limit, sign in limits.items() if limit in node]
+    return f"{kinds.get(node.get('type', ''), 'text')} {' and '.join(ranges)}".strip()

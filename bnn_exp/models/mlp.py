@@ -1,0 +1,53 @@
+"""The binary multi-layer perceptron of the first seed (Shibuya et al., BinSFO, Algorithm 1), and what makes it learn."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnn_exp.nn import BinaryLinear, binarize
+
+
+class MLP(nn.Module):
+    """`num_layers` binary linear layers, BatchNorm after each, a binary activation after each but the last.
+
+    `in_features` → `hidden_size` → … → `hidden_size` → `num_classes`. The encoding is that of weights and activations.
+
+    Args:
+        window: the straight-through gradient of the activation passes where |x| ≤ window; None: everywhere.
+        binarize_logits: binarise the last layer too and return its log-softmax, as the seed does. It costs most of the
+            accuracy: ten bits can't rank ten classes.
+        affine, running_stats: of every BatchNorm. Without running statistics evaluation normalises by its own batch.
+
+    Example:
+        >>> MLP(784, 10, hidden_size=256)(torch.rand(32, 1, 28, 28)).shape
+        torch.Size([32, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        hidden_size: int = 256,
+        num_layers: int = 4,
+        encoding: str = "bipolar",
+        window: float | None = 1.0,
+        binarize_logits: bool = False,
+        affine: bool = True,
+        running_stats: bool = True,
+    ):
+        super().__init__()
+        sizes = [in_features, *[hidden_size] * (num_layers - 1), num_classes]
+        self.layers = nn.ModuleList(BinaryLinear(i, o, encoding) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(size, affine=affine, track_running_stats=running_stats) for size in sizes[1:]
+        )
+        self.encoding, self.window, self.binarize_logits = encoding, window, binarize_logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images or vectors [batch, …] of `in_features` numbers each → logits [batch, num_classes]."""
+        h = x.flatten(1)
+        for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
+            h = binarize(norm(layer(h)), self.encoding, self.window)
+        logits = self.norms[-1](self.layers[-1](h))
+        if self.binarize_logits:
+            return F.log_softmax(binarize(logits, self.encoding, self.window), dim=1)
+        return logits

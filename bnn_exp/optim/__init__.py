@@ -1,0 +1,56 @@
+"""The rules that train binary weights, and who trains what."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from bnn_exp.nn import binary_parameters, real_parameters
+from bnn_exp.optim.hypermask import HyperMask
+from bnn_exp.optim.schedules import factor
+
+__all__ = ["HyperMask", "build_binary", "build_real", "check_ownership"]
+
+
+def build_binary(settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> HyperMask:
+    """The optimizer of the binary weights that `settings` (a choice of the group `optimizer`) describes."""
+    return HyperMask(
+        [weight for _, weight in binary_parameters(network)],
+        settings.delta,
+        settings.mask,
+        lr=settings.lr * (batch_size / 96) ** 0.5,
+        temperature=settings.temperature,
+        schedule=settings.schedule,
+        total_steps=total_steps,
+        seed=seed,
+    )
+
+
+def build_real(settings, network: nn.Module, total_steps: int) -> list[tuple[torch.optim.Optimizer, object]]:
+    """The optimizer of all other parameters with its schedule; none for a network that has no such parameters."""
+    parameters = [parameter for _, parameter in real_parameters(network)]
+    if not parameters:
+        return []
+    if settings.name == "sgd":
+        optimizer = torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum)
+    else:
+        optimizer = torch.optim.Adam(parameters, settings.lr)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(settings.schedule, step, total_steps))
+    return [(optimizer, falling)]
+
+
+def check_ownership(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Every parameter that wants a gradient must be trained by exactly one of the optimizers.
+
+    Raises:
+        ValueError: naming the first parameter that is in none, or in several.
+    """
+    owners: dict[int, list[str]] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                owners.setdefault(id(parameter), []).append(type(optimizer).__name__)
+    for name, parameter in network.named_parameters():
+        names = owners.get(id(parameter), [])
+        if parameter.requires_grad and len(names) != 1:
+            raise ValueError(f"{name} is trained by {' and '.join(names) or 'no optimizer'}: it must be exactly one")

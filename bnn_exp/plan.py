@@ -1,0 +1,95 @@
+"""What a run is to do, checked before anything is written: settings, data, device, and the checkpoint it goes on from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bnn_exp import config
+from bnn_exp.config import Settings
+from bnn_exp.data import sources
+from bnn_exp.data.sources import Arrays
+from bnn_exp.errors import UserError
+from bnn_exp.records import summary
+
+MAY_CHANGE = ("resume", "device")  # of a run that is resumed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can begin. `finished` says, where it is not empty, that there is nothing left of it to do."""
+
+    settings: Settings
+    config: dict  # the same as plain values, for config.yaml
+    arrays: Arrays | None
+    device: str = "cpu"
+    saved: dict[str, Any] | None = None  # the checkpoint
+    finished: str = ""
+
+
+def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
+    """The plan for a composed configuration, made from the command line's `overrides`.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    values = config.resolved(composed)
+    if composed.get("resume"):
+        return _plan_to_resume(config.load(values), overrides)
+    settings = config.load(composed)
+    arrays = _read(settings)
+    if values["dataset"].get("path"):
+        values["dataset"]["path"] = str(Path(values["dataset"]["path"]).resolve())  # so that it resumes from anywhere
+    return Plan(settings, values, arrays, _device(settings.device))
+
+
+def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
+    others = [item for item in overrides if item.lstrip("+~").partition("=")[0] not in MAY_CHANGE]
+    if others:
+        raise UserError(
+            f"{others[0]}: a resumed run keeps its own configuration\nallowed beside resume: device; "
+            "a new run for anything else"
+        )
+    directory = Path(asked.resume)
+    file = directory / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"resume={asked.resume}: {'no config.yaml in it' if directory.is_dir() else 'no such folder'}\n"
+                        "allowed: the directory of a run, outputs/DATE/TIME-…")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:
+        raise UserError(f"{file}: not a readable configuration") from error
+    if any(item.startswith("device=") for item in overrides):
+        values["device"] = asked.device
+    settings = config.load(values)
+    ended = summary.read(directory)
+    if ended and ended["status"] == "completed":
+        accuracy = f"test accuracy {ended['test_accuracy']:.2f}%"
+        return Plan(settings, values, None, finished=f"{directory} is finished: {accuracy}; nothing to resume")
+    from bnn_exp.records import checkpoint
+
+    saved = checkpoint.load(directory / "checkpoints" / "last.pt")
+    return Plan(settings, values, _read(settings), _device(settings.device), saved)
+
+
+def _read(settings: Settings) -> Arrays:
+    dataset = settings.dataset
+    return sources.read(dataset.name, getattr(dataset, "hub", None), getattr(dataset, "path", None))
+
+
+def _device(name: str) -> str:
+    """`cpu` or `cuda:N` for what the user calls the device; `auto` is a GPU where there is one."""
+    if name == "cpu":
+        return name
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda:0" if count else "cpu"
+    index = int(name.partition(":")[2] or 0)
+    if index >= count:
+        there = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))])
+        raise UserError(f"device={name}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}\nallowed: {there}")
+    return f"cuda:{index}"

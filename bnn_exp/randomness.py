@@ -1,0 +1,36 @@
+"""All randomness of a run: drawn from (seed, what for, when), never from a stream that something else may advance.
+
+So a run that is resumed, or computed by another engine, or on another rank, draws the same numbers at the same step.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator(device: torch.device | str, *key: int) -> torch.Generator:
+    """A generator that depends on the integers of `key` alone, each ≥ 0 (mixed by NumPy's SeedSequence)."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(seed >> 1)
+
+
+def bernoulli_positions(n: int, p: float, generator: torch.Generator) -> Tensor:
+    """Where n independent Bernoulli(p) draws are 1: sorted positions, int64, on the generator's device.
+
+    Draws the gaps, which are Geometric(p), instead of the n bits, so that the work is O(n·p)
+    (Devroye 1986, Non-Uniform Random Variate Generation, ch. X.2).
+    """
+    if p <= 0:
+        return torch.empty(0, dtype=torch.int64, device=generator.device)
+    if p >= 1:
+        return torch.arange(n, device=generator.device)
+    enough = int(n * p + 6 * math.sqrt(n * p * (1 - p)) + 16)  # a second round is needed once in 10⁹ calls
+    last, rounds = -1, []
+    while last < n:
+        gaps = torch.empty(enough, dtype=torch.int64, device=generator.device).geometric_(p, generator=generator)
+        rounds.append(last + gaps.cumsum(0))
+        last = int(rounds[-1][-1])
+    positions = torch.cat(rounds)
+    return positions[positions < n]

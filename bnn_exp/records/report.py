@@ -1,0 +1,131 @@
+"""What a run tells the person who started it: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bnn_exp.models.cost import Layer
+
+log = logging.getLogger("bnn_exp")
+COLUMNS = ("epoch", "loss", "train %", "test %", "flips", "ones %", "seconds", "images/s", "left")
+WIDTHS = (9, 8, 8, 8, 11, 7, 8, 10, 8)
+
+
+def open_log(directory: Path) -> logging.Handler:
+    """Send what is logged below `bnn_exp` to `train.log`, after what it already holds. Close the handler in the end."""
+    handler = logging.FileHandler(directory / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return handler
+
+
+class Report:
+    """The output of one run of `epochs` epochs of `batches` batches."""
+
+    def __init__(self, epochs: int, batches: int, binary_weights: int, console: Console | None = None):
+        self.epochs, self.batches, self.binary_weights = epochs, batches, binary_weights
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.seconds: list[float] = []
+        self.bar: Progress | None = None
+
+    def say(self, line: str) -> None:
+        log.info(line)
+        self.console.print(line, markup=False)
+
+    def network(self, layers: list[Layer]) -> None:
+        """A row per layer, and the sum of the network."""
+        table = Table("layer", "kind", title="network", title_justify="left")
+        for column in ("output", "binary", "real", "as bits", "as fp32", "1-bit multiply-adds"):
+            table.add_column(column, justify="right")
+        for x in layers:
+            shape = "×".join(map(str, x.output))
+            size = (bytes_in_words(x.bytes_as_bits), bytes_in_words(x.bytes_as_fp32))
+            table.add_row(x.name, x.kind, shape, f"{x.binary:,}", f"{x.real:,}", *size, f"{x.multiply_adds:,}")
+        binary, real, macs = (sum(getattr(x, k) for x in layers) for k in ("binary", "real", "multiply_adds"))
+        bits, fp32 = (sum(getattr(x, k) for x in layers) for k in ("bytes_as_bits", "bytes_as_fp32"))
+        table.add_section()
+        table.add_row("sum", "", "", f"{binary:,}", f"{real:,}", bytes_in_words(bits), bytes_in_words(fp32), f"{macs:,}")
+        self.table(table)
+
+    def table(self, table: Table) -> None:
+        self.console.print(table)
+        log.info("\n%s", plain(table))
+
+    def tick(self, batch: int) -> None:
+        """Move the bar of the epoch under way (on a terminal only)."""
+        if not self.console.is_terminal:
+            return
+        if self.bar is None:
+            columns = (TextColumn("  batch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task("", total=self.batches)
+            self.bar.start()
+        self.bar.update(self.task, completed=batch)
+
+    def stop_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def epoch(self, m: dict[str, Any]) -> None:
+        """The row of an epoch, from its line in metrics.jsonl."""
+        self.stop_bar()
+        first = not self.seconds
+        self.seconds.append(m["train_seconds"] + m["eval_seconds"])
+        left = sum(self.seconds) / len(self.seconds) * (self.epochs - m["epoch"])
+        cells = {
+            "epoch": f"{m['epoch']}/{self.epochs}",
+            "loss": f"{m['train_loss']:.4f}",
+            "train %": f"{m['train_accuracy']:.2f}",
+            "test %": f"{m['test_accuracy']:.2f}",
+            "flips": f"{sum(m['flips'].values()):,}",
+            "ones %": f"{100 * sum(m['ones'].values()) / self.binary_weights:.2f}",
+            "seconds": f"{self.seconds[-1]:.2f}",
+            "images/s": f"{m['images_per_second']:,.0f}",
+            "left": f"{left // 3600:.0f}:{left // 60 % 60:02.0f}:{left % 60:02.0f}",
+        }
+        line = "  ".join(f"{name} {cell}" for name, cell in cells.items())
+        log.info(line)
+        if self.console.is_terminal:
+            row = Table(show_header=first, box=None, padding=(0, 1), pad_edge=False)
+            for name, width in zip(COLUMNS, WIDTHS, strict=True):
+                row.add_column(name, justify="right", width=width, no_wrap=True)
+            row.add_row(*(cells[name] for name in COLUMNS))
+            self.console.print(row)
+        else:
+            self.console.print(line, markup=False)
+
+    def confusion(self, counts: list[list[int]], classes: tuple[str, ...]) -> None:
+        """Per class: rows, accuracy, and what it is most often taken for."""
+        table = Table("class", title="test rows by class", title_justify="left")
+        for column in ("rows", "right %", "most often taken for"):
+            table.add_column(column, justify="right")
+        for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
+            wrong = [(count, other) for other, count in enumerate(row) if other != i]
+            most, other = max(wrong, default=(0, 0))
+            taken = f"{classes[other]} ({most}×)" if most else "—"
+            table.add_row(name, str(sum(row)), f"{100 * row[i] / max(sum(row), 1):.2f}", taken)
+        self.table(table)
+
+
+def plain(table: Table) -> str:
+    """A table as text without colours."""
+    console = Console(width=120, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+def bytes_in_words(count: int) -> str:
+    """4 B, 12.3 kB, 1.2 MB (powers of 1000)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,46 @@
+"""`summary.json`: what a run was and how it ended. Imports no torch, so that a run that fails early can still write one."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bnn_exp.records.files import replacing
+
+STATUS = ("completed", "failed", "interrupted")
+
+
+def write(directory: Path, status: str, **facts: Any) -> dict[str, Any]:
+    """Write the summary of a run that ended with `status`, with where and by what it was run beside `facts`."""
+    summary = {"status": status, **facts, "command": sys.argv[1:], **surroundings()}
+    with replacing(directory / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2, default=str) + "\n")
+    return summary
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+    """The summary in a run directory; None where there is none, or a damaged one."""
+    try:
+        return json.loads((directory / "summary.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, machine and the commit of the working directory."""
+    packages = ("bnn-exp", "torch", "hydra-core", "numpy", "datasets")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return {"versions": versions, "machine": platform.platform(), "cpus": os.cpu_count(), "git_commit": git_commit()}
+
+
+def git_commit() -> str | None:
+    """The commit checked out in the working directory, with -dirty if files differ from it; None outside of git."""
+    try:
+        git = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,187 @@
+"""One run, top to bottom: data, network, optimizers, epochs, verification, artefacts."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from bnn_exp import models
+from bnn_exp.bits import bits_sha256
+from bnn_exp.data.dataset import Dataset
+from bnn_exp.errors import UserError
+from bnn_exp.models.cost import layers
+from bnn_exp.nn import NotBinary, verify_binary
+from bnn_exp.plan import Plan
+from bnn_exp.records import checkpoint, metrics, plots, summary
+from bnn_exp.records.files import replacing
+from bnn_exp.records.model import save_model
+from bnn_exp.records.report import Report, bytes_in_words, log, open_log
+from bnn_exp.stopping import Stop, stop_on_signals
+from bnn_exp.trainer import Trainer
+
+
+class Run:
+    """A training and its directory."""
+
+    def __init__(self, plan: Plan, directory: Path):
+        settings = self.settings = plan.settings
+        self.config, self.directory = plan.config, directory
+        self.began = time.perf_counter()
+        if settings.trainer.threads:
+            torch.set_num_threads(settings.trainer.threads)
+        device = torch.device(plan.device)
+        if device.type == "cuda":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        self.data = Dataset.from_arrays(plan.arrays, device, settings.dataset.limit)
+        torch.manual_seed(settings.seed)
+        network = models.build(settings.model, self.data.image_shape, len(self.data.classes))
+        self.network: nn.Module = network.to(device)
+        self.trainer = Trainer(settings, self.network, self.data)
+        self.layers = layers(self.network, self.data.train.batch(slice(0, 2))[0])
+        self.epochs: list[dict] = []  # the lines of metrics.jsonl
+        self.evaluation: dict | None = None  # the newest
+        self.confusion: torch.Tensor | None = None
+        self.earlier_seconds = 0.0
+        if plan.saved is not None:
+            self._take_up(plan.saved)
+
+    def _take_up(self, saved: dict) -> None:
+        if saved["data"] != self.data.key:
+            raise UserError(
+                f"resume={self.directory}: its dataset has changed since (another content under the same name)\n"
+                "allowed: the data that the run began with; dataset.path=FOLDER says where it lies now"
+            )
+        try:
+            self.trainer.load(saved)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.directory}/checkpoints/last.pt does not fit the run's config.yaml: {error}") from error
+        self.earlier_seconds = saved["seconds"]
+
+    def execute(self) -> dict[str, Any]:
+        """Train to the end, or to where the user stops it, and leave the directory complete. Returns the summary.
+
+        Raises:
+            UserError, NotBinary: why the run failed; the summary says so too.
+        """
+        handler = open_log(self.directory)
+        try:
+            return self._execute()
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            expected = isinstance(error, UserError | NotBinary | KeyboardInterrupt)
+            log.error("%s: %s", status, error, exc_info=not expected)
+            self._summarise(status, error=str(error) or type(error).__name__)
+            raise
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+    def _execute(self) -> dict[str, Any]:
+        directory, trainer = self.directory, self.trainer
+        (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
+        with replacing(directory / "config.yaml") as file:
+            OmegaConf.save(self.config, file)
+        self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch)
+        self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
+        self.report.network(self.layers)
+        where = f"{trainer.device}, {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else f"{trainer.device}"
+        self.report.say(
+            f"{self.settings.dataset.name}: {len(self.data.train):,} train and {len(self.data.test):,} test rows, "
+            f"{len(self.data.classes)} classes; on {where}; in {directory}"
+        )
+        if trainer.progress.epoch or trainer.progress.batch:
+            self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
+        self.evaluation, self.confusion = trainer.evaluate()
+        self._checkpoint("last")
+        with stop_on_signals() as stop:
+            finished = self._epochs(stop)
+        return self._finish("completed" if finished else "interrupted")
+
+    def _epochs(self, stop: Stop) -> bool:
+        """Train the epochs that are left; False where the user stopped it."""
+        trainer, progress = self.trainer, self.trainer.progress
+        while progress.epoch < self.settings.trainer.epochs:
+            trained = None if stop() else trainer.epoch(stop, self.report.tick)
+            if trained is None:
+                self.report.stop_bar()
+                self._checkpoint("last")
+                return False
+            self.evaluation, self.confusion = trainer.evaluate()
+            self.epochs.append(trained | self.evaluation)
+            if self.evaluation["test_accuracy"] > progress.best_accuracy:
+                progress.best_accuracy, progress.best_epoch = self.evaluation["test_accuracy"], progress.epoch
+                self._checkpoint("best")
+            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])
+            self._checkpoint("last")
+            self.report.epoch(self.epochs[-1])
+        return True
+
+    def _checkpoint(self, name: str) -> None:
+        state = {"data": self.data.key, "seconds": self._seconds(), **self.trainer.state()}
+        checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
+
+    def _finish(self, status: str) -> dict[str, Any]:
+        directory = self.directory
+        save_model(directory / "model.safetensors", self.network, self.config, self.data.image_shape, self.data.classes)
+        if self.epochs:
+            plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
+        result = self._summarise(status)
+        self.report.confusion(self.confusion.tolist(), self.data.classes)
+        bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
+        self.report.say(
+            f"{status}: test {result['test_accuracy']:.2f}%, best {result['best_test_accuracy']:.2f}% "
+            f"(epoch {result['best_epoch']}), {result['train_seconds']:.1f} s of training"
+        )
+        self.report.say(
+            f"{result['binary_parameters']:,} binary weights, all verified to be 0 or 1, and {result['real_parameters']:,} real "
+            f"parameters: {bytes_in_words(bits)} in place of {bytes_in_words(fp32)} as fp32"
+        )
+        self.report.say(f"in {directory}: model.safetensors, metrics.jsonl, curves.png, summary.json, checkpoints/")
+        if status == "interrupted":
+            self.report.say(f"next: bnn-train resume={directory}")
+        else:
+            self.report.say("next: bnn-train -m model.hidden_size=128,256,512 seed=0,1,2    (a sweep)")
+        return result
+
+    def _sum(self, cost: str) -> int:
+        return sum(getattr(layer, cost) for layer in self.layers)
+
+    def _summarise(self, status: str, error: str | None = None) -> dict[str, Any]:
+        progress, verified = self.trainer.progress, is_binary(self.network)
+        return summary.write(
+            self.directory,
+            status,
+            error=error,
+            epochs=len(self.epochs),
+            test_accuracy=self.evaluation and self.evaluation["test_accuracy"],
+            best_test_accuracy=progress.best_accuracy if progress.best_epoch else None,
+            best_epoch=progress.best_epoch or None,
+            binary_parameters=self._sum("binary"),
+            real_parameters=self._sum("real"),
+            bytes_as_bits=self._sum("bytes_as_bits"),
+            binary_verified=verified,
+            bits_sha256=bits_sha256(self.network) if verified else None,
+            train_seconds=sum(epoch["train_seconds"] for epoch in self.epochs),
+            seconds=self._seconds(),
+            seed=self.settings.seed,
+            device=str(self.trainer.device),
+            threads=torch.get_num_threads(),
+            dataset=self.data.key,
+            classes=list(self.data.classes),
+            confusion=self.confusion.tolist() if self.confusion is not None else None,
+        )
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+
+def is_binary(network: nn.Module) -> bool:
+    """Whether all its binary weights are."""
+    try:
+        verify_binary(network)
+    except NotBinary:
+        return False
+    return True

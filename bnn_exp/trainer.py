@@ -1,0 +1,154 @@
+"""Training itself: epochs over a network, two optimizers and a dataset, resumable after any step."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnn_exp import optim
+from bnn_exp.bits import load_state, packed_state
+from bnn_exp.data.dataset import Dataset, Split, epoch_batches
+from bnn_exp.errors import UserError
+from bnn_exp.nn import binary_parameters, verify_binary
+
+
+@dataclass
+class Progress:
+    """Where a training stands: `epoch` epochs are done, and of the next one `batch` batches, which gave the sums below."""
+
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    losses: list[Tensor] = field(default_factory=list)  # of each batch, times its size
+    correct: Tensor | int = 0
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch, self.seconds, self.images, self.losses, self.correct = self.epoch + 1, 0, 0.0, 0, [], 0
+
+
+class Trainer:
+    """A network on its way through `settings.trainer.epochs` epochs."""
+
+    def __init__(self, settings, network: nn.Module, data: Dataset):
+        self.settings, self.network, self.data = settings, network, data
+        self.device = data.train.labels.device
+        self.batches = len(self._batches(0))
+        total_steps = settings.trainer.epochs * self.batches
+        self.binary = optim.build_binary(
+            settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed
+        )
+        self.real = optim.build_real(settings.real_optimizer, network, total_steps)
+        optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
+        self.names = [name for name, _ in binary_parameters(network)]
+        self.progress = Progress()
+
+    def _batches(self, epoch: int) -> list[Tensor]:
+        trainer = self.settings.trainer
+        rows = epoch_batches(len(self.data.train), trainer.batch_size, self.settings.seed, epoch, self.device)
+        return rows[: trainer.limit_batches]
+
+    def epoch(self, stop: Callable[[], bool] = lambda: False, tick: Callable[[int], None] = lambda batch: None) -> dict | None:
+        """Train the next epoch, or the rest of it; its metrics, or None where `stop` ended it between two batches.
+
+        Raises:
+            UserError: the loss is no number; the first such batch is named.
+        """
+        p, began = self.progress, time.perf_counter()
+        before = p.seconds
+        self.network.train()
+        for batch, rows in list(enumerate(self._batches(p.epoch)))[p.batch :]:
+            if stop():
+                return None
+            loss, correct = self.step(*self.data.train.batch(rows))
+            p.losses.append(loss * len(rows))
+            p.correct = p.correct + correct
+            p.batch, p.images = batch + 1, p.images + len(rows)
+            p.seconds = before + time.perf_counter() - began
+            tick(p.batch)
+        losses = torch.stack(p.losses).double().cpu()  # the one wait for the device
+        p.seconds = before + time.perf_counter() - began
+        if not losses.isfinite().all():
+            first = int((~losses.isfinite()).nonzero()[0]) + 1
+            raise UserError(
+                f"the loss is {float(losses[first - 1]):g} at epoch {p.epoch + 1}, batch {first} of {self.batches}\n"
+                "what may help: a smaller real_optimizer.lr or delta, data without extreme values"
+            )
+        metrics = {
+            "epoch": p.epoch + 1,
+            "train_loss": float(losses.sum()) / p.images,
+            "train_accuracy": 100 * int(p.correct) / p.images,
+            "train_seconds": p.seconds,
+            "images_per_second": p.images / p.seconds,
+            **self.binary.strengths,
+            "flips": dict(zip(self.names, (int(flips) for flips in self.binary.flips), strict=True)),
+        }
+        p.next_epoch()
+        for flips in self.binary.flips:
+            flips.zero_()
+        return metrics
+
+    def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
+        logits = self.network(x)
+        loss = F.cross_entropy(logits, labels)
+        self.network.zero_grad()
+        loss.backward()
+        self.binary.step()
+        for optimizer, schedule in self.real:
+            optimizer.step()
+            schedule.step()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def evaluate(self) -> tuple[dict, Tensor]:
+        """Test accuracy and its seconds, the ones of every binary tensor, and the confusion matrix [label, answer].
+
+        Raises:
+            NotBinary: a binary weight is not binary.
+        """
+        began = time.perf_counter()
+        ones = verify_binary(self.network)
+        confusion = confusion_matrix(self.network, self.data.test, len(self.data.classes), self.settings.trainer.eval_batch_size)
+        accuracy = 100 * float(confusion.trace()) / len(self.data.test)
+        return {"test_accuracy": accuracy, "eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
+
+    def state(self) -> dict:
+        """All that a run needs to go on, as tensors and plain values; binary weights eight to a byte."""
+        return {
+            "network": packed_state(self.network),
+            "binary": self.binary.state_dict(),
+            "flips": [int(flips) for flips in self.binary.flips],
+            "real": [(optimizer.state_dict(), schedule.state_dict()) for optimizer, schedule in self.real],
+            "progress": dict(vars(self.progress)),
+        }
+
+    def load(self, state: dict) -> None:
+        """Take up what `state` gave.
+
+        Raises:
+            ValueError, KeyError, RuntimeError: it is the state of another training.
+        """
+        load_state(self.network, state["network"])
+        self.binary.load_state_dict(state["binary"])
+        for flips, count in zip(self.binary.flips, state["flips"], strict=True):
+            flips.fill_(count)
+        for (optimizer, schedule), saved in zip(self.real, state["real"], strict=True):
+            optimizer.load_state_dict(saved[0])
+            schedule.load_state_dict(saved[1])
+        self.progress = Progress(**state["progress"])
+
+
+@torch.no_grad()
+def confusion_matrix(network: nn.Module, split: Split, classes: int, batch_size: int) -> Tensor:
+    """How often a row of class i was answered with class j: int64 [classes, classes] on the CPU."""
+    network.eval()
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
+    for start in range(0, len(split), batch_size):
+        x, labels = split.batch(slice(start, start + batch_size))
+        counts += torch.bincount(labels * classes + network(x).argmax(1), minlength=classes * classes)
+    return counts.reshape(classes, classes).cpu()
