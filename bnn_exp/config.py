@@ -82,9 +82,9 @@ class HubDataset:
 @schema
 class Trainer:
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]  # BatchNorm can't train on one sample
+    batch_size: Annotated[int, Field(ge=2)]  # BatchNorm can't take one sample
     limit_batches: Count | None
-    eval_batch_size: Count
+    eval_batch_size: Annotated[int, Field(ge=2)]
     threads: Count | None
 
 

@@ -55,12 +55,16 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     directory = Path(asked.resume)
     file = directory / "config.yaml"
     if not file.is_file():
-        raise UserError(f"resume={asked.resume}: {'no config.yaml in it' if directory.is_dir() else 'no such folder'}\n"
-                        "allowed: the directory of a run, outputs/DATE/TIME-…")
+        raise UserError(
+            f"resume={asked.resume}: {'no config.yaml in it' if directory.is_dir() else 'no such folder'}\n"
+            "allowed: the directory of a run, outputs/DATE/TIME-…"
+        )
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
+        config.load(values)
     except Exception as error:
-        raise UserError(f"{file}: not a readable configuration") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: not the configuration of a run ({reason})") from error
     if any(item.startswith("device=") for item in overrides):
         values["device"] = asked.device
     settings = config.load(values)

@@ -12,13 +12,14 @@ from bnn_exp import models
 from bnn_exp.bits import bits_sha256
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.errors import UserError
+from bnn_exp.memory import keep_freed_memory
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, verify_binary
 from bnn_exp.plan import Plan
 from bnn_exp.records import checkpoint, metrics, plots, summary
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import alone_in, replacing
 from bnn_exp.records.model import save_model
-from bnn_exp.records.report import Report, bytes_in_words, log, open_log
+from bnn_exp.records.report import Report, bytes_in_words, log, logging_to
 from bnn_exp.stopping import Stop, stop_on_signals
 from bnn_exp.trainer import Trainer
 
@@ -33,14 +34,16 @@ class Run:
         if settings.trainer.threads:
             torch.set_num_threads(settings.trainer.threads)
         device = torch.device(plan.device)
-        if device.type == "cuda":
+        if device.type == "cpu":
+            keep_freed_memory()
+        else:
             torch.use_deterministic_algorithms(True, warn_only=True)
         self.data = Dataset.from_arrays(plan.arrays, device, settings.dataset.limit)
         torch.manual_seed(settings.seed)
         network = models.build(settings.model, self.data.image_shape, len(self.data.classes))
         self.network: nn.Module = network.to(device)
         self.trainer = Trainer(settings, self.network, self.data)
-        self.layers = layers(self.network, self.data.train.batch(slice(0, 2))[0])
+        self.layers = layers(self.network, self.data.train.images[:2])
         self.epochs: list[dict] = []  # the lines of metrics.jsonl
         self.evaluation: dict | None = None  # the newest
         self.confusion: torch.Tensor | None = None
@@ -66,18 +69,15 @@ class Run:
         Raises:
             UserError, NotBinary: why the run failed; the summary says so too.
         """
-        handler = open_log(self.directory)
-        try:
-            return self._execute()
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            expected = isinstance(error, UserError | NotBinary | KeyboardInterrupt)
-            log.error("%s: %s", status, error, exc_info=not expected)
-            self._summarise(status, error=str(error) or type(error).__name__)
-            raise
-        finally:
-            log.removeHandler(handler)
-            handler.close()
+        with alone_in(self.directory), logging_to(self.directory / "train.log"):
+            try:
+                return self._execute()
+            except BaseException as error:
+                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                expected = isinstance(error, UserError | NotBinary | KeyboardInterrupt)
+                log.error("%s: %s", status, error, exc_info=not expected)
+                self._summarise(status, error=str(error) or type(error).__name__)
+                raise
 
     def _execute(self) -> dict[str, Any]:
         directory, trainer = self.directory, self.trainer
@@ -136,8 +136,8 @@ class Run:
             f"(epoch {result['best_epoch']}), {result['train_seconds']:.1f} s of training"
         )
         self.report.say(
-            f"{result['binary_parameters']:,} binary weights, all verified to be 0 or 1, and {result['real_parameters']:,} real "
-            f"parameters: {bytes_in_words(bits)} in place of {bytes_in_words(fp32)} as fp32"
+            f"{result['binary_parameters']:,} binary weights, all verified to be 0 or 1, and "
+            f"{result['real_parameters']:,} real parameters: {bytes_in_words(bits)} in place of {bytes_in_words(fp32)} as fp32"
         )
         self.report.say(f"in {directory}: model.safetensors, metrics.jsonl, curves.png, summary.json, checkpoints/")
         if status == "interrupted":

@@ -22,7 +22,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Within the block SIGINT and SIGTERM only ask. Outside of the main thread, where no handler can be set, nothing changes."""
+    """Within the block SIGINT and SIGTERM only ask. Outside of the main thread no handler can be set."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

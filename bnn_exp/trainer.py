@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bnn_exp import optim
 from bnn_exp.bits import load_state, packed_state
-from bnn_exp.data.dataset import Dataset, Split, epoch_batches
+from bnn_exp.data.dataset import Dataset, Split, epoch_batches, pieces
 from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_parameters, verify_binary
 
@@ -40,9 +40,7 @@ class Trainer:
         self.device = data.train.labels.device
         self.batches = len(self._batches(0))
         total_steps = settings.trainer.epochs * self.batches
-        self.binary = optim.build_binary(
-            settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed
-        )
+        self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
         self.names = [name for name, _ in binary_parameters(network)]
@@ -113,7 +111,9 @@ class Trainer:
         """
         began = time.perf_counter()
         ones = verify_binary(self.network)
-        confusion = confusion_matrix(self.network, self.data.test, len(self.data.classes), self.settings.trainer.eval_batch_size)
+        confusion = confusion_matrix(
+            self.network, self.data.test, len(self.data.classes), self.settings.trainer.eval_batch_size
+        )
         accuracy = 100 * float(confusion.trace()) / len(self.data.test)
         return {"test_accuracy": accuracy, "eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
 
@@ -148,7 +148,7 @@ def confusion_matrix(network: nn.Module, split: Split, classes: int, batch_size:
     """How often a row of class i was answered with class j: int64 [classes, classes] on the CPU."""
     network.eval()
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
-    for start in range(0, len(split), batch_size):
-        x, labels = split.batch(slice(start, start + batch_size))
+    for rows in pieces(torch.arange(len(split), device=counts.device), batch_size):
+        x, labels = split.batch(rows)
         counts += torch.bincount(labels * classes + network(x).argmax(1), minlength=classes * classes)
     return counts.reshape(classes, classes).cpu()

@@ -22,9 +22,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Those rows: pixels as float32 in [0, 1], and labels."""
-        return self.images[rows].float().div_(255), self.labels[rows]
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Those rows (int64): pixels, uint8, and labels."""
+        return self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class Dataset:
 
 
 def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> list[Tensor]:
-    """The rows of each batch of an epoch: one permutation, from (seed, epoch) alone, cut into pieces.
-
-    A last piece of a single row joins the one before it, since BatchNorm can't train on one sample.
-    """
+    """The rows of each batch of an epoch: one permutation, from (seed, epoch) alone, cut into pieces."""
     order = torch.randperm(rows, generator=generator(device, seed, _PERMUTATION, epoch), device=device)
-    pieces = list(order.split(batch_size))
-    if len(pieces) > 1 and len(pieces[-1]) == 1:
-        pieces[-2:] = [torch.cat(pieces[-2:])]
-    return pieces
+    return pieces(order, batch_size)
+
+
+def pieces(rows: Tensor, size: int) -> list[Tensor]:
+    """`rows` cut into pieces of `size`; a single row left over joins the last piece, since BatchNorm can't take one sample."""
+    cut = list(rows.split(size))
+    if len(cut) > 1 and len(cut[-1]) == 1:
+        cut[-2:] = [torch.cat(cut[-2:])]
+    return cut

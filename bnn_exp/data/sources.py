@@ -102,7 +102,7 @@ def _cached(file: Path, key: str) -> Arrays | None:
             about: Mapping[str, str] = cached.metadata() or {}
             if about.get("key") != key:
                 return None
-            tensors = {name: cached.get_tensor(name) for name in cached.keys()}  # noqa: SIM118: not a dict
+            tensors = {name: cached.get_tensor(name) for name in cached.keys()}  # noqa: SIM118
         return Arrays(**tensors, classes=tuple(json.loads(about["classes"])), key=key)
     except (FileNotFoundError, SafetensorError, TypeError, KeyError):
         return None

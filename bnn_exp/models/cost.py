@@ -30,7 +30,7 @@ class Layer:
 
 @torch.no_grad()
 def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
-    """The layers of `network` in the order in which `sample` (a batch of ≥ 1, any) meets them. Counts parameters, not buffers."""
+    """The layers of `network` in the order in which `sample` (a batch of ≥ 1, any) meets them; buffers are not counted."""
     found: list[Layer] = []
 
     def note(name: str, module: nn.Module):

@@ -1,5 +1,7 @@
 """The binary multi-layer perceptron of the first seed (Shibuya et al., BinSFO, Algorithm 1), and what makes it learn."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,14 +38,14 @@ class MLP(nn.Module):
     ):
         super().__init__()
         sizes = [in_features, *[hidden_size] * (num_layers - 1), num_classes]
-        self.layers = nn.ModuleList(BinaryLinear(i, o, encoding) for i, o in zip(sizes, sizes[1:], strict=False))
-        self.norms = nn.ModuleList(
-            nn.BatchNorm1d(size, affine=affine, track_running_stats=running_stats) for size in sizes[1:]
+        self.layers = nn.ModuleList(
+            BinaryLinear(i, o, encoding, binary_input=layer > 0) for layer, (i, o) in enumerate(pairwise(sizes))
         )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size, affine=affine, track_running_stats=running_stats) for size in sizes[1:])
         self.encoding, self.window, self.binarize_logits = encoding, window, binarize_logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images or vectors [batch, …] of `in_features` numbers each → logits [batch, num_classes]."""
+        """Pixels (uint8, standing for x/255) or numbers, [batch, …] of `in_features` each → logits [batch, num_classes]."""
         h = x.flatten(1)
         for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
             h = binarize(norm(layer(h)), self.encoding, self.window)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnn_exp.nn.product import binary_product, pixel_product
+
 ENCODINGS = ("boolean", "bipolar")
 
 
@@ -22,7 +24,7 @@ def encode(bits: Tensor, encoding: str) -> Tensor:
     """The values of `bits` (any shape, 0. or 1.): b for `boolean`, 2b − 1 for `bipolar`; d value / d bit counts as 1."""
     if encoding == "boolean":
         return bits
-    return bits + (bits.detach() - 1)
+    return 2 * bits - 1 if not bits.requires_grad else bits + (bits.detach() - 1)
 
 
 class _Binarize(torch.autograd.Function):
@@ -31,8 +33,7 @@ class _Binarize(torch.autograd.Function):
         ctx.windowed = window is not None
         if ctx.windowed:
             ctx.save_for_backward(x.abs() <= window)
-        bits = (x >= 0).to(x.dtype)
-        return encode(bits, encoding)
+        return encode(torch.ge(x, 0, out=torch.empty_like(x)), encoding)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -72,14 +73,23 @@ class BinaryLayer(nn.Module):
 
 
 class BinaryLinear(BinaryLayer):
-    """y = x Vᵀ with V the values of the bits: [batch, in_features] → [batch, out_features], no bias."""
+    """y = x Vᵀ with V the values of the bits: [batch, in_features] → [batch, out_features], no bias.
 
-    def __init__(self, in_features: int, out_features: int, encoding: str = "bipolar"):
+    Inputs of dtype uint8 are pixels, and stand for x/255.
+
+    Args:
+        binary_input: the inputs are values of bits too (0 and ±1). Like pixels they are multiplied in small integers
+            where the processor is quick at that: the same numbers, sooner.
+    """
+
+    def __init__(self, in_features: int, out_features: int, encoding: str = "bipolar", binary_input: bool = False):
         super().__init__((out_features, in_features), encoding)
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.value)
+        if x.dtype == torch.uint8:
+            return pixel_product(x, self.value)
+        return binary_product(x, self.value) if self.binary_input else F.linear(x, self.value)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, encoding={self.encoding}"

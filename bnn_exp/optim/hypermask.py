@@ -94,8 +94,8 @@ class HyperMask(torch.optim.Optimizer):
             if given not in known:
                 raise ValueError(f"{name}={given!r}: must be one of {', '.join(known)}")
         factor(schedule, 0, total_steps)
-        defaults = dict(delta=delta, mask=mask, lr=lr, temperature=temperature)
-        super().__init__(params, defaults | dict(schedule=schedule, total_steps=total_steps, seed=seed, step=0))
+        options = {"delta": delta, "mask": mask, "lr": lr, "temperature": temperature}
+        super().__init__(params, options | {"schedule": schedule, "total_steps": total_steps, "seed": seed, "step": 0})
         self.flips = [torch.zeros((), dtype=torch.int64, device=p.device) for p in self.tensors()]
 
     def tensors(self) -> list[Tensor]:

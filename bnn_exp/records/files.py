@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from bnn_exp.errors import UserError
+
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
@@ -18,3 +22,22 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Within the block no other process may be in such a block for the same directory.
+
+    Raises:
+        UserError: one is.
+    """
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{directory}: another process is running in it\nallowed: wait for it, or end it first") from error
+    try:
+        yield
+    finally:
+        (directory / ".lock").unlink(missing_ok=True)
+        lock.release()

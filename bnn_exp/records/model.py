@@ -27,7 +27,7 @@ def save_model(file: Path, network: nn.Module, config: dict, image_shape: tuple[
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a run directory or of a `model.safetensors`, in evaluation mode on the CPU, and what the file says of it:
-    `config`, `image_shape` (channels, height, width) and `classes`. Pixels enter as float32 in [0, 1].
+    `config`, `image_shape` (channels, height, width) and `classes`. Its input is pixels, uint8 or float32 in [0, 1].
 
     Raises:
         UserError: there is no such file, it is damaged, or something else wrote it.
@@ -39,11 +39,11 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise UserError(f"{file}: not a model of this program\nallowed: a file that says it is a {FORMAT!r}")
+                raise ValueError(f"it does not say that it is a {FORMAT!r}")
             about = {key: json.loads(metadata[key]) for key in ("config", "image_shape", "classes")}
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118: not a dict
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         network = models.build(load_settings(about["config"]).model, tuple(about["image_shape"]), len(about["classes"]))
         load_state(network, state)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{file}: not a readable model ({str(error).splitlines()[0]})") from error
     return network.eval(), about

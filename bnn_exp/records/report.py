@@ -1,6 +1,8 @@
 """What a run tells the person who started it: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,19 @@ COLUMNS = ("epoch", "loss", "train %", "test %", "flips", "ones %", "seconds", "
 WIDTHS = (9, 8, 8, 8, 11, 7, 8, 10, 8)
 
 
-def open_log(directory: Path) -> logging.Handler:
-    """Send what is logged below `bnn_exp` to `train.log`, after what it already holds. Close the handler in the end."""
-    handler = logging.FileHandler(directory / "train.log", encoding="utf-8")
+@contextmanager
+def logging_to(file: Path) -> Iterator[None]:
+    """Within the block what is logged below `bnn_exp` goes to the end of `file`."""
+    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-    return handler
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 class Report:
@@ -31,6 +38,8 @@ class Report:
     def __init__(self, epochs: int, batches: int, binary_weights: int, console: Console | None = None):
         self.epochs, self.batches, self.binary_weights = epochs, batches, binary_weights
         self.console = console or Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 120
         self.seconds: list[float] = []
         self.bar: Progress | None = None
 

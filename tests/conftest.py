@@ -1,0 +1,68 @@
+"""What the tests share: a cache of their own, the command in this process, and small datasets on disk."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    os.environ["BNN_EXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def bnn_train(tmp_path, monkeypatch, capfd):
+    """Runs the command in this process, in an empty folder: code, out, err and the run directories so far."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> SimpleNamespace:
+        from bnn_exp.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["bnn-train", *arguments])
+        try:
+            code = main()
+        except SystemExit as error:
+            code = error.code or 0
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err, runs=sorted(f.parent for f in tmp_path.rglob("summary.json")))
+
+    return run
+
+
+@pytest.fixture
+def summary():
+    return lambda directory: json.loads((Path(directory) / "summary.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def mnist_folder():
+    """The real MNIST in the hub's layout: $BNN_EXP_DATA/mnist."""
+    folder = Path(os.environ.get("BNN_EXP_DATA", "")) / "mnist"
+    if "BNN_EXP_DATA" not in os.environ or not folder.is_dir():
+        pytest.skip("needs the real MNIST: set BNN_EXP_DATA to a folder that holds mnist/ in the hub's layout")
+    return folder.resolve()
+
+
+def write_dataset(folder: Path, train, test, label_names=("no", "yes"), labels=True) -> Path:
+    """A dataset as the hub serves it: one parquet a split. `train` and `test` are lists of images (uint8 arrays)."""
+    import datasets
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, images in (("train", train), ("test", test)):
+        features = {"picture": datasets.Image()} | ({"kind": datasets.ClassLabel(names=list(label_names))} if labels else {})
+        columns = {"picture": images} | ({"kind": [i % len(label_names) for i in range(len(images))]} if labels else {})
+        table = datasets.Dataset.from_dict(columns, datasets.Features(features))
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def random_images(count: int, height: int = 6, width: int = 5) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (height, width), dtype=np.uint8) for _ in range(count)]

@@ -1,0 +1,83 @@
+import importlib.metadata
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sysconfig.get_path("scripts")) / "bnn-train"
+
+
+def shell(*arguments, **options):
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_lists_choices_and_settings_from_any_directory(tmp_path):
+    done = shell("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for text in ("model: mlp", "dataset: digits, fashion_mnist, mnist", "hidden_size: 256", "bnn-train -m", "resume"):
+        assert text in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--cfg", "job", "--resolve"], ["--info"], ["-sc", "install=bash"], ["--version"]]
+)
+def test_what_does_not_run_imports_no_torch(arguments, tmp_path):
+    code = (
+        "import sys; from bnn_exp.cli import main; sys.argv = ['bnn-train', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'datasets', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_completion_offers_choices(tmp_path):
+    line = "bnn-train dataset="
+    environment = os.environ | {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    done = shell("-sc", "query=bash", cwd=tmp_path, env=environment)
+    assert done.stdout.split() == ["dataset=digits", "dataset=fashion_mnist", "dataset=mnist"]
+
+
+def test_version(bnn_train):
+    assert bnn_train("--version").out == f"bnn-train {importlib.metadata.version('bnn-exp')}\n"
+
+
+def test_python_m(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "bnn_exp", "delta=9"], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert done.returncode == 2 and "delta=9" in done.stderr
+
+
+def test_a_sweep_gives_a_directory_a_job(bnn_train, summary):
+    done = bnn_train("-m", "model.hidden_size=16,32,64", "trainer=smoke")
+    assert done.code == 0 and len(done.runs) == 3
+    sizes = [summary(run)["binary_parameters"] for run in done.runs]
+    assert sizes == [64 * h + 2 * h * h + 10 * h for h in (16, 32, 64)]
+    assert len({run.parent for run in done.runs}) == 1 and "-sweep-" in done.runs[0].parent.name
+
+
+def test_a_bad_job_leaves_its_reason_and_the_others_run(bnn_train, summary):
+    done = bnn_train("-m", "trainer.batch_size=64,1", "trainer=smoke", "model.hidden_size=16")
+    assert done.code == 2 and "trainer.batch_size=1" in done.err
+    good, bad = (summary(run) for run in done.runs)
+    assert good["status"] == "completed" and bad["status"] == "failed" and "trainer.batch_size=1" in bad["error"]
+
+
+def test_a_resume_is_no_sweep(bnn_train, tmp_path):
+    done = bnn_train("-m", "resume=/x", "delta=0.1,0.2")
+    assert done.code == 2 and "can't be swept" in done.err and list(tmp_path.iterdir()) == []
+
+
+def test_runs_started_in_the_same_second_have_directories_of_their_own(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [COMMAND, "trainer=smoke", "trainer.epochs=1", "model.hidden_size=8"]
+    runs = [subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment) for _ in range(8)]
+    assert [run.wait(timeout=200) for run in runs] == [0] * 8
+    assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 8

@@ -1,0 +1,92 @@
+"""Bad input: one or two lines with the key, the value and what is allowed; exit code 2; nothing written."""
+
+from pathlib import Path
+
+import pytest
+
+BAD = {
+    "delta=1.5": ("delta=1.5", "a number ≥ 0 and ≤ 1"),
+    "optimizer.delta=-1": ("optimizer.delta=-1", "a number ≥ 0 and ≤ 1"),
+    "delta=true": ("delta=true", "a number"),
+    "delta=null": ("delta=null", "a number"),
+    "delta=nan": ("delta=nan", "a number"),
+    "dleta=0.1": ("dleta", "did you mean delta?"),
+    "model.hiddensize=3": ("model.hiddensize", "did you mean model.hidden_size?"),
+    "+epochs=3": ("epochs", "did you mean trainer.epochs?"),
+    "dataset.path=/x": ("dataset.path", "dataset=fashion_mnist, mnist"),
+    "trainer.epochs=abc": ("trainer.epochs=abc", "a whole number ≥ 1"),
+    "trainer.epochs=2.5": ("trainer.epochs=2.5", "a whole number ≥ 1"),
+    "trainer.batch_size=1": ("trainer.batch_size=1", "a whole number ≥ 2"),
+    "real_optimizer.lr=0": ("real_optimizer.lr=0", "a number > 0"),
+    "model.window=-1": ("model.window=-1", "a number > 0 or null"),
+    "model.encoding=ternary": ("model.encoding=ternary", "boolean, bipolar"),
+    "optimizer.mask=best": ("optimizer.mask=best", "random, top, ewm, wpm"),
+    "model=mpl": ("model=mpl", "allowed: mlp"),
+    "experiment=none_such": ("experiment=none_such", "seed_mlp"),
+    "model=null": ("string", ""),
+    "~model": ("model", "missing"),
+    "dataset.name=foo": ("dataset.name=foo", "digits"),
+    "device=tpu": ("device=tpu", "auto, cpu, cuda or cuda:N"),
+    "device=cuda:99": ("device=cuda:99", "auto, cpu"),
+    "delta=[": ("delta=[", "KEY=VALUE"),
+    "resume=/nowhere": ("resume=/nowhere", "no such folder"),
+    "hydra.run.dir=/dev/null/x": ("/dev/null", "hydra.run.dir=FOLDER"),
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_input_is_said_in_two_lines_and_leaves_nothing(bnn_train, argument, tmp_path):
+    done = bnn_train(argument)
+    assert done.code == 2
+    assert 1 <= len(done.err.splitlines()) <= 2 and "Traceback" not in done.err
+    assert all(part in done.err for part in BAD[argument])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_or_foreign_folder_leaves_nothing(bnn_train, tmp_path):
+    for folder in ("/nowhere", "elsewhere"):
+        done = bnn_train("dataset=mnist", f"dataset.path={folder}")
+        assert done.code == 2 and f"dataset.path={folder}" in done.err and len(done.err.splitlines()) == 2
+        Path("elsewhere").mkdir(exist_ok=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_every_mistake_is_named_at_once(bnn_train):
+    done = bnn_train("delta=2", "trainer.epochs=0", "model.num_layers=0")
+    assert done.code == 2
+    assert all(key in done.err for key in ("delta=2", "trainer.epochs=0", "model.num_layers=0"))
+    assert done.err.count("delta=2") == 1  # not again as optimizer.delta
+
+
+def test_the_traceback_is_there_for_who_wants_it(bnn_train, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match="dleta"):
+        bnn_train("dleta=0.1")
+
+
+def test_every_experiment_and_group_composes(bnn_train):
+    for choice in (
+        "experiment=seed_mlp",
+        "experiment=binsfo_mlp",
+        "dataset=fashion_mnist",
+        "real_optimizer=sgd",
+        "trainer=smoke",
+    ):
+        done = bnn_train(choice, "--cfg", "job", "--resolve")
+        assert done.code == 0 and "model:" in done.out
+
+
+def test_the_seeds_experiment_is_the_seeds_program(bnn_train):
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(bnn_train("experiment=seed_mlp", "--cfg", "job", "--resolve").out)
+    assert (config.model.hidden_size, config.model.num_layers, config.model.encoding) == (1024, 4, "boolean")
+    assert config.model.window is None and config.model.binarize_logits
+    assert (config.optimizer.mask, config.optimizer.delta, config.optimizer.schedule) == ("random", 0.1, "constant")
+    assert (config.real_optimizer.name, config.real_optimizer.lr, config.real_optimizer.momentum) == ("sgd", 0.01, 0)
+    assert (config.trainer.epochs, config.trainer.batch_size, config.dataset.name) == (200, 16384, "mnist")
+
+
+def test_one_delta_feeds_the_optimizer(bnn_train):
+    out = bnn_train("delta=0.03", "--cfg", "job", "--resolve").out
+    assert out.count("delta: 0.03") == 2

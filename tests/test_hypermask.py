@@ -1,0 +1,187 @@
+"""The rules against their equations, written out scalar by scalar."""
+
+import math
+
+import pytest
+import torch
+
+from bnn_exp.optim import HyperMask
+from bnn_exp.randomness import bernoulli_positions, generator
+
+
+def bits(*shape):
+    return torch.nn.Parameter(torch.full(shape, 0.5).bernoulli_(generator=torch.Generator().manual_seed(1)))
+
+
+def gradient(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+
+def wrong(w, g):
+    """Weights that the gradient wants flipped: g·s > 0."""
+    return [
+        (gi > 0 and wi == 1) or (gi < 0 and wi == 0) for wi, gi in zip(w.flatten().tolist(), g.flatten().tolist(), strict=True)
+    ]
+
+
+def step(w, g, **options):
+    """One step of a new optimizer; which weights flipped, and the optimizer."""
+    before = w.detach().clone()
+    optimizer = HyperMask([w], **options)
+    w.grad = g
+    optimizer.step()
+    assert set(w.unique().tolist()) <= {0.0, 1.0}
+    flipped = (w != before).flatten().tolist()
+    assert int(optimizer.flips[0]) == sum(flipped)
+    return flipped, optimizer
+
+
+def test_random_gives_the_masked_weights_the_sign_of_minus_g():
+    w, g = bits(30, 40), gradient(30, 40)
+    g[0, :10] = 0  # w* = 1[−g ≥ 0] is 1 there
+    before = w.detach().flatten().tolist()
+    step(w, g, delta=0.3, mask="random", seed=5)
+    masked = set(bernoulli_positions(1200, 0.3, generator("cpu", 5, 0, 0)).tolist())
+    target = [1.0 if -x >= 0 else 0.0 for x in g.flatten().tolist()]
+    expected = [target[i] if i in masked else before[i] for i in range(1200)]
+    assert w.flatten().tolist() == expected
+    assert 0 < len(masked) < 1200
+
+
+def test_top_flips_the_largest_wrong_signed_gradients_and_no_others():
+    w, g = bits(20, 50), gradient(20, 50)
+    candidates = wrong(w, g)
+    flipped, _ = step(w, g, delta=0.1, mask="top")
+    ranked = sorted((i for i in range(1000) if candidates[i]), key=lambda i: -abs(g.flatten()[i].item()))
+    assert {i for i in range(1000) if flipped[i]} == set(ranked[:100])
+
+
+def test_top_flips_no_right_weight_when_the_wrong_ones_run_out():
+    w, g = bits(20, 50), gradient(20, 50)
+    candidates = wrong(w, g)
+    flipped, _ = step(w, g, delta=1.0, mask="top")
+    assert flipped == candidates
+
+
+def test_wpm_flips_where_the_error_function_reaches_a_half():
+    w, g = bits(20, 50), gradient(20, 50)
+    candidates = wrong(w, g)
+    flipped, _ = step(w, g, mask="wpm", temperature="const", lr=0.7)
+    assert flipped == [c and math.erf(0.7 * abs(x)) >= 0.5 for c, x in zip(candidates, g.flatten().tolist(), strict=True)]
+
+
+def test_ewm_flips_with_the_probability_of_the_error_function():
+    g = gradient(8).repeat(20_000, 1)
+    w = torch.nn.Parameter((g > 0).float())  # all wrong
+    flipped, _ = step(w, g.clone(), mask="ewm", temperature="const", lr=0.5)
+    rates = torch.tensor(flipped).view(20_000, 8).float().mean(0)
+    for rate, x in zip(rates.tolist(), g[0].tolist(), strict=True):
+        p = math.erf(0.5 * abs(x))
+        assert abs(rate - p) < 5 * math.sqrt(p * (1 - p) / 20_000)  # five standard deviations
+
+
+def test_ewm_leaves_weights_of_the_right_sign():
+    g = gradient(50, 50)
+    w = torch.nn.Parameter((g < 0).float())
+    assert not any(step(w, g, mask="ewm", temperature="const", lr=100.0)[0])
+
+
+@pytest.mark.parametrize("temperature", ["gaussian", "scaled_gaussian"])
+def test_temperatures_follow_their_recursion(temperature):
+    """wpm flips where |g| ≥ 0.4769/τ: over several steps this shows τ, computed here in scalars."""
+    lr, w = 3.0, bits(40, 40)
+    optimizer = HyperMask([w], mask="wpm", temperature=temperature, lr=lr)
+    variance = 0.01**2
+    for t in range(4):
+        g = gradient(40, 40) * 10.0**-t
+        values = g.flatten().tolist()
+        mean = sum(values) / len(values)
+        sigma_g = math.sqrt(sum((x - mean) ** 2 for x in values) / len(values))
+        if temperature == "gaussian":
+            tau, variance = lr / (math.sqrt(2) * math.sqrt(variance)), variance + (lr * sigma_g) ** 2
+        else:
+            tau = lr * math.sqrt(math.pi) / (2 * variance)
+            variance += math.pi / 2 * (lr * sigma_g / math.sqrt(variance)) ** 2
+        expected = [c and abs(x) >= 0.4769 / tau for c, x in zip(wrong(w, g), values, strict=True)]
+        before = w.detach().clone()
+        w.grad = g
+        optimizer.step()
+        assert (w != before).flatten().tolist() == expected
+        assert any(expected) or t > 0
+    assert optimizer.state[w]["variance"].item() == pytest.approx(variance, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"), [("constant", [1, 1, 1]), ("linear", [1, 0.75, 0.5]), ("cosine", [1, 0.853553, 0.5])]
+)
+def test_delta_falls_by_its_schedule(schedule, factors):
+    w = bits(100, 100)
+    optimizer = HyperMask([w], delta=0.2, mask="top", schedule=schedule, total_steps=4)
+    for factor in factors:
+        w.grad = gradient(100, 100) * (2 * w.detach() - 1).sign() * gradient(100, 100).sign()  # all wrong
+        before = int(optimizer.flips[0])
+        optimizer.step()
+        assert optimizer.strengths["delta"] == pytest.approx(0.2 * factor, rel=1e-5)
+        assert abs(int(optimizer.flips[0]) - before - 2000 * factor) <= 1
+
+
+def test_masks_depend_on_seed_step_and_tensor_alone():
+    """The second of two optimizers begins at the first one's second step, and with other tensors' masks never drawn."""
+    g = torch.ones(50, 50)
+
+    def trained(steps, seed=0, skip_first_gradient=False):
+        a, b = torch.nn.Parameter(torch.ones(50, 50)), torch.nn.Parameter(torch.ones(50, 50))
+        optimizer = HyperMask([a, b], delta=0.1, mask="random", seed=seed)
+        for t in range(steps):
+            a.grad, b.grad = (None if skip_first_gradient else g), (None if t < steps - 1 else g)
+            optimizer.step()
+        return b.detach()
+
+    assert torch.equal(trained(3), trained(3, skip_first_gradient=True))
+    assert not torch.equal(trained(3), trained(2))
+    assert not torch.equal(trained(3), trained(3, seed=1))
+
+
+def test_it_keeps_no_state_per_weight():
+    for mask in ("random", "top", "ewm", "wpm"):
+        w = bits(100, 100)
+        _, optimizer = step(w, gradient(100, 100), mask=mask)
+        assert sum(v.numel() for state in optimizer.state.values() for v in state.values()) <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"delta": 1.5},
+        {"delta": -0.1},
+        {"mask": "best"},
+        {"lr": 0},
+        {"temperature": "hot"},
+        {"schedule": "steps"},
+        {"schedule": "linear"},
+    ],
+)
+def test_arguments_out_of_range_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        HyperMask([bits(2, 2)], **options)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.7])
+def test_bernoulli_positions_are_independent_coins(p):
+    n, repeats = 2000, 300
+    draws = torch.zeros(repeats, n)
+    for r in range(repeats):
+        positions = bernoulli_positions(n, p, generator("cpu", 7, r))
+        assert torch.equal(positions, positions.unique())
+        draws[r, positions] = 1
+    assert abs(draws.mean().item() - p) < 5 * math.sqrt(p * (1 - p) / (n * repeats))
+    # neighbours are uncorrelated, and the first and the last place are as likely as any
+    joint = (draws[:, 1:] * draws[:, :-1]).mean().item()
+    assert abs(joint - p * p) < 6 * math.sqrt(p * p * (1 - p * p) / (n * repeats)) + 1e-6
+    for edge in (draws[:, :20], draws[:, -20:]):
+        assert abs(edge.mean().item() - p) < 5 * math.sqrt(p * (1 - p) / (20 * repeats))
+
+
+def test_bernoulli_positions_at_the_ends():
+    assert bernoulli_positions(5, 0.0, generator("cpu", 0)).tolist() == []
+    assert bernoulli_positions(5, 1.0, generator("cpu", 0)).tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,95 @@
+import json
+import math
+
+import pytest
+import torch
+
+from bnn_exp.bits import bits_sha256, load_state, pack, packed_state, unpack
+from bnn_exp.errors import UserError
+from bnn_exp.models.mlp import MLP
+from bnn_exp.records.model import load_model, save_model
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (5, 9), (4, 3, 3, 3), (2, 64), (7, 785), (1, 0)])
+def test_bit_j_of_a_row_is_bit_j_mod_8_of_byte_j_div_8(shape):
+    bits = torch.full(shape, 0.5).bernoulli_()
+    packed = pack(bits)
+    assert packed.dtype == torch.uint8 and packed.shape == (shape[0], math.ceil(math.prod(shape[1:]) / 8))
+    for row, packed_row in zip(bits.flatten(1).tolist(), packed.tolist(), strict=True):
+        assert [(packed_row[j // 8] >> (j % 8)) & 1 for j in range(len(row))] == row
+    assert torch.equal(unpack(packed, shape), bits)
+
+
+def test_what_is_not_packed_bits_of_that_shape_is_refused():
+    packed = pack(torch.ones(3, 9))
+    for wrong in ((3, 17), (4, 9), (3, 8)):
+        with pytest.raises(ValueError, match="does not hold"):
+            unpack(packed, wrong)
+    with pytest.raises(ValueError, match="does not hold"):
+        unpack(packed.float(), (3, 9))
+
+
+def test_a_state_goes_into_another_network_whole():
+    a, b = MLP(30, 10, 20), MLP(30, 10, 20)
+    assert bits_sha256(a) != bits_sha256(b)
+    load_state(b, packed_state(a))
+    assert bits_sha256(a) == bits_sha256(b)
+    x = torch.rand(5, 30)
+    assert torch.equal(a.eval()(x), b.eval()(x))
+    with pytest.raises((ValueError, RuntimeError)):
+        load_state(MLP(30, 10, 21), packed_state(a))
+
+
+CONFIG = {
+    "model": {
+        "name": "mlp", "hidden_size": 64, "num_layers": 3, "encoding": "boolean", "window": None, "binarize_logits": False,
+        "batch_norm": {"affine": True, "running_stats": True},
+    },
+    "optimizer": {"name": "hypermask", "mask": "top", "delta": 0.1, "schedule": "linear", "lr": 1.0, "temperature": "const"},
+    "real_optimizer": {"name": "adam", "lr": 0.01, "schedule": "constant"},
+    "dataset": {"name": "digits", "limit": None},
+    "trainer": {"epochs": 1, "batch_size": 8, "limit_batches": None, "eval_batch_size": 8, "threads": None},
+    "delta": 0.1, "seed": 0, "device": "cpu", "resume": None,
+}  # fmt: skip
+
+
+def test_a_model_file_holds_one_bit_a_weight_and_all_that_rebuilds_the_network(tmp_path):
+    network = MLP(64, 10, 64, 3, "boolean", None)
+    network(torch.rand(16, 64))  # running statistics other than those of a new network
+    file = tmp_path / "model.safetensors"
+    save_model(file, network, CONFIG, (1, 8, 8), tuple("0123456789"))
+    again, about = load_model(tmp_path)
+    x = torch.rand(5, 1, 8, 8)
+    assert torch.equal(again(x), network.eval()(x))
+    assert about["config"] == CONFIG and about["image_shape"] == [1, 8, 8] and about["classes"] == list("0123456789")
+    assert not list(tmp_path.glob(".*"))
+    weights = 64 * 64 + 64 * 64 + 64 * 10
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    norms = (64 + 64 + 10) * 4 * 4 + 3 * 8  # scale, shift, mean and variance in fp32; a counter each
+    assert file.stat().st_size - header == weights // 8 + norms
+
+
+def test_a_file_that_is_no_model_is_refused_in_a_line(tmp_path):
+    network = MLP(64, 10, 64, 3, "boolean", None)
+    good = tmp_path / "model.safetensors"
+    save_model(good, network, CONFIG, (1, 8, 8), tuple("0123456789"))
+    data = good.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    foreign = header | {"__metadata__": {"format": "pt"}}
+    tampered = header | {"__metadata__": header["__metadata__"] | {"config": json.dumps(CONFIG | {"delta": 7})}}
+    headers = [json.dumps(h).encode() for h in (foreign, tampered)]
+    for content in (
+        b"",
+        data[:100],
+        data[:-1],
+        b"\x80\x04K\x01.",
+        *(len(h).to_bytes(8, "little") + h + data[8 + length :] for h in headers),
+    ):
+        bad = tmp_path / "bad.safetensors"
+        bad.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            load_model(bad)
+        assert len(str(error.value).splitlines()) <= 2 and "bad.safetensors" in str(error.value)
+    with pytest.raises(UserError, match="no such file"):
+        load_model(tmp_path / "none.safetensors")
