@@ -36,6 +36,7 @@ def seed_step(weights, norms, x, labels, t):
         m = np.zeros(g.size)
         m[bernoulli_positions(g.size, DELTA, generator("cpu", SEED, t, i)).numpy()] = 1
         m = m.reshape(g.shape)
+        assert (abs(g) > 1e-13).all()  # else rounding would decide its sign, and nothing could be compared
         target = (-g >= 0).astype(float)
         weights[i][:] = (1 - m) * weights[i] + m * target
         norms[i]["gamma"] -= RATE * d_gamma
@@ -51,12 +52,16 @@ def test_ten_steps_of_the_seed():
     check_ownership(network, [binary, real])
     weights = [w.detach().numpy().copy() for _, w in binary_parameters(network)]
     first = [w.copy() for w in weights]
-    norms = [
-        {"gamma": np.ones(len(w)), "beta": np.zeros(len(w)), "mean": np.zeros(len(w)), "var": np.ones(len(w))} for w in weights
-    ]
     rng = np.random.default_rng(0)
+    norms = [
+        # a beta of 0 would put integer sums that equal their mean on the edge of the step, where rounding decides
+        {"gamma": np.ones(n), "beta": rng.normal(0, 0.01, n), "mean": np.zeros(n), "var": np.ones(n)}
+        for n in map(len, weights)
+    ]
+    for ours, theirs in zip(network.norms, norms, strict=True):
+        ours.bias.data = torch.from_numpy(theirs["beta"].copy())
     for t in range(10):
-        x, labels = rng.random((64, 30)), rng.integers(0, 10, 64)
+        x, labels = rng.random((256, 30)), rng.integers(0, 10, 256)
         loss = F.cross_entropy(network(torch.from_numpy(x)), torch.from_numpy(labels))
         network.zero_grad()
         loss.backward()

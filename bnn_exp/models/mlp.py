@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.nn import BinaryLinear, binarize
@@ -15,8 +14,8 @@ class MLP(nn.Module):
 
     Args:
         window: the straight-through gradient of the activation passes where |x| ≤ window; None: everywhere.
-        binarize_logits: binarise the last layer too and return its log-softmax, as the seed does. It costs most of the
-            accuracy: ten bits can't rank ten classes.
+        binarize_logits: binarise the last layer too, as the seed does. It costs most of the accuracy: ten bits can't rank
+            ten classes. (The seed's log-softmax before a loss that begins with one changes nothing: it is idempotent.)
         affine, running_stats: of every BatchNorm. Without running statistics evaluation normalises by its own batch.
 
     Example:
@@ -51,5 +50,5 @@ class MLP(nn.Module):
             h = binarize(norm(layer(h)), self.encoding, self.window)
         logits = self.norms[-1](self.layers[-1](h))
         if self.binarize_logits:
-            return F.log_softmax(binarize(logits, self.encoding, self.window), dim=1)
+            return binarize(logits, self.encoding, self.window)
         return logits
