@@ -258,7 +258,7 @@ def test_binsfos_network_has_nothing_real_to_train(bnn_train, summary, tmp_path)
     done = bnn_train("experiment=binsfo_mlp", f"dataset.path={folder}", "trainer.epochs=2", "trainer.batch_size=20")
     result = summary(done.runs[0])
     assert done.code == 0 and result["real_parameters"] == 0 and result["binary_verified"]
-    assert "delta" in epochs(done.runs[0])[0] and epochs(done.runs[0])[0]["lr"] == pytest.approx((20 / 96) ** 0.5)
+    assert "delta" in epochs(done.runs[0])[0] and epochs(done.runs[0])[0]["lr"] == pytest.approx(10 * (20 / 96) ** 0.5)
 
 
 def test_smoke_is_short(bnn_train):

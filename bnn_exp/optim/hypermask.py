@@ -80,7 +80,7 @@ class HyperMask(torch.optim.Optimizer):
         delta: float = 0.1,
         mask: str = "top",
         *,
-        lr: float = 1.0,
+        lr: float = 10.0,
         temperature: str = "gaussian",
         schedule: str = "constant",
         total_steps: int | None = None,
