@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import time
@@ -275,14 +274,16 @@ def test_mnist_by_the_top_mask(bnn_train, summary, mnist_folder):
     assert summary(done.runs[0])["test_accuracy"] >= 93.5
 
 
-def test_a_terminal_gets_a_table(capsys):
-    """The rows of a run on a terminal: a header once, then a row an epoch."""
+def test_a_terminal_gets_a_table_and_a_bar_in_long_epochs(monkeypatch):
+    """The rows of a run on a terminal: a header once, then a row an epoch; batches of 0.3 s by a clock of the test's own."""
     import io
 
     from rich.console import Console
 
     from bnn_exp.records.report import Report
 
+    clock = iter(range(10**6))
+    monkeypatch.setattr("bnn_exp.records.report.monotonic", lambda: 0.3 * next(clock))
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False)
     report = Report(2, 10, 100, terminal)
     line = {"train_loss": 1.5, "train_accuracy": 50.0, "test_accuracy": 40.0, "flips": {"a": 7}, "ones": {"a": 50}}
@@ -293,4 +294,9 @@ def test_a_terminal_gets_a_table(capsys):
         report.epoch(line | {"epoch": epoch})
     out = terminal.file.getvalue()
     assert out.count("test %") == 1 and "1/2" in out and "2/2" in out and "0:00:31" in out and "50.00" in out
-    assert os.linesep in out
+    assert "10/10" in out and "━" in out
+    monkeypatch.setattr("bnn_exp.records.report.monotonic", lambda: 0.0)
+    quick = Report(1, 10, 100, Console(file=io.StringIO(), force_terminal=True))
+    quick.tick(1)
+    quick.tick(2)
+    assert quick.console.file.getvalue() == ""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -42,6 +43,7 @@ class Report:
             self.console.width = 120
         self.seconds: list[float] = []
         self.bar: Progress | None = None
+        self.epoch_began = 0.0
 
     def say(self, line: str) -> None:
         log.info(line)
@@ -67,8 +69,11 @@ class Report:
         log.info("\n%s", plain(table))
 
     def tick(self, batch: int) -> None:
-        """Move the bar of the epoch under way (on a terminal only)."""
-        if not self.console.is_terminal:
+        """Move the bar of the epoch under way: on a terminal only, and only in an epoch that lasts a second or more."""
+        now = monotonic()
+        if batch == 1:
+            self.epoch_began = now
+        if not self.console.is_terminal or now - self.epoch_began < 1:
             return
         if self.bar is None:
             columns = (TextColumn("  batch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
