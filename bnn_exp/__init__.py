@@ -8,13 +8,19 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {  # imported when first asked for: torch takes seconds, and the command's --help needs none of it
+    "BNCVL": "bnn_exp.nn",
+    "BNCVLNet": "bnn_exp.models.bncvl",
     "BinaryLayer": "bnn_exp.nn",
     "BinaryLinear": "bnn_exp.nn",
+    "BinaryNormalizedLinear": "bnn_exp.nn",
     "HyperMask": "bnn_exp.optim",
+    "LatentAdam": "bnn_exp.optim",
+    "LatentSGD": "bnn_exp.optim",
     "MLP": "bnn_exp.models.mlp",
     "binarize": "bnn_exp.nn",
     "binary_parameters": "bnn_exp.nn",
     "check_ownership": "bnn_exp.optim",
+    "latent_parameters": "bnn_exp.nn",
     "load_model": "bnn_exp.records.model",
     "real_parameters": "bnn_exp.nn",
     "verify_binary": "bnn_exp.nn",

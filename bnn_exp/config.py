@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from bnn_exp import explain
@@ -34,10 +34,29 @@ class MLP:
     name: Literal["mlp"]
     hidden_size: Count
     num_layers: Count
-    encoding: Literal["boolean", "bipolar"]
+    encoding: Literal["boolean", "bipolar", "centred"]
     window: Positive | None
     binarize_logits: bool
     batch_norm: BatchNorm
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError("even")
+    return size
+
+
+@schema
+class BNCVL:
+    name: Literal["bncvl"]
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)]
+    convolutions: Count
+    kernel_size: Annotated[int, Field(ge=1, description="an odd whole number ≥ 1"), AfterValidator(_odd)]
+    pool: Count
+    dense: tuple[Count, ...]
+    encoding: Literal["boolean", "bipolar", "centred"]
+    normalization: Literal["sample", "batch", "channel"]
+    weights: Literal["latent", "bits", "float"]
 
 
 @schema
@@ -48,6 +67,21 @@ class HyperMask:
     schedule: Schedule
     lr: Positive
     temperature: Literal["const", "gaussian", "scaled_gaussian"]
+
+
+@schema
+class LatentSGD:
+    name: Literal["latent_sgd"]
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    schedule: Schedule
+
+
+@schema
+class LatentAdam:
+    name: Literal["latent_adam"]
+    lr: Positive
+    schedule: Schedule
 
 
 @schema
@@ -66,17 +100,37 @@ class Adam:
 
 
 @schema
-class Digits:
-    name: Literal["digits"]
+class Rows:
+    """What every dataset has: which of its rows are trained on, and how they are varied."""
+
     limit: Annotated[int, Field(ge=2)] | None
+    validation: Annotated[float, Field(ge=0, le=0.5)]
+    augment: Literal["none", "standard"]
+    shift: Annotated[int, Field(ge=0)] | None
+    flip: bool
+    cutout: Annotated[int, Field(ge=0)]
 
 
 @schema
-class HubDataset:
-    name: Literal["mnist", "fashion_mnist"]
-    hub: str
+class Digits(Rows):
+    name: Literal["digits"]
+
+
+@schema
+class HubDataset(Rows):
+    name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "food101"]
+    hub: str  # OWNER/NAME, or OWNER/NAME:CONFIGURATION where it has several
     path: str | None
-    limit: Annotated[int, Field(ge=2)] | None
+    label: str | None
+    size: Count | None
+
+
+@schema
+class Local(Rows):
+    name: Literal["local"]
+    path: Annotated[str, Field(description="a folder that holds train/CLASS/… and test/CLASS/…, or parquet files")]
+    label: str | None
+    size: Count | None
 
 
 @schema
@@ -90,15 +144,19 @@ class Trainer:
 
 @schema
 class Settings:
-    model: MLP
-    optimizer: HyperMask
+    model: Annotated[MLP | BNCVL, Field(discriminator="name")]
+    optimizer: Annotated[HyperMask | LatentSGD | LatentAdam, Field(discriminator="name")]
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
-    dataset: Annotated[Digits | HubDataset, Field(discriminator="name")]
+    dataset: Annotated[Digits | HubDataset | Local, Field(discriminator="name")]
     trainer: Trainer
     delta: Fraction
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None
+
+
+LATENT = ("latent_adam", "latent_sgd")
+TRAINS = {"bits": ("hypermask",), "latent": LATENT, "float": LATENT}  # which optimizers train which kind of weights
 
 
 def load(config: DictConfig | dict) -> Settings:
@@ -111,9 +169,16 @@ def load(config: DictConfig | dict) -> Settings:
     if isinstance(config, DictConfig):
         raw, values = OmegaConf.to_container(config), resolved(config)
     try:
-        return TypeAdapter(Settings).validate_json(json.dumps(values))  # strictly: no text for a number
+        settings = TypeAdapter(Settings).validate_json(json.dumps(values))  # strictly: no text for a number
     except ValidationError as error:
         raise UserError("\n".join(dict.fromkeys(explain.mistake(e, raw, keys()) for e in error.errors()))) from error
+    weights = getattr(settings.model, "weights", "bits")
+    if settings.optimizer.name not in TRAINS[weights]:
+        raise UserError(
+            f"optimizer={settings.optimizer.name}: can't train model.weights={weights}\n"
+            f"allowed: {', '.join(f'optimizer={name}' for name in TRAINS[weights])}"
+        )
+    return settings
 
 
 def resolved(config: DictConfig) -> dict:

@@ -34,7 +34,7 @@ def keys(root: dict, node: dict | None = None, path: tuple[str, ...] = (), choic
 
 def mistake(error: Mapping[str, Any], raw: dict, known: list[Key]) -> str:
     """One line for one of pydantic's errors about the unresolved configuration `raw`."""
-    path = [str(part) for part in error["loc"]]
+    path = [part for part in error["loc"] if isinstance(part, str)]  # a mistake in a list is one of its key
     if len(path) > 1 and path[1] == _lookup(raw, [path[0], "name"]):
         del path[1]  # pydantic puts the choice of a group in the path
     if error["type"].startswith("union_tag"):
@@ -42,7 +42,9 @@ def mistake(error: Mapping[str, Any], raw: dict, known: list[Key]) -> str:
     key = ".".join(path)
     if error["type"] == "unexpected_keyword_argument":
         return unknown_key(key, known)
-    allowed = " or ".join(dict.fromkeys(k.allowed for k in known if k.name == key)) or "the settings of one of its choices"
+    choice = _lookup(raw, [path[0], "name"])
+    here = [k for k in known if k.name == key and (choice in k.choices or path[-1] == "name" or not k.choices)]
+    allowed = " or ".join(dict.fromkeys(k.allowed for k in here)) or "the settings of one of its choices"
     if error["type"].startswith("missing"):
         return f"{key}: missing from the configuration\nallowed: {allowed}"
     value = _lookup(raw, path)
@@ -85,6 +87,8 @@ def _in_words(node: dict) -> str:
         return ", ".join(map(str, node["enum"]))
     if "const" in node:
         return str(node["const"])
+    if node.get("type") == "array":
+        return f"a list of values, each {_in_words(node['items'])}"
     kinds = {"null": "null", "boolean": "true or false", "integer": "a whole number", "number": "a number"}
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     ranges = [f"{sign} {node[limit]:g}" for limit, sign in limits.items() if limit in node]

@@ -40,6 +40,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
         return _plan_to_resume(config.load(values), overrides)
     settings = config.load(composed)
     arrays = _read(settings)
+    _check_size(settings.model, arrays.train_images.shape[2:])
     if values["dataset"].get("path"):
         values["dataset"]["path"] = str(Path(values["dataset"]["path"]).resolve())  # so that it resumes from anywhere
     return Plan(settings, values, arrays, _device(settings.device))
@@ -78,9 +79,27 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     return Plan(settings, values, _read(settings), _device(settings.device), saved)
 
 
+def _check_size(model, size: tuple[int, int]) -> None:
+    """Images of `size` (height, width) must survive the pooling of a `model` that pools."""
+    times = len(getattr(model, "channels", (0,))) - 1
+    if times and min(size) // model.pool**times < 1:
+        raise UserError(
+            f"model.channels={list(model.channels)}: images of {size[1]}×{size[0]} pixels are too small to be pooled "
+            f"{times} times by {model.pool}\nallowed: fewer channels, or model.pool=1"
+        )
+
+
 def _read(settings: Settings) -> Arrays:
     dataset = settings.dataset
-    return sources.read(dataset.name, getattr(dataset, "hub", None), getattr(dataset, "path", None))
+    where = {key: getattr(dataset, key) for key in ("hub", "path", "label", "size") if hasattr(dataset, key)}
+    arrays = sources.read(dataset.name, **where)
+    rows = min(len(arrays.train_labels), dataset.limit or len(arrays.train_labels))
+    if dataset.validation and int(dataset.validation * rows) < 2:
+        raise UserError(
+            f"dataset.validation={dataset.validation:g}: less than two of {rows} train rows\n"
+            "allowed: 0, or a fraction up to 0.5 that is two rows or more"
+        )
+    return arrays
 
 
 def _device(name: str) -> str:

@@ -4,15 +4,24 @@ So a run that is resumed, or computed by another engine, or on another rank, dra
 """
 
 import math
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def generator(device: torch.device | str, *key: int) -> torch.Generator:
-    """A generator that depends on the integers of `key` alone, each ≥ 0 (mixed by NumPy's SeedSequence)."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+class Purpose(IntEnum):
+    """What numbers are drawn for. No two purposes share a key, whatever the integers that follow."""
+
+    MASK = 1  # seed, step, tensor
+    PERMUTATION = 2  # seed, epoch
+    AUGMENTATION = 3  # seed, epoch, batch
+
+
+def generator(device: torch.device | str, purpose: Purpose, *key: int) -> torch.Generator:
+    """A generator that depends on its purpose and the integers of `key` alone, each ≥ 0 (mixed by NumPy's SeedSequence)."""
+    seed = int(np.random.SeedSequence((purpose, *key)).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(seed >> 1)
 
 

@@ -38,9 +38,10 @@ class Run:
             keep_freed_memory()
         else:
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self.data = Dataset.from_arrays(plan.arrays, device, settings.dataset.limit)
+        self.data = Dataset.from_arrays(plan.arrays, device, settings.dataset.limit, settings.dataset.validation)
         torch.manual_seed(settings.seed)
-        network = models.build(settings.model, self.data.image_shape, len(self.data.classes))
+        data = self.data
+        network = models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
         self.network: nn.Module = network.to(device)
         self.trainer = Trainer(settings, self.network, self.data)
         self.layers = layers(self.network, self.data.train.images[:2])
@@ -89,11 +90,12 @@ class Run:
         self.report.network(self.layers)
         where = f"{trainer.device}, {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else f"{trainer.device}"
         self.report.say(
-            f"{self.settings.dataset.name}: {len(self.data.train):,} train and {len(self.data.test):,} test rows, "
-            f"{len(self.data.classes)} classes; on {where}; in {directory}"
+            f"{self.settings.dataset.name}: {self._rows()}, {len(self.data.classes)} classes; on {where}; in {directory}"
         )
         if trainer.progress.epoch or trainer.progress.batch:
             self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
+        pictures, labels = trainer.first_pictures(64)
+        plots.samples(directory / "samples.png", pictures.cpu().numpy(), [self.data.classes[i] for i in labels.tolist()])
         self.evaluation, self.confusion = trainer.evaluate()
         self._checkpoint("last")
         with stop_on_signals() as stop:
@@ -111,8 +113,10 @@ class Run:
                 return False
             self.evaluation, self.confusion = trainer.evaluate()
             self.epochs.append(trained | self.evaluation)
-            if self.evaluation["test_accuracy"] > progress.best_accuracy:
-                progress.best_accuracy, progress.best_epoch = self.evaluation["test_accuracy"], progress.epoch
+            test = self.evaluation["test_accuracy"]
+            accuracy = self.evaluation.get("validation_accuracy", test)
+            if accuracy > progress.best_accuracy:
+                progress.best_accuracy, progress.best_test_accuracy, progress.best_epoch = accuracy, test, progress.epoch
                 self._checkpoint("best")
             metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])
             self._checkpoint("last")
@@ -128,6 +132,7 @@ class Run:
         save_model(directory / "model.safetensors", self.network, self.config, self.data.image_shape, self.data.classes)
         if self.epochs:
             plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
+        plots.kernels(directory / "kernels.png", self.network, self.data.image_shape)
         result = self._summarise(status)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
@@ -139,12 +144,19 @@ class Run:
             f"{result['binary_parameters']:,} binary weights, all verified to be 0 or 1, and "
             f"{result['real_parameters']:,} real parameters: {bytes_in_words(bits)} in place of {bytes_in_words(fp32)} as fp32"
         )
-        self.report.say(f"in {directory}: model.safetensors, metrics.jsonl, curves.png, summary.json, checkpoints/")
+        self.report.say(
+            f"in {directory}: model.safetensors, metrics.jsonl, summary.json, checkpoints/, "
+            "curves.png, samples.png, kernels.png"
+        )
         if status == "interrupted":
             self.report.say(f"next: bnn-train resume={directory}")
         else:
             self.report.say("next: bnn-train -m model.hidden_size=128,256,512 seed=0,1,2    (a sweep)")
         return result
+
+    def _rows(self) -> str:
+        splits = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
+        return ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if split is not None) + " rows"
 
     def _sum(self, cost: str) -> int:
         return sum(getattr(layer, cost) for layer in self.layers)
@@ -157,7 +169,8 @@ class Run:
             error=error,
             epochs=len(self.epochs),
             test_accuracy=self.evaluation and self.evaluation["test_accuracy"],
-            best_test_accuracy=progress.best_accuracy if progress.best_epoch else None,
+            best_test_accuracy=progress.best_test_accuracy if progress.best_epoch else None,
+            **({"best_validation_accuracy": progress.best_accuracy} if self.data.validation and progress.best_epoch else {}),
             best_epoch=progress.best_epoch or None,
             binary_parameters=self._sum("binary"),
             real_parameters=self._sum("real"),

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from bnn_exp import optim
 from bnn_exp.bits import load_state, packed_state
+from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, pieces
 from bnn_exp.errors import UserError
-from bnn_exp.nn import binary_parameters, verify_binary
+from bnn_exp.nn import named_bits, verify_binary
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Progress:
     images: int = 0
     losses: list[Tensor] = field(default_factory=list)  # of each batch, times its size
     correct: Tensor | int = 0
-    best_accuracy: float = -1.0
+    best_accuracy: float = -1.0  # in validation, where there are rows for it, else in the test
+    best_test_accuracy: float = -1.0  # of the same epoch
     best_epoch: int = 0
 
     def next_epoch(self) -> None:
@@ -38,18 +40,27 @@ class Trainer:
     def __init__(self, settings, network: nn.Module, data: Dataset):
         self.settings, self.network, self.data = settings, network, data
         self.device = data.train.labels.device
+        self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.batches = len(self._batches(0))
         total_steps = settings.trainer.epochs * self.batches
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
-        self.names = [name for name, _ in binary_parameters(network)]
+        self.names = [name for name, _ in named_bits(network)]
         self.progress = Progress()
 
     def _batches(self, epoch: int) -> list[Tensor]:
         trainer = self.settings.trainer
         rows = epoch_batches(len(self.data.train), trainer.batch_size, self.settings.seed, epoch, self.device)
         return rows[: trainer.limit_batches]
+
+    def _batch(self, epoch: int, batch: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        x, labels = self.data.train.batch(rows)
+        return self.augment(x, epoch, batch), labels
+
+    def first_pictures(self, count: int) -> tuple[Tensor, Tensor]:
+        """`count` random train pictures as training gets to see them, and their labels."""
+        return self._batch(0, 0, torch.cat(self._batches(0))[:count])
 
     def epoch(self, stop: Callable[[], bool] = lambda: False, tick: Callable[[int], None] = lambda batch: None) -> dict | None:
         """Train the next epoch, or the rest of it; its metrics, or None where `stop` ended it between two batches.
@@ -63,7 +74,7 @@ class Trainer:
         for batch, rows in list(enumerate(self._batches(p.epoch)))[p.batch :]:
             if stop():
                 return None
-            loss, correct = self.step(*self.data.train.batch(rows))
+            loss, correct = self.step(*self._batch(p.epoch, batch, rows))
             p.losses.append(loss * len(rows))
             p.correct = p.correct + correct
             p.batch, p.images = batch + 1, p.images + len(rows)
@@ -104,18 +115,19 @@ class Trainer:
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def evaluate(self) -> tuple[dict, Tensor]:
-        """Test accuracy and its seconds, the ones of every binary tensor, and the confusion matrix [label, answer].
+        """Accuracies in test and validation and their seconds, the ones of every binary tensor, and the confusion matrix
+        [label, answer] of the test.
 
         Raises:
             NotBinary: a binary weight is not binary.
         """
         began = time.perf_counter()
-        ones = verify_binary(self.network)
-        confusion = confusion_matrix(
-            self.network, self.data.test, len(self.data.classes), self.settings.trainer.eval_batch_size
-        )
-        accuracy = 100 * float(confusion.trace()) / len(self.data.test)
-        return {"test_accuracy": accuracy, "eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
+        metrics, ones = {}, verify_binary(self.network)
+        for name, split in (("validation", self.data.validation), ("test", self.data.test)):
+            if split is not None:
+                confusion = confusion_matrix(self.network, split, len(self.data.classes), self.settings.trainer.eval_batch_size)
+                metrics[f"{name}_accuracy"] = 100 * float(confusion.trace()) / len(split)
+        return metrics | {"eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
 
     def state(self) -> dict:
         """All that a run needs to go on, as tensors and plain values; binary weights eight to a byte."""

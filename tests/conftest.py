@@ -41,13 +41,23 @@ def summary():
     return lambda directory: json.loads((Path(directory) / "summary.json").read_text())
 
 
+def real(name: str) -> Path:
+    folder = Path(os.environ.get("BNN_EXP_DATA", "")) / name
+    if "BNN_EXP_DATA" not in os.environ or not folder.is_dir():
+        pytest.skip(f"needs the real dataset: set BNN_EXP_DATA to a folder that holds {name}/ in the hub's layout")
+    return folder.resolve()
+
+
 @pytest.fixture(scope="session")
 def mnist_folder():
     """The real MNIST in the hub's layout: $BNN_EXP_DATA/mnist."""
-    folder = Path(os.environ.get("BNN_EXP_DATA", "")) / "mnist"
-    if "BNN_EXP_DATA" not in os.environ or not folder.is_dir():
-        pytest.skip("needs the real MNIST: set BNN_EXP_DATA to a folder that holds mnist/ in the hub's layout")
-    return folder.resolve()
+    return real("mnist")
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder():
+    """The real CIFAR-10 in the hub's layout: $BNN_EXP_DATA/cifar10."""
+    return real("cifar10")
 
 
 def write_dataset(folder: Path, train, test, label_names=("no", "yes"), labels=True) -> Path:

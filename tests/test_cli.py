@@ -17,7 +17,13 @@ def shell(*arguments, **options):
 def test_help_lists_choices_and_settings_from_any_directory(tmp_path):
     done = shell("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for text in ("model: mlp", "dataset: digits, fashion_mnist, mnist", "hidden_size: 256", "bnn-train -m", "resume"):
+    for text in (
+        "model: ",
+        "dataset: cifar10, cifar100, digits, fashion_mnist, food101, local, mnist, svhn",
+        "hidden_size: 256",
+        "bnn-train -m",
+        "resume",
+    ):
         assert text in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -41,7 +47,8 @@ def test_completion_offers_choices(tmp_path):
     line = "bnn-train dataset="
     environment = os.environ | {"COMP_LINE": line, "COMP_POINT": str(len(line))}
     done = shell("-sc", "query=bash", cwd=tmp_path, env=environment)
-    assert done.stdout.split() == ["dataset=digits", "dataset=fashion_mnist", "dataset=mnist"]
+    names = ("cifar10", "cifar100", "digits", "fashion_mnist", "food101", "local", "mnist", "svhn")
+    assert done.stdout.split() == [f"dataset={name}" for name in names]
 
 
 def test_version(bnn_train):

@@ -1,11 +1,13 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_images, write_dataset
+from PIL import Image
 
 from bnn_exp.data import decode, sources
 from bnn_exp.data.dataset import Dataset, epoch_batches
@@ -88,6 +90,8 @@ def test_what_is_no_dataset_is_named(tmp_path):
     mixed = write_dataset(tmp_path / "mixed", [*images[:5], np.zeros((7, 7), np.uint8)], images[5:])
     later = write_dataset(tmp_path / "later", images[:5], [np.zeros((7, 7), np.uint8)])
     bare = write_dataset(tmp_path / "bare", images[:5], images[5:], labels=False)
+    unlabelled = write_images(tmp_path / "unlabelled", ["train/0.png", "train/1.png", "test/2.png"])
+    one_class = write_images(tmp_path / "one_class", ["train/a/0.png", "test/a/1.png"])
     alone = write_dataset(tmp_path / "alone", images[:5], images[5:])
     next(alone.glob("test*")).unlink()
     junk = tmp_path / "junk"
@@ -98,6 +102,8 @@ def test_what_is_no_dataset_is_named(tmp_path):
         tmp_path / "empty": "holds no dataset",
         mixed: r"train image 5 is 7×7 pixels, those before it are 5×6",
         later: r"test image 0 is 7×7 pixels",
+        unlabelled: "train row 0 has no label",
+        one_class: r"its columns are image",
         bare: r"its columns are picture \(Image\)",
         alone: "no test rows",
         junk: "not a dataset of images",
@@ -162,9 +168,124 @@ def test_a_row_left_over_joins_the_last_batch():
     assert [len(b) for b in epoch_batches(129, 64, 0, 0, torch.device("cpu"))] == [64, 65]
 
 
+def write_images(folder: Path, names: list[str]) -> Path:
+    """A folder of those files, each a random colour picture of 6×5."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+CLASS_FOLDERS = [f"{split}/{name}/{i}.png" for split in ("train", "test") for name in ("cat", "dog") for i in range(3)]
+
+
+def test_a_folder_of_class_folders_is_a_dataset(tmp_path):
+    folder = write_images(tmp_path / "own", CLASS_FOLDERS)
+    arrays = sources.read("local", path=str(folder))
+    assert arrays.classes == ("cat", "dog") and arrays.train_labels.tolist() == arrays.test_labels.tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+    for split, images in (("train", arrays.train_images), ("test", arrays.test_images)):
+        files = [name for name in CLASS_FOLDERS if name.startswith(split)]
+        assert np.array_equal(images, [np.asarray(Image.open(folder / f)).transpose(2, 0, 1) for f in files])
+
+
+def test_one_corrupt_file_among_many_is_named_and_nothing_trains(bnn_train, tmp_path):
+    names = [f"{split}/{name}/{i:04}.png" for split, n in (("train", 400), ("test", 5)) for name in "ab" for i in range(n)]
+    folder = write_images(tmp_path / "own", names)
+    file = folder / "train/b/0123.png"
+    file.write_bytes(file.read_bytes()[:50])
+    done = bnn_train("dataset=local", f"dataset.path={folder}")
+    assert done.code == 2 and f"train image 523 ({file}) can't be decoded" in done.err and len(done.err.splitlines()) <= 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["own"]
+
+
+def test_images_of_any_size_are_resized_to_one(tmp_path):
+    folder = write_images(tmp_path / "own", CLASS_FOLDERS)
+    Image.new("RGB", (40, 20), (10, 200, 30)).save(folder / "train/cat/1.png")
+    with pytest.raises(UserError, match=r"train image 1 is 40×20 pixels[^\n]*\n.*dataset.size=N"):
+        sources.read("local", path=str(folder))
+    small, large = (sources.read("local", path=str(folder), size=size) for size in (4, 8))
+    assert small.train_images.shape == (6, 3, 4, 4) and large.test_images.shape == (6, 3, 8, 8) and small.key != large.key
+    assert (large.train_images[1] == np.array([10, 200, 30])[:, None, None]).all()
+
+
+def test_threads_decode_large_images_to_the_same_pixels(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "own", CLASS_FOLDERS)
+    serial = decode.decode("local", None, str(folder))
+    monkeypatch.setattr("bnn_exp.data.images.LARGE", 0)
+    threaded = decode.decode("local", None, str(folder))
+    assert all(np.array_equal(serial[key], threaded[key]) for key in serial)
+
+
+def test_of_several_columns_of_classes_the_finest_or_the_named_one_counts(tmp_path):
+    import datasets
+
+    names = {"coarse_label": ["a", "b"], "fine_label": ["p", "q", "r"]}
+    features = {"img": datasets.Image()} | {key: datasets.ClassLabel(names=value) for key, value in names.items()}
+    rows = {"img": random_images(6), "coarse_label": [0, 1] * 3, "fine_label": [0, 1, 2] * 2}
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(tmp_path / f"{split}.parquet")
+    fine = sources.read("cifar100", "none/none", str(tmp_path))
+    coarse = sources.read("cifar100", "none/none", str(tmp_path), label="coarse_label")
+    assert fine.classes == ("p", "q", "r") and fine.train_labels.tolist() == [0, 1, 2] * 2
+    assert coarse.classes == ("a", "b") and coarse.train_labels.tolist() == [0, 1] * 3 and coarse.key != fine.key
+    with pytest.raises(UserError, match=r"dataset.label=kind[^\n]*\nallowed: coarse_label, fine_label"):
+        sources.read("cifar100", "none/none", str(tmp_path), label="kind")
+
+
+def test_a_configuration_of_the_hub_is_for_the_hub(tmp_path):
+    images = random_images(10)
+    folder = write_dataset(tmp_path / "bare", images[:6], images[6:])
+    assert len(sources.read("svhn", "owner/name:cropped_digits", str(folder)).train_labels) == 6
+
+
+def test_statistics_are_those_of_the_pixels_in_float64(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2500, 3, 4, 5), dtype=np.uint8) // [[[[1]], [[2]], [[9]]]]
+    mean, std = sources.statistics(images.astype(np.uint8))
+    x = images.astype(np.float64) / 255
+    assert np.allclose(mean, x.mean((0, 2, 3)), rtol=1e-12) and np.allclose(std, x.std((0, 2, 3)), rtol=1e-12)
+    folder = write_images(tmp_path / "own", CLASS_FOLDERS)
+    first, again = (sources.read("local", path=str(folder)) for _ in range(2))  # the second from the cache
+    assert first.mean == again.mean and first.std == again.std and len(first.mean) == 3
+
+
+@pytest.mark.parametrize(("limit", "validation", "rows"), [(None, 0.1, 143), (None, 0.5, 718), (400, 0.25, 100)])
+def test_validation_rows_are_train_rows_that_are_not_trained_on(limit, validation, rows):
+    digits = sources.read("digits")
+    data = Dataset.from_arrays(digits, torch.device("cpu"), limit, validation)
+    assert len(data.validation) == rows and len(data.train) == (limit or 1437) - rows
+
+    def kinds(split):
+        return sorted(zip(map(bytes, split.images.numpy()), split.labels.tolist(), strict=True))
+
+    everything = Dataset.from_arrays(digits, torch.device("cpu"), limit)
+    assert sorted(kinds(data.train) + kinds(data.validation)) == kinds(everything.train)  # each row in exactly one of them
+    assert kinds(data.test) == kinds(everything.test) and everything.validation is None
+    share = data.validation.labels.bincount() - validation * everything.train.labels.bincount()
+    assert share.abs().max() <= 1  # stratified
+    again = Dataset.from_arrays(digits, torch.device("cpu"), limit, validation)
+    assert torch.equal(data.validation.images, again.validation.images)
+
+
+def test_the_real_cifar10(cifar10_folder):
+    """The copy at hand is JPEG, so that its statistics are near the published ones of the original, but not equal."""
+    arrays = sources.read("cifar10", "uoft-cs/cifar10", str(cifar10_folder))
+    assert arrays.train_images.shape == (50000, 3, 32, 32) and arrays.test_images.shape == (10000, 3, 32, 32)
+    assert np.bincount(arrays.train_labels).tolist() == [5000] * 10
+    assert arrays.classes[:3] == ("airplane", "automobile", "bird")
+    assert np.allclose(arrays.mean, (0.4914, 0.4822, 0.4465), atol=2e-3)
+    assert np.allclose(arrays.std, (0.2470, 0.2435, 0.2616), atol=2e-3)
+
+
 def test_the_real_mnist(mnist_folder):
     arrays = sources.read("mnist", "ylecun/mnist", str(mnist_folder))
     assert arrays.train_images.shape == (60000, 1, 28, 28) and arrays.test_images.shape == (10000, 1, 28, 28)
     assert arrays.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # as published
     assert np.bincount(arrays.train_labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert round(float(arrays.train_images.mean()) / 255, 4) == 0.1307  # the mean that everyone normalises by
+    assert (round(arrays.mean[0], 4), round(arrays.std[0], 4)) == (0.1307, 0.3081)  # what everyone normalises by

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bnn_exp.optim import HyperMask
-from bnn_exp.randomness import bernoulli_positions, generator
+from bnn_exp.randomness import Purpose, bernoulli_positions, generator
 
 
 def bits(*shape):
@@ -41,7 +41,7 @@ def test_random_gives_the_masked_weights_the_sign_of_minus_g():
     g[0, :10] = 0  # w* = 1[−g ≥ 0] is 1 there
     before = w.detach().flatten().tolist()
     step(w, g, delta=0.3, mask="random", seed=5)
-    masked = set(bernoulli_positions(1200, 0.3, generator("cpu", 5, 0, 0)).tolist())
+    masked = set(bernoulli_positions(1200, 0.3, generator("cpu", Purpose.MASK, 5, 0, 0)).tolist())
     target = [1.0 if -x >= 0 else 0.0 for x in g.flatten().tolist()]
     expected = [target[i] if i in masked else before[i] for i in range(1200)]
     assert w.flatten().tolist() == expected
@@ -171,7 +171,7 @@ def test_bernoulli_positions_are_independent_coins(p):
     n, repeats = 2000, 300
     draws = torch.zeros(repeats, n)
     for r in range(repeats):
-        positions = bernoulli_positions(n, p, generator("cpu", 7, r))
+        positions = bernoulli_positions(n, p, generator("cpu", Purpose.MASK, 7, r))
         assert torch.equal(positions, positions.unique())
         draws[r, positions] = 1
     assert abs(draws.mean().item() - p) < 5 * math.sqrt(p * (1 - p) / (n * repeats))
@@ -183,5 +183,5 @@ def test_bernoulli_positions_are_independent_coins(p):
 
 
 def test_bernoulli_positions_at_the_ends():
-    assert bernoulli_positions(5, 0.0, generator("cpu", 0)).tolist() == []
-    assert bernoulli_positions(5, 1.0, generator("cpu", 0)).tolist() == [0, 1, 2, 3, 4]
+    assert bernoulli_positions(5, 0.0, generator("cpu", Purpose.MASK, 0)).tolist() == []
+    assert bernoulli_positions(5, 1.0, generator("cpu", Purpose.MASK, 0)).tolist() == [0, 1, 2, 3, 4]

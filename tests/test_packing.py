@@ -40,28 +40,28 @@ def test_a_state_goes_into_another_network_whole():
         load_state(MLP(30, 10, 21), packed_state(a))
 
 
-CONFIG = {
-    "model": {
-        "name": "mlp", "hidden_size": 64, "num_layers": 3, "encoding": "boolean", "window": None, "binarize_logits": False,
-        "batch_norm": {"affine": True, "running_stats": True},
-    },
-    "optimizer": {"name": "hypermask", "mask": "top", "delta": 0.1, "schedule": "linear", "lr": 1.0, "temperature": "const"},
-    "real_optimizer": {"name": "adam", "lr": 0.01, "schedule": "constant"},
-    "dataset": {"name": "digits", "limit": None},
-    "trainer": {"epochs": 1, "batch_size": 8, "limit_batches": None, "eval_batch_size": 8, "threads": None},
-    "delta": 0.1, "seed": 0, "device": "cpu", "resume": None,
-}  # fmt: skip
+@pytest.fixture(scope="module")
+def config():
+    """The plain values of a configuration whose network is that of these tests."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from bnn_exp.cli import CONF
+
+    shape = ["model.hidden_size=64", "model.num_layers=3", "model.encoding=boolean", "model.window=null"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", shape), resolve=True)
 
 
-def test_a_model_file_holds_one_bit_a_weight_and_all_that_rebuilds_the_network(tmp_path):
+def test_a_model_file_holds_one_bit_a_weight_and_all_that_rebuilds_the_network(tmp_path, config):
     network = MLP(64, 10, 64, 3, "boolean", None)
     network(torch.rand(16, 64))  # running statistics other than those of a new network
     file = tmp_path / "model.safetensors"
-    save_model(file, network, CONFIG, (1, 8, 8), tuple("0123456789"))
+    save_model(file, network, config, (1, 8, 8), tuple("0123456789"))
     again, about = load_model(tmp_path)
     x = torch.rand(5, 1, 8, 8)
     assert torch.equal(again(x), network.eval()(x))
-    assert about["config"] == CONFIG and about["image_shape"] == [1, 8, 8] and about["classes"] == list("0123456789")
+    assert about["config"] == config and about["image_shape"] == [1, 8, 8] and about["classes"] == list("0123456789")
     assert not list(tmp_path.glob(".*"))
     weights = 64 * 64 + 64 * 64 + 64 * 10
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
@@ -69,15 +69,15 @@ def test_a_model_file_holds_one_bit_a_weight_and_all_that_rebuilds_the_network(t
     assert file.stat().st_size - header == weights // 8 + norms
 
 
-def test_a_file_that_is_no_model_is_refused_in_a_line(tmp_path):
+def test_a_file_that_is_no_model_is_refused_in_a_line(tmp_path, config):
     network = MLP(64, 10, 64, 3, "boolean", None)
     good = tmp_path / "model.safetensors"
-    save_model(good, network, CONFIG, (1, 8, 8), tuple("0123456789"))
+    save_model(good, network, config, (1, 8, 8), tuple("0123456789"))
     data = good.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     foreign = header | {"__metadata__": {"format": "pt"}}
-    tampered = header | {"__metadata__": header["__metadata__"] | {"config": json.dumps(CONFIG | {"delta": 7})}}
+    tampered = header | {"__metadata__": header["__metadata__"] | {"config": json.dumps(config | {"delta": 7})}}
     headers = [json.dumps(h).encode() for h in (foreign, tampered)]
     for content in (
         b"",

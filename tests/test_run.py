@@ -29,7 +29,7 @@ def test_a_run_leaves_all_that_it_promises(bnn_train, summary):
     files = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
     assert files == {
         "config.yaml", "train.log", "metrics.jsonl", "summary.json", "model.safetensors", "curves.png",
-        "checkpoints/last.pt", "checkpoints/best.pt",
+        "samples.png", "kernels.png", "checkpoints/last.pt", "checkpoints/best.pt",
     }  # fmt: skip
     weights = 64 * 32 + 2 * 32 * 32 + 32 * 10
     assert result["status"] == "completed" and result["error"] is None and result["seed"] == 3
@@ -54,6 +54,18 @@ def test_a_run_leaves_all_that_it_promises(bnn_train, summary):
     assert "epoch 4/4" in log and "layers.3" in log
     for text in ("epoch 1/4", "epoch 4/4", "multiply-adds", "model.safetensors", "next:"):
         assert text in done.out
+
+
+def test_with_validation_rows_they_choose_the_best_epoch(bnn_train, summary):
+    from bnn_exp.records import checkpoint
+
+    run = bnn_train(*SMALL, "trainer.epochs=8", "dataset.validation=0.2", "dataset.augment=standard").runs[0]
+    lines, result = epochs(run), summary(run)
+    best = max(lines, key=lambda line: line["validation_accuracy"])  # the first of equals
+    assert result["best_epoch"] == best["epoch"] == checkpoint.load(run / "checkpoints/best.pt")["progress"]["epoch"]
+    assert result["best_validation_accuracy"] == best["validation_accuracy"]
+    assert result["best_test_accuracy"] == best["test_accuracy"]
+    assert "1,150 train, 287 validation, 360 test rows" in (run / "train.log").read_text()
 
 
 def test_the_default_learns_digits(bnn_train, summary):
@@ -105,7 +117,7 @@ def test_a_training_stopped_between_two_batches_goes_on_as_if_it_had_not(tmp_pat
         assert torch.equal(a, b)
 
 
-def small_trainer(mask="top", real="sgd"):
+def small_trainer(*overrides, mask="top", real="sgd"):
     from hydra import compose, initialize_config_dir
 
     from bnn_exp import config, models
@@ -115,10 +127,10 @@ def small_trainer(mask="top", real="sgd"):
     from bnn_exp.trainer import Trainer
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", [*SMALL, f"optimizer.mask={mask}", f"real_optimizer={real}"])
+        composed = compose("config", [*SMALL, f"optimizer.mask={mask}", f"real_optimizer={real}", *overrides])
     settings = config.load(composed)
     torch.manual_seed(settings.seed)
-    data = Dataset.from_arrays(sources.read("digits"), torch.device("cpu"))
+    data = Dataset.from_arrays(sources.read("digits"), torch.device("cpu"), validation=settings.dataset.validation)
     return Trainer(settings, models.build(settings.model, data.image_shape, 10), data)
 
 

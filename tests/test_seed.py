@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_parameters, real_parameters
 from bnn_exp.optim import HyperMask, check_ownership
-from bnn_exp.randomness import bernoulli_positions, generator
+from bnn_exp.randomness import Purpose, bernoulli_positions, generator
 
 EPS, MOMENTUM, RATE, DELTA, SEED = 1e-5, 0.1, 0.01, 0.1, 3
 
@@ -34,7 +34,7 @@ def seed_step(weights, norms, x, labels, t):
         g = dz.T @ hidden[i]
         d = dz @ weights[i]
         m = np.zeros(g.size)
-        m[bernoulli_positions(g.size, DELTA, generator("cpu", SEED, t, i)).numpy()] = 1
+        m[bernoulli_positions(g.size, DELTA, generator("cpu", Purpose.MASK, SEED, t, i)).numpy()] = 1
         m = m.reshape(g.shape)
         assert (abs(g) > 1e-13).all()  # else rounding would decide its sign, and nothing could be compared
         target = (-g >= 0).astype(float)

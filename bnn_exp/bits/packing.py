@@ -1,4 +1,7 @@
-"""Eight bits to a byte. Row by row: bit j of a row is bit j mod 8 (the lowest first) of its byte j div 8."""
+"""Eight bits to a byte. Row by row: bit j of a row is bit j mod 8 (the lowest first) of its byte j div 8.
+
+The rows of a tensor are its first dimension; a vector is one row.
+"""
 
 import hashlib
 import math
@@ -7,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.nn import binary_parameters
+from bnn_exp.nn import binary_parameters, named_bits
 
 
 def pack(bits: Tensor) -> Tensor:
-    """Bits of shape [rows, …], holding 0 and 1 in any dtype → uint8 [rows, ⌈bits per row / 8⌉] on the CPU, zero-filled."""
-    rows = bits.detach().to("cpu", torch.uint8).flatten(1).numpy()
+    """Bits [rows, …] or [columns], 0 and 1 in any dtype → uint8 [rows, ⌈bits per row / 8⌉] on the CPU, zero-filled."""
+    rows = bits.detach().to("cpu", torch.uint8).reshape(_rows(bits.shape), -1).numpy()
     return torch.from_numpy(np.packbits(rows, axis=1, bitorder="little"))
 
 
@@ -22,17 +25,26 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     Raises:
         ValueError: `packed` is not uint8, or not of the size that `shape` packs to.
     """
-    columns = math.prod(shape[1:])
-    if packed.dtype != torch.uint8 or tuple(packed.shape) != (shape[0], -(-columns // 8)):
+    columns = math.prod(shape) // max(_rows(shape), 1)
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != (_rows(shape), -(-columns // 8)):
         raise ValueError(f"{packed.dtype} {list(packed.shape)} does not hold packed bits of shape {list(shape)}")
     rows = np.unpackbits(packed.cpu().numpy(), axis=1, count=columns, bitorder="little")
     return torch.from_numpy(rows).reshape(shape).float()
 
 
+def _rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) > 1 else 1
+
+
 def packed_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state_dict on the CPU, its binary weights packed."""
+    """The network's state_dict on the CPU, the parameters that hold bits packed; latents stay real."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
     return state | {name: pack(weight) for name, weight in binary_parameters(network)}
+
+
+def deployed_state(network: nn.Module) -> dict[str, Tensor]:
+    """What evaluation needs of the network: as `packed_state`, with packed bits in the place of latents too."""
+    return packed_state(network) | {name: pack(bits) for name, bits in named_bits(network)}
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -46,9 +58,9 @@ def load_state(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def bits_sha256(network: nn.Module) -> str:
-    """A fingerprint of all binary weights: SHA-256 of their names, shapes and packed bits."""
+    """A fingerprint of all bits: SHA-256 of their names, shapes and packed values."""
     digest = hashlib.sha256()
-    for name, weight in binary_parameters(network):
-        digest.update(f"{name} {list(weight.shape)}\n".encode())
-        digest.update(pack(weight).numpy())
+    for name, bits in named_bits(network):
+        digest.update(f"{name} {list(bits.shape)}\n".encode())
+        digest.update(pack(bits).numpy())
     return digest.hexdigest()

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from bnn_exp.data.sources import Arrays
-from bnn_exp.randomness import generator
+from bnn_exp.randomness import Purpose, generator
 
-_PERMUTATION, _SUBSET = 1, 2  # what a key of randomness is for
+_SUBSET, _VALIDATION = 2, 3  # seeds of the choices of rows, which are the same in every run
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,42 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Train and test rows, the names of the classes, and the key of what they were made from."""
+    """Train and test rows, perhaps some kept back from training, the names of the classes, mean and standard deviation of
+    each channel (of pixels/255, over all train rows there are), and the key of what all was made from."""
 
     train: Split
+    validation: Split | None
     test: Split
     classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     key: str
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays, device: torch.device, limit: int | None = None) -> "Dataset":
-        """`limit` keeps that many train rows: the same random ones each time, since a dataset may be sorted by class."""
-        keep = slice(None)
-        if limit is not None and limit < len(arrays.train_labels):
-            keep = np.sort(np.random.default_rng(_SUBSET).permutation(len(arrays.train_labels))[:limit])
+    def from_arrays(cls, arrays: Arrays, device: torch.device, limit: int | None = None, validation: float = 0.0) -> "Dataset":
+        """`limit` uses that many train rows: the same random ones each time, since a dataset may be sorted by class.
+        `validation` is the fraction of those that is kept back, of every class alike; it too is always the same."""
+        rows = np.arange(len(arrays.train_labels))
+        if limit is not None and limit < len(rows):
+            rows = np.sort(np.random.default_rng(_SUBSET).permutation(len(rows))[:limit])
+        kept_back = stratified(arrays.train_labels[rows], validation)
 
         def split(images: np.ndarray, labels: np.ndarray) -> Split:
             return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
-        train = split(arrays.train_images[keep], arrays.train_labels[keep])
-        return cls(train, split(arrays.test_images, arrays.test_labels), arrays.classes, arrays.key)
+        def train_rows(which: np.ndarray) -> Split:
+            every = len(which) == len(arrays.train_labels)  # then nothing is copied
+            return split(*(a if every else a[which] for a in (arrays.train_images, arrays.train_labels)))
+
+        return cls(
+            train_rows(rows[~kept_back]),
+            train_rows(rows[kept_back]) if validation else None,
+            split(arrays.test_images, arrays.test_labels),
+            arrays.classes,
+            arrays.mean,
+            arrays.std,
+            arrays.key,
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -55,9 +72,18 @@ class Dataset:
         return tuple(self.train.images.shape[1:])
 
 
+def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
+    """A random choice of ⌊fraction · rows⌋ rows, of every class its share to within one: bool [rows], the same each time."""
+    order = np.random.default_rng(_VALIDATION).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # by class, at random within one
+    chosen = np.zeros(len(labels), bool)
+    chosen[order] = np.diff(np.floor(np.arange(len(labels) + 1) * fraction + 1e-9)) > 0  # evenly spaced
+    return chosen
+
+
 def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> list[Tensor]:
     """The rows of each batch of an epoch: one permutation, from (seed, epoch) alone, cut into pieces."""
-    order = torch.randperm(rows, generator=generator(device, seed, _PERMUTATION, epoch), device=device)
+    order = torch.randperm(rows, generator=generator(device, Purpose.PERMUTATION, seed, epoch), device=device)
     return pieces(order, batch_size)
 
 

@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 from bnn_exp.errors import UserError
 
-FORMAT = 1  # of the cache files; a change makes new ones
+FORMAT = 2  # of the cache files; a change makes new ones
+FACTS = ("classes", "mean", "std")  # that stand in their metadata
 DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tar", ".zip"}
 DIGITS = Path(__file__).with_name("digits.npz")
 """scikit-learn's `load_digits` (UCI, CC BY 4.0), levels 0…16 scaled to 0…255 and rounded; 1,437 + 360 rows from
@@ -28,13 +29,18 @@ DIGITS = Path(__file__).with_name("digits.npz")
 
 @dataclass(frozen=True)
 class Arrays:
-    """A decoded dataset. Images are uint8 [rows, channels, height, width], labels int64 [rows]."""
+    """A decoded dataset. Images are uint8 [rows, channels, height, width], labels int64 [rows].
+
+    `mean` and `std` are those of each channel over all train pixels, of pixels/255; a channel of one value has std 0.
+    """
 
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     key: str  # what the arrays were made from; equal keys, equal arrays
 
 
@@ -43,8 +49,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BNN_EXP_CACHE") or platformdirs.user_cache_dir("bnn_exp")) / "datasets"
 
 
-def read(name: str, hub: str | None = None, path: str | None = None) -> Arrays:
+def read(
+    name: str, hub: str | None = None, path: str | None = None, label: str | None = None, size: int | None = None
+) -> Arrays:
     """The dataset `name` from the folder `path`, else from the hub; `digits` from the package.
+
+    `label` names the column of the classes, where there are several; `size` resizes the images to that many pixels a side.
 
     Raises:
         UserError: the folder is missing, holds no dataset of labelled images of one size, or the hub can't be reached.
@@ -53,8 +63,10 @@ def read(name: str, hub: str | None = None, path: str | None = None) -> Arrays:
         with np.load(DIGITS) as file:
             arrays = {key: file[key] for key in file.files}
         arrays |= {split: arrays[split].astype(np.int64) for split in ("train_labels", "test_labels")}
-        return Arrays(**arrays, classes=tuple("0123456789"), key=_key(DIGITS.read_bytes()))
-    key = _folder_key(Path(path)) if path else _key(f"hub {hub}".encode())
+        mean, std = statistics(arrays["train_images"])
+        return Arrays(**arrays, classes=tuple("0123456789"), mean=mean, std=std, key=_key(DIGITS.read_bytes()))
+    content = _folder_digests(Path(path)) if path else [f"hub {hub}".encode()]
+    key = _key(*content, json.dumps([label, size]).encode())
     file = cache_folder() / f"{name}-{key[:16]}.safetensors"
     if (arrays := _cached(file, key)) is not None:
         return arrays
@@ -64,7 +76,9 @@ def read(name: str, hub: str | None = None, path: str | None = None) -> Arrays:
             if (arrays := _cached(file, key)) is None:
                 from bnn_exp.data.decode import decode
 
-                arrays = Arrays(**decode(name, hub, path), key=key)
+                decoded = decode(name, hub, path, label, size)
+                mean, std = statistics(decoded["train_images"])
+                arrays = Arrays(**decoded, mean=mean, std=std, key=key)
                 _save(file, arrays)
     except OSError as error:
         if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
@@ -76,23 +90,34 @@ def read(name: str, hub: str | None = None, path: str | None = None) -> Arrays:
     return arrays
 
 
+def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels/255: exact sums, by the counts of the 256 levels."""
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for rows in np.split(images, range(1000, len(images), 1000)):  # bincount makes eight bytes of each pixel
+        counts += [np.bincount(rows[:, c].ravel(), minlength=256) for c in range(images.shape[1])]
+    levels, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = share @ levels
+    variance = (share * (levels - mean[:, None]) ** 2).sum(1)
+    return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+
+
 def _key(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join([str(FORMAT).encode(), *parts])).hexdigest()
 
 
-def _folder_key(folder: Path) -> str:
-    """Of the names and contents of the data files in a folder, wherever it lies."""
+def _folder_digests(folder: Path) -> list[bytes]:
+    """The names and contents of the data files in a folder, wherever it lies."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in DATA_FILES and file.is_file())
     if not files:
         raise UserError(
             f"dataset.path={folder}: {'holds no dataset' if folder.is_dir() else 'no such folder'}\n"
-            "allowed: a folder that holds a dataset as the hub serves it (parquet files, one or more a split)"
+            "allowed: a folder that holds a dataset as the hub serves it (parquet files), or train/CLASS/… and test/CLASS/…"
         )
     digests = []
     for file in files:
         with file.open("rb") as stream:
             digests.append(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
-    return _key(*digests)
+    return digests
 
 
 def _cached(file: Path, key: str) -> Arrays | None:
@@ -103,7 +128,8 @@ def _cached(file: Path, key: str) -> Arrays | None:
             if about.get("key") != key:
                 return None
             tensors = {name: cached.get_tensor(name) for name in cached.keys()}  # noqa: SIM118
-        return Arrays(**tensors, classes=tuple(json.loads(about["classes"])), key=key)
+        facts = {name: tuple(json.loads(about[name])) for name in FACTS}
+        return Arrays(**tensors, **facts, key=key)
     except (FileNotFoundError, SafetensorError, TypeError, KeyError):
         return None
 
@@ -112,7 +138,8 @@ def _save(file: Path, arrays: Arrays) -> None:
     tensors = {name: value for name, value in vars(arrays).items() if isinstance(value, np.ndarray)}
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, {"key": arrays.key, "classes": json.dumps(arrays.classes)})
+        facts = {name: json.dumps(getattr(arrays, name)) for name in FACTS}
+        save_file(tensors, temporary, {"key": arrays.key, **facts})
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

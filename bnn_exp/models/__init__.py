@@ -1,29 +1,28 @@
 """The networks a configuration can name, and what each costs."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from torch import nn
 
+from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 
 
-def build(settings, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The network that `settings` (a choice of the group `model`) describes, for images (channels, height, width)."""
-    return MODELS[settings.name](settings, image_shape, num_classes)
+def build(
+    settings,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+) -> nn.Module:
+    """The network that `settings` (a choice of the group `model`) describes, for images (channels, height, width).
 
-
-def _mlp(settings, image_shape, num_classes) -> MLP:
-    return MLP(
-        math.prod(image_shape),
-        num_classes,
-        settings.hidden_size,
-        settings.num_layers,
-        settings.encoding,
-        settings.window,
-        settings.binarize_logits,
-        settings.batch_norm.affine,
-        settings.batch_norm.running_stats,
-    )
-
-
-MODELS = {"mlp": _mlp}
+    `mean` and `std` are those of the train pixels, per channel, as numbers from 0 to 1: a network may standardise by them.
+    """
+    values = asdict(settings)
+    if values.pop("name") == "mlp":
+        values |= values.pop("batch_norm")
+        return MLP(math.prod(image_shape), num_classes, **values)
+    return BNCVLNet(image_shape, num_classes, **values, mean=mean, std=std)

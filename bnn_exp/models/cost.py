@@ -35,11 +35,12 @@ def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
 
     def note(name: str, module: nn.Module):
         def hook(_module, _inputs, output: Tensor) -> None:
-            binary = module.weight.numel() if isinstance(module, BinaryLayer) else 0
+            binary = sum(b.numel() for b in module.bits().values()) if isinstance(module, BinaryLayer) else 0
             real = sum(p.numel() for p in module.parameters(recurse=False)) - binary
             shape = tuple(output.shape[1:])
             positions = output[0].numel() // module.weight.shape[0] if binary else 0
-            found.append(Layer(name, type(module).__name__, shape, binary, real, binary * positions))
+            adds = module.weight.numel() * positions if binary else 0
+            found.append(Layer(name, type(module).__name__, shape, binary, real, adds))
 
         return hook
 

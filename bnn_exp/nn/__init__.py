@@ -6,20 +6,31 @@ from bnn_exp.nn.binary import (
     BinaryLinear,
     NotBinary,
     binarize,
+    binary_layers,
     binary_parameters,
     encode,
+    latent_parameters,
+    named_bits,
+    quantize,
     real_parameters,
     verify_binary,
 )
+from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
 
 __all__ = [
+    "BNCVL",
     "ENCODINGS",
     "BinaryLayer",
     "BinaryLinear",
+    "BinaryNormalizedLinear",
     "NotBinary",
     "binarize",
+    "binary_layers",
     "binary_parameters",
     "encode",
+    "latent_parameters",
+    "named_bits",
+    "quantize",
     "real_parameters",
     "verify_binary",
 ]

@@ -1,8 +1,13 @@
 """What a binary weight is, and the layers made of it.
 
-A binary weight is a bit: its tensor holds 0. and 1. and nothing else, at every moment of training. What a layer multiplies
-by is the *value* of the bit, which its `encoding` gives; so "bipolar" costs nothing, and verification means one thing for
-every network. The gradient that reaches a bit is the gradient by its value, unscaled: that is the `g` of the papers' rules.
+A binary weight is a bit, 0 or 1. What a layer multiplies by is the *value* of the bit, which its `encoding` gives; so
+"bipolar" costs nothing, and verification means one thing for every network. A layer keeps its weights in one of three ways:
+
+- `bits`: the parameter holds 0. and 1. and nothing else, at every moment of training; a rule of `bnn_exp.optim` trains it.
+- `latent`: the parameter is real, and its bits are 1[p > mean(p)]; any optimizer trains it, straight through the threshold.
+- `float`: the parameter is real and is used as it is: not binary, the same network to compare with.
+
+The gradient that reaches a parameter is the gradient by the value, unscaled: that is the `g` of the papers' rules.
 """
 
 from collections.abc import Iterator
@@ -13,7 +18,8 @@ from torch import Tensor, nn
 
 from bnn_exp.nn.product import binary_product, pixel_product
 
-ENCODINGS = ("boolean", "bipolar")
+ENCODINGS = ("boolean", "bipolar", "centred")
+WEIGHTS = ("bits", "latent", "float")
 
 
 class NotBinary(ValueError):
@@ -21,10 +27,32 @@ class NotBinary(ValueError):
 
 
 def encode(bits: Tensor, encoding: str) -> Tensor:
-    """The values of `bits` (any shape, 0. or 1.): b for `boolean`, 2b − 1 for `bipolar`; d value / d bit counts as 1."""
+    """The values of `bits` (any shape, 0. or 1.): b for `boolean`, 2b − 1 for `bipolar`, b − ½ for `centred`.
+
+    The derivative of a value by its bit counts as 1.
+    """
     if encoding == "boolean":
         return bits
+    if encoding == "centred":
+        return bits - 0.5
     return 2 * bits - 1 if not bits.requires_grad else bits + (bits.detach() - 1)
+
+
+def quantize(latent: Tensor) -> Tensor:
+    """The bits of real weights: 1 above their mean, else 0; same shape and dtype (Cabral et al., arXiv 2509.07025)."""
+    return (latent > latent.mean()).to(latent.dtype)
+
+
+class _Quantized(torch.autograd.Function):
+    """The values of the bits of real weights, with a straight-through gradient."""
+
+    @staticmethod
+    def forward(ctx, latent: Tensor, encoding: str) -> Tensor:
+        return encode(quantize(latent), encoding)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
 
 
 class _Binarize(torch.autograd.Function):
@@ -50,26 +78,65 @@ def binarize(x: Tensor, encoding: str = "bipolar", window: float | None = 1.0) -
 
 
 class BinaryLayer(nn.Module):
-    """A layer whose `weight` is bits: Bernoulli(½) at first, float32, shape `shape`. What trains it must keep it binary.
+    """A layer whose `weight`, float32 of `shape`, stands for bits, and with `bias` a bit for each of its outputs too.
 
-    Being a BinaryLayer is what makes a weight binary: optimizers, verification, packing and counting all ask
-    `binary_parameters`. A layer of your own joins them by deriving from this class.
+    Bits begin as Bernoulli(½), latents as normal numbers (their bias at 0), floats by their fan-in. Being a BinaryLayer is
+    what makes a weight binary: optimizers, verification, packing and counting all ask for them through this class. A layer
+    of your own joins them by deriving from it and computing with `value` (and `bias_value`).
 
     Raises:
-        ValueError: an encoding that is not in `ENCODINGS`.
+        ValueError: an encoding that is not in `ENCODINGS`, or weights that are not in `WEIGHTS`.
     """
 
-    def __init__(self, shape: tuple[int, ...], encoding: str = "bipolar"):
+    def __init__(self, shape: tuple[int, ...], encoding: str = "bipolar", weights: str = "bits", bias: bool = False):
         super().__init__()
-        if encoding not in ENCODINGS:
-            raise ValueError(f"encoding={encoding!r}: must be one of {', '.join(ENCODINGS)}")
-        self.encoding = encoding
-        self.weight = nn.Parameter(torch.full(shape, 0.5).bernoulli_())
+        for name, given, known in (("encoding", encoding, ENCODINGS), ("weights", weights, WEIGHTS)):
+            if given not in known:
+                raise ValueError(f"{name}={given!r}: must be one of {', '.join(known)}")
+        self.encoding, self.weights = encoding, weights
+        first = {
+            "bits": lambda size: torch.full(size, 0.5).bernoulli_(),
+            "latent": torch.randn,
+            "float": lambda size: nn.init.kaiming_normal_(torch.empty(size)) if len(size) > 1 else torch.zeros(size),
+        }[weights]
+        self.weight = nn.Parameter(first(shape))
+        self.bias = nn.Parameter(torch.zeros(shape[:1]) if weights == "latent" else first(shape[:1])) if bias else None
+        self._kept: dict[str, tuple[int, Tensor]] = {}  # in evaluation: version of a parameter, its values
 
     @property
     def value(self) -> Tensor:
-        """What the layer multiplies by, of the shape of `weight`."""
-        return encode(self.weight, self.encoding)
+        """What the layer multiplies by, of the shape of `weight`. In evaluation the bits of latents are taken once and kept."""
+        return self._value("weight")
+
+    @property
+    def bias_value(self) -> Tensor | None:
+        """What the layer adds, of the shape of `bias`; None where it has none."""
+        return None if self.bias is None else self._value("bias")
+
+    def _value(self, name: str) -> Tensor:
+        parameter = getattr(self, name)
+        if self.weights == "float":
+            return parameter
+        if self.weights == "bits":
+            return encode(parameter, self.encoding)
+        if self.training:
+            return _Quantized.apply(parameter, self.encoding)
+        version, kept = self._kept.get(name, (None, parameter))
+        if version != parameter._version or kept.device != parameter.device or kept.dtype != parameter.dtype:
+            kept = encode(quantize(parameter.detach()), self.encoding)
+            self._kept[name] = (parameter._version, kept)
+        return kept
+
+    def train(self, mode: bool = True) -> "BinaryLayer":
+        self._kept.clear()
+        return super().train(mode)
+
+    def bits(self) -> dict[str, Tensor]:
+        """The bits of `weight` and, if it has one, of `bias`, by these names; nothing for a layer of float weights."""
+        if self.weights == "float":
+            return {}
+        own = {name: p for name, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}
+        return own if self.weights == "bits" else {name: quantize(p.detach()) for name, p in own.items()}
 
 
 class BinaryLinear(BinaryLayer):
@@ -87,27 +154,57 @@ class BinaryLinear(BinaryLayer):
         self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.uint8:
+        if self.encoding != "centred" and x.dtype == torch.uint8:
             return pixel_product(x, self.value)
-        return binary_product(x, self.value) if self.binary_input else F.linear(x, self.value)
+        x = x / 255 if x.dtype == torch.uint8 else x
+        if self.encoding != "centred" and self.binary_input:
+            return binary_product(x, self.value)
+        return F.linear(x, self.value)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, encoding={self.encoding}"
 
 
-def binary_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The binary weights of a network with their names, in the order of its modules, each once."""
+def binary_layers(network: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
+    """The layers of a network that hold binary weights (or floats in their place), with their names."""
     for name, module in network.named_modules():
         if isinstance(module, BinaryLayer):
-            yield f"{name}.weight" if name else "weight", module.weight
+            yield name, module
+
+
+def named_bits(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All bits of a network, those of latents too, by the names of the parameters that hold them or stand for them."""
+    for name, layer in binary_layers(network):
+        for own, bits in layer.bits().items():
+            yield f"{name}.{own}" if name else own, bits
+
+
+def binary_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that hold bits themselves, with their names, in the order of the modules."""
+    for name, parameter, layer in _parameters(network):
+        if layer is not None and layer.weights == "bits":
+            yield name, parameter
+
+
+def latent_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The real parameters that stand for bits (or, in a network of float weights, in their place), with their names."""
+    for name, parameter, layer in _parameters(network):
+        if layer is not None and layer.weights != "bits":
+            yield name, parameter
 
 
 def real_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """All parameters that are not binary weights, with their names."""
-    binary = {id(weight) for _, weight in binary_parameters(network)}
-    for name, parameter in network.named_parameters():
-        if id(parameter) not in binary:
+    """All other parameters, such as BatchNorm's, with their names."""
+    for name, parameter, layer in _parameters(network):
+        if layer is None:
             yield name, parameter
+
+
+def _parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, BinaryLayer | None]]:
+    """Every parameter with its name and the BinaryLayer whose weight or bias it is."""
+    owners = {id(p): layer for _, layer in binary_layers(network) for p in (layer.weight, layer.bias) if p is not None}
+    for name, parameter in network.named_parameters():
+        yield name, parameter, owners.get(id(parameter))
 
 
 @torch.no_grad()
@@ -118,10 +215,10 @@ def verify_binary(network: nn.Module) -> dict[str, int]:
         NotBinary: naming the tensor, the first offending value and its place.
     """
     ones = {}
-    for name, weight in binary_parameters(network):
-        wrong = (weight != 0) & (weight != 1)
+    for name, bits in named_bits(network):
+        wrong = (bits != 0) & (bits != 1)
         if wrong.any():
             place = tuple(wrong.nonzero()[0].tolist())
-            raise NotBinary(f"{name}{list(place)} is {weight[place].item():g}: a binary weight must be 0 or 1")
-        ones[name] = int(weight.sum(dtype=torch.float64))
+            raise NotBinary(f"{name}{list(place)} is {bits[place].item():g}: a binary weight must be 0 or 1")
+        ones[name] = int(bits.sum(dtype=torch.float64))
     return ones

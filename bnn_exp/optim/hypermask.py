@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnn_exp.optim.schedules import factor
-from bnn_exp.randomness import bernoulli_positions, generator
+from bnn_exp.randomness import Purpose, bernoulli_positions, generator
 
 
 def random_mask(g: Tensor, w: Tensor, delta: float, draw: torch.Generator) -> Tensor:
@@ -111,7 +111,7 @@ class HyperMask(torch.optim.Optimizer):
             if p.grad is None:
                 continue
             g, w = p.grad.flatten(), p.view(-1)
-            m = self._mask(g, w, group, self.state[p], generator(p.device, group["seed"], group["step"], i))
+            m = self._mask(g, w, group, self.state[p], generator(p.device, Purpose.MASK, group["seed"], group["step"], i))
             target = (g[m] <= 0).to(w.dtype)  # w* = 1[−g ≥ 0]
             self.flips[i] += (w[m] != target).sum()
             w[m] = target  # w ← m̄·w + m·w*

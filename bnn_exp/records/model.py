@@ -1,6 +1,7 @@
 """`model.safetensors`: a trained network in one file, its binary weights eight to a byte, its configuration in the metadata."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bnn_exp import models
-from bnn_exp.bits import load_state, packed_state
+from bnn_exp.bits import deployed_state, load_state
 from bnn_exp.config import load as load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
@@ -22,7 +23,7 @@ def save_model(file: Path, network: nn.Module, config: dict, image_shape: tuple[
     about = {"config": config, "image_shape": image_shape, "classes": classes}
     with replacing(file) as temporary:
         metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in about.items()}
-        save_file(packed_state(network), temporary, metadata)
+        save_file(deployed_state(network), temporary, metadata)
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -42,7 +43,10 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
                 raise ValueError(f"it does not say that it is a {FORMAT!r}")
             about = {key: json.loads(metadata[key]) for key in ("config", "image_shape", "classes")}
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        network = models.build(load_settings(about["config"]).model, tuple(about["image_shape"]), len(about["classes"]))
+        settings = load_settings(about["config"]).model
+        if getattr(settings, "weights", "bits") == "latent":
+            settings = replace(settings, weights="bits")  # the file holds the bits of latents, not the latents
+        network = models.build(settings, tuple(about["image_shape"]), len(about["classes"]))
         load_state(network, state)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{file}: not a readable model ({str(error).splitlines()[0]})") from error

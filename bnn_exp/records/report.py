@@ -14,8 +14,10 @@ from rich.table import Table
 from bnn_exp.models.cost import Layer
 
 log = logging.getLogger("bnn_exp")
-COLUMNS = ("epoch", "loss", "train %", "test %", "flips", "ones %", "seconds", "images/s", "left")
-WIDTHS = (9, 8, 8, 8, 11, 7, 8, 10, 8)
+WIDTHS = {
+    "epoch": 9, "loss": 8, "train %": 8, "valid %": 8, "test %": 8, "flips": 11, "ones %": 7, "seconds": 8, "images/s": 10,
+    "left": 8,
+}  # fmt: skip
 
 
 @contextmanager
@@ -97,9 +99,10 @@ class Report:
             "epoch": f"{m['epoch']}/{self.epochs}",
             "loss": f"{m['train_loss']:.4f}",
             "train %": f"{m['train_accuracy']:.2f}",
+            **({"valid %": f"{m['validation_accuracy']:.2f}"} if "validation_accuracy" in m else {}),
             "test %": f"{m['test_accuracy']:.2f}",
             "flips": f"{sum(m['flips'].values()):,}",
-            "ones %": f"{100 * sum(m['ones'].values()) / self.binary_weights:.2f}",
+            "ones %": f"{100 * sum(m['ones'].values()) / self.binary_weights:.2f}" if self.binary_weights else "—",
             "seconds": f"{self.seconds[-1]:.2f}",
             "images/s": f"{m['images_per_second']:,.0f}",
             "left": f"{left // 3600:.0f}:{left // 60 % 60:02.0f}:{left % 60:02.0f}",
@@ -108,9 +111,9 @@ class Report:
         log.info(line)
         if self.console.is_terminal:
             row = Table(show_header=first, box=None, padding=(0, 1), pad_edge=False)
-            for name, width in zip(COLUMNS, WIDTHS, strict=True):
-                row.add_column(name, justify="right", width=width, no_wrap=True)
-            row.add_row(*(cells[name] for name in COLUMNS))
+            for name in cells:
+                row.add_column(name, justify="right", width=WIDTHS[name], no_wrap=True)
+            row.add_row(*cells.values())
             self.console.print(row)
         else:
             self.console.print(line, markup=False)

@@ -1,0 +1,62 @@
+"""Pictures varied anew each time they are trained on: shifted, mirrored, with a square blacked out."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnn_exp.randomness import Purpose, generator
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Varies a batch on its device, each sample by draws of its own from (seed, epoch, batch) alone.
+
+    shift: by -shift…shift pixels down and as many across, uniformly; black moves in.
+    flip: half of the samples are mirrored left to right.
+    cutout: a black square of that side, its centre uniform over the pixels, so that it may reach over the edge
+        (DeVries & Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout).
+    """
+
+    seed: int
+    shift: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __call__(self, x: Tensor, epoch: int, batch: int) -> Tensor:
+        """Pixels [batch, channels, height, width] → the same shape and dtype, other memory where anything varies."""
+        g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
+        if self.flip:
+            x = torch.where(_draw(2, x, g).bool()[:, None, None, None], x.flip(3), x)
+        if self.shift:
+            x = _windows(F.pad(x, [self.shift] * 4), x.shape[2:], *(_draw(2 * self.shift + 1, x, g) for _ in "yx"))
+        if self.cutout:
+            down, across = (_within(side, _draw(side, x, g) - self.cutout // 2, self.cutout) for side in x.shape[2:])
+            x = x.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
+        return x
+
+
+def build(settings, seed: int, image_shape: tuple[int, int, int]) -> Augment:
+    """What `settings` (those of a dataset) ask for; images are (channels, height, width)."""
+    if settings.augment == "none":
+        return Augment(seed)
+    shift = min(image_shape[1:]) // 8 if settings.shift is None else settings.shift
+    return Augment(seed, shift, settings.flip, settings.cutout)
+
+
+def _draw(n: int, x: Tensor, g: torch.Generator) -> Tensor:
+    """An integer in 0…n-1 for each sample, int64 [batch]."""
+    return torch.randint(n, (len(x),), generator=g, device=x.device)
+
+
+def _windows(x: Tensor, size: tuple[int, int], tops: Tensor, lefts: Tensor) -> Tensor:
+    """From each sample the window of `size` (height, width) with that top left corner."""
+    views = x.unfold(2, size[0], 1).unfold(3, size[1], 1)  # [batch, channels, tops, lefts, height, width], no copy
+    return views[torch.arange(len(x), device=x.device), :, tops, lefts]
+
+
+def _within(side: int, first: Tensor, length: int) -> Tensor:
+    """Which of 0…side-1 are among the `length` from `first` on: bool [batch, side]."""
+    offset = torch.arange(side, device=first.device) - first[:, None]
+    return (offset >= 0) & (offset < length)

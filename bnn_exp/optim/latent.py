@@ -1,0 +1,57 @@
+"""The baseline: real latent weights, trained by the usual optimizers straight through the threshold that makes them bits."""
+
+import torch
+from torch import Tensor
+
+from bnn_exp.nn.binary import quantize
+from bnn_exp.optim.schedules import factor
+
+
+class _Latent:
+    """What makes a torch optimizer one of latents: a scheduled learning rate, and `flips`, the bits that changed by its steps.
+
+    `flips` are counted until their reader sets them back; a network of float weights has none (`bits=False`).
+    """
+
+    def _begin(self, schedule: str, total_steps: int | None, bits: bool) -> None:
+        factor(schedule, 0, total_steps)
+        for group in self.param_groups:
+            group |= {"full_lr": group["lr"], "schedule": schedule, "total_steps": total_steps, "steps": 0}
+        self.bits = bits
+        self.flips = [torch.zeros((), dtype=torch.int64, device=p.device) for p in self.tensors()] if bits else []
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors it trains, in the order of `flips`."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @property
+    def strengths(self) -> dict[str, float | None]:
+        """The learning rate that the last step used; there is no δ."""
+        return {"delta": None, "lr": self.param_groups[0]["lr"]}
+
+    def step(self, closure=None):
+        """One step of the torch optimizer at the scheduled learning rate."""
+        for group in self.param_groups:
+            group["lr"] = group["full_lr"] * factor(group["schedule"], group["steps"], group["total_steps"])
+            group["steps"] += 1
+        before = [quantize(p.detach()) for p in self.tensors()] if self.bits else []
+        loss = super().step(closure)
+        for flips, old, p in zip(self.flips, before, self.tensors(), strict=False):
+            flips += (quantize(p.detach()) != old).sum()
+        return loss
+
+
+class LatentSGD(_Latent, torch.optim.SGD):
+    """SGD on latent weights."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9, *, schedule="constant", total_steps=None, bits=True):
+        super().__init__(params, lr, momentum=momentum)
+        self._begin(schedule, total_steps, bits)
+
+
+class LatentAdam(_Latent, torch.optim.Adam):
+    """Adam on latent weights (Kingma & Ba, arXiv 1412.6980)."""
+
+    def __init__(self, params, lr=0.01, *, schedule="constant", total_steps=None, bits=True):
+        super().__init__(params, lr)
+        self._begin(schedule, total_steps, bits)
