@@ -95,3 +95,33 @@ def test_the_seeds_experiment_is_the_seeds_program(bnn_train):
 def test_one_delta_feeds_the_optimizer(bnn_train):
     out = bnn_train("delta=0.03", "--cfg", "job", "--resolve").out
     assert out.count("delta: 0.03") == 2
+
+
+def test_a_model_brings_what_trains_it_unless_told_otherwise(bnn_train):
+    from omegaconf import OmegaConf
+
+    def composed(*arguments):
+        return OmegaConf.create(bnn_train(*arguments, "--cfg", "job").out)
+
+    for model in ("bncvl", "bncvl_paper"):
+        config = composed(f"model={model}")
+        assert (config.optimizer.name, config.trainer.batch_size) == ("latent_adam", 128)
+    assert composed().optimizer.name == "hypermask"
+    config = composed("model=bncvl", "model.weights=bits", "optimizer=hypermask", "trainer=smoke")
+    assert (config.optimizer.name, config.trainer.epochs) == ("hypermask", 2)
+
+
+def test_the_seeds_layer_is_the_seeds(bnn_train):
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(bnn_train("experiment=seed_bncvl", "--cfg", "job").out)
+    assert (config.model.encoding, config.model.normalization, config.model.weights) == ("boolean", "sample", "latent")
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.schedule) == ("latent_adam", 0.001, "constant")
+
+
+def test_the_papers_network(bnn_train):
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(bnn_train("model=bncvl_paper", "--cfg", "job").out)
+    assert config.model.channels == [32, 64, 64, 128, 256] and config.model.convolutions == 2
+    assert config.model.dense == [256, 256] and config.model.normalization == "sample"

@@ -278,6 +278,12 @@ def test_smoke_is_short(bnn_train):
 
 
 @pytest.mark.slow
+def test_mnist_by_the_cnn(bnn_train, summary, mnist_folder):
+    done = bnn_train("model=bncvl", "dataset=mnist", f"dataset.path={mnist_folder}", "trainer.epochs=3")
+    assert summary(done.runs[0])["test_accuracy"] >= 98.5
+
+
+@pytest.mark.slow
 def test_mnist_by_the_top_mask(bnn_train, summary, mnist_folder):
     done = bnn_train(
         "model=mlp", "delta=0.01", "dataset=mnist", f"dataset.path={mnist_folder}", "model.hidden_size=256",
