@@ -76,3 +76,21 @@ def write_dataset(folder: Path, train, test, label_names=("no", "yes"), labels=T
 def random_images(count: int, height: int = 6, width: int = 5) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (height, width), dtype=np.uint8) for _ in range(count)]
+
+
+def trainer_of(*overrides: str):
+    """A new Trainer on digits, on the CPU, for the configuration that the overrides give."""
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from bnn_exp import config, models
+    from bnn_exp.cli import CONF
+    from bnn_exp.data import sources
+    from bnn_exp.data.dataset import Dataset
+    from bnn_exp.trainer import Trainer
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = config.load(compose("config", list(overrides)))
+    torch.manual_seed(settings.seed)
+    data = Dataset.from_arrays(sources.read("digits"), torch.device("cpu"), validation=settings.dataset.validation)
+    return Trainer(settings, models.build(settings.model, data.image_shape, 10, data.mean, data.std), data)

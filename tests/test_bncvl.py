@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import trainer_of
 
 from bnn_exp import load_model
 from bnn_exp.models.bncvl import BNCVLNet
@@ -203,3 +204,25 @@ def test_pairings_and_pictures_that_cannot_be_are_refused(bnn_train, tmp_path):
         done = bnn_train(*arguments)
         assert done.code == 2 and said in done.err and len(done.err.splitlines()) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["latent_adam", "latent_sgd", "hypermask"])
+def test_a_training_goes_on_as_if_it_had_not_been_stopped(kind, tmp_path):
+    """State taken in the middle of an epoch, through a checkpoint file, into a new trainer; pictures are varied too."""
+    from bnn_exp.records import checkpoint
+
+    weights = "bits" if kind == "hypermask" else "latent"
+
+    def trainer():
+        return trainer_of(*RUN, f"optimizer={kind}", f"model.weights={weights}", "dataset.augment=standard")
+
+    straight, stopped, resumed, batches = trainer(), trainer(), trainer(), iter(range(100))
+    expected = [straight.epoch(), straight.epoch()]
+    assert stopped.epoch(stop=lambda: next(batches) == 4) is None
+    checkpoint.save(tmp_path / "last.pt", stopped.state())
+    resumed.load(checkpoint.load(tmp_path / "last.pt"))
+    for line in expected:
+        again = resumed.epoch()
+        assert all(again[key] == line[key] for key in ("train_loss", "train_accuracy", "flips", "delta"))
+    for a, b in zip(straight.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import write_dataset
+from conftest import trainer_of, write_dataset
 from test_cli import COMMAND
 
 from bnn_exp import load_model, verify_binary
@@ -118,20 +118,7 @@ def test_a_training_stopped_between_two_batches_goes_on_as_if_it_had_not(tmp_pat
 
 
 def small_trainer(*overrides, mask="top", real="sgd"):
-    from hydra import compose, initialize_config_dir
-
-    from bnn_exp import config, models
-    from bnn_exp.cli import CONF
-    from bnn_exp.data import sources
-    from bnn_exp.data.dataset import Dataset
-    from bnn_exp.trainer import Trainer
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", [*SMALL, f"optimizer.mask={mask}", f"real_optimizer={real}", *overrides])
-    settings = config.load(composed)
-    torch.manual_seed(settings.seed)
-    data = Dataset.from_arrays(sources.read("digits"), torch.device("cpu"), validation=settings.dataset.validation)
-    return Trainer(settings, models.build(settings.model, data.image_shape, 10), data)
+    return trainer_of(*SMALL, f"optimizer.mask={mask}", f"real_optimizer={real}", *overrides)
 
 
 BIG = ("model.hidden_size=512", "trainer.epochs=6", "trainer.batch_size=32", "trainer.threads=1", "real_optimizer=adam")
