@@ -1,4 +1,4 @@
-"""bnn-train: compose, validate, hand over. Imports no torch, so that --help and completion are instant."""
+"""bnn-train: compose, validate, hand over. Until a run begins it imports Hydra alone, so that --help is instant."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 import traceback
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,16 +15,17 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__, config, explain
+from bnn_exp import __version__
 from bnn_exp.errors import UserError
-from bnn_exp.plan import Plan, make_plan
-from bnn_exp.records import summary
+
+if TYPE_CHECKING:
+    from bnn_exp.plan import Plan
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
-_checked: list[Plan] = []  # what Preflight made for the one job of this command
+_checked: list["Plan"] = []  # what Preflight made for the one job of this command
 _codes: list[int] = []  # exit codes of the jobs that did not end well
 
 
@@ -75,8 +76,11 @@ def _job(composed: DictConfig) -> None:
             raise KeyboardInterrupt  # which ends a sweep too
 
 
-def _plan_in(directory: Path, composed: DictConfig) -> Plan:
+def _plan_in(directory: Path, composed: DictConfig) -> "Plan":
     """The plan of a job of a sweep; one that can't be leaves its reason in its directory."""
+    from bnn_exp.plan import make_plan
+    from bnn_exp.records import summary
+
     try:
         return make_plan(composed, HydraConfig.get().overrides.task)
     except UserError as error:
@@ -88,6 +92,8 @@ class Preflight(Callback):
     """Checks a run before Hydra makes its directory, so that bad input leaves nothing behind."""
 
     def on_run_start(self, config: DictConfig, **_) -> None:
+        from bnn_exp.plan import make_plan
+
         task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
         try:
             plan = make_plan(task, config.hydra.overrides.task)
@@ -131,6 +137,8 @@ def in_words(error: Exception) -> str:
     """A line or two for what Hydra or the file system refuses."""
     text = str(error)
     if match := re.search(r"Could not (?:override|delete from config|append to config|delete).*?'([^']+)'", text):
+        from bnn_exp import config, explain
+
         return explain.unknown_key(match[1].partition("=")[0], config.keys())
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
