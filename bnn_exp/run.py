@@ -56,7 +56,7 @@ class Run:
         if saved["data"] != self.data.key:
             raise UserError(
                 f"resume={self.directory}: its dataset has changed since (another content under the same name)\n"
-                "allowed: the data that the run began with; dataset.path=FOLDER says where it lies now"
+                "allowed: the data that the run began with; dataset.path in its config.yaml says where it lies"
             )
         try:
             self.trainer.load(saved)
@@ -136,10 +136,8 @@ class Run:
         result = self._summarise(status)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
-        self.report.say(
-            f"{status}: test {result['test_accuracy']:.2f}%, best {result['best_test_accuracy']:.2f}% "
-            f"(epoch {result['best_epoch']}), {result['train_seconds']:.1f} s of training"
-        )
+        best = f", best {result['best_test_accuracy']:.2f}% (epoch {result['best_epoch']})" if self.epochs else ""
+        self.report.say(f"{status}: test {result['test_accuracy']:.2f}%{best}, {result['train_seconds']:.1f} s of training")
         self.report.say(
             f"{result['binary_parameters']:,} binary weights, all verified to be 0 or 1, and "
             f"{result['real_parameters']:,} real parameters: {bytes_in_words(bits)} in place of {bytes_in_words(fp32)} as fp32"

@@ -173,6 +173,22 @@ def test_ctrl_c_ends_cleanly_and_resumes(never_stopped, tmp_path, summary):
     assert timeless(epochs(tmp_path / "run")) == timeless(epochs(never_stopped))
 
 
+def test_ctrl_c_in_the_first_epoch_ends_as_cleanly(bnn_train, summary, monkeypatch):
+    import os
+
+    from bnn_exp.trainer import Trainer
+
+    original = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
+    done = bnn_train(*SMALL)
+    result = summary(done.runs[0])
+    assert done.code == 130 and "Traceback" not in done.err and "next: bnn-train resume=" in done.out
+    assert result["status"] == "interrupted" and result["error"] is None and result["best_test_accuracy"] is None
+    monkeypatch.undo()
+    resumed = bnn_train(f"resume={done.runs[0]}")
+    assert resumed.code == 0 and "resumed after epoch 0, batch 1" in resumed.out
+
+
 def test_a_finished_run_says_so(bnn_train, summary):
     run = bnn_train(*SMALL).runs[0]
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
