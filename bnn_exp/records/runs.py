@@ -1,0 +1,74 @@
+"""Run directories read back: what a study is made of, whoever ran it and however it ended. Imports no torch."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from bnn_exp.records import metrics, summary
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run directory as it stands. A run that could not begin has no `config`; one under way, or killed, no `summary`."""
+
+    directory: Path
+    config: dict[str, Any]  # as in config.yaml
+    summary: dict[str, Any]  # as in summary.json
+    epochs: list[dict[str, Any]]  # the lines of metrics.jsonl
+
+    @property
+    def status(self) -> str:
+        """completed, failed or interrupted; unfinished where no summary says so (under way, or killed)."""
+        return self.summary.get("status", "unfinished")
+
+    def setting(self, key: str) -> Any:
+        """A value of the configuration by its dotted key; None where there is none."""
+        value = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+def read(directory: Path) -> Record | None:
+    """The run in `directory`; None where there is none."""
+    ended, file = summary.read(directory), directory / "config.yaml"
+    if ended is None and not file.is_file():
+        return None
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    except Exception:  # a damaged file: YAML's and OmegaConf's errors have no common base
+        values = {}
+    return Record(directory, values if isinstance(values, dict) else {}, ended or {}, metrics.read(directory / "metrics.jsonl"))
+
+
+def find(places: Iterable[Path]) -> Iterator[Record]:
+    """Every run in `places` and in the folders below them, each once, in the order of their names (2 before 10)."""
+    seen = set()
+    for place in places:
+        files = (file for name in ("config.yaml", "summary.json") for file in place.rglob(name))
+        for directory in sorted({file.parent for file in files}, key=_natural):
+            record = None if directory.resolve() in seen else read(directory)
+            if record is not None:
+                seen.add(directory.resolve())
+                yield record
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in path.parts]
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"name": "mlp"}} → {"model.name": "mlp"}."""
+    items: dict[str, Any] = {}
+    for key, value in config.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return items
+
+
+def as_text(value: Any) -> str:
+    """A value as the command line takes it: null, true, 0.1, [16,32], mlp."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
