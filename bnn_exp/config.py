@@ -57,6 +57,7 @@ class BNCVL:
     encoding: Literal["boolean", "bipolar", "centred"]
     normalization: Literal["sample", "batch", "channel"]
     weights: Literal["latent", "bits", "float"]
+    latent_std: Literal["one", "fan_in"]
 
 
 @schema
@@ -140,6 +141,8 @@ class Trainer:
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
     threads: Count | None
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: bool
 
 
 @schema
