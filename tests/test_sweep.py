@@ -99,11 +99,11 @@ def test_bad_requests_leave_nothing(bnn_train, tmp_path, arguments, text):
 
 
 def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path, bnn_train):
-    arguments = ["-m", "model.hidden_size=8,64", "trainer.epochs=40", "trainer.batch_size=64"]
+    arguments = ["-m", "model.hidden_size=8,64", "trainer.epochs=12", "trainer.batch_size=64"]
     process = subprocess.Popen([COMMAND, *arguments, "seed=0,1", "hydra.sweep.dir=s"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 120
-    while not any(file.read_text() for file in tmp_path.glob("s/2/metrics.jsonl")) and time.monotonic() < until:
-        time.sleep(0.05)
+    while len("".join(f.read_text() for f in tmp_path.glob("s/2/metrics.jsonl")).split("\n")) < 3 and time.monotonic() < until:
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (tmp_path / "s/0/summary.json").exists() and not (tmp_path / "s/2/summary.json").exists()
@@ -115,7 +115,7 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path, bnn_train):
     assert f"resumed after epoch {trained}" in done.out
     assert [row["runs"] for row in table(tmp_path / "s")] == ["3", "3"]
     assert len(done.runs) == 6
-    alone = bnn_train("model.hidden_size=64", "trainer.epochs=40", "trainer.batch_size=64", "hydra.run.dir=alone")
+    alone = bnn_train("model.hidden_size=64", "trainer.epochs=12", "trainer.batch_size=64", "hydra.run.dir=alone")
     fingerprints = {json.loads((run / "summary.json").read_text())["bits_sha256"] for run in done.runs}
     assert json.loads((alone.runs[0] / "summary.json").read_text())["bits_sha256"] in fingerprints
 
