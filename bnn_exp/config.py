@@ -5,22 +5,18 @@ a mistake is answered at once.
 """
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar, Union
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from bnn_exp import explain
+from bnn_exp import explain, rules
 from bnn_exp.errors import UserError
+from bnn_exp.schema import Count, Fraction, Positive, Schedule, schema
 
-schema = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Schedule = Literal["constant", "linear", "cosine"]
+Weights = Literal["latent", "bits", "float"]
+OmegaConf.register_new_resolver("weights_for", rules.trained_by, replace=True)  # ${weights_for:${optimizer.name}}
 
 
 @schema
@@ -38,6 +34,7 @@ class MLP:
     window: Positive | None
     binarize_logits: bool
     batch_norm: BatchNorm
+    weights: Weights
 
 
 def _odd(size: int) -> int:
@@ -56,32 +53,7 @@ class BNCVL:
     dense: tuple[Count, ...]
     encoding: Literal["boolean", "bipolar", "centred"]
     normalization: Literal["sample", "batch", "channel"]
-    weights: Literal["latent", "bits", "float"]
-
-
-@schema
-class HyperMask:
-    name: Literal["hypermask"]
-    mask: Literal["random", "top", "ewm", "wpm"]
-    delta: Fraction
-    schedule: Schedule
-    lr: Positive
-    temperature: Literal["const", "gaussian", "scaled_gaussian"]
-
-
-@schema
-class LatentSGD:
-    name: Literal["latent_sgd"]
-    lr: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)]
-    schedule: Schedule
-
-
-@schema
-class LatentAdam:
-    name: Literal["latent_adam"]
-    lr: Positive
-    schedule: Schedule
+    weights: Weights
 
 
 @schema
@@ -142,10 +114,14 @@ class Trainer:
     threads: Count | None
 
 
+Model = Annotated[MLP | BNCVL, Field(discriminator="name")]
+Rule = TypeVar("Rule")
+
+
 @schema
-class Settings:
-    model: Annotated[MLP | BNCVL, Field(discriminator="name")]
-    optimizer: Annotated[HyperMask | LatentSGD | LatentAdam, Field(discriminator="name")]
+class Settings(Generic[Rule]):
+    model: Model
+    optimizer: Rule  # one of bnn_exp.rules.RULES
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Annotated[Digits | HubDataset | Local, Field(discriminator="name")]
     trainer: Trainer
@@ -155,8 +131,10 @@ class Settings:
     resume: str | None
 
 
-LATENT = ("latent_adam", "latent_sgd")
-TRAINS = {"bits": ("hypermask",), "latent": LATENT, "float": LATENT}  # which optimizers train which kind of weights
+def _adapter() -> TypeAdapter:
+    """The schema with the rules that there are by now."""
+    known = tuple(rule.settings for rule in rules.RULES.values())
+    return TypeAdapter(Settings[Annotated[Union[known], Field(discriminator="name")]])  # noqa: UP007
 
 
 def load(config: DictConfig | dict) -> Settings:
@@ -169,16 +147,26 @@ def load(config: DictConfig | dict) -> Settings:
     if isinstance(config, DictConfig):
         raw, values = OmegaConf.to_container(config), resolved(config)
     try:
-        settings = TypeAdapter(Settings).validate_json(json.dumps(values))  # strictly: no text for a number
+        settings = _adapter().validate_json(json.dumps(values))  # strictly: no text for a number
     except ValidationError as error:
         raise UserError("\n".join(dict.fromkeys(explain.mistake(e, raw, keys()) for e in error.errors()))) from error
-    weights = getattr(settings.model, "weights", "bits")
-    if settings.optimizer.name not in TRAINS[weights]:
+    weights = settings.model.weights
+    able = rules.trainers(weights)
+    if settings.optimizer.name not in able:
         raise UserError(
             f"optimizer={settings.optimizer.name}: can't train model.weights={weights}\n"
-            f"allowed: {', '.join(f'optimizer={name}' for name in TRAINS[weights])}"
+            f"allowed: {', '.join(f'optimizer={name}' for name in able)}"
         )
     return settings
+
+
+def model(values: dict) -> MLP | BNCVL:
+    """The settings of a network alone, from plain values: whichever rule trained it.
+
+    Raises:
+        ValueError: they are not such settings.
+    """
+    return TypeAdapter(Model).validate_json(json.dumps(values))
 
 
 def resolved(config: DictConfig) -> dict:
@@ -195,4 +183,4 @@ def resolved(config: DictConfig) -> dict:
 
 def keys() -> list[explain.Key]:
     """Every dotted key of every choice of every group."""
-    return list(explain.keys(TypeAdapter(Settings).json_schema()))
+    return list(explain.keys(_adapter().json_schema()))

@@ -173,6 +173,8 @@ class Run:
             binary_parameters=self._sum("binary"),
             real_parameters=self._sum("real"),
             bytes_as_bits=self._sum("bytes_as_bits"),
+            state_bytes=self.trainer.binary.state_bytes,
+            state_bytes_per_weight=self.trainer.binary.state_bytes / sum(p.numel() for p in self.trainer.binary.tensors()),
             binary_verified=verified,
             bits_sha256=bits_sha256(self.network) if verified else None,
             train_seconds=sum(epoch["train_seconds"] for epoch in self.epochs),
