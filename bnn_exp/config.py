@@ -111,7 +111,9 @@ class Trainer:
     batch_size: Annotated[int, Field(ge=2)]  # BatchNorm can't take one sample
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
+    loss: Literal["cross_entropy", "squared_hinge"]
     threads: Count | None
+    diagnostics: bool
 
 
 Model = Annotated[MLP | BNCVL, Field(discriminator="name")]

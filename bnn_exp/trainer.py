@@ -5,14 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp import optim
 from bnn_exp.bits import load_state, packed_state
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, pieces
+from bnn_exp.diagnostics import Diagnostics, dead_outputs
 from bnn_exp.errors import UserError
+from bnn_exp.losses import LOSSES
 from bnn_exp.nn import named_bits, verify_binary
 
 
@@ -41,12 +42,14 @@ class Trainer:
         self.settings, self.network, self.data = settings, network, data
         self.device = data.train.labels.device
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
+        self.loss = LOSSES[settings.trainer.loss]
         self.batches = len(self._batches(0))
         total_steps = settings.trainer.epochs * self.batches
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
         self.names = [name for name, _ in named_bits(network)]
+        self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
         self.progress = Progress()
 
     def _batches(self, epoch: int) -> list[Tensor]:
@@ -97,6 +100,8 @@ class Trainer:
             **self.binary.strengths,
             "flips": dict(zip(self.names, (int(flips) for flips in self.binary.flips), strict=True)),
         }
+        if self.diagnostics:
+            metrics |= self.diagnostics.epoch(self.binary.flips)
         p.next_epoch()
         for flips in self.binary.flips:
             flips.zero_()
@@ -105,10 +110,12 @@ class Trainer:
     def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
         logits = self.network(x)
-        loss = F.cross_entropy(logits, labels)
+        loss = self.loss(logits, labels)
         self.network.zero_grad()
         loss.backward()
         self.binary.step()
+        if self.diagnostics:
+            self.diagnostics.step()
         for optimizer, schedule in self.real:
             optimizer.step()
             schedule.step()
@@ -127,6 +134,9 @@ class Trainer:
             if split is not None:
                 confusion = confusion_matrix(self.network, split, len(self.data.classes), self.settings.trainer.eval_batch_size)
                 metrics[f"{name}_accuracy"] = 100 * float(confusion.trace()) / len(split)
+        if self.diagnostics:
+            x, _ = self.data.test.batch(torch.arange(min(len(self.data.test), 4096), device=self.device))
+            metrics["dead_outputs"] = dead_outputs(self.network, x)
         return metrics | {"eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
 
     def state(self) -> dict:
@@ -136,6 +146,7 @@ class Trainer:
             "binary": self.binary.state_dict(),
             "flips": [int(flips) for flips in self.binary.flips],
             "real": [(optimizer.state_dict(), schedule.state_dict()) for optimizer, schedule in self.real],
+            "diagnostics": self.diagnostics and self.diagnostics.state(),
             "progress": dict(vars(self.progress)),
         }
 
@@ -152,6 +163,8 @@ class Trainer:
         for (optimizer, schedule), saved in zip(self.real, state["real"], strict=True):
             optimizer.load_state_dict(saved[0])
             schedule.load_state_dict(saved[1])
+        if self.diagnostics:
+            self.diagnostics.load(state["diagnostics"])
         self.progress = Progress(**state["progress"])
 
 
