@@ -25,6 +25,16 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
+
+def weights_for(rule: str) -> str:
+    """The weights that a network has for a rule when nothing else is said."""
+    from bnn_exp import rules
+
+    return rules.trained_by(rule)
+
+
+OmegaConf.register_new_resolver("weights_for", weights_for, replace=True)  # not in main: whoever composes needs it
+
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
 _codes: list[int] = []  # exit codes of the jobs that did not end well
 

@@ -16,7 +16,6 @@ from bnn_exp.errors import UserError
 from bnn_exp.schema import Count, Fraction, Positive, Schedule, schema
 
 Weights = Literal["latent", "bits", "float"]
-OmegaConf.register_new_resolver("weights_for", rules.trained_by, replace=True)  # ${weights_for:${optimizer.name}}
 
 
 @schema
@@ -109,6 +108,7 @@ class Local(Rows):
 class Trainer:
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]  # BatchNorm can't take one sample
+    final_batch_size: Annotated[int, Field(ge=2)] | None
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
     loss: Literal["cross_entropy", "squared_hinge"]

@@ -11,12 +11,15 @@ from pydantic import Field
 
 from bnn_exp.schema import Fraction, NonNegative, Positive, Schedule, schema
 
+Scale = Literal["tensor", "neuron", "factored"]  # see bnn_exp.optim.rule.scaled
+
 
 @schema
 class HyperMask:
     name: Literal["hypermask"]
     mask: Literal["random", "top", "ewm", "wpm"]
     delta: Fraction
+    scale: Scale
     schedule: Schedule
     lr: Positive
     temperature: Literal["const", "gaussian", "scaled_gaussian"]
@@ -27,6 +30,7 @@ class Counter:
     name: Literal["counter"]
     bits: Annotated[int, Field(ge=1, le=8)]
     delta: NonNegative
+    scale: Scale
     schedule: Schedule
 
 

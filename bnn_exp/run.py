@@ -106,6 +106,7 @@ class Run:
         """Train the epochs that are left; False where the user stopped it."""
         trainer, progress = self.trainer, self.trainer.progress
         while progress.epoch < self.settings.trainer.epochs:
+            self.report.batches = trainer.batches
             trained = None if stop() else trainer.epoch(stop, self.report.tick)
             if trained is None:
                 self.report.stop_bar()

@@ -43,18 +43,32 @@ class Trainer:
         self.device = data.train.labels.device
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.loss = LOSSES[settings.trainer.loss]
-        self.batches = len(self._batches(0))
-        total_steps = settings.trainer.epochs * self.batches
+        self.progress = Progress()
+        total_steps = sum(self.batches_in(epoch) for epoch in range(settings.trainer.epochs))
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
         self.names = [name for name, _ in named_bits(network)]
         self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
-        self.progress = Progress()
+
+    @property
+    def batches(self) -> int:
+        """The number of batches of the epoch under way, or the next."""
+        return self.batches_in(self.progress.epoch)
+
+    def batches_in(self, epoch: int) -> int:
+        """The number of batches of an epoch."""
+        return len(pieces(torch.empty(len(self.data.train)), self.batch_size(epoch))[: self.settings.trainer.limit_batches])
+
+    def batch_size(self, epoch: int) -> int:
+        """The batch of an epoch: from batch_size to final_batch_size, geometrically over the epochs."""
+        trainer = self.settings.trainer
+        growth = (trainer.final_batch_size or trainer.batch_size) / trainer.batch_size
+        return round(trainer.batch_size * growth ** (epoch / max(trainer.epochs - 1, 1)))
 
     def _batches(self, epoch: int) -> list[Tensor]:
         trainer = self.settings.trainer
-        rows = epoch_batches(len(self.data.train), trainer.batch_size, self.settings.seed, epoch, self.device)
+        rows = epoch_batches(len(self.data.train), self.batch_size(epoch), self.settings.seed, epoch, self.device)
         return rows[: trainer.limit_batches]
 
     def _batch(self, epoch: int, batch: int, rows: Tensor) -> tuple[Tensor, Tensor]:

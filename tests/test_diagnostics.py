@@ -46,6 +46,7 @@ def test_dead_outputs_are_those_that_never_change():
     for norm, dead in zip([*network.convolutions, *network.dense], (2, 0, 3, 1), strict=True):
         with torch.no_grad():
             norm.norm.weight[:dead] = 0
+            norm.norm.bias.fill_(9)  # above the ReLU
     assert list(dead_outputs(network, torch.rand(50, 1, 4, 4)).values()) == [2, 0, 3, 1]
     assert network.training
 
@@ -71,3 +72,11 @@ def test_a_run_has_them_and_goes_on_with_them(optimizer, tmp_path):
 def test_the_squared_hinge_loss_is_its_sum():
     z, labels = torch.tensor([[2.0, -0.5, 0.5], [0.0, 1.5, -3.0]]), torch.tensor([0, 1])
     assert squared_hinge(z, labels).item() == pytest.approx((0 + 0.5**2 + 1.5**2 + 1**2 + 0 + 0) / 2)
+
+
+def test_a_batch_that_grows(tmp_path):
+    """By a factor an epoch, from 64 to 512: 64, 128, 256, 512. The schedule ends with the steps that this makes."""
+    trainer = trainer_of(*SMALL, "trainer.epochs=4", "trainer.batch_size=64", "trainer.final_batch_size=512", "delta=0.5")
+    assert [trainer.batches_in(epoch) for epoch in range(4)] == [23, 12, 6, 3]  # of 1,437 rows
+    deltas = [trainer.epoch()["delta"] for _ in range(4)]
+    assert deltas[-1] == pytest.approx(0.25 * (1 + np.cos(np.pi * 43 / 44)))

@@ -18,6 +18,7 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_parameters, verify_binary
 from bnn_exp.optim import CEMA, Bold, Bop, Bop2, Counter, HyperMask, LatentAdam, LatentSGD, build_binary
 from bnn_exp.optim.counter import pack, unpack
+from bnn_exp.optim.rule import scaled
 from bnn_exp.randomness import Purpose, generator
 from bnn_exp.rules import RULES
 
@@ -261,3 +262,34 @@ def test_the_page_about_a_rule_of_ones_own(tmp_path, summary):
     assert result["state_bytes_per_weight"] == 1
     bad = run("optimizer.patience=-1")
     assert bad.returncode == 2 and "optimizer.patience=-1" in bad.stderr and "≥ 1" in bad.stderr
+
+
+def test_gradients_in_units_of_their_rows_and_columns():
+    """A product of a row's size and a column's is taken out whole; what is left has size 1."""
+    rng = torch.Generator().manual_seed(0)
+    sign = torch.where(torch.rand(6, 9, generator=rng) < 0.5, -1.0, 1.0)
+    rows, columns = torch.rand(6, 1, generator=rng) + 0.1, torch.rand(1, 9, generator=rng) + 0.1
+    columns[0, 4] = 0  # an input that is always 0
+    for size in (1.0, 1e-12):
+        torch.testing.assert_close(scaled(size * sign * rows * columns, "factored"), sign * (columns > 0))
+    g = sign * rows
+    torch.testing.assert_close(scaled(g, "neuron"), sign)
+    for scale in ("tensor", "neuron", "factored"):
+        torch.testing.assert_close(scaled(g[:1] * 3, scale), g[:1] / g[0].std(correction=0))
+        assert scaled(torch.zeros(4, 5), scale).abs().sum() == 0
+
+
+def test_top_compares_gradients_in_the_units_it_is_told():
+    """One neuron's gradients are a thousand times the others'; all weights are wrong."""
+    g = torch.rand(8, 50, generator=torch.Generator().manual_seed(0)) + 0.5
+    g[2] *= 1000
+    flipped = {}
+    for scale in ("tensor", "neuron", "factored"):
+        w = torch.nn.Parameter(torch.ones(8, 50))
+        optimizer = HyperMask([w], delta=0.125, mask="top", scale=scale)
+        w.grad = g
+        optimizer.step()
+        flipped[scale] = (w == 0).sum(1).tolist()
+        assert sum(flipped[scale]) == 50
+    assert flipped["tensor"] == [0, 0, 50, 0, 0, 0, 0, 0]
+    assert max(flipped["neuron"]) < 15 and max(flipped["factored"]) < 15

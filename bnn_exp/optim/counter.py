@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bnn_exp import rules
-from bnn_exp.optim.rule import Rule
+from bnn_exp.optim.rule import Rule, scaled
 
 
 class Counter(Rule):
@@ -24,17 +24,18 @@ class Counter(Rule):
     Args:
         bits: n, 1 to 8.
         delta: δ ≥ 0, the step as a fraction of a counter's range on one side of 0, for a gradient of one σ.
+        scale: what stands in the place of σ(g): `tensor`, as above, or by `neuron` or `factored`, see `scaled`.
     """
 
     settings = rules.Counter
 
-    def __init__(self, params, bits: int = 8, delta: float = 0.02, **training):
-        super().__init__(params, {"bits": bits, "delta": delta}, **training)
+    def __init__(self, params, bits: int = 8, delta: float = 0.02, scale: str = "tensor", **training):
+        super().__init__(params, {"bits": bits, "delta": delta, "scale": scale}, **training)
 
     def update(self, g, w, h, state, draw):
         half = 2 ** (h.bits - 1)
         c = unpack(state["counters"], h.bits, w.numel()).view_as(w).to(g.dtype) - half if "counters" in state else w - 1
-        u = h.delta * half * g / g.std(correction=0).clamp(min=torch.finfo(g.dtype).tiny)
+        u = h.delta * half * scaled(g, h.scale)
         chance = torch.rand(g.shape, generator=draw, device=g.device, dtype=g.dtype)
         c = (c - (u + chance).floor()).clamp(-half, half - 1)
         if h.bits > 1:

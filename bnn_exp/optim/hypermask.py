@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bnn_exp import rules
-from bnn_exp.optim.rule import Rule, signs
+from bnn_exp.optim.rule import Rule, scaled, signs
 from bnn_exp.randomness import bernoulli_positions
 
 
@@ -21,7 +21,10 @@ def random_mask(g: Tensor, w: Tensor, delta: float, draw: torch.Generator) -> Te
 
 
 def top_mask(g: Tensor, w: Tensor, delta: float) -> Tensor:
-    """Of the weights that the gradient wants flipped, the δ·N with the largest |g|; N is the size of the tensor."""
+    """Of the weights that the gradient wants flipped, the δ·N with the largest |g|; N is the size of the tensor.
+
+    Which |g| count as large is a matter of units, see `scaled`.
+    """
     wrong, m = (g * signs(w)).topk(int(delta * w.numel()), sorted=False)
     return m[wrong > 0]
 
@@ -64,6 +67,7 @@ class HyperMask(Rule):
     Args:
         delta: the fraction δ of a tensor that `random` and `top` select in a step, in [0, 1]; scheduled.
         mask: `random` (the seed's rule), `top` (ours), `ewm` or `wpm` (BinSFO's).
+        scale: the units in which `top` compares gradients: `tensor` (as they are), `neuron` or `factored`, see `scaled`.
         lr: the strength of `ewm` and `wpm`, > 0; scheduled. BinSFO scales it by √(batch/96).
         temperature: `const`, `gaussian` or `scaled_gaussian`, of `ewm` and `wpm`.
     """
@@ -77,11 +81,14 @@ class HyperMask(Rule):
         delta: float = 0.1,
         mask: str = "top",
         *,
+        scale: str = "tensor",
         lr: float = 10.0,
         temperature: str = "gaussian",
         **training,
     ):
-        super().__init__(params, {"delta": delta, "mask": mask, "lr": lr, "temperature": temperature}, **training)
+        super().__init__(
+            params, {"delta": delta, "mask": mask, "scale": scale, "lr": lr, "temperature": temperature}, **training
+        )
 
     @classmethod
     def of(cls, settings, network, batch_size, total_steps, seed):
@@ -89,6 +96,8 @@ class HyperMask(Rule):
         return super().of(settings, network, batch_size, total_steps, seed)
 
     def update(self, g, w, h, state, draw):
+        if h.mask == "top" and h.scale != "tensor":
+            g = scaled(g, h.scale)
         g, w = g.flatten(), w.flatten()
         m = self._mask(g, w, h, state, draw)
         target = (g[m] <= 0).to(w.dtype)  # w* = 1[−g ≥ 0]

@@ -138,3 +138,24 @@ def remembered(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
     if name not in state:
         state[name] = torch.zeros_like(like)
     return state[name]
+
+
+def scaled(g: Tensor, scale: str) -> Tensor:
+    """A gradient [neurons, inputs] in units of its size: numbers around 1 that can be compared across weights.
+
+    `tensor` divides by the standard deviation σ(g), `neuron` by the root mean square of its row, `factored` by
+    RMS(row)·RMS(column)/RMS(tensor): each entry's size as a product (Adafactor, Shazeer & Stern 2018, arXiv 1804.04235, here of
+    this batch alone, so that nothing is remembered). A single row is taken as a whole. 0 stays 0.
+    """
+    if scale == "tensor" or len(g) == 1:
+        size = g.std(correction=0)
+    else:
+        size = rms(g, 1)
+        if scale == "factored":
+            size = size * rms(g, 0) / rms(g, (0, 1)).clamp(min=torch.finfo(g.dtype).tiny)
+    return g / size.clamp(min=torch.finfo(g.dtype).tiny)
+
+
+def rms(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """The root mean square over `dims`, which stay as 1."""
+    return x.square().mean(dims, keepdim=True).sqrt()
