@@ -5,22 +5,17 @@ a mistake is answered at once.
 """
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar, Union
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from bnn_exp import explain
+from bnn_exp import explain, rules
 from bnn_exp.errors import UserError
+from bnn_exp.schema import Count, Fraction, Positive, Schedule, schema
 
-schema = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Schedule = Literal["constant", "linear", "cosine"]
+Weights = Literal["latent", "bits", "float"]
 
 
 @schema
@@ -38,6 +33,7 @@ class MLP:
     window: Positive | None
     binarize_logits: bool
     batch_norm: BatchNorm
+    weights: Weights
 
 
 def _odd(size: int) -> int:
@@ -56,33 +52,8 @@ class BNCVL:
     dense: tuple[Count, ...]
     encoding: Literal["boolean", "bipolar", "centred"]
     normalization: Literal["sample", "batch", "channel"]
-    weights: Literal["latent", "bits", "float"]
+    weights: Weights
     latent_std: Literal["one", "fan_in"]
-
-
-@schema
-class HyperMask:
-    name: Literal["hypermask"]
-    mask: Literal["random", "top", "ewm", "wpm"]
-    delta: Fraction
-    schedule: Schedule
-    lr: Positive
-    temperature: Literal["const", "gaussian", "scaled_gaussian"]
-
-
-@schema
-class LatentSGD:
-    name: Literal["latent_sgd"]
-    lr: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)]
-    schedule: Schedule
-
-
-@schema
-class LatentAdam:
-    name: Literal["latent_adam"]
-    lr: Positive
-    schedule: Schedule
 
 
 @schema
@@ -138,17 +109,24 @@ class Local(Rows):
 class Trainer:
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]  # BatchNorm can't take one sample
+    final_batch_size: Annotated[int, Field(ge=2)] | None
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
+    loss: Literal["cross_entropy", "squared_hinge"]
     threads: Count | None
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
+    diagnostics: bool
+
+
+Model = Annotated[MLP | BNCVL, Field(discriminator="name")]
+Rule = TypeVar("Rule")
 
 
 @schema
-class Settings:
-    model: Annotated[MLP | BNCVL, Field(discriminator="name")]
-    optimizer: Annotated[HyperMask | LatentSGD | LatentAdam, Field(discriminator="name")]
+class Settings(Generic[Rule]):
+    model: Model
+    optimizer: Rule  # one of bnn_exp.rules.RULES
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Annotated[Digits | HubDataset | Local, Field(discriminator="name")]
     trainer: Trainer
@@ -185,8 +163,12 @@ class Request:
 
 
 REQUEST = ("task", "from", "report", "sweep")
-LATENT = ("latent_adam", "latent_sgd")
-TRAINS = {"bits": ("hypermask",), "latent": LATENT, "float": LATENT}  # which optimizers train which kind of weights
+
+
+def _settings() -> type:
+    """The schema with the rules that there are by now."""
+    known = tuple(rule.settings for rule in rules.RULES.values())
+    return Settings[Annotated[Union[known], Field(discriminator="name")]]  # noqa: UP007
 
 
 def load(config: DictConfig | dict) -> Settings:
@@ -195,12 +177,13 @@ def load(config: DictConfig | dict) -> Settings:
     Raises:
         UserError: all that is wrong with it, a line each.
     """
-    settings = _checked(Settings, config)
-    weights = getattr(settings.model, "weights", "bits")
-    if settings.optimizer.name not in TRAINS[weights]:
+    settings = _checked(_settings(), config)
+    weights = settings.model.weights
+    able = rules.trainers(weights)
+    if settings.optimizer.name not in able:
         raise UserError(
             f"optimizer={settings.optimizer.name}: can't train model.weights={weights}\n"
-            f"allowed: {', '.join(f'optimizer={name}' for name in TRAINS[weights])}"
+            f"allowed: {', '.join(f'optimizer={name}' for name in able)}"
         )
     return settings
 
@@ -225,6 +208,15 @@ def _checked(kind: type, config: DictConfig | dict):
         raise UserError("\n".join(dict.fromkeys(explain.mistake(e, raw, keys()) for e in error.errors()))) from error
 
 
+def model(values: dict) -> MLP | BNCVL:
+    """The settings of a network alone, from plain values: whichever rule trained it.
+
+    Raises:
+        ValueError: they are not such settings.
+    """
+    return TypeAdapter(Model).validate_json(json.dumps(values))
+
+
 def resolved(config: DictConfig) -> dict:
     """The plain values of a composed configuration.
 
@@ -239,4 +231,4 @@ def resolved(config: DictConfig) -> dict:
 
 def keys() -> list[explain.Key]:
     """Every dotted key of every choice of every group."""
-    return [key for kind in (Settings, Request) for key in explain.keys(TypeAdapter(kind).json_schema())]
+    return [key for kind in (_settings(), Request) for key in explain.keys(TypeAdapter(kind).json_schema())]

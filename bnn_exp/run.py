@@ -107,6 +107,7 @@ class Run:
         """Train the epochs that are left; False where the user stopped it."""
         trainer, progress = self.trainer, self.trainer.progress
         while progress.epoch < self.settings.trainer.epochs:
+            self.report.batches = trainer.batches
             trained = None if stop() else trainer.epoch(stop, self.report.tick)
             if trained is None:
                 self.report.stop_bar()
@@ -175,6 +176,8 @@ class Run:
             binary_parameters=self._sum("binary"),
             real_parameters=self._sum("real"),
             bytes_as_bits=self._sum("bytes_as_bits"),
+            state_bytes=self.trainer.binary.state_bytes,
+            state_bytes_per_weight=self.trainer.binary.state_bytes / sum(p.numel() for p in self.trainer.binary.tensors()),
             binary_verified=verified,
             bits_sha256=bits_sha256(self.network) if verified else None,
             train_seconds=sum(epoch["train_seconds"] for epoch in self.epochs),

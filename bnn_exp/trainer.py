@@ -5,14 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp import optim
 from bnn_exp.bits import load_state, packed_state
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, pieces
+from bnn_exp.diagnostics import Diagnostics, dead_outputs
 from bnn_exp.errors import UserError
+from bnn_exp.losses import LOSSES
 from bnn_exp.nn import named_bits, verify_binary
 
 
@@ -41,19 +42,35 @@ class Trainer:
         self.settings, self.network, self.data = settings, network, data
         self.device = data.train.labels.device
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
-        self.batches = len(self._batches(0))
-        total_steps = settings.trainer.epochs * self.batches
+        self.loss = LOSSES[settings.trainer.loss]
+        self.progress = Progress()
+        total_steps = sum(self.batches_in(epoch) for epoch in range(settings.trainer.epochs))
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
         self.names = [name for name, _ in named_bits(network)]
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
         self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network
-        self.progress = Progress()
+        self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
+
+    @property
+    def batches(self) -> int:
+        """The number of batches of the epoch under way, or the next."""
+        return self.batches_in(self.progress.epoch)
+
+    def batches_in(self, epoch: int) -> int:
+        """The number of batches of an epoch."""
+        return len(pieces(torch.empty(len(self.data.train)), self.batch_size(epoch))[: self.settings.trainer.limit_batches])
+
+    def batch_size(self, epoch: int) -> int:
+        """The batch of an epoch: from batch_size to final_batch_size, geometrically over the epochs."""
+        trainer = self.settings.trainer
+        growth = (trainer.final_batch_size or trainer.batch_size) / trainer.batch_size
+        return round(trainer.batch_size * growth ** (epoch / max(trainer.epochs - 1, 1)))
 
     def _batches(self, epoch: int) -> list[Tensor]:
         trainer = self.settings.trainer
-        rows = epoch_batches(len(self.data.train), trainer.batch_size, self.settings.seed, epoch, self.device)
+        rows = epoch_batches(len(self.data.train), self.batch_size(epoch), self.settings.seed, epoch, self.device)
         return rows[: trainer.limit_batches]
 
     def _batch(self, epoch: int, batch: int, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +116,8 @@ class Trainer:
             **self.binary.strengths,
             "flips": dict(zip(self.names, (int(flips) for flips in self.binary.flips), strict=True)),
         }
+        if self.diagnostics:
+            metrics |= self.diagnostics.epoch(self.binary.flips)
         p.next_epoch()
         for flips in self.binary.flips:
             flips.zero_()
@@ -108,10 +127,12 @@ class Trainer:
         """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.forward(x)
-            loss = F.cross_entropy(logits, labels)
+            loss = self.loss(logits, labels)
         self.network.zero_grad()
         loss.backward()
         self.binary.step()
+        if self.diagnostics:
+            self.diagnostics.step()
         for optimizer, schedule in self.real:
             optimizer.step()
             schedule.step()
@@ -130,6 +151,9 @@ class Trainer:
             if split is not None:
                 confusion = confusion_matrix(self.network, split, len(self.data.classes), self.settings.trainer.eval_batch_size)
                 metrics[f"{name}_accuracy"] = 100 * float(confusion.trace()) / len(split)
+        if self.diagnostics:
+            x, _ = self.data.test.batch(torch.arange(min(len(self.data.test), 4096), device=self.device))
+            metrics["dead_outputs"] = dead_outputs(self.network, x)
         return metrics | {"eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
 
     def state(self) -> dict:
@@ -139,6 +163,7 @@ class Trainer:
             "binary": self.binary.state_dict(),
             "flips": [int(flips) for flips in self.binary.flips],
             "real": [(optimizer.state_dict(), schedule.state_dict()) for optimizer, schedule in self.real],
+            "diagnostics": self.diagnostics and self.diagnostics.state(),
             "progress": dict(vars(self.progress)),
         }
 
@@ -155,6 +180,8 @@ class Trainer:
         for (optimizer, schedule), saved in zip(self.real, state["real"], strict=True):
             optimizer.load_state_dict(saved[0])
             schedule.load_state_dict(saved[1])
+        if self.diagnostics:
+            self.diagnostics.load(state["diagnostics"])
         self.progress = Progress(**state["progress"])
 
 

@@ -11,6 +11,7 @@ from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, binary_parameters, latent_parameters, named_bits, verify_binary
 from bnn_exp.nn import binary as binary_module
 from bnn_exp.optim import HyperMask, LatentAdam, LatentSGD
+from bnn_exp.rules import RULES
 
 VALUES = {"boolean": (0.0, 1.0), "bipolar": (-1.0, 1.0), "centred": (-0.5, 0.5)}
 
@@ -195,9 +196,9 @@ def test_the_float_twin_has_no_bits(bnn_train, summary):
 
 def test_pairings_and_pictures_that_cannot_be_are_refused(bnn_train, tmp_path):
     for arguments, said in (
-        (("model=bncvl", "optimizer=hypermask"), "can't train model.weights=latent\nallowed: optimizer=latent_adam"),
+        (("model.weights=latent", "optimizer=hypermask"), "can't train model.weights=latent\nallowed: optimizer=latent_adam"),
         (("model=bncvl", "model.weights=bits"), "can't train model.weights=bits\nallowed: optimizer=hypermask"),
-        (("optimizer=latent_adam",), "can't train model.weights=bits"),
+        (("optimizer=latent_adam", "model.weights=bits"), "can't train model.weights=bits"),
         (("model=bncvl", "model.kernel_size=4"), "model.kernel_size=4 is not allowed\nallowed: an odd whole number"),
         (("model=bncvl", "model.channels=[8,8,8,8,8]"), "8×8 pixels are too small to be pooled 4 times by 2"),
     ):
@@ -206,15 +207,13 @@ def test_pairings_and_pictures_that_cannot_be_are_refused(bnn_train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["latent_adam", "latent_sgd", "hypermask"])
+@pytest.mark.parametrize("kind", RULES)
 def test_a_training_goes_on_as_if_it_had_not_been_stopped(kind, tmp_path):
     """State taken in the middle of an epoch, through a checkpoint file, into a new trainer; pictures are varied too."""
     from bnn_exp.records import checkpoint
 
-    weights = "bits" if kind == "hypermask" else "latent"
-
     def trainer():
-        return trainer_of(*RUN, f"optimizer={kind}", f"model.weights={weights}", "dataset.augment=standard")
+        return trainer_of(*RUN, f"optimizer={kind}", "dataset.augment=standard")
 
     straight, stopped, resumed, batches = trainer(), trainer(), trainer(), iter(range(100))
     expected = [straight.epoch(), straight.epoch()]

@@ -73,6 +73,8 @@ def test_every_experiment_and_group_composes(bnn_train):
     for choice in (
         "experiment=seed_mlp",
         "experiment=binsfo_mlp",
+        "experiment=mnist_best",
+        "experiment=mnist_1bit",
         *(f"dataset={name}" for name in ("fashion_mnist", "cifar10", "cifar100", "svhn", "food101", "local")),
         "real_optimizer=sgd",
         "trainer=smoke",
@@ -125,3 +127,29 @@ def test_the_papers_network(bnn_train):
     config = OmegaConf.create(bnn_train("model=bncvl_paper", "--cfg", "job").out)
     assert config.model.channels == [32, 64, 64, 128, 256] and config.model.convolutions == 2
     assert config.model.dense == [256, 256] and config.model.normalization == "sample"
+
+
+def test_the_leaderboard_is_a_sweep_over_rules_and_seeds(bnn_train, tmp_path):
+    from omegaconf import OmegaConf
+
+    few = (
+        "dataset=digits",
+        "trainer=smoke",
+        "model.hidden_size=16",
+        "hydra.sweeper.params.optimizer='counter_4bit,latent_adam'",
+    )
+    done = bnn_train("experiment=leaderboard", *few)
+    assert done.code == 0 and len(done.runs) == 6, done.err
+    configs = [OmegaConf.load(run / "config.yaml") for run in done.runs]
+    assert [(c.optimizer.name, c.model.weights, c.seed) for c in configs] == [
+        (name, weights, seed) for name, weights in (("counter", "bits"), ("latent_adam", "latent")) for seed in (0, 1, 2)
+    ]
+
+
+def test_every_rule_of_the_leaderboard_can_be_chosen(bnn_train):
+    from conftest import ROOT
+    from omegaconf import OmegaConf
+
+    for choice in OmegaConf.load(ROOT / "conf/experiment/leaderboard.yaml").hydra.sweeper.params.optimizer.split(","):
+        done = bnn_train(f"optimizer={choice}", "trainer.epochs=0")  # so far, and no further
+        assert done.code == 2 and done.err.splitlines()[0].endswith("trainer.epochs=0 is not allowed")

@@ -16,6 +16,7 @@ class MLP(nn.Module):
         window: the straight-through gradient of the activation passes where |x| ≤ window; None: everywhere.
         binarize_logits: binarise the last layer too, as the seed does. It costs most of the accuracy: ten bits can't rank
             ten classes. (The seed's log-softmax before a loss that begins with one changes nothing: it is idempotent.)
+        weights: `bits`, `latent` or `float`, see `bnn_exp.nn.BinaryLayer`.
         affine, running_stats: of every BatchNorm. Without running statistics evaluation normalises by its own batch.
 
     Example:
@@ -34,11 +35,12 @@ class MLP(nn.Module):
         binarize_logits: bool = False,
         affine: bool = True,
         running_stats: bool = True,
+        weights: str = "bits",
     ):
         super().__init__()
         sizes = [in_features, *[hidden_size] * (num_layers - 1), num_classes]
         self.layers = nn.ModuleList(
-            BinaryLinear(i, o, encoding, binary_input=layer > 0) for layer, (i, o) in enumerate(pairwise(sizes))
+            BinaryLinear(i, o, encoding, layer > 0, weights) for layer, (i, o) in enumerate(pairwise(sizes))
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size, affine=affine, track_running_stats=running_stats) for size in sizes[1:])
         self.encoding, self.window, self.binarize_logits = encoding, window, binarize_logits

@@ -147,22 +147,26 @@ class BinaryLinear(BinaryLayer):
     Args:
         binary_input: the inputs are values of bits too (0 and ±1). Like pixels they are multiplied in small integers
             where the processor is quick at that: the same numbers, sooner.
+        weights: `bits`, `latent` or `float`.
     """
 
-    def __init__(self, in_features: int, out_features: int, encoding: str = "bipolar", binary_input: bool = False):
-        super().__init__((out_features, in_features), encoding)
+    def __init__(
+        self, in_features: int, out_features: int, encoding: str = "bipolar", binary_input: bool = False, weights: str = "bits"
+    ):
+        super().__init__((out_features, in_features), encoding, weights)
         self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.encoding != "centred" and x.dtype == torch.uint8:
+        small = self.encoding != "centred" and self.weights != "float"  # the values are 0 and ±1
+        if small and x.dtype == torch.uint8:
             return pixel_product(x, self.value)
         x = x / 255 if x.dtype == torch.uint8 else x
-        if self.encoding != "centred" and self.binary_input:
+        if small and self.binary_input:
             return binary_product(x, self.value)
         return F.linear(x, self.value)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, encoding={self.encoding}"
+        return f"{self.in_features}, {self.out_features}, encoding={self.encoding}, weights={self.weights}"
 
 
 def binary_layers(network: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:

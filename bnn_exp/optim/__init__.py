@@ -5,27 +5,36 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from bnn_exp.nn import binary_parameters, latent_parameters, named_bits, real_parameters
+from bnn_exp.nn import real_parameters
+from bnn_exp.optim.bold import Bold
+from bnn_exp.optim.bop import Bop, Bop2
+from bnn_exp.optim.cema import CEMA
+from bnn_exp.optim.counter import Counter
 from bnn_exp.optim.hypermask import HyperMask
 from bnn_exp.optim.latent import LatentAdam, LatentSGD
+from bnn_exp.optim.rule import Rule
 from bnn_exp.optim.schedules import factor
+from bnn_exp.rules import RULES
 
-__all__ = ["HyperMask", "LatentAdam", "LatentSGD", "build_binary", "build_real", "check_ownership"]
+__all__ = [
+    "CEMA",
+    "Bold",
+    "Bop",
+    "Bop2",
+    "Counter",
+    "HyperMask",
+    "LatentAdam",
+    "LatentSGD",
+    "Rule",
+    "build_binary",
+    "build_real",
+    "check_ownership",
+]
 
 
 def build_binary(settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> torch.optim.Optimizer:
     """The optimizer of the binary weights that `settings` (a choice of the group `optimizer`) describes."""
-    falling = {"schedule": settings.schedule, "total_steps": total_steps}
-    if settings.name == "hypermask":
-        bits = [weight for _, weight in binary_parameters(network)]
-        lr = settings.lr * (batch_size / 96) ** 0.5
-        options = {"lr": lr, "temperature": settings.temperature, "seed": seed}
-        return HyperMask(bits, settings.delta, settings.mask, **options, **falling)
-    latents = [weight for _, weight in latent_parameters(network)]
-    falling["bits"] = any(True for _ in named_bits(network))
-    if settings.name == "latent_sgd":
-        return LatentSGD(latents, settings.lr, settings.momentum, **falling)
-    return LatentAdam(latents, settings.lr, **falling)
+    return RULES[settings.name].load().of(settings, network, batch_size, total_steps, seed)
 
 
 def build_real(settings, network: nn.Module, total_steps: int) -> list[tuple[torch.optim.Optimizer, object]]:

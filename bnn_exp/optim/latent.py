@@ -1,16 +1,19 @@
 """The baseline: real latent weights, trained by the usual optimizers straight through the threshold that makes them bits."""
 
-import torch
-from torch import Tensor
+from dataclasses import asdict
 
+import torch
+
+from bnn_exp.nn import latent_parameters, named_bits
 from bnn_exp.nn.binary import quantize
+from bnn_exp.optim.rule import Trained
 from bnn_exp.optim.schedules import factor
 
 
-class _Latent:
+class _Latent(Trained):
     """What makes a torch optimizer one of latents: a scheduled learning rate, and `flips`, the bits that changed by its steps.
 
-    `flips` are counted until their reader sets them back; a network of float weights has none (`bits=False`).
+    A network of float weights has no bits (`bits=False`).
     """
 
     def _begin(self, schedule: str, total_steps: int | None, bits: bool) -> None:
@@ -18,11 +21,19 @@ class _Latent:
         for group in self.param_groups:
             group |= {"full_lr": group["lr"], "schedule": schedule, "total_steps": total_steps, "steps": 0}
         self.bits = bits
-        self.flips = [torch.zeros((), dtype=torch.int64, device=p.device) for p in self.tensors()] if bits else []
+        self.flips = self.no_flips() if bits else []
 
-    def tensors(self) -> list[Tensor]:
-        """The tensors it trains, in the order of `flips`."""
-        return [p for group in self.param_groups for p in group["params"]]
+    @classmethod
+    def of(cls, settings, network, batch_size, total_steps, seed):
+        """The optimizer that `settings` describe, for the latents or floats of a network."""
+        hyper = {name: value for name, value in asdict(settings).items() if name != "name"}
+        bits = any(True for _ in named_bits(network))
+        return cls([weight for _, weight in latent_parameters(network)], **hyper, total_steps=total_steps, bits=bits)
+
+    @property
+    def state_bytes(self) -> int:
+        """As for every rule, and the latents themselves, which are no bits."""
+        return super().state_bytes + sum(p.numel() * p.element_size() for p in self.tensors())
 
     @property
     def strengths(self) -> dict[str, float | None]:

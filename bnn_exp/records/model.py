@@ -11,7 +11,7 @@ from torch import nn
 
 from bnn_exp import models
 from bnn_exp.bits import deployed_state, load_state
-from bnn_exp.config import load as load_settings
+from bnn_exp.config import model as model_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
@@ -43,8 +43,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
                 raise ValueError(f"it does not say that it is a {FORMAT!r}")
             about = {key: json.loads(metadata[key]) for key in ("config", "image_shape", "classes")}
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        settings = load_settings(about["config"]).model
-        if getattr(settings, "weights", "bits") == "latent":
+        settings = model_settings(about["config"]["model"])
+        if settings.weights == "latent":
             settings = replace(settings, weights="bits")  # the file holds the bits of latents, not the latents
         network = models.build(settings, tuple(about["image_shape"]), len(about["classes"]))
         load_state(network, state)

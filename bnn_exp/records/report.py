@@ -17,7 +17,7 @@ WIDTHS = {
 
 
 class Report:
-    """The output of one run of `epochs` epochs of `batches` batches."""
+    """The output of one run of `epochs` epochs; `batches` are those of the epoch under way."""
 
     def __init__(self, epochs: int, batches: int, binary_weights: int, console: Console | None = None):
         self.epochs, self.batches, self.binary_weights = epochs, batches, binary_weights

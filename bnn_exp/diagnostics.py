@@ -1,0 +1,116 @@
+"""What a training does to its bits, tensor by tensor and epoch by epoch: which flip, which come back, and on what signal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnn_exp.nn import binary_layers, named_bits
+
+
+class Diagnostics:
+    """Watches the bits of a network, and the gradients of the parameters that hold them or stand for them.
+
+    Keeps per weight two bools and one float. Call `step` after each step of the optimizer, while the gradients are still there.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.parameters = dict(network.named_parameters())
+        self.before = self._bits()  # at the beginning of the epoch
+        self.moved = {name: torch.zeros_like(bits) for name, bits in self.before.items()}  # in the whole run so far
+        self._begin()
+
+    def _begin(self) -> None:
+        self.steps, self.before = 0, self._bits()
+        self.gradients = {name: torch.zeros_like(self.parameters[name]) for name in self.before}  # Σ g
+        self.squares = {name: g.new_zeros(()) for name, g in self.gradients.items()}  # Σ ‖g‖²
+
+    def _bits(self) -> dict[str, Tensor]:
+        return {name: bits.detach() > 0.5 for name, bits in named_bits(self.network)}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take note of the step just made."""
+        self.steps += 1
+        for name, bits in self._bits().items():
+            self.moved[name] |= bits != self.before[name]
+            g = self.parameters[name].grad
+            if g is not None:
+                self.gradients[name] += g
+                self.squares[name] += g.square().sum()
+
+    def epoch(self, flips: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+        """The figures of the epoch that ends here, each by the names of the tensors, and a new beginning.
+
+        - `flip_ratio`: flips for each weight and step.
+        - `flips_back`: the fraction of the flips that another flip of this epoch undid, (flips − net change) / flips.
+        - `never_flipped`: the fraction of the weights that have not flipped once in the whole run.
+        - `ones_ratio`: the fraction of ones.
+        - `gradient_snr`: signal against noise of one step's gradient, ‖E g‖² / tr Cov g over the steps of the epoch, without
+          bias: the inverse of the simple noise scale in steps (McCandlish et al. 2018, arXiv 1812.06162). None for one step.
+
+        Args:
+            flips: of this epoch, a number for each tensor in the order of their names.
+        """
+        figures: dict[str, dict[str, Any]] = {
+            key: {} for key in ("flip_ratio", "flips_back", "never_flipped", "ones_ratio", "gradient_snr")
+        }
+        for count, (name, bits) in zip(map(int, flips), self._bits().items(), strict=True):
+            net = int((bits != self.before[name]).sum())
+            figures["flip_ratio"][name] = count / bits.numel() / max(self.steps, 1)
+            figures["flips_back"][name] = (count - net) / max(count, 1)
+            figures["never_flipped"][name] = 1 - int(self.moved[name].sum()) / bits.numel()
+            figures["ones_ratio"][name] = int(bits.sum()) / bits.numel()
+            figures["gradient_snr"][name] = self._signal_to_noise(name)
+        self._begin()
+        return figures
+
+    def _signal_to_noise(self, name: str) -> float | None:
+        if self.steps < 2:
+            return None
+        mean_square = float(self.squares[name]) / self.steps
+        square_of_mean = float((self.gradients[name] / self.steps).double().square().sum())
+        noise = (mean_square - square_of_mean) * self.steps / (self.steps - 1)
+        return (square_of_mean - noise / self.steps) / noise if noise > 0 else None
+
+    def state(self) -> dict[str, Any]:
+        """What it has seen, as tensors and plain values."""
+        return {key: value for key, value in vars(self).items() if key not in ("network", "parameters")}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        for key, value in state.items():
+            setattr(
+                self, key, {n: t.to(self.parameters[n].device) for n, t in value.items()} if isinstance(value, dict) else value
+            )
+
+
+@torch.no_grad()
+def dead_outputs(network: nn.Module, x: Tensor) -> dict[str, int]:
+    """How many outputs of each binary layer, by its name, are the same for all rows of `x` (≥ 2): neurons that tell nothing.
+
+    An output is looked at where the next binary layer reads it, behind normalisation, activation and pooling; a channel of a
+    convolution over all places. Those of the last layer are the network's.
+    """
+    inputs: list[tuple[str, int]] = []
+
+    def note(name: str):
+        return lambda _module, arguments: inputs.append((name, _constant(arguments[0])))
+
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in binary_layers(network)]
+    was_training = network.training
+    try:
+        last = _constant(network.eval()(x))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    names, counts = [name for name, _ in inputs], [count for _, count in inputs[1:]]
+    return dict(zip(names, [*counts, last], strict=True))
+
+
+def _constant(x: Tensor) -> int:
+    rows = x.transpose(0, 1).flatten(1)
+    return int((rows.amin(1) == rows.amax(1)).sum())

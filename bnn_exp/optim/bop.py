@@ -1,0 +1,48 @@
+"""Bop and its second-order sibling: a bit flips when a moving average of its gradient has long enough wanted it to."""
+
+from bnn_exp import rules
+from bnn_exp.optim.rule import Rule, remembered, signs
+
+
+class Bop(Rule):
+    """m ← (1 − γ)m + γg; flip where m·s > τ (Helwegen et al. 2019, arXiv 1906.02107, Algorithm 1).
+
+    γ = 1, τ = 0 is the plain sign rule, b ← 1[g < 0]. State: m, one float per weight.
+
+    Args:
+        gamma: γ in [0, 1], the adaptivity rate; scheduled.
+        tau: τ ≥ 0, in units of the gradient.
+    """
+
+    settings = rules.Bop
+    scheduled = ("gamma",)
+
+    def __init__(self, params, gamma: float = 1e-4, tau: float = 1e-8, **training):
+        super().__init__(params, {"gamma": gamma, "tau": tau}, **training)
+
+    def update(self, g, w, h, state, draw):
+        m = remembered(state, "m", g).lerp_(g, h.gamma)
+        return m * signs(w) > h.tau
+
+
+class Bop2(Rule):
+    """m ← (1 − γ)m + γg, v ← (1 − σ)v + σg²; flip where m·s/(√v + 10⁻¹⁰) > τ (Suarez-Ramirez et al. 2021, arXiv 2104.05124).
+
+    The biased variant. State: m and v, two floats per weight.
+
+    Args:
+        gamma: γ in [0, 1]; scheduled.
+        sigma: σ in [0, 1].
+        tau: τ ≥ 0, in standard deviations of the gradient.
+    """
+
+    settings = rules.Bop2
+    scheduled = ("gamma",)
+
+    def __init__(self, params, gamma: float = 1e-7, sigma: float = 1e-3, tau: float = 1e-6, **training):
+        super().__init__(params, {"gamma": gamma, "sigma": sigma, "tau": tau}, **training)
+
+    def update(self, g, w, h, state, draw):
+        m = remembered(state, "m", g).lerp_(g, h.gamma)
+        v = remembered(state, "v", g).lerp_(g * g, h.sigma)
+        return m * signs(w) / (v.sqrt() + 1e-10) > h.tau

@@ -1,0 +1,26 @@
+"""Cascaded moving averages: the latent weight understood as a filter of the gradient, and replaced by one."""
+
+from bnn_exp import rules
+from bnn_exp.optim.rule import Rule, remembered, signs
+
+
+class CEMA(Rule):
+    """m ← (1 − γ)m + γg, h ← (1 − α)h + αm; flip where h·s > 0 (Quist, Li & van Gemert 2023, arXiv 2303.02452).
+
+    α falls to 0, so that the filter ends in the average of the whole training. State: m and h, two floats per weight.
+
+    Args:
+        gamma: γ in [0, 1], of the first average.
+        alpha: α in [0, 1], of the second; scheduled.
+    """
+
+    settings = rules.CEMA
+    scheduled = ("alpha",)
+
+    def __init__(self, params, gamma: float = 0.1, alpha: float = 1e-3, **training):
+        super().__init__(params, {"gamma": gamma, "alpha": alpha}, **training)
+
+    def update(self, g, w, h, state, draw):
+        first = remembered(state, "m", g).lerp_(g, h.gamma)
+        second = remembered(state, "h", g).lerp_(first, h.alpha)
+        return second * signs(w) > 0

@@ -1,0 +1,62 @@
+"""Saturating counters: a few bits per weight that remember, in place of a real-valued weight and its moments."""
+
+from functools import reduce
+from operator import or_
+
+import torch
+from torch import Tensor
+
+from bnn_exp import rules
+from bnn_exp.optim.rule import Rule, scaled
+
+
+class Counter(Rule):
+    """A counter c ∈ [−2ⁿ⁻¹, 2ⁿ⁻¹ − 1] of n bits for each weight, whose bit is its sign, b = 1[c ≥ 0].
+
+        u = δ·2ⁿ⁻¹·g/σ(g)
+        c ← clamp(c − ⌊u + U(0, 1)⌋)
+
+    σ(g) is the standard deviation over the tensor. The rounding is stochastic, so that E⌊u + U⌋ = u also for u far below 1.
+    n = 1 needs no state beside the bits: it is a hypermask that flips with probability min(1, δ|g|/σ(g)). Large n approaches
+    a latent weight in [−1, 1] that SGD trains. Counters begin next to 0, on the side of their bit. They are stored 8 // n to a
+    byte for n ≤ 4 (n = 3 in four bits), else one to a byte; the weight is in there. Ours.
+
+    Args:
+        bits: n, 1 to 8.
+        delta: δ ≥ 0, the step as a fraction of a counter's range on one side of 0, for a gradient of one σ.
+        scale: what stands in the place of σ(g): `tensor`, as above, or by `neuron` or `factored`, see `scaled`.
+    """
+
+    settings = rules.Counter
+
+    def __init__(self, params, bits: int = 8, delta: float = 0.02, scale: str = "tensor", **training):
+        super().__init__(params, {"bits": bits, "delta": delta, "scale": scale}, **training)
+
+    def update(self, g, w, h, state, draw):
+        half = 2 ** (h.bits - 1)
+        c = unpack(state["counters"], h.bits, w.numel()).view_as(w).to(g.dtype) - half if "counters" in state else w - 1
+        u = h.delta * half * scaled(g, h.scale)
+        chance = torch.rand(g.shape, generator=draw, device=g.device, dtype=g.dtype)
+        c = (c - (u + chance).floor()).clamp(-half, half - 1)
+        if h.bits > 1:
+            state["counters"] = pack((c + half).to(torch.uint8).flatten(), h.bits)
+        return (c >= 0) != w.bool()
+
+
+def _width(n: int) -> int:
+    """The bits of a byte that a number of n bits takes: 1, 2, 4 or 8."""
+    return 1 << (n - 1).bit_length()
+
+
+def pack(numbers: Tensor, n: int) -> Tensor:
+    """Numbers below 2ⁿ, uint8 [count], as many to a byte as fit evenly, the lowest bits first: uint8 [⌈count·width/8⌉]."""
+    width = _width(n)
+    columns = torch.nn.functional.pad(numbers, (0, -len(numbers) % (8 // width))).view(-1, 8 // width).unbind(1)
+    return reduce(or_, (column << (width * j) for j, column in enumerate(columns)))
+
+
+def unpack(packed: Tensor, n: int, count: int) -> Tensor:
+    """What `pack` made of `count` numbers."""
+    width = _width(n)
+    columns = [(packed >> shift) & (2**width - 1) for shift in range(0, 8, width)]
+    return torch.stack(columns, 1).flatten()[:count]

@@ -1,0 +1,161 @@
+"""What every rule for binary weights has in common, so that a rule is its equations alone."""
+
+import copy
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bnn_exp.nn import binary_parameters
+from bnn_exp.optim.schedules import factor
+from bnn_exp.randomness import Purpose, generator
+from bnn_exp.rules import name_of
+from bnn_exp.schema import check
+
+
+class Trained:
+    """What is asked of an optimizer of binary weights beside its steps: which tensors, how many flips, how many bytes."""
+
+    flips: list[Tensor]  # bits flipped in each tensor, int64 scalars on its device, until their reader sets them back
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors it trains, in the order of `flips`."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def no_flips(self) -> list[Tensor]:
+        return [torch.zeros((), dtype=torch.int64, device=p.device) for p in self.tensors()]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that it keeps between two steps beside the bits themselves, as its tensors are at this moment."""
+        kept = (v for state in self.state.values() for v in state.values() if isinstance(v, Tensor))
+        return sum(v.numel() * v.element_size() for v in kept)
+
+
+class Rule(Trained, torch.optim.Optimizer):
+    """Trains binary weights (tensors of 0. and 1., see `bnn_exp.nn.BinaryLayer`) by flipping bits.
+
+    A rule derives from it, names its `settings`, hands its hyperparameters to `__init__`, and says in `update` which bits flip.
+    Step t of tensor i draws from (seed, t, i) alone.
+
+    Args:
+        params: binary tensors, or parameter groups of them.
+        hyper: the hyperparameters by name, checked by `settings`.
+        schedule: `constant`, `linear` or `cosine`: how the `scheduled` ones fall to 0 over `total_steps` steps.
+        seed: of what is drawn, ≥ 0.
+
+    Raises:
+        ValueError: an argument outside of its range, by name.
+    """
+
+    settings: ClassVar[type]  # a dataclass of bnn_exp.rules: names, types and ranges
+    scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that fall by the schedule
+
+    def __init__(
+        self, params, hyper: dict[str, Any], schedule: str = "constant", total_steps: int | None = None, seed: int = 0
+    ):
+        factor(schedule, 0, total_steps)
+        check(self.settings, {"name": name_of(self.settings), **hyper, "schedule": schedule})
+        super().__init__(params, hyper | {"schedule": schedule, "total_steps": total_steps, "seed": seed, "step": 0})
+        self.hyper = tuple(hyper)
+        self.flips = self.no_flips()
+
+    @classmethod
+    def of(cls, settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> "Rule":
+        """The rule that `settings` describe, for the bits of a network."""
+        hyper = {name: value for name, value in asdict(settings).items() if name != "name"}
+        return cls([weight for _, weight in binary_parameters(network)], **hyper, total_steps=total_steps, seed=seed)
+
+    def update(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
+        """Which bits of a tensor flip in this step. It may change `state`, and nothing else.
+
+        Args:
+            g, w: gradient and bits (0. and 1.), [neurons, inputs of each]; a vector is one row.
+            h: the hyperparameters, those in `scheduled` as they are at this step.
+            state: what the rule remembers of this tensor from step to step; empty at first.
+            draw: all chance comes from here.
+
+        Returns:
+            bool [neurons, inputs], or the flat positions, int64 and each once.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step of every tensor that has a gradient; returns the closure's loss, if there is one."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        owners = [group for group in self.param_groups for _ in group["params"]]
+        for i, (group, p) in enumerate(zip(owners, self.tensors(), strict=True)):
+            if p.grad is None:
+                continue
+            w = p.view(len(p) if p.dim() > 1 else 1, -1)
+            draw = generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
+            h = self._now(group, group["step"])
+            self.flips[i] += flip(w, self.update(p.grad.reshape(w.shape), w, h, self.state[p], draw))
+        for group in self.param_groups:
+            group["step"] += 1
+        return loss
+
+    def _now(self, group: dict, step: int) -> SimpleNamespace:
+        scale = factor(group["schedule"], step, group["total_steps"])
+        return SimpleNamespace(**{k: group[k] * scale if k in self.scheduled else group[k] for k in self.hyper})
+
+    @property
+    def strengths(self) -> dict[str, float | None]:
+        """The scheduled hyperparameters that the last step of the first group used; `delta` is None where there is none."""
+        group = self.param_groups[0]
+        h = self._now(group, max(group["step"] - 1, 0))
+        return {"delta": None} | {name: getattr(h, name) for name in self.scheduled}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's, but each tensor of the state keeps its dtype, which torch would make the weights'."""
+        super().load_state_dict(state_dict)
+        for i, p in enumerate(self.tensors()):
+            if i in state_dict["state"]:
+                kept = copy.deepcopy(state_dict["state"][i])
+                self.state[p] = {name: v.to(p.device) if isinstance(v, Tensor) else v for name, v in kept.items()}
+
+
+def flip(w: Tensor, which: Tensor) -> Tensor:
+    """Flip bits of `w` in place: where a mask of its shape (bool) is true, or at flat positions (int64). Their number."""
+    if which.dtype == torch.bool:
+        w.sub_(which.to(w.dtype)).abs_()
+        return which.sum()
+    flat = w.view(-1)
+    flat[which] = 1 - flat[which]
+    return torch.tensor(len(which), device=w.device)
+
+
+def signs(w: Tensor) -> Tensor:
+    """s = 2b − 1: −1 for a bit 0, +1 for a bit 1."""
+    return 2 * w - 1
+
+
+def remembered(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """The tensor `name` of a rule's state, all zeros before its first step."""
+    if name not in state:
+        state[name] = torch.zeros_like(like)
+    return state[name]
+
+
+def scaled(g: Tensor, scale: str) -> Tensor:
+    """A gradient [neurons, inputs] in units of its size: numbers around 1 that can be compared across weights.
+
+    `tensor` divides by the standard deviation σ(g), `neuron` by the root mean square of its row, `factored` by
+    RMS(row)·RMS(column)/RMS(tensor): each entry's size as a product (Adafactor, Shazeer & Stern 2018, arXiv 1804.04235, here of
+    this batch alone, so that nothing is remembered). A single row is taken as a whole. 0 stays 0.
+    """
+    if scale == "tensor" or len(g) == 1:
+        size = g.std(correction=0)
+    else:
+        size = rms(g, 1)
+        if scale == "factored":
+            size = size * rms(g, 0) / rms(g, (0, 1)).clamp(min=torch.finfo(g.dtype).tiny)
+    return g / size.clamp(min=torch.finfo(g.dtype).tiny)
+
+
+def rms(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """The root mean square over `dims`, which stay as 1."""
+    return x.square().mean(dims, keepdim=True).sqrt()

@@ -1,0 +1,144 @@
+"""The rules that train binary weights: their names, settings and ranges, and where the class of each is. Imports no torch.
+
+Nothing else knows which rules there are. One of your own joins by `register` (docs/add_a_rule.md).
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
+
+from bnn_exp.schema import Fraction, NonNegative, Positive, Schedule, schema
+
+Scale = Literal["tensor", "neuron", "factored"]  # see bnn_exp.optim.rule.scaled
+
+
+@schema
+class HyperMask:
+    name: Literal["hypermask"]
+    mask: Literal["random", "top", "ewm", "wpm"]
+    delta: Fraction
+    scale: Scale
+    schedule: Schedule
+    lr: Positive
+    temperature: Literal["const", "gaussian", "scaled_gaussian"]
+
+
+@schema
+class Counter:
+    name: Literal["counter"]
+    bits: Annotated[int, Field(ge=1, le=8)]
+    delta: NonNegative
+    scale: Scale
+    schedule: Schedule
+
+
+@schema
+class Bop:
+    name: Literal["bop"]
+    gamma: Fraction
+    tau: NonNegative
+    schedule: Schedule
+
+
+@schema
+class Bop2:
+    name: Literal["bop2"]
+    gamma: Fraction
+    sigma: Fraction
+    tau: NonNegative
+    schedule: Schedule
+
+
+@schema
+class CEMA:
+    name: Literal["cema"]
+    gamma: Fraction
+    alpha: Fraction
+    schedule: Schedule
+
+
+@schema
+class Bold:
+    name: Literal["bold"]
+    eta: Positive
+    schedule: Schedule
+
+
+@schema
+class LatentSGD:
+    name: Literal["latent_sgd"]
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    schedule: Schedule
+
+
+@schema
+class LatentAdam:
+    name: Literal["latent_adam"]
+    lr: Positive
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A rule: the dataclass of its settings, its class ("module:class", imported when a run needs it), and what it trains."""
+
+    settings: type
+    home: str | type
+    trains: tuple[str, ...]  # of bnn_exp.nn.binary.WEIGHTS
+
+    def load(self) -> type:
+        """The class itself."""
+        if not isinstance(self.home, str):
+            return self.home
+        module, _, name = self.home.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+RULES: dict[str, Entry] = {}  # by the name that optimizer=NAME chooses
+LATENTS = ("latent", "float")
+
+
+def register(
+    settings: type, home: str | type, trains: tuple[str, ...] = ("bits",), values: dict[str, Any] | None = None
+) -> None:
+    """Make a rule known under the name that its `settings` have.
+
+    Args:
+        settings: a `bnn_exp.schema.schema` dataclass, its first field `name: Literal["NAME"]`, then what can be set.
+        home: the class, as a rule derived from `bnn_exp.optim.Rule`.
+        values: of the settings but `name`, in the place of a `conf/optimizer/NAME.yaml`.
+    """
+    name = name_of(settings)
+    RULES[name] = Entry(settings, home, trains)
+    if values is not None:
+        from hydra.core.config_store import ConfigStore
+
+        ConfigStore.instance().store(group="optimizer", name=name, node={"name": name, **values})
+
+
+def name_of(settings: type) -> str:
+    """The name that a dataclass of settings is chosen by."""
+    return get_args(settings.__dataclass_fields__["name"].type)[0]
+
+
+def trainers(weights: str) -> list[str]:
+    """The names of the rules that train `weights`: bits, latent or float."""
+    return [name for name, rule in RULES.items() if weights in rule.trains]
+
+
+def trained_by(name: str) -> str:
+    """The weights that a network has for the rule `name` when nothing else is said: bits, or latent."""
+    return RULES[name].trains[0] if name in RULES else "bits"
+
+
+register(HyperMask, "bnn_exp.optim.hypermask:HyperMask")
+register(Counter, "bnn_exp.optim.counter:Counter")
+register(Bop, "bnn_exp.optim.bop:Bop")
+register(Bop2, "bnn_exp.optim.bop:Bop2")
+register(CEMA, "bnn_exp.optim.cema:CEMA")
+register(Bold, "bnn_exp.optim.bold:Bold")
+register(LatentAdam, "bnn_exp.optim.latent:LatentAdam", LATENTS)
+register(LatentSGD, "bnn_exp.optim.latent:LatentSGD", LATENTS)

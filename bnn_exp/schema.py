@@ -1,0 +1,27 @@
+"""What the settings are made of: the strict dataclass, and the ranges that many settings share. Imports no torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+schema = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def check(settings: type, values: dict[str, Any]) -> None:
+    """`values` must be those of the dataclass `settings`.
+
+    Raises:
+        ValueError: the first that is not, in a line: its name, its value, what is wrong with it.
+    """
+    try:
+        settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{first['loc'][-1]}={first['input']!r}: {first['msg'].lower()}") from None
