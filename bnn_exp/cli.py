@@ -26,16 +26,6 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of pyproject.toml, by launcher
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
-
-def weights_for(rule: str) -> str:
-    """The weights that a network has for a rule when nothing else is said."""
-    from bnn_exp import rules
-
-    return rules.trained_by(rule)
-
-
-OmegaConf.register_new_resolver("weights_for", weights_for, replace=True)  # not in main: whoever composes needs it
-
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
 _sweep: list[Path] = []  # the directory of this command's sweep, if it is one
 _codes: list[int] = []  # exit codes of what did not end well
@@ -172,12 +162,16 @@ def _now() -> str:
     return datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S.%f")
 
 
-for resolver in (
-    run_directory,
-    sweep_directory,
-    cores,
-):  # when imported, since the processes of a sweep import no more than this
-    OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=True, replace=True)
+def weights_for(rule: str) -> str:
+    """The weights that a network has for a rule when nothing else is said."""
+    from bnn_exp import rules
+
+    return rules.trained_by(rule)
+
+
+# when imported, since the processes of a sweep import no more than this; a directory is chosen once
+for resolver, once in ((run_directory, True), (sweep_directory, True), (cores, False), (weights_for, False)):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=once, replace=True)
 
 
 def say(message: str) -> None:
