@@ -42,11 +42,13 @@ def test_the_figures_follow_each_weight():
 
 
 def test_dead_outputs_are_those_that_never_change():
+    torch.manual_seed(0)
     network = BNCVLNet((1, 4, 4), 3, (5, 6), 1, dense=(7,), weights="bits")
     for norm, dead in zip([*network.convolutions, *network.dense], (2, 0, 3, 1), strict=True):
         with torch.no_grad():
-            norm.norm.weight[:dead] = 0
+            norm.norm.weight.fill_(1e-3)  # so that all stay
             norm.norm.bias.fill_(9)  # above the ReLU
+            norm.norm.weight[:dead] = 0
     assert list(dead_outputs(network, torch.rand(50, 1, 4, 4)).values()) == [2, 0, 3, 1]
     assert network.training
 
