@@ -79,13 +79,12 @@ def _job(composed: DictConfig) -> None:
 def _plan_in(directory: Path, composed: DictConfig) -> "Plan":
     """The plan of a job of a sweep; one that can't be leaves its reason in its directory."""
     from bnn_exp.plan import make_plan
-    from bnn_exp.records import html, summary
+    from bnn_exp.records import summary
 
     try:
         return make_plan(composed, HydraConfig.get().overrides.task)
     except UserError as error:
         summary.write(directory, "failed", error=str(error))
-        html.write_run_page(directory)
         raise
 
 

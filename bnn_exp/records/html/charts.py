@@ -1,7 +1,7 @@
 """Line charts and heat maps as SVG in the text, each with its values for the pointer."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -32,17 +32,22 @@ class Chart:
     svg: Markup
     values: dict[str, Any]
     note: str = ""
-    legend: list[tuple[str, str]] = field(default_factory=list)  # (style, name)
+    legend: Sequence[tuple[str, str]] = ()  # (style, name)
     ramp: tuple[str, str, str] | None = None  # of a heat map: the colours as CSS, and the numbers at their ends
 
 
 def lines(
-    title: str, x: Sequence[int], series: Sequence[Series], within: tuple[float, float] | None = None, note: str = ""
+    title: str,
+    x: Sequence[int],
+    series: Sequence[Series],
+    within: tuple[float, float] | None = None,
+    note: str = "",
+    legend: Sequence[tuple[str, str]] | None = None,
 ) -> Chart:
-    """Values over epochs. `within`: limits that the axis does not pass, (0, 100) for percent."""
+    """Values over epochs. `within`: limits that the axis does not pass, (0, 100) for percent. `legend`: else all series."""
     across = Axis(*((x[0], x[-1]) if len(x) > 1 else (x[0] - 1, x[0] + 1)), LEFT, WIDTH - RIGHT)
     up = Axis(*spread((v for one in series for v in one.values), within), HEIGHT - BOTTOM, TOP)
-    parts = [_grid(up), *_epochs(across, HEIGHT - BOTTOM)]
+    parts = [grid(up), *_epochs(across, HEIGHT - BOTTOM)]
     for one in series:
         points = [(across(i), up(v)) for i, v in zip(x, one.values, strict=True) if v is not None and isfinite(v)]
         path = " ".join(f"{i:g},{v:g}" for i, v in points)
@@ -59,8 +64,9 @@ def lines(
         "series": [[one.name, one.style, [_number(v) for v in one.values]] for one in series],
     }
     words = f"{title} over {len(x)} epochs. {last}"
-    legend = [(one.style, one.name) for one in series] if 1 < len(series) <= COLOURS else []
-    return Chart(title, _svg(HEIGHT, words, parts), values, note, legend)
+    if legend is None:
+        legend = [(one.style, one.name) for one in series] if 1 < len(series) <= COLOURS else []
+    return Chart(title, svg(HEIGHT, words, parts), values, note, legend)
 
 
 def _said(values: Sequence[float | None]) -> str:
@@ -82,7 +88,7 @@ def heat(
     Columns that are numbers are epochs; others are the same things as the rows. `values` is what the pointer shows: `cells`,
     and the words about them.
     """
-    labels = [_clipped(name) for name in rows]
+    labels = [clipped(name) for name in rows]
     left = 14 + 7 * max(map(len, labels))
     over_epochs = isinstance(columns[0], int)
     each = min(max(150 / len(rows), 1.5), 40) if over_epochs else (WIDTH - RIGHT - left) / len(columns)
@@ -103,17 +109,19 @@ def heat(
         edges = Axis(columns[0] - 0.5, columns[-1] + 0.5, left, WIDTH - RIGHT)
         parts.extend(_epochs(edges, floor))
     box = {"rows": list(rows), "columns": list(columns), "box": [left, TOP, WIDTH - RIGHT, floor]}
-    return Chart(title, _svg(height, f"{title}. {note}", parts), values | box, note, ramp=ramp)
+    return Chart(title, svg(height, f"{title}. {note}", parts), values | box, note, ramp=ramp)
 
 
-def _clipped(name: str, length: int = 14) -> str:
+def clipped(name: str, length: int = 14) -> str:
+    """The end of a name that is longer than `length` letters."""
     return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
-def _grid(up: Axis, write: Callable[[float], str] = short) -> Markup:
+def grid(up: Axis) -> Markup:
+    """Lines at the ticks of the axis that goes up, and their numbers."""
     line = Markup('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text class="end" x="{}" y="{}">{}</text>')
     marks = ((up(v), v) for v in up.ticks(5))
-    return Markup("").join(line.format(LEFT, WIDTH - RIGHT, LEFT - 6, y + 4, write(v), y=y) for y, v in marks)
+    return Markup("").join(line.format(LEFT, WIDTH - RIGHT, LEFT - 6, y + 4, short(v), y=y) for y, v in marks)
 
 
 def _epochs(across: Axis, floor: float) -> list[Markup]:
@@ -122,7 +130,8 @@ def _epochs(across: Axis, floor: float) -> list[Markup]:
     return [*marks, Markup('<text class="end axis" x="{}" y="{:g}">epoch</text>').format(WIDTH - RIGHT, floor + 29)]
 
 
-def _svg(height: float, words: str, parts: Sequence[Markup]) -> Markup:
+def svg(height: float, words: str, parts: Sequence[Markup]) -> Markup:
+    """A drawing of `parts` that `words` describe."""
     start = Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">').format(WIDTH, height, words)
     return start + Markup("").join(parts) + Markup("</svg>")
 

@@ -115,14 +115,14 @@ function watch(figure) {
 
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
-  const number = (text) => { const n = parseFloat(text.replaceAll(",", "").replace("−", "-")); return Number.isNaN(n) ? null : n; };
+  const number = (text) => { const found = text.replaceAll(",", "").match(/-?[\d.]+(e[-+]?\d+)?/); return found ? Number(found[0]) : null; };
   heads.forEach((head, column) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: head.textContent });
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const up = head.ariaSort !== "ascending", rows = [...body.rows];
       const text = new Map(rows.map((row) => [row, row.cells[column].textContent.trim()]));
-      const numeric = head.classList.contains("number");
+      const numeric = head.classList.contains("number") || [...text.values()].every((value) => value !== "" && !Number.isNaN(Number(value)));
       rows.sort((a, b) => {
         if (!numeric) return (up ? 1 : -1) * text.get(a).localeCompare(text.get(b), "en", { numeric: true });
         const [x, y] = [number(text.get(a)), number(text.get(b))];
