@@ -23,28 +23,31 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of pyproject.toml, by launcher
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
-_codes: list[int] = []  # exit codes of the jobs that did not end well
+_sweep: list[Path] = []  # the directory of this command's sweep, if it is one
+_codes: list[int] = []  # exit codes of what did not end well
 
 
 def main() -> int:
-    """The command. Returns its exit code: 0, or the worst of its jobs': 1 failed, 2 bad input, 130 interrupted."""
+    """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 130 interrupted."""
     if sys.argv[1:] == ["--version"]:
         print(f"bnn-train {__version__}")
         return 0
-    _checked.clear()
-    _codes.clear()
-    OmegaConf.register_new_resolver("run_directory", run_directory, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("sweep_directory", sweep_directory, use_cache=True, replace=True)
+    for state in (_checked, _sweep, _codes):
+        state.clear()
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        _job()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
         _codes or say("interrupted")
         _codes.append(INTERRUPTED)
+    except SystemExit:
+        if not _sweep:
+            raise
     except Exception as error:  # Hydra's; a job says itself what is wrong with it
         if before not in (None, "", "0"):
             raise
@@ -52,18 +55,33 @@ def main() -> int:
         _codes.append(BAD_INPUT)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
+    if _sweep and _sweep[0].is_dir():
+        from bnn_exp import sweep
+
+        completed = sweep.conclude(_sweep[0])
+        if completed is not None:  # in whatever process its jobs ran
+            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [] if completed else [FAILED]
     return max(_codes, default=0)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _job(composed: DictConfig) -> None:
-    """One run: the one of this command, or one of a sweep. What goes wrong with it does not stop a sweep."""
+def job(composed: DictConfig) -> float | None:
+    """One run: the one of this command, or one of a sweep, perhaps in another process. Returns what a search maximises: its
+    best validation accuracy in percent or, where no rows are kept back, its test accuracy.
+
+    What goes wrong with it does not stop a sweep: it is said, and stands in the run's summary.
+    """
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
-        plan = _checked.pop() if _checked else _plan_in(directory, composed)
+        if _checked:
+            plan = _checked.pop()
+        else:
+            plan, directory = _plan_in(directory, composed)
+        if plan.finished:
+            say(plan.finished)
+            return plan.accuracy
         from bnn_exp.run import Run  # and torch with it
 
-        status = Run(plan, directory).execute()["status"]
+        result = Run(plan, directory).execute()
     except UserError as error:
         say(str(error))
         _codes.append(BAD_INPUT)
@@ -71,44 +89,54 @@ def _job(composed: DictConfig) -> None:
         say(f"failed: {error or type(error).__name__}\n{directory / 'train.log'} says more")
         _codes.append(FAILED)
     else:
-        if status == "interrupted":
+        if result["status"] == "interrupted":
             _codes.append(INTERRUPTED)
             raise KeyboardInterrupt  # which ends a sweep too
+        return result.get("best_validation_accuracy", result["test_accuracy"])
 
 
-def _plan_in(directory: Path, composed: DictConfig) -> "Plan":
-    """The plan of a job of a sweep; one that can't be leaves its reason in its directory."""
-    from bnn_exp.plan import make_plan
-    from bnn_exp.records import summary
+def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:
+    from bnn_exp import sweep
 
-    try:
-        return make_plan(composed, HydraConfig.get().overrides.task)
-    except UserError as error:
-        summary.write(directory, "failed", error=str(error))
-        raise
+    resumed = composed.sweep.resume
+    return sweep.plan_in(directory, composed, list(HydraConfig.get().overrides.task), resumed and Path(resumed))
 
 
 class Preflight(Callback):
-    """Checks a run before Hydra makes its directory, so that bad input leaves nothing behind."""
+    """Checks what is asked for before Hydra makes a directory, so that bad input leaves nothing behind."""
 
     def on_run_start(self, config: DictConfig, **_) -> None:
-        from bnn_exp.plan import make_plan
+        from bnn_exp import tasks
 
-        task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        plan = self._or_leave(tasks.prepare, _without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir)
+        _checked.append(plan)
+
+    def on_multirun_start(self, config: DictConfig, **_) -> None:
+        from bnn_exp import tasks
+
+        self._or_leave(tasks.prepare_sweep, _without_hydra(config))
+        _sweep.append(Path(config.hydra.sweep.dir).absolute())
+        if config.sweep.search == "optuna":
+            self._or_leave(tasks.search, config, job)
+            sys.exit()  # Hydra's own sweeper has nothing left to do
+
+    @staticmethod
+    def _or_leave(prepare, *arguments):
+        """What `prepare` returns; a message that it returns instead is said, as one that it raises, and all is over."""
         try:
-            plan = make_plan(task, config.hydra.overrides.task)
+            prepared = prepare(*arguments)
         except UserError as error:
             _leave(str(error), BAD_INPUT)
         except Exception:  # Hydra would only warn of it
             traceback.print_exc()
             sys.exit(FAILED)
-        if plan.finished:
-            _leave(plan.finished, 0)
-        _checked.append(plan)
+        if isinstance(prepared, str):
+            _leave(prepared, 0)
+        return prepared
 
-    def on_multirun_start(self, config: DictConfig, **_) -> None:
-        if config.get("resume"):
-            _leave(f"resume={config.resume}: can't be swept over\nallowed: bnn-train resume=RUN, without -m", BAD_INPUT)
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def _leave(message: str, code: int) -> NoReturn:
@@ -116,17 +144,30 @@ def _leave(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def run_directory(resume: str | None, name: str) -> str:
+def run_directory(resume: str | None, task: str, name: str) -> str:
     """Where a run goes: the directory that it resumes, else one that no other run has."""
-    return resume or f"{_now()}-{name}-{secrets.token_hex(2)}"
+    return resume or f"{_now()}-{name if task == 'train' else task}-{secrets.token_hex(2)}"
 
 
-def sweep_directory() -> str:
-    return f"{_now()}-sweep-{secrets.token_hex(2)}"
+def sweep_directory(resume: str | None) -> str:
+    return resume or f"{_now()}-sweep-{secrets.token_hex(2)}"
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _now() -> str:
     return datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S.%f")
+
+
+for resolver in (
+    run_directory,
+    sweep_directory,
+    cores,
+):  # when imported, since the processes of a sweep import no more than this
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=True, replace=True)
 
 
 def say(message: str) -> None:
@@ -141,6 +182,8 @@ def in_words(error: Exception) -> str:
 
         return explain.unknown_key(match[1].partition("=")[0], config.keys())
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        if match[1] == "hydra/launcher" and match[2] in EXTRAS:
+            return f"hydra/launcher={match[2]}: not installed\npip install 'bnn-exp[{EXTRAS[match[2]]}]'"
         choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return f"{match[1]}={match[2]}: no such choice\nallowed: {', '.join(choices)}"
     if isinstance(error, OverrideParseException):

@@ -57,6 +57,7 @@ class BNCVL:
     encoding: Literal["boolean", "bipolar", "centred"]
     normalization: Literal["sample", "batch", "channel"]
     weights: Literal["latent", "bits", "float"]
+    latent_std: Literal["one", "fan_in"]
 
 
 @schema
@@ -140,6 +141,8 @@ class Trainer:
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
     threads: Count | None
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: bool
 
 
 @schema
@@ -155,6 +158,33 @@ class Settings:
     resume: str | None
 
 
+@schema
+class Report:
+    x: str | None
+    y: str
+    group: str | None
+
+
+@schema
+class Sweep:
+    resume: str | None
+    search: Literal["grid", "optuna"]
+    trials: Count
+
+
+@schema
+class Request:
+    """What the command is to do, beside the settings of a run: keys of the configuration that no run keeps."""
+
+    task: Literal["train", "report"]
+    from_: Annotated[
+        str | tuple[str, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
+    ]
+    report: Report
+    sweep: Sweep
+
+
+REQUEST = ("task", "from", "report", "sweep")
 LATENT = ("latent_adam", "latent_sgd")
 TRAINS = {"bits": ("hypermask",), "latent": LATENT, "float": LATENT}  # which optimizers train which kind of weights
 
@@ -165,13 +195,7 @@ def load(config: DictConfig | dict) -> Settings:
     Raises:
         UserError: all that is wrong with it, a line each.
     """
-    raw = values = config
-    if isinstance(config, DictConfig):
-        raw, values = OmegaConf.to_container(config), resolved(config)
-    try:
-        settings = TypeAdapter(Settings).validate_json(json.dumps(values))  # strictly: no text for a number
-    except ValidationError as error:
-        raise UserError("\n".join(dict.fromkeys(explain.mistake(e, raw, keys()) for e in error.errors()))) from error
+    settings = _checked(Settings, config)
     weights = getattr(settings.model, "weights", "bits")
     if settings.optimizer.name not in TRAINS[weights]:
         raise UserError(
@@ -179,6 +203,26 @@ def load(config: DictConfig | dict) -> Settings:
             f"allowed: {', '.join(f'optimizer={name}' for name in TRAINS[weights])}"
         )
     return settings
+
+
+def load_request(config: DictConfig) -> Request:
+    """What a composed configuration asks the command to do.
+
+    Raises:
+        UserError: all that is wrong with it, a line each.
+    """
+    return _checked(Request, config)
+
+
+def _checked(kind: type, config: DictConfig | dict):
+    raw = values = config
+    if isinstance(config, DictConfig):
+        raw, values = OmegaConf.to_container(config), resolved(config)
+    values = {key: value for key, value in values.items() if (key in REQUEST) == (kind is Request)}
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values))  # strictly: no text for a number
+    except ValidationError as error:
+        raise UserError("\n".join(dict.fromkeys(explain.mistake(e, raw, keys()) for e in error.errors()))) from error
 
 
 def resolved(config: DictConfig) -> dict:
@@ -195,4 +239,4 @@ def resolved(config: DictConfig) -> dict:
 
 def keys() -> list[explain.Key]:
     """Every dotted key of every choice of every group."""
-    return list(explain.keys(TypeAdapter(Settings).json_schema()))
+    return [key for kind in (Settings, Request) for key in explain.keys(TypeAdapter(kind).json_schema())]

@@ -1,7 +1,7 @@
 """What a run is to do, checked before anything is written: settings, data, device, and the checkpoint it goes on from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Plan:
     device: str = "cpu"
     saved: dict[str, Any] | None = None  # the checkpoint
     finished: str = ""
+    accuracy: float | None = None  # of the finished run: the best in validation, or that of the test
+    overrides: list[str] = field(default_factory=list)  # the command line's
 
 
 def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
@@ -35,15 +37,20 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     Raises:
         UserError: what is wrong with it.
     """
-    values = config.resolved(composed)
-    if composed.get("resume"):
-        return _plan_to_resume(config.load(values), overrides)
     settings = config.load(composed)
+    if settings.resume:
+        return _plan_to_resume(settings, overrides)
     arrays = _read(settings)
     _check_size(settings.model, arrays.train_images.shape[2:])
+    return Plan(settings, values_of(composed), arrays, _device(settings.device), overrides=list(overrides))
+
+
+def values_of(composed: DictConfig) -> dict[str, Any]:
+    """What config.yaml keeps of a composed configuration: the settings of the run, data found from anywhere."""
+    values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST}
     if values["dataset"].get("path"):
-        values["dataset"]["path"] = str(Path(values["dataset"]["path"]).resolve())  # so that it resumes from anywhere
-    return Plan(settings, values, arrays, _device(settings.device))
+        values["dataset"]["path"] = str(Path(values["dataset"]["path"]).resolve())
+    return values
 
 
 def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
@@ -68,15 +75,25 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
         raise UserError(f"{file}: not the configuration of a run ({reason})") from error
     if any(item.startswith("device=") for item in overrides):
         values["device"] = asked.device
+    return plan_to_go_on(directory, values)
+
+
+def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[str] = ()) -> Plan:
+    """The plan for the run of configuration `values` that stopped in `directory`.
+
+    Raises:
+        UserError: there is nothing to go on from, or its data have gone.
+    """
     settings = config.load(values)
     ended = summary.read(directory)
     if ended and ended["status"] == "completed":
-        accuracy = f"test accuracy {ended['test_accuracy']:.2f}%"
-        return Plan(settings, values, None, finished=f"{directory} is finished: {accuracy}; nothing to resume")
+        test = ended["test_accuracy"]
+        finished = f"{directory} is finished: test accuracy {test:.2f}%; nothing to resume"
+        return Plan(settings, values, None, finished=finished, accuracy=ended.get("best_validation_accuracy", test))
     from bnn_exp.records import checkpoint
 
     saved = checkpoint.load(directory / "checkpoints" / "last.pt")
-    return Plan(settings, values, _read(settings), _device(settings.device), saved)
+    return Plan(settings, values, _read(settings), _device(settings.device), saved, overrides=list(overrides))
 
 
 def _check_size(model, size: tuple[int, int]) -> None:

@@ -19,8 +19,9 @@ from bnn_exp.nn import NotBinary, verify_binary
 from bnn_exp.plan import Plan
 from bnn_exp.records import checkpoint, html, metrics, plots, summary
 from bnn_exp.records.files import alone_in, replacing
+from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
-from bnn_exp.records.report import Report, log, logging_to
+from bnn_exp.records.report import Report
 from bnn_exp.records.words import bytes_in_words
 from bnn_exp.stopping import Stop, stop_on_signals
 from bnn_exp.trainer import Trainer
@@ -31,7 +32,7 @@ class Run:
 
     def __init__(self, plan: Plan, directory: Path):
         settings = self.settings = plan.settings
-        self.config, self.directory = plan.config, directory
+        self.config, self.directory, self.overrides = plan.config, directory, plan.overrides
         self.began = time.perf_counter()
         if settings.trainer.threads:
             torch.set_num_threads(settings.trainer.threads)
@@ -169,6 +170,7 @@ class Run:
             self.directory,
             status,
             error=error,
+            overrides=self.overrides,
             epochs=len(self.epochs),
             test_accuracy=self.evaluation and self.evaluation["test_accuracy"],
             best_test_accuracy=progress.best_test_accuracy if progress.best_epoch else None,

@@ -47,6 +47,8 @@ class Trainer:
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
         self.names = [name for name, _ in named_bits(network)]
+        self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
+        self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network
         self.progress = Progress()
 
     def _batches(self, epoch: int) -> list[Tensor]:
@@ -104,8 +106,9 @@ class Trainer:
 
     def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
-        logits = self.network(x)
-        loss = F.cross_entropy(logits, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.forward(x)
+            loss = F.cross_entropy(logits, labels)
         self.network.zero_grad()
         loss.backward()
         self.binary.step()

@@ -72,7 +72,7 @@ def test_a_sweep_gives_a_directory_a_job(bnn_train, summary):
 
 def test_a_bad_job_leaves_its_reason_and_the_others_run(bnn_train, summary):
     done = bnn_train("-m", "trainer.batch_size=64,1", "trainer=smoke", "model.hidden_size=16")
-    assert done.code == 2 and "trainer.batch_size=1" in done.err
+    assert done.code == 1 and "trainer.batch_size=1" in done.err
     good, bad = (summary(run) for run in done.runs)
     assert good["status"] == "completed" and bad["status"] == "failed" and "trainer.batch_size=1" in bad["error"]
 

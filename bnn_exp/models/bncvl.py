@@ -18,6 +18,7 @@ class BNCVLNet(nn.Module):
         pool: side and stride of the max-pooling between two widths.
         normalization: `sample`, `batch` or `channel`; dense layers take `sample` for `channel`.
         encoding, weights: see `bnn_exp.nn.BinaryLayer`.
+        latent_std: of the first latents: `one`, as the seed, or `fan_in`: 1/√(inputs of an output).
         mean, std: per channel, of the pixels as numbers from 0 to 1: what the input is standardised by. A std of 0 counts as 1.
 
     Raises:
@@ -36,6 +37,7 @@ class BNCVLNet(nn.Module):
         encoding: str = "centred",
         normalization: str = "batch",
         weights: str = "latent",
+        latent_std: str = "one",
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
     ):
@@ -57,6 +59,9 @@ class BNCVLNet(nn.Module):
             last = nn.Identity() if len(self.dense) == len(dense) else None
             self.dense.append(BinaryNormalizedLinear(inputs, width, last, normalization=normalization, **kind))
             inputs = width
+        if weights == "latent" and latent_std == "fan_in":
+            for layer in (*self.convolutions, *self.dense):
+                layer.weight.data /= layer.weight[0].numel() ** 0.5
         for name, numbers in (("mean", mean), ("std", [number or 1.0 for number in std])):
             self.register_buffer(name, torch.tensor(numbers).expand(image_shape[0]).reshape(-1, 1, 1).clone())
 

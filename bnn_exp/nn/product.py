@@ -1,8 +1,9 @@
 """Products with the values of bits that are exact in small integers, by the fastest way that the processor offers.
 
 On a CPU with VNNI instructions the sums are taken in int8 × int8 → int32, measured at a quarter of the time of fp32 (1024²
-weights, batch 16384); without them int8 is slower, and the product is torch's. Both give the same numbers: every sum is an
-integer below 2²⁴. Gradients are those of any linear layer, in the dtype of the values.
+weights, batch 16384); without them int8 is slower, and the product is torch's. On CUDA under bf16 autocast the operands are
+bf16, in which 0, ±1 and the pixels 0…255 are exact, and the sums fp32. All give the same numbers: every sum is an integer
+below 2²⁴. Gradients are those of any linear layer; under bf16 autocast their operands are rounded to bf16.
 """
 
 import torch
@@ -16,20 +17,24 @@ class _BinaryProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(x, v)
-        return torch._int_mm(x.to(torch.int8), v.to(torch.int8).t()).to(v.dtype) if _in_int8(x) else x @ v.t()
+        ctx.bf16 = _in_bf16(x)
+        if _in_int8(x):
+            return torch._int_mm(x.to(torch.int8), v.to(torch.int8).t()).to(v.dtype)
+        return _matmul(x, v.t(), ctx.bf16 and x.is_cuda)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, v = ctx.saved_tensors
-        return grad @ v if ctx.needs_input_grad[0] else None, grad.t() @ x
+        return _matmul(grad, v, ctx.bf16) if ctx.needs_input_grad[0] else None, _matmul(grad.t(), x, ctx.bf16)
 
 
 class _PixelProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.bf16 = _in_bf16(x)
         if not _in_int8(x):
-            return (x.to(v.dtype) @ v.t()).div_(255)
+            return _matmul(x.to(v.dtype), v.t(), ctx.bf16 and x.is_cuda).div_(255)
         centred = x.bitwise_xor(128).view(torch.int8)  # x − 128
         sums = torch._int_mm(centred, v.to(torch.int8).t())
         return (sums + 128 * v.sum(1).to(torch.int32)).to(v.dtype).div_(255)
@@ -37,7 +42,7 @@ class _PixelProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        return None, (grad.t() @ x.to(grad.dtype)).div_(255)
+        return None, _matmul(grad.t(), x.to(grad.dtype), ctx.bf16).div_(255)
 
 
 def binary_product(x: Tensor, v: Tensor) -> Tensor:
@@ -52,3 +57,17 @@ def pixel_product(x: Tensor, v: Tensor) -> Tensor:
 
 def _in_int8(x: Tensor) -> bool:
     return _HAS_VNNI and x.device.type == "cpu" and len(x) >= _WORTH_IT
+
+
+def _in_bf16(x: Tensor) -> bool:
+    kind = x.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+
+
+def _matmul(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
+    """a @ b in fp32, whatever autocast says; with `bf16` of operands rounded to bf16 (on a CPU the result too)."""
+    with torch.autocast(a.device.type, enabled=False):
+        if not bf16:
+            return a @ b
+        a, b = a.bfloat16(), b.bfloat16()
+        return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()

@@ -1,9 +1,5 @@
 """What a run tells the person who started it: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -12,28 +8,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bnn_exp.models.cost import Layer
+from bnn_exp.records.log import log
 from bnn_exp.records.words import bytes_in_words, taken_for
 
-log = logging.getLogger("bnn_exp")
 WIDTHS = {
     "epoch": 9, "loss": 8, "train %": 8, "valid %": 8, "test %": 8, "flips": 11, "ones %": 7, "seconds": 8, "images/s": 10,
     "left": 8,
 }  # fmt: skip
-
-
-@contextmanager
-def logging_to(file: Path) -> Iterator[None]:
-    """Within the block what is logged below `bnn_exp` goes to the end of `file`."""
-    handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
 
 
 class Report:

@@ -1,0 +1,50 @@
+"""The answer of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, `report.html`, and the table printed."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bnn_exp.records import html, runs, study_plot
+from bnn_exp.records.files import replacing
+from bnn_exp.records.runs import Record
+from bnn_exp.records.study import Study, label, reason, study
+
+FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html")
+
+
+def answer(
+    records: list[Record], directory: Path, y: str = "test_accuracy", x: str | None = None, group: str | None = None
+) -> Study:
+    """Fold `records` into a study of `y`, print it and leave it in `directory`; the plot is over `x`, a line a `group`.
+
+    Raises:
+        UserError: a key that does not vary, or a number that the runs don't have.
+    """
+    result = study(records, y)
+    if result.rows:
+        study_plot.axes_of(result, x, group)
+    for name, text in (("sweep.csv", result.csv()), ("sweep.md", result.markdown())):
+        with replacing(directory / name) as temporary:
+            temporary.write_text(text)
+    if result.rows:
+        study_plot.draw(directory / "sweep.png", result, x, group)
+    if runs.read(directory) is None:
+        html.write_study_page(result, directory)
+    else:  # asked for a run alone
+        html.write_run_page(directory)
+    show(result)
+    return result
+
+
+def show(result: Study) -> None:
+    """Print the table of a study, and what did not complete."""
+    console = Console(highlight=False, soft_wrap=True)
+    head, rows = result.cells()
+    if rows:
+        table = Table(*head, title=f"{sum(len(row.runs) for row in result.rows)} runs", title_justify="left")
+        for row, cells in zip(result.rows, rows, strict=True):
+            table.add_row(*cells, style="bold green" if row.best else None)
+        console.print(table)
+    for run in result.unfinished:
+        console.print(f"not completed: {run.directory} {label(run, result.varied)}: {reason(run)}", markup=False)

@@ -1,0 +1,75 @@
+"""`sweep.png`: what a study measured, over the setting that varied."""
+
+from pathlib import Path
+from typing import Any
+
+from bnn_exp.errors import UserError
+from bnn_exp.records.files import replacing
+from bnn_exp.records.runs import as_text
+from bnn_exp.records.study import Row, Study
+
+
+def axes_of(study: Study, x: str | None, group: str | None) -> tuple[str | None, str | None]:
+    """The keys of the horizontal axis and of the lines: what is asked for, else the first numeric key and the first other one.
+
+    Raises:
+        UserError: a key that does not vary.
+    """
+    for name, key in (("x", x), ("group", group)):
+        if key is not None and key not in study.varied:
+            raise UserError(f"report.{name}={key}: it does not vary\nallowed: {', '.join(study.varied) or 'nothing varies'}")
+    numeric = [key for key in study.varied if key != group and all(_is_number(row.settings[key]) for row in study.rows)]
+    x = x or next(iter(numeric), next((key for key in study.varied if key != group), None))
+    return x, group or next((key for key in study.varied if key != x), None)
+
+
+def draw(file: Path, study: Study, x: str | None = None, group: str | None = None) -> None:
+    """Mean with its standard deviation over `x`, a line for each value of `group`, the best row ringed; bars where x is no
+    number. Rows that differ in a third key are points of the same line.
+
+    Raises:
+        UserError: a key that does not vary.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    x, group = axes_of(study, x, group)
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    lines: dict[str, list[Row]] = {}
+    for row in study.rows:
+        lines.setdefault(as_text(row.settings[group]) if group else "", []).append(row)
+    numeric = x is not None and all(_is_number(row.settings[x]) for row in study.rows)
+    names = list(dict.fromkeys(as_text(row.settings[x]) if x else "all" for row in study.rows))
+    for i, (name, rows) in enumerate(lines.items()):
+        if numeric:
+            rows = sorted(rows, key=lambda row: row.settings[x])
+            places = [row.settings[x] for row in rows]
+        else:
+            offset = (i - (len(lines) - 1) / 2) * 0.8 / len(lines)
+            places = [names.index(as_text(row.settings[x]) if x else "all") + offset for row in rows]
+        means, stds = [row.mean for row in rows], [row.std or 0.0 for row in rows]
+        axes.errorbar(places, means, stds, fmt="o-" if numeric else "o", capsize=3, label=name, markersize=5)
+        for place, row in zip(places, rows, strict=True):
+            if row.best:
+                axes.plot(place, row.mean, "o", markersize=13, fillstyle="none", color="black")
+    values = [row.settings[x] for row in study.rows] if numeric else []
+    if numeric and min(values) > 0 and max(values) >= 8 * min(values):
+        axes.set_xscale("log", base=2 if all(isinstance(value, int) for value in values) else 10)
+    if numeric and len(set(values)) <= 12:
+        axes.set_xticks(sorted(set(values)), [as_text(value) for value in sorted(set(values))], minor=False)
+        axes.minorticks_off()
+    if not numeric:
+        axes.set_xticks(range(len(names)), names, rotation=0 if sum(map(len, names)) < 60 else 30)
+    if group and len(lines) > 1:
+        axes.legend(title=group, fontsize="small")
+    axes.set(xlabel=x or "", ylabel=study.y)
+    axes.grid(alpha=0.25)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,205 @@
+"""Sweeps: their answer, what survives, launchers and searches. Numbers are compared with the runs' own files."""
+
+import csv
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from bnn_exp.errors import UserError
+from bnn_exp.records.runs import Record
+from bnn_exp.records.study import study, varied_keys
+
+COMMAND = Path(sysconfig.get_path("scripts")) / "bnn-train"
+SMALL = ("trainer=smoke", "trainer.epochs=1", "trainer.limit_batches=1")
+
+
+def table(directory: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((directory / "sweep.csv").open()))
+
+
+def accuracies(directory: Path, **wanted) -> list[float]:
+    """Of the completed runs below `directory` whose summary has these values."""
+    found = (json.loads(file.read_text()) for file in sorted(directory.rglob("summary.json")))
+    return [s["test_accuracy"] for s in found if s["status"] == "completed" and wanted.items() <= s.items()]
+
+
+def test_a_sweep_ends_in_a_table_with_its_seeds_folded(bnn_train):
+    done = bnn_train("-m", "model.hidden_size=16,32", "seed=0,1,2", "trainer=smoke")
+    sweep = done.runs[0].parent
+    assert done.code == 0 and len(done.runs) == 6
+    rows = table(sweep)
+    assert [row["model.hidden_size"] for row in rows] == ["16", "32"]
+    assert not {"seed", "optimizer.delta", "model.name"} & set(rows[0])  # only what varies
+    for row, size in zip(rows, (16, 32), strict=True):
+        numbers = accuracies(sweep, binary_parameters=64 * size + 2 * size**2 + 10 * size)
+        assert len(numbers) == int(row["runs"]) == 3
+        assert float(row["test_accuracy_mean"]) == pytest.approx(statistics.fmean(numbers))
+        assert float(row["test_accuracy_std"]) == pytest.approx(statistics.stdev(numbers))
+    assert [row["best"] for row in rows].index("1") == max(range(2), key=lambda i: float(rows[i]["test_accuracy_mean"]))
+    assert "± " in done.out and "| **" in (sweep / "sweep.md").read_text() and (sweep / "sweep.png").stat().st_size > 5000
+    (sweep / "sweep.csv").unlink()
+    again = bnn_train("task=report", f"from={sweep}")
+    assert again.code == 0 and table(sweep) == rows
+
+
+def test_a_job_that_cannot_be_is_listed_with_its_reason(bnn_train):
+    done = bnn_train("-m", "trainer.batch_size=64,-1,1", "model.hidden_size=8", *SMALL)
+    assert done.code == 1
+    sweep = done.runs[0].parent
+    assert len(table(sweep)) == 1
+    for text in (done.out, (sweep / "sweep.md").read_text(), (sweep / "1" / "train.log").read_text()):
+        assert "trainer.batch_size=-1" in text and "≥ 2" in text
+
+
+def test_a_sweep_of_a_key_that_is_not_there_leaves_nothing(bnn_train, tmp_path):
+    done = bnn_train("-m", "dleta=0.1,0.2")
+    assert done.code == 2 and "did you mean delta" in done.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() or "sweep" in path.name]
+
+
+def test_a_report_of_several_places_and_its_axes(bnn_train, tmp_path):
+    for name, arguments in (("a", ("delta=0.01",)), ("b", ("delta=0.3",)), ("c", ("delta=0.3", "optimizer.mask=random"))):
+        assert bnn_train(*arguments, "model.hidden_size=8", *SMALL, f"hydra.run.dir={name}").code == 0
+    done = bnn_train("task=report", "from=[a,b,c,a]", "report.y=train_loss", "hydra.run.dir=all")
+    assert done.code == 0, done.err
+    rows = table(tmp_path / "all")
+    assert {(row["delta"], row["optimizer.mask"]) for row in rows} == {("0.01", "top"), ("0.3", "top"), ("0.3", "random")}
+    best = min(rows, key=lambda row: float(row["train_loss_mean"]))
+    assert best["best"] == "1"
+    for wrong, allowed in (("report.x=seed", "delta"), ("report.y=beauty", "train_loss"), ("report.group=x", "delta")):
+        refused = bnn_train("task=report", "from=[a,b]", wrong, "hydra.run.dir=none")
+        assert refused.code == 2 and wrong in refused.err and allowed in refused.err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["task=report"], "from="),
+        (["task=report", "from=nowhere"], "from=nowhere"),
+        (["-m", "task=report", "seed=0,1"], "can't be swept"),
+        (["-m", "sweep.resume=nowhere", "seed=0,1"], "sweep.resume=nowhere"),
+        (["sweep.resume=nowhere"], "needs -m"),
+        (["task=fly"], "report"),
+    ],
+)
+def test_bad_requests_leave_nothing(bnn_train, tmp_path, arguments, text):
+    done = bnn_train(*arguments)
+    assert done.code == 2 and text in done.err and "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path, bnn_train):
+    arguments = ["-m", "model.hidden_size=8,64", "trainer.epochs=40", "trainer.batch_size=64"]
+    process = subprocess.Popen([COMMAND, *arguments, "seed=0,1", "hydra.sweep.dir=s"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("s/2/metrics.jsonl")) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "s/0/summary.json").exists() and not (tmp_path / "s/2/summary.json").exists()
+    before = {file: file.stat().st_mtime_ns for number in "01" for file in (tmp_path / "s" / number).glob("*.*")}
+    trained = len((tmp_path / "s/2/metrics.jsonl").read_text().splitlines())
+    done = bnn_train(*arguments, "seed=0,1,2", "sweep.resume=s")  # and wider than before
+    assert done.code == 0, done.err
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    assert f"resumed after epoch {trained}" in done.out or trained == 40
+    assert [row["runs"] for row in table(tmp_path / "s")] == ["3", "3"]
+    assert len(done.runs) == 6
+    alone = bnn_train("model.hidden_size=64", "trainer.epochs=40", "trainer.batch_size=64", "hydra.run.dir=alone")
+    fingerprints = {json.loads((run / "summary.json").read_text())["bits_sha256"] for run in done.runs}
+    assert json.loads((alone.runs[0] / "summary.json").read_text())["bits_sha256"] in fingerprints
+
+
+def test_processes_of_a_local_launcher_give_the_same_table(bnn_train):
+    pytest.importorskip("submitit")
+    arguments = ["-m", "trainer.batch_size=64,-1", "model.hidden_size=8", "trainer=smoke"]
+    here = bnn_train(*arguments, "hydra.sweep.dir=here", "trainer.threads=1")
+    there = bnn_train(*arguments, "hydra.sweep.dir=there", "launcher=local")
+    assert (here.code, there.code) == (1, 1)
+    columns = ("trainer.batch_size", "runs", "test_accuracy_mean", "best")
+    tables = [[[row.get(column) for column in columns] for row in table(Path(name))] for name in ("here", "there")]
+    assert tables[0] == tables[1] and len(tables[0]) == 1
+    assert "trainer.batch_size=-1" in Path("there/sweep.md").read_text()
+
+
+def test_a_search_asks_for_trials_and_resumes(bnn_train):
+    optuna = pytest.importorskip("optuna")
+    space = ["delta=tag(log,interval(0.001,0.3))", "optimizer.mask=top,random", "model.hidden_size=range(8,33)", *SMALL]
+    arguments = ["-m", "sweeper=optuna", *space, "hydra.sweep.dir=s"]
+    assert bnn_train(*arguments, "sweep.trials=3").code == 0
+    done = bnn_train(*arguments, "sweep.trials=5", "sweep.resume=s")
+    assert done.code == 0 and len(done.runs) == 5, done.err
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s/optuna.log"))
+    trials = optuna.load_study(study_name="search", storage=storage).trials
+    told = sorted(trial.value for trial in trials)
+    assert told == sorted(accuracies(Path("s")))
+    for trial in trials:
+        assert 0.001 <= trial.params["delta"] <= 0.3 and 8 <= trial.params["model.hidden_size"] <= 32
+    assert len(table(Path("s"))) == 5
+
+
+def test_hydras_sweep_syntax_as_a_space():
+    pytest.importorskip("optuna")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    from bnn_exp.search import distribution
+
+    for text, expected in {
+        "a=interval(0.1,2)": FloatDistribution(0.1, 2.0),
+        "a=tag(log,interval(0.1,2.0))": FloatDistribution(0.1, 2.0, log=True),
+        "a=int(interval(1,9))": IntDistribution(1, 9),
+        "a=range(2,11,2)": IntDistribution(2, 10, step=2),
+        "a=x,y": CategoricalDistribution(["x", "y"]),
+    }.items():
+        assert distribution(OverridesParser.create().parse_override(text)) == expected, text
+    with pytest.raises(UserError, match="no space"):
+        distribution(OverridesParser.create().parse_override("a=range(0.1,1.0,0.1)"))
+
+
+def run(directory="r", overrides=(), accuracy=50.0, status="completed", **config) -> Record:
+    facts = {"status": status, "test_accuracy": accuracy, "train_seconds": 2.0, "epochs": 4, "overrides": list(overrides)}
+    return Record(Path(directory), config, facts, [])
+
+
+def test_the_fewest_keys_that_tell_configurations_apart():
+    mlp = {"model": {"name": "mlp", "hidden_size": 8}, "optimizer": {"name": "hypermask", "delta": 0.1}}
+    cnn = {"model": {"name": "bncvl", "channels": [4]}, "optimizer": {"name": "latent_adam", "lr": 0.1}}
+    assert varied_keys([run(**mlp, seed=0), run(**cnn, seed=1)]) == ["model.name"]
+    assert varied_keys([run(overrides=["optimizer=latent_adam"], **mlp), run(**cnn)]) == ["optimizer.name"]
+    wide = {"model": {"name": "mlp", "hidden_size": 16}, "optimizer": mlp["optimizer"]}
+    assert varied_keys([run(**mlp), run(**cnn), run(**wide)]) == ["model.name", "model.hidden_size"]
+    assert varied_keys([run(**mlp, seed=0, resume="x"), run(**mlp, seed=1, resume=None)]) == []
+
+
+def test_a_study_of_made_up_runs():
+    runs = [run(f"{d}{s}", accuracy=a, delta=d, seed=s) for d, s, a in ((0.1, 0, 90.0), (0.1, 1, 94.0), (0.2, 0, 91.0))]
+    killed = Record(Path("k"), {"delta": 0.3}, {}, [])
+    result = study([*runs, killed, run("f", ["delta=9"], status="failed")])
+    first, second = result.rows
+    assert (first.mean, first.std, first.best) == (92.0, pytest.approx(math.sqrt(8)), True)
+    assert (second.mean, second.std, second.best) == (91.0, None, False)
+    assert first.seconds_per_epoch == 0.5
+    assert [r.directory.name for r in result.unfinished] == ["k", "f"]
+    assert "`k` delta=0.3: unfinished" in result.markdown() and "`f` delta=9: failed" in result.markdown()
+
+
+def test_ctrl_c_ends_a_sweep_with_the_table_so_far(tmp_path):
+    arguments = ["-m", "model.hidden_size=8,16,64", "trainer.epochs=3000", "hydra.sweep.dir=s"]
+    process = subprocess.Popen([COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | {})
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("s/0/metrics.jsonl")) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in out and (tmp_path / "s/sweep.md").exists() and not (tmp_path / "s/1").exists()
