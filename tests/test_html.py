@@ -2,10 +2,11 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,42 @@ def test_large_pictures_are_drawn_smaller(tmp_path):
     rng = np.random.default_rng(0)
     plots.samples(tmp_path / "sheet.png", rng.integers(0, 255, (9, 3, 300, 200), dtype=np.uint8), ["x"] * 9)
     assert max(Image.open(tmp_path / "sheet.png").size) <= 8 * (plots.TILE + 8)
+
+
+def test_lines_are_told_apart_by_the_colour_blind_and_from_the_page():
+    """WCAG 1.4.11 asks for 3 : 1 to the ground; colour vision deficiencies by Machado et al. 2009, distances in CIELAB."""
+    style = (Path(html.__file__).parent / "templates" / "style.css").read_text()
+    for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL):
+        colours = dict(re.findall(r"--(card|c\d): #(\w+)", block))
+        lights = {name: linear(colour) for name, colour in colours.items()}
+        luminance = {name: light @ (0.2126, 0.7152, 0.0722) + 0.05 for name, light in lights.items()}
+        lines = [name for name in colours if name != "card"]
+        assert len(lines) == 8
+        for name in lines:
+            assert max(luminance[name], luminance["card"]) / min(luminance[name], luminance["card"]) >= 3
+        for deficiency in DEFICIENCIES.values():
+            seen = [lab(deficiency @ lights[name]) for name in lines]
+            assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) >= 10  # 2.3 is just noticeable
+
+
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": np.array([[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]),
+    "deuteranopia": np.array([[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]),
+    "tritanopia": np.array([[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]]),
+}
+
+
+def linear(colour: str) -> np.ndarray:
+    """Linear sRGB of a CSS colour in three or six hexadecimal digits."""
+    digits = colour if len(colour) == 6 else "".join(2 * digit for digit in colour)
+    c = np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def lab(light: np.ndarray) -> np.ndarray:
+    """CIELAB of linear sRGB under D65."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(light, 0, 1) / (0.9505, 1, 1.089)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
