@@ -1,6 +1,7 @@
 """One run, top to bottom: data, network, optimizers, epochs, verification, artefacts."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from bnn_exp.memory import keep_freed_memory
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, verify_binary
 from bnn_exp.plan import Plan
-from bnn_exp.records import checkpoint, metrics, plots, summary
+from bnn_exp.records import checkpoint, html, metrics, plots, summary
 from bnn_exp.records.files import alone_in, replacing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
-from bnn_exp.records.report import Report, bytes_in_words
+from bnn_exp.records.report import Report
+from bnn_exp.records.words import bytes_in_words
 from bnn_exp.stopping import Stop, stop_on_signals
 from bnn_exp.trainer import Trainer
 
@@ -79,6 +81,7 @@ class Run:
                 expected = isinstance(error, UserError | NotBinary | KeyboardInterrupt)
                 log.error("%s: %s", status, error, exc_info=not expected)
                 self._summarise(status, error=str(error) or type(error).__name__)
+                html.write_run_page(self.directory)
                 raise
 
     def _execute(self) -> dict[str, Any]:
@@ -136,6 +139,7 @@ class Run:
             plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
         plots.kernels(directory / "kernels.png", self.network, self.data.image_shape)
         result = self._summarise(status)
+        html.write_run_page(directory)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
         best = f", best {result['best_test_accuracy']:.2f}% (epoch {result['best_epoch']})" if self.epochs else ""
@@ -145,7 +149,7 @@ class Run:
             f"{result['real_parameters']:,} real parameters: {bytes_in_words(bits)} in place of {bytes_in_words(fp32)} as fp32"
         )
         self.report.say(
-            f"in {directory}: model.safetensors, metrics.jsonl, summary.json, checkpoints/, "
+            f"in {directory}: report.html, model.safetensors, metrics.jsonl, summary.json, checkpoints/, "
             "curves.png, samples.png, kernels.png"
         )
         if status == "interrupted":
@@ -188,6 +192,7 @@ class Run:
             dataset=self.data.key,
             classes=list(self.data.classes),
             confusion=self.confusion.tolist() if self.confusion is not None else None,
+            layers=[asdict(layer) for layer in self.layers],
         )
 
     def _seconds(self) -> float:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan, plan_to_go_on, values_of
-from bnn_exp.records import runs, summary
+from bnn_exp.records import html, runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.runs import Record
@@ -38,6 +38,7 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
         summary.write(directory, "failed", error=str(error), overrides=overrides)
         with logging_to(directory / "train.log"):
             log.error("failed: %s", error)
+        html.write_run_page(directory)
         raise
 
 

@@ -29,7 +29,7 @@ def test_a_run_leaves_all_that_it_promises(bnn_train, summary):
     files = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
     assert files == {
         "config.yaml", "train.log", "metrics.jsonl", "summary.json", "model.safetensors", "curves.png",
-        "samples.png", "kernels.png", "checkpoints/last.pt", "checkpoints/best.pt",
+        "samples.png", "kernels.png", "report.html", "checkpoints/last.pt", "checkpoints/best.pt",
     }  # fmt: skip
     weights = 64 * 32 + 2 * 32 * 32 + 32 * 10
     assert result["status"] == "completed" and result["error"] is None and result["seed"] == 3

@@ -1,16 +1,16 @@
-"""The answer of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, and the table printed."""
+"""The answer of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, `report.html`, and the table printed."""
 
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from bnn_exp.records import study_plot
+from bnn_exp.records import html, runs, study_plot
 from bnn_exp.records.files import replacing
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import Study, label, reason, study
 
-FILES = ("sweep.csv", "sweep.md", "sweep.png")
+FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html")
 
 
 def answer(
@@ -29,6 +29,10 @@ def answer(
             temporary.write_text(text)
     if result.rows:
         study_plot.draw(directory / "sweep.png", result, x, group)
+    if runs.read(directory) is None:
+        html.write_study_page(result, directory)
+    else:  # asked for a run alone
+        html.write_run_page(directory)
     show(result)
     return result
 

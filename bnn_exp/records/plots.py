@@ -7,71 +7,93 @@ import numpy as np
 from bnn_exp.nn import binary_layers
 from bnn_exp.records.files import replacing
 
+BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # told apart by the colour-blind, and both from white and from black
+GREY = (118, 118, 118)  # the same contrast on white as on a dark page
+TILE = 96  # pixels of the longer side of a picture in a sheet, or a little less: whole multiples stay sharp
+IN_A_ROW = 8
+
 
 def curves(file: Path, epochs: list[dict], title: str) -> None:
     """Draw loss, accuracies and flips per layer over the epochs of `metrics.jsonl` into a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     x = [m["epoch"] for m in epochs]
     marker = "o" if len(x) < 3 else None
-    figure, (loss, accuracy, flips) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    loss.plot(x, [m["train_loss"] for m in epochs], color="#5b7db1", marker=marker)
-    loss.set(title="training loss", xlabel="epoch")
-    for name, color in (("train", "#9aa7b8"), ("validation", "#edae49"), ("test", "#d1495b")):
+    figure = Figure(figsize=(13, 4), dpi=100)
+    FigureCanvasAgg(figure)
+    loss, accuracy, flips = figure.subplots(1, 3)
+    figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)  # layout engines take 0.1 s
+    loss.plot(x, [m["train_loss"] for m in epochs], color="#0072b2", marker=marker)
+    for name, color in (("train", "#8a94a3"), ("validation", "#e69f00"), ("test", "#0072b2")):
         if f"{name}_accuracy" in epochs[0]:
             accuracy.plot(x, [m[f"{name}_accuracy"] for m in epochs], label=name, color=color, marker=marker)
-    accuracy.set(title="accuracy, %", xlabel="epoch")
-    accuracy.legend()
+    accuracy.legend(loc="lower right")
     for name in epochs[0]["flips"]:
         flips.plot(x, [m["flips"][name] for m in epochs], label=name, marker=marker)
-    flips.set(title="flips per epoch", xlabel="epoch", yscale="symlog")
+    flips.set_yscale("symlog")
+    flips.yaxis.set_major_formatter("{x:,g}")
     if epochs[0]["flips"]:
-        flips.legend(fontsize="small")
-    for axes in (loss, accuracy, flips):
-        axes.grid(alpha=0.25)
+        flips.legend(fontsize="small", loc="lower left")
+    for axes, name in ((loss, "training loss"), (accuracy, "accuracy, %"), (flips, "flips per epoch")):
+        axes.set_title(name, y=1.0)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_label_coords(0.5, -0.1)  # as y=1.0 above: to search a place takes longer than to draw
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
     figure.suptitle(title)
     with replacing(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+        figure.savefig(temporary, format="png")
 
 
 def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
-    """Draw pictures (uint8 [count, channels, height, width], of 1 or 3 channels), eight in a row, over their names."""
+    """Draw pictures (uint8 [count, channels, height, width], of 1 or 3 channels), eight in a row, over their names.
+
+    The sheet is transparent, so that it suits a light page as well as a dark one.
+    """
     import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    count, _, height, width = images.shape
-    rows, gap = -(-count // 8), -(-height // 4)  # the gap holds the name
-    sheet = np.full((rows * (height + gap), 8 * (width + gap), 3), 255, np.uint8)  # one image: 64 axes take seconds
-    figure, axes = plt.subplots(figsize=(10, 10 * sheet.shape[0] / sheet.shape[1]), layout="constrained")
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)
+    height, width = images.shape[2:]
+    longer = max(height, width)
+    scale = TILE // longer if longer <= TILE else TILE / longer
+    width, height = max(round(width * scale), 1), max(round(height * scale), 1)
+    across, down = max(width, 24) + 8, height + 20
+    sheet = Image.new("RGBA", (across * min(len(images), IN_A_ROW), down * -(-len(images) // IN_A_ROW)), (*GREY, 0))
+    draw = ImageDraw.Draw(sheet)
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        top, left = i // 8 * (height + gap), i % 8 * (width + gap)
-        sheet[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-        label = name if len(name) <= 14 else f"{name[:13]}…"
-        axes.text(left + width / 2, top + height, label, ha="center", va="top", size=8, parse_math=False)
-    axes.imshow(sheet, interpolation="nearest")
-    axes.axis("off")
+        left, top = i % IN_A_ROW * across, i // IN_A_ROW * down
+        picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+        resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+        sheet.paste(picture.resize((width, height), resampling), (left + (across - width) // 2, top))
+        draw.text((left + across / 2, top + height + 2), _short(name, across, font), (*GREY, 255), font, "ma")
     with replacing(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+        sheet.save(temporary, format="png")
+
+
+def _short(name: str, width: int, font) -> str:
+    """`name`, cut with an ellipsis where it is wider than `width` pixels; one line."""
+    name = " ".join(name.split())
+    if font.getlength(name) <= width:
+        return name
+    return next((cut for end in range(len(name), 0, -1) if font.getlength(cut := name[:end] + "…") <= width), "…")
 
 
 def kernels(file: Path, network, image_shape: tuple[int, int, int]) -> None:
-    """Draw up to 64 units of the network's first layer, bit 1 white; a layer without bits by its size.
+    """Draw up to 64 units of the network's first layer, bit 1 yellow and bit 0 blue; a layer without bits by its size.
 
-    Those of a dense layer have the shape of the images, (channels, height, width). Channels that are no colours are averaged.
+    Those of a dense layer have the shape of the images, (channels, height, width). Of three channels each is a colour, red,
+    green and blue; channels that are no colours are averaged.
     """
     _, layer = next(binary_layers(network))
     weight = layer.bits().get("weight", layer.weight).detach().float().cpu()[:64]
     units = weight if weight.dim() == 4 else weight.reshape(-1, *image_shape)
-    units = units if units.shape[1] in (1, 3) else units.mean(1, keepdim=True)
+    units = (units if units.shape[1] in (1, 3) else units.mean(1, keepdim=True)).numpy()
     low, high = (0.0, 1.0) if layer.bits() else (float(units.min()), float(units.max()))
-    shades = ((units - low) / max(high - low, 1e-12) * 255).round().byte()
-    samples(file, shades.numpy(), [str(i) for i in range(len(shades))])
+    shades = (units - low) / max(high - low, 1e-12)
+    if shades.shape[1] == 1:
+        ends = np.array((BIT_0, BIT_1), np.float32).reshape(2, 1, 3, 1, 1)
+        shades = (ends[0] + shades * (ends[1] - ends[0])) / 255
+    samples(file, (shades * 255).round().astype(np.uint8), [str(i) for i in range(len(shades))])

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from bnn_exp.models.cost import Layer
 from bnn_exp.records.log import log
+from bnn_exp.records.words import bytes_in_words, taken_for
 
 WIDTHS = {
     "epoch": 9, "loss": 8, "train %": 8, "valid %": 8, "test %": 8, "flips": 11, "ones %": 7, "seconds": 8, "images/s": 10,
@@ -105,10 +106,7 @@ class Report:
         for column in ("rows", "right %", "most often taken for"):
             table.add_column(column, justify="right")
         for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
-            wrong = [(count, other) for other, count in enumerate(row) if other != i]
-            most, other = max(wrong, default=(0, 0))
-            taken = f"{classes[other]} ({most}×)" if most else "—"
-            table.add_row(name, str(sum(row)), f"{100 * row[i] / max(sum(row), 1):.2f}", taken)
+            table.add_row(name, str(sum(row)), f"{100 * row[i] / max(sum(row), 1):.2f}", taken_for(i, row, classes))
         self.table(table)
 
 
@@ -118,12 +116,3 @@ def plain(table: Table) -> str:
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip()
-
-
-def bytes_in_words(count: int) -> str:
-    """4 B, 12.3 kB, 1.2 MB (powers of 1000)."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
-        count /= 1000
-    return f"{count:.3g} GB"

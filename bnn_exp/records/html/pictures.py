@@ -1,0 +1,48 @@
+"""Numbers as pixels, and pictures as data URIs."""
+
+from base64 import b64encode
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CIVIDIS = ("#00204d", "#31446b", "#666970", "#958f78", "#cbba69", "#ffea46")  # Nuñez et al. 2018, for the colour-blind too
+FEWER, MORE = (0, 114, 178), (213, 94, 0)
+EMBEDDED = 250_000  # bytes of an image file that goes into a page as it is
+
+
+def shades(parts: np.ndarray) -> str:
+    """Numbers from 0 to 1, [rows, columns], as a picture from dark blue to yellow; NaN as nothing."""
+    stops = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in CIVIDIS], np.float64)
+    places = np.linspace(0, 1, len(stops))
+    known = np.isfinite(parts)
+    levels = np.where(known, parts, 0)
+    channels = [np.interp(levels, places, stops[:, i]) for i in range(3)]
+    return _uri(np.stack([*channels, known * 255], axis=-1))
+
+
+def leanings(parts: np.ndarray) -> str:
+    """Numbers from −1 (blue) by 0 (nothing) to 1 (orange), [rows, columns], as a picture."""
+    colour = np.where(parts[..., None] < 0, FEWER, MORE)
+    return _uri(np.concatenate([colour, np.abs(parts[..., None]) * 255], axis=-1))
+
+
+def _uri(pixels: np.ndarray) -> str:
+    stream = BytesIO()
+    Image.fromarray(pixels.round().astype(np.uint8), "RGBA").save(stream, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(stream.getvalue()).decode()}"
+
+
+def embedded(file: Path) -> tuple[str, int, int] | None:
+    """A PNG file as a data URI, its width and its height; a large one a little coarser. None where there is no such picture."""
+    try:
+        with Image.open(file) as image:
+            size, kind, content = image.size, "png", file.read_bytes()
+            if len(content) > EMBEDDED:
+                stream = BytesIO()
+                image.save(stream, "WEBP", quality=75, method=2)
+                kind, content = "webp", stream.getvalue()
+    except OSError:
+        return None
+    return f"data:image/{kind};base64,{b64encode(content).decode()}", *size

@@ -1,0 +1,32 @@
+"""Pages from templates. All text that enters one is escaped, and a page may load nothing from elsewhere."""
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render(template: str, **content: Any) -> str:
+    """The page that `template` makes of `content`."""
+    return _environment().get_template(template).render(**content)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("bnn_exp.records.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"short": short}
+    return environment
+
+
+def short(value: float) -> str:
+    """A number for the end of an axis: 0.05, 60, 20k, 1.5M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1000 if unit == 'k' else limit):.4g}{unit}"
+    return f"{value:.4g}"

@@ -1,0 +1,192 @@
+"""The page of one run."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_exp.records import runs
+from bnn_exp.records.files import replacing
+from bnn_exp.records.html import pictures
+from bnn_exp.records.html.charts import Chart, Series, heat, lines
+from bnn_exp.records.html.render import render
+from bnn_exp.records.runs import Record
+from bnn_exp.records.words import bytes_in_words, taken_for
+
+DRAWN = 300  # epochs at most in charts and table; of more every second, third, …
+COUNTED = 20  # classes at most in a table of counts; more are a picture
+FILES = (
+    "config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints/last.pt", "checkpoints/best.pt",
+    "curves.png", "samples.png", "kernels.png", "train.log",
+)  # fmt: skip
+KNOWN = {"epoch", "train_loss", "train_seconds", "eval_seconds", "images_per_second", "flips", "ones"}
+ACCURACIES = (("train", "c7 dashed"), ("validation", "c4"), ("test", "c0"))
+
+
+def write_run_page(directory: Path) -> None:
+    """Write `report.html` of the run in `directory` from what lies there."""
+    with replacing(directory / "report.html") as temporary:
+        temporary.write_text(run_page(runs.read(directory)), encoding="utf-8")
+
+
+def run_page(record: Record) -> str:
+    """A run however it ended as a page of HTML, pictures included."""
+    summary, config = record.summary, record.config
+    epochs = thinned(record.epochs, DRAWN)
+    layers = summary.get("layers") or []
+    weights = {f"{layer['name']}.weight": layer["binary"] for layer in layers if layer["binary"]}
+    parts = [record.setting(f"{group}.name") for group in ("model", "dataset")]
+    return render(
+        "run.html",
+        title=" on ".join(map(str, parts)) if all(parts) else record.directory.name,
+        name=record.directory.name,
+        status=record.status,
+        error=summary.get("error"),
+        command=command(summary),
+        tiles=_tiles(record),
+        charts=[*_curves(epochs), *_bits(epochs, weights)] if epochs else [],
+        layers=[_layer(layer, record.epochs) for layer in layers],
+        **_mistakes(summary.get("classes"), summary.get("confusion")),
+        kernels=pictures.embedded(record.directory / "kernels.png"),
+        samples=pictures.embedded(record.directory / "samples.png"),
+        settings=[(key, runs.as_text(value)) for key, value in runs.flat(config).items()],
+        surroundings=[(key, runs.as_text(value)) for key, value in _surroundings(summary).items()],
+        epochs=[_epoch(m, sum(weights.values())) for m in epochs],
+        validated=any("validation_accuracy" in m for m in epochs),
+        stride=-(-len(record.epochs) // DRAWN),
+        files=[name for name in FILES if (record.directory / name).is_file()],
+    )
+
+
+def thinned(epochs: list, most: int) -> list:
+    """Every second, third, … so that at most `most` are left, the last among them."""
+    return epochs[:: -max(-(-len(epochs) // most), 1)][::-1]
+
+
+def command(summary: dict[str, Any]) -> str:
+    """The command line that made a run: its own overrides where they are known, else what was typed."""
+    arguments = summary.get("overrides") or summary.get("command") or []
+    return shlex.join(["bnn-train", *map(str, arguments)])
+
+
+def _tiles(record: Record) -> list[tuple[str, str, str]]:
+    """The run in a few numbers: what, how much, and a remark."""
+    s, tiles = record.summary, []
+    if s.get("test_accuracy") is not None:
+        tiles.append(("test accuracy", f"{s['test_accuracy']:.2f}%", "after the last epoch"))
+    if s.get("best_test_accuracy") is not None:
+        by = "validation" if "best_validation_accuracy" in s else "test"
+        tiles.append(("best", f"{s['best_test_accuracy']:.2f}%", f"epoch {s['best_epoch']}, best in {by}"))
+    if asked := record.setting("trainer.epochs"):
+        tiles.append(("epochs", f"{len(record.epochs):,}", f"of {asked:,}"))
+    if s.get("binary_parameters") is not None:
+        said = "verified to be bits" if s.get("binary_verified") else "not verified"
+        tiles.append(("binary weights", f"{s['binary_parameters']:,}", said))
+    if s.get("bytes_as_bits"):
+        as_fp32 = 4 * (s["binary_parameters"] + s["real_parameters"])
+        tiles.append(("size", bytes_in_words(s["bytes_as_bits"]), f"{bytes_in_words(as_fp32)} as fp32"))
+    if s.get("train_seconds") is not None:
+        tiles.append(("training", f"{s['train_seconds']:,.1f} s", f"{s['seconds']:,.1f} s in all"))
+    return tiles
+
+
+def _curves(epochs: list[dict]) -> list[Chart]:
+    """Accuracies, loss, and whatever other number an epoch has: the strength of the rule."""
+    x = [m["epoch"] for m in epochs]
+    accuracies = [
+        Series(name, [m.get(f"{name}_accuracy") for m in epochs], style)
+        for name, style in ACCURACIES
+        if any(f"{name}_accuracy" in m for m in epochs)
+    ]
+    known = KNOWN | {f"{name}_accuracy" for name, _ in ACCURACIES}
+    others = [key for key, value in epochs[-1].items() if key not in known and isinstance(value, int | float)]
+    return [
+        lines("Accuracy, %", x, accuracies, within=(0, 100)),
+        lines("Training loss", x, [Series("loss", [m["train_loss"] for m in epochs])]),
+        *(lines(key, x, [Series(key, [m.get(key) for m in epochs], "c2")]) for key in others),
+    ]
+
+
+def _bits(epochs: list[dict], weights: dict[str, int]) -> list[Chart]:
+    """Flips and ones: tensors over epochs."""
+    x, names = [m["epoch"] for m in epochs], list(epochs[-1]["flips"])
+    if not names:
+        return []
+    labels = [name.removesuffix(".weight") for name in names]
+    sizes = np.array([weights.get(name, 0) for name in names], np.float64)[:, None]
+    flips, ones = (np.array([[m[key].get(name, 0) for m in epochs] for name in names]) for key in ("flips", "ones"))
+    shared = {"kind": "cells", "of": sizes[:, 0].astype(int).tolist(), "column": "epoch"}
+    rates = flips / sizes if sizes.all() else flips.astype(np.float64)
+    per = "per weight and epoch" if sizes.all() else "per epoch"
+    total = [Series("flips", flips.sum(0).tolist(), "c1")]
+    charts = [lines("Flips of all bits", x, total, note="Each epoch, of all layers together.")]
+    if rates.any():
+        high = rates.max()
+        low = max(rates[rates > 0].min(), high / 1000)
+        parts = np.log(np.maximum(rates, low) / low) / max(np.log(high / low), 1e-9)
+        picture = pictures.shades(np.where(rates > 0, parts, np.nan))
+        values = shared | {"unit": "flips", "cells": flips.tolist()}
+        ramp = (f"linear-gradient(90deg, {', '.join(pictures.CIVIDIS)})", f"≤ {low:.2g}", f"{high:.2g} {per}")
+        charts.append(heat("Flips per layer", labels, x, picture, values, "By their logarithm; empty where none.", ramp))
+    if sizes.all():
+        shares = ones / sizes
+        far = max(np.abs(shares - 0.5).max(), 0.005)
+        values = shared | {"unit": "ones", "cells": ones.tolist()}
+        fewer, more = (f"rgb{colour}" for colour in (pictures.FEWER, pictures.MORE))
+        ramp = (
+            f"linear-gradient(90deg, {fewer}, transparent, {more})",
+            f"{50 - 100 * far:.3g}%",
+            f"{50 + 100 * far:.3g}% of the bits are 1",
+        )
+        picture = pictures.leanings((shares - 0.5) / far)
+        charts.append(heat("Ones per layer", labels, x, picture, values, "Empty where half of the bits are 1.", ramp))
+    return charts
+
+
+def _layer(layer: dict, epochs: list[dict]) -> list[str]:
+    """A row of the table of layers: what it is, and what its bits did."""
+    tensor, binary = f"{layer['name']}.weight", layer["binary"]
+    row = [layer["name"], layer["kind"], "×".join(map(str, layer["output"])), f"{binary:,}", f"{layer['real']:,}"]
+    row.append(f"{layer['multiply_adds']:,}")
+    if not (binary and epochs and tensor in epochs[-1]["ones"]):
+        return [*row, "—", "—", "—"]
+    flips = sum(m["flips"].get(tensor, 0) for m in epochs)
+    first, last = (f"{100 * m['ones'][tensor] / binary:.2f}" for m in (epochs[0], epochs[-1]))
+    return [*row, first, last, f"{flips / binary:.2f}"]
+
+
+def _mistakes(classes: list[str] | None, confusion: list[list[int]] | None) -> dict[str, Any]:
+    """The test rows by class and answer: counts and shares of the row to be a table, or a picture of many classes."""
+    if not classes or not confusion:
+        return {"classes": [], "matrix": [], "by_class": [], "picture": None}
+    counts = np.array(confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    by_class = [
+        [name, f"{sum(row):,}", f"{100 * shares[i, i]:.2f}", taken_for(i, row, classes)]
+        for i, (name, row) in enumerate(zip(classes, confusion, strict=True))
+    ]
+    matrix, picture = [], None
+    if len(classes) <= COUNTED:
+        matrix = [list(zip(row, share, strict=True)) for row, share in zip(confusion, shares.tolist(), strict=True)]
+    else:
+        values = {"kind": "cells", "of": counts.sum(1).tolist(), "column": "answered", "unit": "rows", "cells": confusion}
+        ramp = (f"linear-gradient(90deg, {', '.join(pictures.CIVIDIS)})", "0", "100% of the rows of the class")
+        note = "Down: the class; across: the answer, in the same order. By the square root, so that rare mistakes show."
+        coloured = pictures.shades(np.where(counts, np.sqrt(shares), np.nan))
+        picture = heat("Answers by class", classes, classes, coloured, values, note, ramp)
+    return {"classes": classes, "matrix": matrix, "by_class": by_class, "picture": picture}
+
+
+def _epoch(m: dict, weights: int) -> list[str]:
+    cells = [str(m["epoch"]), f"{m['train_loss']:.4f}", f"{m['train_accuracy']:.2f}"]
+    if "validation_accuracy" in m:
+        cells.append(f"{m['validation_accuracy']:.2f}")
+    ones = f"{100 * sum(m['ones'].values()) / weights:.2f}" if weights else "—"
+    cells += [f"{m['test_accuracy']:.2f}", f"{sum(m['flips'].values()):,}", ones]
+    return [*cells, f"{m['train_seconds'] + m['eval_seconds']:.2f}", f"{m['images_per_second']:,.0f}"]
+
+
+def _surroundings(summary: dict[str, Any]) -> dict[str, Any]:
+    keys = ("seed", "device", "threads", "dataset", "bits_sha256", "git_commit", "machine", "cpus", "versions")
+    return runs.flat({key: summary[key] for key in keys if summary.get(key) is not None})

@@ -1,0 +1,111 @@
+"""What a study measured over one of its settings: means with their standard deviations, and each run as a small dot."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from bnn_exp.records.html.axes import Axis, spread
+from bnn_exp.records.html.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, clipped, grid, svg
+from bnn_exp.records.html.render import short
+from bnn_exp.records.runs import as_text
+from bnn_exp.records.study import Row, Study, in_words, number
+
+APART = 7  # units of the drawing between lines that have a value at the same place
+MARK = Markup('<circle class="{} {}" cx="{}" cy="{}" r="{}"/>')
+
+
+def over(key: str, study: Study) -> Chart:
+    """The rows of a study over its setting `key`. Those that have all else in common are a line, if they are numbers."""
+    others = [other for other in study.varied if other != key]
+    names = short_names(study.varied)
+    groups: dict[str, list[Row]] = {}
+    for row in study.rows:
+        groups.setdefault(settings(row, others, names), []).append(row)
+    values = [row.settings[key] for row in study.rows]
+    numeric = all(type(value) in (int, float) for value in values)
+    across, marks = _numbers(values) if numeric else _names(values)
+    up = Axis(*spread(_heights(study)), HEIGHT - BOTTOM, TOP)
+    few = len(groups) <= COLOURS
+    parts, points = [grid(up), *marks], []
+    for i, (name, rows) in enumerate(groups.items()):
+        style = f"c{i}" if few else "c0"
+        aside = (i - (len(groups) - 1) / 2) * APART if few else 0
+        rows = sorted(rows, key=lambda row: row.settings[key]) if numeric else rows
+        places = [round(across(row.settings[key]) + aside, 1) for row in rows]
+        if numeric and few and len(rows) > 1:
+            path = " ".join(f"{x:g},{up(row.mean):g}" for x, row in zip(places, rows, strict=True))
+            parts.append(Markup('<polyline class="line thin {}" points="{}"/>').format(style, path))
+        for x, row in zip(places, rows, strict=True):
+            parts.extend(_marks(x, row, up, style, study.y))
+            words = f"{settings(row, [key], names)} {name}".strip() + f"\n{in_words(row)} of {len(row.runs)} run"
+            points.append([x, up(row.mean), words + "s" * (len(row.runs) != 1) + ", best" * row.best, style])
+    legend = [(f"c{i}", name) for i, name in enumerate(groups)] if 1 < len(groups) <= COLOURS else []
+    title = f"{in_title(study.y)} over {names[key]}"
+    said = (f"{settings(row, study.varied, names)}: {in_words(row)}" for row in study.rows[:12])
+    words = f"{title}. {'; '.join(said)}"
+    return Chart(title, svg(HEIGHT, words, parts), {"kind": "points", "points": points}, legend=legend)
+
+
+def settings(row: Row, keys: Sequence[str], names: dict[str, str]) -> str:
+    """hidden_size=128 mask=top."""
+    return " ".join(f"{names[key]}={as_text(row.settings[key])}" for key in keys)
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key by its last part, as far as that is one key's alone; by its group where that is all it says."""
+    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+
+
+def in_title(y: str) -> str:
+    """test_accuracy → Test accuracy."""
+    return y.replace("_", " ").capitalize()
+
+
+def _heights(study: Study) -> list[float]:
+    ends = [row.mean + sign * (row.std or 0.0) for row in study.rows for sign in (-1, 1)]
+    return ends + [number(run, study.y) for row in study.rows for run in row.runs]
+
+
+def _marks(x: float, row: Row, up: Axis, style: str, y: str) -> list[Markup]:
+    parts = [MARK.format("dot faint", style, x, up(number(run, y)), 2.2) for run in row.runs if len(row.runs) > 1]
+    if row.std:
+        low, high = up(row.mean - row.std), up(row.mean + row.std)
+        bar = Markup('<path class="line thin {}" d="M{} {}H{}M{} {}V{}M{} {}H{}"/>')
+        parts.append(bar.format(style, x - 4, high, x + 4, x, high, low, x - 4, low, x + 4))
+    parts.append(MARK.format("dot", style, x, up(row.mean), 4))
+    if row.best:
+        parts.append(MARK.format("line thin", style, x, up(row.mean), 8))
+    return parts
+
+
+def _numbers(values: list[float]) -> tuple[Axis, list[Markup]]:
+    """An axis of numbers, by their logarithms where they span much, and a mark at each or, of many, at round ones."""
+    there = sorted(set(values))
+    log = there[0] > 0 and there[-1] >= 8 * there[0]
+    if log:
+        air = (there[-1] / there[0]) ** 0.08
+        ends = there[0] / air, there[-1] * air
+    else:
+        ends = spread(there)
+    across = Axis(*ends, LEFT, WIDTH - RIGHT, log)
+    return across, _under([(across(value), short(value)) for value in (there if len(there) <= 10 else across.ticks(6))])
+
+
+def _names(values: list[Any]) -> tuple[Any, list[Markup]]:
+    """A place for each value, in the order in which they come, and their names."""
+    names = list(dict.fromkeys(map(as_text, values)))
+    axis = Axis(-0.5, len(names) - 0.5, LEFT, WIDTH - RIGHT)
+    length = max(int((WIDTH - LEFT) / 7 / len(names)) - 1, 5)
+    return lambda value: axis(names.index(as_text(value))), _under([(axis(i), clipped(n, length)) for i, n in enumerate(names)])
+
+
+def _under(marks: list[tuple[float, str]]) -> list[Markup]:
+    """Marks below the drawing, without those that would touch the one before them."""
+    text, parts, end = Markup('<text class="middle" x="{}" y="{}">{}</text>'), [], 0.0
+    for x, name in marks:
+        if x - 3.6 * len(name) >= end:
+            parts.append(text.format(x, HEIGHT - BOTTOM + 16, name))
+            end = x + 3.6 * len(name) + 4
+    return parts
