@@ -44,11 +44,13 @@ def test_the_figures_follow_each_weight():
 def test_dead_outputs_are_those_that_never_change():
     torch.manual_seed(0)
     network = BNCVLNet((1, 4, 4), 3, (5, 6), 1, dense=(7,), weights="bits")
-    for norm, dead in zip([*network.convolutions, *network.dense], (2, 0, 3, 1), strict=True):
+    largest = 1.0  # of the inputs
+    for layer, dead in zip([*network.convolutions, *network.dense], (2, 0, 3, 1), strict=True):
+        largest *= layer.weight[0].numel() / 2  # of the sums
         with torch.no_grad():
-            norm.norm.weight.fill_(1e-3)  # so that all stay
-            norm.norm.bias.fill_(9)  # above the ReLU
-            norm.norm.weight[:dead] = 0
+            layer.norm.bias.fill_(largest)  # so that all stay above the ReLU
+            layer.norm.weight[:dead] = 0
+        largest *= 2
     assert list(dead_outputs(network, torch.rand(50, 1, 4, 4)).values()) == [2, 0, 3, 1]
     assert network.training
 
