@@ -134,6 +134,9 @@ class Settings(Generic[Rule]):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None
+    init_from: str | None
+    fresh: Annotated[int, Field(ge=0)] | None
+    freeze: Annotated[int, Field(ge=0)]
 
 
 @schema
