@@ -3,13 +3,17 @@
 What BinSFO is for: a network trained elsewhere, adapted on a device that has no room for real weights (Shibuya et al.).
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from bnn_exp import models
-from bnn_exp.config import Settings
+from bnn_exp.bits import load_state
+from bnn_exp.config import Settings, model
 from bnn_exp.errors import UserError
 from bnn_exp.nn import BinaryLayer
+from bnn_exp.records import checkpoint
 from bnn_exp.records.model import load_model
 
 
@@ -35,10 +39,10 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> N
     these are the last one if the classes are others, else none.
 
     Raises:
-        UserError: there is no such model, or it has other layers.
+        UserError: there is no such run, or its network has other layers.
     """
-    source, about = load_model(settings.init_from)
-    fresh = settings.fresh if settings.fresh is not None else int(tuple(about["classes"]) != classes)
+    source, known = _source(Path(settings.init_from))
+    fresh = settings.fresh if settings.fresh is not None else int(known != classes)
     ours, theirs = network.stages(), source.stages()
     if len(ours) != len(theirs):
         raise UserError(
@@ -53,6 +57,16 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> N
                     f"init_from={settings.init_from}: its layer {place} does not fit ({str(error).splitlines()[-1].strip()})\n"
                     f"allowed: a model of the same layers, or fresh={len(ours) - place + 1}"
                 ) from error
+
+
+def _source(run: Path) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network of a run as its checkpoint has it, statistics included, and its classes."""
+    if not run.is_dir():
+        raise UserError(f"init_from={run}: no such folder\nallowed: the directory of a run")
+    _, about = load_model(run)
+    network = models.build(model(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
+    load_state(network, checkpoint.load(run / "checkpoints" / "last.pt")["network"])
+    return network, tuple(about["classes"])
 
 
 def _copy(to: nn.Module, original: nn.Module) -> None:
