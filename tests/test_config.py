@@ -129,20 +129,16 @@ def test_the_papers_network(bnn_train):
     assert config.model.dense == [256, 256] and config.model.normalization == "sample"
 
 
-def test_the_leaderboard_is_a_sweep_over_rules_and_seeds(bnn_train, tmp_path):
+def test_the_leaderboard_is_a_sweep_over_rules(bnn_train):
     from omegaconf import OmegaConf
 
-    few = (
-        "dataset=digits",
-        "trainer=smoke",
-        "model.hidden_size=16",
-        "hydra.sweeper.params.optimizer='counter_4bit,latent_adam'",
-    )
-    done = bnn_train("experiment=leaderboard", *few)
-    assert done.code == 0 and len(done.runs) == 6, done.err
+    few = ("dataset=digits", "trainer=smoke", "trainer.epochs=1", "model.hidden_size=16", "hydra.sweeper.params.seed=7")
+    done = bnn_train("experiment=leaderboard", "hydra.sweeper.params.optimizer='counter_4bit,latent_adam'", *few)
+    assert done.code == 0 and len(done.runs) == 2, done.err
     configs = [OmegaConf.load(run / "config.yaml") for run in done.runs]
     assert [(c.optimizer.name, c.model.weights, c.seed) for c in configs] == [
-        (name, weights, seed) for name, weights in (("counter", "bits"), ("latent_adam", "latent")) for seed in (0, 1, 2)
+        ("counter", "bits", 7),
+        ("latent_adam", "latent", 7),
     ]
 
 

@@ -77,7 +77,10 @@ def test_a_file_that_is_no_model_is_refused_in_a_line(tmp_path, config):
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     foreign = header | {"__metadata__": {"format": "pt"}}
-    tampered = header | {"__metadata__": header["__metadata__"] | {"config": json.dumps(config | {"delta": 7})}}
+    tampered = header | {
+        "__metadata__": header["__metadata__"]
+        | {"config": json.dumps(config | {"model": config["model"] | {"hidden_size": 0}})}
+    }
     headers = [json.dumps(h).encode() for h in (foreign, tampered)]
     for content in (
         b"",
