@@ -16,8 +16,12 @@ def to_tiles(packed: Tensor) -> Tensor:
     A tile has the bytes j of its 64 rows side by side, so that one vector takes a step for 64 outputs.
     """
     outputs, columns = packed.shape
-    filled = F.pad(packed, (0, 0, 0, -outputs % LANES))
-    return filled.view(-1, LANES, columns).transpose(1, 2).contiguous()
+    whole = outputs // LANES
+    tiles = packed.new_zeros(-(-outputs // LANES), columns, LANES)
+    tiles[:whole] = packed[: whole * LANES].view(whole, LANES, columns).transpose(1, 2)
+    if outputs % LANES:
+        tiles[whole, :, : outputs % LANES] = packed[whole * LANES :].T
+    return tiles
 
 
 def from_tiles(tiles: Tensor, outputs: int) -> Tensor:
@@ -29,6 +33,12 @@ def unpacked(packed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Packed rows, uint8 [rows, bytes] → their bits, 0 and 1, [rows, 8 · bytes], where they lie."""
     places = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return (packed.unsqueeze(-1) >> places & 1).flatten(1).to(dtype)
+
+
+def ones(packed: Tensor) -> Tensor:
+    """How many bits of each packed row are 1: uint8 [rows, bytes] → int64 [rows]."""
+    of_byte = unpacked(torch.arange(256, device=packed.device)[:, None].to(torch.uint8), torch.uint8).sum(1, dtype=torch.uint8)
+    return torch.cat([of_byte[rows.to(torch.int32)].sum(1) for rows in packed.split(256)])  # 256: to be small in memory
 
 
 def packed(bits: Tensor) -> Tensor:

@@ -154,9 +154,10 @@ class BinaryLinear(BinaryLayer):
         self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.encoding != "centred" and x.dtype == torch.uint8:
+        if x.dtype == torch.uint8 and self.encoding == "centred":
+            return pixel_product(x, 2 * self.value) / 2  # the same number, by way of whole ones
+        if x.dtype == torch.uint8:
             return pixel_product(x, self.value)
-        x = x / 255 if x.dtype == torch.uint8 else x
         if self.encoding != "centred" and self.binary_input:
             return binary_product(x, self.value)
         return F.linear(x, self.value)
