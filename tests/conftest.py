@@ -78,6 +78,17 @@ def random_images(count: int, height: int = 6, width: int = 5) -> list[np.ndarra
     return [rng.integers(0, 256, (height, width), dtype=np.uint8) for _ in range(count)]
 
 
+def plain_config(*overrides: str) -> dict:
+    """The plain values of a configuration."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    from bnn_exp.cli import CONF
+
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
+
+
 def trainer_of(*overrides: str):
     """A new Trainer on digits, on the CPU, for the configuration that the overrides give."""
     import torch

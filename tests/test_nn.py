@@ -73,7 +73,7 @@ def test_an_unknown_encoding_is_refused():
 
 
 @pytest.mark.parametrize("encoding", ["boolean", "bipolar"])
-@pytest.mark.parametrize(("batch", "inputs", "outputs"), [(300, 257, 10), (128, 64, 64), (1, 5, 3), (0, 8, 8)])
+@pytest.mark.parametrize(("batch", "inputs", "outputs"), [(300, 257, 10), (128, 64, 64), (300, 1, 5), (1, 5, 3), (0, 8, 8)])
 def test_a_product_of_bits_is_exact_whatever_computes_it(encoding, batch, inputs, outputs):
     layer = BinaryLinear(inputs, outputs, encoding, binary_input=True)
     x = binarize(torch.randn(batch, inputs), encoding).requires_grad_()
@@ -86,15 +86,15 @@ def test_a_product_of_bits_is_exact_whatever_computes_it(encoding, batch, inputs
     torch.testing.assert_close(layer.weight.grad, grad.T @ x.detach())
 
 
-@pytest.mark.parametrize("encoding", ["boolean", "bipolar"])
-@pytest.mark.parametrize(("batch", "inputs", "outputs"), [(300, 785, 10), (128, 64, 64), (1, 5, 3), (0, 8, 8)])
+@pytest.mark.parametrize("encoding", ["boolean", "bipolar", "centred"])
+@pytest.mark.parametrize(("batch", "inputs", "outputs"), [(300, 785, 10), (128, 64, 64), (300, 1, 5), (1, 5, 3), (0, 8, 8)])
 def test_pixels_stand_for_numbers_from_0_to_1(encoding, batch, inputs, outputs):
     layer = BinaryLinear(inputs, outputs, encoding)
     pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)
     grad = torch.randn(batch, outputs)
     y = layer(pixels)
     y.backward(grad)
-    sums = pixels.long() @ layer.value.detach().long().T
+    sums = pixels.double() @ layer.value.detach().double().T
     assert torch.equal(y, sums.float() / 255)
     exact = grad.double().T @ (pixels.double() / 255)
     torch.testing.assert_close(layer.weight.grad.double(), exact, rtol=1e-4, atol=1e-4)

@@ -1,11 +1,9 @@
-import json
 import math
 
 import pytest
 import torch
 
 from bnn_exp.bits import bits_sha256, load_state, pack, packed_state, unpack
-from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.records.model import load_model, save_model
 
@@ -65,34 +63,5 @@ def test_a_model_file_holds_one_bit_a_weight_and_all_that_rebuilds_the_network(t
     assert not list(tmp_path.glob(".*"))
     weights = 64 * 64 + 64 * 64 + 64 * 10
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    norms = (64 + 64 + 10) * 4 * 4 + 3 * 8  # scale, shift, mean and variance in fp32; a counter each
+    norms = (64 + 64 + 10) * 2 * 4  # a scale and a shift in fp32
     assert file.stat().st_size - header == weights // 8 + norms
-
-
-def test_a_file_that_is_no_model_is_refused_in_a_line(tmp_path, config):
-    network = MLP(64, 10, 64, 3, "boolean", None)
-    good = tmp_path / "model.safetensors"
-    save_model(good, network, config, (1, 8, 8), tuple("0123456789"))
-    data = good.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    foreign = header | {"__metadata__": {"format": "pt"}}
-    tampered = header | {
-        "__metadata__": header["__metadata__"]
-        | {"config": json.dumps(config | {"model": config["model"] | {"hidden_size": 0}})}
-    }
-    headers = [json.dumps(h).encode() for h in (foreign, tampered)]
-    for content in (
-        b"",
-        data[:100],
-        data[:-1],
-        b"\x80\x04K\x01.",
-        *(len(h).to_bytes(8, "little") + h + data[8 + length :] for h in headers),
-    ):
-        bad = tmp_path / "bad.safetensors"
-        bad.write_bytes(content)
-        with pytest.raises(UserError) as error:
-            load_model(bad)
-        assert len(str(error.value).splitlines()) <= 2 and "bad.safetensors" in str(error.value)
-    with pytest.raises(UserError, match="no such file"):
-        load_model(tmp_path / "none.safetensors")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.nn import binary_parameters, named_bits
+from bnn_exp.nn.norm import STATISTICS, running_norms, scale_and_shift
 
 
 def pack(bits: Tensor) -> Tensor:
@@ -43,8 +44,15 @@ def packed_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def deployed_state(network: nn.Module) -> dict[str, Tensor]:
-    """What evaluation needs of the network: as `packed_state`, with packed bits in the place of latents too."""
-    return packed_state(network) | {name: pack(bits) for name, bits in named_bits(network)}
+    """What evaluation needs of the network: as `packed_state`, with packed bits in the place of latents too, and of every
+    BatchNorm with running statistics its scale and shift alone (`bnn_exp.nn.norm`)."""
+    state = packed_state(network) | {name: pack(bits) for name, bits in named_bits(network)}
+    for name, norm in running_norms(network):
+        prefix = f"{name}." if name else ""
+        for statistic in STATISTICS:
+            del state[prefix + statistic]
+        state[prefix + "weight"], state[prefix + "bias"] = scale_and_shift(norm)
+    return state
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor]) -> None:

@@ -26,3 +26,10 @@ def build(
         values |= values.pop("batch_norm")
         return MLP(math.prod(image_shape), num_classes, **values)
     return BNCVLNet(image_shape, num_classes, **values, mean=mean, std=std)
+
+
+def depth(settings) -> int:
+    """How many layers with weights that network has."""
+    if settings.name == "mlp":
+        return settings.num_layers
+    return len(settings.channels) * settings.convolutions + len(settings.dense) + 1

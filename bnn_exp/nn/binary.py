@@ -157,11 +157,12 @@ class BinaryLinear(BinaryLayer):
         self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
 
     def forward(self, x: Tensor) -> Tensor:
-        small = self.encoding != "centred" and self.weights != "float"  # the values are 0 and ±1
-        if small and x.dtype == torch.uint8:
+        if x.dtype == torch.uint8 and self.weights != "float":
+            if self.encoding == "centred":
+                return pixel_product(x, 2 * self.value) / 2  # the same number, by way of whole ones
             return pixel_product(x, self.value)
         x = x / 255 if x.dtype == torch.uint8 else x
-        if small and self.binary_input:
+        if self.encoding != "centred" and self.weights != "float" and self.binary_input:
             return binary_product(x, self.value)
         return F.linear(x, self.value)
 

@@ -56,7 +56,8 @@ def pixel_product(x: Tensor, v: Tensor) -> Tensor:
 
 
 def _in_int8(x: Tensor) -> bool:
-    return _HAS_VNNI and x.device.type == "cpu" and len(x) >= _WORTH_IT
+    # of one column torch 2.13's _int_mm makes wrong sums on a CPU
+    return _HAS_VNNI and x.device.type == "cpu" and len(x) >= _WORTH_IT and x.shape[1] > 1
 
 
 def _in_bf16(x: Tensor) -> bool:

@@ -1,0 +1,49 @@
+"""What the kernels rely on, which see addresses alone. A check takes a microsecond; a layer of 1024² bits takes two."""
+
+import torch
+from torch import Tensor
+
+from bnn_exp.bits.reference import LANES
+
+
+def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
+    """(rows, columns of x, tiles, bytes) of an input of this kind, bit, pixel or real, and of the weights it is multiplied by.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    try:
+        (rows, row), (groups, columns, lanes) = x.shape, tiles.shape
+        fits = row >= columns if kind == "bit" else (row + 7) // 8 == columns
+        typed = x.dtype is torch.uint8 if kind != "real" else x.is_floating_point()
+        if fits and typed and groups and lanes == LANES and tiles.dtype is torch.uint8 and x.device == tiles.device:
+            return rows, row, groups, columns
+    except ValueError:  # of other dimensions
+        pass
+    raise ValueError(
+        f"{kind}s {_words(x)} × tiles {_words(tiles)}: must be {'real' if kind == 'real' else 'uint8'} "
+        f"[batch, {'≥ bytes' if kind == 'bit' else '7 less than 8 · bytes, or up to 8 · bytes'}] × "
+        f"uint8 [⌈outputs/{LANES}⌉, bytes, {LANES}] on one device"
+    )
+
+
+def check_outputs(outputs: int, groups: int) -> None:
+    """Raises ValueError unless `outputs` takes that many tiles."""
+    if (outputs + LANES - 1) // LANES != groups:
+        raise ValueError(f"outputs={outputs}: {groups} tiles have {LANES * (groups - 1) + 1} to {LANES * groups}")
+
+
+def check_thresholds(thresholds: Tensor, flips: Tensor, tiles: Tensor) -> None:
+    """Raises ValueError unless there are a threshold and a flip for each output of the tiles."""
+    groups, device = tiles.shape[0], tiles.device
+    typed = thresholds.dtype is torch.int32 and flips.dtype is torch.uint8
+    shaped = thresholds.shape == (LANES * groups,) and flips.shape == (LANES // 8 * groups,)
+    if not (typed and shaped and thresholds.device == device and flips.device == device):
+        raise ValueError(
+            f"thresholds {_words(thresholds)} and flips {_words(flips)}: must be "
+            f"int32 [{LANES * groups}] and uint8 [{LANES // 8 * groups}] on {device}"
+        )
+
+
+def _words(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"

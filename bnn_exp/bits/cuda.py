@@ -1,0 +1,99 @@
+"""The operators of `bnn_exp.bits.ops` on CUDA, by Triton: one kernel for the matches of bits. Not measured on a GPU yet.
+
+A tile lies in memory in one piece, and neighbouring lanes are neighbouring bytes, so that its loads are whole. Few rows are
+counted by popcount, many multiplied by the tensor cores as int8; both are exact. Pixels are their eight planes of bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bnn_exp.bits import reference
+from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
+from bnn_exp.bits.reference import LANES
+
+_COLUMNS = 32  # bytes of a row that a program takes in a step
+_ROWS = 16  # of a block for the tensor cores, the fewest they take
+
+
+@triton.jit
+def _popcount(x):
+    """The ones of each uint32 (a form that the compiler knows as the processor's instruction)."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    return (((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+
+
+@triton.jit
+def _count(x, tiles, out, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """out[r, g·LANES + lane] = the matches of row r with a lane of tile g; a program for each row and tile."""
+    r, g = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    lane, column = tl.arange(0, LANES), tl.arange(0, COLUMNS)
+    total = tl.zeros((LANES,), tl.int32)
+    for begin in range(0, columns, COLUMNS):
+        at = begin + column
+        there = at < columns
+        inputs = tl.load(x + r * row + at, there, 0)
+        weights = tl.load(tiles + (g * columns + at)[:, None] * LANES + lane[None, :], there[:, None], 0)
+        ones = _popcount((inputs[:, None] & weights).to(tl.uint32))
+        total += tl.sum(ones.to(tl.int32), 0)
+    tl.store(out + r * width + g * LANES + lane, total)
+
+
+@triton.jit
+def _multiply(x, tiles, out, rows, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+    """As `_count` for ROWS rows in a program, the bits unpacked to int8 and multiplied."""
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    g = tl.program_id(1).to(tl.int64)
+    lane, bit = tl.arange(0, LANES), tl.arange(0, 8 * COLUMNS)
+    total = tl.zeros((ROWS, LANES), tl.int32)
+    for begin in range(0, columns, COLUMNS):
+        at, place = begin + bit // 8, (bit % 8).to(tl.uint8)
+        there = at < columns
+        inputs = tl.load(x + r[:, None] * row + at[None, :], (r < rows)[:, None] & there[None, :], 0)
+        weights = tl.load(tiles + (g * columns + at)[:, None] * LANES + lane[None, :], there[:, None], 0)
+        a, b = (inputs >> place[None, :]) & 1, (weights >> place[:, None]) & 1
+        total += tl.dot(a.to(tl.int8), b.to(tl.int8), out_dtype=tl.int32)
+    tl.store(out + r[:, None] * width + g * LANES + lane[None, :], total, (r < rows)[:, None])
+
+
+def matches(x: Tensor, tiles: Tensor) -> Tensor:
+    """How many ones each output has in common with each row of bits: int32 [rows, 64 · tiles]."""
+    rows, row, groups, columns = sizes(x, tiles, "bit")
+    x, tiles = x.contiguous(), tiles.contiguous()
+    out = x.new_empty((rows, LANES * groups), dtype=torch.int32)
+    if rows and rows < _ROWS:
+        _count[(rows, groups)](x, tiles, out, row, columns, LANES * groups, LANES, _COLUMNS)
+    elif rows:
+        grid = (triton.cdiv(rows, _ROWS), groups)
+        _multiply[grid](x, tiles, out, rows, row, columns, LANES * groups, LANES, _COLUMNS, _ROWS)
+    return out
+
+
+def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    check_outputs(outputs, tiles.shape[0])
+    sums = matches(x, tiles)[:, :outputs]
+    return sums.contiguous() if zero == 0 else 2 * sums - reference.unpacked(x[:, : tiles.shape[1]], torch.int32).sum(1, True)
+
+
+def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    rows, _, _, columns = sizes(x, tiles, "pixel")
+    check_outputs(outputs, tiles.shape[0])
+    places = torch.arange(8, device=x.device)
+    planes = reference.planes(x).view(8 * rows, columns)
+    sums = (matches(planes, tiles)[:, :outputs].unflatten(0, (rows, 8)) << places[:, None]).sum(1)
+    return (sums if zero == 0 else 2 * sums - x.sum(1, keepdim=True)).to(torch.int32)
+
+
+def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
+    check_thresholds(thresholds, flips, tiles)
+    return reference.steps(bit_sums(x, tiles, len(thresholds), zero), thresholds, flips)
+
+
+def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
+    check_thresholds(thresholds, flips, tiles)
+    return reference.steps(pixel_sums(x, tiles, len(thresholds), zero), thresholds, flips)
+
+
+real_product = reference.real_product

@@ -1,0 +1,96 @@
+"""The products of bits, one function each, as torch operators: by numba on a CPU, by Triton on CUDA, else in plain torch.
+
+Weights come as the tiles of their packed bits (`to_tiles`). Inputs are rows: of packed bits, uint8 [batch, ≥ bytes of the
+tiles]; of pixels, uint8 [batch, inputs]; or of real numbers, [batch, inputs]. A weight's bit 1 stands for 1, its bit 0 for
+`zero`, 0 or −1; so that on bits x ∈ {0, 1} and on pixels the sums Σ x·w are integers, and exact. The operators are known to
+`torch.compile` and `torch.export`. They have no gradients.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from bnn_exp.bits import reference
+from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
+from bnn_exp.bits.reference import LANES
+
+
+def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    """Σ x·w of bits x, uint8 [batch, ≥ bytes] → int32 [batch, outputs]."""
+    return _operator("bit_sums", x)(x, tiles, outputs, zero)
+
+
+def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    """Σ x·w of pixels x, uint8 [batch, inputs] → int32 [batch, outputs]."""
+    return _operator("pixel_sums", x)(x, tiles, outputs, zero)
+
+
+def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
+    """The bits 1[Σ x·w ≥ threshold] of bits x, packed: uint8 [batch, 8 · tiles].
+
+    Args:
+        thresholds: int32 [64 · tiles]; the largest int32 for outputs that are not there.
+        flips: uint8 [8 · tiles], packed: where it has a 1 the bit is 1[Σ x·w < threshold].
+    """
+    return _operator("bit_steps", x)(x, tiles, thresholds, flips, zero)
+
+
+def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
+    """As `bit_steps`, of pixels x, uint8 [batch, inputs]."""
+    return _operator("pixel_steps", x)(x, tiles, thresholds, flips, zero)
+
+
+def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:
+    """Σ x·w of real numbers x [batch, inputs], bits 1 and 0 standing for `one` and `zero` → [batch, outputs] of x's dtype."""
+    return _operator("real_product", x)(x, tiles, outputs, zero, one)
+
+
+_SUMS = "(Tensor x, Tensor tiles, int outputs, int zero) -> Tensor"
+_STEPS = "(Tensor x, Tensor tiles, Tensor thresholds, Tensor flips, int zero) -> Tensor"
+_REAL = "(Tensor x, Tensor tiles, int outputs, float zero, float one) -> Tensor"
+SCHEMAS = {"bit_sums": _SUMS, "pixel_sums": _SUMS, "bit_steps": _STEPS, "pixel_steps": _STEPS, "real_product": _REAL}
+
+
+def _operator(name: str, x: Tensor) -> Callable:
+    """The operator, or for plain tensors on a CPU what it comes to: torch's dispatcher takes longer than 1024² bits."""
+    if x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling():
+        return _on_cpu(name)
+    return getattr(torch.ops.bnn_exp, name).default
+
+
+@cache
+def _on_cpu(name: str) -> Callable:
+    from bnn_exp.bits import cpu  # with numba, when it is first needed
+
+    return getattr(cpu, name)
+
+
+@cache
+def _on_cuda(name: str) -> Callable:
+    try:
+        from bnn_exp.bits import cuda
+    except ImportError:  # no Triton here
+        return getattr(reference, name)
+    return getattr(cuda, name)
+
+
+def _shape(name: str, x: Tensor, tiles: Tensor, *constants) -> Tensor:
+    """What torch.compile and torch.export ask: a tensor of the result's shape and dtype."""
+    kind, result = name.split("_")
+    rows, _, groups, _ = sizes(x, tiles, kind)
+    if result == "steps":
+        check_thresholds(*constants[:2], tiles)
+        return x.new_empty(rows, LANES // 8 * groups)
+    check_outputs(constants[0], groups)
+    return x.new_empty(rows, constants[0], dtype=torch.int32 if result == "sums" else x.dtype)
+
+
+_library = torch.library.Library("bnn_exp", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema)
+    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    _library.impl(_name, lambda *arguments, name=_name: _on_cpu(name)(*arguments), "CPU")
+    _library.impl(_name, lambda *arguments, name=_name: _on_cuda(name)(*arguments), "CUDA")
+    torch.library.register_fake(f"bnn_exp::{_name}", partial(_shape, _name), lib=_library)

@@ -1,0 +1,88 @@
+"""BNCVL networks on bits: real activations, weights that stay bits in memory, and each layer's own normalisation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnn_exp.bits import real_product, to_tiles, unpack
+from bnn_exp.errors import UserError
+from bnn_exp.models.bncvl import BNCVLNet
+from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
+from bnn_exp.nn.norm import make_affine
+
+
+class PackedConvolution(nn.Module):
+    """A `BNCVL` layer whose weights are unpacked for the moment of their use: the same numbers as the float layer's.
+
+    Args:
+        layer: gives the shape, activation and normalisation; its parameters may lie on the meta device.
+        state: of the layer, by its own names; weights and bias as packed bits.
+    """
+
+    def __init__(self, layer: BNCVL, state: dict[str, Tensor]):
+        super().__init__()
+        self.encoding, self.activation, self.norm = layer.encoding, layer.activation, _norm(layer.norm, state)
+        self.shape, self.padding = tuple(layer.weight.shape), layer.kernel_size // 2
+        self.register_buffer("packed", state["weight"].clone())
+        self.register_buffer("bias", _bias(layer, state))
+        bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
+        self.register_buffer("values", encode(bits.float(), layer.encoding), persistent=False)  # [256, 8]: of each byte
+
+    @property
+    def weight(self) -> Tensor:
+        """The values of the bits, float32 [out, in, kernel, kernel]."""
+        out, *kernel = self.shape
+        values = F.embedding(self.packed.to(torch.int32), self.values).flatten(1)
+        return values[:, : self.shape[1] * self.shape[2] * self.shape[3]].reshape(out, *kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(F.conv2d(x, self.weight, self.bias, padding=self.padding)))
+
+
+class PackedDense(nn.Module):
+    """A `BinaryNormalizedLinear` layer on packed weights; its sums are added in another order than the float layer's."""
+
+    def __init__(self, layer: BinaryNormalizedLinear, state: dict[str, Tensor]):
+        super().__init__()
+        self.encoding, self.activation, self.norm = layer.encoding, layer.activation, _norm(layer.norm, state)
+        self.outputs, self.inputs = layer.weight.shape
+        self.zero, self.one = encode(torch.tensor([0.0, 1.0]), layer.encoding).tolist()
+        self.register_buffer("tiles", to_tiles(state["weight"]))
+        self.register_buffer("bias", _bias(layer, state))
+
+    def forward(self, x: Tensor) -> Tensor:
+        products = real_product(x, self.tiles, self.outputs, self.zero, self.one)
+        return self.activation(self.norm(products if self.bias is None else products + self.bias))
+
+
+def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> BNCVLNet:
+    """`network`, which may lie on the meta device, with packed layers in place of its own: changed, in evaluation.
+
+    Args:
+        state: as `bnn_exp.bits.deployed_state` has it.
+
+    Raises:
+        UserError: its weights are real.
+    """
+    if any(layer.weights == "float" for layer in (*network.convolutions, *network.dense)):
+        raise UserError("model.weights=float: there are no bits to pack\nallowed: latent, bits")
+    for kind, layers in ((PackedConvolution, network.convolutions), (PackedDense, network.dense)):
+        prefix = "convolutions" if layers is network.convolutions else "dense"
+        for i, layer in enumerate(layers):
+            start = f"{prefix}.{i}."
+            layers[i] = kind(layer, {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)})
+    network.mean, network.std = state["mean"].clone(), state["std"].clone()
+    return network.eval().requires_grad_(False)
+
+
+def _norm(norm: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    if "norm.weight" not in state:
+        return norm
+    own = type(norm)(norm.num_features, device="cpu")
+    make_affine(own)
+    own.load_state_dict({"weight": state["norm.weight"], "bias": state["norm.bias"]}, strict=False)
+    return own
+
+
+def _bias(layer: BNCVL | BinaryNormalizedLinear, state: dict[str, Tensor]) -> Tensor | None:
+    return encode(unpack(state["bias"], tuple(layer.bias.shape)), layer.encoding) if "bias" in state else None

@@ -1,0 +1,41 @@
+"""BatchNorm as evaluation sees it: a scale and a shift for each channel, and nothing else."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def running_norms(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """The BatchNorms of a network that evaluate by running statistics, with their names."""
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            yield name, module
+
+
+@torch.no_grad()
+def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """The float32 [channels] on the CPU with which `norm` evaluates: y = scale · x + shift, bit for bit.
+
+    They are taken from torch's own arithmetic on a CPU, by what it makes of 1 and of 0.
+    """
+    norm = copy.deepcopy(norm).to("cpu", torch.float32)
+    zeros, ones = torch.zeros(1, norm.num_features), torch.ones(1, norm.num_features)
+    no_bias = None if norm.bias is None else zeros[0]
+    scale = F.batch_norm(ones, zeros[0], norm.running_var, norm.weight, no_bias, eps=norm.eps)
+    shift = F.batch_norm(zeros, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    return scale[0], shift[0]
+
+
+def make_affine(norm: _BatchNorm) -> None:
+    """In place: nothing but its parameters, of which it has both, has an effect on `norm` in evaluation."""
+    device = norm.running_mean.device
+    norm.eps, norm.affine = 0.0, True
+    norm.weight = nn.Parameter(torch.ones(norm.num_features, device=device))
+    norm.bias = nn.Parameter(torch.zeros(norm.num_features, device=device))
+    norm.reset_running_stats()  # mean 0, variance 1
