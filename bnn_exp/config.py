@@ -119,6 +119,31 @@ class Trainer:
     diagnostics: bool
 
 
+@schema
+class NoLogger:
+    name: Literal["none"]
+
+
+@schema
+class TensorBoard:
+    name: Literal["tensorboard"]
+
+
+@schema
+class MLflow:
+    name: Literal["mlflow"]
+    uri: str | None
+    experiment: str
+
+
+@schema
+class WandB:
+    name: Literal["wandb"]
+    project: str
+    mode: Literal["offline", "online"]
+
+
+Logger = Annotated[NoLogger | TensorBoard | MLflow | WandB, Field(discriminator="name")]
 Model = Annotated[MLP | BNCVL, Field(discriminator="name")]
 Rule = TypeVar("Rule")
 
@@ -134,6 +159,7 @@ class Settings(Generic[Rule]):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None
+    logger: Logger = NoLogger("none")  # where a run from before there were any says nothing
 
 
 @schema
