@@ -159,7 +159,10 @@ class Settings(Generic[Rule]):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None
-    logger: Logger = NoLogger("none")  # where a run from before there were any says nothing
+    init_from: str | None
+    fresh: Annotated[int, Field(ge=0)] | None
+    freeze: Annotated[int, Field(ge=0)]
+    logger: Logger
 
 
 @schema

@@ -43,14 +43,19 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     loggers.check(settings.logger)
     arrays = _read(settings)
     _check_size(settings.model, arrays.train_images.shape[2:])
+    if settings.init_from or settings.freeze or settings.fresh:
+        from bnn_exp import transfer
+
+        transfer.check(settings, arrays.train_images.shape[1:], arrays.classes)
     return Plan(settings, values_of(composed), arrays, _device(settings.device), overrides=list(overrides))
 
 
 def values_of(composed: DictConfig) -> dict[str, Any]:
     """What config.yaml keeps of a composed configuration: the settings of the run, data found from anywhere."""
     values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST}
-    if values["dataset"].get("path"):
-        values["dataset"]["path"] = str(Path(values["dataset"]["path"]).resolve())
+    for group, key in ((values["dataset"], "path"), (values, "init_from")):
+        if group.get(key):
+            group[key] = str(Path(group[key]).resolve())
     return values
 
 

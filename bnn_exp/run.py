@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from bnn_exp import models
+from bnn_exp import models, transfer
 from bnn_exp.bits import bits_sha256
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.errors import UserError
@@ -45,6 +45,8 @@ class Run:
         torch.manual_seed(settings.seed)
         data = self.data
         network = models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
+        if settings.init_from and plan.saved is None:
+            transfer.begin(network, settings, data.classes)
         self.network: nn.Module = network.to(device)
         self.trainer = Trainer(settings, self.network, self.data)
         self.layers = layers(self.network, self.data.train.images[:2])

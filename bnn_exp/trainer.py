@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bnn_exp import optim
+from bnn_exp import optim, transfer
 from bnn_exp.bits import load_state, packed_state
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, pieces
@@ -44,6 +44,7 @@ class Trainer:
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.loss = LOSSES[settings.trainer.loss]
         self.progress = Progress()
+        self.frozen = transfer.freeze(network, settings.freeze)
         total_steps = sum(self.batches_in(epoch) for epoch in range(settings.trainer.epochs))
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
@@ -90,6 +91,8 @@ class Trainer:
         p, began = self.progress, time.perf_counter()
         before = p.seconds
         self.network.train()
+        for module in self.frozen:
+            module.eval()
         for batch, rows in list(enumerate(self._batches(p.epoch)))[p.batch :]:
             if stop():
                 return None

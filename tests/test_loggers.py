@@ -141,15 +141,6 @@ def test_a_logger_that_cannot_begin_is_bad_input(bnn_train, monkeypatch):
     assert done.code == 2 and "logger=none: no route" in done.err and len(done.err.splitlines()) == 2
 
 
-def test_a_run_from_before_there_were_loggers_resumes(bnn_train):
-    run = bnn_train(*SMALL).runs[0]
-    values = OmegaConf.load(run / "config.yaml")
-    del values["logger"]
-    OmegaConf.save(values, run / "config.yaml")
-    (run / "summary.json").unlink()
-    assert bnn_train(f"resume={run}").code == 0
-
-
 def test_files_of_wandb_are_no_runs(tmp_path):
     for folder in ("0", "0/wandb/run-1/files"):
         (tmp_path / folder).mkdir(parents=True)

@@ -65,6 +65,10 @@ class BNCVLNet(nn.Module):
         for name, numbers in (("mean", mean), ("std", [number or 1.0 for number in std])):
             self.register_buffer(name, torch.tensor(numbers).expand(image_shape[0]).reshape(-1, 1, 1).clone())
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Layer by layer, the modules that hold its parameters."""
+        return [[layer] for layer in (*self.convolutions, *self.dense)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Pixels (uint8, or numbers from 0 to 1), [batch, channels, height, width] → logits [batch, num_classes]."""
         h = x / 255 if x.dtype == torch.uint8 else x

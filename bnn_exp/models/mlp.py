@@ -45,6 +45,10 @@ class MLP(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(size, affine=affine, track_running_stats=running_stats) for size in sizes[1:])
         self.encoding, self.window, self.binarize_logits = encoding, window, binarize_logits
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Layer by layer, the modules that hold its parameters."""
+        return [[layer, norm] for layer, norm in zip(self.layers, self.norms, strict=True)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Pixels (uint8, standing for x/255) or numbers, [batch, …] of `in_features` each → logits [batch, num_classes]."""
         h = x.flatten(1)

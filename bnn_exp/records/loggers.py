@@ -210,14 +210,11 @@ def start(settings, directory: Path, config: dict[str, Any], epochs: list[Metric
 
 
 def scalars(metrics: Metrics) -> dict[str, float]:
-    """{"epoch": 3, "loss": 1, "flips": {"a": 2}} → {"loss": 1.0, "flips/a": 2.0}: the epoch is the step."""
-    numbers: dict[str, float] = {}
+    """{"epoch": 3, "loss": 1, "delta": None, "flips": {"a": 2}} → {"loss": 1.0, "flips/a": 2.0}: the epoch is the step."""
+    numbers: dict[str, Any] = {}
     for key, value in metrics.items():
-        if isinstance(value, dict):
-            numbers |= {f"{key}/{name}": float(number) for name, number in value.items()}
-        elif key != "epoch":
-            numbers[key] = float(value)
-    return numbers
+        numbers |= {f"{key}/{name}": number for name, number in value.items()} if isinstance(value, dict) else {key: value}
+    return {name: float(number) for name, number in numbers.items() if number is not None and name != "epoch"}
 
 
 def plain(summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""Fine-tuning from a run: what is taken over, what begins anew, what stays as it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_images, write_dataset
+
+from bnn_exp import load_model
+from bnn_exp.nn import named_bits
+
+SMALL = ("model.hidden_size=16", "trainer.batch_size=128")
+
+
+def bits(run) -> list[torch.Tensor]:
+    return [b for _, b in named_bits(load_model(run)[0])]
+
+
+@pytest.fixture
+def first(bnn_train, tmp_path):
+    done = bnn_train(*SMALL, "trainer.epochs=20", "hydra.run.dir=first")
+    assert done.code == 0
+    return tmp_path / "first"
+
+
+def test_all_layers_frozen_but_the_last_keep_bits_and_statistics(bnn_train, first):
+    done = bnn_train(*SMALL, "trainer.epochs=2", f"init_from={first}", "freeze=3", "delta=0.3", "hydra.run.dir=second")
+    assert done.code == 0, done.err
+    old, new = load_model(first)[0], load_model("second")[0]
+    for name, tensor in old.state_dict().items():
+        same = torch.equal(tensor, new.state_dict()[name])
+        assert same != name.startswith(("layers.3", "norms.3")), name
+    metrics = json.loads(Path("second/metrics.jsonl").read_text().splitlines()[0])
+    assert [flips > 0 for flips in metrics["flips"].values()] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("optimizer", ["hypermask", "counter", "latent_adam"])
+def test_it_begins_where_the_other_ended(bnn_train, first, optimizer):
+    strength = "lr=1e-30" if optimizer == "latent_adam" else "delta=0"
+    nothing = (f"optimizer.{strength}", "real_optimizer.lr=1e-30")
+    done = bnn_train(
+        *SMALL, f"optimizer={optimizer}", *nothing, "freeze=3", "trainer.epochs=1", f"init_from={first}", "hydra.run.dir=second"
+    )
+    assert done.code == 0, done.err
+    assert all(torch.equal(a, b) for a, b in zip(bits(first), bits("second"), strict=True))
+
+
+def test_other_classes_get_a_fresh_last_layer(bnn_train, first, tmp_path):
+    folder = write_dataset(tmp_path / "data", random_images(40, 8, 8), random_images(10, 8, 8))
+    arguments = (*SMALL, "dataset=local", f"dataset.path={folder}", "trainer.epochs=1", "delta=0", f"init_from={first}")
+    done = bnn_train(*arguments, "hydra.run.dir=second")
+    assert done.code == 0, done.err
+    old, new = bits(first), bits("second")
+    assert [torch.equal(a, b) for a, b in zip(old[:3], new[:3], strict=True)] == [True] * 3
+    assert new[3].shape == (2, 16)
+    refused = bnn_train(*arguments, "fresh=0", "hydra.run.dir=third")
+    assert refused.code == 2 and "layer 4 does not fit" in refused.err and "fresh=1" in refused.err
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["model.hidden_size=8"], "layer 1 does not fit"),
+        (["model.num_layers=3"], "allowed: a model of 3"),
+        (["freeze=4"], "allowed: 0 to 3"),
+        (["fresh=5"], "allowed: 0 to 4"),
+        (["model.weights=float", "optimizer=latent_adam"], "model.weights=bits there, float here"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(bnn_train, first, tmp_path, arguments, text):
+    done = bnn_train(*SMALL, f"init_from={first}", *arguments, "hydra.run.dir=second")
+    assert done.code == 2 and text in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "second").exists()
+
+
+def test_no_such_model(bnn_train, tmp_path):
+    done = bnn_train("init_from=nowhere", "hydra.run.dir=second")
+    assert done.code == 2 and "nowhere" in done.err and not (tmp_path / "second").exists()
