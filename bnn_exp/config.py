@@ -119,6 +119,31 @@ class Trainer:
     diagnostics: bool
 
 
+@schema
+class NoLogger:
+    name: Literal["none"]
+
+
+@schema
+class TensorBoard:
+    name: Literal["tensorboard"]
+
+
+@schema
+class MLflow:
+    name: Literal["mlflow"]
+    uri: str | None
+    experiment: str
+
+
+@schema
+class WandB:
+    name: Literal["wandb"]
+    project: str
+    mode: Literal["offline", "online"]
+
+
+Logger = Annotated[NoLogger | TensorBoard | MLflow | WandB, Field(discriminator="name")]
 Model = Annotated[MLP | BNCVL, Field(discriminator="name")]
 Rule = TypeVar("Rule")
 
@@ -137,6 +162,7 @@ class Settings(Generic[Rule]):
     init_from: str | None
     fresh: Annotated[int, Field(ge=0)] | None
     freeze: Annotated[int, Field(ge=0)]
+    logger: Logger
 
 
 @schema

@@ -12,7 +12,7 @@ from bnn_exp.config import Settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
-from bnn_exp.records import summary
+from bnn_exp.records import loggers, summary
 
 MAY_CHANGE = ("resume", "device")  # of a run that is resumed
 
@@ -40,6 +40,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     settings = config.load(composed)
     if settings.resume:
         return _plan_to_resume(settings, overrides)
+    loggers.check(settings.logger)
     arrays = _read(settings)
     _check_size(settings.model, arrays.train_images.shape[2:])
     if settings.init_from or settings.freeze or settings.fresh:
@@ -90,6 +91,7 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
         UserError: there is nothing to go on from, or its data have gone.
     """
     settings = config.load(values)
+    loggers.check(settings.logger)
     ended = summary.read(directory)
     if ended and ended["status"] == "completed":
         test = ended["test_accuracy"]

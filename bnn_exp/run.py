@@ -17,7 +17,7 @@ from bnn_exp.memory import keep_freed_memory
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, verify_binary
 from bnn_exp.plan import Plan
-from bnn_exp.records import checkpoint, html, metrics, plots, summary
+from bnn_exp.records import checkpoint, html, loggers, metrics, plots, summary
 from bnn_exp.records.files import alone_in, replacing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
@@ -54,6 +54,7 @@ class Run:
         self.evaluation: dict | None = None  # the newest
         self.confusion: torch.Tensor | None = None
         self.earlier_seconds = 0.0
+        self.logger = loggers.Nothing()
         if plan.saved is not None:
             self._take_up(plan.saved)
 
@@ -92,6 +93,7 @@ class Run:
         with replacing(directory / "config.yaml") as file:
             OmegaConf.save(self.config, file)
         self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch)
+        self.logger = loggers.start(self.settings.logger, directory, self.config, self.epochs)
         self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
         self.report.network(self.layers)
         where = f"{trainer.device}, {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else f"{trainer.device}"
@@ -127,6 +129,7 @@ class Run:
                 self._checkpoint("best")
             metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])
             self._checkpoint("last")
+            self.logger.log(self.epochs[-1])  # after the checkpoint: it never has an epoch that a resumed run trains again
             self.report.epoch(self.epochs[-1])
         return True
 
@@ -169,7 +172,7 @@ class Run:
 
     def _summarise(self, status: str, error: str | None = None) -> dict[str, Any]:
         progress, verified = self.trainer.progress, is_binary(self.network)
-        return summary.write(
+        result = summary.write(
             self.directory,
             status,
             error=error,
@@ -196,6 +199,8 @@ class Run:
             confusion=self.confusion.tolist() if self.confusion is not None else None,
             layers=[asdict(layer) for layer in self.layers],
         )
+        self.logger.finish(result)
+        return result
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.began

@@ -1,7 +1,7 @@
 """Both pages in a real headless Chromium: on a phone and a desk, by day and by night.
 
 BNN_EXP_CHROMIUM names another browser than the first one found. With BNN_EXP_SCREENSHOTS=FOLDER the slow test leaves its
-pictures there: `BNN_EXP_SCREENSHOTS=docs pytest -m slow tests/test_browser.py`.
+pictures there: `BNN_EXP_SCREENSHOTS=docs/pictures pytest -m slow tests/test_browser.py`.
 """
 
 import os

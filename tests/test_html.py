@@ -153,6 +153,17 @@ def test_a_run_that_failed_says_why_and_one_that_was_killed_shows_its_epochs(bnn
     assert ">unfinished<" in page.text and len(page.charts()["Accuracy, %"]["x"]) == 3
 
 
+def test_figures_of_layers_beyond_flips_and_ones_are_heat_maps_too():
+    record = record_of(4, 2, ["a", "b"])
+    for i, line in enumerate(record.epochs):
+        line |= {"delta": None, "dead_outputs": {"layers.0": i, "layers.1": 0}}
+        line["gradient_snr"] = {"layers.0.weight": None, "layers.1.weight": i / 3}
+    charts = page_of(record).charts()
+    assert charts["Dead outputs"]["cells"] == [[0, 1, 2, 3], [0, 0, 0, 0]]
+    assert charts["Gradient snr"]["cells"] == [[None] * 4, pytest.approx([0, 1 / 3, 2 / 3, 1], rel=1e-5)]
+    assert "delta" not in charts
+
+
 def test_no_epochs_no_bits_and_no_numbers_are_pages_too():
     empty = Record(Path("x"), {}, {}, [])
     assert page_of(empty).all("h1")

@@ -50,7 +50,8 @@ def find(places: Iterable[Path]) -> Iterator[Record]:
     seen = set()
     for place in places:
         files = (file for name in ("config.yaml", "summary.json") for file in place.rglob(name))
-        for directory in sorted({file.parent for file in files}, key=_natural):
+        folders = {file.parent for file in files if "wandb" not in file.relative_to(place).parts}  # which has such names too
+        for directory in sorted(folders, key=_natural):
             record = None if directory.resolve() in seen else read(directory)
             if record is not None:
                 seen.add(directory.resolve())

@@ -13,7 +13,10 @@ from typing import Any
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import Record, as_text, flat
 
-NO_CONFIGURATION = ("seed", "resume", "device", "dataset.path", "trainer.threads")  # what tells runs, not configurations, apart
+NO_CONFIGURATION = (  # what tells runs, not configurations, apart
+    "seed", "resume", "device", "dataset.path", "trainer.threads",
+    "logger.name", "logger.uri", "logger.experiment", "logger.project", "logger.mode",
+)  # fmt: skip
 LESS_IS_BETTER = ("loss", "seconds", "bytes")
 
 

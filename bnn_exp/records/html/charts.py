@@ -61,7 +61,7 @@ def lines(
         "x": list(x),
         "at": [across(i) for i in x],
         "y": [up.low, up.high, up.start, up.end],
-        "series": [[one.name, one.style, [_number(v) for v in one.values]] for one in series],
+        "series": [[one.name, one.style, [number(v) for v in one.values]] for one in series],
     }
     words = f"{title} over {len(x)} epochs. {last}"
     if legend is None:
@@ -136,5 +136,8 @@ def svg(height: float, words: str, parts: Sequence[Markup]) -> Markup:
     return start + Markup("").join(parts) + Markup("</svg>")
 
 
-def _number(value: float | None) -> float | None:
+def number(value: float | None) -> float | None:
+    """A value as JSON has it: whole, or to six digits, or none."""
+    if isinstance(value, int):
+        return value
     return float(f"{value:.6g}") if value is not None and isfinite(value) else None

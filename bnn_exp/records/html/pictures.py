@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 CIVIDIS = ("#00204d", "#31446b", "#666970", "#958f78", "#cbba69", "#ffea46")  # Nuñez et al. 2018, for the colour-blind too
+RAMP = f"linear-gradient(90deg, {', '.join(CIVIDIS)})"
 FEWER, MORE = (0, 114, 178), (213, 94, 0)
+LEANING = f"linear-gradient(90deg, rgb{FEWER}, transparent, rgb{MORE})"
 EMBEDDED = 250_000  # bytes of an image file that goes into a page as it is
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from bnn_exp.records import runs
 from bnn_exp.records.files import replacing
 from bnn_exp.records.html import pictures
+from bnn_exp.records.html.bits import bits_charts
 from bnn_exp.records.html.charts import Chart, Series, heat, lines
 from bnn_exp.records.html.render import render
 from bnn_exp.records.runs import Record
@@ -45,7 +46,7 @@ def run_page(record: Record) -> str:
         error=summary.get("error"),
         command=command(summary),
         tiles=_tiles(record),
-        charts=[*_curves(epochs), *_bits(epochs, weights)] if epochs else [],
+        charts=[*_curves(epochs), *bits_charts(epochs, weights)] if epochs else [],
         layers=[_layer(layer, record.epochs) for layer in layers],
         **_mistakes(summary.get("classes"), summary.get("confusion")),
         kernels=pictures.embedded(record.directory / "kernels.png"),
@@ -108,42 +109,6 @@ def _curves(epochs: list[dict]) -> list[Chart]:
     ]
 
 
-def _bits(epochs: list[dict], weights: dict[str, int]) -> list[Chart]:
-    """Flips and ones: tensors over epochs."""
-    x, names = [m["epoch"] for m in epochs], list(epochs[-1]["flips"])
-    if not names:
-        return []
-    labels = [name.removesuffix(".weight") for name in names]
-    sizes = np.array([weights.get(name, 0) for name in names], np.float64)[:, None]
-    flips, ones = (np.array([[m[key].get(name, 0) for m in epochs] for name in names]) for key in ("flips", "ones"))
-    shared = {"kind": "cells", "of": sizes[:, 0].astype(int).tolist(), "column": "epoch"}
-    rates = flips / sizes if sizes.all() else flips.astype(np.float64)
-    per = "per weight and epoch" if sizes.all() else "per epoch"
-    total = [Series("flips", flips.sum(0).tolist(), "c1")]
-    charts = [lines("Flips of all bits", x, total, note="Each epoch, of all layers together.")]
-    if rates.any():
-        high = rates.max()
-        low = max(rates[rates > 0].min(), high / 1000)
-        parts = np.log(np.maximum(rates, low) / low) / max(np.log(high / low), 1e-9)
-        picture = pictures.shades(np.where(rates > 0, parts, np.nan))
-        values = shared | {"unit": "flips", "cells": flips.tolist()}
-        ramp = (f"linear-gradient(90deg, {', '.join(pictures.CIVIDIS)})", f"≤ {low:.2g}", f"{high:.2g} {per}")
-        charts.append(heat("Flips per layer", labels, x, picture, values, "By their logarithm; empty where none.", ramp))
-    if sizes.all():
-        shares = ones / sizes
-        far = max(np.abs(shares - 0.5).max(), 0.005)
-        values = shared | {"unit": "ones", "cells": ones.tolist()}
-        fewer, more = (f"rgb{colour}" for colour in (pictures.FEWER, pictures.MORE))
-        ramp = (
-            f"linear-gradient(90deg, {fewer}, transparent, {more})",
-            f"{50 - 100 * far:.3g}%",
-            f"{50 + 100 * far:.3g}% of the bits are 1",
-        )
-        picture = pictures.leanings((shares - 0.5) / far)
-        charts.append(heat("Ones per layer", labels, x, picture, values, "Empty where half of the bits are 1.", ramp))
-    return charts
-
-
 def _layer(layer: dict, epochs: list[dict]) -> list[str]:
     """A row of the table of layers: what it is, and what its bits did."""
     tensor, binary = f"{layer['name']}.weight", layer["binary"]
@@ -171,7 +136,7 @@ def _mistakes(classes: list[str] | None, confusion: list[list[int]] | None) -> d
         matrix = [list(zip(row, share, strict=True)) for row, share in zip(confusion, shares.tolist(), strict=True)]
     else:
         values = {"kind": "cells", "of": counts.sum(1).tolist(), "column": "answered", "unit": "rows", "cells": confusion}
-        ramp = (f"linear-gradient(90deg, {', '.join(pictures.CIVIDIS)})", "0", "100% of the rows of the class")
+        ramp = (pictures.RAMP, "0", "100% of the rows of the class")
         note = "Down: the class; across: the answer, in the same order. By the square root, so that rare mistakes show."
         coloured = pictures.shades(np.where(counts, np.sqrt(shares), np.nan))
         picture = heat("Answers by class", classes, classes, coloured, values, note, ramp)

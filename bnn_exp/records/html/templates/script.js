@@ -47,7 +47,7 @@ const kinds = {
         const row = inside(((y ?? top) - top) / high, v.rows.length), value = v.cells[row][i], of = v.of[row];
         const part = of ? ` (${Number((100 * value / of).toPrecision(3))}% of ${of.toLocaleString("en")})` : "";
         return {
-          words: `${v.rows[row]}, ${v.column} ${v.columns[i]}\n${shown(value)} ${v.unit}${part}`,
+          words: `${v.rows[row]}, ${v.column} ${v.columns[i]}\n${shown(value)} ${v.unit}${part}`.trim(),
           x: left + (i + 0.5) * wide,
           box: [left + i * wide, top + row * high, wide, high],
         };

@@ -1,0 +1,68 @@
+"""Heat maps of what became of the bits: tensors over epochs."""
+
+from typing import Any
+
+import numpy as np
+
+from bnn_exp.records.html import pictures
+from bnn_exp.records.html.charts import Chart, Series, heat, lines, number
+
+DRAWN = {"flips", "ones", "flip_ratio", "ones_ratio"}  # the last two are the first two as fractions
+EMPTY_FLIPS, EMPTY_ONES = "By their logarithm; empty where none.", "Empty where half of the bits are 1."
+
+
+def bits_charts(epochs: list[dict[str, Any]], weights: dict[str, int]) -> list[Chart]:
+    """Flips, ones, and what else the epochs tell of each tensor; `weights`: how many it has, as far as that is known."""
+    tensors = list(epochs[-1]["flips"])
+    if not tensors:
+        return []
+    x = [m["epoch"] for m in epochs]
+    sizes = np.array([weights.get(name, 0) for name in tensors], np.float64)[:, None]
+    flips, ones = (np.array([[m[key].get(name, 0) for m in epochs] for name in tensors]) for key in ("flips", "ones"))
+    total = Series("flips", flips.sum(0).tolist(), "c1")
+    charts = [lines("Flips of all bits", x, [total], note="Each epoch, of all layers together.")]
+    if flips.any():
+        charts.append(_flips(tensors, x, flips, sizes))
+    if sizes.all():
+        charts.append(_ones(tensors, x, ones, sizes))
+    others = [key for key, value in epochs[-1].items() if isinstance(value, dict) and value and key not in DRAWN]
+    return charts + [_figures(key, x, epochs) for key in others]
+
+
+def _flips(tensors: list[str], x: list[int], flips: np.ndarray, sizes: np.ndarray) -> Chart:
+    rates = flips / sizes if sizes.all() else flips.astype(np.float64)
+    high = rates.max()
+    low = max(rates[rates > 0].min(), high / 1000)
+    parts = np.log(np.maximum(rates, low) / low) / max(np.log(high / low), 1e-9)
+    picture = pictures.shades(np.where(rates > 0, parts, np.nan))
+    ramp = (pictures.RAMP, f"≤ {low:.2g}", f"{high:.2g} per {'weight and ' * bool(sizes.all())}epoch")
+    return heat("Flips per layer", _labels(tensors), x, picture, _values(flips, sizes, "flips"), EMPTY_FLIPS, ramp)
+
+
+def _ones(tensors: list[str], x: list[int], ones: np.ndarray, sizes: np.ndarray) -> Chart:
+    shares = ones / sizes
+    far = max(np.abs(shares - 0.5).max(), 0.005)
+    picture = pictures.leanings((shares - 0.5) / far)
+    ramp = (pictures.LEANING, f"{50 - 100 * far:.3g}%", f"{50 + 100 * far:.3g}% of the bits are 1")
+    return heat("Ones per layer", _labels(tensors), x, picture, _values(ones, sizes, "ones"), EMPTY_ONES, ramp)
+
+
+def _figures(key: str, x: list[int], epochs: list[dict[str, Any]]) -> Chart:
+    """Any other figure that an epoch has by tensor or layer, from its least to its greatest."""
+    names = list(epochs[-1][key])
+    cells = np.array([[m.get(key, {}).get(name) for m in epochs] for name in names], np.float64)  # None becomes NaN
+    known = cells[np.isfinite(cells)] if np.isfinite(cells).any() else np.zeros(1)
+    low, high = float(known.min()), float(known.max())
+    values = _values(cells, np.zeros(len(names)), "")
+    ramp = (pictures.RAMP, f"{low:.3g}", f"{high:.3g}")
+    picture = pictures.shades((cells - low) / ((high - low) or 1))
+    return heat(key.replace("_", " ").capitalize(), _labels(names), x, picture, values, ramp=ramp)
+
+
+def _labels(tensors: list[str]) -> list[str]:
+    return [name.removesuffix(".weight") for name in tensors]
+
+
+def _values(cells: np.ndarray, sizes: np.ndarray, unit: str) -> dict[str, Any]:
+    numbers = [[number(value) for value in row] for row in cells.tolist()]
+    return {"kind": "cells", "column": "epoch", "unit": unit, "of": sizes.ravel().astype(int).tolist(), "cells": numbers}

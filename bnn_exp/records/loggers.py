@@ -1,0 +1,222 @@
+"""The epochs of a run for other programs to show: TensorBoard, MLflow, Weights & Biases. None of them is needed.
+
+All get the names of metrics.jsonl, `flips/layers.0.weight` for what is nested there, with the epoch as the step. A run that is
+resumed goes on where its logger was, each epoch in it once: `last` is the newest that it has.
+"""
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from bnn_exp.errors import UserError
+from bnn_exp.records.log import log
+from bnn_exp.records.runs import as_text, flat
+
+Metrics = dict[str, Any]  # a line of metrics.jsonl
+
+
+class Nothing:
+    """logger=none."""
+
+    last = 0
+
+    def __init__(self, *_):
+        pass
+
+    def log(self, metrics: Metrics) -> None:
+        pass
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        pass
+
+
+class TensorBoard:
+    """Event files in `directory`/tensorboard."""
+
+    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = directory / "tensorboard"
+        self.last = self._last(folder) if folder.is_dir() else 0
+        self.writer = SummaryWriter(folder, purge_step=self.last + 1)
+        if not self.last:
+            self._text("config", flat(config), 0)
+
+    @staticmethod
+    def _last(folder: Path) -> int:
+        """The newest epoch that all scalars have: a killed run may have left some of the next one, which is purged."""
+        from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+        events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
+        events.Reload()
+        return min((events.Scalars(tag)[-1].step for tag in events.Tags()[SCALARS]), default=0)
+
+    def log(self, metrics: Metrics) -> None:
+        for name, value in scalars(metrics).items():
+            self.writer.add_scalar(name, value, metrics["epoch"])
+        self.writer.flush()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._text("summary", plain(summary), summary["epochs"])
+        self.writer.close()
+
+    def _text(self, name: str, values: dict[str, Any], step: int) -> None:
+        self.writer.add_text(name, f"```\n{json.dumps(values, indent=2)}\n```", step)  # Markdown
+
+
+class MLflow:
+    """A run of MLflow, in a database of its own in `directory`/mlflow or where `settings.uri` leads."""
+
+    STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # noqa: RUF012
+
+    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        from mlflow.entities import Param
+        from mlflow.tracking import MlflowClient
+
+        folder = directory.absolute() / "mlflow"
+        folder.mkdir(exist_ok=True)
+        self.client = MlflowClient(tracking_uri=settings.uri or f"sqlite:///{folder / 'mlflow.db'}")
+        known = folder / "run_id"
+        if known.is_file():
+            self.run = known.read_text().strip()
+            self.client.update_run(self.run, status="RUNNING")
+            self.last = max((m.step for m in self.client.get_metric_history(self.run, "train_loss")), default=0)
+        else:
+            experiment = self._experiment(settings.experiment, None if settings.uri else (folder / "artifacts").as_uri())
+            self.run, self.last = self.client.create_run(experiment, run_name=directory.name).info.run_id, 0
+            known.write_text(self.run)
+            self.client.log_batch(self.run, params=[Param(key, as_text(value)) for key, value in flat(config).items()])
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if found := self.client.get_experiment_by_name(name):
+            return found.experiment_id
+        try:
+            return self.client.create_experiment(name, artifacts)
+        except MlflowException:  # another run was quicker
+            return self.client.get_experiment_by_name(name).experiment_id
+
+    def log(self, metrics: Metrics) -> None:
+        from mlflow.entities import Metric
+
+        now, epoch = int(1000 * time.time()), metrics["epoch"]
+        self.client.log_batch(self.run, [Metric(name, value, now, epoch) for name, value in scalars(metrics).items()])
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(f"summary.{key}", as_text(value)) for key, value in plain(summary).items()]
+        self.client.log_batch(self.run, tags=tags)
+        self.client.set_terminated(self.run, self.STATUS[summary["status"]])
+
+
+class WandB:
+    """A run of Weights & Biases in `directory`/wandb; offline, where nothing can be added to one, written anew on a resume."""
+
+    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        folder = directory / "wandb"
+        folder.mkdir(exist_ok=True)
+        known = folder / "run_id"
+        if not known.is_file():
+            known.write_text(secrets.token_hex(8))
+        name = known.read_text().strip()
+        if settings.mode == "offline":
+            for earlier in folder.glob(f"offline-run-*-{name}"):
+                shutil.rmtree(earlier)
+        self.run = wandb.init(
+            project=settings.project,
+            mode=settings.mode,
+            dir=directory,
+            id=name,
+            name=directory.name,
+            config=config,
+            resume="allow",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self.last = max(self.run.starting_step - 1, 0)
+
+    def log(self, metrics: Metrics) -> None:
+        self.run.log(scalars(metrics), step=metrics["epoch"])
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.run.summary.update(plain(summary))
+        self.run.finish(exit_code=int(summary["status"] == "failed"))
+
+
+LOGGERS = {"none": Nothing, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+
+
+class Forgiving:
+    """A logger that falls silent when it fails: a training does not end for what only shows it."""
+
+    def __init__(self, logger, name: str):
+        self.logger, self.name = logger, name
+
+    def log(self, metrics: Metrics) -> None:
+        self._try("log", metrics)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._try("finish", summary)
+
+    def _try(self, method: str, *arguments) -> None:
+        try:
+            getattr(self.logger, method)(*arguments)
+        except Exception as error:
+            self.logger = Nothing()
+            log.warning("logger=%s failed, and gets no more of this run: %s", self.name, error, exc_info=True)
+
+
+def check(settings) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    found = settings.name == "none" or importlib.util.find_spec(settings.name)
+    if not found or getattr(found, "origin", "") is None:  # a folder of that name is no package
+        raise UserError(
+            f"logger={settings.name}: the package {settings.name} is not installed\n"
+            f"allowed: after pip install 'bnn-exp[{settings.name}]'; or logger=none"
+        )
+
+
+def start(settings, directory: Path, config: dict[str, Any], epochs: list[Metrics]) -> Forgiving:
+    """The logger of the run in `directory`, with the `epochs` so far in it.
+
+    Raises:
+        UserError: it can't be reached or written.
+    """
+    try:
+        logger = LOGGERS[settings.name](settings, directory, config)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"logger={settings.name}: {reason}\nallowed: logger=none, or what makes it work") from error
+    forgiving, last = Forgiving(logger, settings.name), logger.last
+    for metrics in epochs:
+        if metrics["epoch"] > last:
+            forgiving.log(metrics)
+    return forgiving
+
+
+def scalars(metrics: Metrics) -> dict[str, float]:
+    """{"epoch": 3, "loss": 1, "delta": None, "flips": {"a": 2}} → {"loss": 1.0, "flips/a": 2.0}: the epoch is the step."""
+    numbers: dict[str, Any] = {}
+    for key, value in metrics.items():
+        numbers |= {f"{key}/{name}": number for name, number in value.items()} if isinstance(value, dict) else {key: value}
+    return {name: float(number) for name, number in numbers.items() if number is not None and name != "epoch"}
+
+
+def plain(summary: dict[str, Any]) -> dict[str, Any]:
+    """The numbers and texts of a summary, without its lists and tables."""
+    return {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
