@@ -144,6 +144,7 @@ class WandB:
 
 
 Logger = Annotated[NoLogger | TensorBoard | MLflow | WandB, Field(discriminator="name")]
+Dataset = Annotated[Digits | HubDataset | Local, Field(discriminator="name")]
 Model = Annotated[MLP | BNCVL, Field(discriminator="name")]
 Rule = TypeVar("Rule")
 
@@ -153,7 +154,7 @@ class Settings(Generic[Rule]):
     model: Model
     optimizer: Rule  # one of bnn_exp.rules.RULES
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
-    dataset: Annotated[Digits | HubDataset | Local, Field(discriminator="name")]
+    dataset: Dataset
     trainer: Trainer
     delta: Fraction
     seed: Annotated[int, Field(ge=0, lt=2**63)]
@@ -183,15 +184,16 @@ class Sweep:
 class Request:
     """What the command is to do, beside the settings of a run: keys of the configuration that no run keeps."""
 
-    task: Literal["train", "report"]
+    task: Literal["train", "report", "evaluate", "predict"]
     from_: Annotated[
         str | tuple[str, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
     ]
+    input: str | None
     report: Report
     sweep: Sweep
 
 
-REQUEST = ("task", "from", "report", "sweep")
+REQUEST = ("task", "from", "input", "report", "sweep")
 
 
 def _settings() -> type:
@@ -244,6 +246,15 @@ def model(values: dict) -> MLP | BNCVL:
         ValueError: they are not such settings.
     """
     return TypeAdapter(Model).validate_json(json.dumps(values))
+
+
+def dataset(values: dict) -> Rows:
+    """The settings of a dataset alone, from plain values.
+
+    Raises:
+        ValueError: they are not such settings.
+    """
+    return TypeAdapter(Dataset).validate_json(json.dumps(values))
 
 
 def resolved(config: DictConfig) -> dict:

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp import config
-from bnn_exp.config import Settings
+from bnn_exp.config import Rows, Settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
@@ -41,7 +41,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     if settings.resume:
         return _plan_to_resume(settings, overrides)
     loggers.check(settings.logger)
-    arrays = _read(settings)
+    arrays = read(settings.dataset)
     _check_size(settings.model, arrays.train_images.shape[2:])
     if settings.init_from or settings.freeze or settings.fresh:
         from bnn_exp import transfer
@@ -100,7 +100,7 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
     from bnn_exp.records import checkpoint
 
     saved = checkpoint.load(directory / "checkpoints" / "last.pt")
-    return Plan(settings, values, _read(settings), _device(settings.device), saved, overrides=list(overrides))
+    return Plan(settings, values, read(settings.dataset), _device(settings.device), saved, overrides=list(overrides))
 
 
 def _check_size(model, size: tuple[int, int]) -> None:
@@ -113,8 +113,12 @@ def _check_size(model, size: tuple[int, int]) -> None:
         )
 
 
-def _read(settings: Settings) -> Arrays:
-    dataset = settings.dataset
+def read(dataset: Rows) -> Arrays:
+    """The arrays of a dataset.
+
+    Raises:
+        UserError: there are none, or too few for its validation.
+    """
     where = {key: getattr(dataset, key) for key in ("hub", "path", "label", "size") if hasattr(dataset, key)}
     arrays = sources.read(dataset.name, **where)
     rows = min(len(arrays.train_labels), dataset.limit or len(arrays.train_labels))

@@ -56,15 +56,33 @@ def decode_images(split, column: str, what: str, size: int | None, shape: tuple[
 def _pixels(row: dict, mode: str, size: int | None) -> np.ndarray | Exception:
     """[height, width] or [height, width, 3] of one encoded image; or what is wrong with it, since a pool hands no row back."""
     try:
-        image = _open(row)
-        if size:
-            image.draft(mode, (2 * size, 2 * size))  # a JPEG is decoded at a fraction of its size, but no less than this
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        image = image.convert(mode)
-        return np.asarray(image.resize((size, size)) if size else image)
+        return _upright(_open(row), mode, (size, size) if size else None)
     except Exception as error:  # Pillow's plug-ins raise what they like
         return error
+
+
+def _upright(image: Image.Image, mode: str, size: tuple[int, int] | None) -> np.ndarray:
+    """The pixels of an image as its EXIF data turn it, resized to `size` (width, height)."""
+    if size:
+        image.draft(mode, (2 * size[0], 2 * size[1]))  # a JPEG is decoded at a fraction of its size, but no less than this
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    image = image.convert(mode)
+    return np.asarray(image.resize(size) if size and image.size != size else image)
+
+
+def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """One image file as uint8 of `shape` (channels, height, width), resized and made grey or coloured as that needs.
+
+    Raises:
+        UserError: it can't be decoded.
+    """
+    channels, height, width = shape
+    try:
+        pixels = _upright(Image.open(file), "L" if channels == 1 else "RGB", (width, height))
+    except Exception as error:  # Pillow's plug-ins raise what they like
+        raise UserError(f"{file}: not a readable image ({str(error).splitlines()[0]})") from error
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _is_grey(row: dict) -> bool:

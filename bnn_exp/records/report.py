@@ -1,5 +1,6 @@
 """What a run tells the person who started it: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
 
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -101,13 +102,17 @@ class Report:
             self.console.print(line, markup=False)
 
     def confusion(self, counts: list[list[int]], classes: tuple[str, ...]) -> None:
-        """Per class: rows, accuracy, and what it is most often taken for."""
-        table = Table("class", title="test rows by class", title_justify="left")
-        for column in ("rows", "right %", "most often taken for"):
-            table.add_column(column, justify="right")
-        for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
-            table.add_row(name, str(sum(row)), f"{100 * row[i] / max(sum(row), 1):.2f}", taken_for(i, row, classes))
-        self.table(table)
+        self.table(by_class(counts, classes))
+
+
+def by_class(counts: list[list[int]], classes: Sequence[str]) -> Table:
+    """Per class: rows, accuracy, and what it is most often taken for; of counts [label][answer]."""
+    table = Table("class", title="test rows by class", title_justify="left")
+    for column in ("rows", "right %", "most often taken for"):
+        table.add_column(column, justify="right")
+    for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
+        table.add_row(name, str(sum(row)), f"{100 * row[i] / max(sum(row), 1):.2f}", taken_for(i, row, classes))
+    return table
 
 
 def plain(table: Table) -> str:

@@ -1,0 +1,85 @@
+"""task=evaluate and task=predict: what they say is counted anew from the images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bnn_exp import load_model
+from bnn_exp.data import sources
+
+SMALL = ("model.hidden_size=32", "trainer.epochs=10", "trainer.batch_size=128")
+
+
+@pytest.fixture
+def run(bnn_train, tmp_path):
+    assert bnn_train(*SMALL, "hydra.run.dir=run").code == 0
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("place", ["run", "run/model.safetensors"])
+def test_evaluation_counts_both_networks(bnn_train, run, summary, place):
+    done = bnn_train("task=evaluate", f"from={place}")
+    assert done.code == 0, done.err
+    result = json.loads((run / "evaluation.json").read_text())
+    digits, network = sources.read("digits"), load_model(run)[0]
+    with torch.no_grad():
+        answers = network(torch.from_numpy(digits.test_images)).argmax(1).numpy()
+    assert result["accuracy_float"] == pytest.approx(100 * (answers == digits.test_labels).mean())
+    assert result["accuracy_float"] == result["accuracy_packed"] == pytest.approx(summary(run)["test_accuracy"])
+    assert result["different_predictions"] == 0 and result["rows"] == 360
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (digits.test_labels, answers), 1)
+    assert result["confusion"] == counts.tolist()
+    assert Image.open(run / "mistakes.png").size[0] > 500
+
+
+def test_a_network_that_can_not_be_packed_is_evaluated_all_the_same(bnn_train, run):
+    assert bnn_train(*SMALL, "model.batch_norm.running_stats=false", "hydra.run.dir=other").code == 0
+    done = bnn_train("task=evaluate", "from=other")
+    assert done.code == 0 and "running_stats" in done.out
+    result = json.loads((run.parent / "other/evaluation.json").read_text())
+    assert result["accuracy_packed"] is None and result["accuracy_float"] > 10
+
+
+def test_images_of_a_folder_and_of_another_kind(bnn_train, run, tmp_path):
+    digits, network = sources.read("digits"), load_model(run)[0]
+    (tmp_path / "images").mkdir()
+    for i in range(5):
+        Image.fromarray(digits.test_images[i, 0]).save(tmp_path / f"images/{i}.png")
+    big = Image.fromarray(digits.test_images[5, 0]).resize((64, 64), Image.Resampling.NEAREST).convert("RGB")
+    big.save(tmp_path / "images/5.png")
+    (tmp_path / "images/notes.txt").write_text("no image")
+    done = bnn_train("task=predict", "from=run", "input=images")
+    assert done.code == 0 and "notes" not in done.out, done.err
+    with torch.no_grad():
+        probabilities = network(torch.from_numpy(digits.test_images[:5])).softmax(1)
+    lines = [line for line in done.out.splitlines() if ".png" in line]
+    assert len(lines) == 6
+    for line, row in zip(lines, probabilities, strict=False):
+        name, answer, probability = (cell.strip() for cell in line.strip("│").split("│")[:3])
+        assert answer == str(int(row.argmax())) and probability == f"{100 * float(row.max()):.1f}%", name
+    alone = bnn_train("task=predict", "from=run", "input=images/3.png")
+    assert next(line for line in alone.out.splitlines() if ".png" in line).split() == lines[3].split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["task=evaluate"], "from="),
+        (["task=evaluate", "from=nowhere"], "nowhere"),
+        (["task=evaluate", "from=[run,run]"], "takes one"),
+        (["task=evaluate", "from=run", "dataset=local", "dataset.path=nowhere"], "nowhere"),
+        (["task=predict", "from=run"], "input="),
+        (["task=predict", "from=run", "input=nowhere"], "nowhere"),
+        (["task=predict", "from=run", "input=run/checkpoints"], "no image there"),
+        (["task=predict", "from=run", "input=run/summary.json"], "not a readable image"),
+    ],
+)
+def test_bad_input(bnn_train, run, arguments, text):
+    before = sorted(run.rglob("*"))
+    done = bnn_train(*arguments)
+    assert done.code == 2 and text in done.err and len(done.err.splitlines()) <= 2
+    assert sorted(run.rglob("*")) == before
