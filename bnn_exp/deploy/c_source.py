@@ -50,24 +50,10 @@ _TOP = """\
 #include "network.h"
 
 #define ZERO ({zero})
-#define SUM(common, all) ((1 - ZERO) * (common) + ZERO * (all))
+#define SUM(with_ones, all) ((1 - ZERO) * (with_ones) + ZERO * (all))
+#define WORDS {words} /* of 32 bits, a bit for each pixel */
 
 const char *const network_classes[NETWORK_CLASSES] = {{{names}}};
-"""
-
-_PIXELS = """
-static int32_t pixel_total(const uint8_t *x) {
-    int32_t total = 0;
-    for (int32_t i = 0; i < NETWORK_PIXELS; i++) total += x[i];
-    return total;
-}
-
-/* The sum of the pixels whose weight is a bit 1. */
-static int32_t pixel_common(const uint8_t *x, const uint32_t *w) {
-    int32_t total = 0;
-    for (int32_t i = 0; i < NETWORK_PIXELS; i++) total += (w[i / 32] >> (i % 32) & 1u) ? x[i] : 0;
-    return total;
-}
 """
 
 _BITS = """
@@ -77,16 +63,33 @@ static int32_t ones(uint32_t x) {
     return (int32_t)((((x + (x >> 4)) & 0x0F0F0F0Fu) * 0x01010101u & 0xFFFFFFFFu) >> 24);
 }
 
-static int32_t bit_total(const uint32_t *x, int32_t words) {
+/* How many bits are 1 in both x and w. */
+static int32_t common(const uint32_t *x, const uint32_t *w, int32_t words) {
     int32_t total = 0;
-    for (int32_t i = 0; i < words; i++) total += ones(x[i]);
+    for (int32_t i = 0; i < words; i++) total += ones(x[i] & w[i]);
     return total;
 }
 
-/* How many bits are 1 in the inputs and in the weights. */
-static int32_t bit_common(const uint32_t *x, const uint32_t *w, int32_t words) {
+static void set_bit(uint32_t *bits, int32_t i, uint32_t bit) {
+    bits[i / 32] = (i % 32 ? bits[i / 32] : 0) | bit << (i % 32);
+}
+
+/* The bits p of the pixels, for p = 0 ... 7. */
+static void take_planes(const uint8_t *pixels, uint32_t planes[8][WORDS]) {
+    for (int p = 0; p < 8; p++)
+        for (int32_t i = 0; i < NETWORK_PIXELS; i++) set_bit(planes[p], i, (uint32_t)pixels[i] >> p & 1u);
+}
+
+/* The sum of the pixels whose bit in w is 1. */
+static int32_t pixel_common(uint32_t planes[8][WORDS], const uint32_t *w) {
     int32_t total = 0;
-    for (int32_t i = 0; i < words; i++) total += ones(x[i] & w[i]);
+    for (int p = 0; p < 8; p++) total += common(planes[p], w, WORDS) * (1 << p);
+    return total;
+}
+
+static int32_t pixel_total(const uint8_t *pixels) {
+    int32_t total = 0;
+    for (int32_t i = 0; i < NETWORK_PIXELS; i++) total += pixels[i];
     return total;
 }
 """
@@ -95,12 +98,6 @@ _STEP = """
 /* Whether the sum of neuron i reaches its threshold, or for a flipped one whether it does not. */
 static uint32_t step(int32_t i, int32_t sum, const int32_t *thresholds, const uint32_t *flips) {
     return (uint32_t)(sum >= thresholds[i]) ^ (flips[i / 32] >> (i % 32) & 1u);
-}
-"""
-
-_SET = """
-static void set_bit(uint32_t *bits, int32_t i, uint32_t bit) {
-    bits[i / 32] = (i % 32 ? bits[i / 32] : 0) | bit << (i % 32);
 }
 """
 
@@ -140,34 +137,29 @@ def write_c(network: PackedMLP, shape: tuple[int, ...], classes: tuple[str, ...]
         UserError: a scale or shift of the last layer is not finite.
     """
     layers = list(network.layers)
-    text = [_TOP.format(zero=layers[0].zero, names=", ".join(_quoted(name) for name in classes)), _PIXELS]
-    text += [_BITS] if len(layers) > 1 else []
-    text += [_STEP] if len(layers) > 1 or network.binarize_logits else []
-    text += [_SET] if len(layers) > 1 else []
-    body = ["int network_classify(const uint8_t *pixels, int64_t *scores) {"]
-    if len(layers) > 1:
-        widest = max(_words(layer.outputs) for layer in layers[:-1])
-        body.append(f"    uint32_t a[{widest}] = {{0}}" + (f", b[{widest}] = {{0}};" if len(layers) > 2 else ";"))
-    body += ["    const uint32_t *w;", "    int32_t all;", "    int best = 0;"]
+    hidden = layers[:-1]
+    widest = max((_words(layer.outputs) for layer in hidden), default=0)
+    names = ", ".join(_quoted(name) for name in classes)
+    text = [_TOP.format(zero=layers[0].zero, names=names, words=_words(layers[0].inputs)), _BITS]
+    text += [_STEP] if hidden or network.binarize_logits else []
+    body = ["int network_classify(const uint8_t *pixels, int64_t *scores) {", "    uint32_t planes[8][WORDS];"]
+    body += [f"    uint32_t {name}[{widest}] = {{0}};" for name, _ in zip("ab", hidden, strict=False)]
+    body += ["    const uint32_t *w;", "    int32_t all;", "    int best = 0;", "    take_planes(pixels, planes);"]
     flash = sum(len(name.encode()) + 1 for name in classes)
-    source = "pixels"
     for n, layer in enumerate(layers, 1):
         arrays, result = _layer(n, layer, network.binarize_logits)
         flash += sum(array.nbytes for _, _, array in arrays)
         text += [_array(*array) for array in arrays]
-        target = "ab"[n % 2 - 1]
-        words = _words(layer.inputs)
-        total = f"pixel_total({source})" if layer.pixels else f"bit_total({source}, {words})"
-        common = f"pixel_common({source}, w)" if layer.pixels else f"bit_common({source}, w, {words})"
-        body.append(f"    all = {total};")
-        body.append(f"    w = weights_{n};")
-        body.append(f"    for (int32_t i = 0; i < {layer.outputs}; i++, w += {words})")
-        put = f"set_bit({target}, i, {result});" if isinstance(layer, HiddenLayer) else f"scores[i] = {result};"
-        body.append(f"        {put}".replace("@", f"SUM({common}, all)"))
-        source = target
+        source, target, words = "ab"[n % 2], "ba"[n % 2], _words(layer.inputs)
+        total = "pixel_total(pixels)" if n == 1 else f"common({source}, {source}, {words})"
+        with_ones = "pixel_common(planes, w)" if n == 1 else f"common({source}, w, {words})"
+        result = result.replace("@", f"SUM({with_ones}, all)")
+        body += [f"    all = {total};", f"    w = weights_{n};"]
+        body += [f"    for (int32_t i = 0; i < {layer.outputs}; i++, w += {words})"]
+        body += [f"        set_bit({target}, i, {result});" if layer in hidden else f"        scores[i] = {result};"]
     body += ["    for (int i = 1; i < NETWORK_CLASSES; i++)", "        if (scores[i] > scores[best]) best = i;"]
     body += ["    return best;", "}", ""]
-    ram = 8 * len(classes) + 4 * min(len(layers) - 1, 2) * max([_words(layer.outputs) for layer in layers[:-1]], default=0)
+    ram = 4 * (8 * _words(layers[0].inputs) + min(len(hidden), 2) * widest) + 8 * len(classes)
     header = _HEADER.format(pixels=layers[0].inputs, shape=" x ".join(map(str, shape)), classes=len(classes))
     return "".join(text) + "\n" + "\n".join(body) + _MAIN, header, flash, ram
 
