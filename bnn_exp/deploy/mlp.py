@@ -32,21 +32,28 @@ class PackedLayer(nn.Module):
         self.inputs, self.outputs, self.encoding, self.pixels = inputs, len(packed), encoding, pixels
         self.zero = 0 if encoding == "boolean" else -1
         self.register_buffer("tiles", to_tiles(packed))
-        self.ones = ones(packed)
-        peak = 255 if pixels else 1
-        self.low, self.high = self.zero * peak * (inputs - self.ones), peak * self.ones  # all between them is reachable
+        in_each, peak = ones(packed), 255 if pixels else 1
+        self.low, self.high = (
+            self.zero * peak * (inputs - in_each),
+            peak * in_each,
+        )  # of the sums; all between them is reachable
         centred = encoding == "centred"
         if pixels:
-            self.scale, self.divisor, offset = 1, 510.0 if centred else 255.0, torch.zeros_like(self.ones)
+            self.scale, self.divisor, offset = 1, 510.0 if centred else 255.0, torch.zeros_like(in_each)
         elif encoding == "boolean":
-            self.scale, self.divisor, offset = 1, 1.0, torch.zeros_like(self.ones)
+            self.scale, self.divisor, offset = 1, 1.0, torch.zeros_like(in_each)
         else:
-            self.scale, self.divisor, offset = 2, 4.0 if centred else 1.0, inputs - 2 * self.ones
+            self.scale, self.divisor, offset = 2, 4.0 if centred else 1.0, inputs - 2 * in_each
         self.register_buffer("offset", offset.to(torch.int32))
 
     def product(self, sums: Tensor) -> Tensor:
         """The float network's product, float32, for sums u [batch, outputs]."""
         return (self.scale * sums + self.offset).to(torch.float32) / self.divisor
+
+    @torch.no_grad()
+    def folded(self, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+        """The threshold, int64 [outputs], and the flip, bool [outputs], that stand for norm(product) ≥ 0 at every sum."""
+        return thresholds(lambda sums: (norm(self.product(sums[None])) >= 0)[0], self.low, self.high)
 
 
 class HiddenLayer(PackedLayer):
@@ -54,8 +61,7 @@ class HiddenLayer(PackedLayer):
 
     def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool, norm: nn.BatchNorm1d):
         super().__init__(packed, inputs, encoding, pixels)
-        with torch.no_grad():
-            found, flips = thresholds(lambda u: (norm(self.product(u[None])) >= 0)[0], self.low, self.high)
+        found, flips = self.folded(norm)
         missing = len(self.tiles) * LANES - self.outputs
         filled = nn.functional.pad(found, (0, missing), value=_NEVER)
         self.register_buffer("thresholds", filled.to(torch.int32))

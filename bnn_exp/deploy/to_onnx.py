@@ -1,0 +1,49 @@
+"""The packed network as an ONNX file, run by onnxruntime over pictures before it counts as done."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bnn_exp.deploy.check import check_equal, predictions
+from bnn_exp.errors import UserError
+from bnn_exp.records.files import replacing
+
+
+def export_onnx(network: nn.Module, directory: Path, images: Tensor, classes: tuple[str, ...]) -> dict:
+    """Write `network.onnx`: uint8 `pixels` [batch, channels, height, width] → `logits`, a bit for each weight.
+
+    Args:
+        network: a packed one.
+        images: uint8 [n, channels, height, width], n ≥ 1; onnxruntime must predict for them as the network does.
+        classes: the names of the classes.
+
+    Returns:
+        `file` and its `bytes`.
+
+    Raises:
+        UserError: onnx or onnxruntime is not installed, or a prediction differs; nothing is written.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
+    from bnn_exp.deploy.onnx_graph import model
+
+    data = model(network, tuple(images.shape[1:]), classes).SerializeToString()
+    check_equal("onnxruntime", predictions(session(data), images), predictions(network, images))
+    file = directory / "network.onnx"
+    with replacing(file) as temporary:
+        temporary.write_bytes(data)
+    return {"file": file, "bytes": len(data)}
+
+
+def session(data: bytes, threads: int = 0):
+    """A function from uint8 pixels to the logits that onnxruntime makes of them on the CPU; 0 threads: as many as it likes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    running = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(running.run(["logits"], {"pixels": pixels.contiguous().numpy()})[0])
