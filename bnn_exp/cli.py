@@ -15,8 +15,8 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__
-from bnn_exp.errors import UserError
+from bnn_exp import __version__, distributed
+from bnn_exp.errors import RankLost, UserError
 
 if TYPE_CHECKING:
     from bnn_exp.plan import Plan
@@ -31,6 +31,15 @@ _codes: list[int] = []  # exit codes of the jobs that did not end well
 
 def main() -> int:
     """The command. Returns its exit code: 0, or the worst of its jobs': 1 failed, 2 bad input, 130 interrupted."""
+    if distributed.torchrun_rank() > 0:
+        from bnn_exp.distributed import launch
+
+        return launch.follow_torchrun()
+    with distributed.leading():
+        return _main()
+
+
+def _main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"bnn-train {__version__}")
         return 0
@@ -61,12 +70,17 @@ def _job(composed: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
         plan = _checked.pop() if _checked else _plan_in(directory, composed)
-        from bnn_exp.run import Run  # and torch with it
+        from bnn_exp.distributed.launch import ranks_of  # and torch with it
+        from bnn_exp.run import Run
 
-        status = Run(plan, directory).execute()["status"]
+        with ranks_of(plan, directory) as ranks:
+            status = Run(plan, directory, ranks).execute()["status"]
     except UserError as error:
         say(str(error))
         _codes.append(BAD_INPUT)
+    except RankLost as error:
+        say(f"failed: {error}; bnn-train resume={directory} goes on from the last epoch")
+        _codes.append(FAILED)
     except Exception as error:
         say(f"failed: {error or type(error).__name__}\n{directory / 'train.log'} says more")
         _codes.append(FAILED)
@@ -107,6 +121,12 @@ class Preflight(Callback):
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
+        if distributed.torchrun_size() > 1:
+            _leave(
+                "-m under torchrun: its processes are for one run, not for a sweep\n"
+                "allowed: bnn-train -m … trainer.devices=N without torchrun, or torchrun without -m",
+                BAD_INPUT,
+            )
         if config.get("resume"):
             _leave(f"resume={config.resume}: can't be swept over\nallowed: bnn-train resume=RUN, without -m", BAD_INPUT)
 

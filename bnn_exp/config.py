@@ -140,6 +140,9 @@ class Trainer:
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
     threads: Count | None
+    devices: Count
+    sync_batch_norm: bool
+    all_reduce: Literal["fp32", "int8", "sign"]
 
 
 @schema
@@ -157,6 +160,13 @@ class Settings:
 
 LATENT = ("latent_adam", "latent_sgd")
 TRAINS = {"bits": ("hypermask",), "latent": LATENT, "float": LATENT}  # which optimizers train which kind of weights
+
+
+def _sendable(optimizer: HyperMask | LatentSGD | LatentAdam) -> tuple[str, ...]:
+    """What ranks may send of the gradients of the binary weights: what the rule that trains them reads."""
+    if optimizer.name != "hypermask":
+        return ("fp32",)  # latents are real
+    return ("fp32", "int8", "sign") if optimizer.mask == "random" else ("fp32", "int8")
 
 
 def load(config: DictConfig | dict) -> Settings:
@@ -177,6 +187,12 @@ def load(config: DictConfig | dict) -> Settings:
         raise UserError(
             f"optimizer={settings.optimizer.name}: can't train model.weights={weights}\n"
             f"allowed: {', '.join(f'optimizer={name}' for name in TRAINS[weights])}"
+        )
+    if settings.trainer.all_reduce not in (sendable := _sendable(settings.optimizer)):
+        rule = f"optimizer.mask={settings.optimizer.mask}" if settings.optimizer.name == "hypermask" else "latent weights"
+        raise UserError(
+            f"trainer.all_reduce={settings.trainer.all_reduce}: too little of a gradient for {rule}\n"
+            f"allowed: {', '.join(sendable)}"
         )
     return settings
 

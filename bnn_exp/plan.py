@@ -1,7 +1,7 @@
 """What a run is to do, checked before anything is written: settings, data, device, and the checkpoint it goes on from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from bnn_exp import config
 from bnn_exp.config import Settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
+from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.records import summary
 
-MAY_CHANGE = ("resume", "device")  # of a run that is resumed
+MAY_CHANGE = ("resume", "device", "trainer.devices")  # of a run that is resumed
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,20 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     if composed.get("resume"):
         return _plan_to_resume(config.load(values), overrides)
     settings = config.load(composed)
-    arrays = _read(settings)
+    devices = settings.trainer.devices
+    settings = _with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
+    arrays = read(settings)
     _check_size(settings.model, arrays.train_images.shape[2:])
     if values["dataset"].get("path"):
         values["dataset"]["path"] = str(Path(values["dataset"]["path"]).resolve())  # so that it resumes from anywhere
-    return Plan(settings, values, arrays, _device(settings.device))
+    return Plan(settings, values, arrays, _device(settings.device, settings.trainer.devices))
 
 
 def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     others = [item for item in overrides if item.lstrip("+~").partition("=")[0] not in MAY_CHANGE]
     if others:
         raise UserError(
-            f"{others[0]}: a resumed run keeps its own configuration\nallowed beside resume: device; "
+            f"{others[0]}: a resumed run keeps its own configuration\nallowed beside resume: device, trainer.devices; "
             "a new run for anything else"
         )
     directory = Path(asked.resume)
@@ -66,9 +69,10 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: not the configuration of a run ({reason})") from error
-    if any(item.startswith("device=") for item in overrides):
+    if _says(overrides, "device"):
         values["device"] = asked.device
-    settings = config.load(values)
+    devices = asked.trainer.devices if _says(overrides, "trainer.devices") else None
+    settings = _with_devices(config.load(values), values, devices)
     ended = summary.read(directory)
     if ended and ended["status"] == "completed":
         accuracy = f"test accuracy {ended['test_accuracy']:.2f}%"
@@ -76,7 +80,26 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     from bnn_exp.records import checkpoint
 
     saved = checkpoint.load(directory / "checkpoints" / "last.pt")
-    return Plan(settings, values, _read(settings), _device(settings.device), saved)
+    return Plan(settings, values, read(settings), _device(settings.device, settings.trainer.devices), saved)
+
+
+def _says(overrides: Sequence[str], key: str) -> bool:
+    return any(item.lstrip("+").partition("=")[0] == key for item in overrides)
+
+
+def _with_devices(settings: Settings, values: dict, asked: int | None) -> Settings:
+    """The settings, and `values` too, with as many devices as are `asked` for; else torchrun's number, else their own."""
+    started = torchrun_size()
+    if started > 1 and asked not in (None, started):
+        raise UserError(
+            f"trainer.devices={asked}: torchrun has started {started} processes\n"
+            f"allowed: trainer.devices={started}, or nothing said of it"
+        )
+    devices = started if started > 1 else asked or settings.trainer.devices
+    if devices > 127 and settings.trainer.all_reduce == "int8":
+        raise UserError(f"trainer.all_reduce=int8: the sum of {devices} devices has no room in 8 bits\nallowed: up to 127")
+    values["trainer"]["devices"] = devices
+    return replace(settings, trainer=replace(settings.trainer, devices=devices))
 
 
 def _check_size(model, size: tuple[int, int]) -> None:
@@ -89,7 +112,12 @@ def _check_size(model, size: tuple[int, int]) -> None:
         )
 
 
-def _read(settings: Settings) -> Arrays:
+def read(settings: Settings) -> Arrays:
+    """The dataset that the settings name.
+
+    Raises:
+        UserError: it can't be had, or has not the rows that are asked for.
+    """
     dataset = settings.dataset
     where = {key: getattr(dataset, key) for key in ("hub", "path", "label", "size") if hasattr(dataset, key)}
     arrays = sources.read(dataset.name, **where)
@@ -102,13 +130,19 @@ def _read(settings: Settings) -> Arrays:
     return arrays
 
 
-def _device(name: str) -> str:
-    """`cpu` or `cuda:N` for what the user calls the device; `auto` is a GPU where there is one."""
+def _device(name: str, devices: int = 1) -> str:
+    """`cpu` or `cuda:N` for what the user calls the device; `auto` is a GPU where there is one. There must be enough GPUs."""
     if name == "cpu":
         return name
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = local_size(devices)
+    if devices > 1 and (name.startswith("cuda:") or (here > count and (count or name == "cuda"))):
+        raise UserError(
+            f"trainer.devices={devices}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}, device={name}\n"
+            f"allowed: {f'up to {count} with device=cuda, ' * (count > 1)}any number with device=cpu"
+        )
     if name == "auto":
         return "cuda:0" if count else "cpu"
     index = int(name.partition(":")[2] or 0)

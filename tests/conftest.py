@@ -78,19 +78,25 @@ def random_images(count: int, height: int = 6, width: int = 5) -> list[np.ndarra
     return [rng.integers(0, 256, (height, width), dtype=np.uint8) for _ in range(count)]
 
 
-def trainer_of(*overrides: str):
-    """A new Trainer on digits, on the CPU, for the configuration that the overrides give."""
-    import torch
+def settings_of(*overrides: str):
+    """The settings that the overrides give."""
     from hydra import compose, initialize_config_dir
 
-    from bnn_exp import config, models
+    from bnn_exp import config
     from bnn_exp.cli import CONF
-    from bnn_exp.data import sources
-    from bnn_exp.data.dataset import Dataset
-    from bnn_exp.trainer import Trainer
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = config.load(compose("config", list(overrides)))
-    torch.manual_seed(settings.seed)
-    data = Dataset.from_arrays(sources.read("digits"), torch.device("cpu"), validation=settings.dataset.validation)
-    return Trainer(settings, models.build(settings.model, data.image_shape, 10, data.mean, data.std), data)
+        return config.load(compose("config", list(overrides)))
+
+
+def trainer_of(*overrides: str):
+    """A new Trainer on digits, on the CPU, for the configuration that the overrides give."""
+    return trainer_for(settings_of(*overrides))
+
+
+def trainer_for(settings, ranks=None):
+    """The same for settings; with `ranks`, that of one rank."""
+    from bnn_exp.plan import Plan
+    from bnn_exp.prepare import prepare
+
+    return prepare(Plan(settings, {}, None), Path(), ranks)
