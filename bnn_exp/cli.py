@@ -15,8 +15,8 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__
-from bnn_exp.errors import UserError
+from bnn_exp import __version__, distributed
+from bnn_exp.errors import RankLost, UserError
 
 if TYPE_CHECKING:
     from bnn_exp.plan import Plan
@@ -33,6 +33,15 @@ _codes: list[int] = []  # exit codes of what did not end well
 
 def main() -> int:
     """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 130 interrupted."""
+    if distributed.torchrun_rank() > 0:
+        from bnn_exp.distributed import launch
+
+        return launch.follow_torchrun()
+    with distributed.leading():
+        return _main()
+
+
+def _main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"bnn-train {__version__}")
         return 0
@@ -79,12 +88,17 @@ def job(composed: DictConfig) -> float | None:
         if plan.finished:
             say(plan.finished)
             return plan.accuracy
-        from bnn_exp.run import Run  # and torch with it
+        from bnn_exp.distributed.launch import ranks_of  # and torch with it
+        from bnn_exp.run import Run
 
-        result = Run(plan, directory).execute()
+        with ranks_of(plan, directory) as ranks:
+            result = Run(plan, directory, ranks).execute()
     except UserError as error:
         say(str(error))
         _codes.append(BAD_INPUT)
+    except RankLost as error:
+        say(f"failed: {error}; bnn-train resume={directory} goes on from the last epoch")
+        _codes.append(FAILED)
     except Exception as error:
         say(f"failed: {error or type(error).__name__}\n{directory / 'train.log'} says more")
         _codes.append(FAILED)

@@ -117,6 +117,9 @@ class Trainer:
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     diagnostics: bool
+    devices: Count
+    sync_batch_norm: bool
+    all_reduce: Literal["fp32", "int8", "sign"]
 
 
 @schema
@@ -202,6 +205,13 @@ def _settings() -> type:
     return Settings[Annotated[Union[known], Field(discriminator="name")]]  # noqa: UP007
 
 
+def _sendable(optimizer, weights: str) -> tuple[str, ...]:
+    """What ranks may send of the gradients of the binary weights: what the rule that trains them reads."""
+    if weights != "bits":
+        return ("fp32",)  # latents are real
+    return ("fp32", "int8", "sign") if getattr(optimizer, "mask", None) == "random" else ("fp32", "int8")
+
+
 def load(config: DictConfig | dict) -> Settings:
     """The typed settings of a configuration: a composed one (without Hydra's own node), or plain values as a run keeps them.
 
@@ -216,6 +226,11 @@ def load(config: DictConfig | dict) -> Settings:
             f"optimizer={settings.optimizer.name}: can't train model.weights={weights}\n"
             f"allowed: {', '.join(f'optimizer={name}' for name in able)}"
         )
+    sent, sendable = settings.trainer.all_reduce, _sendable(settings.optimizer, weights)
+    if sent not in sendable:
+        mask = getattr(settings.optimizer, "mask", None)
+        rule = f"optimizer={settings.optimizer.name}" + (f" optimizer.mask={mask}" if mask else "")
+        raise UserError(f"trainer.all_reduce={sent}: too little of a gradient for {rule}\nallowed: {', '.join(sendable)}")
     return settings
 
 

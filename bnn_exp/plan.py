@@ -1,7 +1,7 @@
 """What a run is to do, checked before anything is written: settings, data, device, and the checkpoint it goes on from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from bnn_exp import config
 from bnn_exp.config import Rows, Settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
+from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.records import loggers, summary
 
-MAY_CHANGE = ("resume", "device")  # of a run that is resumed
+MAY_CHANGE = ("resume", "device", "trainer.devices")  # of a run that is resumed
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,15 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     if settings.resume:
         return _plan_to_resume(settings, overrides)
     loggers.check(settings.logger)
+    values, devices = values_of(composed), settings.trainer.devices
+    settings = _with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
     arrays = read(settings.dataset)
     _check_size(settings.model, arrays.train_images.shape[2:])
     if settings.init_from or settings.freeze or settings.fresh:
         from bnn_exp import transfer
 
         transfer.check(settings, arrays.train_images.shape[1:], arrays.classes)
-    return Plan(settings, values_of(composed), arrays, _device(settings.device), overrides=list(overrides))
+    return Plan(settings, values, arrays, _device(settings.device, settings.trainer.devices), overrides=list(overrides))
 
 
 def values_of(composed: DictConfig) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     others = [item for item in overrides if item.lstrip("+~").partition("=")[0] not in MAY_CHANGE]
     if others:
         raise UserError(
-            f"{others[0]}: a resumed run keeps its own configuration\nallowed beside resume: device; "
+            f"{others[0]}: a resumed run keeps its own configuration\nallowed beside resume: device, trainer.devices; "
             "a new run for anything else"
         )
     directory = Path(asked.resume)
@@ -79,18 +82,18 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: not the configuration of a run ({reason})") from error
-    if any(item.startswith("device=") for item in overrides):
+    if _says(overrides, "device"):
         values["device"] = asked.device
-    return plan_to_go_on(directory, values)
+    return plan_to_go_on(directory, values, devices=asked.trainer.devices if _says(overrides, "trainer.devices") else None)
 
 
-def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[str] = ()) -> Plan:
-    """The plan for the run of configuration `values` that stopped in `directory`.
+def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[str] = (), devices: int | None = None) -> Plan:
+    """The plan for the run of configuration `values` that stopped in `directory`, on another number of devices if one is given.
 
     Raises:
         UserError: there is nothing to go on from, or its data have gone.
     """
-    settings = config.load(values)
+    settings = _with_devices(config.load(values), values, devices)
     loggers.check(settings.logger)
     ended = summary.read(directory)
     if ended and ended["status"] == "completed":
@@ -100,7 +103,27 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
     from bnn_exp.records import checkpoint
 
     saved = checkpoint.load(directory / "checkpoints" / "last.pt")
-    return Plan(settings, values, read(settings.dataset), _device(settings.device), saved, overrides=list(overrides))
+    device = _device(settings.device, settings.trainer.devices)
+    return Plan(settings, values, read(settings.dataset), device, saved, overrides=list(overrides))
+
+
+def _says(overrides: Sequence[str], key: str) -> bool:
+    return any(item.lstrip("+").partition("=")[0] == key for item in overrides)
+
+
+def _with_devices(settings: Settings, values: dict, asked: int | None) -> Settings:
+    """The settings, and `values` too, with as many devices as are `asked` for; else torchrun's number, else their own."""
+    started = torchrun_size()
+    if started > 1 and asked not in (None, started):
+        raise UserError(
+            f"trainer.devices={asked}: torchrun has started {started} processes\n"
+            f"allowed: trainer.devices={started}, or nothing said of it"
+        )
+    devices = started if started > 1 else asked or settings.trainer.devices
+    if devices > 127 and settings.trainer.all_reduce == "int8":
+        raise UserError(f"trainer.all_reduce=int8: the sum of {devices} devices has no room in 8 bits\nallowed: up to 127")
+    values["trainer"]["devices"] = devices
+    return replace(settings, trainer=replace(settings.trainer, devices=devices))
 
 
 def _check_size(model, size: tuple[int, int]) -> None:
@@ -130,13 +153,19 @@ def read(dataset: Rows) -> Arrays:
     return arrays
 
 
-def _device(name: str) -> str:
-    """`cpu` or `cuda:N` for what the user calls the device; `auto` is a GPU where there is one."""
+def _device(name: str, devices: int = 1) -> str:
+    """`cpu` or `cuda:N` for what the user calls the device; `auto` is a GPU where there is one. There must be enough GPUs."""
     if name == "cpu":
         return name
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = local_size(devices)
+    if devices > 1 and (name.startswith("cuda:") or (here > count and (count or name == "cuda"))):
+        raise UserError(
+            f"trainer.devices={devices}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}, device={name}\n"
+            f"allowed: {f'up to {count} with device=cuda, ' * (count > 1)}any number with device=cpu"
+        )
     if name == "auto":
         return "cuda:0" if count else "cpu"
     index = int(name.partition(":")[2] or 0)

@@ -3,20 +3,18 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from bnn_exp import models, transfer
 from bnn_exp.bits import bits_sha256
-from bnn_exp.data.dataset import Dataset
 from bnn_exp.errors import UserError
-from bnn_exp.memory import keep_freed_memory
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, verify_binary
 from bnn_exp.plan import Plan
+from bnn_exp.prepare import prepare
 from bnn_exp.records import checkpoint, html, loggers, metrics, plots, summary
 from bnn_exp.records.files import alone_in, replacing
 from bnn_exp.records.log import log, logging_to
@@ -24,51 +22,25 @@ from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
 from bnn_exp.records.words import bytes_in_words
 from bnn_exp.stopping import Stop, stop_on_signals
-from bnn_exp.trainer import Trainer
+
+if TYPE_CHECKING:
+    from bnn_exp.distributed.ranks import Ranks
 
 
 class Run:
-    """A training and its directory."""
+    """A training and its directory. With `ranks` it is that of rank 0, whose peers train in step with it."""
 
-    def __init__(self, plan: Plan, directory: Path):
-        settings = self.settings = plan.settings
-        self.config, self.directory, self.overrides = plan.config, directory, plan.overrides
+    def __init__(self, plan: Plan, directory: Path, ranks: "Ranks | None" = None):
+        self.settings, self.config, self.directory, self.overrides = plan.settings, plan.config, directory, plan.overrides
         self.began = time.perf_counter()
-        if settings.trainer.threads:
-            torch.set_num_threads(settings.trainer.threads)
-        device = torch.device(plan.device)
-        if device.type == "cpu":
-            keep_freed_memory()
-        else:
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        self.data = Dataset.from_arrays(plan.arrays, device, settings.dataset.limit, settings.dataset.validation)
-        torch.manual_seed(settings.seed)
-        data = self.data
-        network = models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
-        if settings.init_from and plan.saved is None:
-            transfer.begin(network, settings, data.classes)
-        self.network: nn.Module = network.to(device)
-        self.trainer = Trainer(settings, self.network, self.data)
+        self.trainer = prepare(plan, directory, ranks)
+        self.network, self.data = self.trainer.network, self.trainer.data
         self.layers = layers(self.network, self.data.train.images[:2])
         self.epochs: list[dict] = []  # the lines of metrics.jsonl
         self.evaluation: dict | None = None  # the newest
         self.confusion: torch.Tensor | None = None
-        self.earlier_seconds = 0.0
+        self.earlier_seconds = plan.saved["seconds"] if plan.saved else 0.0
         self.logger = loggers.Nothing()
-        if plan.saved is not None:
-            self._take_up(plan.saved)
-
-    def _take_up(self, saved: dict) -> None:
-        if saved["data"] != self.data.key:
-            raise UserError(
-                f"resume={self.directory}: its dataset has changed since (another content under the same name)\n"
-                "allowed: the data that the run began with; dataset.path in its config.yaml says where it lies"
-            )
-        try:
-            self.trainer.load(saved)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self.directory}/checkpoints/last.pt does not fit the run's config.yaml: {error}") from error
-        self.earlier_seconds = saved["seconds"]
 
     def execute(self) -> dict[str, Any]:
         """Train to the end, or to where the user stops it, and leave the directory complete. Returns the summary.
@@ -76,9 +48,9 @@ class Run:
         Raises:
             UserError, NotBinary: why the run failed; the summary says so too.
         """
-        with alone_in(self.directory), logging_to(self.directory / "train.log"):
+        with alone_in(self.directory), logging_to(self.directory / "train.log"), stop_on_signals() as stop:
             try:
-                return self._execute()
+                return self._execute(stop)
             except BaseException as error:
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 expected = isinstance(error, UserError | NotBinary | KeyboardInterrupt)
@@ -87,7 +59,7 @@ class Run:
                 html.write_run_page(self.directory)
                 raise
 
-    def _execute(self) -> dict[str, Any]:
+    def _execute(self, stop: Stop) -> dict[str, Any]:
         directory, trainer = self.directory, self.trainer
         (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
         with replacing(directory / "config.yaml") as file:
@@ -97,6 +69,8 @@ class Run:
         self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
         self.report.network(self.layers)
         where = f"{trainer.device}, {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else f"{trainer.device}"
+        if (devices := self.settings.trainer.devices) > 1:
+            where = f"{devices} devices ({where} each)"
         self.report.say(
             f"{self.settings.dataset.name}: {self._rows()}, {len(self.data.classes)} classes; on {where}; in {directory}"
         )
@@ -106,16 +80,14 @@ class Run:
         plots.samples(directory / "samples.png", pictures.cpu().numpy(), [self.data.classes[i] for i in labels.tolist()])
         self.evaluation, self.confusion = trainer.evaluate()
         self._checkpoint("last")
-        with stop_on_signals() as stop:
-            finished = self._epochs(stop)
-        return self._finish("completed" if finished else "interrupted")
+        return self._finish("completed" if self._epochs(stop) else "interrupted")
 
     def _epochs(self, stop: Stop) -> bool:
         """Train the epochs that are left; False where the user stopped it."""
         trainer, progress = self.trainer, self.trainer.progress
         while progress.epoch < self.settings.trainer.epochs:
             self.report.batches = trainer.batches
-            trained = None if stop() else trainer.epoch(stop, self.report.tick)
+            trained = trainer.epoch(stop, self.report.tick)
             if trained is None:
                 self.report.stop_bar()
                 self._checkpoint("last")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from bnn_exp import config, plan
 from bnn_exp.config import Request
+from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.records import runs
@@ -38,6 +39,11 @@ def prepare_sweep(composed: DictConfig) -> None:
     request = config.load_request(composed)
     if request.task != "train":
         raise UserError(f"task={request.task}: can't be swept over\nallowed: bnn-train task={request.task}, without -m")
+    if torchrun_size() > 1:
+        raise UserError(
+            "-m under torchrun: its processes are for one run, not for a sweep\n"
+            "allowed: bnn-train -m … trainer.devices=N without torchrun, or torchrun without -m"
+        )
     if composed.get("resume"):
         raise UserError(
             f"resume={composed.resume}: can't be swept over\nallowed: bnn-train resume=RUN, without -m; or sweep.resume=SWEEP"

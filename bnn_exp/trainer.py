@@ -74,9 +74,10 @@ class Trainer:
         rows = epoch_batches(len(self.data.train), self.batch_size(epoch), self.settings.seed, epoch, self.device)
         return rows[: trainer.limit_batches]
 
-    def _batch(self, epoch: int, batch: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        x, labels = self.data.train.batch(rows)
-        return self.augment(x, epoch, batch), labels
+    def _batch(self, epoch: int, batch: int, rows: Tensor, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """The `share` of a batch's rows as training gets to see them, and their labels."""
+        x, labels = self.data.train.batch(rows[share])
+        return self.augment(x, epoch, batch, share, len(rows)), labels
 
     def first_pictures(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` random train pictures as training gets to see them, and their labels."""
@@ -96,7 +97,7 @@ class Trainer:
         for batch, rows in list(enumerate(self._batches(p.epoch)))[p.batch :]:
             if stop():
                 return None
-            loss, correct = self.step(*self._batch(p.epoch, batch, rows))
+            loss, correct = self.train_on(p.epoch, batch, rows)
             p.losses.append(loss * len(rows))
             p.correct = p.correct + correct
             p.batch, p.images = batch + 1, p.images + len(rows)
@@ -126,20 +127,32 @@ class Trainer:
             flips.zero_()
         return metrics
 
+    def train_on(self, epoch: int, batch: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What `step` gives, of the step on those rows."""
+        return self.step(*self._batch(epoch, batch, rows))
+
     def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.forward(x)
-            loss = self.loss(logits, labels)
+        loss, logits = self.predict(x, labels)
         self.network.zero_grad()
         loss.backward()
+        self.update()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def predict(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch, and its logits."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.forward(x)
+            return self.loss(logits, labels), logits
+
+    def update(self) -> None:
+        """The optimizers' step, by the gradients that are there."""
         self.binary.step()
         if self.diagnostics:
             self.diagnostics.step()
         for optimizer, schedule in self.real:
             optimizer.step()
             schedule.step()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def evaluate(self) -> tuple[dict, Tensor]:
         """Accuracies in test and validation and their seconds, the ones of every binary tensor, and the confusion matrix

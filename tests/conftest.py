@@ -89,19 +89,25 @@ def plain_config(*overrides: str) -> dict:
         return OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
 
 
-def trainer_of(*overrides: str):
-    """A new Trainer on digits, on the CPU, for the configuration that the overrides give."""
-    import torch
+def settings_of(*overrides: str):
+    """The settings that the overrides give."""
     from hydra import compose, initialize_config_dir
 
-    from bnn_exp import config, models
+    from bnn_exp import config
     from bnn_exp.cli import CONF
-    from bnn_exp.data import sources
-    from bnn_exp.data.dataset import Dataset
-    from bnn_exp.trainer import Trainer
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = config.load(compose("config", list(overrides)))
-    torch.manual_seed(settings.seed)
-    data = Dataset.from_arrays(sources.read("digits"), torch.device("cpu"), validation=settings.dataset.validation)
-    return Trainer(settings, models.build(settings.model, data.image_shape, 10, data.mean, data.std), data)
+        return config.load(compose("config", list(overrides)))
+
+
+def trainer_of(*overrides: str):
+    """A new Trainer on digits, on the CPU, for the configuration that the overrides give."""
+    return trainer_for(settings_of(*overrides))
+
+
+def trainer_for(settings, ranks=None):
+    """The same for settings; with `ranks`, that of one rank."""
+    from bnn_exp.plan import Plan
+    from bnn_exp.prepare import prepare
+
+    return prepare(Plan(settings, {}, None), Path(), ranks)

@@ -35,6 +35,9 @@ BAD = {
     "device=cuda:99": ("device=cuda:99", "auto, cpu"),
     "delta=[": ("delta=[", "KEY=VALUE"),
     "resume=/nowhere": ("resume=/nowhere", "no such folder"),
+    "trainer.devices=0": ("trainer.devices=0", "a whole number ≥ 1"),
+    "trainer.all_reduce=sign": ("trainer.all_reduce=sign", "optimizer.mask=top", "allowed: fp32, int8"),
+    "trainer.all_reduce=fp16": ("trainer.all_reduce=fp16", "fp32, int8, sign"),
     "hydra.run.dir=/dev/null/x": ("/dev/null", "hydra.run.dir=FOLDER"),
 }
 

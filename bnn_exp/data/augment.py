@@ -24,15 +24,23 @@ class Augment:
     flip: bool = False
     cutout: int = 0
 
-    def __call__(self, x: Tensor, epoch: int, batch: int) -> Tensor:
-        """Pixels [batch, channels, height, width] → the same shape and dtype, other memory where anything varies."""
+    def __call__(self, x: Tensor, epoch: int, batch: int, share: slice = slice(None), of: int | None = None) -> Tensor:
+        """Pixels [rows, channels, height, width] → the same shape and dtype, other memory where anything varies.
+
+        Where `x` is but a `share` of a batch `of` so many rows, it becomes what it would in the whole batch.
+        """
         g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
+
+        def draw(n: int) -> Tensor:
+            """An integer in 0…n-1 for each sample, int64 [rows]."""
+            return torch.randint(n, (len(x) if of is None else of,), generator=g, device=x.device)[share]
+
         if self.flip:
-            x = torch.where(_draw(2, x, g).bool()[:, None, None, None], x.flip(3), x)
+            x = torch.where(draw(2).bool()[:, None, None, None], x.flip(3), x)
         if self.shift:
-            x = _windows(F.pad(x, [self.shift] * 4), x.shape[2:], *(_draw(2 * self.shift + 1, x, g) for _ in "yx"))
+            x = _windows(F.pad(x, [self.shift] * 4), x.shape[2:], *(draw(2 * self.shift + 1) for _ in "yx"))
         if self.cutout:
-            down, across = (_within(side, _draw(side, x, g) - self.cutout // 2, self.cutout) for side in x.shape[2:])
+            down, across = (_within(side, draw(side) - self.cutout // 2, self.cutout) for side in x.shape[2:])
             x = x.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
         return x
 
@@ -43,11 +51,6 @@ def build(settings, seed: int, image_shape: tuple[int, int, int]) -> Augment:
         return Augment(seed)
     shift = min(image_shape[1:]) // 8 if settings.shift is None else settings.shift
     return Augment(seed, shift, settings.flip, settings.cutout)
-
-
-def _draw(n: int, x: Tensor, g: torch.Generator) -> Tensor:
-    """An integer in 0…n-1 for each sample, int64 [batch]."""
-    return torch.randint(n, (len(x),), generator=g, device=x.device)
 
 
 def _windows(x: Tensor, size: tuple[int, int], tops: Tensor, lefts: Tensor) -> Tensor:

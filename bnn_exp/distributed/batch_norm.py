@@ -1,0 +1,84 @@
+"""BatchNorm over the rows of all ranks. (torch's own SyncBatchNorm works on GPUs only.)"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnn_exp.distributed.ranks import Ranks
+
+
+class _Normalize(torch.autograd.Function):
+    """γ·(x − mean)/√(var + ε) + β with mean and variance of the batch of all ranks (Ioffe & Szegedy 2015, arXiv 1502.03167).
+
+    x is [rows, channels, …], with any number of rows, 0 too. Also gives mean, var (biased) and the number of values a channel.
+    Statistics are summed as float64, so that their order hardly matters; the rest is done by torch's own kernels, so that what
+    comes out is what nn.BatchNorm makes of the same statistics, to the bit.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks):
+        dims = [d for d in range(x.dim()) if d != 1]
+        count = x.numel() // x.shape[1]
+        sums = x.sum(dims, dtype=torch.float64)
+        variance = torch.batch_norm_update_stats(x, None, None, 0.0)[1] if count else torch.zeros_like(sums)
+        squares = variance.double() * count + sums.square() / max(count, 1)
+        sums, squares, counts = ranks.sum(torch.stack([sums, squares, torch.full_like(sums, count)]))
+        n = counts[0]
+        mean = sums / n
+        var = (squares / n - mean.square()).clamp_min(0)
+        mean, var = mean.to(x.dtype), var.to(x.dtype)
+        invstd = (var.double() + eps).rsqrt().to(x.dtype)
+        alpha = invstd if weight is None else invstd * weight
+        ctx.save_for_backward(x, mean, invstd, alpha, n)
+        ctx.ranks, ctx.affine = ranks, weight is not None
+        out = F.batch_norm(x, mean, torch.ones_like(mean), alpha, bias, training=False, eps=0.0)
+        ctx.mark_non_differentiable(mean, var, n)
+        return out, mean, var, n
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_):
+        """∂β = Σ∂y and ∂γ = Σ∂y·x̂ of the own rows; ∂x = α·(∂y − (Σ∂y + x̂·Σ∂y·x̂)/n) with the sums over all rows."""
+        x, mean, invstd, alpha, n = ctx.saved_tensors
+        one = torch.ones_like(mean)
+        if len(x):
+            options = (alpha, mean, one, mean, one, False, 0.0, [True, True, True])
+            dx, by_invstd, d_bias = torch.ops.aten.native_batch_norm_backward(grad, x, *options)
+        else:  # which ends that kernel by a division by zero
+            dx, by_invstd, d_bias = grad.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
+        d_weight = by_invstd * invstd
+        every_weight, every_bias = ctx.ranks.sum(torch.stack([d_weight, d_bias])) / n.to(x.dtype)
+        slope = -alpha * invstd * every_weight
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        dx.addcmul_(x, slope.view(shape)).sub_((alpha * every_bias + slope * mean).view(shape))
+        return dx, *((d_weight, d_bias) if ctx.affine else (None, None)), None, None
+
+
+class SyncBatchNorm(_BatchNorm):
+    """nn.BatchNorm1d or 2d whose statistics in training are those of all ranks' rows; else the same."""
+
+    ranks: Ranks
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"an input of {x.dim()} dimensions: BatchNorm takes [rows, channels, …]")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        out, mean, var, n = _Normalize.apply(x, self.weight, self.bias, self.eps, self.ranks)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(var * (n / (n - 1)).to(var.dtype), momentum)
+        return out
+
+
+def synchronize(network: nn.Module, ranks: Ranks) -> None:
+    """Make every nn.BatchNorm of `network` a SyncBatchNorm, in place: with the same parameters and names."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = SyncBatchNorm
+            module.ranks = ranks

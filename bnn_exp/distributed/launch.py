@@ -1,0 +1,133 @@
+"""Ranks begun and ended: those that rank 0 starts for `trainer.devices=N`, and those of torchrun."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from bnn_exp.distributed import torchrun_size
+from bnn_exp.distributed.ranks import PATIENCE, Ranks
+from bnn_exp.errors import RankLost, UserError
+from bnn_exp.plan import Plan
+from bnn_exp.prepare import prepare
+from bnn_exp.stopping import stop_on_signals
+
+HERE = "127.0.0.1"
+PRELOAD = [__name__, "torch._dynamo"]  # of the server; the second is what torch's first optimizer imports
+GRACE = 10  # seconds in which a rank must end by itself when the run has
+
+_joined = False  # whether this process has met torchrun's other ranks
+
+
+@contextmanager
+def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
+    """Within the block this process is rank 0 of as many as the plan asks for, and the others follow it; None if it is alone.
+
+    Raises:
+        RankLost: a rank could not begin.
+    """
+    size, threads = plan.settings.trainer.devices, torch.get_num_threads()
+    if size == 1:
+        yield None
+        return
+    others: list[BaseProcess] = []
+    try:
+        ranks = _join_torchrun() if torchrun_size() > 1 else _start(size, others)
+        ranks.from_first((replace(plan, arrays=None), directory))
+        yield ranks
+    finally:
+        _leave()
+        for other in others:
+            other.join(GRACE)
+            other.kill()
+        torch.set_num_threads(threads)
+
+
+def dismiss() -> None:
+    """Let torchrun's other ranks go, if nothing was given to them to do."""
+    if not _joined:
+        _join_torchrun().from_first(None)
+        _leave()
+
+
+def follow_torchrun() -> int:
+    """What a rank of torchrun's other than the first does, from beginning to end; its exit code."""
+    return _follow(_join_torchrun())
+
+
+def _join_torchrun() -> Ranks:
+    global _joined
+    _joined = True
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    return Ranks(store, rank, size, int(os.environ.get("LOCAL_RANK", rank)))
+
+
+def _start(size: int, others: list[BaseProcess]) -> Ranks:
+    """This process as rank 0, having started the `others`.
+
+    They are forked from a server that has imported torch once, and has neither threads at work nor a GPU in use.
+    """
+    store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until they train, Ctrl-C is rank 0's alone
+    try:
+        for rank in range(1, size):
+            others.append(context.Process(target=_begin, args=(store.port, rank, size), daemon=True))
+            others[-1].start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    while store.add("started", 0) < len(others):
+        if not all(other.is_alive() for other in others):
+            raise RankLost("a rank could not begin")
+        time.sleep(0.01)
+    return Ranks(store, 0, size, 0)
+
+
+def _begin(port: int, rank: int, size: int) -> None:
+    """What a process that `_start` has started does."""
+    store = dist.TCPStore(HERE, port)
+    store.add("started", 1)
+    sys.exit(_follow(Ranks(store, rank, size, rank)))
+
+
+def _follow(ranks: Ranks) -> int:
+    """Train in step with rank 0, which evaluates, records and speaks; the exit code."""
+    warnings.simplefilter("ignore")
+    try:
+        given = ranks.from_first()
+        if given is not None:
+            _train(*given, ranks)
+    except (UserError, RankLost, KeyboardInterrupt):  # rank 0 has met it too
+        return 1
+    except Exception as error:
+        ranks.tell_failure(error)
+        return 1
+    finally:
+        _leave()
+    return 0
+
+
+def _train(plan: Plan, directory: Path, ranks: Ranks) -> None:
+    trainer = prepare(plan, directory, ranks)
+    with stop_on_signals() as stop:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        while trainer.progress.epoch < plan.settings.trainer.epochs and trainer.epoch(stop):
+            pass
+
+
+def _leave() -> None:
+    """Close the connections: who still waits for this rank notices."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,70 @@
+"""From a plan to a training that can begin: data, network and trainer, on the plan's device."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bnn_exp import models, transfer
+from bnn_exp.data.dataset import Dataset
+from bnn_exp.distributed import local_size
+from bnn_exp.errors import UserError
+from bnn_exp.memory import keep_freed_memory
+from bnn_exp.plan import Plan, read
+from bnn_exp.trainer import Trainer
+
+if TYPE_CHECKING:
+    from bnn_exp.distributed.ranks import Ranks
+
+
+def prepare(plan: Plan, directory: Path, ranks: "Ranks | None" = None) -> Trainer:
+    """The trainer of a new run, or of one that goes on from the checkpoint in `directory`; with `ranks`, one rank's part of it.
+
+    Raises:
+        UserError: the checkpoint does not fit; with ranks, on any of them.
+    """
+    device = torch.device(plan.device) if ranks is None else ranks.device(plan.device)
+    with nullcontext() if ranks is None else ranks.failing_together():
+        return _prepare(plan, directory, device, ranks)
+
+
+def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | None") -> Trainer:
+    settings = plan.settings
+    if settings.trainer.threads:
+        torch.set_num_threads(settings.trainer.threads)
+    elif ranks is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_size(ranks.size)))
+    if device.type == "cpu":
+        keep_freed_memory()
+    else:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    arrays = plan.arrays or read(settings.dataset)
+    data = Dataset.from_arrays(arrays, device, settings.dataset.limit, settings.dataset.validation)
+    torch.manual_seed(settings.seed)
+    network = models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
+    if settings.init_from and plan.saved is None:
+        transfer.begin(network, settings, data.classes)
+    network = network.to(device)
+    if ranks is None:
+        trainer = Trainer(settings, network, data)
+    else:
+        from bnn_exp.distributed.trainer import RankTrainer
+
+        trainer = RankTrainer(settings, network, data, ranks)
+    if plan.saved is not None:
+        _take_up(trainer, plan.saved, directory)
+    return trainer
+
+
+def _take_up(trainer: Trainer, saved: dict, directory: Path) -> None:
+    if saved["data"] != trainer.data.key:
+        raise UserError(
+            f"resume={directory}: its dataset has changed since (another content under the same name)\n"
+            "allowed: the data that the run began with; dataset.path in its config.yaml says where it lies"
+        )
+    try:
+        trainer.load(saved)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{directory}/checkpoints/last.pt does not fit the run's config.yaml: {error}") from error
