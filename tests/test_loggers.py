@@ -50,7 +50,7 @@ def records_of_wandb(directory):
 READ = {"tensorboard": events_of, "mlflow": history_of_mlflow, "wandb": records_of_wandb}
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", pytest.param("mlflow", marks=pytest.mark.slow)])
 def test_a_stopped_and_resumed_run_is_there_once_and_whole(bnn_train, monkeypatch, name):
     """Stopped in the third epoch, after its second was lost on the way to the logger, as by a kill at that moment."""
     from bnn_exp.trainer import Trainer
