@@ -1,6 +1,5 @@
 """BatchNorm as evaluation sees it: a scale and a shift for each channel, and nothing else."""
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -24,11 +23,11 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
     They are taken from torch's own arithmetic on a CPU, by what it makes of 1 and of 0.
     """
-    norm = copy.deepcopy(norm).to("cpu", torch.float32)
+    held = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, var, weight, bias = (None if t is None else t.to("cpu", torch.float32) for t in held)
     zeros, ones = torch.zeros(1, norm.num_features), torch.ones(1, norm.num_features)
-    no_bias = None if norm.bias is None else zeros[0]
-    scale = F.batch_norm(ones, zeros[0], norm.running_var, norm.weight, no_bias, eps=norm.eps)
-    shift = F.batch_norm(zeros, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    scale = F.batch_norm(ones, zeros[0], var, weight, None if bias is None else zeros[0], eps=norm.eps)
+    shift = F.batch_norm(zeros, mean, var, weight, bias, eps=norm.eps)
     return scale[0], shift[0]
 
 
