@@ -3,6 +3,7 @@
 A bit a weight is the least that an initialiser takes; a runtime unpacks them once, when it loads the graph.
 """
 
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
@@ -16,6 +17,7 @@ from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy.bncvl import PackedConvolution, PackedDense
 from bnn_exp.deploy.mlp import HiddenLayer, LastLayer, PackedMLP
 from bnn_exp.models.bncvl import BNCVLNet
+from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import encode
 from bnn_exp.nn.bncvl import Standardize
 
@@ -145,13 +147,34 @@ def _affine(graph: Graph, h: str, norm: nn.Module, shape: tuple[int, ...]) -> st
     return graph("Add", scaled, graph.floats(norm.bias.reshape(shape)))
 
 
-def model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
-    """The ONNX model: `pixels`, uint8 [batch, channels, height, width] → `logits`, float32 [batch, classes].
+def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
+    """As `mlp`, of a network with folded norms, in fp32 throughout: what the packed one is measured against."""
+    h = graph("Div", graph.cast(graph("Flatten", pixels, axis=1), TensorProto.FLOAT), graph.floats(255.0))
+    zero, one = (graph.floats(value) for value in encode(torch.tensor([0.0, 1.0]), network.encoding).tolist())
+    for i, (layer, norm) in enumerate(zip(network.layers, network.norms, strict=True), 1):
+        h = _affine(graph, graph("MatMul", h, graph.floats(layer.value.T)), norm, (-1,))
+        if i < len(network.layers) or network.binarize_logits:
+            h = graph("Where", graph("GreaterOrEqual", h, graph.floats(0.0)), one, zero)
+    return h
+
+
+def packed_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
+    """A packed network in ONNX: `pixels`, uint8 [batch, channels, height, width] → `logits`, float32 [batch, classes].
 
     The names of the classes are in its metadata, a line each.
     """
+    return _model(mlp if isinstance(network, PackedMLP) else bncvl, network, shape, classes)
+
+
+def float_model(network: nn.Module, packed: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
+    """The same with real weights; of a CNN that of the packed one, whose weights a runtime unpacks when it loads it."""
+    if isinstance(network, MLP):
+        return _model(float_mlp, network, shape, classes)
+    return packed_model(packed, shape, classes)
+
+
+def _model(build: Callable[[Graph, nn.Module, str], str], network: nn.Module, shape, classes) -> onnx.ModelProto:
     graph = Graph()
-    build = mlp if isinstance(network, PackedMLP) else bncvl
     logits = build(graph, network, "pixels")
     graph.nodes.append(helper.make_node("Identity", [logits], ["logits"], name="logits"))
     made = helper.make_graph(

@@ -29,9 +29,9 @@ def export_onnx(network: nn.Module, directory: Path, images: Tensor, classes: tu
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
-    from bnn_exp.deploy.onnx_graph import model
+    from bnn_exp.deploy.onnx_graph import packed_model
 
-    data = model(network, tuple(images.shape[1:]), classes).SerializeToString()
+    data = packed_model(network, tuple(images.shape[1:]), classes).SerializeToString()
     check_equal("onnxruntime", predictions(session(data), images), predictions(network, images))
     file = directory / "network.onnx"
     with replacing(file) as temporary:

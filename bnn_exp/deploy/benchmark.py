@@ -1,0 +1,144 @@
+"""How fast and how large a packed network is beside the same network in torch, as plain data for `benchmark.json`."""
+
+import platform
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnn_exp.bits import bit_sums, pack, pixel_sums, to_tiles
+from bnn_exp.deploy.load import load_packed
+from bnn_exp.deploy.resident import measure
+from bnn_exp.deploy.timing import ROUNDS, in_turns
+from bnn_exp.records.model import load_model
+
+BATCHES = (1, 16, 256, 4096)
+LAYERS = ((784, 1024, 1), (1024, 1024, 1), (4096, 4096, 1), (1024, 1024, 16), (784, 1024, 1024), (1024, 1024, 1024))
+LAYERS_CUDA = ((1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 1024))
+
+
+def benchmark(
+    path: str | Path, device: torch.device, batches: tuple[int, ...] = BATCHES, rounds: int = ROUNDS, threads: int = 1
+) -> dict[str, Any]:
+    """Measure the network of a run directory or a `model.safetensors`, packed and as it is.
+
+    Args:
+        threads: of torch, of our kernels and of onnxruntime, on a CPU.
+
+    Returns:
+        `machine`; `network`: per batch and way (packed, torch fp32, on CUDA torch bf16, where it is installed onnxruntime fp32)
+        the seconds a batch (`median`, `low`, `high`: quartiles), `images_per_second` and `speedup` of the packed network over
+        this way; `layers`: likewise of one layer of bits (784 inputs: of pixels) against `F.linear`; `memory`: bytes of a
+        process with each network (see `deploy.resident`), or on CUDA at the peak of a batch; `files`: bytes on disk.
+
+    Raises:
+        UserError: there is no such model, it is damaged, or can't be packed.
+    """
+    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    network, about = load_model(file)
+    packed, _ = load_packed(file)
+    network, packed = network.to(device), packed.to(device)
+    with _threads(threads):
+        ways = {"packed": packed, "torch fp32": network}
+        if device.type == "cuda":
+            ways["torch bf16"] = torch.autocast("cuda", torch.bfloat16)(network)
+        elif (runtime := _onnxruntime(network, packed, about, threads)) is not None:
+            ways["onnxruntime fp32"] = runtime
+        found = [_network(ways, batch, about["image_shape"], device, rounds) for batch in batches]
+        sizes = LAYERS_CUDA if device.type == "cuda" else LAYERS
+        layers = [_layer(*size, device, rounds) for size in sizes]
+    return {
+        "machine": _machine(device, threads),
+        "network": [row for rows in found for row in rows],
+        "layers": [row for rows in layers for row in rows],
+        "memory": _memory(file, ways, max(batches), about["image_shape"], device),
+        "files": {"model.safetensors": file.stat().st_size, "fp32": sum(4 * p.numel() for p in network.parameters())},
+    }
+
+
+def _network(ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:
+    pixels = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, device=device)
+    with torch.inference_mode():
+        times = in_turns({name: lambda way=way: way(pixels) for name, way in ways.items()}, device, rounds)
+    return _rows({"batch": batch}, times, batch)
+
+
+def _layer(inputs: int, outputs: int, batch: int, device: torch.device, rounds: int) -> list[dict]:
+    """One layer on bits, or for 784 inputs on pixels, against `F.linear` of the same size in float, from memory to memory."""
+    weights = torch.randint(0, 2, (outputs, inputs))
+    tiles = to_tiles(pack(weights)).to(device)
+    pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)
+    on_pixels = inputs == 784
+    x, dtype = pixels.to(device) if on_pixels else pack(pixels & 1).to(device), torch.float32
+    if device.type == "cuda":
+        dtype = torch.bfloat16
+    a, b = pixels.to(device, dtype), (2 * weights - 1).to(device, dtype)
+    sums = pixel_sums if on_pixels else bit_sums
+    ways: dict[str, Callable[[], Tensor]] = {
+        "packed": lambda: sums(x, tiles, outputs, -1),
+        f"torch {'bf16' if dtype == torch.bfloat16 else 'fp32'}": lambda: F.linear(a, b),
+    }
+    with torch.inference_mode():
+        times = in_turns(ways, device, rounds)
+    kind = "pixels" if on_pixels else "bits"
+    return _rows({"inputs": inputs, "outputs": outputs, "batch": batch, "kind": kind}, times, batch)
+
+
+def _rows(what: dict[str, Any], times: dict[str, dict[str, float]], batch: int) -> list[dict[str, Any]]:
+    packed = times["packed"]["median"]
+    return [
+        what | {"way": way} | t | {"images_per_second": batch / t["median"], "speedup": t["median"] / packed}
+        for way, t in times.items()
+    ]
+
+
+def _onnxruntime(network: nn.Module, packed: nn.Module, about: dict, threads: int) -> Callable[[Tensor], Tensor] | None:
+    try:
+        from bnn_exp.deploy.onnx_graph import float_model
+        from bnn_exp.deploy.to_onnx import session
+
+        data = float_model(network, packed, tuple(about["image_shape"]), tuple(about["classes"])).SerializeToString()
+        return session(data, threads)
+    except ImportError:
+        return None
+
+
+def _memory(file: Path, ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device) -> dict[str, Any]:
+    if device.type == "cpu":
+        return {kind: measure(kind, file, 1) for kind in ("packed", "float")}
+    peaks = {}
+    pixels = torch.zeros(batch, *shape, dtype=torch.uint8, device=device)
+    for name, way in ways.items():
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        with torch.inference_mode():
+            way(pixels)
+        peaks[name] = torch.cuda.max_memory_allocated(device) - before
+    return peaks
+
+
+def _machine(device: torch.device, threads: int) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"device": device.type, "name": name, "threads": threads, "torch": torch.__version__, "system": platform.platform()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@contextmanager
+def _threads(count: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
