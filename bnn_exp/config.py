@@ -177,6 +177,12 @@ class Report:
 
 
 @schema
+class Export:
+    format: Literal["onnx", "c", "torch"]
+    dir: str | None
+
+
+@schema
 class Sweep:
     resume: str | None
     search: Literal["grid", "optuna"]
@@ -187,16 +193,17 @@ class Sweep:
 class Request:
     """What the command is to do, beside the settings of a run: keys of the configuration that no run keeps."""
 
-    task: Literal["train", "report", "evaluate", "predict"]
+    task: Literal["train", "report", "evaluate", "predict", "export", "benchmark"]
     from_: Annotated[
         str | tuple[str, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
     ]
     input: str | None
     report: Report
+    export: Export
     sweep: Sweep
 
 
-REQUEST = ("task", "from", "input", "report", "sweep")
+REQUEST = ("task", "from", "input", "report", "export", "sweep")
 
 
 def _settings() -> type:

@@ -50,7 +50,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
         from bnn_exp import transfer
 
         transfer.check(settings, arrays.train_images.shape[1:], arrays.classes)
-    return Plan(settings, values, arrays, _device(settings.device, settings.trainer.devices), overrides=list(overrides))
+    return Plan(settings, values, arrays, device_of(settings.device, settings.trainer.devices), overrides=list(overrides))
 
 
 def values_of(composed: DictConfig) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
     from bnn_exp.records import checkpoint
 
     saved = checkpoint.load(directory / "checkpoints" / "last.pt")
-    device = _device(settings.device, settings.trainer.devices)
+    device = device_of(settings.device, settings.trainer.devices)
     return Plan(settings, values, read(settings.dataset), device, saved, overrides=list(overrides))
 
 
@@ -153,7 +153,7 @@ def read(dataset: Rows) -> Arrays:
     return arrays
 
 
-def _device(name: str, devices: int = 1) -> str:
+def device_of(name: str, devices: int = 1) -> str:
     """`cpu` or `cuda:N` for what the user calls the device; `auto` is a GPU where there is one. There must be enough GPUs."""
     if name == "cpu":
         return name

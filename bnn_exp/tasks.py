@@ -1,18 +1,61 @@
 """What `bnn-train` can be asked to do: to train, which Hydra runs as a job, or what is done at once. Imports no torch."""
 
+import pkgutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from bnn_exp import config, plan
+from bnn_exp import config
 from bnn_exp.config import Request
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.records import runs
 from bnn_exp.records.answer import FILES, answer
+
+TASKS = {
+    "report": "bnn_exp.tasks:report",
+    "evaluate": "bnn_exp.deploy.commands:evaluate",
+    "predict": "bnn_exp.deploy.commands:predict",
+    "export": "bnn_exp.deploy.commands:export",
+    "benchmark": "bnn_exp.deploy.commands:benchmark",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a task gets: what is asked for, the composed configuration, the command line, and a directory that it may make."""
+
+    request: Request
+    composed: DictConfig
+    overrides: list[str]
+    directory: Path
+
+    @property
+    def places(self) -> list[Path]:
+        """What `from` names.
+
+        Raises:
+            UserError: nothing.
+        """
+        given = self.request.from_
+        if not given:
+            raise UserError(f"task={self.request.task} needs from=\nallowed: directories of runs or sweeps")
+        return [Path(given)] if isinstance(given, str) else [Path(place) for place in given]
+
+    @property
+    def model(self) -> Path:
+        """The one model that `from` names: a run, or its file.
+
+        Raises:
+            UserError: none, or several.
+        """
+        first, *others = self.places
+        if others:
+            several = ",".join(map(str, self.places))
+            raise UserError(f"from={several}: task={self.request.task} takes one\nallowed: a run or its model.safetensors")
+        return first
 
 
 def prepare(composed: DictConfig, overrides: list[str], directory: str) -> Plan | str:
@@ -23,7 +66,7 @@ def prepare(composed: DictConfig, overrides: list[str], directory: str) -> Plan 
     """
     request = config.load_request(composed)
     if request.task != "train":
-        return TASKS[request.task](request, composed, overrides, Path(directory))
+        return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory)))
     if request.sweep.resume:
         raise UserError(f"sweep.resume={request.sweep.resume}: needs -m, with the settings of that sweep")
     planned = make_plan(composed, overrides)
@@ -66,71 +109,12 @@ def search(composed: DictConfig, job) -> None:
     search(composed, job)
 
 
-def report(request: Request, _composed: DictConfig, _overrides: list[str], directory: Path) -> str:
-    """`task=report`: the answer of the runs in `from`, left there, or in `directory` if there are several places."""
-    places = [Path(place) for place in _places(request)]
+def report(asked: Asked) -> str:
+    """`task=report`: the answer of the runs in `from`, left there, or in a directory of its own if there are several places."""
+    places, y = asked.places, asked.request.report
     found = list(runs.find(places))
     if not found:
         raise UserError(f"from={','.join(map(str, places))}: no run there\nallowed: directories of runs or sweeps")
-    into = places[0] if len(places) == 1 else directory
-    answer(found, into, request.report.y, request.report.x, request.report.group)
+    into = places[0] if len(places) == 1 else asked.directory
+    answer(found, into, y.y, y.x, y.group)
     return f"in {into}: {', '.join(FILES)}"
-
-
-def _places(request: Request) -> tuple[str, ...]:
-    if not request.from_:
-        raise UserError(f"task={request.task} needs from=\nallowed: directories of runs or sweeps")
-    return (request.from_,) if isinstance(request.from_, str) else request.from_
-
-
-def evaluate(request: Request, composed: DictConfig, overrides: list[str], _directory: Path) -> str:
-    """`task=evaluate`: test rows of the dataset that is named, else of the run's own, by its network as floats and on bits."""
-    model = _model(request)
-    from bnn_exp.deploy.evaluate import evaluate
-    from bnn_exp.records.model import read_model
-    from bnn_exp.records.report import by_class
-
-    if any(item.startswith("dataset") for item in overrides):
-        dataset = config.load(composed).dataset
-    else:
-        dataset = config.dataset(read_model(model)[2]["config"]["dataset"])
-    result = evaluate(model, plan.read(dataset))
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(by_class(result.confusion, result.classes))
-    table = Table(
-        "network", *("test %", "different predictions", "seconds"), title=f"{result.rows:,} test rows", title_justify="left"
-    )
-    table.add_row("float", f"{result.accuracy_float:.2f}", "", f"{result.seconds_float:.3g}")
-    if result.accuracy_packed is None:
-        table.add_row("packed", "—", result.packed, "")
-    else:
-        different = str(result.different_predictions)
-        table.add_row("packed", f"{result.accuracy_packed:.2f}", different, f"{result.seconds_packed:.3g}")
-    console.print(table)
-    return f"in {model if model.is_dir() else model.parent}: evaluation.json, mistakes.png"
-
-
-def predict(request: Request, _composed: DictConfig, _overrides: list[str], _directory: Path) -> str:
-    """`task=predict`: classes and probabilities of the images of `input`."""
-    model = _model(request)
-    if not request.input:
-        raise UserError("task=predict needs input=\nallowed: an image, or a folder of them")
-    from bnn_exp.deploy.evaluate import predict
-
-    answers = predict(model, Path(request.input))
-    table = Table("image", "class", "probability", "then")
-    for file, (first, *others) in answers:
-        table.add_row(file.name, first[0], f"{100 * first[1]:.1f}%", ", ".join(f"{c} {100 * p:.1f}%" for c, p in others))
-    Console(highlight=False, soft_wrap=True).print(table)
-    return f"{len(answers)} images"
-
-
-def _model(request: Request) -> Path:
-    """The one model of `from`."""
-    places = _places(request)
-    if len(places) > 1:
-        raise UserError(f"from={','.join(places)}: task={request.task} takes one\nallowed: a run or its model.safetensors")
-    return Path(places[0])
-
-
-TASKS = {"report": report, "evaluate": evaluate, "predict": predict}

@@ -1,6 +1,7 @@
 """task=evaluate and task=predict: what they say is counted anew from the images."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -83,3 +84,30 @@ def test_bad_input(bnn_train, run, arguments, text):
     done = bnn_train(*arguments)
     assert done.code == 2 and text in done.err and len(done.err.splitlines()) <= 2
     assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("kind", "file"), [("c", "network.c"), ("torch", "network.pt2"), ("onnx", "network.onnx")])
+def test_exports_say_what_they_made(bnn_train, run, tmp_path, kind, file):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    if kind == "c" and shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    done = bnn_train("task=export", "from=run", f"export.format={kind}", "export.dir=out")
+    assert done.code == 0 and "all 360 test rows" in done.err, done.err
+    assert (tmp_path / "out" / file).stat().st_size > (64 * 32 + 2 * 32 * 32 + 32 * 10) / 8
+
+
+def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
+    from bnn_exp.deploy import benchmark
+
+    monkeypatch.setattr(benchmark, "LAYERS", ((64, 32, 1),))
+    monkeypatch.setattr(benchmark.benchmark, "__defaults__", ((1, 16), 3, 1))
+    done = bnn_train("task=benchmark", "from=run")
+    assert done.code == 0, done.err
+    found = json.loads((run / "benchmark.json").read_text())
+    for row in [*found["network"], *found["layers"]]:
+        assert row["low"] <= row["median"] <= row["high"]
+        assert row["images_per_second"] == pytest.approx(row["batch"] / row["median"])
+    assert {row["batch"] for row in found["network"]} == {1, 16}
+    assert found["files"]["model.safetensors"] == (run / "model.safetensors").stat().st_size
+    assert (run / "benchmark.png").exists() and "packed is" in done.out
