@@ -28,6 +28,8 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "check_ownership": "bnn_exp.optim",
     "latent_parameters": "bnn_exp.nn",
     "load_model": "bnn_exp.records.model",
+    "load_packed": "bnn_exp.deploy",
+    "pack_network": "bnn_exp.deploy",
     "real_parameters": "bnn_exp.nn",
     "verify_binary": "bnn_exp.nn",
 }

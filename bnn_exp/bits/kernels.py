@@ -15,15 +15,16 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-LANES = 64  # outputs computed together
+from bnn_exp.bits.reference import LANES
+
 _STEPS = 31  # that a byte holds the counts of: 31 · 8 ≤ 255
 _BLOCK = 16  # rows of pixels at a time: their bits stay in the first cache
 
-_i1, _i8, _i32, _i64, _f32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_i8, _i32, _i64, _f32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 class _Vector(types.Type):
-    """LANES numbers in registers."""
+    """A number for each of the LANES outputs of a tile, in registers."""
 
     def __init__(self, element: ir.Type):
         self.ir = ir.VectorType(element, LANES)
@@ -51,6 +52,14 @@ BYTES, INTS, FLOATS = _Bytes(_i8), _Ints(_i32), _Floats(_f32)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager, vector):
         super().__init__(manager, vector, vector.ir)
+
+
+def _compiled(function):
+    """`function` by numba, which keeps what it made of it beside this file or in the user's cache, where it may write."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # nowhere
+        return njit(nogil=True)(function)
 
 
 def _all(b: ir.IRBuilder, value: ir.Value, lanes: int = LANES) -> ir.Value:
@@ -240,7 +249,7 @@ def ones(_typing, value):
     return _emit(types.intp(types.intp), lambda b, v: b.ctpop(v))
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _one(x, tile, columns):
     """How many ones each output of the tile has in common with the row at x."""
     total = no_ints()
@@ -255,7 +264,7 @@ def _one(x, tile, columns):
     return total
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _four(x, row, tile, columns):
     """As `_one` for four rows, `row` bytes apart."""
     p, q, r, s = no_ints(), no_ints(), no_ints(), no_ints()
@@ -274,7 +283,7 @@ def _four(x, row, tile, columns):
     return p, q, r, s
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _ones(x, columns):
     total = 0
     for i in range(columns):
@@ -282,7 +291,7 @@ def _ones(x, columns):
     return total
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _finish(matches, x_total, zero, group, thresholds, flips, out):
     """The sums Σ x·w of a group, w = 1 or `zero`, go to the row at `out`; their steps where there are thresholds."""
     sums = scale_and_shift(matches, 1 - zero, zero * x_total)
@@ -292,7 +301,7 @@ def _finish(matches, x_total, zero, group, thresholds, flips, out):
         store(out + 4 * LANES * group, sums)
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, flips, out, out_row):
     """Groups `first` to `last` of the sums (or steps) of `rows` rows of bits. Sizes `row` and `out_row` are in bytes."""
     totals = np.empty(rows, np.int64)
@@ -312,7 +321,7 @@ def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, fli
             _finish(_one(x + r * row, tile, columns), totals[r], zero, g, thresholds, flips, out + r * out_row)
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _take_planes(x, pixels, planes, columns):
     """The bits p of the pixels at x become row p of `planes`, uint8 [8, columns], the last byte filled with 0."""
     for j in range(pixels // 8):
@@ -327,7 +336,7 @@ def _take_planes(x, pixels, planes, columns):
             set_byte(planes + p * columns + columns - 1, last)
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, flips, out, out_row):
     """As `bit_product` for rows of `row` pixels: Σ 2^p · (the matches of the bits p of the pixels)."""
     planes = np.empty((_BLOCK, 8, columns), np.uint8)
@@ -351,7 +360,7 @@ def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, f
                 _finish(add_shifted(low, high, 4), total, zero, g, thresholds, flips, to)
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def real_product(x, row, rows, tiles, columns, first, last, zero, one, out, out_row):
     """Groups `first` to `last` of Σ x·w for `rows` rows of 8 · `columns` float32, w = `one` or `zero`."""
     for r in range(rows):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LANES = 64  # outputs of a tile
+LANES = 64  # outputs of a tile, computed together
 
 
 def to_tiles(packed: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from bnn_exp.bits import bit_sums, pack, pixel_sums, to_tiles
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.deploy.resident import measure
 from bnn_exp.deploy.timing import ROUNDS, in_turns
+from bnn_exp.nn import binary_layers
 from bnn_exp.records.model import load_model
 
 BATCHES = (1, 16, 256, 4096)
@@ -41,12 +42,14 @@ def benchmark(
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     network, about = load_model(file)
     packed, _ = load_packed(file)
-    network, packed = network.to(device), packed.to(device)
+    packed, network = packed.to(device), network.to(device)
     with _threads(threads):
-        ways = {"packed": packed, "torch fp32": network}
+        runtime = _onnxruntime(network, packed, about, threads) if device.type == "cpu" else None
+        _make_plain(network)
+        ways = {"packed": packed, "torch fp32": lambda pixels: network(pixels / 255)}
         if device.type == "cuda":
-            ways["torch bf16"] = torch.autocast("cuda", torch.bfloat16)(network)
-        elif (runtime := _onnxruntime(network, packed, about, threads)) is not None:
+            ways["torch bf16"] = torch.autocast("cuda", torch.bfloat16)(ways["torch fp32"])
+        if runtime is not None:
             ways["onnxruntime fp32"] = runtime
         found = [_network(ways, batch, about["image_shape"], device, rounds) for batch in batches]
         sizes = LAYERS_CUDA if device.type == "cuda" else LAYERS
@@ -58,6 +61,16 @@ def benchmark(
         "memory": _memory(file, ways, max(batches), about["image_shape"], device),
         "files": {"model.safetensors": file.stat().st_size, "fp32": sum(4 * p.numel() for p in network.parameters())},
     }
+
+
+@torch.no_grad()
+def _make_plain(network: nn.Module) -> None:
+    """In place: it multiplies by real weights which lie ready, as any network of torch does; it takes numbers from 0 to 1."""
+    for _, layer in binary_layers(network):
+        layer.weight.copy_(layer.value)
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias_value)
+        layer.weights, layer.binary_input = "float", False
 
 
 def _network(ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:

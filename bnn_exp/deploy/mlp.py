@@ -48,7 +48,8 @@ class PackedLayer(nn.Module):
 
     def product(self, sums: Tensor) -> Tensor:
         """The float network's product, float32, for sums u [batch, outputs]."""
-        return (self.scale * sums + self.offset).to(torch.float32) / self.divisor
+        product = torch.add(self.offset, sums, alpha=self.scale).to(torch.float32)
+        return product if self.divisor == 1 else product / self.divisor
 
     @torch.no_grad()
     def folded(self, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
