@@ -314,42 +314,35 @@ def test_two_devices_give_the_bits_of_one(bnn_train, summary, alone):
     assert multiprocessing.active_children() == []
 
 
-def on_the_way(monkeypatch, act):
-    """Calls `act` with the process of rank 1 when rank 0 is about to do the sixth step of the second epoch."""
+def to_a_rank(monkeypatch, number, epoch):
+    """Sends the signal to rank 1 when rank 0 is about to do the sixth step of an epoch (from 0)."""
     from bnn_exp.distributed.trainer import RankTrainer
 
     original = RankTrainer.train_on
 
-    def train_on(self, epoch, batch, rows):
-        if (epoch, batch) == (1, 5):
-            act(multiprocessing.active_children()[0].pid)
-        return original(self, epoch, batch, rows)
+    def train_on(self, *step):
+        if step[:2] == (epoch, 5):
+            os.kill(multiprocessing.active_children()[0].pid, number)
+        return original(self, *step)
 
     monkeypatch.setattr(RankTrainer, "train_on", train_on)
 
 
-def test_a_killed_rank_ends_the_run_which_resumes_with_another_number(bnn_train, summary, alone, monkeypatch):
-    on_the_way(monkeypatch, lambda pid: os.kill(pid, signal.SIGKILL))
+def test_killed_and_interrupted_runs_resume_with_other_numbers_to_the_same_bits(bnn_train, summary, alone, monkeypatch):
+    to_a_rank(monkeypatch, signal.SIGKILL, 1)
     done = bnn_train(*RUN, "trainer.devices=2")
     run = done.runs[0]
     assert done.code == 1 and len(done.err.splitlines()) == 1 and f"another rank has ended; bnn-train resume={run}" in done.err
     assert summary(run)["status"] == "failed" and summary(run)["epochs"] == 1
     monkeypatch.undo()
-    resumed = bnn_train(f"resume={run}", "trainer.devices=1")
-    assert resumed.code == 0 and "resumed after epoch 1, batch 0" in resumed.out
-    assert summary(run)["bits_sha256"] == alone and "devices: 1" in (run / "config.yaml").read_text()
-
-
-def test_ctrl_c_on_any_rank_ends_all_after_the_same_step(bnn_train, summary, alone, monkeypatch):
-    on_the_way(monkeypatch, lambda pid: os.kill(pid, signal.SIGINT))
-    done = bnn_train(*RUN, "trainer.devices=2")
-    run = done.runs[0]
-    assert done.code == 130 and done.err == "" and "next: bnn-train resume=" in done.out
+    to_a_rank(monkeypatch, signal.SIGINT, 2)
+    done = bnn_train(f"resume={run}", "trainer.devices=3")
+    assert done.code == 130 and done.err == "" and "resumed after epoch 1, batch 0" in done.out
     assert summary(run)["status"] == "interrupted" and summary(run)["binary_verified"]
     assert multiprocessing.active_children() == []
     monkeypatch.undo()
-    resumed = bnn_train(f"resume={run}", "trainer.devices=3")
-    assert resumed.code == 0 and "resumed after epoch 1, batch" in resumed.out
+    done = bnn_train(f"resume={run}", "trainer.devices=1")
+    assert done.code == 0 and "resumed after epoch 2, batch" in done.out and "devices: 1" in (run / "config.yaml").read_text()
     assert summary(run)["bits_sha256"] == alone
 
 
