@@ -162,7 +162,7 @@ import torch
 from bnn_exp.bits import cuda, pack, to_tiles
 
 torch.manual_seed(0)
-for rows, inputs, outputs in ((1, 70, 5), (3, 784, 130), (20, 257, 64), (0, 8, 8), (33, 40, 10)):
+for rows, inputs, outputs in ((1, 70, 5), (3, 300, 70), (17, 40, 64), (0, 8, 8)):
     weights, bits = torch.randint(0, 2, (outputs, inputs)), torch.randint(0, 2, (rows, inputs))
     pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
     tiles = to_tiles(pack(weights))

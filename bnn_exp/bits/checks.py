@@ -5,6 +5,8 @@ from torch import Tensor
 
 from bnn_exp.bits.reference import LANES
 
+_UINT8, _INT32 = torch.uint8, torch.int32
+
 
 def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
     """(rows, columns of x, tiles, bytes) of an input of this kind, bit, pixel or real, and of the weights it is multiplied by.
@@ -15,8 +17,8 @@ def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
     try:
         (rows, row), (groups, columns, lanes) = x.shape, tiles.shape
         fits = row >= columns if kind == "bit" else (row + 7) // 8 == columns
-        typed = x.dtype is torch.uint8 if kind != "real" else x.is_floating_point()
-        if fits and typed and groups and lanes == LANES and tiles.dtype is torch.uint8 and x.device == tiles.device:
+        typed = x.dtype is _UINT8 if kind != "real" else x.is_floating_point()
+        if fits and typed and groups and lanes == LANES and tiles.dtype is _UINT8 and x.get_device() == tiles.get_device():
             return rows, row, groups, columns
     except ValueError:  # of other dimensions
         pass
@@ -35,13 +37,13 @@ def check_outputs(outputs: int, groups: int) -> None:
 
 def check_thresholds(thresholds: Tensor, flips: Tensor, tiles: Tensor) -> None:
     """Raises ValueError unless there are a threshold and a flip for each output of the tiles."""
-    groups, device = tiles.shape[0], tiles.device
-    typed = thresholds.dtype is torch.int32 and flips.dtype is torch.uint8
+    groups, device = tiles.shape[0], tiles.get_device()
+    typed = thresholds.dtype is _INT32 and flips.dtype is _UINT8
     shaped = thresholds.shape == (LANES * groups,) and flips.shape == (LANES // 8 * groups,)
-    if not (typed and shaped and thresholds.device == device and flips.device == device):
+    if not (typed and shaped and thresholds.get_device() == device and flips.get_device() == device):
         raise ValueError(
             f"thresholds {_words(thresholds)} and flips {_words(flips)}: must be "
-            f"int32 [{LANES * groups}] and uint8 [{LANES // 8 * groups}] on {device}"
+            f"int32 [{LANES * groups}] and uint8 [{LANES // 8 * groups}] on {tiles.device}"
         )
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,55 +38,49 @@ def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float
     check_outputs(outputs, groups)
     if rows >= _REAL_ROWS or x.dtype is not torch.float32:
         return reference.real_product(x, tiles, outputs, zero, one)
-    x, shape = F.pad(x, (0, 8 * columns - inputs)), (rows, 32 * columns, groups, columns)
-    out = torch.empty((rows, LANES * groups))
-    _run(kernels.real_product, x, tiles, shape, (float(zero), float(one)), out)
+    x, tiles = F.pad(x, (0, 8 * columns - inputs)).contiguous(), tiles.contiguous()
+    out = torch.empty(rows, LANES * groups)
+    sizes_and_values = 32 * columns, rows, tiles.data_ptr(), columns, 0, groups, float(zero), float(one)
+    kernels.real_product(x.data_ptr(), *sizes_and_values, out.data_ptr(), 4 * LANES * groups)
     return out if outputs == LANES * groups else out[:, :outputs].contiguous()
 
 
 def _sums(kernel: Callable, x: Tensor, tiles: Tensor, shape: tuple, outputs: int, zero: int) -> Tensor:
-    rows, _, groups, _ = shape
+    rows, row, groups, columns = shape
     check_outputs(outputs, groups)
-    out = torch.empty((rows, LANES * groups), dtype=torch.int32)
-    _run(kernel, x, tiles, shape, (zero, 0, 0), out)
+    x, tiles = x.contiguous(), tiles.contiguous()
+    out = torch.empty(rows, LANES * groups, dtype=torch.int32)
+    run = kernel if rows * row * groups < 2 * _THREAD_WORK else partial(_in_parts, kernel)
+    run(x.data_ptr(), row, rows, tiles.data_ptr(), columns, 0, groups, zero, 0, 0, out.data_ptr(), 4 * LANES * groups)
     return out if outputs == LANES * groups else out[:, :outputs].contiguous()
 
 
 def _steps(kernel: Callable, x: Tensor, tiles: Tensor, shape: tuple, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
-    rows, _, groups, _ = shape
+    rows, row, groups, columns = shape
     check_thresholds(thresholds, flips, tiles)
-    thresholds, flips = thresholds.contiguous(), flips.contiguous()
-    out = torch.empty((rows, LANES // 8 * groups), dtype=torch.uint8)
-    _run(kernel, x, tiles, shape, (zero, thresholds.data_ptr(), flips.data_ptr()), out)
+    x, tiles, thresholds, flips = x.contiguous(), tiles.contiguous(), thresholds.contiguous(), flips.contiguous()
+    out = torch.empty(rows, LANES // 8 * groups, dtype=torch.uint8)
+    run = kernel if rows * row * groups < 2 * _THREAD_WORK else partial(_in_parts, kernel)
+    limits = thresholds.data_ptr(), flips.data_ptr()
+    run(x.data_ptr(), row, rows, tiles.data_ptr(), columns, 0, groups, zero, *limits, out.data_ptr(), LANES // 8 * groups)
     return out
 
 
-def _run(kernel: Callable, x: Tensor, tiles: Tensor, shape: tuple, constants: tuple, out: Tensor) -> None:
-    """Fill `out`, by as many of torch's threads as are worth it: each takes some rows, or some tiles.
+def _in_parts(kernel: Callable, x: int, row: int, rows: int, tiles: int, columns: int, first: int, last: int, *rest) -> None:
+    """What kernel(x, row, …) does, by as many of torch's threads as are worth it: each takes some rows, or some tiles."""
+    *constants, out, out_row = rest
 
-    `shape`: the rows of x, the bytes of one, the tiles, the bytes of each of their outputs.
-    """
-    x, tiles = x.contiguous(), tiles.contiguous()
-    rows, row, groups, columns = shape
-    start, weights, to, out_row = x.data_ptr(), tiles.data_ptr(), out.data_ptr(), out.stride(0) * out.itemsize
-    threads = rows * row * groups // _THREAD_WORK
-    if threads > 1:
-        threads = min(threads, torch.get_num_threads())
-    if threads <= 1:
-        kernel(start, row, rows, weights, columns, 0, groups, *constants, to, out_row)
-    elif rows >= LANES * threads:
+    def of_rows(begin: int, end: int) -> None:
+        kernel(x + begin * row, row, end - begin, tiles, columns, first, last, *constants, out + begin * out_row, out_row)
 
-        def of_rows(begin: int, end: int) -> None:
-            at, into = start + begin * row, to + begin * out_row
-            kernel(at, row, end - begin, weights, columns, 0, groups, *constants, into, out_row)
+    def of_tiles(begin: int, end: int) -> None:
+        kernel(x, row, rows, tiles, columns, begin, end, *constants, out, out_row)
 
+    threads = min(torch.get_num_threads(), rows * row * (last - first) // _THREAD_WORK)
+    if rows >= LANES * threads:
         share(of_rows, rows, threads)
     else:
-
-        def of_tiles(first: int, last: int) -> None:
-            kernel(start, row, rows, weights, columns, first, last, *constants, to, out_row)
-
-        share(of_tiles, groups, threads)
+        share(of_tiles, last, threads)
 
 
 _pool: ThreadPoolExecutor | None = None

@@ -55,16 +55,20 @@ SCHEMAS = {"bit_sums": _SUMS, "pixel_sums": _SUMS, "bit_steps": _STEPS, "pixel_s
 
 def _operator(name: str, x: Tensor) -> Callable:
     """The operator, or for plain tensors on a CPU what it comes to: torch's dispatcher takes longer than 1024² bits."""
-    if x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling():
-        return _on_cpu(name)
+    if x.is_cpu and type(x) is Tensor and not _compiling():
+        return _ON_CPU.get(name) or _on_cpu(name)
     return getattr(torch.ops.bnn_exp, name).default
 
 
-@cache
-def _on_cpu(name: str) -> Callable:
-    from bnn_exp.bits import cpu  # with numba, when it is first needed
+_compiling = torch.compiler.is_compiling
+_ON_CPU: dict[str, Callable] = {}  # filled when numba is first needed
 
-    return getattr(cpu, name)
+
+def _on_cpu(name: str) -> Callable:
+    from bnn_exp.bits import cpu
+
+    _ON_CPU.update({each: getattr(cpu, each) for each in SCHEMAS})
+    return _ON_CPU[name]
 
 
 @cache
