@@ -20,6 +20,7 @@ from bnn_exp import __version__, distributed
 from bnn_exp.errors import RankLost, UserError
 
 if TYPE_CHECKING:
+    from bnn_exp.config import Report
     from bnn_exp.plan import Plan
 
 PACKAGE = Path(__file__).resolve().parent
@@ -28,7 +29,7 @@ EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ra
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
-_sweep: list[Path] = []  # the directory of this command's sweep, if it is one
+_sweep: list[tuple[Path, "Report"]] = []  # the directory of this command's sweep, if it is one, and how to report on it
 _codes: list[int] = []  # exit codes of what did not end well
 
 
@@ -65,13 +66,22 @@ def _main() -> int:
         _codes.append(BAD_INPUT)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
-    if _sweep and _sweep[0].is_dir():
-        from bnn_exp import sweep
+    if _sweep and _sweep[0][0].is_dir():
+        _conclude(*_sweep[0])
+    return max(_codes, default=0)
 
-        completed = sweep.conclude(_sweep[0])
+
+def _conclude(directory: Path, report: "Report") -> None:
+    from bnn_exp import sweep
+
+    try:
+        completed = sweep.conclude(directory, report)
+    except UserError as error:
+        say(str(error))
+        _codes.append(BAD_INPUT)
+    else:
         if completed is not None:  # in whatever process its jobs ran
             _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [] if completed else [FAILED]
-    return max(_codes, default=0)
 
 
 def job(composed: DictConfig) -> float | None:
@@ -129,8 +139,8 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import tasks
 
-        self._or_leave(tasks.prepare_sweep, _without_hydra(config))
-        _sweep.append(Path(config.hydra.sweep.dir).absolute())
+        report = self._or_leave(tasks.prepare_sweep, _without_hydra(config))
+        _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)
             sys.exit()  # Hydra's own sweeper has nothing left to do

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from bnn_exp.config import Report
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan, plan_to_go_on, values_of
 from bnn_exp.records import html, runs, summary
@@ -70,15 +71,17 @@ def _free(directory: Path) -> Path:
         return directory.parent / str(number)
 
 
-def conclude(directory: Path) -> bool | None:
-    """Leave the answer of the sweep in `directory` and print it. Returns whether all its runs completed; None where there
-    is none, since nothing could begin: then the directory goes too."""
+def conclude(directory: Path, report: Report) -> bool | None:
+    """Leave the answer of the sweep in `directory`, as `report` says, and print it.
+
+    Returns whether all its runs completed; None where there is none, since nothing could begin: then the directory goes too.
+    """
     found = list(runs.find([directory]))
     if not found:
         (directory / "multirun.yaml").unlink(missing_ok=True)
         if not any(directory.iterdir()):
             directory.rmdir()
         return None
-    result = answer(found, directory)
+    result = answer(found, directory, report.y, report.x, report.group)
     print(f"in {directory}: {', '.join(FILES)}")
     return not result.unfinished

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bnn_exp import config
-from bnn_exp.config import Request
+from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
@@ -73,8 +73,8 @@ def prepare(composed: DictConfig, overrides: list[str], directory: str) -> Plan 
     return planned.finished or planned
 
 
-def prepare_sweep(composed: DictConfig) -> None:
-    """Check what a sweep needs before its first job.
+def prepare_sweep(composed: DictConfig) -> Report:
+    """Check what a sweep needs before its first job. Returns how its report is wanted.
 
     Raises:
         UserError: what is wrong with it.
@@ -94,6 +94,7 @@ def prepare_sweep(composed: DictConfig) -> None:
     resumed = request.sweep.resume
     if resumed and not any(runs.find([Path(resumed)])):
         raise UserError(f"sweep.resume={resumed}: no sweep there\nallowed: a sweep's directory, outputs/DATE/TIME-sweep-…")
+    return request.report
 
 
 def search(composed: DictConfig, job) -> None:

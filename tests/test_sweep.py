@@ -175,11 +175,17 @@ def run(directory="r", overrides=(), accuracy=50.0, status="completed", **config
 def test_the_fewest_keys_that_tell_configurations_apart():
     mlp = {"model": {"name": "mlp", "hidden_size": 8}, "optimizer": {"name": "hypermask", "delta": 0.1}}
     cnn = {"model": {"name": "bncvl", "channels": [4]}, "optimizer": {"name": "latent_adam", "lr": 0.1}}
-    assert varied_keys([run(**mlp, seed=0), run(**cnn, seed=1)]) == ["model.name"]
-    assert varied_keys([run(overrides=["optimizer=latent_adam"], **mlp), run(**cnn)]) == ["optimizer.name"]
+    assert varied_keys([run(**mlp, seed=0), run(**cnn, seed=1)]) == ["model"]
+    assert varied_keys([run(**mlp), run(overrides=["optimizer=latent_adam"], **cnn)]) == ["optimizer"]
     wide = {"model": {"name": "mlp", "hidden_size": 16}, "optimizer": mlp["optimizer"]}
-    assert varied_keys([run(**mlp), run(**cnn), run(**wide)]) == ["model.name", "model.hidden_size"]
+    assert varied_keys([run(**mlp), run(**cnn), run(**wide)]) == ["model", "model.hidden_size"]
     assert varied_keys([run(**mlp, seed=0, resume="x"), run(**mlp, seed=1, resume=None)]) == []
+
+
+def test_a_preset_is_a_configuration_of_its_name():
+    one, other = ({"optimizer": {"name": "counter", "bits": bits, "delta": delta}} for bits, delta in ((8, 0.02), (4, 0.05)))
+    result = study([run(overrides=["optimizer=counter"], **one), run(overrides=["optimizer=counter_4bit"], **other)])
+    assert [row.settings for row in result.rows] == [{"optimizer": "counter"}, {"optimizer": "counter_4bit"}]
 
 
 def test_a_study_of_made_up_runs():

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from bnn_exp.records import html, runs, study_plot
 from bnn_exp.records.files import replacing
+from bnn_exp.records.html.scatter import short_names
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import Study, label, reason, study
 
@@ -40,7 +41,11 @@ def answer(
 def show(result: Study) -> None:
     """Print the table of a study, and what did not complete."""
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
     head, rows = result.cells()
+    names = short_names(result.varied)
+    head = [names.get(name, name) for name in head]
     if rows:
         table = Table(*head, title=f"{sum(len(row.runs) for row in result.rows)} runs", title_justify="left")
         for row, cells in zip(result.rows, rows, strict=True):

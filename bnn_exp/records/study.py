@@ -17,6 +17,7 @@ NO_CONFIGURATION = (  # what tells runs, not configurations, apart
     "seed", "resume", "device", "dataset.path", "trainer.threads",
     "logger.name", "logger.uri", "logger.experiment", "logger.project", "logger.mode",
 )  # fmt: skip
+STATE = "state_bytes_per_weight"
 LESS_IS_BETTER = ("loss", "seconds", "bytes")
 
 
@@ -36,6 +37,14 @@ class Row:
         seconds = [run.summary["train_seconds"] / max(run.summary["epochs"], 1) for run in self.runs]
         return statistics.fmean(seconds)
 
+    def number(self, key: str) -> float:
+        """The mean over the runs of a number of their summaries or last epochs.
+
+        Raises:
+            UserError: a run has no such number.
+        """
+        return statistics.fmean(number(run, key) for run in self.runs)
+
 
 @dataclass
 class Study:
@@ -46,14 +55,21 @@ class Study:
     rows: list[Row]
     unfinished: list[Record] = field(default_factory=list)
 
+    @property
+    def costs(self) -> dict[str, str]:
+        """What a row tells beside its settings and `y`: numbers of the summaries by their heads."""
+        state = {run.summary.get(STATE) for row in self.rows for run in row.runs}
+        return {STATE: "state, B/weight"} if len(state) > 1 and None not in state else {}
+
     def csv(self) -> str:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow([*self.varied, "runs", f"{self.y}_mean", f"{self.y}_std", "seconds_per_epoch", "best"])
+        table.writerow([*self.varied, "runs", *self.costs, f"{self.y}_mean", f"{self.y}_std", "seconds_per_epoch", "best"])
         for row in self.rows:
             values = [as_text(row.settings[key]) for key in self.varied]
             std = "" if row.std is None else row.std
-            table.writerow([*values, len(row.runs), row.mean, std, row.seconds_per_epoch, int(row.best)])
+            costs = [row.number(key) for key in self.costs]
+            table.writerow([*values, len(row.runs), *costs, row.mean, std, row.seconds_per_epoch, int(row.best)])
         return text.getvalue()
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
@@ -61,8 +77,9 @@ class Study:
         rows = []
         for row in self.rows:
             values = [_short(row.settings[key]) for key in self.varied]
-            rows.append([*values, str(len(row.runs)), in_words(row), f"{row.seconds_per_epoch:.3g}", "best" * row.best])
-        return [*self.varied, "runs", self.y, "s/epoch", ""], rows
+            costs = [f"{row.number(key):.3g}" for key in self.costs]
+            rows.append([*values, str(len(row.runs)), *costs, in_words(row), f"{row.seconds_per_epoch:.3g}", "best" * row.best])
+        return [*self.varied, "runs", *self.costs.values(), self.y, "s/epoch", ""], rows
 
     def markdown(self) -> str:
         head, rows = self.cells()
@@ -86,12 +103,12 @@ def study(records: Iterable[Record], y: str = "test_accuracy") -> Study:
     varied = varied_keys(completed)
     groups: dict[tuple, list[Record]] = {}
     for record in completed:
-        groups.setdefault(tuple(as_text(record.setting(key)) for key in varied), []).append(record)
+        groups.setdefault(tuple(as_text(settings(record).get(key)) for key in varied), []).append(record)
     rows = []
     for runs in groups.values():
         numbers = [number(run, y) for run in runs]
         std = statistics.stdev(numbers) if len(numbers) > 1 else None
-        rows.append(Row({key: runs[0].setting(key) for key in varied}, runs, statistics.fmean(numbers), std))
+        rows.append(Row({key: settings(runs[0]).get(key) for key in varied}, runs, statistics.fmean(numbers), std))
     if rows:
         less = any(word in y for word in LESS_IS_BETTER)
         (min if less else max)(rows, key=lambda row: row.mean).best = True
@@ -100,16 +117,23 @@ def study(records: Iterable[Record], y: str = "test_accuracy") -> Study:
 
 def varied_keys(records: list[Record]) -> list[str]:
     """The keys that tell the configurations of `records` apart: those set on the command line, then what else is needed."""
-    configs = [flat(record.config) for record in records]
+    configs = [settings(record) for record in records]
     keys = dict.fromkeys(key for config in configs for key in config if key not in NO_CONFIGURATION)
     several = [key for key in keys if len({as_text(config.get(key)) for config in configs}) > 1]
     asked = {part.lstrip("+~").partition("=")[0] for r in records for part in r.summary.get("overrides", [])}
-    first = [key for key in several if key in asked or key.removesuffix(".name") in asked]
+    first = [key for key in several if key in asked]
     chosen = list(first)
-    for key in sorted(several, key=lambda key: (not key.endswith(".name"), key.count("."))):
+    for key in sorted(several, key=lambda key: key.count(".")):
         if key not in chosen and _parts(configs, [*chosen, key]) > _parts(configs, chosen):
             chosen.append(key)
     return chosen
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """The configuration of a run by dotted keys, and of each group its choice: {"optimizer": "counter_4bit", …}."""
+    groups = {group: values["name"] for group, values in record.config.items() if isinstance(values, dict) and "name" in values}
+    asked = dict(item.partition("=")[::2] for item in record.summary.get("overrides", []))
+    return {group: asked.get(group, name) for group, name in groups.items()} | flat(record.config)
 
 
 def _parts(configs: list[dict], keys: list[str]) -> int:

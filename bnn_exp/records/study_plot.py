@@ -13,10 +13,10 @@ def axes_of(study: Study, x: str | None, group: str | None) -> tuple[str | None,
     """The keys of the horizontal axis and of the lines: what is asked for, else the first numeric key and the first other one.
 
     Raises:
-        UserError: a key that does not vary.
+        UserError: a key that does not vary; for x, that is no number of the summaries either.
     """
     for name, key in (("x", x), ("group", group)):
-        if key is not None and key not in study.varied:
+        if key is not None and key not in study.varied and (name == "group" or not is_measured(study, key)):
             raise UserError(f"report.{name}={key}: it does not vary\nallowed: {', '.join(study.varied) or 'nothing varies'}")
     numeric = [key for key in study.varied if key != group and all(_is_number(row.settings[key]) for row in study.rows)]
     x = x or next(iter(numeric), next((key for key in study.varied if key != group), None))
@@ -24,8 +24,8 @@ def axes_of(study: Study, x: str | None, group: str | None) -> tuple[str | None,
 
 
 def draw(file: Path, study: Study, x: str | None = None, group: str | None = None) -> None:
-    """Mean with its standard deviation over `x`, a line for each value of `group`, the best row ringed; bars where x is no
-    number. Rows that differ in a third key are points of the same line.
+    """Mean with its standard deviation over `x`, a line for each value of `group`, the best row ringed. Over a number that was
+    measured and not set, points with their settings instead of lines.
 
     Raises:
         UserError: a key that does not vary.
@@ -40,24 +40,32 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
     lines: dict[str, list[Row]] = {}
     for row in study.rows:
         lines.setdefault(as_text(row.settings[group]) if group else "", []).append(row)
-    numeric = x is not None and all(_is_number(row.settings[x]) for row in study.rows)
-    names = list(dict.fromkeys(as_text(row.settings[x]) if x else "all" for row in study.rows))
+    measured = x is not None and x not in study.varied
+    numeric = measured or (x is not None and all(_is_number(row.settings[x]) for row in study.rows))
+
+    def at(row: Row) -> float:
+        return row.number(x) if measured else row.settings[x]
+
+    names = [] if numeric else list(dict.fromkeys(as_text(row.settings[x]) if x else "all" for row in study.rows))
     for i, (name, rows) in enumerate(lines.items()):
         if numeric:
-            rows = sorted(rows, key=lambda row: row.settings[x])
-            places = [row.settings[x] for row in rows]
+            rows = sorted(rows, key=at)
+            places = [at(row) for row in rows]
         else:
             offset = (i - (len(lines) - 1) / 2) * 0.8 / len(lines)
             places = [names.index(as_text(row.settings[x]) if x else "all") + offset for row in rows]
         means, stds = [row.mean for row in rows], [row.std or 0.0 for row in rows]
-        axes.errorbar(places, means, stds, fmt="o-" if numeric else "o", capsize=3, label=name, markersize=5)
+        axes.errorbar(places, means, stds, fmt="o-" if numeric and not measured else "o", capsize=3, label=name, markersize=5)
         for place, row in zip(places, rows, strict=True):
             if row.best:
                 axes.plot(place, row.mean, "o", markersize=13, fillstyle="none", color="black")
-    values = [row.settings[x] for row in study.rows] if numeric else []
+            if measured:
+                others = [as_text(row.settings[key]) for key in study.varied if key != group and row.settings[key] is not None]
+                axes.annotate(" ".join(others), (place, row.mean), (6, 4), textcoords="offset points", fontsize="x-small")
+    values = [at(row) for row in study.rows] if numeric else []
     if numeric and min(values) > 0 and max(values) >= 8 * min(values):
         axes.set_xscale("log", base=2 if all(isinstance(value, int) for value in values) else 10)
-    if numeric and len(set(values)) <= 12:
+    if numeric and not measured and len(set(values)) <= 12:
         axes.set_xticks(sorted(set(values)), [as_text(value) for value in sorted(set(values))], minor=False)
         axes.minorticks_off()
     if not numeric:
@@ -69,6 +77,14 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
+
+
+def is_measured(study: Study, key: str) -> bool:
+    """Whether all completed runs have this number."""
+    try:
+        return all(row.number(key) is not None for row in study.rows)
+    except UserError:
+        return False
 
 
 def _is_number(value: Any) -> bool:

@@ -32,10 +32,12 @@ def study_page(study: Study, directory: Path) -> str:
         tiles=_tiles(study),
         charts=charts + _curves(study),
         varied=short_names(study.varied),
+        costs=list(study.costs.values()),
         y=study.y,
         rows=[
             {
                 "values": [as_text(row.settings[key]) for key in study.varied],
+                "costs": [f"{row.number(key):.3g}" for key in study.costs],
                 "y": in_words(row),
                 "seconds": f"{row.seconds_per_epoch:.3g}",
                 "runs": [_link(run, directory) for run in row.runs],
