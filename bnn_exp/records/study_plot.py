@@ -55,13 +55,22 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
             offset = (i - (len(lines) - 1) / 2) * 0.8 / len(lines)
             places = [names.index(as_text(row.settings[x]) if x else "all") + offset for row in rows]
         means, stds = [row.mean for row in rows], [row.std or 0.0 for row in rows]
-        axes.errorbar(places, means, stds, fmt="o-" if numeric and not measured else "o", capsize=3, label=name, markersize=5)
+        axes.errorbar(
+            places,
+            means,
+            stds,
+            fmt="o-" if numeric and not measured else "o",
+            capsize=3,
+            label=name,
+            markersize=5,
+            color="C0" if measured else None,
+        )
         for place, row in zip(places, rows, strict=True):
             if row.best:
                 axes.plot(place, row.mean, "o", markersize=13, fillstyle="none", color="black")
             if measured:
-                others = [as_text(row.settings[key]) for key in study.varied if key != group and row.settings[key] is not None]
-                axes.annotate(" ".join(others), (place, row.mean), (6, 4), textcoords="offset points", fontsize="x-small")
+                name = " ".join(as_text(row.settings[key]) for key in study.varied if row.settings[key] is not None)
+                axes.annotate(name, (place, row.mean), (6, 4), textcoords="offset points", fontsize="small")
     values = [at(row) for row in study.rows] if numeric else []
     if numeric and min(values) > 0 and max(values) >= 8 * min(values):
         axes.set_xscale("log", base=2 if all(isinstance(value, int) for value in values) else 10)
@@ -70,7 +79,9 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
         axes.minorticks_off()
     if not numeric:
         axes.set_xticks(range(len(names)), names, rotation=0 if sum(map(len, names)) < 60 else 30)
-    if group and len(lines) > 1:
+    if measured:
+        axes.margins(x=0.2)  # for the names
+    elif group and len(lines) > 1:
         axes.legend(title=group, fontsize="small")
     axes.set(xlabel=x or "", ylabel=study.y)
     axes.grid(alpha=0.25)
