@@ -57,6 +57,17 @@ class BNCVL:
 
 
 @schema
+class VGG:
+    name: Literal["vgg"]
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)]
+    convolutions: Count
+    kernel_size: Annotated[int, Field(ge=1, description="an odd whole number ≥ 1"), AfterValidator(_odd)]
+    encoding: Literal["boolean", "bipolar", "centred"]
+    window: Positive | None
+    weights: Weights
+
+
+@schema
 class SGD:
     name: Literal["sgd"]
     lr: Positive
@@ -148,7 +159,7 @@ class WandB:
 
 Logger = Annotated[NoLogger | TensorBoard | MLflow | WandB, Field(discriminator="name")]
 Dataset = Annotated[Digits | HubDataset | Local, Field(discriminator="name")]
-Model = Annotated[MLP | BNCVL, Field(discriminator="name")]
+Model = Annotated[MLP | BNCVL | VGG, Field(discriminator="name")]
 Rule = TypeVar("Rule")
 
 
@@ -261,7 +272,7 @@ def _checked(kind: type, config: DictConfig | dict):
         raise UserError("\n".join(dict.fromkeys(explain.mistake(e, raw, keys()) for e in error.errors()))) from error
 
 
-def model(values: dict) -> MLP | BNCVL:
+def model(values: dict) -> MLP | BNCVL | VGG:
     """The settings of a network alone, from plain values: whichever rule trained it.
 
     Raises:

@@ -128,11 +128,15 @@ def _with_devices(settings: Settings, values: dict, asked: int | None) -> Settin
 
 def _check_size(model, size: tuple[int, int]) -> None:
     """Images of `size` (height, width) must survive the pooling of a `model` that pools."""
-    times = len(getattr(model, "channels", (0,))) - 1
-    if times and min(size) // model.pool**times < 1:
+    if not hasattr(model, "channels"):
+        return
+    pool = getattr(model, "pool", 2)
+    times = len(model.channels) - hasattr(model, "pool")  # bncvl pools between its widths, vgg after each
+    if times and min(size) // pool**times < 1:
+        what = "fewer channels, or model.pool=1" if hasattr(model, "pool") else "fewer channels"
         raise UserError(
             f"model.channels={list(model.channels)}: images of {size[1]}×{size[0]} pixels are too small to be pooled "
-            f"{times} times by {model.pool}\nallowed: fewer channels, or model.pool=1"
+            f"{times} times by {pool}\nallowed: {what}"
         )
 
 

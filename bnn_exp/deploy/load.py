@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy.bncvl import pack_bncvl
 from bnn_exp.deploy.mlp import PackedMLP
+from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.records.model import read_model
@@ -39,4 +40,4 @@ def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
         return PackedMLP(network, state)
     if isinstance(network, BNCVLNet):
         return pack_bncvl(network, state)
-    raise TypeError(f"{type(network).__name__}: only MLP and BNCVLNet can be packed")
+    raise UserError(f"model={type(network).__name__.lower()}: can't be packed\nallowed: mlp, bncvl")

@@ -8,6 +8,7 @@ from torch import nn
 
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
+from bnn_exp.models.vgg import VGG
 
 
 def build(
@@ -22,14 +23,15 @@ def build(
     `mean` and `std` are those of the train pixels, per channel, as numbers from 0 to 1: a network may standardise by them.
     """
     values = asdict(settings)
-    if values.pop("name") == "mlp":
+    name = values.pop("name")
+    if name == "mlp":
         values |= values.pop("batch_norm")
         return MLP(math.prod(image_shape), num_classes, **values)
-    return BNCVLNet(image_shape, num_classes, **values, mean=mean, std=std)
+    return {"bncvl": BNCVLNet, "vgg": VGG}[name](image_shape, num_classes, **values, mean=mean, std=std)
 
 
 def depth(settings) -> int:
     """How many layers with weights that network has."""
     if settings.name == "mlp":
         return settings.num_layers
-    return len(settings.channels) * settings.convolutions + len(settings.dense) + 1
+    return len(settings.channels) * settings.convolutions + len(getattr(settings, "dense", ())) + 1

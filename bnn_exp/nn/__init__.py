@@ -2,6 +2,7 @@
 
 from bnn_exp.nn.binary import (
     ENCODINGS,
+    BinaryConv2d,
     BinaryLayer,
     BinaryLinear,
     NotBinary,
@@ -20,6 +21,7 @@ from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
 __all__ = [
     "BNCVL",
     "ENCODINGS",
+    "BinaryConv2d",
     "BinaryLayer",
     "BinaryLinear",
     "BinaryNormalizedLinear",

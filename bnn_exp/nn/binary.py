@@ -170,6 +170,31 @@ class BinaryLinear(BinaryLayer):
         return f"{self.in_features}, {self.out_features}, encoding={self.encoding}, weights={self.weights}"
 
 
+class BinaryConv2d(BinaryLayer):
+    """y = x ∗ V with V the values of the bits: [batch, in, H, W] → [batch, out, H, W], zero-padded, no bias.
+
+    Args:
+        kernel_size: odd.
+
+    Raises:
+        ValueError: an even kernel.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, encoding: str = "bipolar", weights: str = "bits"
+    ):
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size}: must be odd")
+        super().__init__((out_channels, in_channels, kernel_size, kernel_size), encoding, weights)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.value, padding=self.kernel_size // 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"
+
+
 def binary_layers(network: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
     """The layers of a network that hold binary weights (or floats in their place), with their names."""
     for name, module in network.named_modules():

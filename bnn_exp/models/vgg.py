@@ -1,0 +1,72 @@
+"""VGG-small with one-bit weights and activations, the CIFAR-10 network of the field (Helwegen et al. 2019, arXiv 1906.02107).
+
+There the first and the last layer are real; here all weights are bits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnn_exp.nn import BinaryConv2d, BinaryLinear, binarize
+
+
+class VGG(nn.Module):
+    """At each width of `channels`, `convolutions` binary convolutions with BatchNorm and binary activation, the last of
+    them max-pooled 2×2 before its BatchNorm; then one binary linear layer with BatchNorm.
+
+    Args:
+        image_shape: (channels, height, width) of the images.
+        window: the straight-through gradient of the activation passes where |x| ≤ window; None: everywhere.
+        encoding: of weights and activations; weights: see `bnn_exp.nn.BinaryLayer`.
+        mean, std: per channel, of the pixels as numbers from 0 to 1: what the input is standardised by. A std of 0 counts as 1.
+
+    Raises:
+        ValueError: the images are too small for the pooling.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        channels: Sequence[int] = (128, 256, 512),
+        convolutions: int = 2,
+        kernel_size: int = 3,
+        encoding: str = "bipolar",
+        window: float | None = 1.0,
+        weights: str = "bits",
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+    ):
+        super().__init__()
+        inputs, *side = image_shape
+        height, width = (n // 2 ** len(channels) for n in side)
+        if min(height, width) < 1:
+            raise ValueError(f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels)} times by 2")
+        self.depth, self.encoding, self.window = convolutions, encoding, window
+        kind = {"encoding": encoding, "weights": weights}
+        self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
+        for outputs in channels:
+            for _ in range(convolutions):
+                self.convolutions.append(BinaryConv2d(inputs, outputs, kernel_size, **kind))
+                self.norms.append(nn.BatchNorm2d(outputs))
+                inputs = outputs
+        self.last = BinaryLinear(inputs * height * width, num_classes, binary_input=True, **kind)
+        self.last_norm = nn.BatchNorm1d(num_classes)
+        for name, numbers in (("mean", mean), ("std", [number or 1.0 for number in std])):
+            self.register_buffer(name, torch.tensor(numbers).expand(image_shape[0]).reshape(-1, 1, 1).clone())
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Layer by layer, the modules that hold its parameters."""
+        return [*([c, norm] for c, norm in zip(self.convolutions, self.norms, strict=True)), [self.last, self.last_norm]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels (uint8, or numbers from 0 to 1), [batch, channels, height, width] → logits [batch, num_classes]."""
+        h = x / 255 if x.dtype == torch.uint8 else x
+        h = ((h - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
+            h = convolution(h)
+            h = F.max_pool2d(h, 2) if i % self.depth == 0 else h
+            h = binarize(norm(h), self.encoding, self.window)
+        return self.last_norm(self.last(h.flatten(1)))
