@@ -82,7 +82,7 @@ def test_both_engines_end_with_the_same_bits(overrides):
         assert bits_sha256(dense.network) == bits_sha256(packed.network) != start
 
 
-def differing_flips(dense, packed, steps, monkeypatch):
+def differing_flips(overrides, steps, monkeypatch):
     """Steps of both trainers from the same state: flips, those that differ, and of these the ones with |g| above rounding.
 
     Rounding is what the order of summation may change: rows · u · Σ |error · input|, where no input is greater than 1, once for
@@ -95,6 +95,7 @@ def differing_flips(dense, packed, steps, monkeypatch):
         original(rule, i, g)
 
     monkeypatch.setattr(Rule, "step_early", watched)
+    dense, packed = (trainer_of(*RANDOM, *overrides, f"trainer.engine={name}") for name in ("dense", "packed"))
     flips = differing = unexplained = 0
     batches = [(epoch, batch, rows) for epoch in range(3) for batch, rows in enumerate(dense._batches(epoch))]
     for epoch, batch, rows in batches[:steps]:
@@ -116,15 +117,13 @@ def differing_flips(dense, packed, steps, monkeypatch):
 
 def test_flips_that_differ_have_a_gradient_below_rounding(monkeypatch):
     """A frozen beginning has outputs that never change: the gradients of the weights on them are nothing but rounding."""
-    dense, packed = (trainer_of(*RANDOM, "freeze=2", "delta=0.5", f"trainer.engine={name}") for name in ("dense", "packed"))
-    flips, differing, unexplained = differing_flips(dense, packed, 9, monkeypatch)
+    flips, differing, unexplained = differing_flips(("freeze=2", "delta=0.5"), 9, monkeypatch)
     assert flips > 1000 and unexplained == 0 and differing <= flips / 100
 
 
 def test_mnist_flips_are_the_same(mnist_folder, monkeypatch):
-    overrides = (*RANDOM, "dataset=mnist", f"dataset.path={mnist_folder}", "trainer.batch_size=4096", "delta=0.1")
-    dense, packed = (trainer_of(*overrides, f"trainer.engine={name}") for name in ("dense", "packed"))
-    flips, differing, unexplained = differing_flips(dense, packed, 6, monkeypatch)
+    overrides = ("dataset=mnist", f"dataset.path={mnist_folder}", "trainer.batch_size=4096", "delta=0.1")
+    flips, differing, unexplained = differing_flips(overrides, 6, monkeypatch)
     assert flips > 10_000 and unexplained == 0 and differing <= flips / 1000
 
 

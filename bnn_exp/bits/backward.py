@@ -177,14 +177,15 @@ def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, o
     `starts`, `inputs`: int64 arrays; `out`: float32.
     """
     block = np.empty((WIDTH, BLOCK), np.float32)
+    scratch = np.intp(block.ctypes.data)  # numba has it unsigned, and makes a float of its sum with a signed integer
     for begin in range(0, rows, BLOCK):
         size = min(BLOCK, rows - begin)
         steps = -(-size // WIDTH)
         at = x + begin // 8
         for first in range(0, neurons, WIDTH):
-            _take_block(grad + 4 * (begin * row + first), row, size, min(WIDTH, neurons - first), block.ctypes.data)
+            _take_block(grad + 4 * (begin * row + first), row, size, min(WIDTH, neurons - first), scratch)
             for n in range(first, min(first + WIDTH, neurons)):
-                g = block.ctypes.data + 4 * BLOCK * (n - first)
+                g = scratch + 4 * BLOCK * (n - first)
                 last = starts[n + 1] - 1
                 if last < starts[n]:
                     continue
@@ -215,14 +216,15 @@ def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, o
 def entries_of_pixels(grad, row, rows, neurons, x, column, starts, inputs, out):
     """As `entries_of_bits` for inputs that are pixels: rows of `column` uint8 (≥ ⌈rows / 16⌉ · 16)."""
     block = np.empty((WIDTH, BLOCK), np.float32)
+    scratch = np.intp(block.ctypes.data)  # numba has it unsigned, and makes a float of its sum with a signed integer
     for begin in range(0, rows, BLOCK):
         size = min(BLOCK, rows - begin)
         steps = -(-size // WIDTH)
         at = x + begin
         for first in range(0, neurons, WIDTH):
-            _take_block(grad + 4 * (begin * row + first), row, size, min(WIDTH, neurons - first), block.ctypes.data)
+            _take_block(grad + 4 * (begin * row + first), row, size, min(WIDTH, neurons - first), scratch)
             for n in range(first, min(first + WIDTH, neurons)):
-                g = block.ctypes.data + 4 * BLOCK * (n - first)
+                g = scratch + 4 * BLOCK * (n - first)
                 last = starts[n + 1] - 1
                 for e in range(starts[n], last + 1, 4):
                     p, q = at + inputs[e] * column, at + inputs[min(e + 1, last)] * column
@@ -274,7 +276,7 @@ def input_gradient(grad, row, rows, neurons, weights, inputs, combinations, out)
     """
     groups = neurons // 4
     tables = np.empty((4, groups, WIDTH), np.float32)
-    start, step = tables.ctypes.data, 64 * groups
+    start, step = np.intp(tables.ctypes.data), 64 * groups
     for r in range(0, rows, 4):
         size = min(4, rows - r)
         for i in range(size):
