@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.gradients import BitFactors, PixelFactors, bit_columns, input_gradient, pixel_columns
-from bnn_exp.nn.product import binary_product, bit_sums, pixel_product, pixel_sums
+from bnn_exp.bits.training import BitFactors, PixelFactors, bit_columns, bit_sums, input_gradient, pixel_columns
+from bnn_exp.nn.product import binary_product, pixel_product, pixel_sums
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _OfBits(torch.autograd.Function):
     def forward(ctx, x: Tensor, v: Tensor, layer: Products) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(bit_columns(x), v)
-        return bit_sums(x, v)
+        return bit_sums(x, v, layer.zero)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -9,7 +9,7 @@ from conftest import settings_of, trainer_of
 
 from bnn_exp import engine
 from bnn_exp.bits import bits_sha256
-from bnn_exp.bits.gradients import BitFactors, PixelFactors, bit_columns, input_gradient, pixel_columns
+from bnn_exp.bits.training import BitFactors, PixelFactors, bit_columns, bit_sums, input_gradient, pixel_columns
 from bnn_exp.optim import Rule
 from bnn_exp.trainer import Trainer
 
@@ -45,6 +45,13 @@ def test_entries_are_those_of_the_whole_gradient(rows, neurons, inputs, zero):
     if zero:  # Σ g·x is taken as 2·Σ g[x = 1] − Σ g
         terms = 3 * terms
     assert found.shape == at.shape and near(found, exact.flatten()[at], terms.flatten()[at], rows)
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (37, 10, 64), (600, 70, 100)])
+@pytest.mark.parametrize("zero", [0.0, -1.0])
+def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
+    x, v = (bits(*shape) * (1 - zero) + zero for shape in ((rows, inputs), (outputs, inputs)))
+    assert bit_sums(x, v, zero).tolist() == (x.double() @ v.double().T).tolist()
 
 
 @pytest.mark.parametrize(("rows", "neurons", "inputs"), SHAPES)

@@ -90,6 +90,17 @@ def add_where(_typing, sums, numbers, bits):
 
 
 @intrinsic
+def set_positive(_typing, address, numbers):
+    """The 16 bits 1[number > 0] go to address."""
+
+    def codegen(b, address, numbers):
+        bits = b.fcmp_ordered(">", numbers, ir.Constant(_floats, None))
+        b.store(b.bitcast(bits, _i16), _at(b, address, _i16), align=1)
+
+    return _emit(types.void(types.intp, FLOATS), codegen)
+
+
+@intrinsic
 def add_times_bytes(_typing, sums, numbers, pixels):
     """sums + the numbers times the 16 uint8 at address."""
 
@@ -243,6 +254,13 @@ def entries_of_pixels(grad, row, rows, neurons, x, column, starts, inputs, out):
                         out[e + 2] += total(c)
                     if e + 2 < last:
                         out[e + 3] += total(d)
+
+
+@_compiled
+def pack_rows(x, count, out):
+    """Which of `count` float32 at x, a multiple of 16, are > 0: the bits at `out`."""
+    for i in range(0, count, WIDTH):
+        set_positive(out + i // 8, floats_at(x + 4 * i))
 
 
 @_compiled

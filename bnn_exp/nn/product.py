@@ -18,7 +18,9 @@ class _BinaryProduct(torch.autograd.Function):
     def forward(ctx, x: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(x, v)
         ctx.bf16 = _in_bf16(x)
-        return bit_sums(x, v)
+        if _in_int8(x):
+            return torch._int_mm(x.to(torch.int8), v.to(torch.int8).t()).to(v.dtype)
+        return _matmul(x, v.t(), ctx.bf16 and x.is_cuda)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -47,13 +49,6 @@ def binary_product(x: Tensor, v: Tensor) -> Tensor:
 def pixel_product(x: Tensor, v: Tensor) -> Tensor:
     """x Vᵀ / 255 for pixels x, uint8 [batch, in], and v [out, in] that holds only 0 and ±1; in ≤ 2¹⁶."""
     return _PixelProduct.apply(x, v)
-
-
-def bit_sums(x: Tensor, v: Tensor) -> Tensor:
-    """What `binary_product` gives, without its gradient."""
-    if _in_int8(x):
-        return torch._int_mm(x.to(torch.int8), v.to(torch.int8).t()).to(v.dtype)
-    return _matmul(x, v.t(), _in_bf16(x) and x.is_cuda)
 
 
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:

@@ -1,19 +1,47 @@
-"""The backward pass of a layer of bits on a CPU: its gradients from packed bits, by the kernels of `bnn_exp.bits.backward`."""
+"""A layer of bits in training on a CPU: its sums and its gradients from packed bits, by the kernels of `bnn_exp.bits`.
+
+`x`, `v` are float32 that hold the values of bits, 1 and `zero`, which is 0 or −1.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bnn_exp.bits import backward
+from bnn_exp.bits import backward, cpu
 from bnn_exp.bits.backward import WIDTH
 from bnn_exp.bits.cpu import share
+from bnn_exp.bits.reference import to_tiles
 
 _LOOKS_UP = torch.backends.cpu.get_cpu_capability() == "AVX512"  # permutes the 16 float32 of a register
 _WORTH_IT = 64  # rows, from which on packing the weights costs less than the look-up saves (1024² weights)
 _THREAD_ROWS = 256  # that a thread must have, to be worth its waking
+
+
+_SUMMED_ROWS = 512  # at a time: their sums (2 MiB for 1024 outputs) are scaled while they are in the cache
+
+
+def bit_rows(x: Tensor) -> Tensor:
+    """Which of float32 [rows, inputs] are > 0, eight to a byte: uint8 [rows, bytes]."""
+    rows, inputs = x.shape
+    x = (x if inputs % WIDTH == 0 else F.pad(x, (0, -inputs % WIDTH))).detach().contiguous()
+    packed = torch.empty(rows, x.shape[1] // 8, dtype=torch.uint8)
+    backward.pack_rows(x.data_ptr(), x.numel(), packed.data_ptr())
+    return packed
+
+
+def bit_sums(x: Tensor, v: Tensor, zero: float) -> Tensor:
+    """x Vᵀ, float32 [rows, outputs], for x [rows, inputs] and v [outputs, inputs]: exact integers, by counting bits."""
+    bits, tiles, outputs = bit_rows(x), to_tiles(bit_rows(v)), len(v)
+    y, of_ones = torch.empty(len(x), outputs), zero * v.sum(1)
+    for sums, counted in zip(y.split(_SUMMED_ROWS), bits.split(_SUMMED_ROWS), strict=True):
+        sums.copy_(cpu.bit_sums(counted, tiles, outputs, int(zero)))
+        if zero:  # Σ x·v of x = 2b − 1 is 2·Σ b·v − Σ v
+            sums.mul_(2).add_(of_ones)
+    return y
 
 
 def bit_columns(x: Tensor) -> Tensor:
