@@ -162,6 +162,18 @@ def add_looked_up(_typing, sums, table, indices):
 
 
 @intrinsic
+def add_looked_up_times(_typing, sums, table, indices, factor):
+    """As `add_looked_up`, times a factor: with 1 the same, by the units that multiply."""
+
+    def codegen(b, sums, table, indices, factor):
+        permute = _function(b, "llvm.x86.avx512.permvar.sf.512", _floats, _floats, _ints)
+        fma = _function(b, "llvm.fma.v16f32", _floats, _floats, _floats, _floats)
+        return b.call(fma, [b.call(permute, [table, indices]), factor, sums])
+
+    return _emit(FLOATS(FLOATS, FLOATS, INTS, FLOATS), codegen)
+
+
+@intrinsic
 def next_nibbles(_typing, indices):
     return _emit(INTS(INTS), lambda b, i: b.lshr(i, ir.Constant(_ints, [4] * WIDTH)))
 
@@ -276,29 +288,31 @@ def pack_columns(x, rows, inputs, out):
 
 
 @_compiled
-def _take_tables(grad, groups, combinations, out):
+def _take_tables(grad, groups, factors, out):
     """For 4 errors each the 16 sums that bits as factors can make of them: float32 [groups, 16] at `out`."""
     for group in range(groups):
         sums = zeros()
         for j in range(4):
-            sums = add_times(sums, floats_at(combinations + 64 * j), float_at(grad + 16 * group + 4 * j))
+            sums = add_times(sums, floats_at(factors + 64 * j), float_at(grad + 16 * group + 4 * j))
         set_floats(out + 64 * group, sums)
 
 
 @_compiled
-def input_gradient(grad, row, rows, neurons, weights, inputs, combinations, out):
+def input_gradient(grad, row, rows, neurons, weights, inputs, factors, out):
     """Σ_n grad[b, n] · V[n, k] → float32 [rows, inputs] at `out`, neurons a multiple of 32, inputs of 32.
 
     `weights`: the bits of V as nibbles of int32 [neurons / 32, inputs], nibble i of word w of input k being neurons 32w + 4i to
-    32w + 4i + 3, the lowest bit first. `combinations`: float32 [4, 16], what bit j of a nibble i stands for.
+    32w + 4i + 3, the lowest bit first. `factors`: float32 [5, 16], what bit j of a nibble i stands for, and sixteen ones, with
+    which half of the sums go by the units that multiply: 19% sooner on a Zen 4.
     """
     groups = neurons // 4
     tables = np.empty((4, groups, WIDTH), np.float32)
     start, step = np.intp(tables.ctypes.data), 64 * groups
+    one = floats_at(factors + 64 * 4)
     for r in range(0, rows, 4):
         size = min(4, rows - r)
         for i in range(size):
-            _take_tables(grad + 4 * row * (r + i), groups, combinations, start + i * step)
+            _take_tables(grad + 4 * row * (r + i), groups, factors, start + i * step)
         for k in range(0, inputs, 32):
             a, b, c, d, e, f, g, h = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
             table = start
@@ -307,10 +321,10 @@ def input_gradient(grad, row, rows, neurons, weights, inputs, combinations, out)
                 for _ in range(_NIBBLES):
                     p, q = floats_at(table), floats_at(table + step)
                     u, v = floats_at(table + 2 * step), floats_at(table + 3 * step)
-                    a, b = add_looked_up(a, p, low), add_looked_up(b, p, high)
-                    c, d = add_looked_up(c, q, low), add_looked_up(d, q, high)
-                    e, f = add_looked_up(e, u, low), add_looked_up(f, u, high)
-                    g, h = add_looked_up(g, v, low), add_looked_up(h, v, high)
+                    a, b = add_looked_up(a, p, low), add_looked_up_times(b, p, high, one)
+                    c, d = add_looked_up(c, q, low), add_looked_up_times(d, q, high, one)
+                    e, f = add_looked_up(e, u, low), add_looked_up_times(f, u, high, one)
+                    g, h = add_looked_up(g, v, low), add_looked_up_times(h, v, high, one)
                     low, high = next_nibbles(low), next_nibbles(high)
                     table += 64
             to = out + 4 * (r * inputs + k)

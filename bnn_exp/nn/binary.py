@@ -35,7 +35,7 @@ def encode(bits: Tensor, encoding: str) -> Tensor:
         return bits
     if encoding == "centred":
         return bits - 0.5
-    return 2 * bits - 1 if not bits.requires_grad else bits + (bits.detach() - 1)
+    return (2 * bits).sub_(1) if not bits.requires_grad else bits + (bits.detach() - 1)
 
 
 def quantize(latent: Tensor) -> Tensor:
