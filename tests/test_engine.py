@@ -74,6 +74,19 @@ def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, z
     assert near(input_gradient(errors, v, zero), exact, terms, neurons)
 
 
+def test_threads_share_the_work_and_change_nothing():
+    errors, x, v = normal(1030, 96), bits(1030, 64), bits(96, 64)
+    at, before = some_positions(96 * 64), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append((BitFactors(errors, bit_columns(x), 0.0).entries(at), input_gradient(errors, v, 0.0)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [("delta=0.1",), ("model.encoding=boolean", "delta=0.01"), ("model.hidden_size=100", "trainer.batch_size=100")],
