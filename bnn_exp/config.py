@@ -127,6 +127,7 @@ class Trainer:
     threads: Count | None
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
+    engine: Literal["auto", "dense", "packed"]
     diagnostics: bool
     devices: Count
     sync_batch_norm: bool

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import config
+from bnn_exp import config, engine
 from bnn_exp.config import Rows, Settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
@@ -15,7 +15,7 @@ from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.records import loggers, summary
 
-MAY_CHANGE = ("resume", "device", "trainer.devices")  # of a run that is resumed
+MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine")  # of a run that is resumed
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
         from bnn_exp import transfer
 
         transfer.check(settings, arrays.train_images.shape[1:], arrays.classes)
-    return Plan(settings, values, arrays, device_of(settings.device, settings.trainer.devices), overrides=list(overrides))
+    return Plan(settings, values, arrays, _device(settings), overrides=list(overrides))
 
 
 def values_of(composed: DictConfig) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     others = [item for item in overrides if item.lstrip("+~").partition("=")[0] not in MAY_CHANGE]
     if others:
         raise UserError(
-            f"{others[0]}: a resumed run keeps its own configuration\nallowed beside resume: device, trainer.devices; "
-            "a new run for anything else"
+            f"{others[0]}: a resumed run keeps its own configuration\nallowed beside resume: device, trainer.devices, "
+            "trainer.engine; a new run for anything else"
         )
     directory = Path(asked.resume)
     file = directory / "config.yaml"
@@ -84,6 +84,8 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
         raise UserError(f"{file}: not the configuration of a run ({reason})") from error
     if _says(overrides, "device"):
         values["device"] = asked.device
+    if _says(overrides, "trainer.engine"):
+        values["trainer"]["engine"] = asked.trainer.engine
     return plan_to_go_on(directory, values, devices=asked.trainer.devices if _says(overrides, "trainer.devices") else None)
 
 
@@ -103,8 +105,7 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
     from bnn_exp.records import checkpoint
 
     saved = checkpoint.load(directory / "checkpoints" / "last.pt")
-    device = device_of(settings.device, settings.trainer.devices)
-    return Plan(settings, values, read(settings.dataset), device, saved, overrides=list(overrides))
+    return Plan(settings, values, read(settings.dataset), _device(settings), saved, overrides=list(overrides))
 
 
 def _says(overrides: Sequence[str], key: str) -> bool:
@@ -155,6 +156,13 @@ def read(dataset: Rows) -> Arrays:
             "allowed: 0, or a fraction up to 0.5 that is two rows or more"
         )
     return arrays
+
+
+def _device(settings: Settings) -> str:
+    """The device that can train by the engine that the settings name."""
+    device = device_of(settings.device, settings.trainer.devices)
+    engine.choose(settings, device)
+    return device
 
 
 def device_of(name: str, devices: int = 1) -> str:

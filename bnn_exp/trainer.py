@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bnn_exp import optim, transfer
+from bnn_exp import engine, optim, transfer
 from bnn_exp.bits import load_state, packed_state
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, pieces
@@ -49,6 +49,9 @@ class Trainer:
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
+        self.engine = engine.choose(settings, self.device.type)
+        if self.engine == "packed":
+            engine.pack(network, self.binary)
         self.names = [name for name, _ in named_bits(network)]
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
         self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network

@@ -33,11 +33,7 @@ class _PixelProduct(torch.autograd.Function):
     def forward(ctx, x: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bf16 = _in_bf16(x)
-        if not _in_int8(x):
-            return _matmul(x.to(v.dtype), v.t(), ctx.bf16 and x.is_cuda).div_(255)
-        centred = x.bitwise_xor(128).view(torch.int8)  # x − 128
-        sums = torch._int_mm(centred, v.to(torch.int8).t())
-        return (sums + 128 * v.sum(1).to(torch.int32)).to(v.dtype).div_(255)
+        return pixel_sums(x, v).div_(255)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -53,6 +49,15 @@ def binary_product(x: Tensor, v: Tensor) -> Tensor:
 def pixel_product(x: Tensor, v: Tensor) -> Tensor:
     """x Vᵀ / 255 for pixels x, uint8 [batch, in], and v [out, in] that holds only 0 and ±1; in ≤ 2¹⁶."""
     return _PixelProduct.apply(x, v)
+
+
+def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
+    """255 times what `pixel_product` gives, without its gradient."""
+    if not _in_int8(x):
+        return _matmul(x.to(v.dtype), v.t(), _in_bf16(x) and x.is_cuda)
+    centred = x.bitwise_xor(128).view(torch.int8)  # x − 128
+    sums = torch._int_mm(centred, v.to(torch.int8).t())
+    return (sums + 128 * v.sum(1).to(torch.int32)).to(v.dtype)
 
 
 def _in_int8(x: Tensor) -> bool:

@@ -15,7 +15,7 @@ from bnn_exp.optim.rule import Rule, scaled, signs
 from bnn_exp.randomness import bernoulli_positions
 
 
-def random_mask(g: Tensor, w: Tensor, delta: float, draw: torch.Generator) -> Tensor:
+def random_mask(w: Tensor, delta: float, draw: torch.Generator) -> Tensor:
     """m ~ Bernoulli(δ), whatever the gradient (Implementation 5)."""
     return bernoulli_positions(w.numel(), delta, draw)
 
@@ -96,17 +96,21 @@ class HyperMask(Rule):
         return super().of(settings, network, batch_size, total_steps, seed)
 
     def update(self, g, w, h, state, draw):
-        if h.mask == "top" and h.scale != "tensor":
-            g = scaled(g, h.scale)
-        g, w = g.flatten(), w.flatten()
-        m = self._mask(g, w, h, state, draw)
-        target = (g[m] <= 0).to(w.dtype)  # w* = 1[−g ≥ 0]
+        w = w.flatten()
+        if h.mask == "random":
+            m = random_mask(w, h.delta, draw)
+            g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)
+        else:
+            if h.mask == "top" and h.scale != "tensor":
+                g = scaled(g, h.scale)
+            g = g.flatten()
+            m = self._mask(g, w, h, state, draw)
+            g = g[m]
+        target = (g <= 0).to(w.dtype)  # w* = 1[−g ≥ 0]
         return m[w[m] != target]  # where w ← m̄·w + m·w* changes w
 
     @staticmethod
     def _mask(g, w, h, state, draw) -> Tensor:
-        if h.mask == "random":
-            return random_mask(g, w, h.delta, draw)
         if h.mask == "top":
             return top_mask(g, w, h.delta)
         variance = state.get("variance", torch.full((), FIRST_SIGMA**2, device=g.device))

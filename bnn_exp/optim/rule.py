@@ -3,7 +3,7 @@
 import copy
 from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,13 @@ class Trained:
         """Bytes that it keeps between two steps beside the bits themselves, as its tensors are at this moment."""
         kept = (v for state in self.state.values() for v in state.values() if isinstance(v, Tensor))
         return sum(v.numel() * v.element_size() for v in kept)
+
+
+class Factors(Protocol):
+    """A gradient [neurons, inputs] that is not computed, but what it is computed from."""
+
+    def entries(self, positions: Tensor) -> Tensor:
+        """The gradient at flat positions, int64, sorted: float32, as many."""
 
 
 class Rule(Trained, torch.optim.Optimizer):
@@ -72,7 +79,8 @@ class Rule(Trained, torch.optim.Optimizer):
         """Which bits of a tensor flip in this step. It may change `state`, and nothing else.
 
         Args:
-            g, w: gradient and bits (0. and 1.), [neurons, inputs of each]; a vector is one row.
+            g, w: gradient and bits (0. and 1.), [neurons, inputs of each]; a vector is one row. For a rule that reads some
+                entries of a gradient alone, `g` may be Factors of it.
             h: the hyperparameters, those in `scheduled` as they are at this step.
             state: what the rule remembers of this tensor from step to step; empty at first.
             draw: all chance comes from here.
@@ -86,17 +94,27 @@ class Rule(Trained, torch.optim.Optimizer):
     def step(self, closure=None):
         """One step of every tensor that has a gradient; returns the closure's loss, if there is one."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        owners = [group for group in self.param_groups for _ in group["params"]]
-        for i, (group, p) in enumerate(zip(owners, self.tensors(), strict=True)):
-            if p.grad is None:
-                continue
-            w = p.view(len(p) if p.dim() > 1 else 1, -1)
-            draw = generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
-            h = self._now(group, group["step"])
-            self.flips[i] += flip(w, self.update(p.grad.reshape(w.shape), w, h, self.state[p], draw))
+        for i, p in enumerate(self.tensors()):
+            if p.grad is not None:
+                self._step(i, p.grad.reshape(_rows(p).shape))
         for group in self.param_groups:
             group["step"] += 1
         return loss
+
+    @torch.no_grad()
+    def step_early(self, i: int, g: "Factors") -> None:
+        """The part of the coming `step` that is tensor i's, whose gradient `g` is there already.
+
+        It is called in the backward pass, after the last use of the tensor in it, and the tensor's `grad` stays None.
+        """
+        self._step(i, g)
+
+    def _step(self, i: int, g: "Tensor | Factors") -> None:
+        group = [group for group in self.param_groups for _ in group["params"]][i]
+        p = self.tensors()[i]
+        w, h = _rows(p), self._now(group, group["step"])
+        draw = generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
+        self.flips[i] += flip(w, self.update(g, w, h, self.state[p], draw))
 
     def _now(self, group: dict, step: int) -> SimpleNamespace:
         scale = factor(group["schedule"], step, group["total_steps"])
@@ -116,6 +134,11 @@ class Rule(Trained, torch.optim.Optimizer):
             if i in state_dict["state"]:
                 kept = copy.deepcopy(state_dict["state"][i])
                 self.state[p] = {name: v.to(p.device) if isinstance(v, Tensor) else v for name, v in kept.items()}
+
+
+def _rows(p: Tensor) -> Tensor:
+    """A tensor as [neurons, inputs of each]; a vector is one row."""
+    return p.view(len(p) if p.dim() > 1 else 1, -1)
 
 
 def flip(w: Tensor, which: Tensor) -> Tensor:
