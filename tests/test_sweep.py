@@ -75,7 +75,7 @@ def test_a_report_of_several_places_and_its_axes(bnn_train, tmp_path):
     assert {(row["delta"], row["optimizer.mask"]) for row in rows} == {("0.01", "top"), ("0.3", "top"), ("0.3", "random")}
     best = min(rows, key=lambda row: float(row["train_loss_mean"]))
     assert best["best"] == "1"
-    for wrong, allowed in (("report.x=seed", "delta"), ("report.y=beauty", "train_loss"), ("report.group=x", "delta")):
+    for wrong, allowed in (("report.x=truth", "delta"), ("report.y=beauty", "train_loss"), ("report.group=x", "delta")):
         refused = bnn_train("task=report", "from=[a,b]", wrong, "hydra.run.dir=none")
         assert refused.code == 2 and wrong in refused.err and allowed in refused.err
     assert not (tmp_path / "none").exists()
