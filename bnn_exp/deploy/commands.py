@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bnn_exp import config, plan
@@ -20,16 +19,14 @@ from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 from bnn_exp.records.model import read_model
 from bnn_exp.records.report import by_class
-from bnn_exp.records.words import bytes_in_words
+from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def evaluate(asked: Asked) -> str:
     """`task=evaluate`: test rows of the dataset that is named, else of the run's own, by its network as floats and on bits."""
     result = evaluation.evaluate(asked.model, _arrays(asked))
-    console.print(by_class(result.confusion, result.classes))
+    console().print(by_class(result.confusion, result.classes))
     table = Table(title=f"{result.rows:,} test rows", title_justify="left")
     for column in ("network", "test %", "different predictions", "seconds"):
         table.add_column(column)
@@ -39,7 +36,7 @@ def evaluate(asked: Asked) -> str:
     else:
         different = str(result.different_predictions)
         table.add_row("packed", f"{result.accuracy_packed:.2f}", different, f"{result.seconds_packed:.3g}")
-    console.print(table)
+    console().print(table)
     return f"in {_folder(asked.model)}: evaluation.json, mistakes.png"
 
 
@@ -51,7 +48,7 @@ def predict(asked: Asked) -> str:
     table = Table("image", "class", "probability", "then")
     for file, (first, *others) in answers:
         table.add_row(file.name, first[0], f"{100 * first[1]:.1f}%", ", ".join(f"{c} {100 * p:.1f}%" for c, p in others))
-    console.print(table)
+    console().print(table)
     return f"{len(answers)} image{'s' * (len(answers) > 1)}"
 
 
@@ -88,7 +85,7 @@ def benchmark(asked: Asked) -> str:
     _speeds(f"the network, on {where}", ("batch",), found["network"])
     _speeds("one layer against F.linear", ("inputs", "outputs", "batch", "kind"), found["layers"])
     files = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["files"].items())
-    console.print(f"on disk: {files}")
+    console().print(f"on disk: {files}")
     return f"in {folder}: benchmark.json, benchmark.png"
 
 
@@ -102,7 +99,7 @@ def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
         table.add_row(
             *(str(row[key]) for key in keys), row["way"], median, f"{low} to {high}", f"{row['images_per_second']:,.0f}", faster
         )
-    console.print(table)
+    console().print(table)
 
 
 def _arrays(asked: Asked) -> Arrays:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from bnn_exp.records import html, runs, study_plot
@@ -10,6 +9,7 @@ from bnn_exp.records.files import replacing
 from bnn_exp.records.html.scatter import short_names
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import Study, label, reason, study
+from bnn_exp.records.words import console
 
 FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html")
 
@@ -40,16 +40,13 @@ def answer(
 
 def show(result: Study) -> None:
     """Print the table of a study, and what did not complete."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 120
-    head, rows = result.cells()
+    say, (head, rows) = console(), result.cells()
     names = short_names(result.varied)
     head = [names.get(name, name) for name in head]
     if rows:
         table = Table(*head, title=f"{sum(len(row.runs) for row in result.rows)} runs", title_justify="left")
         for row, cells in zip(result.rows, rows, strict=True):
             table.add_row(*cells, style="bold green" if row.best else None)
-        console.print(table)
+        say.print(table)
     for run in result.unfinished:
-        console.print(f"not completed: {run.directory} {label(run, result.varied)}: {reason(run)}", markup=False)
+        say.print(f"not completed: {run.directory} {label(run, result.varied)}: {reason(run)}", markup=False)

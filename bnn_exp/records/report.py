@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bnn_exp.models.cost import Layer
+from bnn_exp.records import words
 from bnn_exp.records.log import log
 from bnn_exp.records.words import bytes_in_words, taken_for
 
@@ -23,9 +24,7 @@ class Report:
 
     def __init__(self, epochs: int, batches: int, binary_weights: int, console: Console | None = None):
         self.epochs, self.batches, self.binary_weights = epochs, batches, binary_weights
-        self.console = console or Console(highlight=False, soft_wrap=True)
-        if not self.console.is_terminal:
-            self.console.width = 120
+        self.console = console or words.console()
         self.seconds: list[float] = []
         self.bar: Progress | None = None
         self.epoch_began = 0.0

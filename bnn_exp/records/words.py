@@ -2,6 +2,16 @@
 
 from collections.abc import Sequence
 
+from rich.console import Console
+
+
+def console() -> Console:
+    """Where the command speaks: as wide as the terminal, else 120 columns."""
+    made = Console(highlight=False, soft_wrap=True)
+    if not made.is_terminal:
+        made.width = 120
+    return made
+
 
 def taken_for(label: int, answers: list[int], classes: Sequence[str]) -> str:
     """The class that rows of class `label` are most often taken for, and how often, by the count of each answer."""
