@@ -1,12 +1,13 @@
 """The tasks of `bnn-train` that begin with a trained network: evaluate, predict, export, benchmark."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
-from bnn_exp import config, plan
+from bnn_exp import config, models, plan
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
 from bnn_exp.deploy import evaluate as evaluation
@@ -17,7 +18,7 @@ from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
-from bnn_exp.records.model import read_model
+from bnn_exp.records.model import read_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
@@ -72,11 +73,16 @@ def export(asked: Asked) -> str:
 
 
 def benchmark(asked: Asked) -> str:
-    """`task=benchmark`: speed and memory of the packed network beside torch's, one thread when nothing else is said."""
+    """`task=benchmark`: speed and memory of the packed network beside torch's, one thread when nothing else is said.
+
+    Without `from` the network is that of the configuration, its weights as they begin.
+    """
     settings = config.load(asked.composed)
     device = torch.device(plan.device_of(settings.device))
-    found = measured.benchmark(asked.model, device, threads=settings.trainer.threads or 1)
-    folder = _folder(asked.model)
+    with tempfile.TemporaryDirectory() as temporary:
+        model = asked.model if asked.request.from_ else _untrained(settings, plan.values_of(asked.composed), Path(temporary))
+        found = measured.benchmark(model, device, threads=settings.trainer.threads or 1)
+    folder = _folder(asked.model) if asked.request.from_ else asked.directory
     with replacing(folder / "benchmark.json") as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
     speed_plot(folder / "benchmark.png", found)
@@ -87,6 +93,17 @@ def benchmark(asked: Asked) -> str:
     files = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["files"].items())
     console().print(f"on disk: {files}")
     return f"in {folder}: benchmark.json, benchmark.png"
+
+
+def _untrained(settings: config.Settings, values: dict, folder: Path) -> Path:
+    """A model file of the network that the settings describe."""
+    arrays = plan.read(settings.dataset)
+    torch.manual_seed(settings.seed)
+    shape = arrays.train_images.shape[1:]
+    network = models.build(settings.model, shape, len(arrays.classes), arrays.mean, arrays.std)
+    file = folder / "model.safetensors"
+    save_model(file, network, values, shape, arrays.classes)
+    return file
 
 
 def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
