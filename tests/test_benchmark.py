@@ -32,6 +32,7 @@ def test_times_are_taken_in_turns(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.slow
 def test_a_benchmark_is_plain_data(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LAYERS", ((784, 64, 2), (64, 70, 1)))
     monkeypatch.setattr("bnn_exp.deploy.timing.WINDOW", 1e-4)

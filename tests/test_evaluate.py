@@ -97,6 +97,7 @@ def test_exports_say_what_they_made(bnn_train, run, tmp_path, kind, file):
     assert (tmp_path / "out" / file).stat().st_size > (64 * 32 + 2 * 32 * 32 + 32 * 10) / 8
 
 
+@pytest.mark.slow
 def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
     from bnn_exp.deploy import benchmark
 
