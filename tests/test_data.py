@@ -273,6 +273,7 @@ def test_validation_rows_are_train_rows_that_are_not_trained_on(limit, validatio
     assert torch.equal(data.validation.images, again.validation.images)
 
 
+@pytest.mark.slow
 def test_the_real_cifar10(cifar10_folder):
     """The copy at hand is JPEG, so that its statistics are near the published ones of the original, but not equal."""
     arrays = sources.read("cifar10", "uoft-cs/cifar10", str(cifar10_folder))
