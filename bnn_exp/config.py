@@ -15,7 +15,16 @@ from bnn_exp import explain, rules
 from bnn_exp.errors import UserError
 from bnn_exp.schema import Count, Fraction, Positive, Schedule, schema
 
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError("even")
+    return size
+
+
+Encoding = Literal["boolean", "bipolar", "centred"]
 Weights = Literal["latent", "bits", "float"]
+Odd = Annotated[int, Field(ge=1, description="an odd whole number ≥ 1"), AfterValidator(_odd)]
 
 
 @schema
@@ -29,17 +38,11 @@ class MLP:
     name: Literal["mlp"]
     hidden_size: Count
     num_layers: Count
-    encoding: Literal["boolean", "bipolar", "centred"]
+    encoding: Encoding
     window: Positive | None
     binarize_logits: bool
     batch_norm: BatchNorm
     weights: Weights
-
-
-def _odd(size: int) -> int:
-    if size % 2 == 0:
-        raise ValueError("even")
-    return size
 
 
 @schema
@@ -47,10 +50,10 @@ class BNCVL:
     name: Literal["bncvl"]
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
     convolutions: Count
-    kernel_size: Annotated[int, Field(ge=1, description="an odd whole number ≥ 1"), AfterValidator(_odd)]
+    kernel_size: Odd
     pool: Count
     dense: tuple[Count, ...]
-    encoding: Literal["boolean", "bipolar", "centred"]
+    encoding: Encoding
     normalization: Literal["sample", "batch", "channel"]
     weights: Weights
     latent_std: Literal["one", "fan_in"]
@@ -61,8 +64,8 @@ class VGG:
     name: Literal["vgg"]
     channels: Annotated[tuple[Count, ...], Field(min_length=1)]
     convolutions: Count
-    kernel_size: Annotated[int, Field(ge=1, description="an odd whole number ≥ 1"), AfterValidator(_odd)]
-    encoding: Literal["boolean", "bipolar", "centred"]
+    kernel_size: Odd
+    encoding: Encoding
     window: Positive | None
     weights: Weights
 

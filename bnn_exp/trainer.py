@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bnn_exp import engine, optim, transfer
 from bnn_exp.bits import load_state, packed_state
 from bnn_exp.data import augment
-from bnn_exp.data.dataset import Dataset, Split, epoch_batches, pieces
+from bnn_exp.data.dataset import Dataset, Split, epoch_batches, piece_count, pieces
 from bnn_exp.diagnostics import Diagnostics, dead_outputs
 from bnn_exp.errors import UserError
 from bnn_exp.losses import LOSSES
@@ -64,7 +64,8 @@ class Trainer:
 
     def batches_in(self, epoch: int) -> int:
         """The number of batches of an epoch."""
-        return len(pieces(torch.empty(len(self.data.train)), self.batch_size(epoch))[: self.settings.trainer.limit_batches])
+        count = piece_count(len(self.data.train), self.batch_size(epoch))
+        return min(count, self.settings.trainer.limit_batches or count)
 
     def batch_size(self, epoch: int) -> int:
         """The batch of an epoch: from batch_size to final_batch_size, geometrically over the epochs."""

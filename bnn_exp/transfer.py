@@ -14,7 +14,7 @@ from bnn_exp.config import Settings, model
 from bnn_exp.errors import UserError
 from bnn_exp.nn import BinaryLayer
 from bnn_exp.records import checkpoint
-from bnn_exp.records.model import load_model
+from bnn_exp.records.model import read_model
 
 
 def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[str, ...]) -> None:
@@ -63,7 +63,7 @@ def _source(run: Path) -> tuple[nn.Module, tuple[str, ...]]:
     """The network of a run as its checkpoint has it, statistics included, and its classes."""
     if not run.is_dir():
         raise UserError(f"init_from={run}: no such folder\nallowed: the directory of a run")
-    _, about = load_model(run)
+    _, _, about = read_model(run)
     network = models.build(model(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
     load_state(network, checkpoint.load(run / "checkpoints" / "last.pt")["network"])
     return network, tuple(about["classes"])

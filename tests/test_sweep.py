@@ -188,6 +188,12 @@ def test_a_preset_is_a_configuration_of_its_name():
     assert [row.settings for row in result.rows] == [{"optimizer": "counter"}, {"optimizer": "counter_4bit"}]
 
 
+def test_what_did_not_complete_is_named_by_its_choice():
+    done = [run(optimizer={"name": name}) for name in ("bop", "cema")]
+    killed = Record(Path("k"), {"optimizer": {"name": "bold"}}, {}, [])
+    assert "`k` optimizer=bold: unfinished" in study([*done, killed]).markdown()
+
+
 def test_a_study_of_made_up_runs():
     runs = [run(f"{d}{s}", accuracy=a, delta=d, seed=s) for d, s, a in ((0.1, 0, 90.0), (0.1, 1, 94.0), (0.2, 0, 91.0))]
     killed = Record(Path("k"), {"delta": 0.3}, {}, [])

@@ -340,7 +340,10 @@ def _take_planes(x, pixels, planes, columns):
 def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, flips, out, out_row):
     """As `bit_product` for rows of `row` pixels: Σ 2^p · (the matches of the bits p of the pixels)."""
     planes = np.empty((_BLOCK, 8, columns), np.uint8)
-    start, step = planes.ctypes.data, 8 * columns
+    start, step = (
+        np.intp(planes.ctypes.data),
+        8 * columns,
+    )  # numba has it unsigned, and makes a float of its sum with an integer
     totals = np.empty(_BLOCK, np.int64)
     for begin in range(0, rows, _BLOCK):
         block = min(_BLOCK, rows - begin)

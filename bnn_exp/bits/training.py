@@ -19,8 +19,6 @@ from bnn_exp.bits.reference import to_tiles
 _LOOKS_UP = torch.backends.cpu.get_cpu_capability() == "AVX512"  # permutes the 16 float32 of a register
 _WORTH_IT = 64  # rows, from which on packing the weights costs less than the look-up saves (1024² weights)
 _THREAD_ROWS = 256  # that a thread must have, to be worth its waking
-
-
 _SUMMED_ROWS = 512  # at a time: their sums (2 MiB for 1024 outputs) are scaled while they are in the cache
 
 

@@ -89,7 +89,10 @@ def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int, device: tor
 
 def pieces(rows: Tensor, size: int) -> list[Tensor]:
     """`rows` cut into pieces of `size`; a single row left over joins the last piece, since BatchNorm can't take one sample."""
-    cut = list(rows.split(size))
-    if len(cut) > 1 and len(cut[-1]) == 1:
-        cut[-2:] = [torch.cat(cut[-2:])]
-    return cut
+    return list(rows.tensor_split([size * i for i in range(1, piece_count(len(rows), size))]))
+
+
+def piece_count(rows: int, size: int) -> int:
+    """How many pieces that are."""
+    count = -(-rows // size)
+    return count - 1 if count > 1 and rows % size == 1 else count

@@ -125,8 +125,7 @@ def predict(path: Path, given: Path) -> list[tuple[Path, list[tuple[str, float]]
 
 def _on_bits(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The packed network, or the float one where it can't be packed."""
-    network, about = load_model(path)
     try:
         return load_packed(path)
-    except UserError:
-        return network, about
+    except UserError:  # a file that can't be read is refused again
+        return load_model(path)

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
 
 
-class BNCVLNet(nn.Module):
+class BNCVLNet(OfPixels):
     """`convolutions` BNCVL layers at each width of `channels`, max-pooling between the widths, the mean over the image,
     dense layers of `dense` features, and one of `num_classes` without activation.
 
@@ -62,8 +62,7 @@ class BNCVLNet(nn.Module):
         if weights == "latent" and latent_std == "fan_in":
             for layer in (*self.convolutions, *self.dense):
                 layer.weight.data /= layer.weight[0].numel() ** 0.5
-        for name, numbers in (("mean", mean), ("std", [number or 1.0 for number in std])):
-            self.register_buffer(name, torch.tensor(numbers).expand(image_shape[0]).reshape(-1, 1, 1).clone())
+        self.keep_statistics(image_shape[0], mean, std)
 
     def stages(self) -> list[list[nn.Module]]:
         """Layer by layer, the modules that hold its parameters."""
@@ -71,8 +70,7 @@ class BNCVLNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels (uint8, or numbers from 0 to 1), [batch, channels, height, width] → logits [batch, num_classes]."""
-        h = x / 255 if x.dtype == torch.uint8 else x
-        h = ((h - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        h = self.standardized(x)
         for i, convolution in enumerate(self.convolutions):
             if i and i % self.depth == 0:
                 h = F.max_pool2d(h, self.pool)

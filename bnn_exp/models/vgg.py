@@ -5,14 +5,14 @@ There the first and the last layer are real; here all weights are bits.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn import BinaryConv2d, BinaryLinear, binarize
 
 
-class VGG(nn.Module):
+class VGG(OfPixels):
     """At each width of `channels`, `convolutions` binary convolutions with BatchNorm and binary activation, the last of
     them max-pooled 2×2 before its BatchNorm; then one binary linear layer with BatchNorm.
 
@@ -54,8 +54,7 @@ class VGG(nn.Module):
                 inputs = outputs
         self.last = BinaryLinear(inputs * height * width, num_classes, binary_input=True, **kind)
         self.last_norm = nn.BatchNorm1d(num_classes)
-        for name, numbers in (("mean", mean), ("std", [number or 1.0 for number in std])):
-            self.register_buffer(name, torch.tensor(numbers).expand(image_shape[0]).reshape(-1, 1, 1).clone())
+        self.keep_statistics(image_shape[0], mean, std)
 
     def stages(self) -> list[list[nn.Module]]:
         """Layer by layer, the modules that hold its parameters."""
@@ -63,8 +62,7 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels (uint8, or numbers from 0 to 1), [batch, channels, height, width] → logits [batch, num_classes]."""
-        h = x / 255 if x.dtype == torch.uint8 else x
-        h = ((h - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        h = self.standardized(x)
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
             h = convolution(h)
             h = F.max_pool2d(h, 2) if i % self.depth == 0 else h

@@ -6,9 +6,8 @@ from rich.table import Table
 
 from bnn_exp.records import html, runs, study_plot
 from bnn_exp.records.files import replacing
-from bnn_exp.records.html.scatter import short_names
 from bnn_exp.records.runs import Record
-from bnn_exp.records.study import Study, label, reason, study
+from bnn_exp.records.study import Study, label, reason, short_names, study
 from bnn_exp.records.words import console
 
 FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html")

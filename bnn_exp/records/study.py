@@ -6,7 +6,7 @@ All of it comes from the run directories' own files, so that it is the same unde
 import csv
 import io
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,12 +103,14 @@ def study(records: Iterable[Record], y: str = "test_accuracy") -> Study:
     varied = varied_keys(completed)
     groups: dict[tuple, list[Record]] = {}
     for record in completed:
-        groups.setdefault(tuple(as_text(settings(record).get(key)) for key in varied), []).append(record)
+        values = settings(record)
+        groups.setdefault(tuple(as_text(values.get(key)) for key in varied), []).append(record)
     rows = []
     for runs in groups.values():
+        values = settings(runs[0])
         numbers = [number(run, y) for run in runs]
         std = statistics.stdev(numbers) if len(numbers) > 1 else None
-        rows.append(Row({key: settings(runs[0]).get(key) for key in varied}, runs, statistics.fmean(numbers), std))
+        rows.append(Row({key: values.get(key) for key in varied}, runs, statistics.fmean(numbers), std))
     if rows:
         less = any(word in y for word in LESS_IS_BETTER)
         (min if less else max)(rows, key=lambda row: row.mean).best = True
@@ -136,6 +138,12 @@ def settings(record: Record) -> dict[str, Any]:
     return {group: asked.get(group, name) for group, name in groups.items()} | flat(record.config)
 
 
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key by its last part, as far as that is one key's alone; by its group where that is all it says."""
+    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+
+
 def _parts(configs: list[dict], keys: list[str]) -> int:
     return len({tuple(as_text(config.get(key)) for key in keys) for config in configs})
 
@@ -160,7 +168,8 @@ def _short(value: Any) -> str:
 
 def label(run: Record, keys: Iterable[str]) -> str:
     """What was asked for on the command line, else the values of `keys`."""
-    return " ".join(run.summary.get("overrides") or [f"{key}={as_text(run.setting(key))}" for key in keys if run.config])
+    values = settings(run)
+    return " ".join(run.summary.get("overrides") or [f"{key}={as_text(values.get(key))}" for key in keys if values])
 
 
 def reason(run: Record) -> str:

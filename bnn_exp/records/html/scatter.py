@@ -9,7 +9,7 @@ from bnn_exp.records.html.axes import Axis, spread
 from bnn_exp.records.html.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, clipped, grid, svg
 from bnn_exp.records.html.render import short
 from bnn_exp.records.runs import as_text
-from bnn_exp.records.study import Row, Study, in_words, number
+from bnn_exp.records.study import Row, Study, in_words, number, short_names
 
 APART = 7  # units of the drawing between lines that have a value at the same place
 MARK = Markup('<circle class="{} {}" cx="{}" cy="{}" r="{}"/>')
@@ -50,12 +50,6 @@ def over(key: str, study: Study) -> Chart:
 def settings(row: Row, keys: Sequence[str], names: dict[str, str]) -> str:
     """hidden_size=128 mask=top."""
     return " ".join(f"{names[key]}={as_text(row.settings[key])}" for key in keys)
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by its last part, as far as that is one key's alone; by its group where that is all it says."""
-    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
-    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
 def in_title(y: str) -> str:

@@ -8,9 +8,9 @@ from bnn_exp.records.files import replacing
 from bnn_exp.records.html.charts import COLOURS, Chart, Series, lines
 from bnn_exp.records.html.render import render
 from bnn_exp.records.html.run import thinned
-from bnn_exp.records.html.scatter import in_title, over, settings, short_names
+from bnn_exp.records.html.scatter import in_title, over, settings
 from bnn_exp.records.runs import Record, as_text
-from bnn_exp.records.study import Study, in_words, label, reason
+from bnn_exp.records.study import Study, in_words, label, reason, short_names
 
 KEYS = 5  # settings at most that have a chart of their own
 DRAWN = 20_000  # points at most of all curves together

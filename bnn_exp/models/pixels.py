@@ -1,0 +1,20 @@
+"""What networks for images have in common: pixels standardised by the statistics of the training rows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class OfPixels(nn.Module):
+    """A network whose input is pixels, uint8 or numbers from 0 to 1, [batch, channels, height, width]."""
+
+    def keep_statistics(self, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Standardise by `mean` and `std`, one of all channels or one of each. A std of 0 counts as 1."""
+        for name, numbers in (("mean", mean), ("std", [number or 1.0 for number in std])):
+            self.register_buffer(name, torch.tensor(numbers).expand(channels).reshape(-1, 1, 1).clone())
+
+    def standardized(self, x: Tensor) -> Tensor:
+        """The pixels with mean 0 and standard deviation 1 in each channel, channels last in memory."""
+        x = x / 255 if x.dtype == torch.uint8 else x
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
