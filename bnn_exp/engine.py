@@ -1,22 +1,21 @@
-"""Who computes a training: torch on dense tensors, or kernels on packed bits that leave out what the rule will not read.
+"""Who computes a training: torch on dense tensors, or kernels on packed bits.
 
-`dense` computes the gradient of every weight, for any rule, model and device. `packed` is for rules that draw which entries
-they read before they see the gradient (HyperMask's random mask): in the backward pass a layer hands the rule its gradient as
-two factors, of which the rule computes the entries that it asks for and flips its bits at once. No gradient of a weight is ever
-made or kept, and of a layer's inputs it keeps bits. Both engines draw the same masks; their gradients are sums of the same
-terms in another order, so that a flip can differ only where |g| is below the rounding of fp32.
+`dense` computes with bits as float32, for any rule, model and device. `packed` is for an MLP of bits on a CPU: its weights lie
+eight to a byte, and a layer's gradient goes to the rule in the backward pass, as two factors, and is never kept. A rule that
+draws which entries it reads before it sees the gradient (HyperMask's random mask) computes those alone; for the others the
+whole gradient of one layer is there for a moment. Both engines draw the same numbers; their gradients are sums of the same
+terms in another order, so that a flip can differ only where rounding decides.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bnn_exp.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from bnn_exp.packed import PackedMLP
 
-    from bnn_exp.optim import Rule
-
-DENSEST = 0.5  # δ up to which `auto` takes the packed engine
+MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
 
 
 def choose(settings, device: str) -> str:
@@ -30,17 +29,18 @@ def choose(settings, device: str) -> str:
         raise UserError(f"trainer.engine=packed: not with {hindrance}\nallowed: trainer.engine=auto or dense")
     if engine != "auto":
         return engine
-    return "dense" if hindrance or settings.optimizer.delta > DENSEST else "packed"
+    return "dense" if hindrance else "packed"
 
 
 def _hindrance(settings, device: str) -> str:
     """What of the settings the packed engine can't do, or nothing."""
-    model, optimizer, trainer = settings.model, settings.optimizer, settings.trainer
+    model, trainer = settings.model, settings.trainer
+    if model.name != "mlp":
+        return f"model={model.name}, only mlp"
     needs = (
-        (model.name == "mlp", f"model={model.name}, only mlp"),
-        (optimizer.name == "hypermask", f"optimizer={optimizer.name}, only hypermask"),
-        (getattr(optimizer, "mask", "random") == "random", "optimizer.mask other than random"),
+        (model.weights == "bits", f"model.weights={model.weights}, only bits"),
         (model.encoding != "centred", "model.encoding=centred"),
+        (model.hidden_size <= MOST_INPUTS, f"model.hidden_size={model.hidden_size}, only up to {MOST_INPUTS}"),
         (device == "cpu", f"device={device}, only cpu"),
         (trainer.precision != "bf16", "trainer.precision=bf16"),
         (not trainer.compile, "trainer.compile=true"),
@@ -50,14 +50,8 @@ def _hindrance(settings, device: str) -> str:
     return next((hindrance for able, hindrance in needs if not able), "")
 
 
-def pack(network: "nn.Module", rule: "Rule") -> None:
-    """Make the layers of `network` (linear, of bits) hand their gradients to `rule` as factors."""
-    from functools import partial
+def pack(network, hand_over: Callable) -> "PackedMLP":
+    """`network` on packed bits, see `bnn_exp.packed`."""
+    from bnn_exp.packed import PackedMLP
 
-    from bnn_exp.nn import binary_layers
-    from bnn_exp.packed import Products
-
-    places = {id(p): i for i, p in enumerate(rule.tensors())}
-    for _, layer in binary_layers(network):
-        products = Products(partial(rule.step_early, places[id(layer.weight)]), 0.0 if layer.encoding == "boolean" else -1.0)
-        layer.binary_product, layer.pixel_product = products.of_bits, products.of_pixels
+    return PackedMLP(network, hand_over)

@@ -12,7 +12,7 @@ from torch import nn
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
 from bnn_exp.models.cost import layers
-from bnn_exp.nn import NotBinary, verify_binary
+from bnn_exp.nn import NotBinary, binary_layers, verify_binary
 from bnn_exp.plan import Plan
 from bnn_exp.prepare import prepare
 from bnn_exp.records import checkpoint, html, loggers, metrics, plots, summary
@@ -158,7 +158,8 @@ class Run:
             real_parameters=self._sum("real"),
             bytes_as_bits=self._sum("bytes_as_bits"),
             state_bytes=self.trainer.binary.state_bytes,
-            state_bytes_per_weight=self.trainer.binary.state_bytes / sum(p.numel() for p in self.trainer.binary.tensors()),
+            state_bytes_per_weight=self.trainer.binary.state_bytes
+            / sum(layer.count for _, layer in binary_layers(self.network)),
             binary_verified=verified,
             bits_sha256=bits_sha256(self.network) if verified else None,
             train_seconds=sum(epoch["train_seconds"] for epoch in self.epochs),

@@ -45,16 +45,18 @@ class Trainer:
         self.loss = LOSSES[settings.trainer.loss]
         self.progress = Progress()
         self.frozen = transfer.freeze(network, settings.freeze)
+        self.engine = engine.choose(settings, self.device.type)
+        if self.engine == "packed":
+            self.forward = self.answer = engine.pack(network, lambda layer, factors: self.binary.step_packed(layer, factors))
+        else:
+            self.answer = network
+            self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network
         total_steps = sum(self.batches_in(epoch) for epoch in range(settings.trainer.epochs))
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
-        self.engine = engine.choose(settings, self.device.type)
-        if self.engine == "packed":
-            engine.pack(network, self.binary)
         self.names = [name for name, _ in named_bits(network)]
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
-        self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network
         self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
 
     @property
@@ -166,10 +168,11 @@ class Trainer:
             NotBinary: a binary weight is not binary.
         """
         began = time.perf_counter()
+        self.network.eval()
         metrics, ones = {}, verify_binary(self.network)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if split is not None:
-                confusion = confusion_matrix(self.network, split, len(self.data.classes), self.settings.trainer.eval_batch_size)
+                confusion = confusion_matrix(self.answer, split, len(self.data.classes), self.settings.trainer.eval_batch_size)
                 metrics[f"{name}_accuracy"] = 100 * float(confusion.trace()) / len(split)
         if self.diagnostics:
             x, _ = self.data.test.batch(torch.arange(min(len(self.data.test), 4096), device=self.device))
@@ -206,9 +209,8 @@ class Trainer:
 
 
 @torch.no_grad()
-def confusion_matrix(network: nn.Module, split: Split, classes: int, batch_size: int) -> Tensor:
+def confusion_matrix(network: Callable[[Tensor], Tensor], split: Split, classes: int, batch_size: int) -> Tensor:
     """How often a row of class i was answered with class j: int64 [classes, classes] on the CPU."""
-    network.eval()
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
     for rows in pieces(torch.arange(len(split), device=counts.device), batch_size):
         x, labels = split.batch(rows)

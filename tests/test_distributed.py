@@ -126,7 +126,7 @@ def test_batch_norm_over_ranks_is_batch_norm_over_the_batch(size, tmp_path):
 
 # Networks, and batches of them: on four ranks shares of 16 and 17, of 3 and none, of 2 and 3
 BATCHES = (
-    (("model.hidden_size=32", "delta=0.0"), (65, 3)),
+    (("model.hidden_size=32", "delta=0.0", "trainer.engine=dense"), (65, 3)),
     (("model=bncvl", "model.channels=[4,6]", "model.convolutions=1", "model.dense=[8]"), (9,)),
 )
 
@@ -283,7 +283,13 @@ def _train_unsynchronized(settings, ranks):
 
 
 def test_without_synchronisation_each_rank_normalises_its_own_rows_and_all_train_the_same_weights(tmp_path):
-    small = ("trainer.limit_batches=3", "trainer.batch_size=5", "model.hidden_size=16", "trainer.sync_batch_norm=false")
+    small = (
+        "trainer.limit_batches=3",
+        "trainer.batch_size=5",
+        "model.hidden_size=16",
+        "trainer.sync_batch_norm=false",
+        "trainer.engine=dense",
+    )
     by_rank = on_ranks(4, partial(_train_unsynchronized, settings_of(*small)), tmp_path)  # shares of 2, 3 and no rows
     assert all(flips == by_rank[0][0] for flips, _ in by_rank)
     means = [mean for _, mean in by_rank]

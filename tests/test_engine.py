@@ -1,16 +1,22 @@
 """The packed engine against the dense one and against sums in float64: same draws, same flips but for the rounding of fp32."""
 
+import copy
 import os
 import signal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import settings_of, trainer_of
 
 from bnn_exp import engine
-from bnn_exp.bits import bits_sha256
-from bnn_exp.bits.training import BitFactors, PixelFactors, bit_columns, bit_sums, input_gradient, pixel_columns
+from bnn_exp.bits import bits_sha256, pack, training, unpack
+from bnn_exp.bits.packing import PackedBits
+from bnn_exp.bits.training import BitFactors, PixelFactors, ToInputs, bit_sums, columns_of, filled, transposed
+from bnn_exp.models.mlp import MLP
+from bnn_exp.nn import binary_layers
 from bnn_exp.optim import Rule
+from bnn_exp.packed import PackedMLP
 from bnn_exp.trainer import Trainer
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "trainer.epochs=3")
@@ -35,65 +41,129 @@ def near(found, exact, terms, rows):
     return ((found.double() - exact).abs() <= (rows + 2) * UNIT * terms).all()
 
 
+def bit_factors(errors, x, zero):
+    """Of errors [rows, neurons] and bits x [rows, inputs]."""
+    neurons, inputs = errors.shape[1], x.shape[1]
+    return BitFactors(filled(errors, -(-neurons // 64) * 64), columns_of(pack(x)), neurons, inputs, zero)
+
+
+def values(x, zero):
+    return x * (1 - zero) + zero
+
+
 @pytest.mark.parametrize(("rows", "neurons", "inputs"), SHAPES)
 @pytest.mark.parametrize("zero", [0.0, -1.0])
-def test_entries_are_those_of_the_whole_gradient(rows, neurons, inputs, zero):
-    errors, x = normal(rows, neurons), bits(rows, inputs) * (1 - zero) + zero
-    at = some_positions(neurons * inputs)
-    found = BitFactors(errors, bit_columns(x), zero).entries(at)
-    exact, terms = (f(errors.double()).T @ f(x.double()) for f in (lambda t: t, torch.abs))
-    if zero:  # Σ g·x is taken as 2·Σ g[x = 1] − Σ g
-        terms = 3 * terms
-    assert found.shape == at.shape and near(found, exact.flatten()[at], terms.flatten()[at], rows)
+def test_the_gradient_of_weights_is_errors_times_inputs(rows, neurons, inputs, zero):
+    errors, x = normal(rows, neurons), bits(rows, inputs)
+    at, factors = some_positions(neurons * inputs), bit_factors(errors, x, zero)
+    exact, terms = (f(errors.double()).T @ f(values(x, zero).double()) for f in (lambda t: t, torch.abs))
+    found = factors.entries(at)
+    # of values −1 and 1, Σ g·x is taken as 2·Σ g[x = 1] − Σ g
+    assert found.shape == at.shape and near(found, exact.flatten()[at], (1 - 2 * zero) * terms.flatten()[at], rows)
+    assert near(factors.whole(), exact, terms, rows)
 
 
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (37, 10, 64), (600, 70, 100)])
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
-    x, v = (bits(*shape) * (1 - zero) + zero for shape in ((rows, inputs), (outputs, inputs)))
-    assert bit_sums(x, v, zero).tolist() == (x.double() @ v.double().T).tolist()
+    x, v = bits(rows, inputs), bits(outputs, inputs)
+    sums = bit_sums(pack(x), PackedBits(pack(v), inputs), zero)
+    numbers = (sums.a * sums.z + sums.c)[:, :outputs]
+    assert numbers.tolist() == (values(x, zero).double() @ values(v, zero).double().T).tolist()
 
 
 @pytest.mark.parametrize(("rows", "neurons", "inputs"), SHAPES)
-def test_entries_of_pixels_are_those_of_the_whole_gradient(rows, neurons, inputs):
+def test_the_gradient_of_weights_on_pixels(rows, neurons, inputs):
     errors = normal(rows, neurons)
     x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
     x[:, 0] = 0  # a pixel that is never lit has the gradient 0
-    at = some_positions(neurons * inputs)
-    found = PixelFactors(errors, pixel_columns(x)).entries(at)
+    at, factors = some_positions(neurons * inputs), PixelFactors(filled(errors, 128), x, neurons)
     exact, terms = (e.T @ (x.double() / 255) for e in (errors.double(), errors.double().abs()))
-    assert near(found, exact.flatten()[at], terms.flatten()[at], rows)
+    found = factors.entries(at)
+    assert near(found, exact.flatten()[at], terms.flatten()[at], rows) and near(factors.whole(), exact, terms, rows)
     assert (found[at % inputs == 0] == 0).all()
 
 
-@pytest.mark.parametrize(("rows", "neurons", "inputs"), [(64, 32, 32), (67, 96, 64), (300, 64, 96), (70, 10, 32), (3, 32, 32)])
+@pytest.mark.parametrize(("rows", "neurons", "inputs"), [(64, 32, 32), (67, 96, 64), (300, 64, 100), (70, 10, 32), (3, 32, 5)])
 @pytest.mark.parametrize("zero", [0.0, -1.0])
-def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, zero):
-    errors, v = normal(rows, neurons), bits(neurons, inputs) * (1 - zero) + zero
-    exact, terms = (f(errors.double()) @ f(v.double()) for f in (lambda t: t, torch.abs))
-    assert near(input_gradient(errors, v, zero), exact, terms, neurons)
+@pytest.mark.parametrize("look_up", [True, False])
+def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, zero, look_up, monkeypatch):
+    if look_up and not training._LOOKS_UP:
+        pytest.skip("this processor has no AVX-512")
+    monkeypatch.setattr(training, "_LOOKS_UP", look_up)
+    errors, v, width = normal(rows, neurons), bits(neurons, inputs), -(-inputs // 64) * 64
+    to_inputs, found = ToInputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
+    to_inputs.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
+    exact, terms = (f(errors.double()) @ f(values(v, zero).double()) for f in (lambda t: t, torch.abs))
+    assert near(found[:, :inputs], exact, terms, neurons)
+
+
+@pytest.mark.parametrize("rows", [2, 64, 333])
+def test_transposed_bytes_and_bits(rows):
+    x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(transposed(x), F.pad(x.T, (0, -rows % 64)))
+    assert torch.equal(columns_of(x), pack(F.pad(unpack(x, (rows, 8 * 37)).T, (0, -rows % 64))))
+
+
+def test_packed_bits_are_read_and_flipped_where_they_lie():
+    x, at = bits(7, 13), some_positions(7 * 13)
+    packed = PackedBits(pack(x), 13)
+    assert packed.numel() == 91 and torch.equal(packed[at], x.flatten()[at])
+    assert packed.flip(at) == len(at)
+    x.view(-1)[at] = 1 - x.view(-1)[at]
+    assert torch.equal(packed.unpack(), x)
+    assert packed.flip(x == 1) == int(x.sum()) and not packed.packed.any()
+
+
+@pytest.mark.parametrize("window", [1.0, None])
+@pytest.mark.parametrize("encoding", ["bipolar", "boolean"])
+def test_a_pass_is_that_of_the_network(encoding, window):
+    """Forward, running statistics and the gradients of BatchNorms, of weights in double precision beside it."""
+    network = MLP(37, 5, hidden_size=70, encoding=encoding, window=window)
+    exact, gradients, rows = copy.deepcopy(network), {}, 300
+    x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
+    labels = torch.arange(rows) % 5
+    packed = PackedMLP(network, lambda layer, factors: gradients.update({layer: factors.whole()}))
+    for model in (packed, exact):
+        F.cross_entropy(model(x), labels).backward()
+    for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):
+        ours = network.norms[i]
+        torch.testing.assert_close(gradients[i], layer.weight.grad, rtol=1e-4, atol=1e-7)
+        assert torch.equal(ours.running_mean, norm.running_mean) and ours.num_batches_tracked == 1
+        torch.testing.assert_close(ours.running_var, norm.running_var)
+        for name in ("weight", "bias"):
+            torch.testing.assert_close(getattr(ours, name).grad, getattr(norm, name).grad, rtol=1e-4, atol=1e-7)
+    network.eval(), exact.eval()
+    torch.testing.assert_close(packed(x), exact(x))
 
 
 def test_threads_share_the_work_and_change_nothing():
-    errors, x, v = normal(1030, 96), bits(1030, 64), bits(96, 64)
-    at, before = some_positions(96 * 64), torch.get_num_threads()
-    results = []
+    before, ends = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append((BitFactors(errors, bit_columns(x), 0.0).entries(at), input_gradient(errors, v, 0.0)))
+            trainer = trainer_of(*RANDOM, "trainer.engine=packed", "trainer.batch_size=700")
+            ends.append((trainer.epoch()["train_loss"], bits_sha256(trainer.network), trainer.network.norms[0].weight.tolist()))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [("delta=0.1",), ("model.encoding=boolean", "delta=0.01"), ("model.hidden_size=100", "trainer.batch_size=100")],
+    [
+        (*RANDOM, "delta=0.1"),
+        (*RANDOM, "model.encoding=boolean", "delta=0.01", "real_optimizer=sgd"),
+        (*RANDOM, "model.hidden_size=100", "trainer.batch_size=100"),
+        (*RANDOM, "delta=0.9", "model.binarize_logits=true"),
+        ("optimizer=hypermask", "model.batch_norm.affine=false"),
+        ("optimizer=counter_4bit", "freeze=1"),
+        ("optimizer=bop", "model.num_layers=1"),
+    ],
     ids=" ".join,
 )
 def test_both_engines_end_with_the_same_bits(overrides):
-    dense, packed = (trainer_of(*RANDOM, *overrides, f"trainer.engine={name}") for name in ("dense", "packed"))
+    dense, packed = (trainer_of(*overrides, "trainer.epochs=3", f"trainer.engine={name}") for name in ("dense", "packed"))
     assert (dense.engine, packed.engine) == ("dense", "packed")
     start = bits_sha256(dense.network)
     for _ in range(3):
@@ -108,13 +178,13 @@ def differing_flips(overrides, steps, monkeypatch):
     Rounding is what the order of summation may change: rows · u · Σ |error · input|, where no input is greater than 1, once for
     each engine and once for the errors, which are sums in another order themselves.
     """
-    rounding, original = {}, Rule.step_early
+    rounding, original = {}, Rule.step_packed
 
     def watched(rule, i, g):
-        rounding[i] = 3 * len(g.errors) * UNIT * g.errors.abs().sum(0)[:, None]
+        rounding[i] = 3 * len(g.errors) * UNIT * g.errors.abs().sum(0)[: g.neurons, None]
         original(rule, i, g)
 
-    monkeypatch.setattr(Rule, "step_early", watched)
+    monkeypatch.setattr(Rule, "step_packed", watched)
     dense, packed = (trainer_of(*RANDOM, *overrides, f"trainer.engine={name}") for name in ("dense", "packed"))
     flips = differing = unexplained = 0
     batches = [(epoch, batch, rows) for epoch in range(3) for batch, rows in enumerate(dense._batches(epoch))]
@@ -126,8 +196,8 @@ def differing_flips(overrides, steps, monkeypatch):
             for module in trainer.frozen:
                 module.eval()
             trainer.train_on(epoch, batch, rows)
-        for i, (old, p, q) in enumerate(zip(before, dense.binary.tensors(), packed.binary.tensors(), strict=True)):
-            assert q.grad is None
+        theirs = [layer.bits()["weight"] for _, layer in binary_layers(packed.network)]
+        for i, (old, p, q) in enumerate(zip(before, dense.binary.tensors(), theirs, strict=True)):
             flips += int((p != old).sum())
             if (p != q).any():
                 differing += int((p != q).sum())
@@ -174,18 +244,17 @@ def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
 
 @pytest.mark.parametrize(
     "overrides",
-    ["optimizer=hypermask", "optimizer=counter", "model=bncvl", "trainer.diagnostics=true", "trainer.precision=bf16",
-     "trainer.compile=true", "trainer.devices=2", "model.encoding=centred"],
+    ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true", "trainer.precision=bf16",
+     "trainer.compile=true", "trainer.devices=2", "model.encoding=centred", "model.hidden_size=40000"],
 )  # fmt: skip
 def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, overrides):
-    rule = () if overrides.startswith("optimizer") else RANDOM
+    rule = () if overrides.startswith("optimizer") else RANDOM  # latent_adam chooses model.weights=latent
     refused = bnn_train(*rule, overrides, "trainer.engine=packed")
     assert refused.code == 2 and refused.err.count("\n") <= 2 and "trainer.engine=packed" in refused.err
     assert overrides.partition("=")[0].partition(".")[2] in refused.err and not refused.runs
     assert engine.choose(settings_of(*rule, overrides), "cpu") == "dense"
 
 
-def test_auto_packs_a_sparse_random_mask():
-    assert engine.choose(settings_of(*RANDOM, "delta=0.1"), "cpu") == "packed"
-    assert engine.choose(settings_of(*RANDOM, "delta=1.0"), "cpu") == "dense"
-    assert engine.choose(settings_of(*RANDOM, "delta=0.1"), "cuda") == "dense"
+def test_auto_packs_bits_on_a_cpu():
+    assert engine.choose(settings_of(*RANDOM), "cpu") == engine.choose(settings_of("optimizer=counter"), "cpu") == "packed"
+    assert engine.choose(settings_of(*RANDOM), "cuda") == "dense"

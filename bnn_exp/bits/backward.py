@@ -64,6 +64,23 @@ def ints_at(_typing, address):
 
 
 @intrinsic
+def shorts_at(_typing, address):
+    """16 int16, as floats."""
+
+    def codegen(b, address):
+        shorts = b.load(_at(b, address, ir.VectorType(_i16, WIDTH)), align=2)
+        return b.sitofp(b.sext(shorts, _ints), _floats)
+
+    return _emit(FLOATS(types.intp), codegen)
+
+
+@intrinsic
+def all_of(_typing, number):
+    """The number, 16 times."""
+    return _emit(FLOATS(types.float32), lambda b, x: _all(b, x, WIDTH))
+
+
+@intrinsic
 def set_floats(_typing, address, numbers):
     return _emit(types.void(types.intp, FLOATS), lambda b, a, n: b.store(n, _at(b, a, _floats), align=4))
 
@@ -79,6 +96,26 @@ def plus(_typing, x, y):
 
 
 @intrinsic
+def minus(_typing, x, y):
+    return _emit(FLOATS(FLOATS, FLOATS), lambda b, x, y: b.fsub(x, y))
+
+
+@intrinsic
+def over(_typing, x, y):
+    return _emit(FLOATS(FLOATS, FLOATS), lambda b, x, y: b.fdiv(x, y))
+
+
+@intrinsic
+def times_plus(_typing, x, y, z):
+    """x · y + z in one rounding."""
+
+    def codegen(b, x, y, z):
+        return b.call(_function(b, "llvm.fma.v16f32", _floats, _floats, _floats, _floats), [x, y, z])
+
+    return _emit(FLOATS(FLOATS, FLOATS, FLOATS), codegen)
+
+
+@intrinsic
 def add_where(_typing, sums, numbers, bits):
     """sums + the numbers where the 16 bits at address are 1."""
 
@@ -90,11 +127,11 @@ def add_where(_typing, sums, numbers, bits):
 
 
 @intrinsic
-def set_positive(_typing, address, numbers):
-    """The 16 bits 1[number > 0] go to address."""
+def set_not_negative(_typing, address, numbers):
+    """The 16 bits 1[number ≥ 0] go to address."""
 
     def codegen(b, address, numbers):
-        bits = b.fcmp_ordered(">", numbers, ir.Constant(_floats, None))
+        bits = b.fcmp_ordered(">=", numbers, ir.Constant(_floats, None))
         b.store(b.bitcast(bits, _i16), _at(b, address, _i16), align=1)
 
     return _emit(types.void(types.intp, FLOATS), codegen)
@@ -123,22 +160,39 @@ def add_times(_typing, sums, numbers, factor):
     return _emit(FLOATS(FLOATS, FLOATS, types.float32), codegen)
 
 
+def _transposed(b, rows: list[ir.Value]) -> list[ir.Value]:
+    """The columns of WIDTH vectors of WIDTH elements."""
+    rows = list(rows)
+    for s in (8, 4, 2, 1):  # swap the off-diagonal blocks of size s
+        low = [j + WIDTH - s if j & s else j for j in range(WIDTH)]
+        high = [j + WIDTH if j & s else j + s for j in range(WIDTH)]
+        for i in (i for i in range(WIDTH) if not i & s):
+            pair = rows[i], rows[i + s]
+            rows[i], rows[i + s] = (b.shuffle_vector(*pair, ir.Constant(_ints, lanes)) for lanes in (low, high))
+    return rows
+
+
+def _transpose(element: ir.Type):
+    """The codegen of an intrinsic: the 16 × 16 elements of rows `step` bytes apart at address become columns, rows
+    `out_step` bytes apart at `out`."""
+    kind = ir.VectorType(element, WIDTH)
+
+    def codegen(b, address, step, out, out_step):
+        rows = [b.load(_at(b, b.add(address, b.mul(step, _i64(i))), kind), align=1) for i in range(WIDTH)]
+        for i, column in enumerate(_transposed(b, rows)):
+            b.store(column, _at(b, b.add(out, b.mul(out_step, _i64(i))), kind), align=1)
+
+    return _emit(types.void(types.intp, types.intp, types.intp, types.intp), codegen)
+
+
 @intrinsic
-def transpose(_typing, address, step, out):
-    """The 16 × 16 floats of rows `step` bytes apart at address become columns, rows BLOCK floats apart at `out`."""
+def transpose_floats(_typing, address, step, out, out_step):
+    return _transpose(_f32)
 
-    def codegen(b, address, step, out):
-        rows = [b.load(_at(b, b.add(address, b.mul(step, _i64(i))), _floats), align=4) for i in range(WIDTH)]
-        for s in (8, 4, 2, 1):  # swap the off-diagonal blocks of size s
-            low = [j + WIDTH - s if j & s else j for j in range(WIDTH)]
-            high = [j + WIDTH if j & s else j + s for j in range(WIDTH)]
-            for i in (i for i in range(WIDTH) if not i & s):
-                pair = rows[i], rows[i + s]
-                rows[i], rows[i + s] = (b.shuffle_vector(*pair, ir.Constant(_ints, lanes)) for lanes in (low, high))
-        for i, column in enumerate(rows):
-            b.store(column, _at(b, b.add(out, _i64(4 * BLOCK * i)), _floats), align=4)
 
-    return _emit(types.void(types.intp, types.intp, types.intp), codegen)
+@intrinsic
+def transpose_bytes(_typing, address, step, out, out_step):
+    return _transpose(_i8)
 
 
 @intrinsic
@@ -183,7 +237,7 @@ def _take_block(grad, row, rows, neurons, out):
     """The errors of up to 16 neurons in `rows` ≤ BLOCK rows become float32 [neurons, BLOCK] at `out`, the rest of 16 rows 0."""
     whole = rows // WIDTH * WIDTH if neurons == WIDTH else 0
     for r in range(0, whole, WIDTH):
-        transpose(grad + 4 * r * row, 4 * row, out + 4 * r)
+        transpose_floats(grad + 4 * r * row, 4 * row, out + 4 * r, 4 * BLOCK)
     for r in range(whole, rows):
         for n in range(neurons):
             set_float(out + 4 * (n * BLOCK + r), float_at(grad + 4 * (r * row + n)))
@@ -266,25 +320,6 @@ def entries_of_pixels(grad, row, rows, neurons, x, column, starts, inputs, out):
                         out[e + 2] += total(c)
                     if e + 2 < last:
                         out[e + 3] += total(d)
-
-
-@_compiled
-def pack_rows(x, count, out):
-    """Which of `count` float32 at x, a multiple of 16, are > 0: the bits at `out`."""
-    for i in range(0, count, WIDTH):
-        set_positive(out + i // 8, floats_at(x + 4 * i))
-
-
-@_compiled
-def pack_columns(x, rows, inputs, out):
-    """Which of the float32 [rows, inputs] at x are > 0, as bits along the rows: uint8 [⌈rows / 8⌉, inputs] at `out`."""
-    for j in range(-(-rows // 8)):
-        size = min(8, rows - 8 * j)
-        to = out[j]
-        to[:] = 0
-        for i in range(size):
-            for k in range(inputs):
-                to[k] |= np.uint8(x[8 * j + i, k] > 0) << np.uint8(i)
 
 
 @_compiled

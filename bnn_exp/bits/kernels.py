@@ -18,6 +18,7 @@ from numba.extending import intrinsic, models, register_model
 from bnn_exp.bits.reference import LANES
 
 _STEPS = 31  # that a byte holds the counts of: 31 · 8 ≤ 255
+_ROWS = 256  # of bits at a time: their int16 sums (512 KiB for 1024 outputs) stay in the second cache
 _BLOCK = 16  # rows of pixels at a time: their bits stay in the first cache
 
 _i8, _i32, _i64, _f32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -178,6 +179,17 @@ def store(_typing, address, numbers):
 
 
 @intrinsic
+def store_shorts(_typing, address, numbers):
+    """The numbers as int16 go to address."""
+
+    def codegen(b, address, numbers):
+        shorts = ir.VectorType(ir.IntType(16), LANES)
+        b.store(b.trunc(numbers, shorts), _at(b, address, shorts), align=2)
+
+    return _emit(types.void(types.intp, INTS), codegen)
+
+
+@intrinsic
 def store_steps(_typing, address, numbers, thresholds, flips):
     """The 64 bits 1[numbers ≥ the int32 at `thresholds`], each flipped where a bit at `flips` is 1, go to address."""
 
@@ -232,6 +244,20 @@ def plane(_typing, word, p):
         return b.lshr(b.mul(bits, _i64(0x0102040810204080)), _i64(56))
 
     return _emit(types.intp(types.intp, types.intp), codegen)
+
+
+@intrinsic
+def set_planes(_typing, address, step, numbers):
+    """Bits p of the 64 bytes at `numbers` go to address + p · step, 8 bytes, for p = 0 … 7."""
+
+    def codegen(b, address, step, numbers):
+        bytes_ = b.load(_at(b, numbers, BYTES.ir), align=1)
+        for p in range(8):
+            first = b.shl(bytes_, ir.Constant(BYTES.ir, [7 - p] * LANES))
+            bits = b.bitcast(b.icmp_signed("<", first, ir.Constant(BYTES.ir, None)), _i64)
+            b.store(bits, _at(b, b.add(address, b.mul(step, _i64(p))), _i64), align=1)
+
+    return _emit(types.void(types.intp, types.intp, types.intp), codegen)
 
 
 @intrinsic
@@ -322,6 +348,28 @@ def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, fli
 
 
 @_compiled
+def bit_shorts(x, row, rows, tiles, columns, groups, zero, out):
+    """All sums of `rows` rows of bits as int16 [rows, 64 · groups]."""
+    out_row = 2 * LANES * groups
+    for first in range(0, rows, _ROWS):
+        size = min(_ROWS, rows - first)
+        totals = np.empty(size, np.int64)
+        for r in range(size):
+            totals[r] = _ones(x + (first + r) * row, columns)
+        for g in range(groups):
+            tile, at, to = tiles + g * columns * LANES, x + first * row, out + first * out_row + 2 * LANES * g
+            for r in range(0, size // 4 * 4, 4):
+                a, b, c, d = _four(at + r * row, row, tile, columns)
+                store_shorts(to + r * out_row, scale_and_shift(a, 1 - zero, zero * totals[r]))
+                store_shorts(to + (r + 1) * out_row, scale_and_shift(b, 1 - zero, zero * totals[r + 1]))
+                store_shorts(to + (r + 2) * out_row, scale_and_shift(c, 1 - zero, zero * totals[r + 2]))
+                store_shorts(to + (r + 3) * out_row, scale_and_shift(d, 1 - zero, zero * totals[r + 3]))
+            for r in range(size // 4 * 4, size):
+                a = _one(at + r * row, tile, columns)
+                store_shorts(to + r * out_row, scale_and_shift(a, 1 - zero, zero * totals[r]))
+
+
+@_compiled
 def _take_planes(x, pixels, planes, columns):
     """The bits p of the pixels at x become row p of `planes`, uint8 [8, columns], the last byte filled with 0."""
     for j in range(pixels // 8):
@@ -340,10 +388,7 @@ def _take_planes(x, pixels, planes, columns):
 def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, flips, out, out_row):
     """As `bit_product` for rows of `row` pixels: Σ 2^p · (the matches of the bits p of the pixels)."""
     planes = np.empty((_BLOCK, 8, columns), np.uint8)
-    start, step = (
-        np.intp(planes.ctypes.data),
-        8 * columns,
-    )  # numba has it unsigned, and makes a float of its sum with an integer
+    start, step = np.intp(planes.ctypes.data), 8 * columns  # numba has it unsigned: its sum with an integer would be a float
     totals = np.empty(_BLOCK, np.int64)
     for begin in range(0, rows, _BLOCK):
         block = min(_BLOCK, rows - begin)

@@ -5,6 +5,7 @@ The rows of a tensor are its first dimension; a vector is one row.
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,6 +34,47 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(rows).reshape(shape).float()
 
 
+@dataclass(frozen=True)
+class PackedBits:
+    """Bits [rows, columns] that lie packed: what a rule sees of weights that are never unpacked.
+
+    Args:
+        packed: uint8 [rows, ⌈columns / 8⌉] on the CPU, whose bits `flip` changes.
+    """
+
+    packed: Tensor
+    columns: int
+
+    def numel(self) -> int:
+        return len(self.packed) * self.columns
+
+    def flatten(self) -> "PackedBits":
+        """Itself: it is read by flat positions."""
+        return self
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """The bits at flat positions, int64: float32, as many."""
+        from bnn_exp.bits.norms import bits_at
+
+        found = torch.empty(len(positions))
+        bits_at(self.packed.numpy(), self.columns, positions.numpy(), found.numpy())
+        return found
+
+    def flip(self, which: Tensor) -> int:
+        """Flip the bits at flat positions, int64 and each once, or where bool [rows, columns] is true. Their number."""
+        from bnn_exp.bits.norms import flip_at
+
+        if which.dtype == torch.bool:
+            self.packed.bitwise_xor_(pack(which))
+            return int(which.sum())
+        flip_at(self.packed.numpy(), self.columns, which.numpy())
+        return len(which)
+
+    def unpack(self) -> Tensor:
+        """The bits as float32 [rows, columns]."""
+        return unpack(self.packed, (len(self.packed), self.columns))
+
+
 def _rows(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 1 else 1
 
@@ -40,7 +82,7 @@ def _rows(shape: tuple[int, ...]) -> int:
 def packed_state(network: nn.Module) -> dict[str, Tensor]:
     """The network's state_dict on the CPU, the parameters that hold bits packed; latents stay real."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-    return state | {name: pack(weight) for name, weight in binary_parameters(network)}
+    return state | {name: pack(p) for name, p in binary_parameters(network) if p.dtype != torch.uint8}
 
 
 def deployed_state(network: nn.Module) -> dict[str, Tensor]:
@@ -61,7 +103,7 @@ def load_state(network: nn.Module, state: dict[str, Tensor]) -> None:
     Raises:
         ValueError, RuntimeError: names or sizes differ.
     """
-    shapes = {name: tuple(weight.shape) for name, weight in binary_parameters(network)}
+    shapes = {name: tuple(p.shape) for name, p in binary_parameters(network) if p.dtype != torch.uint8}
     network.load_state_dict({n: unpack(t, shapes[n]) if n in shapes else t for n, t in state.items()})
 
 

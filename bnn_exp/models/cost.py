@@ -35,11 +35,12 @@ def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
 
     def note(name: str, module: nn.Module):
         def hook(_module, _inputs, output: Tensor) -> None:
-            binary = sum(b.numel() for b in module.bits().values()) if isinstance(module, BinaryLayer) else 0
-            real = sum(p.numel() for p in module.parameters(recurse=False)) - binary
+            bits = module.bits() if isinstance(module, BinaryLayer) else {}
+            binary = sum(b.numel() for b in bits.values())
+            real = sum(p.numel() for n, p in module.named_parameters(recurse=False) if n not in bits)
             shape = tuple(output.shape[1:])
-            positions = output[0].numel() // module.weight.shape[0] if binary else 0
-            adds = module.weight.numel() * positions if binary else 0
+            positions = output[0].numel() // len(bits["weight"]) if bits else 0
+            adds = bits["weight"].numel() * positions if bits else 0
             found.append(Layer(name, type(module).__name__, shape, binary, real, adds))
 
         return hook

@@ -10,6 +10,7 @@ A binary weight is a bit, 0 or 1. What a layer multiplies by is the *value* of t
 The gradient that reaches a parameter is the gradient by the value, unscaled: that is the `g` of the papers' rules.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -99,6 +100,7 @@ class BinaryLayer(nn.Module):
             "latent": torch.randn,
             "float": lambda size: nn.init.kaiming_normal_(torch.empty(size)) if len(size) > 1 else torch.zeros(size),
         }[weights]
+        self.shape = shape
         self.weight = nn.Parameter(first(shape))
         self.bias = nn.Parameter(torch.zeros(shape[:1]) if weights == "latent" else first(shape[:1])) if bias else None
         self._kept: dict[str, tuple[int, Tensor]] = {}  # in evaluation: version of a parameter, its values
@@ -117,6 +119,8 @@ class BinaryLayer(nn.Module):
         parameter = getattr(self, name)
         if self.weights == "float":
             return parameter
+        if parameter.dtype == torch.uint8:
+            return encode(self.bits()[name].float(), self.encoding)
         if self.weights == "bits":
             return encode(parameter, self.encoding)
         if self.training:
@@ -131,10 +135,25 @@ class BinaryLayer(nn.Module):
         self._kept.clear()
         return super().train(mode)
 
+    @property
+    def count(self) -> int:
+        """How many weights it has, biases included."""
+        return math.prod(self.shape) + (0 if self.bias is None else self.bias.numel())
+
+    def pack(self) -> None:
+        """Keep the bits of `weight` packed from now on: a parameter without gradient, uint8 [outputs, ⌈inputs / 8⌉]."""
+        from bnn_exp.bits import pack
+
+        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
+
     def bits(self) -> dict[str, Tensor]:
         """The bits of `weight` and, if it has one, of `bias`, by these names; nothing for a layer of float weights."""
+        from bnn_exp.bits import unpack
+
         if self.weights == "float":
             return {}
+        if self.weight.dtype == torch.uint8:
+            return {"weight": unpack(self.weight, self.shape)}
         own = {name: p for name, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}
         return own if self.weights == "bits" else {name: quantize(p.detach()) for name, p in own.items()}
 

@@ -52,12 +52,12 @@ def pixel_product(x: Tensor, v: Tensor) -> Tensor:
 
 
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
-    """255 times what `pixel_product` gives, without its gradient."""
+    """255 times what `pixel_product` gives, float32, without its gradient; v of any dtype."""
     if not _in_int8(x):
-        return _matmul(x.to(v.dtype), v.t(), _in_bf16(x) and x.is_cuda)
+        return _matmul(x.float(), v.float().t(), _in_bf16(x) and x.is_cuda)
     centred = x.bitwise_xor(128).view(torch.int8)  # x − 128
     sums = torch._int_mm(centred, v.to(torch.int8).t())
-    return (sums + 128 * v.sum(1).to(torch.int32)).to(v.dtype)
+    return sums.add_(128 * v.sum(1).to(torch.int32)).float()
 
 
 def _in_int8(x: Tensor) -> bool:

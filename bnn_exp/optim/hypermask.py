@@ -56,6 +56,7 @@ def scaled_gaussian(lr: float, variance: Tensor, sigma_g: Tensor) -> tuple[Tenso
 
 
 TEMPERATURES = {"const": const, "gaussian": gaussian, "scaled_gaussian": scaled_gaussian}
+DENSEST = 0.25  # δ up to which the entries that a random mask selects cost less than all (1024² weights, batch 1024)
 FIRST_SIGMA = 0.01  # σ₀ of the temperatures
 
 
@@ -95,6 +96,10 @@ class HyperMask(Rule):
         settings = replace(settings, lr=settings.lr * (batch_size / 96) ** 0.5)
         return super().of(settings, network, batch_size, total_steps, seed)
 
+    @staticmethod
+    def reads_entries(h):
+        return h.mask == "random" and h.delta <= DENSEST
+
     def update(self, g, w, h, state, draw):
         w = w.flatten()
         if h.mask == "random":
@@ -106,7 +111,7 @@ class HyperMask(Rule):
             g = g.flatten()
             m = self._mask(g, w, h, state, draw)
             g = g[m]
-        target = (g <= 0).to(w.dtype)  # w* = 1[−g ≥ 0]
+        target = g <= 0  # w* = 1[−g ≥ 0]
         return m[w[m] != target]  # where w ← m̄·w + m·w* changes w
 
     @staticmethod

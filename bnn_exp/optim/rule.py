@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from bnn_exp.bits.packing import PackedBits
 from bnn_exp.nn import binary_parameters
 from bnn_exp.optim.schedules import factor
 from bnn_exp.randomness import Purpose, generator
@@ -37,8 +38,13 @@ class Trained:
 class Factors(Protocol):
     """A gradient [neurons, inputs] that is not computed, but what it is computed from."""
 
+    inputs: int
+
     def entries(self, positions: Tensor) -> Tensor:
         """The gradient at flat positions, int64, sorted: float32, as many."""
+
+    def whole(self) -> Tensor:
+        """The gradient, float32 [neurons, inputs]."""
 
 
 class Rule(Trained, torch.optim.Optimizer):
@@ -75,12 +81,17 @@ class Rule(Trained, torch.optim.Optimizer):
         hyper = {name: value for name, value in asdict(settings).items() if name != "name"}
         return cls([weight for _, weight in binary_parameters(network)], **hyper, total_steps=total_steps, seed=seed)
 
+    @staticmethod
+    def reads_entries(h: SimpleNamespace) -> bool:
+        """Whether `update` reads some entries alone, those that it draws beforehand: then it takes Factors and PackedBits."""
+        return False
+
     def update(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
         """Which bits of a tensor flip in this step. It may change `state`, and nothing else.
 
         Args:
-            g, w: gradient and bits (0. and 1.), [neurons, inputs of each]; a vector is one row. For a rule that reads some
-                entries of a gradient alone, `g` may be Factors of it.
+            g, w: gradient and bits (0. and 1.), [neurons, inputs of each]; a vector is one row. For a rule that
+                `reads_entries` they may be Factors and PackedBits.
             h: the hyperparameters, those in `scheduled` as they are at this step.
             state: what the rule remembers of this tensor from step to step; empty at first.
             draw: all chance comes from here.
@@ -102,19 +113,29 @@ class Rule(Trained, torch.optim.Optimizer):
         return loss
 
     @torch.no_grad()
-    def step_early(self, i: int, g: "Factors") -> None:
-        """The part of the coming `step` that is tensor i's, whose gradient `g` is there already.
+    def step_packed(self, i: int, g: "Factors") -> None:
+        """The part of the coming `step` that is tensor i's, whose bits are packed, from its gradient as factors.
 
-        It is called in the backward pass, after the last use of the tensor in it, and the tensor's `grad` stays None.
+        It is called in the backward pass, after the last use of the tensor in it.
         """
-        self._step(i, g)
+        h, state, draw = self._at(i)
+        w = PackedBits(self.tensors()[i].data, g.inputs)
+        if self.reads_entries(h):
+            which = self.update(g, w, h, state, draw)
+        else:
+            which = self.update(g.whole(), w.unpack(), h, state, draw)
+        self.flips[i] += w.flip(which)
 
-    def _step(self, i: int, g: "Tensor | Factors") -> None:
-        group = [group for group in self.param_groups for _ in group["params"]][i]
-        p = self.tensors()[i]
-        w, h = _rows(p), self._now(group, group["step"])
+    def _step(self, i: int, g: Tensor) -> None:
+        h, state, draw = self._at(i)
+        w = _rows(self.tensors()[i])
+        self.flips[i] += flip(w, self.update(g, w, h, state, draw))
+
+    def _at(self, i: int) -> tuple[SimpleNamespace, dict[str, Tensor], torch.Generator]:
+        """What a step of tensor i goes by: its hyperparameters, state and chance."""
+        p, group = [(p, group) for group in self.param_groups for p in group["params"]][i]
         draw = generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
-        self.flips[i] += flip(w, self.update(g, w, h, self.state[p], draw))
+        return self._now(group, group["step"]), self.state[p], draw
 
     def _now(self, group: dict, step: int) -> SimpleNamespace:
         scale = factor(group["schedule"], step, group["total_steps"])
