@@ -13,23 +13,34 @@ from typing import TYPE_CHECKING
 from bnn_exp.errors import UserError
 
 if TYPE_CHECKING:
+    from bnn_exp.models import MLP
+    from bnn_exp.optim import Rule
     from bnn_exp.packed import PackedMLP
 
 MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
+LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
 
 def choose(settings, device: str) -> str:
     """`dense` or `packed`, whichever `trainer.engine` names; of `auto` the faster one. Imports no torch.
 
     Raises:
-        UserError: it names `packed`, which can't compute this training.
+        UserError: what is asked for needs `packed`, which can't compute this training.
     """
-    engine, hindrance = settings.trainer.engine, _hindrance(settings, device)
-    if engine == "packed" and hindrance:
+    trainer, hindrance = settings.trainer, _hindrance(settings, device)
+    if trainer.engine == "packed" and hindrance:
         raise UserError(f"trainer.engine=packed: not with {hindrance}\nallowed: trainer.engine=auto or dense")
-    if engine != "auto":
-        return engine
-    return "dense" if hindrance else "packed"
+    if trainer.error_bits and (hindrance or trainer.engine == "dense"):
+        raise UserError(
+            f"trainer.error_bits={trainer.error_bits}: not with {hindrance or 'trainer.engine=dense'}\n"
+            "allowed: trainer.error_bits=null, or what trainer.engine=packed can train"
+        )
+    if trainer.engine != "auto":
+        return trainer.engine
+    if hindrance:
+        return "dense"
+    large = trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
+    return "packed" if large or trainer.error_bits else "dense"
 
 
 def _hindrance(settings, device: str) -> str:
@@ -50,8 +61,17 @@ def _hindrance(settings, device: str) -> str:
     return next((hindrance for able, hindrance in needs if not able), "")
 
 
-def pack(network, hand_over: Callable) -> "PackedMLP":
-    """`network` on packed bits, see `bnn_exp.packed`."""
+def pack(settings, network: "MLP", rule: Callable[[], "Rule"]) -> "PackedMLP":
+    """`network` on packed bits (see `bnn_exp.packed`), trained by what `rule` gives once it is made."""
+    from bnn_exp.bits.rounding import Rounding
     from bnn_exp.packed import PackedMLP
+    from bnn_exp.randomness import Purpose, number
 
-    return PackedMLP(network, hand_over)
+    def rounding(layer: int, gradient: int) -> Rounding:
+        key = number(Purpose.ROUNDING, settings.seed, rule().param_groups[0]["step"], layer, gradient)
+        return Rounding(settings.trainer.error_bits, key & 0xFFFFFFFF)
+
+    def hand_over(layer: int, factors) -> None:
+        rule().step_packed(layer, factors)
+
+    return PackedMLP(network, hand_over, rounding if settings.trainer.error_bits else None)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from bnn_exp.bits import training as bits
+from bnn_exp.bits.gradients import BitFactors, Centering, Gate, PixelFactors, ToInputs, go_back
 from bnn_exp.bits.packing import PackedBits
-from bnn_exp.bits.training import BitFactors, Centering, Gate, Norm, PixelFactors, Sums, ToInputs
+from bnn_exp.bits.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
+from bnn_exp.bits.training import Norm, Sums
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
 
@@ -24,10 +26,16 @@ class PackedMLP:
     Args:
         network: an MLP of bits, encoded `boolean` or `bipolar`, on the CPU.
         hand_over: takes the number of a layer and its Factors; it may change the layer's bits.
+        rounding: how errors are rounded, of a layer and which of its gradients (0: its inputs', 1: its weights'); None: not.
     """
 
-    def __init__(self, network: MLP, hand_over: Callable[[int, BitFactors | PixelFactors], None]):
-        self.network, self.hand_over = network, hand_over
+    def __init__(
+        self,
+        network: MLP,
+        hand_over: Callable[[int, BitFactors | PixelFactors], None],
+        rounding: Callable[[int, int], Rounding] | None = None,
+    ):
+        self.network, self.hand_over, self.rounding = network, hand_over, rounding
         self.zero = 0.0 if network.encoding == "boolean" else -1.0
         self.window = inf if network.window is None else network.window
         self.trains = [layer.weight.requires_grad for layer in network.layers]
@@ -65,12 +73,19 @@ class PackedMLP:
         layer = self.network.layers[i]
         return PackedBits(layer.weight.data, layer.in_features)
 
+    def to_inputs(self, i: int, width: int) -> ToInputs | RoundedToInputs:
+        """What takes the errors of layer i to those of the layer before, of that width."""
+        given = self.weights(i), width, self.zero
+        return ToInputs(*given) if self.rounding is None else RoundedToInputs(*given, self.rounding(i, 0))
+
     def factors(self, i: int, inputs: Tensor, errors: Tensor) -> BitFactors | PixelFactors:
         """The gradient of the weights of layer i."""
-        layer = self.network.layers[i]
+        layer, rounding = self.network.layers[i], () if self.rounding is None else (self.rounding(i, 1),)
         if i == 0:
-            return PixelFactors(errors, inputs, layer.out_features)
-        return BitFactors(errors, inputs, layer.out_features, layer.in_features, self.zero)
+            kind = RoundedPixelFactors if rounding else PixelFactors
+            return kind(errors, inputs, layer.out_features, *rounding)
+        kind = RoundedBitFactors if rounding else BitFactors
+        return kind(errors, inputs, layer.out_features, layer.in_features, self.zero, *rounding)
 
 
 @dataclass(frozen=True)
@@ -115,8 +130,7 @@ class _Pass(torch.autograd.Function):
             else:
                 below = layers[i - 1]
                 gate = Gate(below.sums, below.norm, packed.window)
-                to_inputs = ToInputs(packed.weights(i), below.sums.z.shape[1], packed.zero)
-                errors = bits.go_back(at_sums, center, to_inputs, gate)
+                errors = go_back(at_sums, center, packed.to_inputs(i, below.sums.z.shape[1]), gate)
             if packed.trains[i]:
                 packed.hand_over(i, packed.factors(i, layer.x, at_sums))
         wanted = ctx.needs_input_grad[3:]

@@ -17,12 +17,17 @@ class Purpose(IntEnum):
     MASK = 1  # seed, step, tensor
     PERMUTATION = 2  # seed, epoch
     AUGMENTATION = 3  # seed, epoch, batch
+    ROUNDING = 4  # seed, step, layer, which of its two gradients
 
 
 def generator(device: torch.device | str, purpose: Purpose, *key: int) -> torch.Generator:
     """A generator that depends on its purpose and the integers of `key` alone, each ≥ 0 (mixed by NumPy's SeedSequence)."""
-    seed = int(np.random.SeedSequence((purpose, *key)).generate_state(1, np.uint64)[0])
-    return torch.Generator(device).manual_seed(seed >> 1)
+    return torch.Generator(device).manual_seed(number(purpose, *key) >> 1)
+
+
+def number(purpose: Purpose, *key: int) -> int:
+    """64 random bits that depend on the same alone."""
+    return int(np.random.SeedSequence((purpose, *key)).generate_state(1, np.uint64)[0])
 
 
 def bernoulli_positions(n: int, p: float, generator: torch.Generator) -> Tensor:

@@ -47,7 +47,7 @@ class Trainer:
         self.frozen = transfer.freeze(network, settings.freeze)
         self.engine = engine.choose(settings, self.device.type)
         if self.engine == "packed":
-            self.forward = self.answer = engine.pack(network, lambda layer, factors: self.binary.step_packed(layer, factors))
+            self.forward = self.answer = engine.pack(settings, network, lambda: self.binary)
         else:
             self.answer = network
             self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from conftest import settings_of, trainer_of
 
 from bnn_exp import engine
-from bnn_exp.bits import bits_sha256, pack, training, unpack
+from bnn_exp.bits import bits_sha256, gradients, pack, unpack
+from bnn_exp.bits.gradients import BitFactors, PixelFactors, ToInputs
 from bnn_exp.bits.packing import PackedBits
-from bnn_exp.bits.training import BitFactors, PixelFactors, ToInputs, bit_sums, columns_of, filled, transposed
+from bnn_exp.bits.training import bit_sums, columns_of, filled, transposed
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
 from bnn_exp.optim import Rule
@@ -88,9 +89,9 @@ def test_the_gradient_of_weights_on_pixels(rows, neurons, inputs):
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 @pytest.mark.parametrize("look_up", [True, False])
 def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, zero, look_up, monkeypatch):
-    if look_up and not training._LOOKS_UP:
+    if look_up and not gradients.LOOKS_UP:
         pytest.skip("this processor has no AVX-512")
-    monkeypatch.setattr(training, "_LOOKS_UP", look_up)
+    monkeypatch.setattr(gradients, "LOOKS_UP", look_up)
     errors, v, width = normal(rows, neurons), bits(neurons, inputs), -(-inputs // 64) * 64
     to_inputs, found = ToInputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
     to_inputs.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
@@ -120,15 +121,15 @@ def test_packed_bits_are_read_and_flipped_where_they_lie():
 def test_a_pass_is_that_of_the_network(encoding, window):
     """Forward, running statistics and the gradients of BatchNorms, of weights in double precision beside it."""
     network = MLP(37, 5, hidden_size=70, encoding=encoding, window=window)
-    exact, gradients, rows = copy.deepcopy(network), {}, 300
+    exact, received, rows = copy.deepcopy(network), {}, 300
     x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
     labels = torch.arange(rows) % 5
-    packed = PackedMLP(network, lambda layer, factors: gradients.update({layer: factors.whole()}))
+    packed = PackedMLP(network, lambda layer, factors: received.update({layer: factors.whole()}))
     for model in (packed, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):
         ours = network.norms[i]
-        torch.testing.assert_close(gradients[i], layer.weight.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(received[i], layer.weight.grad, rtol=1e-4, atol=1e-7)
         assert torch.equal(ours.running_mean, norm.running_mean) and ours.num_batches_tracked == 1
         torch.testing.assert_close(ours.running_var, norm.running_var)
         for name in ("weight", "bias"):

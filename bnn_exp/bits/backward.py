@@ -350,9 +350,9 @@ def input_gradient(grad, row, rows, neurons, weights, inputs, factors, out):
             _take_tables(grad + 4 * row * (r + i), groups, factors, start + i * step)
         for k in range(0, inputs, 32):
             a, b, c, d, e, f, g, h = zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros()
-            table = start
+            table, tile = start, weights + 4 * (neurons // 32) * k
             for word in range(neurons // 32):
-                low, high = ints_at(weights + 4 * (word * inputs + k)), ints_at(weights + 4 * (word * inputs + k + WIDTH))
+                low, high = ints_at(tile + 128 * word), ints_at(tile + 128 * word + 64)
                 for _ in range(_NIBBLES):
                     p, q = floats_at(table), floats_at(table + step)
                     u, v = floats_at(table + 2 * step), floats_at(table + 3 * step)

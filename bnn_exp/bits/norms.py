@@ -23,6 +23,7 @@ from bnn_exp.bits.backward import (
     shorts_at,
     times_plus,
     transpose_bytes,
+    transpose_floats,
     zeros,
 )
 from bnn_exp.bits.kernels import LANES, byte_at, ones, set_planes
@@ -123,7 +124,7 @@ def count_ones(packed, counts):
 
 
 @_compiled
-def transpose(x, first, last, out):
+def turn_bytes(x, first, last, out):
     """Bytes [rows, columns] → the rows `first` to `last` of [columns, ≥ rows]; `first` is a multiple of 16."""
     rows, row, to_row = len(x), np.intp(x.shape[1]), np.intp(out.shape[1])
     start, to = np.intp(x.ctypes.data), np.intp(out.ctypes.data)
@@ -137,6 +138,19 @@ def transpose(x, first, last, out):
     for r in range(rows):
         for i in range(whole, last):
             out[i, r] = x[r, i]
+
+
+@_compiled
+def turn_floats(x, first, last, out):
+    """float32 [rows, columns] → the rows `first` to `last`, a multiple of 16, of [columns, ≥ rows]."""
+    rows, row, to_row = len(x), np.intp(4 * x.shape[1]), np.intp(4 * out.shape[1])
+    start, to = np.intp(x.ctypes.data), np.intp(out.ctypes.data)
+    for k in range(first, last, WIDTH):
+        for r in range(0, rows // WIDTH * WIDTH, WIDTH):
+            transpose_floats(start + r * row + 4 * k, row, to + k * to_row + 4 * r, to_row)
+        for r in range(rows // WIDTH * WIDTH, rows):
+            for i in range(k, k + WIDTH):
+                out[i, r] = x[r, i]
 
 
 @_compiled

@@ -74,6 +74,10 @@ class PackedBits:
         """The bits as float32 [rows, columns]."""
         return unpack(self.packed, (len(self.packed), self.columns))
 
+    def values(self, zero: float) -> Tensor:
+        """The same with `zero` for 0."""
+        return self.unpack().mul_(1 - zero).add_(zero)
+
 
 def _rows(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 1 else 1
