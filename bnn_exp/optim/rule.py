@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.nn import binary_parameters
+from bnn_exp.optim.eager import Eager
 from bnn_exp.optim.schedules import factor
 from bnn_exp.randomness import Purpose, generator
 from bnn_exp.rules import name_of
 from bnn_exp.schema import check
 
 
-class Trained:
+class Trained(Eager):
     """What is asked of an optimizer of binary weights beside its steps: which tensors, how many flips, how many bytes."""
 
     flips: list[Tensor]  # bits flipped in each tensor, int64 scalars on its device, until their reader sets them back
