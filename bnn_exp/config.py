@@ -131,6 +131,7 @@ class Trainer:
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     engine: Literal["auto", "dense", "packed"]
+    memory: Literal["fast", "lean"]
     diagnostics: bool
     devices: Count
     sync_batch_norm: bool

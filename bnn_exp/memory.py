@@ -1,8 +1,31 @@
-"""Keeping freed memory in the process, so that a step does not pay for it anew."""
+"""`trainer.memory`: which trainings can be lean; and keeping freed memory in the process. Imports no torch."""
 
 import ctypes
 
+from bnn_exp.errors import UserError
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's names for them (malloc.h)
+
+
+def check(settings) -> None:
+    """Refuse `trainer.memory=lean` for what needs all gradients at once.
+
+    Raises:
+        UserError: it names what that is.
+    """
+    trainer = settings.trainer
+    needs = (
+        (
+            settings.model.weights != "bits",
+            f"optimizer={settings.optimizer.name}, whose step needs all gradients",
+        ),
+        (trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
+        (trainer.devices > 1, f"trainer.devices={trainer.devices}, which send all gradients"),
+        (trainer.compile, "trainer.compile=true, which computes all gradients before it gives the first"),
+    )
+    hindrance = next((what for hinders, what in needs if hinders), "")
+    if trainer.memory == "lean" and hindrance:
+        raise UserError(f"trainer.memory=lean: not with {hindrance}\nallowed: trainer.memory=fast")
 
 
 def keep_freed_memory() -> bool:

@@ -128,6 +128,13 @@ class Rule(Trained, torch.optim.Optimizer):
         h = self._now(group, max(group["step"] - 1, 0))
         return {"delta": None} | {name: getattr(h, name) for name in self.scheduled}
 
+    @torch.no_grad()
+    def step_now(self, i: int) -> None:
+        """The part of the coming `step` that is tensor i's, by its `grad`, which is dropped."""
+        p = self.tensors()[i]
+        g, p.grad = p.grad, None
+        self._step(i, _rows(g))
+
     def load_state_dict(self, state_dict: dict) -> None:
         """As torch's, but each tensor of the state keeps its dtype, which torch would make the weights'."""
         super().load_state_dict(state_dict)
