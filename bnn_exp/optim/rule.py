@@ -152,8 +152,8 @@ def _rows(p: Tensor) -> Tensor:
 def flip(w: Tensor, which: Tensor) -> Tensor:
     """Flip bits of `w` in place: where a mask of its shape (bool) is true, or at flat positions (int64). Their number."""
     if which.dtype == torch.bool:
-        w.sub_(which.to(w.dtype)).abs_()
-        return which.sum()
+        w.logical_xor_(which)
+        return which.count_nonzero()
     flat = w.view(-1)
     flat[which] = 1 - flat[which]
     return torch.tensor(len(which), device=w.device)
@@ -161,7 +161,7 @@ def flip(w: Tensor, which: Tensor) -> Tensor:
 
 def signs(w: Tensor) -> Tensor:
     """s = 2b − 1: −1 for a bit 0, +1 for a bit 1."""
-    return 2 * w - 1
+    return (2 * w).sub_(1)
 
 
 def remembered(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
