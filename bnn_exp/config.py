@@ -132,6 +132,7 @@ class Trainer:
     compile: bool
     engine: Literal["auto", "dense", "packed"]
     error_bits: Literal[4, 8] | None
+    memory: Literal["fast", "lean"]
     diagnostics: bool
     devices: Count
     sync_batch_norm: bool

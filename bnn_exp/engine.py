@@ -40,7 +40,7 @@ def choose(settings, device: str) -> str:
     if hindrance:
         return "dense"
     large = trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
-    return "packed" if large or trainer.error_bits else "dense"
+    return "packed" if large or trainer.error_bits or trainer.memory == "lean" else "dense"
 
 
 def _hindrance(settings, device: str) -> str:

@@ -1,8 +1,28 @@
-"""Keeping freed memory in the process, so that a step does not pay for it anew."""
+"""`trainer.memory`: which trainings can be lean, and what becomes of freed memory. Imports no torch."""
 
 import ctypes
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's names for them (malloc.h)
+from bnn_exp.errors import UserError
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's names for them (malloc.h)
+
+
+def check(settings) -> None:
+    """Refuse `trainer.memory=lean` for what needs all gradients at once.
+
+    Raises:
+        UserError: it names what that is.
+    """
+    trainer = settings.trainer
+    needs = (
+        (settings.model.weights != "bits", f"optimizer={settings.optimizer.name}, whose step needs all gradients"),
+        (trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
+        (trainer.devices > 1, f"trainer.devices={trainer.devices}, which send all gradients"),
+        (trainer.compile, "trainer.compile=true, which computes all gradients before it gives the first"),
+    )
+    hindrance = next((what for hinders, what in needs if hinders), "")
+    if trainer.memory == "lean" and hindrance:
+        raise UserError(f"trainer.memory=lean: not with {hindrance}\nallowed: trainer.memory=fast")
 
 
 def keep_freed_memory() -> bool:
@@ -11,8 +31,20 @@ def keep_freed_memory() -> bool:
     By default it maps each tensor above 32 MB afresh and unmaps it after use; touching the new pages then takes longer than
     the computation: uint8 → float32 of 16384 × 784 pixels took 17.8 ms, and 2.2 ms into memory that was there already.
     """
+    return _tell_allocator((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def return_freed_memory() -> bool:
+    """Ask it to give every tensor of a megabyte or more back as soon as it is freed; False where that is not to be had.
+
+    By default it learns to keep pieces of up to 32 MB, with gaps between them.
+    """
+    return _tell_allocator((_MMAP_THRESHOLD, 2**20), (_MMAP_MAX, 2**16), (_TRIM_THRESHOLD, 2**20))
+
+
+def _tell_allocator(*options: tuple[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    return all(mallopt(*option) for option in options)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import config, engine
+from bnn_exp import config, engine, memory
 from bnn_exp.config import Rows, Settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
@@ -15,7 +15,7 @@ from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.records import loggers, summary
 
-MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine")  # of a run that is resumed
+MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine", "trainer.memory")  # of a run that is resumed
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
     others = [item for item in overrides if item.lstrip("+~").partition("=")[0] not in MAY_CHANGE]
     if others:
         raise UserError(
-            f"{others[0]}: a resumed run keeps its own configuration\nallowed beside resume: device, trainer.devices, "
-            "trainer.engine; a new run for anything else"
+            f"{others[0]}: a resumed run keeps its own configuration\n"
+            f"allowed beside resume: {', '.join(MAY_CHANGE[1:])}; a new run for anything else"
         )
     directory = Path(asked.resume)
     file = directory / "config.yaml"
@@ -84,8 +84,9 @@ def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
         raise UserError(f"{file}: not the configuration of a run ({reason})") from error
     if _says(overrides, "device"):
         values["device"] = asked.device
-    if _says(overrides, "trainer.engine"):
-        values["trainer"]["engine"] = asked.trainer.engine
+    for key in ("engine", "memory"):
+        if _says(overrides, f"trainer.{key}"):
+            values["trainer"][key] = getattr(asked.trainer, key)
     return plan_to_go_on(directory, values, devices=asked.trainer.devices if _says(overrides, "trainer.devices") else None)
 
 
@@ -159,9 +160,10 @@ def read(dataset: Rows) -> Arrays:
 
 
 def _device(settings: Settings) -> str:
-    """The device that can train by the engine that the settings name."""
+    """The device that can train by the engine and in the memory that the settings name."""
     device = device_of(settings.device, settings.trainer.devices)
     engine.choose(settings, device)
+    memory.check(settings)
     return device
 
 

@@ -11,7 +11,7 @@ from bnn_exp import models, transfer
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.distributed import local_size
 from bnn_exp.errors import UserError
-from bnn_exp.memory import keep_freed_memory
+from bnn_exp.memory import keep_freed_memory, return_freed_memory
 from bnn_exp.plan import Plan, read
 from bnn_exp.trainer import Trainer
 
@@ -37,7 +37,7 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     elif ranks is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size(ranks.size)))
     if device.type == "cpu":
-        keep_freed_memory()
+        {"fast": keep_freed_memory, "lean": return_freed_memory}[settings.trainer.memory]()
     else:
         torch.use_deterministic_algorithms(True, warn_only=True)
     arrays = plan.arrays or read(settings.dataset)

@@ -125,6 +125,9 @@ class Run:
             f"{result['binary_parameters']:,} binary weights, all verified to be 0 or 1, and "
             f"{result['real_parameters']:,} real parameters: {bytes_in_words(bits)} in place of {bytes_in_words(fp32)} as fp32"
         )
+        if result["memory"]:
+            own, adam = (bytes_in_words(sum(result["memory"][name].values())) for name in ("run", "adam"))
+            self.report.say(f"memory of a step: {own}; {adam} under Adam with latent weights (summary.json: where they go)")
         self.report.say(
             f"in {directory}: report.html, model.safetensors, metrics.jsonl, summary.json, checkpoints/, "
             "curves.png, samples.png, kernels.png"
@@ -160,6 +163,7 @@ class Run:
             state_bytes=self.trainer.binary.state_bytes,
             state_bytes_per_weight=self.trainer.binary.state_bytes
             / sum(layer.count for _, layer in binary_layers(self.network)),
+            memory=self._memory(),
             binary_verified=verified,
             bits_sha256=bits_sha256(self.network) if verified else None,
             train_seconds=sum(epoch["train_seconds"] for epoch in self.epochs),
@@ -174,6 +178,14 @@ class Run:
         )
         self.logger.finish(result)
         return result
+
+    def _memory(self) -> dict[str, dict[str, int]] | None:
+        """Where the bytes go, of this run and under Adam with latent weights; None before the first step."""
+        trainer = self.trainer
+        if not trainer.footprint.rows:
+            return None
+        own = trainer.footprint.bytes(trainer.binary, *(optimizer for optimizer, _ in trainer.real))
+        return {"run": asdict(own), "adam": asdict(trainer.footprint.under_adam(trainer.engine == "dense"))}
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.began

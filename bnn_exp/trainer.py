@@ -13,6 +13,8 @@ from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, piece_count, pieces
 from bnn_exp.diagnostics import Diagnostics, dead_outputs
 from bnn_exp.errors import UserError
+from bnn_exp.footprint import Footprint
+from bnn_exp.lean import Saving, consume_gradients
 from bnn_exp.losses import LOSSES
 from bnn_exp.nn import named_bits, verify_binary
 
@@ -58,6 +60,10 @@ class Trainer:
         self.names = [name for name, _ in named_bits(network)]
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
         self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
+        lean = settings.trainer.memory == "lean"
+        self.footprint = Footprint(network, Saving(network) if lean else None)
+        if lean:
+            consume_gradients(self.binary, self.footprint.note_gradients)
 
     @property
     def batches(self) -> int:
@@ -147,12 +153,13 @@ class Trainer:
 
     def predict(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch, and its logits."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.footprint.saving(len(x)), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.forward(x)
             return self.loss(logits, labels), logits
 
     def update(self) -> None:
         """The optimizers' step, by the gradients that are there."""
+        self.footprint.note_gradients()
         self.binary.step()
         if self.diagnostics:
             self.diagnostics.step()

@@ -1,10 +1,16 @@
 """What the tests share: a cache of their own, the command in this process, and small datasets on disk."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: each worker has a core, not all of them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -23,22 +29,53 @@ def bnn_train(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> SimpleNamespace:
-        from bnn_exp.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["bnn-train", *arguments])
-        try:
-            code = main()
-        except SystemExit as error:
-            code = error.code or 0
+        code = command(monkeypatch, *arguments)
         out, err = capfd.readouterr()
         return SimpleNamespace(code=code, out=out, err=err, runs=sorted(f.parent for f in tmp_path.rglob("summary.json")))
 
     return run
 
 
+def command(patch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command in this process and folder: its exit code."""
+    from bnn_exp.cli import main
+
+    patch.setattr(sys, "argv", ["bnn-train", *arguments])
+    try:
+        return main()
+    except SystemExit as error:
+        return error.code or 0
+
+
+@pytest.fixture(scope="session")
+def copy_of_run(tmp_path_factory) -> Callable[..., Path]:
+    """Makes `folder` a copy of the run of some overrides, which is trained when it is first asked for."""
+    trained: dict[tuple[str, ...], Path] = {}
+
+    def copy(folder: Path, *overrides: str) -> Path:
+        if overrides not in trained:
+            place = tmp_path_factory.mktemp("trained")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(place)
+                assert command(patch, *overrides, "hydra.run.dir=run") == 0
+            trained[overrides] = place / "run"
+        return Path(shutil.copytree(trained[overrides], folder))
+
+    return copy
+
+
 @pytest.fixture
 def summary():
     return lambda directory: json.loads((Path(directory) / "summary.json").read_text())
+
+
+def forkserver():
+    """Starts processes from a server that has imported torch once, as the ranks of the command are."""
+    from bnn_exp.distributed.launch import PRELOAD
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, "bnn_exp.run", "pytest", "conftest"])
+    return context
 
 
 def real(name: str) -> Path:

@@ -6,6 +6,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from conftest import command, forkserver
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "bnn-train"
 
@@ -83,8 +84,16 @@ def test_a_resume_is_no_sweep(bnn_train, tmp_path):
 
 
 def test_runs_started_in_the_same_second_have_directories_of_their_own(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [COMMAND, "trainer=smoke", "trainer.epochs=1", "model.hidden_size=8"]
-    runs = [subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment) for _ in range(8)]
-    assert [run.wait(timeout=200) for run in runs] == [0] * 8
+    runs = [forkserver().Process(target=_smoke, args=(tmp_path,)) for _ in range(8)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(200)
+    assert [run.exitcode for run in runs] == [0] * 8
     assert len(list(tmp_path.glob("outputs/*/*/summary.json"))) == 8
+
+
+def _smoke(folder):
+    os.chdir(folder)
+    with open(os.devnull, "w") as sys.stdout, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123
+        sys.exit(command(patch, "trainer=smoke", "trainer.epochs=1", "model.hidden_size=8", "trainer.threads=1"))

@@ -12,14 +12,14 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import settings_of, trainer_for
+from conftest import forkserver, settings_of, trainer_for
 from torch import nn
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.data.augment import Augment
 from bnn_exp.distributed.batch_norm import synchronize
 from bnn_exp.distributed.gradients import SEND
-from bnn_exp.distributed.launch import HERE, PRELOAD
+from bnn_exp.distributed.launch import HERE
 from bnn_exp.distributed.ranks import Ranks, share, voters
 from bnn_exp.errors import RankLost, UserError
 from bnn_exp.nn import BinaryLinear
@@ -33,8 +33,7 @@ RUN += ("dataset.augment=standard", "trainer.threads=1")
 def on_ranks(size: int, work, folder) -> list:
     """What `work(ranks)` gives on each of `size` ranks; None for a rank that is killed."""
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "pytest"])
+    context = forkserver()
     files = [folder / f"{rank}.pt" for rank in range(size)]
     started = [context.Process(target=_rank, args=(store.port, r, size, work, file)) for r, file in enumerate(files)]
     for process in started:
@@ -387,7 +386,7 @@ def test_under_torchrun_the_first_rank_speaks_and_the_others_go_when_nothing_is_
     with socket.socket() as free:
         free.bind((HERE, 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
+    context = forkserver()
     files = [tmp_path / "0", tmp_path / "1"]
     started = [context.Process(target=_as_torchrun, args=(port, r, arguments, file)) for r, file in enumerate(files)]
     for process in started:

@@ -15,9 +15,8 @@ SMALL = ("model.hidden_size=32", "trainer.epochs=10", "trainer.batch_size=128")
 
 
 @pytest.fixture
-def run(bnn_train, tmp_path):
-    assert bnn_train(*SMALL, "hydra.run.dir=run").code == 0
-    return tmp_path / "run"
+def run(copy_of_run, tmp_path):
+    return copy_of_run(tmp_path / "run", *SMALL)
 
 
 @pytest.mark.parametrize("place", ["run", "run/model.safetensors"])

@@ -139,27 +139,25 @@ def epochs_so_far(directory):
     return (directory / "metrics.jsonl").read_text().splitlines()
 
 
-@pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("straight")
-    subprocess.run([COMMAND, *BIG, "hydra.run.dir=run"], cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=200)
-    return folder / "run"
+@pytest.fixture
+def never_stopped(copy_of_run, tmp_path_factory):
+    return copy_of_run(tmp_path_factory.mktemp("straight") / "run", *BIG)
 
 
-def test_a_killed_run_resumes_to_the_same_bits_and_metrics(never_stopped, tmp_path, summary):
+def test_a_killed_run_resumes_to_the_same_bits_and_metrics(never_stopped, tmp_path, bnn_train, summary):
     run = start(tmp_path, *BIG)
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert not (tmp_path / "run/summary.json").exists()
     assert len(epochs_so_far(tmp_path / "run")) < 6
-    resumed = subprocess.run([COMMAND, "resume=run"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = bnn_train("resume=run")
+    assert resumed.code == 0, resumed.err
     assert summary(tmp_path / "run")["bits_sha256"] == summary(never_stopped)["bits_sha256"]
     assert timeless(epochs(tmp_path / "run")) == timeless(epochs(never_stopped))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run"]
 
 
-def test_ctrl_c_ends_cleanly_and_resumes(never_stopped, tmp_path, summary):
+def test_ctrl_c_ends_cleanly_and_resumes(never_stopped, tmp_path, bnn_train, summary):
     run = start(tmp_path, *BIG)
     run.send_signal(signal.SIGINT)
     out = run.communicate(timeout=60)[0].decode()
@@ -167,8 +165,8 @@ def test_ctrl_c_ends_cleanly_and_resumes(never_stopped, tmp_path, summary):
     stopped = summary(tmp_path / "run")
     assert stopped["status"] == "interrupted" and stopped["binary_verified"]
     assert (tmp_path / "run/model.safetensors").exists() and (tmp_path / "run/curves.png").exists()
-    resumed = subprocess.run([COMMAND, "resume=run"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert resumed.returncode == 0 and "resumed after epoch" in resumed.stdout
+    resumed = bnn_train("resume=run")
+    assert resumed.code == 0 and "resumed after epoch" in resumed.out
     assert summary(tmp_path / "run")["bits_sha256"] == summary(never_stopped)["bits_sha256"]
     assert timeless(epochs(tmp_path / "run")) == timeless(epochs(never_stopped))
 

@@ -18,10 +18,8 @@ def bits(run) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def first(bnn_train, tmp_path):
-    done = bnn_train(*SMALL, "trainer.epochs=20", "hydra.run.dir=first")
-    assert done.code == 0
-    return tmp_path / "first"
+def first(copy_of_run, tmp_path):
+    return copy_of_run(tmp_path / "first", *SMALL, "trainer.epochs=20")
 
 
 def test_all_layers_frozen_but_the_last_keep_bits_and_statistics(bnn_train, first):

@@ -24,7 +24,7 @@ from bnn_exp.prepare import prepare
 from bnn_exp.stopping import stop_on_signals
 
 HERE = "127.0.0.1"
-PRELOAD = [__name__, "torch._dynamo"]  # of the server; the second is what torch's first optimizer imports
+PRELOAD = [__name__]  # of the server
 GRACE = 10  # seconds in which a rank must end by itself when the run has
 
 _joined = False  # whether this process has met torchrun's other ranks

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bnn_exp.nn import real_parameters
+from bnn_exp.optim import eager
 from bnn_exp.optim.bold import Bold
 from bnn_exp.optim.bop import Bop, Bop2
 from bnn_exp.optim.cema import CEMA
@@ -43,9 +44,9 @@ def build_real(settings, network: nn.Module, total_steps: int) -> list[tuple[tor
     if not parameters:
         return []
     if settings.name == "sgd":
-        optimizer = torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum)
+        optimizer = eager.SGD(parameters, settings.lr, momentum=settings.momentum)
     else:
-        optimizer = torch.optim.Adam(parameters, settings.lr)
+        optimizer = eager.Adam(parameters, settings.lr)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(settings.schedule, step, total_steps))
     return [(optimizer, falling)]
 

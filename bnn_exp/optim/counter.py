@@ -34,13 +34,19 @@ class Counter(Rule):
 
     def update(self, g, w, h, state, draw):
         half = 2 ** (h.bits - 1)
-        c = unpack(state["counters"], h.bits, w.numel()).view_as(w).to(g.dtype) - half if "counters" in state else w - 1
-        u = h.delta * half * scaled(g, h.scale)
-        chance = torch.rand(g.shape, generator=draw, device=g.device, dtype=g.dtype)
-        c = (c - (u + chance).floor()).clamp(-half, half - 1)
+        u = scaled(g, h.scale).mul_(h.delta * half)  # in place from here on: each of these is as large as the weights
+        u.add_(torch.rand(g.shape, generator=draw, device=g.device, dtype=g.dtype)).floor_()
+        c = self._counters(w, h.bits, state).sub_(u).clamp_(-half, half - 1)
+        which = (c >= 0) != w.bool()
         if h.bits > 1:
-            state["counters"] = pack((c + half).to(torch.uint8).flatten(), h.bits)
-        return (c >= 0) != w.bool()
+            state["counters"] = pack(c.add_(half).to(torch.uint8).flatten(), h.bits)
+        return which
+
+    @staticmethod
+    def _counters(w: Tensor, bits: int, state: dict[str, Tensor]) -> Tensor:
+        if "counters" not in state:
+            return w - 1
+        return unpack(state["counters"], bits, w.numel()).view_as(w).to(w.dtype).sub_(2 ** (bits - 1))
 
 
 def _width(n: int) -> int:

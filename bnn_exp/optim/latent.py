@@ -2,10 +2,9 @@
 
 from dataclasses import asdict
 
-import torch
-
 from bnn_exp.nn import latent_parameters, named_bits
 from bnn_exp.nn.binary import quantize
+from bnn_exp.optim import eager
 from bnn_exp.optim.rule import Trained
 from bnn_exp.optim.schedules import factor
 
@@ -52,7 +51,7 @@ class _Latent(Trained):
         return loss
 
 
-class LatentSGD(_Latent, torch.optim.SGD):
+class LatentSGD(_Latent, eager.SGD):
     """SGD on latent weights."""
 
     def __init__(self, params, lr=0.1, momentum=0.9, *, schedule="constant", total_steps=None, bits=True):
@@ -60,7 +59,7 @@ class LatentSGD(_Latent, torch.optim.SGD):
         self._begin(schedule, total_steps, bits)
 
 
-class LatentAdam(_Latent, torch.optim.Adam):
+class LatentAdam(_Latent, eager.Adam):
     """Adam on latent weights (Kingma & Ba, arXiv 1412.6980)."""
 
     def __init__(self, params, lr=0.01, *, schedule="constant", total_steps=None, bits=True):

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.nn import binary_parameters
+from bnn_exp.optim.eager import Eager
 from bnn_exp.optim.schedules import factor
 from bnn_exp.randomness import Purpose, generator
 from bnn_exp.rules import name_of
 from bnn_exp.schema import check
 
 
-class Trained:
+class Trained(Eager):
     """What is asked of an optimizer of binary weights beside its steps: which tensors, how many flips, how many bytes."""
 
     flips: list[Tensor]  # bits flipped in each tensor, int64 scalars on its device, until their reader sets them back
@@ -148,6 +149,13 @@ class Rule(Trained, torch.optim.Optimizer):
         h = self._now(group, max(group["step"] - 1, 0))
         return {"delta": None} | {name: getattr(h, name) for name in self.scheduled}
 
+    @torch.no_grad()
+    def step_now(self, i: int) -> None:
+        """The part of the coming `step` that is tensor i's, by its `grad`, which is dropped."""
+        p = self.tensors()[i]
+        g, p.grad = p.grad, None
+        self._step(i, _rows(g))
+
     def load_state_dict(self, state_dict: dict) -> None:
         """As torch's, but each tensor of the state keeps its dtype, which torch would make the weights'."""
         super().load_state_dict(state_dict)
@@ -165,8 +173,8 @@ def _rows(p: Tensor) -> Tensor:
 def flip(w: Tensor, which: Tensor) -> Tensor:
     """Flip bits of `w` in place: where a mask of its shape (bool) is true, or at flat positions (int64). Their number."""
     if which.dtype == torch.bool:
-        w.sub_(which.to(w.dtype)).abs_()
-        return which.sum()
+        w.logical_xor_(which)
+        return which.count_nonzero()
     flat = w.view(-1)
     flat[which] = 1 - flat[which]
     return torch.tensor(len(which), device=w.device)
@@ -174,7 +182,7 @@ def flip(w: Tensor, which: Tensor) -> Tensor:
 
 def signs(w: Tensor) -> Tensor:
     """s = 2b − 1: −1 for a bit 0, +1 for a bit 1."""
-    return 2 * w - 1
+    return (2 * w).sub_(1)
 
 
 def remembered(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """`curves.png`, a run at a glance, `samples.png`, what it is trained on, and `kernels.png`, what its first layer looks for."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,9 @@ def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
 
     The sheet is transparent, so that it suits a light page as well as a dark one.
     """
-    import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)
+    font = ImageFont.truetype(_font_file(), 11)
     height, width = images.shape[2:]
     longer = max(height, width)
     scale = TILE // longer if longer <= TILE else TILE / longer
@@ -71,6 +71,17 @@ def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
         draw.text((left + across / 2, top + height + 2), _short(name, across, font), (*GREY, 255), font, "ma")
     with replacing(file) as temporary:
         sheet.save(temporary, format="png")
+
+
+def _font_file() -> Path:
+    """matplotlib's DejaVu Sans. Where it lies beside the package nothing of that, half a second, is imported."""
+    spec = importlib.util.find_spec("matplotlib")
+    file = Path(spec.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"
+    if file.is_file():
+        return file
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
 def _short(name: str, width: int, font) -> str:

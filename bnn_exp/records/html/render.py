@@ -1,9 +1,10 @@
 """Pages from templates. All text that enters one is escaped, and a page may load nothing from elsewhere."""
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def render(template: str, **content: Any) -> str:
@@ -12,7 +13,9 @@ def render(template: str, **content: Any) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("bnn_exp.records.html"),
         autoescape=True,

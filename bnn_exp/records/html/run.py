@@ -21,6 +21,7 @@ FILES = (
     "config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints/last.pt", "checkpoints/best.pt",
     "curves.png", "samples.png", "kernels.png", "train.log",
 )  # fmt: skip
+MEMORY = {"state": "optimizer state", "gradients": "gradients, the most at once", "saved": "saved for the backward pass"}
 KNOWN = {"epoch", "train_loss", "train_seconds", "eval_seconds", "images_per_second", "flips", "ones"}
 ACCURACIES = (("train", "c7 dashed"), ("validation", "c4"), ("test", "c0"))
 
@@ -48,6 +49,7 @@ def run_page(record: Record) -> str:
         tiles=_tiles(record),
         charts=[*_curves(epochs), *bits_charts(epochs, weights)] if epochs else [],
         layers=[_layer(layer, record.epochs) for layer in layers],
+        memory=_memory(summary.get("memory")),
         **_mistakes(summary.get("classes"), summary.get("confusion")),
         kernels=pictures.embedded(record.directory / "kernels.png"),
         samples=pictures.embedded(record.directory / "samples.png"),
@@ -119,6 +121,15 @@ def _layer(layer: dict, epochs: list[dict]) -> list[str]:
     flips = sum(m["flips"].get(tensor, 0) for m in epochs)
     first, last = (f"{100 * m['ones'][tensor] / binary:.2f}" for m in (epochs[0], epochs[-1]))
     return [*row, first, last, f"{flips / binary:.2f}"]
+
+
+def _memory(memory: dict[str, dict[str, int]] | None) -> list[list[str]]:
+    """The rows of the table of bytes: what for, this run, Adam with latent weights."""
+    if not memory:
+        return []
+    own, adam = memory["run"], memory["adam"]
+    rows = [[name, own[name], adam[name]] for name in own] + [["together", sum(own.values()), sum(adam.values())]]
+    return [[MEMORY.get(name, name), f"{mine:,}", f"{theirs:,}"] for name, mine, theirs in rows]
 
 
 def _mistakes(classes: list[str] | None, confusion: list[list[int]] | None) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""`trainer.memory=lean`: what a step keeps, in as few bytes as hold exactly the same numbers.
+
+Gradients: a rule flips the bits of a tensor as soon as its gradient is there, in the backward pass, which then drops it.
+
+Saved for the backward pass: a tensor is judged by what is in it, so that every model, torch's own operators and layers of
+one's own are served alike. One of two values (those of bits, in activations as in weights; windows) is kept as bits, one of
+small whole numbers or quarters (sums of values of bits, places of a maximum) as int16, any other as it is. On a GPU the look
+at each costs a wait for it. Flips and losses are those of `fast`, to the bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from bnn_exp.bits import reference
+
+if TYPE_CHECKING:
+    from bnn_exp.optim import Rule
+
+_SMALLEST = 1024  # elements of a tensor that is looked at
+_HEAD = 64  # of them that are looked at first: most real numbers show there
+_INT16 = torch.iinfo(torch.int16)
+
+
+def consume_gradients(rule: "Rule", note: Callable[[], None]) -> None:
+    """From now on a backward pass does the part of the rule's next step that is each tensor's; none has a `grad` after it.
+
+    `note` is called before a gradient goes.
+    """
+
+    def consume(i: int, _: Tensor) -> None:
+        note()
+        rule.step_now(i)
+
+    for i, p in enumerate(rule.tensors()):
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(partial(consume, i))
+
+
+class Saving(saved_tensors_hooks):
+    """A context: what autograd saves in it is kept compact, but for parameters and buffers of `network`, which live anyway."""
+
+    def __init__(self, network: nn.Module):
+        held = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
+        super().__init__(lambda t: t if t.untyped_storage().data_ptr() in held else compact(t), restored)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """A tensor of two values: a bit an element, in the order of memory; 1 stands for `high`."""
+
+    data: Tensor  # uint8, a vector
+    low: Tensor
+    high: Tensor
+    like: Tensor  # the tensor's shape, strides and dtype, on the meta device
+
+    def restored(self) -> Tensor:
+        count = self.like.numel()
+        if self.data.is_cpu:
+            bits = torch.from_numpy(np.unpackbits(self.data.numpy(), count=count, bitorder="little")).view(torch.bool)
+        else:
+            bits = reference.unpacked(self.data[None], torch.bool)[0, :count]
+        flat = bits if self.like.dtype == torch.bool else torch.where(bits, self.high, self.low)
+        return flat.as_strided(self.like.shape, self.like.stride())
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A tensor of whole numbers of 1/`unit`."""
+
+    data: Tensor  # int16, those numbers
+    unit: int
+    dtype: torch.dtype
+
+    def restored(self) -> Tensor:
+        numbers = self.data.to(self.dtype)
+        return numbers.div_(self.unit) if self.unit > 1 else numbers
+
+
+def compact(t: Tensor) -> Tensor | Bits | Whole:
+    """`t` (any), in fewer bytes where those hold the same numbers; −0 counts as 0."""
+    flat = _in_order_of_memory(t.detach())
+    if flat is None or t.numel() < _SMALLEST or t.dtype == torch.uint8 or t.is_complex():
+        return t
+    if t.dtype == torch.bool:
+        return _bits(t, flat, flat.new_zeros(()), flat.new_ones(()))
+    head = flat[:_HEAD]
+    if _two_valued(head, *head.aminmax()) and _two_valued(flat, *(ends := flat.aminmax())):
+        return _bits(t, flat == ends[1], *ends)
+    if t.element_size() > 2:
+        for unit in (1, 4) if t.is_floating_point() else (1,):
+            if _whole(head, unit) and _whole(flat, unit):
+                return Whole(_times(t.detach(), unit).to(torch.int16), unit, t.dtype)
+    return t
+
+
+def restored(kept: Tensor | Bits | Whole) -> Tensor:
+    """The tensor of which `compact` made `kept`."""
+    return kept if isinstance(kept, Tensor) else kept.restored()
+
+
+def _in_order_of_memory(t: Tensor) -> Tensor | None:
+    """The elements of `t` as a vector over its memory, or None where it has gaps or overlaps there."""
+    places = sorted(range(t.dim()), key=t.stride, reverse=True)
+    ordered = t.permute(places)
+    return ordered.view(-1) if ordered.is_contiguous() else None
+
+
+def _two_valued(x: Tensor, low: Tensor, high: Tensor) -> bool:
+    return bool(((x == low) | (x == high)).all())
+
+
+def _whole(x: Tensor, unit: int) -> bool:
+    x = _times(x, unit)
+    low, high = x.aminmax()
+    return bool((low >= _INT16.min) & (high <= _INT16.max)) and bool((x == x.to(torch.int16)).all())
+
+
+def _times(x: Tensor, unit: int) -> Tensor:
+    return x if unit == 1 else x * unit
+
+
+def _bits(t: Tensor, ones: Tensor, low: Tensor, high: Tensor) -> Bits:
+    if t.is_cpu:
+        data = torch.from_numpy(np.packbits(ones.numpy(), bitorder="little"))
+    else:
+        data = reference.packed(nn.functional.pad(ones, (0, -len(ones) % 8))[None])[0]
+    return Bits(data, low, high, torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"))
