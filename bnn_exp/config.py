@@ -212,7 +212,7 @@ class Inference:
 @schema
 class Training:
     name: Literal["training"]
-    rounds: Count
+    rounds: Annotated[int, Field(ge=3)]  # quartiles of fewer lie outside of them
     seed_program: str | None
 
 
