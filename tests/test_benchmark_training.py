@@ -77,12 +77,12 @@ def test_the_loop_of_adam_trains_latents_by_their_signs(digits):
     layer = loop.network.layers[0]
     latent = layer.parametrizations.weight.original
     assert torch.equal(layer.weight, torch.where(latent >= 0, 1.0, -1.0))
-    losses = [float(loop.step(rows)) for rows in islice(times.whole_batches(1437, 256, torch.device("cpu")), 60)]
+    losses = [float(loop.step(rows)) for rows in islice(times.whole_batches(digits, 256), 60)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert set(layer.weight.unique().tolist()) == {-1.0, 1.0} and latent.unique().numel() > 1000
 
 
-def test_every_way_takes_the_same_whole_batches(monkeypatch):
+def test_every_way_takes_the_same_whole_batches(monkeypatch, digits):
     """By a clock of the test's own: a step of a takes 1 s and one of b 3 s; a needs two steps for a round's 2 s."""
     now, taken = [0.0], {"a": [], "b": []}
 
@@ -95,9 +95,9 @@ def test_every_way_takes_the_same_whole_batches(monkeypatch):
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(times, "WINDOW", 2.0)
-    found = times.in_turns({"a": way("a", 1.0), "b": way("b", 3.0)}, times.whole_batches(10, 4, torch.device("cpu")), 3)
+    found = times.in_turns({"a": way("a", 1.0), "b": way("b", 3.0)}, times.whole_batches(digits, 400), 3)
     assert taken["a"] == taken["b"] and len(taken["a"]) == 2 + 3 * 2  # two to begin with, then two in each round
-    assert all(len(rows) == 4 for rows in taken["a"])
+    assert all(len(rows) == 400 for rows in taken["a"])
     assert not {*taken["a"][1]} & {*taken["a"][2]}  # of one permutation
     assert (found["a"]["median"], found["b"]["median"]) == (1.0, 3.0)
 

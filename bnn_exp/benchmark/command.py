@@ -8,10 +8,10 @@ from rich.table import Table
 from bnn_exp import config, engine
 from bnn_exp.benchmark import memory, seed, times, ways
 from bnn_exp.benchmark.plot import training_plot
-from bnn_exp.config import Settings
+from bnn_exp.config import Settings, Training
 from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.errors import UserError
-from bnn_exp.plan import make_plan
+from bnn_exp.plan import Plan, make_plan
 from bnn_exp.prepare import load, settle
 from bnn_exp.records.files import replacing
 from bnn_exp.records.words import bytes_in_words, console
@@ -34,9 +34,17 @@ def benchmark(asked: Asked) -> str:
     Raises:
         UserError: the configuration can't be trained or measured, or the seed's program fails.
     """
-    wanted = asked.request.benchmark
     _check(asked, config.load(asked.composed))
-    plan = make_plan(asked.composed, [])
+    found = _measured(make_plan(asked.composed, []), asked.request.benchmark)
+    with replacing(asked.directory / "benchmark.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
+    training_plot(asked.directory / "benchmark.png", found)
+    _say(found)
+    return f"in {asked.directory}: benchmark.json, benchmark.png"
+
+
+def _measured(plan: Plan, wanted: Training) -> dict:
+    """The content of `benchmark.json`."""
     device, threads = torch.device(plan.device), plan.settings.trainer.threads or torch.get_num_threads()
     values = ways.held(plan.config, threads)
     settings = config.load(values)
@@ -53,9 +61,9 @@ def benchmark(asked: Asked) -> str:
     for row in measured:
         row["speedup"] = row["median"] / ours
     known = all(sizes.values())
-    found = {
+    return {
         "machine": machine(device, threads),
-        "training": {"engine": chosen, "batch": min(settings.trainer.batch_size, len(data.train)), "config": values},
+        "training": {"engine": chosen, "batch": times.batch_size(settings, data), "config": values},
         "ways": measured,
         "seed": beside,
         "memory": sizes if known else None,
@@ -63,11 +71,6 @@ def benchmark(asked: Asked) -> str:
         "speedup_over_seed": beside and beside["speedup"],
         "memory_saved_over_adam": 1 - sizes[chosen]["peak_bytes"] / sizes[ways.ADAM]["peak_bytes"] if known else None,
     }
-    with replacing(asked.directory / "benchmark.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
-    training_plot(asked.directory / "benchmark.png", found)
-    _say(found)
-    return f"in {asked.directory}: benchmark.json, benchmark.png"
 
 
 def _check(asked: Asked, settings: Settings) -> None:

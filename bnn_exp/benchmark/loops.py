@@ -39,12 +39,14 @@ class Loop:
     ):
         self.network, self.optimizers, self.bf16 = network, optimizers, bf16
         self.images, self.labels = data.train.images, data.train.labels
-        self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
+        varied = settings.dataset.augment != "none"
+        self.augment = augment.build(settings.dataset, settings.seed, data.image_shape) if varied else None
         self.loss = LOSSES[settings.trainer.loss]
 
     def step(self, rows: Tensor) -> Tensor:
         """One step on those rows (int64, on the device); their mean loss before it."""
-        x = self.augment(self.images[rows], 0, 0)
+        x = self.images[rows]
+        x = self.augment(x, 0, 0) if self.augment else x
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.loss(self.network(x), self.labels[rows])
         self.network.zero_grad()

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,7 @@ import torch
 
 from bnn_exp import config, plan
 from bnn_exp.benchmark import ways
+from bnn_exp.benchmark.times import batch_size, whole_batches
 from bnn_exp.config import Settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.errors import UserError
@@ -78,8 +80,8 @@ def _train(name: str, settings: Settings, data: Dataset, steps: int, watch: "Wat
     """Build that way and train so many steps; the bytes when it was built."""
     step = ways.first_step(name, settings, data)
     built = watch.now() if watch else 0
-    for _ in range(steps):
-        step(torch.randperm(len(data.train), device=data.train.labels.device)[: settings.trainer.batch_size])
+    for rows in islice(whole_batches(data, batch_size(settings, data)), steps):
+        step(rows)
     return built
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bnn_exp.benchmark.times import whole_batches
 from bnn_exp.config import Settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy.timing import summary
@@ -96,7 +97,7 @@ def beside(program: SeedProgram, trainer: Trainer, rows: int) -> dict:
     for turn in range(ROUNDS):
         seconds["seed"] += program.epochs(EPOCHS)
         if not turn:
-            trainer.train_on(0, 0, torch.arange(trainer.settings.trainer.batch_size))  # compiles
+            trainer.train_on(0, 0, next(whole_batches(trainer.data, trainer.batch_size(0))))  # compiles
         epoch = trainer.epoch()
         seconds["ours"].append(epoch["train_seconds"])
     images = {"seed": rows, "ours": round(epoch["train_seconds"] * epoch["images_per_second"])}

@@ -22,9 +22,9 @@ def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: i
         Of each way: `way`; `median`, `low`, `high`: seconds a step, quartiles; `images_per_second`; `seconds_per_epoch`: that
         of the rows of an epoch, a smaller last batch counted by its rows.
     """
-    batch, floats = min(settings.trainer.batch_size, len(data.train)), ways.data_for(ways.FP32, data)
+    batch, floats = batch_size(settings, data), ways.data_for(ways.FP32, data)
     steps = {name: ways.first_step(name, settings, data if name in ENGINES else floats) for name in names}
-    times = in_turns(steps, whole_batches(len(data.train), batch, data.train.labels.device), rounds)
+    times = in_turns(steps, whole_batches(data, batch), rounds)
     rows = min(len(data.train), batch * (settings.trainer.limit_batches or len(data.train)))
     return [
         {"way": name, **t, "images_per_second": batch / t["median"], "seconds_per_epoch": rows / batch * t["median"]}
@@ -48,10 +48,16 @@ def in_turns(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -> 
     return {name: summary(times) for name, times in seconds.items()}
 
 
-def whole_batches(rows: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    """The rows of batches of just that size, without end: of one random permutation after the other."""
+def batch_size(settings: Settings, data: Dataset) -> int:
+    """The rows of a whole batch."""
+    return min(settings.trainer.batch_size, len(data.train))
+
+
+def whole_batches(data: Dataset, size: int) -> Iterator[Tensor]:
+    """The train rows of batches of just that size, without end: of one random permutation after the other."""
+    rows = len(data.train)
     for _ in count():
-        order = torch.randperm(rows, device=device)
+        order = torch.randperm(rows, device=data.train.labels.device)
         yield from order[: rows - rows % size].split(size)
 
 
