@@ -131,9 +131,10 @@ def test_what_is_measured_begins_at_full_strength():
     assert values["trainer"]["threads"] == 1
 
 
-def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path):
+def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch):
     """Under Adam n latents, n gradients, 2n moments are there at once, in fp32; under HyperMask n weights and n gradients."""
     n = 64 * 1024 + 2 * 1024**2 + 10 * 1024
+    monkeypatch.setattr(memory, "PROCESSES", 1)
     sizes = ("model.hidden_size=1024", "trainer.batch_size=64", "trainer.limit_batches=2")
     done = bnn_train(*TRAINING, *RANDOM, *sizes, "delta=0.1", "hydra.run.dir=out")
     assert done.code == 0, done.err
@@ -153,6 +154,7 @@ def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path):
         for way, least in (("torch fp32", 8 * n), ("torch Adam", 16 * n)):
             taken = found["memory"][way]
             assert 3.9 * n < taken["built"] < taken["peak_bytes"] and least < taken["peak_bytes"] < 3 * least
+            assert taken["peaks"] == [taken["peak_bytes"]]
             assert taken["total_bytes"] == taken["before"] + taken["peak_bytes"]
         ours, adam = (found["memory"][way]["peak_bytes"] for way in ("packed", "torch Adam"))
         assert found["memory_saved_over_adam"] == pytest.approx(1 - ours / adam)

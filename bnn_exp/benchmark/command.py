@@ -110,10 +110,12 @@ def _say(found: dict) -> None:
         )
     if found["memory"]:
         table = Table("way", title="memory, at the peak of building and of three steps", title_justify="left")
-        for column in ("built", "peak", "process"):
+        for column in ("built", "peak", "least to greatest", "process"):
             table.add_column(column, justify="right")
         for name, sizes in found["memory"].items():
-            table.add_row(name, *(bytes_in_words(sizes[key]) for key in ("built", "peak_bytes", "total_bytes")))
+            built, peak, total = (bytes_in_words(sizes[key]) for key in ("built", "peak_bytes", "total_bytes"))
+            least, greatest = (bytes_in_words(sizes["peaks"][i]) for i in (0, -1))
+            table.add_row(name, built, peak, f"{least} to {greatest}", total)
         console().print(table)
         saved = found["memory_saved_over_adam"]
         console().print(f"{100 * saved:.1f}% less than {ways.ADAM}" if saved > 0 else f"no less than {ways.ADAM}")

@@ -34,11 +34,12 @@ from bnn_exp.errors import UserError
 from bnn_exp.prepare import load, settle
 
 STEPS = 3
+PROCESSES = 3  # of each way
 WARM_ROWS, WARM_WIDTH, WARM_CHANNELS = 1024, 64, 8  # of the tiny training, at most
 
 
-def measure(name: str, values: dict, device: str) -> dict[str, int] | None:
-    """The bytes of one way, in a process of its own; None where there is nothing to tell them.
+def measure(name: str, values: dict, device: str) -> dict | None:
+    """The bytes of one way, in processes of its own, the one with the median peak; None where there is nothing to tell them.
 
     Args:
         name: of the way, see `bnn_exp.benchmark.ways`.
@@ -46,13 +47,19 @@ def measure(name: str, values: dict, device: str) -> dict[str, int] | None:
 
     Returns:
         `before`; `built`: with network and optimizers, beyond `before`; `peak_bytes`: at the peak, beyond `before`;
-        `total_bytes`: of the process, at the peak.
+        `total_bytes`: of the process, at the peak; `peaks`: `peak_bytes` of every process, ascending. They differ, as memory
+        falls into pieces in another way each time.
 
     Raises:
-        UserError: the process failed.
+        UserError: a process failed.
     """
     if device == "cpu" and not Path("/proc/self/status").exists():
         return None
+    found = sorted((_in_a_process(name, values, device) for _ in range(PROCESSES)), key=lambda sizes: sizes["peak_bytes"])
+    return found[PROCESSES // 2] | {"peaks": [sizes["peak_bytes"] for sizes in found]}
+
+
+def _in_a_process(name: str, values: dict, device: str) -> dict[str, int]:
     job = json.dumps({"way": name, "config": values, "device": device})
     done = subprocess.run([sys.executable, "-m", "bnn_exp.benchmark.memory"], input=job, capture_output=True, text=True)
     if done.returncode:
@@ -62,7 +69,7 @@ def measure(name: str, values: dict, device: str) -> dict[str, int] | None:
 
 
 def of_this_process(name: str, settings: Settings, device: torch.device) -> dict[str, int]:
-    """What `measure` gives, in this process."""
+    """What `measure` gives but for `peaks`, in this process."""
     if name in ways.ENGINES:
         settle(settings, device)
     else:

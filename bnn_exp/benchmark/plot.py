@@ -7,7 +7,7 @@ from bnn_exp.records.files import replacing
 
 
 def training_plot(file: Path, found: dict[str, Any]) -> None:
-    """Draw what `task=benchmark benchmark=training` found; whiskers reach from quartile to quartile."""
+    """Draw what `task=benchmark benchmark=training` found; whiskers reach from quartile to quartile, of bytes over all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -23,7 +23,10 @@ def training_plot(file: Path, found: dict[str, Any]) -> None:
     speed.barh([row["way"] for row in rows], speeds, xerr=spread, capsize=3, color="#0072b2")
     speed.set(title="training, images/s")
     sizes = dict(reversed((found["memory"] or {}).items()))
-    memory.barh(list(sizes), [size["peak_bytes"] / 1e6 for size in sizes.values()], color="#e69f00")
+    peaks = [size["peak_bytes"] / 1e6 for size in sizes.values()]
+    lower = [peak - size["peaks"][0] / 1e6 for peak, size in zip(peaks, sizes.values(), strict=True)]
+    upper = [size["peaks"][-1] / 1e6 - peak for peak, size in zip(peaks, sizes.values(), strict=True)]
+    memory.barh(list(sizes), peaks, xerr=[lower, upper], capsize=3, color="#e69f00")
     memory.set(title="memory at the peak of training, MB")
     for axes in (speed, memory):
         axes.grid(axis="x", alpha=0.25)
