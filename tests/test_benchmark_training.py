@@ -143,7 +143,7 @@ def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch
     found = json.loads((tmp_path / "out/benchmark.json").read_text())
     assert [row["way"] for row in found["ways"]] == ["packed", "dense", "torch fp32"]
     for row in found["ways"]:
-        assert 0 < row["low"] <= row["median"] <= row["high"]
+        assert 0 < row["low"] <= row["median"] <= row["high"] and row["processor_median"] > 0
         assert row["images_per_second"] * row["median"] == pytest.approx(64)
         assert row["seconds_per_epoch"] == pytest.approx(2 * row["median"])
         assert row["speedup"] == pytest.approx(row["median"] / found["ways"][0]["median"])

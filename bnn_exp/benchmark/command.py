@@ -92,12 +92,12 @@ def _say(found: dict) -> None:
     where, training = found["machine"], found["training"]
     threads = f", {where['threads']} thread{'s' * (where['threads'] > 1)}" if where["device"] == "cpu" else ""
     table = Table("way", title=f"training, batch {training['batch']}, on {where['name']}{threads}", title_justify="left")
-    for column in ("step, ms", "quartiles, ms", "images/s", "s/epoch", f"{training['engine']} is"):
+    for column in ("step, ms", "quartiles, ms", "processor, ms", "images/s", "s/epoch", f"{training['engine']} is"):
         table.add_column(column, justify="right")
     for i, row in enumerate(found["ways"]):
         low, median, high = (f"{1e3 * row[key]:.3g}" for key in ("low", "median", "high"))
         speeds = f"{row['images_per_second']:,.0f}", f"{row['seconds_per_epoch']:.3g}", f"{row['speedup']:.2f}×" if i else ""
-        table.add_row(row["way"], median, f"{low} to {high}", *speeds)
+        table.add_row(row["way"], median, f"{low} to {high}", f"{1e3 * row['processor_median']:.3g}", *speeds)
     console().print(table)
     if beside := found["seed"]:
         seconds = {

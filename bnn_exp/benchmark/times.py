@@ -1,7 +1,9 @@
 """How long training steps take: every way trains in turn on the same batches, so that what disturbs one disturbs all."""
 
+import time
 from collections.abc import Iterator
 from itertools import count, islice
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -19,8 +21,9 @@ def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: i
     """For each way of `names` the seconds of a step on a whole batch, and what follows for an epoch.
 
     Returns:
-        Of each way: `way`; `median`, `low`, `high`: seconds a step, quartiles; `images_per_second`; `seconds_per_epoch`: that
-        of the rows of an epoch, a smaller last batch counted by its rows.
+        Of each way: `way`; `median`, `low`, `high`: seconds a step, quartiles; `processor_median`: of the processor's seconds,
+        all threads together, which other processes disturb less; `images_per_second`; `seconds_per_epoch`: those of the rows of
+        an epoch, a smaller last batch counted by its rows.
     """
     batch, floats = batch_size(settings, data), ways.data_for(ways.FP32, data)
     steps = {name: ways.first_step(name, settings, data if name in ENGINES else floats) for name in names}
@@ -33,19 +36,22 @@ def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: i
 
 
 def in_turns(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -> dict[str, dict[str, float]]:
-    """Per way the `median` seconds of a step, and the quartiles `low` and `high`.
+    """Per way the `median` seconds of a step, the quartiles `low` and `high`, and `processor_median`.
 
     A round is as many batches as the quickest way needs for `WINDOW` seconds; two come before, to compile and to see how many.
     """
     first = next(batches)
-    probed = {name: _seconds(name, step, [first], warm=True) for name, step in steps.items()}
+    probed = {name: _seconds(name, step, [first], warm=True)[0] for name, step in steps.items()}
     length = max(1, min(MOST, round(WINDOW / min(probed.values()))))
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         block = list(islice(batches, length))
         for name, step in steps.items():
-            seconds[name].append(_seconds(name, step, block))
-    return {name: summary(times) for name, times in seconds.items()}
+            taken[name].append(_seconds(name, step, block))
+    return {
+        name: summary([wall for wall, _ in times]) | {"processor_median": median(busy for _, busy in times)}
+        for name, times in taken.items()
+    }
 
 
 def batch_size(settings: Settings, data: Dataset) -> int:
@@ -61,8 +67,11 @@ def whole_batches(data: Dataset, size: int) -> Iterator[Tensor]:
         yield from order[: rows - rows % size].split(size)
 
 
-def _seconds(name: str, step: Step, block: list[Tensor], warm: bool = False) -> float:
-    """Of a step, the mean over a block. Our runs are deterministic on a GPU; a loop of one's own is as torch comes."""
+def _seconds(name: str, step: Step, block: list[Tensor], warm: bool = False) -> tuple[float, float]:
+    """Of a step, on the wall and of the processor, the mean over a block.
+
+    Our runs are deterministic on a GPU; a loop of one's own is as torch comes.
+    """
     device = block[0].device
     if device.type == "cuda":
         torch.use_deterministic_algorithms(name in ENGINES, warn_only=True)
@@ -71,4 +80,6 @@ def _seconds(name: str, step: Step, block: list[Tensor], warm: bool = False) -> 
         for rows in block:
             step(rows)
 
-    return seconds_of(train, 1, device, warm) / len(block)
+    began = time.process_time()
+    wall = seconds_of(train, 1, device, warm)
+    return wall / len(block), (time.process_time() - began) / len(block)
