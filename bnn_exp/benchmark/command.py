@@ -95,9 +95,9 @@ def _say(found: dict) -> None:
     for column in ("step, ms", "quartiles, ms", "processor, ms", "images/s", "s/epoch", f"{training['engine']} is"):
         table.add_column(column, justify="right")
     for i, row in enumerate(found["ways"]):
-        low, median, high = (f"{1e3 * row[key]:.3g}" for key in ("low", "median", "high"))
+        low, median, high, busy = (_milliseconds(row[key]) for key in ("low", "median", "high", "processor_median"))
         speeds = f"{row['images_per_second']:,.0f}", f"{row['seconds_per_epoch']:.3g}", f"{row['speedup']:.2f}×" if i else ""
-        table.add_row(row["way"], median, f"{low} to {high}", f"{1e3 * row['processor_median']:.3g}", *speeds)
+        table.add_row(row["way"], median, f"{low} to {high}", busy, *speeds)
     console().print(table)
     if beside := found["seed"]:
         seconds = {
@@ -119,3 +119,7 @@ def _say(found: dict) -> None:
         console().print(table)
         saved = found["memory_saved_over_adam"]
         console().print(f"{100 * saved:.1f}% less than {ways.ADAM}" if saved > 0 else f"no less than {ways.ADAM}")
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
