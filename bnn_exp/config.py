@@ -207,6 +207,18 @@ class Sweep:
 
 
 @schema
+class Inference:
+    name: Literal["inference"]
+
+
+@schema
+class Training:
+    name: Literal["training"]
+    rounds: Annotated[int, Field(ge=3)]  # quartiles of fewer lie outside of them
+    seed_program: str | None
+
+
+@schema
 class Request:
     """What the command is to do, beside the settings of a run: keys of the configuration that no run keeps."""
 
@@ -218,9 +230,10 @@ class Request:
     report: Report
     export: Export
     sweep: Sweep
+    benchmark: Annotated[Inference | Training, Field(discriminator="name")]
 
 
-REQUEST = ("task", "from", "input", "report", "export", "sweep")
+REQUEST = ("task", "from", "input", "report", "export", "sweep", "benchmark")
 
 
 def _settings() -> type:

@@ -74,4 +74,4 @@ def pack(settings, network: "MLP", rule: Callable[[], "Rule"]) -> "PackedMLP":
     def hand_over(layer: int, factors) -> None:
         rule().step_packed(layer, factors)
 
-    return PackedMLP(network, hand_over, rounding if settings.trainer.error_bits else None)
+    return PackedMLP(network, hand_over, settings.freeze, rounding if settings.trainer.error_bits else None)

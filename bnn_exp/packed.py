@@ -26,6 +26,7 @@ class PackedMLP:
     Args:
         network: an MLP of bits, encoded `boolean` or `bipolar`, on the CPU.
         hand_over: takes the number of a layer and its Factors; it may change the layer's bits.
+        frozen: how many of its first layers, with their norms, do not train.
         rounding: how errors are rounded, of a layer and which of its gradients (0: its inputs', 1: its weights'); None: not.
     """
 
@@ -33,14 +34,12 @@ class PackedMLP:
         self,
         network: MLP,
         hand_over: Callable[[int, BitFactors | PixelFactors], None],
+        frozen: int = 0,
         rounding: Callable[[int, int], Rounding] | None = None,
     ):
-        self.network, self.hand_over, self.rounding = network, hand_over, rounding
+        self.network, self.hand_over, self.frozen, self.rounding = network, hand_over, frozen, rounding
         self.zero = 0.0 if network.encoding == "boolean" else -1.0
         self.window = inf if network.window is None else network.window
-        self.trains = [layer.weight.requires_grad for layer in network.layers]
-        wanted = [t or any(p.requires_grad for p in n.parameters()) for t, n in zip(self.trains, network.norms, strict=True)]
-        self.first = wanted.index(True)  # of the layers that want a gradient
         for layer in network.layers:
             layer.pack()
 
@@ -119,19 +118,18 @@ class _Pass(torch.autograd.Function):
         sums, norm = layers[-1].sums, layers[-1].norm
         gate, errors = Gate(sums, norm, inf), bits.filled(grad, sums.z.shape[1])
         gate.all(errors)
-        for i in reversed(range(packed.first, len(layers))):
+        for i in reversed(range(packed.frozen, len(layers))):
             layer, totals, neurons = layers[i], gate.totals, packed.network.norms[i].num_features
             products = totals.products * layer.norm.inverse
             gradients[2 * i : 2 * i + 2] = products[:neurons].float(), totals.errors[:neurons].float()
             center = Centering(layer.sums, layer.norm, totals)
             at_sums = errors
-            if i == packed.first:
+            if i == packed.frozen:
                 center.all(at_sums)
             else:
                 below = layers[i - 1]
                 gate = Gate(below.sums, below.norm, packed.window)
                 errors = go_back(at_sums, center, packed.to_inputs(i, below.sums.z.shape[1]), gate)
-            if packed.trains[i]:
-                packed.hand_over(i, packed.factors(i, layer.x, at_sums))
+            packed.hand_over(i, packed.factors(i, layer.x, at_sums))
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *(g if w else None for g, w in zip(gradients, wanted, strict=True))

@@ -1,17 +1,21 @@
 """From a plan to a training that can begin: data, network and trainer, on the plan's device."""
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from bnn_exp import models, transfer
+from bnn_exp import engine, models, transfer
+from bnn_exp.config import Settings
 from bnn_exp.data.dataset import Dataset
+from bnn_exp.data.sources import Arrays
 from bnn_exp.distributed import local_size
 from bnn_exp.errors import UserError
 from bnn_exp.memory import keep_freed_memory, return_freed_memory
+from bnn_exp.nn.binary import packed_at_once
 from bnn_exp.plan import Plan, read
 from bnn_exp.trainer import Trainer
 
@@ -32,19 +36,14 @@ def prepare(plan: Plan, directory: Path, ranks: "Ranks | None" = None) -> Traine
 
 def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | None") -> Trainer:
     settings = plan.settings
-    if settings.trainer.threads:
-        torch.set_num_threads(settings.trainer.threads)
-    elif ranks is not None and "OMP_NUM_THREADS" not in os.environ:
+    if not settings.trainer.threads and ranks is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size(ranks.size)))
-    if device.type == "cpu":
-        {"fast": keep_freed_memory, "lean": return_freed_memory}[settings.trainer.memory]()
-    else:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    arrays = plan.arrays or read(settings.dataset)
-    data = Dataset.from_arrays(arrays, device, settings.dataset.limit, settings.dataset.validation)
-    torch.manual_seed(settings.seed)
-    network = models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
-    if settings.init_from and plan.saved is None:
+    settle(settings, device)
+    data = load(settings, plan.arrays or read(settings.dataset), device)
+    copied = bool(settings.init_from) and plan.saved is None
+    with nullcontext() if copied else first_bits(settings, device):
+        network = first_network(settings, data)
+    if copied:
         transfer.begin(network, settings, data.classes)
     network = network.to(device)
     if ranks is None:
@@ -56,6 +55,33 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     if plan.saved is not None:
         _take_up(trainer, plan.saved, directory)
     return trainer
+
+
+def settle(settings: Settings, device: torch.device) -> None:
+    """Have this process compute as a run does on its device: threads, kept memory, the same numbers each time."""
+    if settings.trainer.threads:
+        torch.set_num_threads(settings.trainer.threads)
+    if device.type == "cpu":
+        {"fast": keep_freed_memory, "lean": return_freed_memory}[settings.trainer.memory]()
+    else:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:
+    """The rows that the settings choose, on the device."""
+    return Dataset.from_arrays(arrays, device, settings.dataset.limit, settings.dataset.validation)
+
+
+def first_bits(settings: Settings, device: torch.device) -> AbstractContextManager:
+    """For `first_network` to be in: bits that are to be packed in training lie so from the first, where memory is dear."""
+    packed = settings.trainer.memory == "lean" and engine.choose(settings, device.type) == "packed"
+    return packed_at_once() if packed else nullcontext()
+
+
+def first_network(settings: Settings, data: Dataset) -> nn.Module:
+    """The network as it begins, drawn from the seed; on the CPU."""
+    torch.manual_seed(settings.seed)
+    return models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
 
 
 def _take_up(trainer: Trainer, saved: dict, directory: Path) -> None:

@@ -19,8 +19,9 @@ TASKS = {
     "evaluate": "bnn_exp.deploy.commands:evaluate",
     "predict": "bnn_exp.deploy.commands:predict",
     "export": "bnn_exp.deploy.commands:export",
-    "benchmark": "bnn_exp.deploy.commands:benchmark",
+    "benchmark": "bnn_exp.tasks:benchmark",
 }
+BENCHMARKS = {"inference": "bnn_exp.deploy.commands:benchmark", "training": "bnn_exp.benchmark.command:benchmark"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ def search(composed: DictConfig, job) -> None:
     except ImportError as error:
         raise UserError(f"sweep.search=optuna: {error}\nallowed: after pip install 'bnn-exp[optuna]'") from error
     search(composed, job)
+
+
+def benchmark(asked: Asked) -> str:
+    """`task=benchmark`: of a trained network, or of training."""
+    return pkgutil.resolve_name(BENCHMARKS[asked.request.benchmark.name])(asked)
 
 
 def report(asked: Asked) -> str:

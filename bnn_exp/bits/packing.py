@@ -21,8 +21,8 @@ def pack(bits: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(rows, axis=1, bitorder="little"))
 
 
-def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What `pack` made of bits of `shape`, as float32 of that shape, on the CPU.
+def unpack(packed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """What `pack` made of bits of `shape`, as `dtype` of that shape, on the CPU.
 
     Raises:
         ValueError: `packed` is not uint8, or not of the size that `shape` packs to.
@@ -31,7 +31,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     if packed.dtype != torch.uint8 or tuple(packed.shape) != (_rows(shape), -(-columns // 8)):
         raise ValueError(f"{packed.dtype} {list(packed.shape)} does not hold packed bits of shape {list(shape)}")
     rows = np.unpackbits(packed.cpu().numpy(), axis=1, count=columns, bitorder="little")
-    return torch.from_numpy(rows).reshape(shape).float()
+    return torch.from_numpy(rows).reshape(shape).to(dtype)
 
 
 @dataclass(frozen=True)

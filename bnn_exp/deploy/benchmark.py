@@ -1,8 +1,6 @@
 """How fast and how large a packed network is beside the same network in torch, as plain data for `benchmark.json`."""
 
-import platform
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import bit_sums, pack, pixel_sums, to_tiles
 from bnn_exp.deploy.load import load_packed
+from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.deploy.resident import measure
 from bnn_exp.deploy.timing import ROUNDS, in_turns
 from bnn_exp.nn import binary_layers
@@ -43,7 +42,7 @@ def benchmark(
     network, about = load_model(file)
     packed, _ = load_packed(file)
     packed, network = packed.to(device), network.to(device)
-    with _threads(threads):
+    with using_threads(threads):
         runtime = _onnxruntime(network, packed, about, threads) if device.type == "cpu" else None
         _make_plain(network)
         ways = {"packed": packed, "torch fp32": lambda pixels: network(pixels / 255)}
@@ -55,7 +54,7 @@ def benchmark(
         sizes = LAYERS_CUDA if device.type == "cuda" else LAYERS
         layers = [_layer(*size, device, rounds) for size in sizes]
     return {
-        "machine": _machine(device, threads),
+        "machine": machine(device, threads),
         "network": [row for rows in found for row in rows],
         "layers": [row for rows in layers for row in rows],
         "memory": _memory(file, ways, max(batches), about["image_shape"], device),
@@ -132,26 +131,3 @@ def _memory(file: Path, ways: dict[str, Callable], batch: int, shape: list[int],
             way(pixels)
         peaks[name] = torch.cuda.max_memory_allocated(device) - before
     return peaks
-
-
-def _machine(device: torch.device, threads: int) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": device.type, "name": name, "threads": threads, "torch": torch.__version__, "system": platform.platform()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-@contextmanager
-def _threads(count: int):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -73,7 +73,7 @@ def export(asked: Asked) -> str:
 
 
 def benchmark(asked: Asked) -> str:
-    """`task=benchmark`: speed and memory of the packed network beside torch's, one thread when nothing else is said.
+    """`benchmark=inference`: speed and memory of the packed network beside torch's, one thread when nothing else is said.
 
     Without `from` the network is that of the configuration, its weights as they begin.
     """

@@ -13,15 +13,16 @@ WINDOW = 0.005  # seconds that a way is repeated for in a round, at least
 
 def in_turns(ways: dict[str, Callable[[], Any]], device: torch.device, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
     """Per way the median seconds of a call, and the quartiles: `median`, `low`, `high`. Each is called once before that."""
-    repeats = {name: max(1, round(WINDOW / max(_seconds(way, 1, device, warm=True), 1e-9))) for name, way in ways.items()}
+    repeats = {name: max(1, round(WINDOW / max(seconds_of(way, 1, device, warm=True), 1e-9))) for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            seconds[name].append(_seconds(way, repeats[name], device))
-    return {name: _summary(times) for name, times in seconds.items()}
+            seconds[name].append(seconds_of(way, repeats[name], device))
+    return {name: summary(times) for name, times in seconds.items()}
 
 
-def _seconds(way: Callable[[], Any], repeats: int, device: torch.device, warm: bool = False) -> float:
+def seconds_of(way: Callable[[], Any], repeats: int, device: torch.device, warm: bool = False) -> float:
+    """Of a call of `way`, the mean of `repeats`, the device waited for; `warm` calls it once before."""
     if warm:
         way()
     _wait(device)
@@ -37,6 +38,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _summary(times: list[float]) -> dict[str, float]:
+def summary(times: list[float]) -> dict[str, float]:
+    """`median`, and `low` and `high`, the quartiles."""
     low, _, high = quantiles(times, n=4) if len(times) > 1 else times * 3
     return {"median": median(times), "low": low, "high": high}

@@ -12,6 +12,8 @@ The gradient that reaches a parameter is the gradient by the value, unscaled: th
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,19 @@ def binarize(x: Tensor, encoding: str = "bipolar", window: float | None = 1.0) -
     return _Binarize.apply(x, encoding, window)
 
 
+_at_once = ContextVar("at_once", default=False)
+
+
+@contextmanager
+def packed_at_once() -> Iterator[None]:
+    """Layers of bits made within it are packed before the next is made, see `BinaryLayer.pack`."""
+    token = _at_once.set(True)
+    try:
+        yield
+    finally:
+        _at_once.reset(token)
+
+
 class BinaryLayer(nn.Module):
     """A layer whose `weight`, float32 of `shape`, stands for bits, and with `bias` a bit for each of its outputs too.
 
@@ -104,6 +119,8 @@ class BinaryLayer(nn.Module):
         self.weight = nn.Parameter(first(shape))
         self.bias = nn.Parameter(torch.zeros(shape[:1]) if weights == "latent" else first(shape[:1])) if bias else None
         self._kept: dict[str, tuple[int, Tensor]] = {}  # in evaluation: version of a parameter, its values
+        if weights == "bits" and not bias and _at_once.get():
+            self.pack()
 
     @property
     def value(self) -> Tensor:
@@ -144,6 +161,8 @@ class BinaryLayer(nn.Module):
         """Keep the bits of `weight` packed from now on: a parameter without gradient, uint8 [outputs, ⌈inputs / 8⌉]."""
         from bnn_exp.bits import pack
 
+        if self.weight.dtype == torch.uint8:
+            return
         self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
 
     def bits(self) -> dict[str, Tensor]:
@@ -153,7 +172,7 @@ class BinaryLayer(nn.Module):
         if self.weights == "float":
             return {}
         if self.weight.dtype == torch.uint8:
-            return {"weight": unpack(self.weight, self.shape)}
+            return {"weight": unpack(self.weight, self.shape, torch.uint8)}
         own = {name: p for name, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}
         return own if self.weights == "bits" else {name: quantize(p.detach()) for name, p in own.items()}
 

@@ -1,0 +1,108 @@
+"""The seed's program, whose path the user gives, beside a run of ours: epochs of both in turn."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bnn_exp.benchmark.times import whole_batches
+from bnn_exp.config import Settings
+from bnn_exp.data.sources import Arrays
+from bnn_exp.deploy.timing import summary
+from bnn_exp.errors import UserError
+from bnn_exp.trainer import Trainer
+
+ROUNDS, EPOCHS = 3, 2  # of both in turn; each time so many epochs of the program
+LAYERS, PIXELS, CLASSES, BATCH = 4, (28, 28), 10, 16384  # of the program, unchangeably
+
+
+@dataclass(frozen=True)
+class SeedProgram:
+    """`python PATH FOLDER HIDDEN EPOCHS DELTA`, which says `train_s SECONDS` for each epoch."""
+
+    path: Path
+    folder: Path
+    hidden: int
+    delta: float
+    device: torch.device
+
+    @classmethod
+    def of(cls, path: str, settings: Settings, arrays: Arrays, device: torch.device) -> "SeedProgram":
+        """The program for the network and data of the settings.
+
+        Raises:
+            UserError: there is no such file, or it can't train such a network or such data.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"benchmark.seed_program={path}: no such file\nallowed: the path of the seed's program")
+        model, pixels = settings.model, arrays.train_images.shape[1:]
+        able = (
+            (model.name == "mlp", f"model={model.name}", "model=mlp"),
+            (getattr(model, "num_layers", 0) == LAYERS, "model.num_layers", f"model.num_layers={LAYERS}"),
+            (getattr(settings.dataset, "path", None), f"dataset={settings.dataset.name}", "dataset.path=FOLDER"),
+            (pixels == (1, *PIXELS), f"images of {'×'.join(map(str, pixels))}", "grey images of 28×28, as in mnist"),
+            (len(arrays.classes) <= CLASSES, f"{len(arrays.classes)} classes", f"up to {CLASSES} classes"),
+        )
+        for possible, what, allowed in able:
+            if not possible:
+                raise UserError(f"benchmark.seed_program: the seed's program can't train {what}\nallowed: {allowed}")
+        optimizer = settings.optimizer
+        delta = optimizer.delta if optimizer.name == "hypermask" else settings.delta
+        return cls(Path(path).resolve(), Path(settings.dataset.path).resolve(), model.hidden_size, delta, device)
+
+    def epochs(self, count: int) -> list[float]:
+        """The seconds of training of each of so many epochs, in a process of its own.
+
+        Raises:
+            UserError: it failed, or said nothing of its seconds; with its last line.
+        """
+        command = [sys.executable, self.path, self.folder, str(self.hidden), str(count), str(self.delta)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | self._environment())
+        found = [float(seconds) for seconds in re.findall(r"\btrain_s (\d+\.?\d*)", done.stdout)]
+        if done.returncode or len(found) != count:
+            last = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(
+                f"benchmark.seed_program={self.path}: exit code {done.returncode}, {len(found)} of {count} epochs: {last}\n"
+                "allowed: a program that takes FOLDER HIDDEN EPOCHS DELTA and prints train_s SECONDS for each epoch"
+            )
+        return found
+
+    def _environment(self) -> dict[str, str]:
+        """As many threads as torch has here, and of the GPUs the one that is used here, if one is."""
+        visible = ""
+        if self.device.type == "cuda":
+            index, seen = self.device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
+            visible = seen.split(",")[index] if seen else str(index)
+        return {"OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": visible}
+
+
+def beside(program: SeedProgram, trainer: Trainer, rows: int) -> dict:
+    """Epochs of the program and of ours, in rounds in turn.
+
+    Args:
+        rows: that the program trains on in an epoch, all train rows.
+
+    Returns:
+        `seed`, `ours`: the seconds of an epoch (`median`, `low`, `high`) and the `images_per_second` of the median; `rows` and
+        `batch` of the program; `speedup`: our images a second over the program's.
+
+    Raises:
+        UserError: the program fails.
+    """
+    seconds: dict[str, list[float]] = {"seed": [], "ours": []}
+    for turn in range(ROUNDS):
+        seconds["seed"] += program.epochs(EPOCHS)
+        if not turn:
+            trainer.train_on(0, 0, next(whole_batches(trainer.data, trainer.batch_size(0))))  # compiles
+        epoch = trainer.epoch()
+        seconds["ours"].append(epoch["train_seconds"])
+    images = {"seed": rows, "ours": round(epoch["train_seconds"] * epoch["images_per_second"])}
+    found = {
+        who: summary(times) | {"images_per_second": images[who] / summary(times)["median"]} for who, times in seconds.items()
+    }
+    speedup = found["ours"]["images_per_second"] / found["seed"]["images_per_second"]
+    return found | {"rows": rows, "batch": BATCH, "speedup": speedup}
