@@ -161,6 +161,7 @@ def read(dataset: Rows) -> Arrays:
 
 def _device(settings: Settings) -> str:
     """The device that can train by the engine and in the memory that the settings name."""
+    engine.let_waiting_threads_sleep(settings)
     device = device_of(settings.device, settings.trainer.devices)
     engine.choose(settings, device)
     memory.check(settings)

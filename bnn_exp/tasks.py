@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bnn_exp import config
+from bnn_exp import config, engine
 from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import UserError
@@ -113,6 +113,8 @@ def search(composed: DictConfig, job) -> None:
 
 def benchmark(asked: Asked) -> str:
     """`task=benchmark`: of a trained network, or of training."""
+    if asked.request.benchmark.name == "training":
+        engine.let_waiting_threads_sleep(config.load(asked.composed))
     return pkgutil.resolve_name(BENCHMARKS[asked.request.benchmark.name])(asked)
 
 

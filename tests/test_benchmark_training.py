@@ -201,7 +201,7 @@ BAD = {
     (*TRAINING, "resume=x"): ("resume=x", "null"),
     (*TRAINING, "freeze=1"): ("freeze=1", "0"),
     (*TRAINING, "trainer.devices=2"): ("trainer.devices=2", "1"),
-    (*TRAINING, "trainer.engine=packed", "optimizer=counter"): ("trainer.engine=packed", "auto or dense"),
+    (*TRAINING, "trainer.engine=packed", "model=vgg"): ("trainer.engine=packed", "auto or dense"),
     (*TRAINING, "benchmark.seed_program=/nowhere.py"): ("benchmark.seed_program=/nowhere.py", "no such file"),
     (*TRAINING, f"benchmark.seed_program={__file__}"): ("dataset=digits", "dataset.path=FOLDER"),
     (*TRAINING, f"benchmark.seed_program={__file__}", "model=vgg"): ("model=vgg", "model=mlp"),

@@ -47,7 +47,8 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
 
 def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
     """The configuration's own training, by that engine."""
-    settings = replace(settings, trainer=replace(settings.trainer, engine=engine))
+    error_bits = settings.trainer.error_bits if engine == "packed" else None
+    settings = replace(settings, trainer=replace(settings.trainer, engine=engine, error_bits=error_bits))
     device = data.train.labels.device
     with first_bits(settings, device):
         network = first_network(settings, data)
