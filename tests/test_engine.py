@@ -14,6 +14,7 @@ from bnn_exp.bits import bits_sha256, gradients, pack, unpack
 from bnn_exp.bits.gradients import BitFactors, PixelFactors, ToInputs
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.training import bit_sums, columns_of, filled, transposed
+from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
 from bnn_exp.optim import Rule
@@ -171,6 +172,18 @@ def test_both_engines_end_with_the_same_bits(overrides):
         metrics = [{k: v for k, v in t.epoch().items() if k in ("flips", "delta", "train_accuracy")} for t in (dense, packed)]
         assert metrics[0] == metrics[1]
         assert bits_sha256(dense.network) == bits_sha256(packed.network) != start
+
+
+@pytest.mark.parametrize("rule", [(*RANDOM, "delta=0.1"), ("optimizer=counter",)])
+def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
+    monkeypatch.setattr(gradients, "LOOKS_UP", False)
+    test_both_engines_end_with_the_same_bits(rule)
+
+
+def test_a_loss_that_is_no_number_is_named():
+    trainer = trainer_of("trainer.engine=packed", "real_optimizer=sgd", "real_optimizer.lr=1e38")
+    with pytest.raises(UserError, match="the loss is inf at epoch 1, batch 2"):
+        trainer.epoch()
 
 
 def differing_flips(overrides, steps, monkeypatch):
