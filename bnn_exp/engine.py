@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bnn_exp.packed import PackedMLP
 
 MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
+SPINNING = "GOMP_SPINCOUNT"  # how often GNU's OpenMP looks for work before a thread sleeps
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
 
@@ -69,7 +70,7 @@ def let_waiting_threads_sleep(settings) -> None:
     kernels want: with two threads on two cores a step of 1024² weights and batch 16384 took 430 ms, and 335 without it.
     """
     if choose(settings, "cpu") == "packed" and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault(SPINNING, "10000")
 
 
 def pack(settings, network: "MLP", rule: Callable[[], "Rule"]) -> "PackedMLP":

@@ -29,6 +29,7 @@ def bnn_train(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> SimpleNamespace:
+        capfd.readouterr()  # what fixtures said
         code = command(monkeypatch, *arguments)
         out, err = capfd.readouterr()
         return SimpleNamespace(code=code, out=out, err=err, runs=sorted(f.parent for f in tmp_path.rglob("summary.json")))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bnn_exp import engine
 from bnn_exp.benchmark.times import whole_batches
 from bnn_exp.config import Settings
 from bnn_exp.data.sources import Arrays
@@ -61,7 +62,7 @@ class SeedProgram:
             UserError: it failed, or said nothing of its seconds; with its last line.
         """
         command = [sys.executable, self.path, self.folder, str(self.hidden), str(count), str(self.delta)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | self._environment())
+        done = subprocess.run(command, capture_output=True, text=True, env=self._environment())
         found = [float(seconds) for seconds in re.findall(r"\btrain_s (\d+\.?\d*)", done.stdout)]
         if done.returncode or len(found) != count:
             last = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"])[-1]
@@ -72,12 +73,13 @@ class SeedProgram:
         return found
 
     def _environment(self) -> dict[str, str]:
-        """As many threads as torch has here, and of the GPUs the one that is used here, if one is."""
+        """As many threads as torch has here, waiting as they do by default, and of the GPUs the one used here, if one is."""
         visible = ""
         if self.device.type == "cuda":
             index, seen = self.device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
             visible = seen.split(",")[index] if seen else str(index)
-        return {"OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": visible}
+        given = {name: value for name, value in os.environ.items() if name != engine.SPINNING}
+        return given | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": visible}
 
 
 def beside(program: SeedProgram, trainer: Trainer, rows: int) -> dict:
