@@ -17,6 +17,7 @@ from bnn_exp.bits.training import bit_sums, columns_of, filled, transposed
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
+from bnn_exp.nn.binary import packed_at_once
 from bnn_exp.optim import Rule
 from bnn_exp.packed import PackedMLP
 from bnn_exp.trainer import Trainer
@@ -24,6 +25,15 @@ from bnn_exp.trainer import Trainer
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "trainer.epochs=3")
 UNIT = 2.0**-24  # of fp32: half the distance of 1 to the next number
 SHAPES = [(16, 32, 32), (1, 3, 5), (37, 10, 64), (1030, 33, 100), (2500, 64, 96)]  # rows, neurons, inputs
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Of torch's BatchNorm sums differ in their last bits by the number of threads; ours add up as it does with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def normal(*shape):
@@ -267,6 +277,29 @@ def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, o
     assert refused.code == 2 and refused.err.count("\n") <= 2 and "trainer.engine=packed" in refused.err
     assert overrides.partition("=")[0].partition(".")[2] in refused.err and not refused.runs
     assert engine.choose(settings_of(*rule, overrides), "cpu") == "dense"
+
+
+def test_lean_memory_packs_bits_as_they_are_made_and_changes_none():
+    fast, lean = (trainer_of(*RANDOM, "trainer.engine=packed", f"trainer.memory={memory}") for memory in ("fast", "lean"))
+    with packed_at_once():
+        network = MLP(37, 5, hidden_size=70)
+    assert [layer.weight.shape for layer in network.layers] == [(70, 5), (70, 9), (70, 9), (5, 9)]
+    fast.epoch(), lean.epoch()
+    assert bits_sha256(fast.network) == bits_sha256(lean.network)
+
+
+def test_waiting_threads_sleep_for_the_packed_engine_unless_the_user_says_how_they_wait(monkeypatch):
+    for name in (engine.SPINNING, "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is set back
+        monkeypatch.delenv(name)
+    engine.let_waiting_threads_sleep(settings_of("trainer.engine=dense"))
+    assert engine.SPINNING not in os.environ
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+        engine.let_waiting_threads_sleep(settings_of("trainer.engine=packed"))
+    assert engine.SPINNING not in os.environ
+    engine.let_waiting_threads_sleep(settings_of("trainer.engine=packed"))
+    assert int(os.environ[engine.SPINNING]) < 300_000  # what GNU's OpenMP does when nothing is said
 
 
 def test_auto_packs_bits_on_a_cpu():
