@@ -247,6 +247,18 @@ def _take_block(grad, row, rows, neurons, out):
 
 
 @_compiled
+def _add_four(out, e, last, base, scale, a, b, c, d):
+    """out[e], out[e + 1], … += base + scale · the total of a, b, …, up to `last`."""
+    out[e] += base + scale * total(a)
+    if e < last:
+        out[e + 1] += base + scale * total(b)
+    if e + 1 < last:
+        out[e + 2] += base + scale * total(c)
+    if e + 2 < last:
+        out[e + 3] += base + scale * total(d)
+
+
+@_compiled
 def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, one, out):
     """out[e] += Σ_b grad[b, n] · x[b, inputs[e]] for the entries e of neuron n, starts[n] to starts[n + 1].
 
@@ -280,13 +292,7 @@ def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, o
                         b = add_where(b, errors, q + 2 * s)
                         c = add_where(c, errors, u + 2 * s)
                         d = add_where(d, errors, v + 2 * s)
-                    out[e] += base + (one - zero) * total(a)
-                    if e < last:
-                        out[e + 1] += base + (one - zero) * total(b)
-                    if e + 1 < last:
-                        out[e + 2] += base + (one - zero) * total(c)
-                    if e + 2 < last:
-                        out[e + 3] += base + (one - zero) * total(d)
+                    _add_four(out, e, last, base, one - zero, a, b, c, d)
 
 
 @_compiled
@@ -313,13 +319,7 @@ def entries_of_pixels(grad, row, rows, neurons, x, column, starts, inputs, out):
                         b = add_times_bytes(b, errors, q + 16 * s)
                         c = add_times_bytes(c, errors, u + 16 * s)
                         d = add_times_bytes(d, errors, v + 16 * s)
-                    out[e] += total(a)
-                    if e < last:
-                        out[e + 1] += total(b)
-                    if e + 1 < last:
-                        out[e + 2] += total(c)
-                    if e + 2 < last:
-                        out[e + 3] += total(d)
+                    _add_four(out, e, last, np.float32(0), np.float32(1), a, b, c, d)
 
 
 @_compiled

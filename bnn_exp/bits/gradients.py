@@ -13,7 +13,7 @@ from bnn_exp.bits import backward, norms
 from bnn_exp.bits.backward import WIDTH
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
-from bnn_exp.bits.training import CHUNK, Norm, Sums, columns_of, filled, in_chunks, share_out, transposed
+from bnn_exp.bits.training import CHUNK, Norm, Sums, columns_of, filled, in_chunks, share_out, transposed, up_to
 
 LOOKS_UP = torch.backends.cpu.get_cpu_capability() == "AVX512"  # permutes the 16 float32 of a register
 _TABLE_ROWS = 1024  # of a batch at a time, so that the look-up tables of four neurons (1 MiB) stay in the cache
@@ -79,8 +79,7 @@ class ToInputs:
     """
 
     def __init__(self, weights: PackedBits, width: int, zero: float):
-        self.width, self.zero, self.weights = width, zero, weights
-        self.neurons = -(-len(weights.packed) // 32) * 32
+        self.width, self.neurons = width, up_to(len(weights.packed), 32)
         if LOOKS_UP:
             self.words = words_of(columns_of(weights.packed)[:, : self.neurons // 8], width)
             self.factors = factors_of(zero)
@@ -159,7 +158,7 @@ class BitFactors:
         """The gradient, float32 [neurons, inputs]."""
         if not LOOKS_UP:
             return self.errors[:, : self.neurons].t() @ self.values()[:, : len(self.errors)].t()
-        errors, width = by_neuron(self.errors, self.neurons), -(-self.inputs // LANES) * LANES
+        errors, width = by_neuron(self.errors, self.neurons), up_to(self.inputs, LANES)
         gradient, part, factors = torch.zeros(len(errors), width), torch.empty(len(errors), width), factors_of(self.zero)
         for begin in range(0, errors.shape[1], _TABLE_ROWS):
             some = errors[:, begin : begin + _TABLE_ROWS]
@@ -175,8 +174,8 @@ class BitFactors:
 
 def by_neuron(errors: Tensor, neurons: int) -> Tensor:
     """Errors [rows, width] → [neurons, rows], float32, filled to multiples of 16 and 64."""
-    neurons, rows = -(-neurons // WIDTH) * WIDTH, len(errors)
-    turned = torch.empty(neurons, -(-rows // LANES) * LANES)
+    neurons, rows = up_to(neurons, WIDTH), len(errors)
+    turned = torch.empty(neurons, up_to(rows, LANES))
     turned[:, rows:] = 0
     here, to = errors.numpy(), turned.numpy()
     share_out(lambda first, last: norms.turn_floats(here, WIDTH * first, WIDTH * last, to), neurons // WIDTH)

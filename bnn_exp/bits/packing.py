@@ -70,9 +70,9 @@ class PackedBits:
         flip_at(self.packed.numpy(), self.columns, which.numpy())
         return len(which)
 
-    def unpack(self) -> Tensor:
-        """The bits as float32 [rows, columns]."""
-        return unpack(self.packed, (len(self.packed), self.columns))
+    def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The bits as `dtype` [rows, columns]."""
+        return unpack(self.packed, (len(self.packed), self.columns), dtype)
 
     def values(self, zero: float) -> Tensor:
         """The same with `zero` for 0."""

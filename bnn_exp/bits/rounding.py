@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from bnn_exp.bits import digits
-from bnn_exp.bits.backward import WIDTH
 from bnn_exp.bits.digits import BASE, MOST, MOST_ROWS
 from bnn_exp.bits.gradients import LOOKS_UP, BitFactors, PixelFactors, by_neuron
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
-from bnn_exp.bits.training import columns_of, filled, share_out, transposed
+from bnn_exp.bits.training import columns_of, filled, share_out, transposed, up_to
 from bnn_exp.nn.product import pixel_sums
 
 
@@ -80,7 +79,7 @@ class RoundedBitFactors(BitFactors):
     def whole(self) -> Tensor:
         """As that of BitFactors, from rounded errors."""
         errors, tiles = by_neuron(self.errors, self.neurons), to_tiles(self.columns) if LOOKS_UP else self.values()
-        gradient = torch.empty(len(errors), LANES * -(-self.inputs // LANES))
+        gradient = torch.empty(len(errors), up_to(self.inputs, LANES))
 
         def of_neurons(begin: int, end: int) -> None:
             codes, scales = self.rounding(errors, begin, end)
@@ -102,6 +101,7 @@ class RoundedPixelFactors(PixelFactors):
 
     def whole(self) -> Tensor:
         """As that of PixelFactors, from rounded errors; exact sums where the processor multiplies int8 (`nn.product`)."""
-        codes, scales = self.rounding(by_neuron(self.errors, self.neurons), 0, -(-self.neurons // WIDTH) * WIDTH)
+        errors = by_neuron(self.errors, self.neurons)
+        codes, scales = self.rounding(errors, 0, len(errors))
         sums = pixel_sums(transposed(self.pixels), codes).t()
         return (sums * (scales / 255)[:, None])[: self.neurons]

@@ -74,8 +74,7 @@ def bit_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
 
 def pixel_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     """x Vᵀ for x = pixels / 255, uint8 [rows, inputs], as float32: those of `bnn_exp.nn.product.pixel_product`."""
-    bits = np.unpackbits(weights.packed.numpy(), axis=1, count=weights.columns, bitorder="little")
-    v = torch.from_numpy(bits).view(torch.int8)
+    v = weights.unpack(torch.int8)
     v = F.pad(2 * v - 1 if zero else v, (0, 0, 0, -len(v) % LANES))
     return Sums(small_integer_sums(x, v).div_(255), 1.0, torch.zeros(len(v)))
 
@@ -156,12 +155,17 @@ def columns_of(bits: Tensor) -> Tensor:
 def transposed(x: Tensor) -> Tensor:
     """uint8 [rows, columns] → [columns, ⌈rows / 64⌉ · 64], filled with 0."""
     rows, columns = x.shape
-    out = torch.empty(columns, -(-rows // LANES) * LANES, dtype=torch.uint8)
+    out = torch.empty(columns, up_to(rows, LANES), dtype=torch.uint8)
     out[:, rows:] = 0
     given, to = x.contiguous().numpy(), out.numpy()
     tiles = -(-columns // WIDTH)
     share_out(lambda first, last: norms.turn_bytes(given, WIDTH * first, min(WIDTH * last, columns), to), tiles)
     return out
+
+
+def up_to(count: int, multiple: int) -> int:
+    """The next multiple from `count` on."""
+    return -(-count // multiple) * multiple
 
 
 def filled(x: Tensor, width: int, value: float = 0.0) -> Tensor:

@@ -186,8 +186,6 @@ class BinaryLinear(BinaryLayer):
         binary_input: the inputs are values of bits too (0 and ±1). Like pixels they are multiplied in small integers
             where the processor is quick at that: the same numbers, sooner.
         weights: `bits`, `latent` or `float`.
-
-    `pixel_product` and `binary_product` are what it multiplies with, for an engine to replace (`bnn_exp.engine`).
     """
 
     def __init__(
@@ -195,16 +193,15 @@ class BinaryLinear(BinaryLayer):
     ):
         super().__init__((out_features, in_features), encoding, weights)
         self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
-        self.pixel_product, self.binary_product = pixel_product, binary_product
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.uint8 and self.weights != "float":
             if self.encoding == "centred":
-                return self.pixel_product(x, 2 * self.value) / 2  # the same number, by way of whole ones
-            return self.pixel_product(x, self.value)
+                return pixel_product(x, 2 * self.value) / 2  # the same number, by way of whole ones
+            return pixel_product(x, self.value)
         x = x / 255 if x.dtype == torch.uint8 else x
         if self.encoding != "centred" and self.weights != "float" and self.binary_input:
-            return self.binary_product(x, self.value)
+            return binary_product(x, self.value)
         return F.linear(x, self.value)
 
     def extra_repr(self) -> str:
