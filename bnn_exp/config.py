@@ -130,6 +130,7 @@ class Trainer:
     threads: Count | None
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
+    graphs: bool | None
     engine: Literal["auto", "dense", "packed"]
     error_bits: Literal[4, 8] | None
     memory: Literal["fast", "lean"]

@@ -63,6 +63,25 @@ def _hindrance(settings, device: str) -> str:
     return next((hindrance for able, hindrance in needs if not able), "")
 
 
+def records(settings, device: str) -> bool:
+    """Whether steps on that kind of device become CUDA graphs (`bnn_exp.graphs`). Imports no torch.
+
+    Raises:
+        UserError: `trainer.graphs` asks for them, and they can't be.
+    """
+    trainer = settings.trainer
+    needs = (
+        (device == "cuda", f"device={device}"),
+        (trainer.devices == 1, f"trainer.devices={trainer.devices}"),
+        (trainer.memory == "fast", f"trainer.memory={trainer.memory}, which looks at what it keeps"),
+        (trainer.final_batch_size is None, f"trainer.final_batch_size={trainer.final_batch_size}: one for each epoch"),
+    )
+    hindrance = next((hindrance for able, hindrance in needs if not able), "")
+    if trainer.graphs and hindrance:
+        raise UserError(f"trainer.graphs=true: not with {hindrance}\nallowed: trainer.graphs=null or false")
+    return not hindrance and trainer.graphs is not False
+
+
 def let_waiting_threads_sleep(settings) -> None:
     """For the packed engine, before torch is loaded: have OpenMP's threads sleep soon when they have nothing to do.
 

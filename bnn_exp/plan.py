@@ -164,6 +164,7 @@ def _device(settings: Settings) -> str:
     engine.let_waiting_threads_sleep(settings)
     device = device_of(settings.device, settings.trainer.devices)
     engine.choose(settings, device)
+    engine.records(settings, device)
     memory.check(settings)
     return device
 

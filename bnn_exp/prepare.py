@@ -65,6 +65,7 @@ def settle(settings: Settings, device: torch.device) -> None:
         {"fast": keep_freed_memory, "lean": return_freed_memory}[settings.trainer.memory]()
     else:
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # with NaN, at the price of a pass over every new tensor
 
 
 def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:

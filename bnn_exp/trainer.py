@@ -14,6 +14,7 @@ from bnn_exp.data.dataset import Dataset, Split, epoch_batches, piece_count, pie
 from bnn_exp.diagnostics import Diagnostics, dead_outputs
 from bnn_exp.errors import UserError
 from bnn_exp.footprint import Footprint
+from bnn_exp.graphs import Graphs
 from bnn_exp.lean import Saving, consume_gradients
 from bnn_exp.losses import LOSSES
 from bnn_exp.nn import named_bits, verify_binary
@@ -64,6 +65,7 @@ class Trainer:
         self.footprint = Footprint(network, Saving(network) if lean else None)
         if lean:
             consume_gradients(self.binary, self.footprint.note_gradients)
+        self.passes = Graphs(self._passes) if engine.records(settings, self.device.type) else self._passes
 
     @property
     def batches(self) -> int:
@@ -145,11 +147,18 @@ class Trainer:
 
     def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
+        loss, correct, gradients = self.passes(x, labels)
+        for p, gradient in zip(self.network.parameters(), gradients, strict=True):
+            p.grad = gradient
+        self.update()
+        return loss, correct
+
+    def _passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """The forward and the backward pass: what `step` gives, and the gradients of the parameters."""
         loss, logits = self.predict(x, labels)
         self.network.zero_grad()
         loss.backward()
-        self.update()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum(), [p.grad for p in self.network.parameters()]
 
     def predict(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch, and its logits."""

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnn_exp import device
+from bnn_exp.bits import reference
 from bnn_exp.nn import binary_parameters, named_bits
 from bnn_exp.nn.norm import STATISTICS, running_norms, scale_and_shift
 
@@ -22,7 +25,7 @@ def pack(bits: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """What `pack` made of bits of `shape`, as `dtype` of that shape, on the CPU.
+    """What `pack` made of bits of `shape`, as `dtype` of that shape, where `packed` lies.
 
     Raises:
         ValueError: `packed` is not uint8, or not of the size that `shape` packs to.
@@ -31,7 +34,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.fl
     if packed.dtype != torch.uint8 or tuple(packed.shape) != (_rows(shape), -(-columns // 8)):
         raise ValueError(f"{packed.dtype} {list(packed.shape)} does not hold packed bits of shape {list(shape)}")
     rows = np.unpackbits(packed.cpu().numpy(), axis=1, count=columns, bitorder="little")
-    return torch.from_numpy(rows).reshape(shape).to(dtype)
+    return torch.from_numpy(rows).reshape(shape).to(packed.device, dtype)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class PackedBits:
     """Bits [rows, columns] that lie packed: what a rule sees of weights that are never unpacked.
 
     Args:
-        packed: uint8 [rows, ⌈columns / 8⌉] on the CPU, whose bits `flip` changes.
+        packed: uint8 [rows, ⌈columns / 8⌉], whose bits `flip` changes.
     """
 
     packed: Tensor
@@ -53,26 +56,34 @@ class PackedBits:
         return self
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        """The bits at flat positions, int64: float32, as many."""
+        """The bits at flat positions, int64: float32, as many. On the CPU."""
         from bnn_exp.bits.norms import bits_at
 
         found = torch.empty(len(positions))
         bits_at(self.packed.numpy(), self.columns, positions.numpy(), found.numpy())
         return found
 
-    def flip(self, which: Tensor) -> int:
-        """Flip the bits at flat positions, int64 and each once, or where bool [rows, columns] is true. Their number."""
-        from bnn_exp.bits.norms import flip_at
+    def flip(self, which: Tensor) -> int | Tensor:
+        """Flip the bits where bool [rows, columns] is true, or, on the CPU, at flat positions, int64 and each once.
 
-        if which.dtype == torch.bool:
+        Gives their number, on a GPU as int64 that is not waited for.
+        """
+        if which.dtype != torch.bool:
+            from bnn_exp.bits.norms import flip_at
+
+            flip_at(self.packed.numpy(), self.columns, which.numpy())
+            return len(which)
+        if device.on_host(which):
             self.packed.bitwise_xor_(pack(which))
             return int(which.sum())
-        flip_at(self.packed.numpy(), self.columns, which.numpy())
-        return len(which)
+        self.packed.bitwise_xor_(reference.packed(F.pad(which.byte(), (0, -self.columns % 8))))
+        return which.sum()
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The bits as `dtype` [rows, columns]."""
-        return unpack(self.packed, (len(self.packed), self.columns), dtype)
+        if device.on_host(self.packed):
+            return unpack(self.packed, (len(self.packed), self.columns), dtype)
+        return reference.unpacked(self.packed, dtype)[:, : self.columns]
 
     def values(self, zero: float) -> Tensor:
         """The same with `zero` for 0."""

@@ -163,7 +163,7 @@ class BinaryLayer(nn.Module):
 
         if self.weight.dtype == torch.uint8:
             return
-        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
+        self.weight = nn.Parameter(pack(self.weight).to(self.weight.device), requires_grad=False)
 
     def bits(self) -> dict[str, Tensor]:
         """The bits of `weight` and, if it has one, of `bias`, by these names; nothing for a layer of float weights."""

@@ -1,7 +1,9 @@
 """HyperMask: training bits by a mask and a sign, with no real-valued copy of any weight (Shibuya et al., BinSFO, Algorithm 1).
 
 Each step every binary tensor has a target w* = 1[−g ≥ 0] and a mask m; then  w ← m̄·w + m·w*.  What tells the variants apart
-is who is in the mask. A mask is the flat positions (int64) at which m is 1, so that the update costs what the mask selects.
+is who is in the mask. A random mask is the flat positions (int64) at which m is 1, so that the update costs what it selects; on
+a GPU, which would have to be waited for to know how many those are, it is m itself. The others select where the gradient wants
+another bit, w ≠ w*, so that their masks are the flips.
 """
 
 import math
@@ -10,14 +12,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bnn_exp import rules
-from bnn_exp.optim.rule import Rule, scaled, signs
+from bnn_exp import device, rules
+from bnn_exp.bits.packing import PackedBits
+from bnn_exp.optim.rule import Factors, Rule, scaled, signs
 from bnn_exp.randomness import bernoulli_positions
 
 
 def random_mask(w: Tensor, delta: float, draw: torch.Generator) -> Tensor:
-    """m ~ Bernoulli(δ), whatever the gradient (Implementation 5)."""
-    return bernoulli_positions(w.numel(), delta, draw)
+    """m ~ Bernoulli(δ), whatever the gradient (Implementation 5): flat positions, or bool [size of w]."""
+    if device.on_host(draw):
+        return bernoulli_positions(w.numel(), delta, draw)
+    return torch.rand(w.numel(), generator=draw, device=draw.device) < delta
 
 
 def top_mask(g: Tensor, w: Tensor, delta: float) -> Tensor:
@@ -25,19 +30,21 @@ def top_mask(g: Tensor, w: Tensor, delta: float) -> Tensor:
 
     Which |g| count as large is a matter of units, see `scaled`.
     """
-    wrong, m = (g * signs(w)).topk(int(delta * w.numel()), sorted=False)
-    return m[wrong > 0]
+    wrong, m = (g * signs(w)).flatten().topk(int(delta * w.numel()), sorted=False)
+    if device.on_host(w):
+        return m[wrong > 0]
+    return torch.zeros_like(w, dtype=torch.bool).flatten().scatter_(0, m, wrong > 0).view_as(w)
 
 
 def ewm_mask(g: Tensor, w: Tensor, tau: Tensor, draw: torch.Generator) -> Tensor:
     """Of the weights that the gradient wants flipped, each with probability erf(τ|g|): the error-function weighted mask."""
     u = torch.rand(g.shape, generator=draw, device=g.device, dtype=g.dtype)
-    return ((g * signs(w) > 0) & (u < torch.erf(tau * g.abs()))).nonzero().squeeze(1)
+    return (g * signs(w) > 0) & (u < torch.erf(tau * g.abs()))
 
 
 def wpm_mask(g: Tensor, w: Tensor, tau: Tensor) -> Tensor:
     """Of the weights that the gradient wants flipped, those for which erf(τ|g|) ≥ ½."""
-    return ((g * signs(w) > 0) & (g.abs() >= 0.4769 / tau)).nonzero().squeeze(1)
+    return (g * signs(w) > 0) & (g.abs() >= 0.4769 / tau)
 
 
 def const(lr: float, variance: Tensor, sigma_g: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,26 +108,21 @@ class HyperMask(Rule):
         return h.mask == "random" and h.delta <= DENSEST
 
     def update(self, g, w, h, state, draw):
-        w = w.flatten()
         if h.mask == "random":
-            m = random_mask(w, h.delta, draw)
-            g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)
-        else:
-            if h.mask == "top" and h.scale != "tensor":
-                g = scaled(g, h.scale)
-            g = g.flatten()
-            m = self._mask(g, w, h, state, draw)
-            g = g[m]
-        target = g <= 0  # w* = 1[−g ≥ 0]
-        return m[w[m] != target]  # where w ← m̄·w + m·w* changes w
-
-    @staticmethod
-    def _mask(g, w, h, state, draw) -> Tensor:
+            return self._by_chance(g, w, random_mask(w, h.delta, draw))
         if h.mask == "top":
-            return top_mask(g, w, h.delta)
+            return top_mask(g if h.scale == "tensor" else scaled(g, h.scale), w, h.delta)
         variance = state.get("variance", torch.full((), FIRST_SIGMA**2, device=g.device))
         tau, state["variance"] = TEMPERATURES[h.temperature](h.lr, variance, g.std(correction=0))
         return ewm_mask(g, w, tau, draw) if h.mask == "ewm" else wpm_mask(g, w, tau)
+
+    @staticmethod
+    def _by_chance(g: Tensor | Factors, w: Tensor | PackedBits, m: Tensor) -> Tensor:
+        """Where w ← m̄·w + m·w* changes w, for w* = 1[−g ≥ 0]."""
+        if m.dtype == torch.bool:
+            return m.view_as(w) & ((g <= 0) != w.bool())
+        g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)
+        return m[w.flatten()[m] != (g <= 0)]
 
     @property
     def strengths(self) -> dict[str, float | None]:
