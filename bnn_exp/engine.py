@@ -1,21 +1,23 @@
 """Who computes a training: torch on dense tensors, or kernels on packed bits.
 
-`dense` computes with bits as float32, for any rule, model and device. `packed` is for an MLP of bits on a CPU: its weights lie
-eight to a byte, and a layer's gradient goes to the rule in the backward pass, as two factors, and is never kept. A rule that
-draws which entries it reads before it sees the gradient (HyperMask's random mask) computes those alone; for the others the
-whole gradient of one layer is there for a moment. Both engines draw the same numbers; their gradients are sums of the same
-terms in another order, so that a flip can differ only where rounding decides.
+`dense` computes with bits as float32, for any rule, model and device. `packed` is for an MLP of bits: its weights lie eight to
+a byte, and a layer's gradient goes to the rule in the backward pass, as two factors, and is never kept. A rule that draws
+which entries it reads before it sees the gradient (HyperMask's random mask) computes those alone on a CPU; for the others the
+whole gradient of one layer is there for a moment. On a CPU both engines draw the same numbers; their gradients are sums of the
+same terms in another order, so that a flip can differ only where rounding decides. On a GPU a random mask is drawn by Triton.
 """
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bnn_exp.errors import UserError
 
 if TYPE_CHECKING:
+    from bnn_exp.bits.on_cpu import OnCPU
     from bnn_exp.models import MLP
-    from bnn_exp.optim import Rule
+    from bnn_exp.optim.rule import Factors
     from bnn_exp.packed import PackedMLP
 
 MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
@@ -39,7 +41,7 @@ def choose(settings, device: str) -> str:
         )
     if trainer.engine != "auto":
         return trainer.engine
-    if hindrance:
+    if hindrance or device != "cpu":  # on a GPU neither is measured yet
         return "dense"
     large = trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
     return "packed" if large or trainer.error_bits or trainer.memory == "lean" else "dense"
@@ -54,8 +56,9 @@ def _hindrance(settings, device: str) -> str:
         (model.weights == "bits", f"model.weights={model.weights}, only bits"),
         (model.encoding != "centred", "model.encoding=centred"),
         (model.hidden_size <= MOST_INPUTS, f"model.hidden_size={model.hidden_size}, only up to {MOST_INPUTS}"),
-        (device == "cpu", f"device={device}, only cpu"),
-        (trainer.precision != "bf16", "trainer.precision=bf16"),
+        (device == "cpu" or find_spec("triton"), f"device={device}, for which the package triton is missing"),
+        (device != "cpu" or trainer.precision != "bf16", "trainer.precision=bf16 on a CPU"),
+        (device == "cpu" or not trainer.error_bits, f"device={device} and trainer.error_bits={trainer.error_bits}"),
         (not trainer.compile, "trainer.compile=true"),
         (not trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
         (trainer.devices == 1, f"trainer.devices={trainer.devices}, which send all gradients"),
@@ -92,17 +95,32 @@ def let_waiting_threads_sleep(settings) -> None:
         os.environ.setdefault(SPINNING, "10000")
 
 
-def pack(settings, network: "MLP", rule: Callable[[], "Rule"]) -> "PackedMLP":
-    """`network` on packed bits (see `bnn_exp.packed`), trained by what `rule` gives once it is made."""
-    from bnn_exp.bits.rounding import Rounding
+def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], bf16: bool, step: Callable[[], int]) -> "PackedMLP":
+    """`network` on packed bits (see `bnn_exp.packed`), whose gradients `take` gets.
+
+    Args:
+        bf16: whether products on a GPU take errors in bfloat16.
+        step: gives the number of the step under way, by which errors are rounded.
+    """
+    from bnn_exp import device
     from bnn_exp.packed import PackedMLP
+
+    if device.on_host(network.layers[0].weight):
+        return PackedMLP(network, _on_cpu(settings, step), take, settings.freeze)
+    import torch
+
+    from bnn_exp.bits.cuda_training import OnGPU
+
+    return PackedMLP(network, OnGPU(torch.bfloat16 if bf16 else torch.float32), take, settings.freeze)
+
+
+def _on_cpu(settings, step: Callable[[], int]) -> "OnCPU":
+    from bnn_exp.bits.on_cpu import OnCPU
+    from bnn_exp.bits.rounding import Rounding
     from bnn_exp.randomness import Purpose, number
 
     def rounding(layer: int, gradient: int) -> Rounding:
-        key = number(Purpose.ROUNDING, settings.seed, rule().param_groups[0]["step"], layer, gradient)
+        key = number(Purpose.ROUNDING, settings.seed, step(), layer, gradient)
         return Rounding(settings.trainer.error_bits, key & 0xFFFFFFFF)
 
-    def hand_over(layer: int, factors) -> None:
-        rule().step_packed(layer, factors)
-
-    return PackedMLP(network, hand_over, settings.freeze, rounding if settings.trainer.error_bits else None)
+    return OnCPU(rounding if settings.trainer.error_bits else None)

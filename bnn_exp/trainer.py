@@ -18,6 +18,7 @@ from bnn_exp.graphs import Graphs
 from bnn_exp.lean import Saving, consume_gradients
 from bnn_exp.losses import LOSSES
 from bnn_exp.nn import named_bits, verify_binary
+from bnn_exp.optim.rule import Factors, Whole
 
 
 @dataclass
@@ -49,8 +50,12 @@ class Trainer:
         self.progress = Progress()
         self.frozen = transfer.freeze(network, settings.freeze)
         self.engine = engine.choose(settings, self.device.type)
+        self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
+        self.recorded = engine.records(settings, self.device.type)
+        self.kept: dict[int, Whole] = {}  # gradients of packed bits, until recorded passes have ended
         if self.engine == "packed":
-            self.forward = self.answer = engine.pack(settings, network, lambda: self.binary)
+            step = lambda: self.binary.param_groups[0]["step"]  # noqa: E731
+            self.forward = self.answer = engine.pack(settings, network, self._take, self.bf16, step)
         else:
             self.answer = network
             self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network
@@ -59,13 +64,12 @@ class Trainer:
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
         self.names = [name for name, _ in named_bits(network)]
-        self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
         self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
         lean = settings.trainer.memory == "lean"
         self.footprint = Footprint(network, Saving(network) if lean else None)
         if lean:
             consume_gradients(self.binary, self.footprint.note_gradients)
-        self.passes = Graphs(self._passes) if engine.records(settings, self.device.type) else self._passes
+        self.passes = Graphs(self._passes) if self.recorded else self._passes
 
     @property
     def batches(self) -> int:
@@ -147,18 +151,31 @@ class Trainer:
 
     def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
-        loss, correct, gradients = self.passes(x, labels)
+        loss, correct, gradients, kept = self.passes(x, labels)
         for p, gradient in zip(self.network.parameters(), gradients, strict=True):
             p.grad = gradient
+        for layer, gradient in kept.items():
+            self.binary.step_packed(layer, gradient)
         self.update()
         return loss, correct
 
-    def _passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """The forward and the backward pass: what `step` gives, and the gradients of the parameters."""
+    def _passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None], dict[int, Whole]]:
+        """The forward and the backward pass: what `step` gives, and the gradients of parameters and of packed bits."""
         loss, logits = self.predict(x, labels)
         self.network.zero_grad()
         loss.backward()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum(), [p.grad for p in self.network.parameters()]
+        gradients = [p.grad for p in self.network.parameters()]
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum(), gradients, dict(self.kept)
+
+    def _take(self, layer: int, gradient: Factors) -> None:
+        """Let the rule have the gradient of a layer's packed bits as it appears in the backward pass.
+
+        What is recorded can't change by the step, as draws and schedules do: then the rule has it afterwards.
+        """
+        if self.recorded:
+            self.kept[layer] = Whole(gradient.whole())
+        else:
+            self.binary.step_packed(layer, gradient)
 
     def predict(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch, and its logits."""

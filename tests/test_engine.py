@@ -12,6 +12,7 @@ from conftest import settings_of, trainer_of
 from bnn_exp import engine
 from bnn_exp.bits import bits_sha256, gradients, pack, unpack
 from bnn_exp.bits.gradients import BitFactors, PixelFactors, ToInputs
+from bnn_exp.bits.on_cpu import OnCPU
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.training import bit_sums, columns_of, filled, transposed
 from bnn_exp.errors import UserError
@@ -131,11 +132,12 @@ def test_packed_bits_are_read_and_flipped_where_they_lie():
 @pytest.mark.parametrize("encoding", ["bipolar", "boolean"])
 def test_a_pass_is_that_of_the_network(encoding, window):
     """Forward, running statistics and the gradients of BatchNorms, of weights in double precision beside it."""
+    torch.manual_seed(0)
     network = MLP(37, 5, hidden_size=70, encoding=encoding, window=window)
     exact, received, rows = copy.deepcopy(network), {}, 300
     x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
     labels = torch.arange(rows) % 5
-    packed = PackedMLP(network, lambda layer, factors: received.update({layer: factors.whole()}))
+    packed = PackedMLP(network, OnCPU(), lambda layer, factors: received.update({layer: factors.whole()}))
     for model in (packed, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):

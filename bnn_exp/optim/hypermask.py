@@ -15,7 +15,7 @@ from torch import Tensor
 from bnn_exp import device, rules
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.optim.rule import Factors, Rule, scaled, signs
-from bnn_exp.randomness import bernoulli_positions
+from bnn_exp.randomness import Purpose, bernoulli_positions, number
 
 
 def random_mask(w: Tensor, delta: float, draw: torch.Generator) -> Tensor:
@@ -115,6 +115,16 @@ class HyperMask(Rule):
         variance = state.get("variance", torch.full((), FIRST_SIGMA**2, device=g.device))
         tau, state["variance"] = TEMPERATURES[h.temperature](h.lr, variance, g.std(correction=0))
         return ewm_mask(g, w, tau, draw) if h.mask == "ewm" else wpm_mask(g, w, tau)
+
+    @torch.no_grad()
+    def step_packed(self, i, g):
+        w, (group, h) = self.tensors()[i].data, self._strength(i)
+        if h.mask != "random" or device.on_host(w):
+            return super().step_packed(i, g)
+        from bnn_exp.bits.cuda_training import flip_at_random
+
+        key = number(Purpose.MASK, group["seed"], group["step"], i) >> 1
+        return flip_at_random(PackedBits(w, g.inputs), g.whole(), h.delta, key, self.flips[i])
 
     @staticmethod
     def _by_chance(g: Tensor | Factors, w: Tensor | PackedBits, m: Tensor) -> Tensor:

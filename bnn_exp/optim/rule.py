@@ -1,7 +1,7 @@
 """What every rule for binary weights has in common, so that a rule is its equations alone."""
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
@@ -46,6 +46,25 @@ class Factors(Protocol):
 
     def whole(self) -> Tensor:
         """The gradient, float32 [neurons, inputs]."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A gradient that is computed, float32 [neurons, inputs], in the place of Factors."""
+
+    gradient: Tensor
+
+    @property
+    def inputs(self) -> int:
+        return self.gradient.shape[1]
+
+    def entries(self, positions: Tensor) -> Tensor:
+        """As that of Factors."""
+        return self.gradient.flatten()[positions]
+
+    def whole(self) -> Tensor:
+        """The gradient."""
+        return self.gradient
 
 
 class Rule(Trained, torch.optim.Optimizer):
@@ -134,9 +153,13 @@ class Rule(Trained, torch.optim.Optimizer):
 
     def _at(self, i: int) -> tuple[SimpleNamespace, dict[str, Tensor], torch.Generator]:
         """What a step of tensor i goes by: its hyperparameters, state and chance."""
-        p, group = [(p, group) for group in self.param_groups for p in group["params"]][i]
-        draw = generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
-        return self._now(group, group["step"]), self.state[p], draw
+        p, (group, h) = self.tensors()[i], self._strength(i)
+        return h, self.state[p], generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
+
+    def _strength(self, i: int) -> tuple[dict, SimpleNamespace]:
+        """Tensor i's group, and its hyperparameters at the coming step."""
+        group = [group for group in self.param_groups for _ in group["params"]][i]
+        return group, self._now(group, group["step"])
 
     def _now(self, group: dict, step: int) -> SimpleNamespace:
         scale = factor(group["schedule"], step, group["total_steps"])
