@@ -66,7 +66,7 @@ class Trainer:
         self.names = [name for name, _ in named_bits(network)]
         self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
         lean = settings.trainer.memory == "lean"
-        self.footprint = Footprint(network, Saving(network) if lean else None)
+        self.footprint = Footprint(network, Saving(network) if lean and self.engine == "dense" else None)
         if lean:
             consume_gradients(self.binary, self.footprint.note_gradients)
         self.passes = Graphs(self._passes) if self.recorded else self._passes

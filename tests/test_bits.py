@@ -157,31 +157,20 @@ def test_other_processors_compute_the_same(features, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-TRITON = """
-import torch
-from bnn_exp.bits import cuda, pack, to_tiles
+@pytest.mark.parametrize("zero", [0, -1])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 70, 5), (3, 300, 70), (17, 40, 64), (0, 8, 8)])
+def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero):
+    pytest.importorskip("triton")
+    from bnn_exp.bits import cuda
 
-torch.manual_seed(0)
-for rows, inputs, outputs in ((1, 70, 5), (3, 300, 70), (17, 40, 64), (0, 8, 8)):
-    weights, bits = torch.randint(0, 2, (outputs, inputs)), torch.randint(0, 2, (rows, inputs))
+    values, tiles = weights(outputs, inputs, zero)
+    bits = torch.randint(0, 2, (rows, inputs))
     pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
-    tiles = to_tiles(pack(weights))
-    packed = pack(bits) if rows else torch.zeros(0, -(-inputs // 8), dtype=torch.uint8)
     thresholds = torch.full((64 * len(tiles),), 2**31 - 1, dtype=torch.int32)
     thresholds[:outputs] = inputs // 4
     flips = torch.zeros(8 * len(tiles), dtype=torch.uint8)
-    for zero in (0, -1):
-        values = weights * (1 - zero) + zero
-        assert torch.equal(cuda.bit_sums(packed, tiles, outputs, zero).long(), bits @ values.T)
-        assert torch.equal(cuda.pixel_sums(pixels, tiles, outputs, zero).long(), pixels.long() @ values.T)
-        if rows:
-            steps = pack(bits @ values.T >= inputs // 4)
-            assert torch.equal(cuda.bit_steps(packed, tiles, thresholds, flips, zero)[:, : steps.shape[1]], steps)
-"""
-
-
-def test_the_triton_kernels_compute_the_same_in_its_interpreter():
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", TRITON], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert torch.equal(cuda.bit_sums(bits_of(bits), tiles, outputs, zero).long(), bits @ values.T)
+    assert torch.equal(cuda.pixel_sums(pixels, tiles, outputs, zero).long(), pixels.long() @ values.T)
+    if rows:
+        steps = pack(bits @ values.T >= inputs // 4)
+        assert torch.equal(cuda.bit_steps(bits_of(bits), tiles, thresholds, flips, zero)[:, : steps.shape[1]], steps)
