@@ -7,12 +7,13 @@ from rich.table import Table
 
 from bnn_exp import config, engine
 from bnn_exp.benchmark import memory, seed, times, ways
+from bnn_exp.benchmark.floor import floor
 from bnn_exp.benchmark.plot import training_plot
 from bnn_exp.config import Settings, Training
 from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
-from bnn_exp.prepare import load, settle
+from bnn_exp.prepare import first_network, load, settle
 from bnn_exp.records.files import replacing
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
@@ -27,6 +28,7 @@ def benchmark(asked: Asked) -> str:
     - `machine`;
     - `training`: `engine`, `batch`, and the `config` that was measured;
     - `ways`: see `times.measure`, each with `speedup`, that of the configuration over it;
+    - `floor`: what an epoch has to do at the least, see `floor.floor`, and `times`, how many times its seconds ours takes;
     - `seed`: see `seed.beside`, or null;
     - `memory`: by way, see `memory.measure`; null where the system does not tell;
     - `speedup_over_dense_torch` (in fp32), `speedup_over_seed` (or null), `memory_saved_over_adam` (a fraction, or null).
@@ -56,6 +58,8 @@ def _measured(plan: Plan, wanted: Training) -> dict:
         beside = seed.beside(program, ways.trainer(chosen, settings, data), rows) if program else None
         names = tuple(dict.fromkeys((chosen, "dense", *ways.plain(device))))
         measured = times.measure(names, settings, data, wanted.rounds)
+        sizes = times.batch_size(settings, data), times.rows_of_epoch(settings, data)
+        least = floor(first_network(settings, data).to(device), data, *sizes, chosen)
     sizes = {name: memory.measure(name, values, plan.device) for name in (chosen, *ways.plain(device), ways.ADAM)}
     ours = measured[0]["median"]
     for row in measured:
@@ -65,6 +69,7 @@ def _measured(plan: Plan, wanted: Training) -> dict:
         "machine": machine(device, threads),
         "training": {"engine": chosen, "batch": times.batch_size(settings, data), "config": values},
         "ways": measured,
+        "floor": least | {"times": measured[0]["seconds_per_epoch"] / least["seconds"]},
         "seed": beside,
         "memory": sizes if known else None,
         "speedup_over_dense_torch": next(row["speedup"] for row in measured if row["way"] == ways.FP32),
@@ -99,6 +104,12 @@ def _say(found: dict) -> None:
         speeds = f"{row['images_per_second']:,.0f}", f"{row['seconds_per_epoch']:.3g}", f"{row['speedup']:.2f}×" if i else ""
         table.add_row(row["way"], median, f"{low} to {high}", busy, *speeds)
     console().print(table)
+    least = found["floor"]
+    moved = f" and {bytes_in_words(least['bytes'])} moved" if least["bytes"] else ""
+    console().print(
+        f"an epoch is {least['operations'] / 1e9:,.0f} billion operations{moved}: {least['seconds']:.3g} s at the rates of "
+        f"torch's products here; {training['engine']} takes {least['times']:.2g} times that"
+    )
     if beside := found["seed"]:
         seconds = {
             who: f"{beside[who]['median']:.3g} s ({beside[who]['low']:.3g} to {beside[who]['high']:.3g})"

@@ -28,7 +28,7 @@ def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: i
     batch, floats = batch_size(settings, data), ways.data_for(ways.FP32, data)
     steps = {name: ways.first_step(name, settings, data if name in ENGINES else floats) for name in names}
     times = in_turns(steps, whole_batches(data, batch), rounds)
-    rows = min(len(data.train), batch * (settings.trainer.limit_batches or len(data.train)))
+    rows = rows_of_epoch(settings, data)
     return [
         {"way": name, **t, "images_per_second": batch / t["median"], "seconds_per_epoch": rows / batch * t["median"]}
         for name, t in times.items()
@@ -57,6 +57,11 @@ def in_turns(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -> 
 def batch_size(settings: Settings, data: Dataset) -> int:
     """The rows of a whole batch."""
     return min(settings.trainer.batch_size, len(data.train))
+
+
+def rows_of_epoch(settings: Settings, data: Dataset) -> int:
+    """The rows that an epoch trains on."""
+    return min(len(data.train), batch_size(settings, data) * (settings.trainer.limit_batches or len(data.train)))
 
 
 def whole_batches(data: Dataset, size: int) -> Iterator[Tensor]:

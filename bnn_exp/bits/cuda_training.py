@@ -49,13 +49,17 @@ def bit_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
 def pixel_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     """x Vᵀ for x = pixels / 255, uint8 [rows, inputs]."""
     v = _matrix(weights, zero, torch.int8, weights.packed.shape[1])
-    centred = F.pad(x.bitwise_xor(128).view(torch.int8), (0, v.shape[1] - x.shape[1]))  # x − 128
+    centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128
     return Sums(_product_of_integers(centred, v).add_(128 * v.sum(1, dtype=torch.int32)), 1 / 255)
 
 
 def _product_of_integers(a: Tensor, v: Tensor) -> Tensor:
-    filled = F.pad(a, (0, 0, 0, max(0, _FEWEST - len(a))))
-    return torch._int_mm(filled, v.t())[: len(a)]
+    return torch._int_mm(_filled(a, max(len(a), _FEWEST), a.shape[1]), v.t())[: len(a)]
+
+
+def _filled(x: Tensor, rows: int, columns: int) -> Tensor:
+    """x with 0 up to that size, not copied where it has it."""
+    return x if x.shape == (rows, columns) else F.pad(x, (0, columns - x.shape[1], 0, rows - len(x)))
 
 
 def unpacked(bits: PackedBits, zero: float, dtype: torch.dtype) -> Tensor:
