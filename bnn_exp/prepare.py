@@ -64,6 +64,7 @@ def settle(settings: Settings, device: torch.device) -> None:
     if device.type == "cpu":
         {"fast": keep_freed_memory, "lean": return_freed_memory}[settings.trainer.memory]()
     else:
+        torch.cuda.set_device(device)  # where Triton's kernels and recordings go
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # with NaN, at the price of a pass over every new tensor
 
