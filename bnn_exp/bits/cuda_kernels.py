@@ -175,7 +175,7 @@ def flip_at_random(packed, row, rows, columns, gradient, stride, delta, key, fli
     there, byte_there = (r < rows) & (k < columns), (r < rows) & (j < row)
     bytes_ = tl.load(packed + r.to(tl.int64) * row + j, byte_there, 0).to(tl.int32)
     target = (tl.load(gradient + r.to(tl.int64) * stride + k, there, 0.0) <= 0).to(tl.int32)
-    chosen = tl.rand(key, r * columns + k) < delta
+    chosen = tl.rand(key.to(tl.int64), r * columns + k) < delta
     changes = tl.where(there & chosen & (((bytes_ >> place) & 1) != target), 1, 0)
     changed = (bytes_ ^ tl.sum(changes << place, 2, keep_dims=True)).to(tl.uint8)
     tl.store(packed + r.to(tl.int64) * row + j, changed, byte_there)
