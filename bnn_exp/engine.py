@@ -95,18 +95,18 @@ def let_waiting_threads_sleep(settings) -> None:
         os.environ.setdefault(SPINNING, "10000")
 
 
-def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], bf16: bool, step: Callable[[], int]) -> "PackedMLP":
+def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps: Callable[[], int], bf16: bool) -> "PackedMLP":
     """`network` on packed bits (see `bnn_exp.packed`), whose gradients `take` gets.
 
     Args:
+        steps: gives how many steps are done, by which errors are rounded.
         bf16: whether products on a GPU take errors in bfloat16.
-        step: gives the number of the step under way, by which errors are rounded.
     """
     from bnn_exp import device
     from bnn_exp.packed import PackedMLP
 
     if device.on_host(network.layers[0].weight):
-        return PackedMLP(network, _on_cpu(settings, step), take, settings.freeze)
+        return PackedMLP(network, _on_cpu(settings, steps), take, settings.freeze)
     import torch
 
     from bnn_exp.bits.cuda_training import OnGPU
@@ -114,13 +114,13 @@ def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], bf16:
     return PackedMLP(network, OnGPU(torch.bfloat16 if bf16 else torch.float32), take, settings.freeze)
 
 
-def _on_cpu(settings, step: Callable[[], int]) -> "OnCPU":
+def _on_cpu(settings, steps: Callable[[], int]) -> "OnCPU":
     from bnn_exp.bits.on_cpu import OnCPU
     from bnn_exp.bits.rounding import Rounding
     from bnn_exp.randomness import Purpose, number
 
     def rounding(layer: int, gradient: int) -> Rounding:
-        key = number(Purpose.ROUNDING, settings.seed, step(), layer, gradient)
+        key = number(Purpose.ROUNDING, settings.seed, steps(), layer, gradient)
         return Rounding(settings.trainer.error_bits, key & 0xFFFFFFFF)
 
     return OnCPU(rounding if settings.trainer.error_bits else None)

@@ -43,9 +43,8 @@ class PackedMLP:
         """Pixels, uint8 [batch, …] → logits [batch, num_classes]."""
         network, x = self.network, pixels.flatten(1)
         if torch.is_grad_enabled() and network.training:
-            anchor = torch.zeros(
-                (), device=x.device, requires_grad=True
-            )  # BatchNorms may have no parameters, and bits have no gradients
+            # BatchNorms may have no parameters, and bits have no gradients
+            anchor = torch.zeros((), device=x.device, requires_grad=True)
             logits = _Pass.apply(x, self, anchor, *(p for norm in network.norms for p in (norm.weight, norm.bias)))
         else:
             *_, last = self.layers(x)

@@ -54,8 +54,7 @@ class Trainer:
         self.recorded = engine.records(settings, self.device.type)
         self.kept: dict[int, Whole] = {}  # gradients of packed bits, until recorded passes have ended
         if self.engine == "packed":
-            step = lambda: self.binary.param_groups[0]["step"]  # noqa: E731
-            self.forward = self.answer = engine.pack(settings, network, self._take, self.bf16, step)
+            self.forward = self.answer = engine.pack(settings, network, self._take, self._steps, self.bf16)
         else:
             self.answer = network
             self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network
@@ -176,6 +175,10 @@ class Trainer:
             self.kept[layer] = Whole(gradient.whole())
         else:
             self.binary.step_packed(layer, gradient)
+
+    def _steps(self) -> int:
+        """How many steps the rule has done."""
+        return self.binary.param_groups[0]["step"]
 
     def predict(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch, and its logits."""
