@@ -17,22 +17,17 @@ from torch import Tensor, nn
 from bnn_exp.bits import kernels, norms
 from bnn_exp.bits.backward import WIDTH
 from bnn_exp.bits.cpu import share
+from bnn_exp.bits.norms import CHUNK
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import pixel_sums as small_integer_sums
 
-CHUNK = 256  # rows: their errors (1 MiB for 1024 neurons) stay in the cache from one kernel to the next
 
 
-def in_chunks(work: Callable[[int, int, int], None], rows: int) -> None:
-    """Call work(chunk, begin, end) for every chunk of rows, by as many of torch's threads as there is work for."""
-
-    def of_chunks(first: int, last: int) -> None:
-        for chunk in range(first, last):
-            work(chunk, chunk * CHUNK, min(rows, (chunk + 1) * CHUNK))
-
-    share_out(of_chunks, -(-rows // CHUNK))
+def share_rows(work: Callable[[int, int], None], rows: int) -> None:
+    """Call work(begin, end) for parts of range(rows), whole chunks of it, one to each of torch's threads."""
+    share_out(lambda first, last: work(first * CHUNK, min(rows, last * CHUNK)), -(-rows // CHUNK))
 
 
 def share_out(work: Callable[[int, int], None], count: int) -> None:
@@ -59,11 +54,11 @@ def bit_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     groups, columns, _ = tiles.shape
     z = torch.empty(len(x), LANES * groups, dtype=torch.int16)
 
-    def of_rows(_chunk: int, begin: int, end: int) -> None:
+    def of_rows(begin: int, end: int) -> None:
         here, to = x.data_ptr() + x.stride(0) * begin, z.data_ptr() + 2 * z.stride(0) * begin
         kernels.bit_shorts(here, x.stride(0), end - begin, tiles.data_ptr(), columns, groups, int(zero), to)
 
-    in_chunks(of_rows, len(x))
+    share_rows(of_rows, len(x))
     if not zero:
         return Sums(z, 1.0, torch.zeros(LANES * groups))
     ones = np.empty(len(weights.packed), np.int64)
@@ -132,7 +127,7 @@ def activations(sums: Sums, norm: Norm) -> Tensor:
     """The bits 1[y ≥ 0], uint8 [rows, width / 8]."""
     bits = torch.empty(len(sums.z), sums.z.shape[1] // 8, dtype=torch.uint8)
     arguments, to = (*sums.arrays, *norm.arrays), bits.numpy()
-    in_chunks(lambda _chunk, begin, end: norms.activations(*arguments, begin, end, to), len(bits))
+    share_rows(lambda begin, end: norms.activations(*arguments, begin, end, to), len(bits))
     return bits
 
 
