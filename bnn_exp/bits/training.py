@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits import kernels, norms
+from bnn_exp.bits import kernels, norms, pixels
 from bnn_exp.bits.backward import WIDTH
 from bnn_exp.bits.cpu import share
 from bnn_exp.bits.norms import CHUNK
@@ -22,7 +22,6 @@ from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import pixel_sums as small_integer_sums
-
 
 
 def share_rows(work: Callable[[int, int], None], rows: int) -> None:
@@ -71,7 +70,21 @@ def pixel_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     """x Vᵀ for x = pixels / 255, uint8 [rows, inputs], as float32: those of `bnn_exp.nn.product.pixel_product`."""
     v = weights.unpack(torch.int8)
     v = F.pad(2 * v - 1 if zero else v, (0, 0, 0, -len(v) % LANES))
-    return Sums(small_integer_sums(x, v).div_(255), 1.0, torch.zeros(len(v)))
+    c = torch.zeros(len(v))
+    if not pixels.HAS_VNNI:
+        return Sums(small_integer_sums(x, v).div_(255), 1.0, c)
+    x = x.contiguous()
+    if rest := -x.shape[1] % pixels.FOUR:
+        x, v = F.pad(x, (0, rest)), F.pad(v, (0, rest))
+    fours = v.view(torch.int32).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    z = torch.empty(len(x), len(v))
+
+    def of_rows(begin: int, end: int) -> None:
+        here, to = x.data_ptr() + x.shape[1] * begin, z.data_ptr() + 4 * len(v) * begin
+        pixels.pixel_numbers(here, x.shape[1], end - begin, fours.data_ptr(), len(fours), to)
+
+    share_rows(of_rows, len(x))
+    return Sums(z, 1.0, c)
 
 
 @dataclass(frozen=True)
