@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from conftest import settings_of, trainer_of
 
 from bnn_exp import engine
-from bnn_exp.bits import bits_sha256, gradients, pack, unpack
+from bnn_exp.bits import bits_sha256, gradients, pack, pixels, unpack
 from bnn_exp.bits.gradients import BitFactors, PixelFactors, ToInputs
 from bnn_exp.bits.on_cpu import OnCPU
 from bnn_exp.bits.packing import PackedBits
-from bnn_exp.bits.training import bit_sums, columns_of, filled, transposed
+from bnn_exp.bits.training import bit_sums, columns_of, filled, pixel_sums, transposed
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
@@ -83,6 +83,23 @@ def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
     sums = bit_sums(pack(x), PackedBits(pack(v), inputs), zero)
     numbers = (sums.a * sums.z + sums.c)[:, :outputs]
     assert numbers.tolist() == (values(x, zero).double() @ values(v, zero).double().T).tolist()
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (37, 10, 64), (600, 70, 101)])
+@pytest.mark.parametrize("zero", [0.0, -1.0])
+@pytest.mark.parametrize("ink", [0.1, 1.0])  # the fraction of pixels that are not 0, about
+@pytest.mark.parametrize("vnni", [True, False])
+def test_sums_of_pixels_are_exact(rows, outputs, inputs, zero, ink, vnni, monkeypatch):
+    if vnni and not pixels.HAS_VNNI:
+        pytest.skip("this processor has no AVX-512 VNNI")
+    monkeypatch.setattr(pixels, "HAS_VNNI", vnni)
+    chance = torch.Generator().manual_seed(6)
+    x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=chance)
+    x[torch.rand(rows, inputs, generator=chance) > ink] = 0
+    w = bits(outputs, inputs)
+    exact = x.double() @ values(w, zero).double().T
+    found = pixel_sums(x, PackedBits(pack(w), inputs), zero)
+    assert torch.equal(found.z[:, :outputs], exact.float() / 255)
 
 
 @pytest.mark.parametrize(("rows", "neurons", "inputs"), SHAPES)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from bnn_exp.bits import backward, norms
 from bnn_exp.bits.backward import WIDTH
+from bnn_exp.bits.norms import CHUNK
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
-from bnn_exp.bits.training import CHUNK, Norm, Sums, columns_of, filled, in_chunks, share_out, transposed, up_to
+from bnn_exp.bits.training import Norm, Sums, columns_of, filled, share_out, share_rows, transposed, up_to
 
 LOOKS_UP = torch.backends.cpu.get_cpu_capability() == "AVX512"  # permutes the 16 float32 of a register
+_CACHED = 2**18  # errors, 1 MiB, that stay in the cache from one kernel to the next
 _TABLE_ROWS = 1024  # of a batch at a time, so that the look-up tables of four neurons (1 MiB) stay in the cache
 
 
@@ -29,21 +31,21 @@ class Totals:
 
 
 class Gate:
-    """Where errors pass an activation: |y| ≤ `window`. It takes them chunk by chunk, in any order."""
+    """Where errors pass an activation: |y| ≤ `window`. It takes them by whole chunks of rows, in any order."""
 
     def __init__(self, sums: Sums, norm: Norm, window: float):
         chunks, width = -(-len(sums.z) // CHUNK), sums.z.shape[1]
         self.partial = np.empty((2, chunks, width), np.float32)
         self.arguments = *sums.arrays, *norm.arrays, norm.mean.numpy(), np.float32(window)
 
-    def pass_on(self, errors: np.ndarray, chunk: int, begin: int, end: int) -> None:
-        """Set the errors of a chunk, float32 [rows, width], to 0 where they don't pass."""
-        norms.pass_on(errors, *self.arguments, begin, end, *self.partial[:, chunk])
+    def pass_on(self, errors: np.ndarray, begin: int, end: int) -> None:
+        """Set errors of rows `begin` to `end` of float32 [rows, width] to 0 where they don't pass."""
+        norms.pass_on(errors, *self.arguments, begin, end, *self.partial)
 
     def all(self, errors: Tensor) -> None:
         """The same of all errors."""
         here = errors.numpy()
-        in_chunks(lambda *chunk: self.pass_on(here, *chunk), len(here))
+        share_rows(lambda begin, end: self.pass_on(here, begin, end), len(here))
 
     @property
     def totals(self) -> Totals:
@@ -68,7 +70,7 @@ class Centering:
     def all(self, errors: Tensor) -> None:
         """The same of all errors."""
         here = errors.numpy()
-        in_chunks(lambda _chunk, begin, end: self.rows(here, begin, end), len(here))
+        share_rows(lambda begin, end: self.rows(here, begin, end), len(here))
 
 
 class ToInputs:
@@ -104,14 +106,17 @@ def go_back(errors: Tensor, center: Centering, to_inputs: ToInputs, gate: Gate) 
     """Errors at a layer's y become those at its sums, in place. Gives those at the y of the layer before, float32."""
     below = torch.empty(len(errors), to_inputs.width)
     here, there = errors.numpy(), below.numpy()
+    step = CHUNK * max(1, _CACHED // (CHUNK * to_inputs.width))
 
-    def of_chunk(chunk: int, begin: int, end: int) -> None:
-        center.rows(here, begin, end)
-        to_inputs.rows(errors, begin, end, below)
-        gate.pass_on(there, chunk, begin, end)
+    def of_rows(first: int, last: int) -> None:
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            center.rows(here, begin, end)
+            to_inputs.rows(errors, begin, end, below)
+            gate.pass_on(there, begin, end)
 
     if LOOKS_UP:
-        in_chunks(of_chunk, len(errors))
+        share_rows(of_rows, len(errors))
     else:  # torch shares out a product by itself
         center.all(errors)
         to_inputs.rows(errors, 0, len(errors), below)

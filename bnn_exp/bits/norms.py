@@ -28,6 +28,8 @@ from bnn_exp.bits.backward import (
 )
 from bnn_exp.bits.kernels import LANES, byte_at, ones, set_planes
 
+CHUNK = 256  # rows of errors whose float32 sums are taken one after the other
+
 
 def _compiled(function):
     """`function` by numba, a·b + c in one rounding where the processor can, and kept where it may be written."""
@@ -88,19 +90,21 @@ def activations(z, a, c, scale, shift, begin, end, bits):
 
 
 @_compiled
-def pass_on(g, z, a, c, scale, shift, mean, window, begin, end, total, product):
-    """In rows `begin` to `end` of errors float32 [rows, width] set those to 0 where |y| > window; Σ error and
-    Σ error · (number − mean) of what is left go to `total` and `product`."""
-    total[:] = 0
-    product[:] = 0
-    for r in range(begin, end):
-        for n in range(z.shape[1]):
-            number = a * np.float32(z[r, n]) + c[n]
-            y = number * scale[n] + shift[n]
-            e = g[r, n] if abs(y) <= window else np.float32(0)
-            g[r, n] = e
-            total[n] += e
-            product[n] += e * (number - mean[n])
+def pass_on(g, z, a, c, scale, shift, mean, window, begin, end, totals, products):
+    """In rows `begin` to `end` of errors float32 [rows, width], whole chunks, set those to 0 where |y| > window; Σ error and
+    Σ error · (number − mean) of what is left in each chunk go to `totals` and `products`, [chunks, width]."""
+    for first in range(begin, end, CHUNK):
+        total, product = totals[first // CHUNK], products[first // CHUNK]
+        total[:] = 0
+        product[:] = 0
+        for r in range(first, min(first + CHUNK, end)):
+            for n in range(z.shape[1]):
+                number = a * np.float32(z[r, n]) + c[n]
+                y = number * scale[n] + shift[n]
+                e = g[r, n] if abs(y) <= window else np.float32(0)
+                g[r, n] = e
+                total[n] += e
+                product[n] += e * (number - mean[n])
 
 
 @_compiled

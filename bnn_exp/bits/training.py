@@ -14,25 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits import kernels, norms
+from bnn_exp.bits import kernels, norms, pixels
 from bnn_exp.bits.backward import WIDTH
 from bnn_exp.bits.cpu import share
+from bnn_exp.bits.norms import CHUNK
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import pixel_sums as small_integer_sums
 
-CHUNK = 256  # rows: their errors (1 MiB for 1024 neurons) stay in the cache from one kernel to the next
 
-
-def in_chunks(work: Callable[[int, int, int], None], rows: int) -> None:
-    """Call work(chunk, begin, end) for every chunk of rows, by as many of torch's threads as there is work for."""
-
-    def of_chunks(first: int, last: int) -> None:
-        for chunk in range(first, last):
-            work(chunk, chunk * CHUNK, min(rows, (chunk + 1) * CHUNK))
-
-    share_out(of_chunks, -(-rows // CHUNK))
+def share_rows(work: Callable[[int, int], None], rows: int) -> None:
+    """Call work(begin, end) for parts of range(rows), whole chunks of it, one to each of torch's threads."""
+    share_out(lambda first, last: work(first * CHUNK, min(rows, last * CHUNK)), -(-rows // CHUNK))
 
 
 def share_out(work: Callable[[int, int], None], count: int) -> None:
@@ -59,11 +53,11 @@ def bit_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     groups, columns, _ = tiles.shape
     z = torch.empty(len(x), LANES * groups, dtype=torch.int16)
 
-    def of_rows(_chunk: int, begin: int, end: int) -> None:
+    def of_rows(begin: int, end: int) -> None:
         here, to = x.data_ptr() + x.stride(0) * begin, z.data_ptr() + 2 * z.stride(0) * begin
         kernels.bit_shorts(here, x.stride(0), end - begin, tiles.data_ptr(), columns, groups, int(zero), to)
 
-    in_chunks(of_rows, len(x))
+    share_rows(of_rows, len(x))
     if not zero:
         return Sums(z, 1.0, torch.zeros(LANES * groups))
     ones = np.empty(len(weights.packed), np.int64)
@@ -76,7 +70,21 @@ def pixel_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     """x Vᵀ for x = pixels / 255, uint8 [rows, inputs], as float32: those of `bnn_exp.nn.product.pixel_product`."""
     v = weights.unpack(torch.int8)
     v = F.pad(2 * v - 1 if zero else v, (0, 0, 0, -len(v) % LANES))
-    return Sums(small_integer_sums(x, v).div_(255), 1.0, torch.zeros(len(v)))
+    c = torch.zeros(len(v))
+    if not pixels.HAS_VNNI:
+        return Sums(small_integer_sums(x, v).div_(255), 1.0, c)
+    x = x.contiguous()
+    if rest := -x.shape[1] % pixels.FOUR:
+        x, v = F.pad(x, (0, rest)), F.pad(v, (0, rest))
+    fours = v.view(torch.int32).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    z = torch.empty(len(x), len(v))
+
+    def of_rows(begin: int, end: int) -> None:
+        here, to = x.data_ptr() + x.shape[1] * begin, z.data_ptr() + 4 * len(v) * begin
+        pixels.pixel_numbers(here, x.shape[1], end - begin, fours.data_ptr(), len(fours), to)
+
+    share_rows(of_rows, len(x))
+    return Sums(z, 1.0, c)
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def activations(sums: Sums, norm: Norm) -> Tensor:
     """The bits 1[y ≥ 0], uint8 [rows, width / 8]."""
     bits = torch.empty(len(sums.z), sums.z.shape[1] // 8, dtype=torch.uint8)
     arguments, to = (*sums.arrays, *norm.arrays), bits.numpy()
-    in_chunks(lambda _chunk, begin, end: norms.activations(*arguments, begin, end, to), len(bits))
+    share_rows(lambda begin, end: norms.activations(*arguments, begin, end, to), len(bits))
     return bits
 
 
