@@ -71,9 +71,11 @@ def _in_bf16(x: Tensor) -> bool:
 
 
 def _matmul(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
-    """a @ b in fp32, whatever autocast says; with `bf16` of operands rounded to bf16 (on a CPU the result too)."""
+    """a @ b in their wider type, whatever autocast says; with `bf16` in fp32 of operands rounded to bf16 (on a CPU the result
+    too)."""
     with torch.autocast(a.device.type, enabled=False):
         if not bf16:
-            return a.float() @ b.float()
+            wider = torch.promote_types(a.dtype, b.dtype)
+            return a.to(wider) @ b.to(wider)
         a, b = a.bfloat16(), b.bfloat16()
         return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
