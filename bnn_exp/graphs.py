@@ -4,11 +4,14 @@ The forward and backward pass of a small network are some two hundred kernels, a
 GPU to run them. Shapes, and where tensors lie, are the same in every step, so that all of it can be recorded.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 class Graphs:
@@ -20,21 +23,32 @@ class Graphs:
     Args:
         work: takes tensors on a GPU and gives tensors there, in any structure. It may not wait for the GPU, and depends on
             nothing but its arguments and what lies in tensors that stay where they are, such as parameters.
+        required: whether a recording that fails is an error; else the log says so, and all calls work as usual.
+
+    Raises:
+        RuntimeError: a recording that is required fails.
     """
 
-    def __init__(self, work: Callable[..., Any]):
-        self.work = work
+    def __init__(self, work: Callable[..., Any], required: bool = False):
+        self.work, self.required, self.failed = work, required, False
         self.stream: torch.cuda.Stream | None = None
         self.known: set[tuple] = set()
         self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
 
     def __call__(self, *arguments: Tensor) -> Any:
         shapes = tuple((x.shape, x.dtype) for x in arguments)
-        if shapes not in self.known:
+        if shapes not in self.known or self.failed:
             self.known.add(shapes)
             return self._aside(arguments)
         if shapes not in self.recorded:
-            self.recorded[shapes] = self._record(arguments)
+            try:
+                self.recorded[shapes] = self._record(arguments)
+            except RuntimeError as error:
+                if self.required:
+                    raise
+                self.failed = True
+                log.warning("steps are not recorded as CUDA graphs (trainer.graphs=false says so beforehand): %s", error)
+                return self._aside(arguments)
         graph, places, results = self.recorded[shapes]
         for place, x in zip(places, arguments, strict=True):
             place.copy_(x)

@@ -68,7 +68,7 @@ class Trainer:
         self.footprint = Footprint(network, Saving(network) if lean and self.engine == "dense" else None)
         if lean:
             consume_gradients(self.binary, self.footprint.note_gradients)
-        self.passes = Graphs(self._passes) if self.recorded else self._passes
+        self.passes = Graphs(self._passes, settings.trainer.graphs is True) if self.recorded else self._passes
 
     @property
     def batches(self) -> int:

@@ -25,7 +25,7 @@ RULES = [
 ]
 
 
-class WaitsForTheGPU(AssertionError):
+class WaitsForTheGPU(RuntimeError):
     pass
 
 
@@ -129,6 +129,23 @@ def test_what_was_recorded_is_done_anew_for_every_shape(tapes):
         _, (found,) = graphs(x)
         assert found.tolist() == (2 * x + i + 1).tolist()
     assert len(tapes) == 2
+
+
+def waits(x):
+    return torch.tensor(x.sum().item())
+
+
+def test_what_cant_be_recorded_is_done_as_usual_and_said_once(tapes, caplog):
+    graphs, x = Graphs(waits), torch.ones(3)
+    assert [graphs(i * x).item() for i in range(4)] == [0, 3, 6, 9] and len(tapes) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "aten._local_scalar_dense" in caplog.text
+
+
+def test_a_recording_that_is_required_must_be_made(tapes):
+    graphs, x = Graphs(waits, required=True), torch.ones(3)
+    graphs(x)
+    with pytest.raises(WaitsForTheGPU):
+        graphs(x)
 
 
 @pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg model.channels=[8,8]"])
