@@ -118,6 +118,7 @@ class _Pass(torch.autograd.Function):
                 to_inputs = packed.bits.to_inputs(i, packed.weights(i), below.sums.z.shape[1], packed.zero)
                 at_sums = back.go_on(to_inputs, below.sums, below.norm, packed.window)
             packed.hand_over(i, packed.factors(i, layers[i].x, at_sums))
+            del at_sums  # before those of the next layer are there
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *(g if w else None for g, w in zip(gradients, wanted, strict=True))
 
