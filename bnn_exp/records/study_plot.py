@@ -68,9 +68,6 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
         for place, row in zip(places, rows, strict=True):
             if row.best:
                 axes.plot(place, row.mean, "o", markersize=13, fillstyle="none", color="black")
-            if measured:
-                name = " ".join(as_text(row.settings[key]) for key in study.varied if row.settings[key] is not None)
-                axes.annotate(name, (place, row.mean), (6, 4), textcoords="offset points", fontsize="small")
     values = [at(row) for row in study.rows] if numeric else []
     if numeric and min(values) > 0 and max(values) >= 8 * min(values):
         axes.set_xscale("log", base=2 if all(isinstance(value, int) for value in values) else 10)
@@ -80,14 +77,37 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
     if not numeric:
         axes.set_xticks(range(len(names)), names, rotation=0 if sum(map(len, names)) < 60 else 30)
     if measured:
-        axes.margins(x=0.2)  # for the names
+        axes.margins(x=0.25)  # for the names
     elif group and len(lines) > 1:
         axes.legend(title=group, fontsize="small")
     axes.set(xlabel=x or "", ylabel=study.y)
     axes.grid(alpha=0.25)
+    if measured:
+        _name(axes, {(at(row), row.mean): _settings_of(row, study) for row in study.rows})
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
+
+
+def _settings_of(row: Row, study: Study) -> str:
+    return " ".join(as_text(row.settings[key]) for key in study.varied if row.settings[key] is not None)
+
+
+def _name(axes, points: dict[tuple[float, float], str]) -> None:
+    """Write the names beside their points: at the first of four places where they are inside and cover no other name."""
+    figure, taken = axes.figure, []
+    figure.draw_without_rendering()  # which settles where the axes lie
+    for point, name in points.items():
+        for right, up in ((6, 4), (-6, 4), (6, -11), (-6, -11)):
+            side = "left" if right > 0 else "right"
+            text = axes.annotate(name, point, (right, up), textcoords="offset points", fontsize="small", ha=side)
+            box = text.get_window_extent()
+            if axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and not any(map(box.overlaps, taken)):
+                break
+            text.remove()
+        else:
+            axes.add_artist(text)
+        taken.append(box)
 
 
 def is_measured(study: Study, key: str) -> bool:
