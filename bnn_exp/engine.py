@@ -39,6 +39,11 @@ def choose(settings, device: str) -> str:
             f"trainer.error_bits={trainer.error_bits}: not with {hindrance or 'trainer.engine=dense'}\n"
             "allowed: trainer.error_bits=null, or what trainer.engine=packed can train"
         )
+    return _chosen(settings, device, hindrance)
+
+
+def _chosen(settings, device: str, hindrance: str) -> str:
+    trainer = settings.trainer
     if trainer.engine != "auto":
         return trainer.engine
     if hindrance or device != "cpu":  # on a GPU neither is measured yet
@@ -74,7 +79,7 @@ def records(settings, device: str) -> bool:
     """
     trainer = settings.trainer
     needs = (
-        (device == "cuda", f"device={device}"),
+        (device != "cpu", f"device={device}"),
         (trainer.devices == 1, f"trainer.devices={trainer.devices}"),
         (trainer.memory == "fast", f"trainer.memory={trainer.memory}, which looks at what it keeps"),
         (trainer.final_batch_size is None, f"trainer.final_batch_size={trainer.final_batch_size}: one for each epoch"),
@@ -91,7 +96,8 @@ def let_waiting_threads_sleep(settings) -> None:
     Torch's own wait for their next work by spinning, some 10 ms after every operation, on the cores that the threads of our
     kernels want: with two threads on two cores a step of 1024² weights and batch 16384 took 430 ms, and 335 without it.
     """
-    if choose(settings, "cpu") == "packed" and "OMP_WAIT_POLICY" not in os.environ:
+    hindrance = settings.device.startswith("cuda") or _hindrance(settings, "cpu")
+    if not hindrance and _chosen(settings, "cpu", "") == "packed" and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault(SPINNING, "10000")
 
 
@@ -107,11 +113,9 @@ def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps
 
     if device.on_host(network.layers[0].weight):
         return PackedMLP(network, _on_cpu(settings, steps), take, settings.freeze)
-    import torch
-
     from bnn_exp.bits.cuda_training import OnGPU
 
-    return PackedMLP(network, OnGPU(torch.bfloat16 if bf16 else torch.float32), take, settings.freeze)
+    return PackedMLP(network, OnGPU(bf16), take, settings.freeze)
 
 
 def _on_cpu(settings, steps: Callable[[], int]) -> "OnCPU":

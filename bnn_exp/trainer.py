@@ -18,7 +18,7 @@ from bnn_exp.graphs import Graphs
 from bnn_exp.lean import Saving, consume_gradients
 from bnn_exp.losses import LOSSES
 from bnn_exp.nn import named_bits, verify_binary
-from bnn_exp.optim.rule import Factors, Whole
+from bnn_exp.optim.rule import Factors
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Trainer:
         self.engine = engine.choose(settings, self.device.type)
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
         self.recorded = engine.records(settings, self.device.type)
-        self.kept: dict[int, Whole] = {}  # gradients of packed bits, until recorded passes have ended
+        self.kept: dict[int, Factors] = {}  # gradients of packed bits, until recorded passes have ended
         if self.engine == "packed":
             self.forward = self.answer = engine.pack(settings, network, self._take, self._steps, self.bf16)
         else:
@@ -68,7 +68,8 @@ class Trainer:
         self.footprint = Footprint(network, Saving(network) if lean and self.engine == "dense" else None)
         if lean:
             consume_gradients(self.binary, self.footprint.note_gradients)
-        self.passes = Graphs(self._passes, settings.trainer.graphs is True) if self.recorded else self._passes
+        self.passes = self._replayed if self.recorded else self._passes
+        self.graphs = Graphs(self._with_gradients, settings.trainer.graphs is True)
 
     @property
     def batches(self) -> int:
@@ -150,21 +151,30 @@ class Trainer:
 
     def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
-        loss, correct, gradients, kept = self.passes(x, labels)
+        loss, correct = self.passes(x, labels)
+        self.update()
+        return loss, correct
+
+    def _passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The forward and the backward pass; what `step` gives."""
+        loss, logits = self.predict(x, labels)
+        self.network.zero_grad()
+        loss.backward()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def _with_gradients(self, x: Tensor, labels: Tensor) -> tuple[tuple, list[Tensor | None], dict[int, Factors]]:
+        """Both passes, what they left as gradients of the parameters, and what those of packed bits are."""
+        found = self._passes(x, labels)
+        return found, [p.grad for p in self.network.parameters()], dict(self.kept)
+
+    def _replayed(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by recorded passes, which leave gradients where they lay when they were recorded."""
+        found, gradients, kept = self.graphs(x, labels)
         for p, gradient in zip(self.network.parameters(), gradients, strict=True):
             p.grad = gradient
         for layer, gradient in kept.items():
             self.binary.step_packed(layer, gradient)
-        self.update()
-        return loss, correct
-
-    def _passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None], dict[int, Whole]]:
-        """The forward and the backward pass: what `step` gives, and the gradients of parameters and of packed bits."""
-        loss, logits = self.predict(x, labels)
-        self.network.zero_grad()
-        loss.backward()
-        gradients = [p.grad for p in self.network.parameters()]
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum(), gradients, dict(self.kept)
+        return found
 
     def _take(self, layer: int, gradient: Factors) -> None:
         """Let the rule have the gradient of a layer's packed bits as it appears in the backward pass.
@@ -172,7 +182,7 @@ class Trainer:
         What is recorded can't change by the step, as draws and schedules do: then the rule has it afterwards.
         """
         if self.recorded:
-            self.kept[layer] = Whole(gradient.whole())
+            self.kept[layer] = gradient
         else:
             self.binary.step_packed(layer, gradient)
 

@@ -23,6 +23,11 @@ WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = ("model.num_layers=3", "model.hidden_size=40", "dataset.limit=150", "trainer.batch_size=60", "trainer.precision=fp32")
 
 
+def record(trainer):
+    """Have it keep gradients for later, as where passes are recorded, which they are not."""
+    trainer.recorded, trainer.passes, trainer.graphs = True, trainer._replayed, trainer._with_gradients
+
+
 @pytest.fixture
 def on_gpu(monkeypatch):
     """From here on tensors count as a GPU's, wherever they lie."""
@@ -78,7 +83,7 @@ def test_a_pass_is_that_of_the_network(options):
     """The gradients of weights and norms, and the running statistics, against torch's autograd; then evaluation."""
     (network, exact), received, rows = network_and_twin(**options), {}, 300
     x, labels = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, device=WHERE), torch.arange(rows, device=WHERE) % 5
-    ours = PackedMLP(network, gpu.OnGPU(torch.float32), lambda layer, factors: received.update({layer: factors.whole()}))
+    ours = PackedMLP(network, gpu.OnGPU(False), lambda layer, factors: received.update({layer: factors.whole()}))
     for model in (ours, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):
@@ -96,7 +101,7 @@ def test_errors_in_bf16_are_off_by_its_rounding(monkeypatch):
     network, exact = network_and_twin()
     x, labels = torch.randint(0, 256, (256, 37), dtype=torch.uint8, device=WHERE), torch.arange(256, device=WHERE) % 5
     received = {}
-    ours = PackedMLP(network, gpu.OnGPU(torch.bfloat16), lambda layer, factors: received.update({layer: factors.whole()}))
+    ours = PackedMLP(network, gpu.OnGPU(True), lambda layer, factors: received.update({layer: factors.whole()}))
     for model in (ours, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, layer in enumerate(exact.layers):
@@ -156,7 +161,8 @@ def test_a_training_ends_with_the_bits_of_the_dense_engine(rule, recorded, on_gp
     ends = []
     for engine in ("dense", "packed"):
         trainer = trainer_of(f"optimizer={rule}".split()[0], *rule.split()[1:], f"trainer.engine={engine}", *SMALL)
-        trainer.recorded = recorded
+        if recorded:
+            record(trainer)
         metrics = [trainer.epoch() for _ in range(2)]
         ends.append((bits_sha256(trainer.network), [m["flips"] for m in metrics], [m["train_accuracy"] for m in metrics]))
     assert ends[0] == ends[1]
@@ -177,7 +183,8 @@ def test_no_step_waits_for_a_gpu(rule, recorded, on_gpu, monkeypatch):
     trainer = trainer_of(
         f"optimizer={rule}".split()[0], *rule.split()[1:], "trainer.engine=packed", "real_optimizer=sgd", *SMALL
     )
-    trainer.recorded = recorded
+    if recorded:
+        record(trainer)
     rows = trainer._batches(0)
     with NeverWaits():
         for batch in range(2):
@@ -187,7 +194,7 @@ def test_no_step_waits_for_a_gpu(rule, recorded, on_gpu, monkeypatch):
 def test_a_random_mask_trains_the_same_each_time_and_goes_on_after_a_stop(on_gpu):
     def new():
         trainer = trainer_of("optimizer=hypermask", "optimizer.mask=random", "delta=0.1", "trainer.engine=packed", *SMALL)
-        trainer.recorded = True
+        record(trainer)
         return trainer
 
     whole, first, second = new(), new(), new()

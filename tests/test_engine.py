@@ -324,3 +324,15 @@ def test_waiting_threads_sleep_for_the_packed_engine_unless_the_user_says_how_th
 def test_auto_packs_bits_on_a_cpu():
     assert engine.choose(settings_of(*RANDOM), "cpu") == engine.choose(settings_of("optimizer=counter"), "cpu") == "packed"
     assert engine.choose(settings_of(*RANDOM), "cuda") == "dense"
+
+
+@pytest.mark.parametrize("where", ["cuda", "cuda:1", "auto"])
+def test_threads_are_settled_before_it_is_known_where_a_run_goes(where, monkeypatch):
+    """What a CPU can't train and a GPU can is not refused yet, and nothing is set for a GPU."""
+    monkeypatch.setattr(engine.os, "environ", {})
+    packed = settings_of("trainer.engine=packed", "trainer.precision=bf16", f"device={where}")
+    engine.let_waiting_threads_sleep(packed)
+    engine.let_waiting_threads_sleep(settings_of("trainer.engine=packed", "device=cuda"))
+    assert not engine.os.environ
+    engine.let_waiting_threads_sleep(settings_of("trainer.engine=packed"))
+    assert set(engine.os.environ) == {engine.SPINNING}

@@ -155,7 +155,8 @@ def test_a_replayed_training_is_the_same_training(model, precision, tapes):
     for replayed in (False, True):
         overrides = (f"model={model} dataset.limit=150 trainer.batch_size=32 trainer.engine=dense trainer.epochs=2").split()
         trainer = trainer_of(*overrides, f"trainer.precision={precision}")
-        trainer.passes = Graphs(trainer._passes) if replayed else trainer._passes
+        if replayed:
+            trainer.passes = trainer._replayed
         metrics = [trainer.epoch() for _ in range(2)]
         ends.append((bits_sha256(trainer.network), [(m["train_loss"], m["train_accuracy"], m["flips"]) for m in metrics]))
         state = trainer.network.state_dict()
@@ -224,7 +225,8 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
     ],
 )
 def test_where_steps_are_recorded(overrides, hindrance):
-    on = "cpu" if not overrides else "cuda"
+    on = "cpu" if not overrides else "cuda:0"
+    assert engine.records(settings_of("trainer.graphs=true"), "cuda:0")
     assert engine.records(settings_of(), "cuda") and not engine.records(settings_of("trainer.graphs=false"), "cuda")
     assert not engine.records(settings_of(*overrides), on)
     with pytest.raises(UserError, match=f"trainer.graphs=true: not with {hindrance}"):

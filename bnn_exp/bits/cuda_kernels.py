@@ -55,6 +55,13 @@ def _over_blocks(partial, first, blocks, width, n):
 
 
 @triton.jit
+def _rows_of(first, rows):
+    """How many rows those blocks have, float32 [BLOCKS, 1]."""
+    before = (first + tl.arange(0, BLOCKS)) * ROWS
+    return tl.maximum(tl.minimum(rows - before, ROWS), 0).to(tl.float32)[:, None]
+
+
+@triton.jit
 def normalize(
     means,
     squares,
@@ -83,13 +90,11 @@ def normalize(
     real, blocks = n < neurons, tl.cdiv(rows, ROWS)
     total, square = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
     for first in range(0, blocks, BLOCKS):
-        counts = tl.maximum(tl.minimum(rows - (first + tl.arange(0, BLOCKS)) * ROWS, ROWS), 0).to(tl.float32)
-        total += tl.sum(_over_blocks(means, first, blocks, width, n) * counts[:, None], 0)
+        total += tl.sum(_over_blocks(means, first, blocks, width, n) * _rows_of(first, rows), 0)
     center = total / rows
     for first in range(0, blocks, BLOCKS):
-        counts = tl.maximum(tl.minimum(rows - (first + tl.arange(0, BLOCKS)) * ROWS, ROWS), 0).to(tl.float32)
         away = _over_blocks(means, first, blocks, width, n) - center[None, :]
-        square += tl.sum(_over_blocks(squares, first, blocks, width, n) + counts[:, None] * away * away, 0)
+        square += tl.sum(_over_blocks(squares, first, blocks, width, n) + _rows_of(first, rows) * away * away, 0)
     variance = square / rows * a * a
     one_over = 1 / tl.sqrt_rn(variance + eps)
     gamma, beta = tl.full((NEURONS,), 1.0, tl.float32), tl.zeros((NEURONS,), tl.float32)

@@ -17,6 +17,8 @@ from bnn_exp.bits import cuda_kernels as kernels
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.norm import scale_and_shift
+from bnn_exp.nn.product import matmul
+from bnn_exp.optim.rule import Whole
 
 _BLOCK, _NEURONS = kernels.ROWS.value, kernels.NEURONS.value
 _FEWEST = 17  # rows that torch's product of integers takes
@@ -69,7 +71,7 @@ def unpacked(bits: PackedBits, zero: float, dtype: torch.dtype) -> Tensor:
 
 def _matrix(bits: PackedBits, zero: float, dtype: torch.dtype, row: int, multiple: int = LANES) -> Tensor:
     """The same with rows filled to a multiple, and columns to those of `row` bytes."""
-    (given, own), rows = bits.packed.shape, -(-len(bits.packed) // multiple) * multiple
+    (given, own), rows = bits.packed.shape, triton.cdiv(len(bits.packed), multiple) * multiple
     out = bits.packed.new_empty(rows, 8 * row, dtype=dtype)
     kernels.unpack[_blocks(out)](bits.packed, own, given, bits.columns, out, rows, 8 * row, zero)
     return out
@@ -151,49 +153,16 @@ class Backward:
     def go_on(self, v: Tensor, sums: Sums, norm: Norm, window: float) -> Tensor:
         """By the values of this layer's weights to the y of the layer below; gives the errors at the sums of this layer."""
         at_sums = self.at_sums()
-        self.errors = _product(at_sums, v)
+        self.errors = matmul(at_sums, v, self.dtype == torch.bfloat16)
         self._enter(sums, norm, window)
         return at_sums
-
-
-@dataclass(frozen=True)
-class BitFactors:
-    """The gradient errorsᵀ · x of weights [neurons, inputs], for bits x, by its factors."""
-
-    errors: Tensor
-    x: Tensor  # uint8 [rows, bytes]
-    neurons: int
-    inputs: int
-    zero: float
-
-    def whole(self) -> Tensor:
-        """The gradient, float32 [neurons, inputs]."""
-        x = unpacked(PackedBits(self.x, self.inputs), self.zero, self.errors.dtype)
-        return _product(self.errors.t(), x)[: self.neurons, : self.inputs]
-
-
-@dataclass(frozen=True)
-class PixelFactors:
-    """As BitFactors for x = pixels / 255, uint8 [rows, inputs]."""
-
-    errors: Tensor
-    pixels: Tensor
-    neurons: int
-
-    @property
-    def inputs(self) -> int:
-        return self.pixels.shape[1]
-
-    def whole(self) -> Tensor:
-        """As that of BitFactors."""
-        return _product(self.errors.t(), self.pixels.to(self.errors.dtype))[: self.neurons].div_(255)
 
 
 class OnGPU:
     """What `bnn_exp.packed` computes with, as `bnn_exp.bits.on_cpu.OnCPU`.
 
     Args:
-        dtype: of the errors in products, bfloat16 or float32.
+        bf16: whether errors are rounded to bfloat16 in products; else they are float32.
     """
 
     bit_sums = staticmethod(bit_sums)
@@ -202,8 +171,8 @@ class OnGPU:
     activations = staticmethod(activations)
     normalized = staticmethod(normalized)
 
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, bf16: bool):
+        self.bf16, self.dtype = bf16, torch.bfloat16 if bf16 else torch.float32
 
     @staticmethod
     def kept(x: Tensor) -> Tensor:
@@ -215,11 +184,12 @@ class OnGPU:
     def to_inputs(self, layer: int, weights: PackedBits, width: int, zero: float) -> Tensor:
         return _matrix(weights, zero, self.dtype, width // 8)
 
-    def bit_factors(self, layer: int, errors: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> BitFactors:
-        return BitFactors(errors, x, neurons, inputs, zero)
+    def bit_factors(self, layer: int, errors: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> Whole:
+        x = unpacked(PackedBits(x, inputs), zero, self.dtype)
+        return Whole(matmul(errors.t(), x, self.bf16)[:neurons, :inputs])
 
-    def pixel_factors(self, errors: Tensor, pixels: Tensor, neurons: int) -> PixelFactors:
-        return PixelFactors(errors, pixels, neurons)
+    def pixel_factors(self, errors: Tensor, pixels: Tensor, neurons: int) -> Whole:
+        return Whole(matmul(errors.t(), pixels.to(self.dtype), self.bf16)[:neurons].div_(255))
 
 
 def flip_at_random(weights: PackedBits, gradient: Tensor, delta: float, key: int, flips: Tensor) -> None:
@@ -233,13 +203,6 @@ def flip_at_random(weights: PackedBits, gradient: Tensor, delta: float, key: int
     grid = triton.cdiv(rows, kernels.UPDATE.value), triton.cdiv(row, kernels.UPDATE.value)
     stride = gradient.stride(0)
     kernels.flip_at_random[grid](weights.packed, row, rows, weights.columns, gradient, stride, delta, key, flips)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, float32, of bfloat16 or float32."""
-    if a.dtype == torch.float32:
-        return a @ b
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 def _partial(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ from numba.extending import intrinsic
 
 from bnn_exp.bits.backward import FLOATS, INTS, WIDTH, _floats, _ints, all_of, over, set_floats
 from bnn_exp.bits.kernels import _all, _at, _compiled, _emit, _function, _i32
+from bnn_exp.nn import product
 
-HAS_VNNI = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_vnni_supported()
+HAS_VNNI = product.HAS_VNNI and torch.backends.cpu.get_cpu_capability() == "AVX512"
 FOUR = 4  # pixels of a step
 _ROWS = 64  # at a time: where their ink is stays in the cache
 

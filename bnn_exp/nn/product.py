@@ -9,7 +9,7 @@ below 2²⁴. Gradients are those of any linear layer; under bf16 autocast their
 import torch
 from torch import Tensor
 
-_HAS_VNNI = getattr(torch.cpu, "_is_vnni_supported", lambda: False)() and hasattr(torch, "_int_mm")
+HAS_VNNI = getattr(torch.cpu, "_is_vnni_supported", lambda: False)() and hasattr(torch, "_int_mm")
 _WORTH_IT = 128  # rows, from which on the conversions cost less than they save (256² weights)
 
 
@@ -20,12 +20,12 @@ class _BinaryProduct(torch.autograd.Function):
         ctx.bf16 = _in_bf16(x)
         if _in_int8(x):
             return torch._int_mm(x.to(torch.int8), v.to(torch.int8).t()).to(v.dtype)
-        return _matmul(x, v.t(), ctx.bf16 and x.is_cuda)
+        return matmul(x, v.t(), ctx.bf16 and x.is_cuda)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, v = ctx.saved_tensors
-        return _matmul(grad, v, ctx.bf16) if ctx.needs_input_grad[0] else None, _matmul(grad.t(), x, ctx.bf16)
+        return matmul(grad, v, ctx.bf16) if ctx.needs_input_grad[0] else None, matmul(grad.t(), x, ctx.bf16)
 
 
 class _PixelProduct(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _PixelProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        return None, _matmul(grad.t(), x.to(grad.dtype), ctx.bf16).div_(255)
+        return None, matmul(grad.t(), x.to(grad.dtype), ctx.bf16).div_(255)
 
 
 def binary_product(x: Tensor, v: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def pixel_product(x: Tensor, v: Tensor) -> Tensor:
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
     """255 times what `pixel_product` gives, float32, without its gradient; v of any dtype."""
     if not _in_int8(x):
-        return _matmul(x.float(), v.float().t(), _in_bf16(x) and x.is_cuda)
+        return matmul(x.float(), v.float().t(), _in_bf16(x) and x.is_cuda)
     centred = x.bitwise_xor(128).view(torch.int8)  # x − 128
     sums = torch._int_mm(centred, v.to(torch.int8).t())
     return sums.add_(128 * v.sum(1).to(torch.int32)).float()
@@ -62,7 +62,7 @@ def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
 
 def _in_int8(x: Tensor) -> bool:
     # of one column torch 2.13's _int_mm makes wrong sums on a CPU
-    return _HAS_VNNI and x.device.type == "cpu" and len(x) >= _WORTH_IT and x.shape[1] > 1
+    return HAS_VNNI and x.device.type == "cpu" and len(x) >= _WORTH_IT and x.shape[1] > 1
 
 
 def _in_bf16(x: Tensor) -> bool:
@@ -70,7 +70,7 @@ def _in_bf16(x: Tensor) -> bool:
     return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
 
 
-def _matmul(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
+def matmul(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
     """a @ b in their wider type, whatever autocast says; with `bf16` in fp32 of operands rounded to bf16 (on a CPU the result
     too)."""
     with torch.autocast(a.device.type, enabled=False):

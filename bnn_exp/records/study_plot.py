@@ -94,19 +94,17 @@ def _settings_of(row: Row, study: Study) -> str:
 
 
 def _name(axes, points: dict[tuple[float, float], str]) -> None:
-    """Write the names beside their points: at the first of four places where they are inside and cover no other name."""
+    """Write the names beside their points: at the first of four places where they are inside and cover no other
+    name, or the last."""
     figure, taken = axes.figure, []
     figure.draw_without_rendering()  # which settles where the axes lie
     for point, name in points.items():
+        text = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize="small")
         for right, up in ((6, 4), (-6, 4), (6, -11), (-6, -11)):
-            side = "left" if right > 0 else "right"
-            text = axes.annotate(name, point, (right, up), textcoords="offset points", fontsize="small", ha=side)
+            text.set(position=(right, up), ha="left" if right > 0 else "right")
             box = text.get_window_extent()
             if axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and not any(map(box.overlaps, taken)):
                 break
-            text.remove()
-        else:
-            axes.add_artist(text)
         taken.append(box)
 
 
