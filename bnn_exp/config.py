@@ -22,6 +22,12 @@ def _odd(size: int) -> int:
     return size
 
 
+def _rising(limits: tuple[float, float]) -> tuple[float, float]:
+    if not limits[0] < limits[1]:
+        raise ValueError("LOW is not below HIGH")
+    return limits
+
+
 Encoding = Literal["boolean", "bipolar", "centred"]
 Weights = Literal["latent", "bits", "float"]
 Odd = Annotated[int, Field(ge=1, description="an odd whole number ≥ 1"), AfterValidator(_odd)]
@@ -103,20 +109,34 @@ class Digits(Rows):
 
 
 @schema
-class HubDataset(Rows):
-    name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "food101"]
-    hub: str  # OWNER/NAME, or OWNER/NAME:CONFIGURATION where it has several
-    path: str | None
+class Pictures(Rows):
+    """Settings of a dataset of pictures: how rows are read, and how a picture becomes pixels."""
+
     label: str | None
     size: Count | None
+    channels: Literal[1, 3] | None = None
+    fit: Literal["squash", "crop", "pad"] = "squash"
+    background: Annotated[
+        str, Field(pattern=r"^(white|grey|black|#[0-9a-fA-F]{6})$", description='white, grey, black or "#rrggbb"')
+    ] = "white"
+    range: (
+        Annotated[tuple[float, float], AfterValidator(_rising), Field(description="[LOW,HIGH], two numbers with LOW < HIGH")]
+        | None
+    ) = None
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.2
 
 
 @schema
-class Local(Rows):
+class HubDataset(Pictures):
+    name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "food101"]
+    hub: str  # OWNER/NAME, or OWNER/NAME:CONFIGURATION where it has several
+    path: str | None
+
+
+@schema
+class Local(Pictures):
     name: Literal["local"]
-    path: Annotated[str, Field(description="a folder that holds train/CLASS/… and test/CLASS/…, or parquet files")]
-    label: str | None
-    size: Count | None
+    path: Annotated[str, Field(description="a folder or file of your own pictures: train/CLASS/… and test/CLASS/…, or a table")]
 
 
 @schema

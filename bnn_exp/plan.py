@@ -18,6 +18,9 @@ from bnn_exp.records import loggers, summary
 MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine", "trainer.memory")  # of a run that is resumed
 
 
+PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range", "test_fraction")
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run that can begin. `finished` says, where it is not empty, that there is nothing left of it to do."""
@@ -58,7 +61,7 @@ def values_of(composed: DictConfig) -> dict[str, Any]:
     values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST}
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
         if group.get(key):
-            group[key] = str(Path(group[key]).resolve())
+            group[key] = str(Path(group[key]).expanduser().resolve())
     return values
 
 
@@ -148,8 +151,12 @@ def read(dataset: Rows) -> Arrays:
     Raises:
         UserError: there are none, or too few for its validation.
     """
-    where = {key: getattr(dataset, key) for key in ("hub", "path", "label", "size") if hasattr(dataset, key)}
-    arrays = sources.read(dataset.name, **where)
+    arrays = sources.read(dataset.name, **place(dataset))
+    if dataset.validation and arrays.validation_labels is not None:
+        n = len(arrays.validation_labels)
+        raise UserError(
+            f"dataset.validation={dataset.validation:g}: the data have {n:,} validation rows\nallowed: 0, which uses them"
+        )
     rows = min(len(arrays.train_labels), dataset.limit or len(arrays.train_labels))
     if dataset.validation and int(dataset.validation * rows) < 2:
         raise UserError(
@@ -157,6 +164,11 @@ def read(dataset: Rows) -> Arrays:
             "allowed: 0, or a fraction up to 0.5 that is two rows or more"
         )
     return arrays
+
+
+def place(dataset: Rows) -> dict[str, Any]:
+    """Returns the settings of a dataset that decide its rows and pixels, by the names of `sources.read`."""
+    return {key: getattr(dataset, key) for key in PLACE if hasattr(dataset, key)}
 
 
 def _device(settings: Settings) -> str:

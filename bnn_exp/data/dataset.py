@@ -43,7 +43,8 @@ class Dataset:
     @classmethod
     def from_arrays(cls, arrays: Arrays, device: torch.device, limit: int | None = None, validation: float = 0.0) -> "Dataset":
         """`limit` uses that many train rows: the same random ones each time, since a dataset may be sorted by class.
-        `validation` is the fraction of those that is kept back, of every class alike; it too is always the same."""
+        `validation` is the fraction of those that is kept back, of every class alike; it too is always the same. A validation
+        split of the dataset itself is used as it is."""
         rows = np.arange(len(arrays.train_labels))
         if limit is not None and limit < len(rows):
             rows = np.sort(np.random.default_rng(_SUBSET).permutation(len(rows))[:limit])
@@ -56,9 +57,10 @@ class Dataset:
             every = len(which) == len(arrays.train_labels)  # then nothing is copied
             return split(*(a if every else a[which] for a in (arrays.train_images, arrays.train_labels)))
 
+        own = None if arrays.validation_images is None else split(arrays.validation_images, arrays.validation_labels)
         return cls(
             train_rows(rows[~kept_back]),
-            train_rows(rows[kept_back]) if validation else None,
+            train_rows(rows[kept_back]) if validation else own,
             split(arrays.test_images, arrays.test_labels),
             arrays.classes,
             arrays.mean,

@@ -1,106 +1,148 @@
-"""Decoding a dataset of labelled images by Hugging Face `datasets`: from the hub, or from a folder in the hub's layout."""
+"""Decodes a dataset that was found: the rows of its splits become arrays of pixels and labels."""
 
-import os
-import threading
-import urllib.error
-import urllib.request
+import hashlib
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnn_exp.data.images import decode_images
+from bnn_exp.data.classes import classes_of, missing
+from bnn_exp.data.images import HasColours, Pixels, decode_images, one_colour
+from bnn_exp.data.rows import Rows, Source, split_of
+from bnn_exp.data.values import eight_bits
 from bnn_exp.errors import UserError
 
-PROBE_SECONDS = 2.5  # how long the hub may take to answer at all; `datasets` itself gives up only after 25 s
+COPIES = 0.01  # from this share of the test rows on, test pictures that are train pictures too are worth a warning
 
 
-def decode(name: str, hub: str | None, path: str | None, label: str | None = None, size: int | None = None) -> dict:
-    """train and test images (uint8 [rows, channels, height, width]) and labels (int64 [rows]), and the class names.
+@dataclass(frozen=True)
+class Reading:
+    """Settings that decide what is made of the rows of a dataset.
+
+    Args:
+        label: the column of the classes, where a table has several.
+        size: the side in pixels of the square to which pictures are fitted; None: they have one size.
+        channels: 1 (grey) or 3 (RGB); None: 3 if any picture has colours.
+        test_fraction: the share of each class's rows that become test rows where the dataset has no others.
+    """
+
+    label: str | None = None
+    size: int | None = None
+    channels: int | None = None
+    pixels: Pixels = field(default_factory=Pixels)
+    test_fraction: float = 0.2
+
+
+def decode(source: Source, reading: Reading) -> dict:
+    """Returns the fields of `sources.Arrays`, but for those that follow from them.
 
     Raises:
-        UserError: no dataset there, no image or label column, images that can't be decoded or differ in size.
+        UserError: what of the dataset can't be read.
     """
-    source = f"dataset.path={path}" if path else f"dataset={name} ({hub})"
-    splits = _load(name, hub, path, source)
-    arrays, shape = {}, None
-    for role, names in {"train": ("train",), "test": ("test", "validation", "valid", "val")}.items():
-        split = next((splits[n] for n in names if n in splits), None)
-        if split is None or not len(split):
-            raise UserError(f"{source}: no {role} rows\nallowed: a dataset with the splits train and test")
-        image, column, classes = _columns(split, source, label)
-        labels = np.asarray([-1 if value is None else value for value in split[column][:]], dtype=np.int64)
-        if labels.min() < 0 or labels.max() >= len(classes):
-            raise UserError(
-                f"{source}: {role} row {int(np.argmax((labels < 0) | (labels >= len(classes))))} has no label\n"
-                "allowed: a dataset of which every row has one; of loose images, a folder a class (train/CLASS/…, test/CLASS/…)"
-            )
-        images = decode_images(split, image, f"{source}: {role}", size, shape)
-        shape = images.shape[1:]
-        arrays |= {f"{role}_images": images, f"{role}_labels": labels}
-    return {**arrays, "classes": classes}
+    splits = _by_role(source)
+    classes, labels = classes_of(splits, source.where)
+    images = _images(source, splits, reading)
+    files = {split: rows.files for split, rows in splits.items()}
+    own_test = "test" in splits
+    if not own_test:
+        _set_apart(source, images, labels, files, reading.test_fraction)
+    source.warnings += missing(classes, labels)
+    for split in images:
+        if len(found := one_colour(images[split])):
+            n, first = len(found), files[split][found[0]] if files[split] else f"row {found[0]}"
+            source.warnings.append(f"{n} {split} picture{' has' if n == 1 else 's have'} but one colour: {first}")
+    _warn_of_copies(source, images)
+    return {
+        **{f"{split}_images": array for split, array in images.items()},
+        **{f"{split}_labels": array for split, array in labels.items()},
+        "classes": classes,
+        "notes": tuple(source.notes),
+        "warnings": tuple(source.warnings),
+        "test_names": files["test"],
+        "own_test": own_test,
+    }
 
 
-def _load(name: str, hub: str | None, path: str | None, source: str):
-    """The `datasets.DatasetDict`; where the hub doesn't answer, what an earlier download left, else an error at once."""
-    offline = path is None and not _hub_answers()
-    import datasets
-    from huggingface_hub import constants
-
-    datasets.disable_progress_bars()
-    if offline:
-        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    hub, _, configuration = (hub or "").partition(":")
-    try:
-        if path and configuration and configuration not in datasets.get_dataset_config_names(path):
-            configuration = ""  # bare files
-        return datasets.load_dataset(path or hub, configuration or None)
-    except Exception as error:  # whatever a foreign folder or a missing network makes a deep stack of libraries raise
-        if path:
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise UserError(
-                f"{source}: not a dataset of images ({reason})\n"
-                "allowed: a folder that holds a dataset as the hub serves it (parquet files), or train/CLASS/… and test/CLASS/…"
-            ) from error
+def _by_role(source: Source) -> dict[str, Rows]:
+    """Returns the rows of train, and of validation and test where they are there."""
+    loaded: dict[str, Rows] = {}
+    for name, rows in source.load(source).items():
+        if (role := split_of(name)) and len(rows.labels):
+            loaded[role] = rows
+    if "train" not in loaded:
+        there = ", ".join(loaded) or "none"
         raise UserError(
-            f"{source}: the Hugging Face hub can't be reached and holds no downloaded copy on this machine\n"
-            f"two ways out: dataset.path=FOLDER with the files of {hub}, or dataset=digits, which is in the package"
-        ) from error
-
-
-def _hub_answers() -> bool:
-    """Whether the hub answers within PROBE_SECONDS, by whatever proxy the environment names; name look-up included."""
-    answer = threading.Event()
-
-    def probe() -> None:
-        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answer.set()
-        except urllib.error.HTTPError:
-            answer.set()
-        except (OSError, ValueError):
-            pass
-        finally:
-            done.set()
-
-    done = threading.Event()
-    threading.Thread(target=probe, daemon=True).start()
-    done.wait(PROBE_SECONDS)
-    return answer.is_set()
-
-
-def _columns(split, source: str, label: str | None) -> tuple[str, str, tuple[str, ...]]:
-    """The image column, the label column and the names of the classes, found by the types of the features."""
-    import datasets
-
-    features = split.features
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = {name: len(feature.names) for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
-    if len(images) != 1 or not labels:
-        raise UserError(
-            f"{source}: its columns are {', '.join(f'{n} ({type(f).__name__})' for n, f in features.items())}\n"
-            "allowed: one column of images (Image) and one of classes (ClassLabel), or a folder a class (train/CLASS/…)"
+            f"{source.where}: no train rows (its splits: {there})\nallowed: a dataset with the splits train and test"
         )
-    if label is not None and label not in labels:
-        raise UserError(f"dataset.label={label} is not a column of classes\nallowed: {', '.join(labels)}")
-    label = label or max(labels, key=labels.get)
-    return images[0], label, tuple(features[label].names)
+    if "test" not in loaded and "validation" in loaded:
+        loaded["test"] = loaded.pop("validation")
+        source.notes.append("there are no test rows: the validation rows serve as test rows")
+    return {role: loaded[role] for role in ("train", "validation", "test") if role in loaded}
+
+
+def _images(source: Source, splits: dict[str, Rows], reading: Reading) -> dict[str, np.ndarray]:
+    """Returns the pictures of each split: uint8 [rows, channels, height, width]."""
+    arrays = {split: rows.pictures for split, rows in splits.items() if isinstance(rows.pictures, np.ndarray)}
+    narrow, notes = eight_bits(arrays, reading.pixels.range, source.where)
+    source.notes += notes
+    pixels = Pixels(reading.pixels.fit, reading.pixels.background) if narrow else reading.pixels
+    for channels in (reading.channels,) if reading.channels else (1, 3):
+        images, shape = {}, None
+        try:
+            for split, rows in splits.items():
+                pictures = narrow.get(split, rows.pictures)
+                if isinstance(pictures, np.ndarray) and _as_they_are(pictures, channels, reading.size, shape):
+                    images[split] = pictures[:, None] if pictures.ndim == 3 else pictures.transpose(0, 3, 1, 2).copy()
+                else:
+                    images[split] = decode_images(
+                        pictures,
+                        pixels,
+                        channels,
+                        reading.size,
+                        shape,
+                        may_be_grey=channels == 1 and not reading.channels,
+                        name=lambda i, split=split, rows=rows: f"{source.where}: {split} {rows.name(i)}",
+                    )
+                shape = images[split].shape[1:]
+        except HasColours:
+            continue
+        return images
+    raise AssertionError("pictures always become 3 channels")
+
+
+def _as_they_are(values: np.ndarray, channels: int, size: int | None, shape: tuple[int, ...] | None) -> bool:
+    """Returns whether values of 8 bits are the pixels already."""
+    height, width = values.shape[1:3]
+    own = values.shape[3] if values.ndim == 4 else 1
+    return own == channels and size in (None, height) and size in (None, width) and shape in (None, (own, height, width))
+
+
+def _set_apart(source: Source, images: dict, labels: dict, files: dict, fraction: float) -> None:
+    """Makes test rows of a share of the train rows, of every class alike; the same rows each time."""
+    from bnn_exp.data.dataset import stratified
+
+    test = stratified(labels["train"], fraction)
+    if not test.any() or test.all():
+        raise UserError(
+            f"{source.where}: no test rows, and too few rows to set {fraction:g} of them apart\n"
+            "allowed: test rows beside the train rows, or a larger dataset.test_fraction"
+        )
+    for held in (images, labels):
+        held["test"], held["train"] = held["train"][test], held["train"][~test]
+    if names := files["train"]:
+        files["train"], files["test"] = (tuple(np.array(names, object)[rows]) for rows in (~test, test))
+    else:
+        files["test"] = ()
+    source.notes.append(
+        f"there are no test rows: {test.sum():,} of {len(test):,} rows serve as such, of every class alike "
+        f"(dataset.test_fraction={fraction:g})"
+    )
+
+
+def _warn_of_copies(source: Source, images: dict[str, np.ndarray]) -> None:
+    def prints(split: str) -> list[bytes]:
+        return [hashlib.blake2b(image, digest_size=8).digest() for image in np.ascontiguousarray(images[split])]
+
+    known = set(prints("train"))
+    copies = sum(print_ in known for print_ in prints("test"))
+    if copies > COPIES * len(images["test"]):
+        source.warnings.append(f"{copies:,} of {len(images['test']):,} test pictures are train pictures too")

@@ -1,102 +1,269 @@
-"""Encoded images to one array of pixels, by Pillow."""
+"""Makes pixels of pictures, by Pillow: one function for training, prediction and every other reader.
 
+A picture becomes bytes in this order: EXIF turns it upright, wide values become 8 bits, transparency is laid on a ground,
+the colours become grey or RGB, and the picture is fitted to a size.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageColor, ImageOps
 
 from bnn_exp.errors import UserError
 
-LARGE = 16_000  # bytes an image, in the mean: from here on threads gain more than handing over costs
+LARGE = 16_000  # bytes an encoded picture, in the mean: from here on threads gain more than handing over costs
+AT_ONCE = 256  # pictures that are decoded before the next ones are fetched
+GREY_MODES = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16L", "I;16B", "I;16N")
+WIDE_MODES = ("F", "I", "I;16", "I;16L", "I;16B", "I;16N")
+NO_PICTURES = {".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".gbr", ".fits", ".fit"}
+"""Suffixes that Pillow knows, of files that users do not mean as pictures, or that need a program beside Pillow."""
+
+Encoded = Path | bytes | np.ndarray | None
+"""A picture before decoding: a file, its bytes, or values [height, width] or [height, width, channels]; None is no picture."""
 
 
-def decode_images(split, column: str, what: str, size: int | None, shape: tuple[int, ...] | None) -> np.ndarray:
-    """All images of a split, in one array: uint8 [rows, channels, height, width].
+@cache
+def suffixes() -> frozenset[str]:
+    """Returns the suffixes, in lower case and with the dot, of the pictures that Pillow reads here."""
+    Image.init()
+    return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN) - NO_PICTURES
+
+
+class HasColours(Exception):
+    """A picture has colours, and grey pixels were expected."""
+
+
+class NotEightBits(ValueError):
+    """The values of a picture have a range that nobody has stated."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Settings that decide the pixels of a picture. They are part of a dataset's settings, and so of a model file.
 
     Args:
-        what: the split, in an error's words.
-        size: the side of the square to which the images are resized, in pixels; None: they have one size.
-        shape: [channels, height, width] of the splits before it; None: one channel if no image of this one has colours.
+        fit: how a picture gets another shape. `squash` changes its proportions, `crop` cuts its longer side, `pad` adds
+            `background`.
+        background: the colour under transparent pixels and around padded pictures: white, grey, black or #rrggbb.
+        range: the values that become 0 and 255. None: 0…255 of 8 bits, 0…65535 of 16 bits, 0…1 of floats.
+    """
+
+    fit: str = "squash"
+    background: str = "white"
+    range: tuple[float, float] | None = None
+
+    @classmethod
+    def of_settings(cls, values: dict) -> "Pixels":
+        """Returns those of a dataset's settings as plain values, as a run or a model file keeps them."""
+        known = {key: values[key] for key in ("fit", "background", "range") if values.get(key) is not None}
+        return cls(**known | ({"range": tuple(known["range"])} if "range" in known else {}))
+
+    def of(self, picture: Image.Image, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Returns uint8 [height, width] for 1 channel, [height, width, 3] for 3.
+
+        Args:
+            size: (width, height) in pixels; None keeps that of the picture.
+
+        Raises:
+            NotEightBits: the picture has wide values, and their range is not known.
+            Exception: Pillow raises many kinds for a broken picture.
+        """
+        mode = "L" if channels == 1 else "RGB"
+        if size:
+            picture.draft(
+                mode, (2 * size[0], 2 * size[1])
+            )  # a JPEG is decoded at a fraction of its size, but no less than this
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        if picture.mode in WIDE_MODES:
+            picture = self._narrowed(picture)
+        elif self.range and picture.mode in ("L", "LA", "RGB", "RGBA"):
+            table = scaled(np.arange(256), *self.range).tolist()
+            bands = picture.getbands()
+            picture = picture.point([level for band in bands for level in (range(256) if band == "A" else table)])
+        if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+            picture = self._on_ground(picture)
+        picture = picture.convert(mode)
+        if size and picture.size != size:
+            picture = self._fitted(picture, size)
+        return np.asarray(picture)
+
+    def _fitted(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        if self.fit == "crop":
+            return ImageOps.fit(picture, size, Image.Resampling.BICUBIC)
+        if self.fit == "pad":
+            ground = self.ground if picture.mode == "RGB" else _luminance(self.ground)
+            return ImageOps.pad(picture, size, Image.Resampling.BICUBIC, color=ground)
+        return picture.resize(size)
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """The background as (red, green, blue)."""
+        return ImageColor.getrgb(self.background)[:3]
+
+    def _on_ground(self, picture: Image.Image) -> Image.Image:
+        """Lays a picture with transparency on the background; RGB."""
+        if picture.mode in ("La", "RGBa"):
+            picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
+        ground = Image.new("RGBA", picture.size, (*self.ground, 255))
+        return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+
+    def _narrowed(self, picture: Image.Image) -> Image.Image:
+        """Scales wide values to 8 bits."""
+        values, clear = np.asarray(picture), picture.info.get("transparency")
+        low, high = self.range or _range_of(picture, values)
+        narrow = Image.fromarray(scaled(values, low, high))
+        if isinstance(clear, int):  # the value that stands for "transparent"
+            narrow.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        return narrow
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Returns uint8 of the shape of `values` (any numbers): `low` becomes 0, `high` 255, and values beyond them are cut off.
 
     Raises:
-        UserError: the first image that can't be decoded, or that has another size.
+        NotEightBits: a value is no number.
     """
-    import datasets
+    if values.dtype == np.uint8 and (low, high) == (0, 255):
+        return values
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and (low, high) == (0, 65535):
+        return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    values = values.astype(np.float64)
+    if np.isnan(values).any():
+        raise NotEightBits("it holds values that are no numbers")
+    return np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
 
-    rows = split.cast_column(column, datasets.Image(decode=False)).select_columns(column).with_format("arrow")
-    some = [table[column][0].as_py() for table in (rows[i : i + 1] for i in range(0, len(rows), len(rows) // 64 + 1))]
-    grey = shape[0] == 1 if shape else all(map(_is_grey, some))
-    pixels = partial(_pixels, mode="L" if grey else "RGB", size=size)
-    images, first = None, 0
-    with ThreadPoolExecutor() as pool:
-        together = pool.map if sum(map(_encoded_size, some)) > LARGE * len(some) else map
-        for table in rows.iter(256):
-            batch = table[column].to_pylist()
-            for i, (image, row) in enumerate(zip(together(pixels, batch), batch, strict=True), first):
-                if isinstance(image, Exception):
-                    file = f" ({row['path']})" if row["path"] else ""
-                    raise UserError(f"{what} image {i}{file} can't be decoded ({image})")
+
+def _range_of(picture: Image.Image, values: np.ndarray) -> tuple[float, float]:
+    """Returns the values that mean black and white by the type of a picture's values."""
+    if picture.mode.startswith("I;16"):
+        return 0, 65535
+    low, high = float(values.min()), float(values.max())
+    if picture.mode == "I" and picture.format in ("PNG", "PPM") and low >= 0 and high <= 65535:
+        return 0, 65535  # Pillow reads 16 bits of these as 32
+    if picture.mode == "F" and low >= 0 and high <= 1:
+        return 0, 1
+    kind = "floats" if picture.mode == "F" else "32-bit integers"
+    raise NotEightBits(f"its values are {kind} from {low:g} to {high:g}: dataset.range=[LOW,HIGH] says what is black and white")
+
+
+def _luminance(colour: tuple[int, int, int]) -> int:
+    return Image.new("RGB", (1, 1), colour).convert("L").getpixel((0, 0))
+
+
+def opened(encoded: Encoded) -> Image.Image:
+    """Returns the picture of a file, of its bytes, or of values, not decoded yet.
+
+    Raises:
+        Exception: Pillow raises many kinds for what is no picture.
+    """
+    if encoded is None:
+        raise ValueError("there is no picture")
+    if isinstance(encoded, np.ndarray):
+        return Image.fromarray(encoded[..., 0] if encoded.shape[2:] == (1,) else encoded)
+    return Image.open(encoded if isinstance(encoded, Path) else BytesIO(encoded))
+
+
+def decode_images(
+    pictures: Sequence[Encoded],
+    pixels: Pixels,
+    channels: int,
+    size: int | None,
+    shape: tuple[int, ...] | None,
+    may_be_grey: bool,
+    name: Callable[[int], str],
+) -> np.ndarray:
+    """Returns all pictures of a split in one array: uint8 [rows, channels, height, width].
+
+    Args:
+        size: the side in pixels of the square to which the pictures are fitted; None: they have one size.
+        shape: [channels, height, width] of the split before it; None for the first.
+        may_be_grey: `channels` is 1 as a guess, which a picture with colours refutes.
+        name: gives an error's words for a row's number.
+
+    Raises:
+        UserError: the first picture that can't be decoded, or that has another size.
+        HasColours: a picture refutes the guess.
+    """
+    make = partial(_pixels_of, pixels=pixels, channels=channels, size=size and (size, size), may_be_grey=may_be_grey)
+    images, rest, first = None, iter(pictures), 0
+    with quiet(), ThreadPoolExecutor() as pool:
+        while batch := list(islice(rest, AT_ONCE)):
+            large = sum(map(_encoded_size, batch[:8])) > LARGE * len(batch[:8])
+            for i, made in enumerate((pool.map if large else map)(make, batch), first):
+                if isinstance(made, HasColours):
+                    raise made
+                if isinstance(made, Exception):
+                    raise UserError(f"{name(i)} can't be decoded ({_in_a_line(made)})") from made
                 if images is None:
-                    shape = shape or ((1, *image.shape) if grey else (3, *image.shape[:2]))
-                    images = np.empty((len(rows), *shape), np.uint8)
-                if image.shape[:2] != shape[1:]:
-                    (h, w), (_, height, width) = image.shape[:2], shape
+                    shape = shape or (channels, *made.shape[:2])
+                    images = np.empty((len(pictures), *shape), np.uint8)
+                if made.shape[:2] != shape[1:]:
+                    (h, w), (_, height, width) = made.shape[:2], shape
                     raise UserError(
-                        f"{what} image {i} is {w}×{h} pixels, those before it are {width}×{height}\n"
-                        "allowed: a dataset whose images all have one size, or dataset.size=N, to which they are resized"
+                        f"{name(i)} is {w}×{h} pixels, those before it are {width}×{height}\n"
+                        "allowed: pictures that all have one size, or dataset.size=N, to which they are fitted"
                     )
-                images[i] = image if grey else image.transpose(2, 0, 1)
+                images[i] = made if channels == 1 else made.transpose(2, 0, 1)
             first += len(batch)
     return images
 
 
-def _pixels(row: dict, mode: str, size: int | None) -> np.ndarray | Exception:
-    """[height, width] or [height, width, 3] of one encoded image; or what is wrong with it, since a pool hands no row back."""
+def _pixels_of(
+    encoded: Encoded, pixels: Pixels, channels: int, size: tuple[int, int] | None, may_be_grey: bool
+) -> np.ndarray | Exception:
+    """Returns the pixels, or the error: a pool would not say which row raised it."""
     try:
-        return _upright(_open(row), mode, (size, size) if size else None)
+        picture = opened(encoded)
+        if may_be_grey and picture.mode not in GREY_MODES:
+            return HasColours()
+        return pixels.of(picture, channels, size)
     except Exception as error:  # Pillow's plug-ins raise what they like
         return error
 
 
-def _upright(image: Image.Image, mode: str, size: tuple[int, int] | None) -> np.ndarray:
-    """The pixels of an image as its EXIF data turn it, resized to `size` (width, height)."""
-    if size:
-        image.draft(mode, (2 * size[0], 2 * size[1]))  # a JPEG is decoded at a fraction of its size, but no less than this
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    image = image.convert(mode)
-    return np.asarray(image.resize(size) if size and image.size != size else image)
-
-
-def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """One image file as uint8 of `shape` (channels, height, width), resized and made grey or coloured as that needs.
+def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.ndarray:
+    """Returns a picture file as uint8 of `shape` (channels, height, width), fitted to it.
 
     Raises:
         UserError: it can't be decoded.
     """
     channels, height, width = shape
     try:
-        pixels = _upright(Image.open(file), "L" if channels == 1 else "RGB", (width, height))
+        with quiet():
+            made = pixels.of(opened(file), channels, (width, height))
     except Exception as error:  # Pillow's plug-ins raise what they like
-        raise UserError(f"{file}: not a readable image ({str(error).splitlines()[0]})") from error
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+        raise UserError(f"{file}: not a readable picture ({_in_a_line(error)})") from error
+    return made[None] if channels == 1 else made.transpose(2, 0, 1)
 
 
-def _is_grey(row: dict) -> bool:
-    try:
-        return _open(row).getbands() in (("L",), ("1",), ("I",))
-    except OSError:
-        return True  # the loop that decodes says which image is broken
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block Pillow's warnings, which name files of its own, are not printed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
-def _encoded_size(row: dict) -> int:
-    if row["bytes"] is not None:
-        return len(row["bytes"])
-    return file.stat().st_size if (file := Path(row["path"])).is_file() else 0
+def one_colour(images: np.ndarray) -> np.ndarray:
+    """Returns the numbers of the pictures, of uint8 [rows, channels, height, width], whose pixels are all alike."""
+    flat = images.reshape(*images.shape[:2], -1)
+    return (flat == flat[:, :, :1]).all((1, 2)).nonzero()[0]
 
 
-def _open(row: dict) -> Image.Image:
-    return Image.open(BytesIO(row["bytes"]) if row["bytes"] is not None else Path(row["path"]))
+def _encoded_size(encoded: Encoded) -> int:
+    if isinstance(encoded, Path):
+        return encoded.stat().st_size if encoded.is_file() else 0
+    return len(encoded) if isinstance(encoded, bytes) else 0
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]

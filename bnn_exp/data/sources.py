@@ -1,14 +1,16 @@
-"""From a dataset's name or folder to uint8 arrays in a cache file, decoded once.
+"""Turns a dataset's name or folder into uint8 arrays, which a cache file keeps.
 
-Numpy only: what is wrong with the data is said before torch is imported. A cache file is keyed by the content of the folder
-(or by the hub's name), written under a temporary name and then renamed, and made by one process at a time.
+Numpy only: what is wrong with the data is said before torch is imported. A cache file is found by the bytes of the files that
+decide the rows (or by the hub's name) and by the settings; it is written under a temporary name and then renamed, and one
+process at a time makes it.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,8 @@ from safetensors.numpy import save_file
 
 from bnn_exp.errors import UserError
 
-FORMAT = 2  # of the cache files; a change makes new ones
-FACTS = ("classes", "mean", "std")  # that stand in their metadata
-DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tar", ".zip"}
+FORMAT = 3  # of the cache files; a change makes new ones
+FACTS = ("classes", "mean", "std", "key", "notes", "warnings", "test_names", "own_test")  # that stand in their metadata
 DIGITS = Path(__file__).with_name("digits.npz")
 """scikit-learn's `load_digits` (UCI, CC BY 4.0), levels 0…16 scaled to 0…255 and rounded; 1,437 + 360 rows from
 `train_test_split(test_size=360, stratify=labels, random_state=0)`."""
@@ -31,7 +32,14 @@ DIGITS = Path(__file__).with_name("digits.npz")
 class Arrays:
     """A decoded dataset. Images are uint8 [rows, channels, height, width], labels int64 [rows].
 
-    `mean` and `std` are those of each channel over all train pixels, of pixels/255; a channel of one value has std 0.
+    Args:
+        mean, std: of each channel over all train pixels, of pixels/255; a channel of one value has std 0.
+        key: the SHA-256 of classes, pixels and labels: equal keys, equal data, wherever they lie and in whatever form.
+        validation_images, validation_labels: None where the dataset has no validation split of its own.
+        notes: sentences about how the dataset was read.
+        warnings: sentences about what is odd in it, but usable.
+        test_names: the file of each test row, relative to the dataset's folder; empty where rows are no files.
+        own_test: False where the test rows were set apart from the train rows, since the dataset has no others.
     """
 
     train_images: np.ndarray
@@ -41,57 +49,88 @@ class Arrays:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    key: str  # what the arrays were made from; equal keys, equal arrays
+    key: str
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    test_names: tuple[str, ...] = ()
+    own_test: bool = True
 
 
 def cache_folder() -> Path:
-    """Where decoded datasets lie: $BNN_EXP_CACHE, else the user's cache folder."""
+    """Returns the folder of decoded datasets: $BNN_EXP_CACHE, else the user's cache folder."""
     return Path(os.environ.get("BNN_EXP_CACHE") or platformdirs.user_cache_dir("bnn_exp")) / "datasets"
 
 
 def read(
-    name: str, hub: str | None = None, path: str | None = None, label: str | None = None, size: int | None = None
+    name: str,
+    hub: str | None = None,
+    path: str | None = None,
+    label: str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    fit: str = "squash",
+    background: str = "white",
+    range: tuple[float, float] | None = None,
+    test_fraction: float = 0.2,
 ) -> Arrays:
-    """The dataset `name` from the folder `path`, else from the hub; `digits` from the package.
+    """Returns the dataset `name` from the folder or file `path`, else from the hub; `digits` from the package.
 
-    `label` names the column of the classes, where there are several; `size` resizes the images to that many pixels a side.
+    The other arguments are those of `decode.Reading` and `images.Pixels`.
 
     Raises:
-        UserError: the folder is missing, holds no dataset of labelled images of one size, or the hub can't be reached.
+        UserError: the folder is missing, holds no dataset of labelled images, or the hub can't be reached.
     """
     if name == "digits":
-        with np.load(DIGITS) as file:
-            arrays = {key: file[key] for key in file.files}
-        arrays |= {split: arrays[split].astype(np.int64) for split in ("train_labels", "test_labels")}
-        mean, std = statistics(arrays["train_images"])
-        return Arrays(**arrays, classes=tuple("0123456789"), mean=mean, std=std, key=_key(DIGITS.read_bytes()))
-    content = _folder_digests(Path(path)) if path else [f"hub {hub}".encode()]
-    key = _key(*content, json.dumps([label, size]).encode())
-    file = cache_folder() / f"{name}-{key[:16]}.safetensors"
-    if (arrays := _cached(file, key)) is not None:
-        return arrays
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            if (arrays := _cached(file, key)) is None:
-                from bnn_exp.data.decode import decode
+        return _digits()
+    from bnn_exp.data import decode, folder
+    from bnn_exp.data import hub as of_hub
+    from bnn_exp.data.images import Pixels
 
-                decoded = decode(name, hub, path, label, size)
-                mean, std = statistics(decoded["train_images"])
-                arrays = Arrays(**decoded, mean=mean, std=std, key=key)
-                _save(file, arrays)
-    except OSError as error:
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
-            raise UserError(
-                f"the dataset cache {file.parent} can't be written ({error.strerror})\n"
-                "allowed: a writable folder, named by the variable BNN_EXP_CACHE"
-            ) from error
-        raise
-    return arrays
+    reading = decode.Reading(label, size, channels, Pixels(fit, background, range and tuple(range)), test_fraction)
+    source = folder.find(Path(path), label, (hub or "").partition(":")[2]) if path else of_hub.source(name, hub, label)
+    found, content = (source.notes, source.warnings), source.digest() if path else f"hub {hub}"
+    source.notes, source.warnings = [], []  # from here on those of the content, which the cache keeps
+    found_by = hashlib.sha256(f"{FORMAT}\0{content}\0{reading}".encode()).hexdigest()
+    file = cache_folder() / f"{name}-{found_by[:16]}.safetensors"
+    if (arrays := _cached(file, found_by)) is None:
+        with _locked(file):
+            if (arrays := _cached(file, found_by)) is None:
+                arrays = _arrays(decode.decode(source, reading))
+                if path and source.digest() != content:
+                    raise UserError(
+                        f"{source.where}: its files changed while they were read\nallowed: files that nobody writes to"
+                    )
+                _save(file, arrays, found_by)
+    return replace(arrays, notes=(*found[0], *arrays.notes), warnings=(*found[1], *arrays.warnings))
+
+
+def _digits() -> Arrays:
+    with np.load(DIGITS) as file:
+        arrays = {key: file[key] for key in file.files}
+    arrays |= {split: arrays[split].astype(np.int64) for split in ("train_labels", "test_labels")}
+    return _arrays({**arrays, "classes": tuple("0123456789")})
+
+
+def _arrays(decoded: dict) -> Arrays:
+    """Returns decoded rows with what follows from them."""
+    mean, std = statistics(decoded["train_images"])
+    return Arrays(**decoded, mean=mean, std=std, key=content_key(decoded))
+
+
+def content_key(rows: Mapping) -> str:
+    """Returns the SHA-256 of the classes' names, and of the pixels and labels of each split."""
+    digest = hashlib.sha256(json.dumps(rows["classes"]).encode())
+    for part in ("train_images", "train_labels", "validation_images", "validation_labels", "test_images", "test_labels"):
+        if (array := rows.get(part)) is not None:
+            digest.update(f"{part} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels/255: exact sums, by the counts of the 256 levels."""
+    """Returns mean and standard deviation of each channel, of pixels/255: exact sums, by the counts of the 256 levels."""
     counts = np.zeros((images.shape[1], 256), np.int64)
     for rows in np.split(images, range(1000, len(images), 1000)):  # bincount makes eight bytes of each pixel
         counts += [np.bincount(rows[:, c].ravel(), minlength=256) for c in range(images.shape[1])]
@@ -101,45 +140,56 @@ def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
     return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
 
 
-def _key(*parts: bytes) -> str:
-    return hashlib.sha256(b"\0".join([str(FORMAT).encode(), *parts])).hexdigest()
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Within the block no other process makes this cache file.
+
+    Raises:
+        UserError: the cache can't be written.
+    """
+    with _writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file.with_suffix(".lock"))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _folder_digests(folder: Path) -> list[bytes]:
-    """The names and contents of the data files in a folder, wherever it lies."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in DATA_FILES and file.is_file())
-    if not files:
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"dataset.path={folder}: {'holds no dataset' if folder.is_dir() else 'no such folder'}\n"
-            "allowed: a folder that holds a dataset as the hub serves it (parquet files), or train/CLASS/… and test/CLASS/…"
-        )
-    digests = []
-    for file in files:
-        with file.open("rb") as stream:
-            digests.append(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
-    return digests
+            f"the dataset cache {folder} can't be written ({getattr(error, 'strerror', None) or error})\n"
+            "allowed: a writable folder with space, named by the variable BNN_EXP_CACHE"
+        ) from error
 
 
-def _cached(file: Path, key: str) -> Arrays | None:
-    """What `file` holds; None where there is no such file, or one that is damaged."""
+def _cached(file: Path, found_by: str) -> Arrays | None:
+    """Returns what `file` holds; None where there is no such file, or one that is damaged."""
     try:
         with safe_open(file, framework="numpy") as cached:
             about: Mapping[str, str] = cached.metadata() or {}
-            if about.get("key") != key:
+            if about.get("found_by") != found_by:
                 return None
             tensors = {name: cached.get_tensor(name) for name in cached.keys()}  # noqa: SIM118
-        facts = {name: tuple(json.loads(about[name])) for name in FACTS}
-        return Arrays(**tensors, **facts, key=key)
-    except (FileNotFoundError, SafetensorError, TypeError, KeyError):
+        facts = {name: json.loads(about[name]) for name in FACTS}
+        arrays = Arrays(**tensors, **{name: tuple(fact) if isinstance(fact, list) else fact for name, fact in facts.items()})
+        return arrays if content_key(vars(arrays)) == arrays.key else None
+    except (FileNotFoundError, SafetensorError, TypeError, KeyError, ValueError):
         return None
 
 
-def _save(file: Path, arrays: Arrays) -> None:
-    tensors = {name: value for name, value in vars(arrays).items() if isinstance(value, np.ndarray)}
+def _save(file: Path, arrays: Arrays, found_by: str) -> None:
+    tensors = {name: np.ascontiguousarray(value) for name, value in vars(arrays).items() if isinstance(value, np.ndarray)}
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        facts = {name: json.dumps(getattr(arrays, name)) for name in FACTS}
-        save_file(tensors, temporary, {"key": arrays.key, **facts})
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    facts = {name: json.dumps(getattr(arrays, name)) for name in FACTS}
+    with _writing(file.parent):
+        try:
+            save_file(tensors, temporary, {"found_by": found_by, **facts})
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)

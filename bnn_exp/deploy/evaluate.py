@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.data.images import read_image
+from bnn_exp.data.images import Pixels, read_image
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.errors import UserError
@@ -113,7 +113,8 @@ def predict(path: Path, given: Path) -> list[tuple[Path, list[tuple[str, float]]
     files = sorted(f for f in given.iterdir() if f.suffix.lower() in IMAGES) if given.is_dir() else [given]
     if not files or not files[0].is_file():
         raise UserError(f"input={given}: no image there\nallowed: an image file, or a folder of them ({', '.join(IMAGES)})")
-    images = np.stack([read_image(file, tuple(about["image_shape"])) for file in files])
+    pixels = Pixels.of_settings(about["config"]["dataset"])
+    images = np.stack([read_image(file, tuple(about["image_shape"]), pixels) for file in files])
     logits, _ = timed(network, torch.from_numpy(images))
     best, classes = logits.softmax(1).topk(min(3, len(about["classes"])))
     answers = zip(classes.tolist(), best.tolist(), strict=True)

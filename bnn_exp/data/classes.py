@@ -1,0 +1,88 @@
+"""Matches labels to classes by name, across splits."""
+
+import unicodedata
+
+import numpy as np
+
+from bnn_exp.data.rows import Rows, some
+from bnn_exp.errors import UserError
+
+
+def classes_of(splits: dict[str, Rows], where: str) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Returns the names of the classes, and the labels of each split as indices of them, int64 [rows].
+
+    The train rows decide the order: their list of names where they have one, else numbers by size and texts by the alphabet.
+    Classes that only other splits have follow.
+
+    Raises:
+        UserError: a row has no label, or the splits have no class in common.
+    """
+    named = {split: _names(rows, f"{where}: {split}") for split, rows in splits.items()}
+    order: dict[str, None] = {}
+    for split, rows in splits.items():
+        own = map(_composed, rows.classes) if rows.classes is not None else sorted(set(named[split]), key=_by_size_or_alphabet)
+        order |= dict.fromkeys(own)
+    if not any(rows.classes is not None for rows in splits.values()):
+        order = dict.fromkeys(sorted(order, key=_by_size_or_alphabet))
+    train = set(named["train"])
+    for split, names in named.items():
+        if train.isdisjoint(names):
+            there = some(sorted(set(names)))
+            raise UserError(
+                f"{where}: the {split} rows have other classes ({there}) than the train rows ({some(sorted(train))})\n"
+                "allowed: splits whose classes have the same names"
+            )
+    place = {name: i for i, name in enumerate(order)}
+    return tuple(order), {split: np.array([place[name] for name in names], np.int64) for split, names in named.items()}
+
+
+def _names(rows: Rows, what: str) -> list[str]:
+    """Returns the class of each row, by name."""
+    names = []
+    for i, label in enumerate(rows.labels):
+        if rows.classes is not None:
+            known = isinstance(label, int | np.integer) and 0 <= label < len(rows.classes)
+            name = rows.classes[label] if known else None
+        else:
+            name = _text(label)
+        if name is None:
+            raise UserError(
+                f"{what} {rows.name(i)} has no label\n"
+                "allowed: a dataset of which every row has one; of loose images, a folder a class (train/CLASS/…, test/CLASS/…)"
+            )
+        names.append(_composed(name))
+    return names
+
+
+def _text(label) -> str | None:
+    """Returns the name of the class that a label is; None where it is none."""
+    if label is None or (isinstance(label, float) and not label.is_integer()):
+        return None
+    if isinstance(label, bool | np.bool_):
+        return "true" if label else "false"
+    if isinstance(label, bytes):
+        label = label.decode("utf-8", "replace")
+    return (str(int(label)) if isinstance(label, float | np.number) else str(label)) or None
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _by_size_or_alphabet(name: str) -> tuple:
+    """Sorts whole numbers by size, before texts."""
+    digits = name.removeprefix("-")
+    whole = digits.isascii() and digits.isdigit() and str(int(name)) == name
+    return (0, int(name), name) if whole else (1, 0, name)
+
+
+def missing(classes: tuple[str, ...], labels: dict[str, np.ndarray]) -> list[str]:
+    """Returns a sentence for each split in which classes have no rows."""
+    lines = []
+    for split, own in labels.items():
+        counts = np.bincount(own, minlength=len(classes))
+        without = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if without:
+            n = len(without)
+            lines.append(f"{n} {'class has' if n == 1 else 'classes have'} no {split} rows: {some(without)}")
+    return lines

@@ -1,0 +1,35 @@
+"""Decides which column of a table holds the classes, and which the pictures or their files."""
+
+from collections.abc import Mapping
+
+from bnn_exp.data.rows import some
+from bnn_exp.errors import UserError
+
+LABELS = ("label", "labels", "class", "classes", "class_name", "classname", "category", "target", "targets", "y", "digit")
+FILES = ("file_name", "filename", "file", "image", "image_path", "path", "filepath", "file_path", "img", "image_name", "id")
+
+
+def label_column(candidates: Mapping[str, int], label: str | None, where: str, columns: str = "") -> str:
+    """Returns the column of the classes: the one that `label` names, else that of the most classes, else the one so called.
+
+    Args:
+        candidates: of each column that may be it, how many classes it names; 0 where it holds the classes themselves.
+        columns: all columns, in an error's words.
+
+    Raises:
+        UserError: there is none, or several that nothing tells apart.
+    """
+    if label is not None:
+        if label not in candidates:
+            there = some(list(candidates), 12) or "none here"
+            raise UserError(f"dataset.label={label} is not a column of classes\nallowed: {there}")
+        return label
+    if any(candidates.values()):
+        return max(candidates, key=candidates.__getitem__)
+    called = [name for known in LABELS for name in candidates if name.lower() == known]
+    if called or len(candidates) == 1:
+        return (called or list(candidates))[0]
+    columns = columns or some(list(candidates), 12)
+    if candidates:
+        raise UserError(f"{where}: several columns may be the classes: {columns}\nallowed: dataset.label=COLUMN says which")
+    raise UserError(f"{where}: its columns are {columns}\nallowed: one column of images and one of classes")

@@ -1,0 +1,31 @@
+"""The keys by which checkpoints knew their data before keys were of the content."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from bnn_exp.data.sources import DIGITS
+
+FORMAT = b"2"
+DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tar", ".zip"}
+
+
+def old_key(dataset: Any) -> str:
+    """Returns the key that version 0.1.0 gave to a dataset of these settings: of a folder's files, or of the hub's name."""
+    if dataset.name == "digits":
+        return _key(DIGITS.read_bytes())
+    where = _digests(Path(dataset.path)) if dataset.path else [f"hub {dataset.hub}".encode()]
+    return _key(*where, json.dumps([dataset.label, dataset.size]).encode())
+
+
+def _key(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join([FORMAT, *parts])).hexdigest()
+
+
+def _digests(folder: Path) -> list[bytes]:
+    digests = []
+    for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() in DATA_FILES and file.is_file()):
+        with file.open("rb") as stream:
+            digests.append(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+    return digests

@@ -1,0 +1,266 @@
+"""Reads tables of pictures: parquet and arrow files, JSON lines, and the hub's datasets, by the features of `datasets`.
+
+Files are read where they lie: nothing of `datasets`' own cache, which goes by path and time, stands between.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_exp.data.columns import LABELS, label_column
+from bnn_exp.data.images import Encoded
+from bnn_exp.data.rows import Found, Rows, Source, by_split, shown
+from bnn_exp.data.values import LEAST_PIXELS
+from bnn_exp.errors import UserError
+
+KINDS = ((".parquet", ".pq"), (".arrow",), (".jsonl", ".ndjson"))
+NO_TABLES = {"metadata.jsonl"}
+ROWS_AT_ONCE = 256
+
+
+def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
+    """Finds parquet files, else arrow files, else JSON lines that hold pixels."""
+    for suffixes in KINDS:
+        those = [file for file in files if file.suffix.lower() in suffixes and file.name.lower() not in NO_TABLES]
+        if ".jsonl" in suffixes:
+            those = [file for file in those if _holds_pixels(file)]
+        if those:
+            return _found(by_split(those, root), label)
+    return None
+
+
+def _found(splits: dict[str, list[Path]], label: str | None) -> Found:
+    def load(source: Source) -> dict[str, Rows]:
+        return {split: _joined([_rows(source, file, label) for file in own], source) for split, own in splits.items()}
+
+    files = [file for own in splits.values() for file in own]
+    return Found(f"{files[0].suffix} files", files, load)
+
+
+class Column:
+    """The encoded pictures of a table's column, in turn. They are fetched as they are iterated.
+
+    Args:
+        table: a file's, or a split's of `datasets` with its arrow format.
+        column: the name of the column: of structs of bytes and path, or of bytes.
+    """
+
+    def __init__(self, table: "Table", column: str):
+        self.table, self.column = table, column
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[Encoded]:
+        for chunk in self.table.batches(self.column):
+            for cell in chunk.to_pylist():
+                yield cell.get("bytes") if isinstance(cell, dict) else cell
+
+
+class Chained:
+    """Several collections, one after the other."""
+
+    def __init__(self, parts: list):
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator:
+        for part in self.parts:
+            yield from part
+
+
+class Table:
+    """A parquet, arrow or JSON file: its features, its length, and its columns in pieces.
+
+    Raises:
+        Exception: pyarrow raises many kinds for a damaged file.
+    """
+
+    def __init__(self, file: Path):
+        import datasets
+        import pyarrow as pa
+        import pyarrow.json
+        import pyarrow.parquet
+
+        self.pieces = None
+        if file.suffix.lower() in KINDS[0]:
+            self.file = pyarrow.parquet.ParquetFile(file)
+            schema, self.length = self.file.schema_arrow, self.file.metadata.num_rows
+        else:
+            table = pyarrow.json.read_json(file) if file.suffix.lower() in KINDS[2] else _arrow(pa, file)
+            schema, self.length, self.pieces = table.schema, len(table), table
+        self.features: dict[str, Any] = dict(datasets.Features.from_arrow_schema(schema))
+        self.types = {name: schema.field(name).type for name in schema.names}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def batches(self, column: str) -> Iterator:
+        """Yields the column in pieces, as arrays of pyarrow."""
+        if self.pieces is not None:
+            yield from self.pieces[column].chunks
+        else:
+            for batch in self.file.iter_batches(ROWS_AT_ONCE, columns=[column]):
+                yield batch.column(0)
+
+    def values(self, column: str) -> list:
+        """Returns a column as Python's values."""
+        return [value for chunk in self.batches(column) for value in chunk.to_pylist()]
+
+
+def _arrow(pa, file: Path):
+    with pa.memory_map(str(file)) as stream:
+        try:
+            return pa.ipc.open_stream(stream).read_all()
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(stream).read_all()
+
+
+class HubSplit(Table):
+    """A split that `datasets` has downloaded."""
+
+    def __init__(self, split):
+        self.split, self.features = split, dict(split.features)
+        self.types = {name: split.features.arrow_schema.field(name).type for name in split.features}
+        self.length, self.pieces = len(split), None
+
+    def batches(self, column: str) -> Iterator:
+        rows = self.split.select_columns(column).with_format("arrow")
+        for table in rows.iter(ROWS_AT_ONCE):
+            yield from table[column].chunks
+
+
+def _rows(source: Source, file: Path, label: str | None) -> Rows:
+    """Returns the rows of a file."""
+    name = shown(file.relative_to(source.root))
+    try:
+        table = Table(file)
+        return rows_of(table, f"{source.where}: {name}" if len(source.files) > 1 else source.where, label)
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow's errors have no common base
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        raise UserError(f"{source.where}: {name} can't be read ({reason})\nallowed: a whole file of that kind") from error
+
+
+def rows_of(table: Table, where: str, label: str | None) -> Rows:
+    """Returns the rows of a table, its columns found by their features.
+
+    Raises:
+        UserError: there is no column of images, or none of classes.
+    """
+    import datasets
+    import pyarrow.types as kinds
+
+    named = {name: len(f.names) for name, f in table.features.items() if isinstance(f, datasets.ClassLabel)}
+    images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    images = images or [name for name, kind in table.types.items() if _is_encoded(kind)]
+    nested = [name for name, kind in table.types.items() if _depth(kind) and name not in images]
+    plain = {
+        name: 0
+        for name, kind in table.types.items()
+        if _is_text(kind)
+        or any(is_kind(kind) for is_kind in (kinds.is_integer, kinds.is_boolean, kinds.is_dictionary, kinds.is_floating))
+    }
+    said = ", ".join(f"{name} ({_kind(feature)})" for name, feature in list(table.features.items())[:12])
+    said += f" and {len(table.features) - 12} more" if len(table.features) > 12 else ""
+    columns = named | {name: 0 for name in plain if name not in named}
+    if len(images) == 1 or (not images and len(nested) == 1):
+        chosen = label_column(columns if label or not named else named, label, where, said)
+        classes = tuple(table.features[chosen].names) if chosen in named else None
+        if images:
+            return Rows(Column(table, images[0]), table.values(chosen), classes)
+        return Rows(_numbers(table.values(nested[0]), where, nested[0]), table.values(chosen), classes)
+    numbers = [name for name in plain if not _is_text(table.types[name]) and not kinds.is_dictionary(table.types[name])]
+    if not images and len(numbers) > LEAST_PIXELS:
+        called = {name: 0 for name in columns if name == label or name.lower() in LABELS}
+        chosen = label_column(called, label, where, said)
+        pixels = np.stack([np.asarray(table.values(name)) for name in numbers if name != chosen], 1)
+        classes = tuple(table.features[chosen].names) if chosen in named else None
+        return Rows(pixels, table.values(chosen), classes)
+    raise UserError(
+        f"{where}: its columns are {said}\n"
+        "allowed: one column of images (Image, or bytes) and one of classes (ClassLabel, numbers or texts)"
+    )
+
+
+def _is_text(kind) -> bool:
+    import pyarrow.types as kinds
+
+    return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
+
+
+def _is_encoded(kind) -> bool:
+    """Returns whether a column of this type holds encoded pictures: bytes, or structs that have bytes."""
+    import pyarrow.types as kinds
+
+    if kinds.is_struct(kind):
+        return any(_is_encoded(kind.field(i).type) and kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind)
+
+
+def _depth(kind) -> int:
+    """Returns how deeply lists of numbers are nested in a type; 0 for what holds none."""
+    import datasets
+    import pyarrow.types as kinds
+
+    if isinstance(kind, datasets.features.features._ArrayXDExtensionType):
+        return len(kind.shape)
+    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
+        inner = kind.value_type
+        return 1 + _depth(inner) if _depth(inner) or kinds.is_integer(inner) or kinds.is_floating(inner) else 0
+    return 0
+
+
+def _numbers(cells: list, where: str, column: str) -> np.ndarray:
+    try:
+        values = np.array(cells)
+        if values.dtype == object:
+            raise ValueError("rows of different sizes")
+    except ValueError as error:
+        raise UserError(f"{where}: its column {column} holds {error}\nallowed: pictures of one size") from error
+    return values
+
+
+def _kind(feature) -> str:
+    return getattr(feature, "dtype", None) if type(feature).__name__ == "Value" else type(feature).__name__
+
+
+def _joined(parts: list[Rows], source: Source) -> Rows:
+    """Returns the rows of several files as one split's."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.classes for part in parts}) == 1:
+        labels, classes = [label for part in parts for label in part.labels], parts[0].classes
+    else:  # the names of the classes differ from file to file
+        order = dict.fromkeys(name for part in parts for name in part.classes or ())
+        labels = [
+            part.classes[label] if part.classes and isinstance(label, int) and 0 <= label < len(part.classes) else label
+            for part in parts
+            for label in part.labels
+        ]
+        classes = None
+        if all(part.classes is not None for part in parts):
+            place, classes = {name: i for i, name in enumerate(order)}, tuple(order)
+            labels = [place.get(label, -1) for label in labels]
+    arrays = [part.pictures for part in parts if isinstance(part.pictures, np.ndarray)]
+    if arrays and len(arrays) == len(parts) and len({array.shape[1:] for array in arrays}) == 1:
+        return Rows(np.concatenate(arrays), labels, classes)
+    if arrays:
+        raise UserError(f"{source.where}: its files hold pictures of different shapes\nallowed: files of one kind")
+    return Rows(Chained([part.pictures for part in parts]), labels, classes)
+
+
+def _holds_pixels(file: Path) -> bool:
+    """Returns whether the first record of JSON lines holds a list."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            record = json.loads(stream.readline(1_000_000))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and any(isinstance(value, list) for value in record.values())
