@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from bnn_exp.data.rows import Rows, Source, shown
+from bnn_exp.data.rows import WHOLE, Rows, Source, shown
 from bnn_exp.errors import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -56,4 +56,4 @@ def _unpack(file: Path, into: Path, where: str) -> None:
                 archive.extractall(into, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"{where}: {shown(file.name)} can't be unpacked ({reason})") from error
+        raise UserError(f"{where}: {shown(file.name)} can't be unpacked ({reason})\n{WHOLE}") from error

@@ -6,6 +6,7 @@ from bnn_exp.data.rows import some
 from bnn_exp.errors import UserError
 
 LABELS = ("label", "labels", "class", "classes", "class_name", "classname", "category", "target", "targets", "y", "digit")
+NO_LABELS = ("id", "index", "idx", "key", "__index_level_0__", "unnamed: 0", "width", "height", "size", "md5", "sha256")
 FILES = ("file_name", "filename", "file", "image", "image_path", "path", "filepath", "file_path", "img", "image_name", "id")
 
 
@@ -26,6 +27,7 @@ def label_column(candidates: Mapping[str, int], label: str | None, where: str, c
         return label
     if any(candidates.values()):
         return max(candidates, key=candidates.__getitem__)
+    candidates = {name: 0 for name in candidates if name.lower() not in NO_LABELS + FILES}
     called = [name for known in LABELS for name in candidates if name.lower() == known]
     if called or len(candidates) == 1:
         return (called or list(candidates))[0]

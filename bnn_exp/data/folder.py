@@ -83,7 +83,9 @@ def walk(folder: Path, where: str) -> Iterator[Path]:
     try:
         yield from within(folder, ())
     except OSError as error:
-        raise UserError(f"{where}: {shown(error.filename or folder)} can't be read ({error.strerror})") from error
+        raise UserError(
+            f"{where}: {shown(error.filename or folder)} can't be read ({error.strerror})\nallowed: a folder that you may read"
+        ) from error
 
 
 def _without_wrapper(root: Path, files: list[Path]) -> Path:
@@ -94,9 +96,8 @@ def _without_wrapper(root: Path, files: list[Path]) -> Path:
         (top, *others) = tops
         if others or split_of(top) or root / top in there:
             return root
-        below = {file.relative_to(root / top).parts[0] for file in files}
-        if any(root / top / name in there for name in below):
-            return root  # a class folder, or a table in it
+        if any(file.parent == root / top and file.suffix.lower() in images.suffixes() for file in files):
+            return root  # a class folder
         root = root / top
     return root
 

@@ -202,7 +202,9 @@ def decode_images(
                 if isinstance(made, HasColours):
                     raise made
                 if isinstance(made, Exception):
-                    raise UserError(f"{name(i)} can't be decoded ({_in_a_line(made)})") from made
+                    raise UserError(
+                        f"{name(i)} can't be decoded ({_in_a_line(made)})\nallowed: pictures that can; mend or remove this one"
+                    ) from made
                 if images is None:
                     shape = shape or (channels, *made.shape[:2])
                     images = np.empty((len(pictures), *shape), np.uint8)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bnn_exp.data import images
 from bnn_exp.data.columns import FILES, label_column
-from bnn_exp.data.rows import Found, Rows, Source, named, shown, some, split_in, split_of
+from bnn_exp.data.rows import WHOLE, Found, Rows, Source, named, shown, some, split_in, split_of
 from bnn_exp.errors import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -79,7 +79,7 @@ def _table(file: Path, where: str) -> dict[str, list]:
         return {str(name).strip(): [cell or None for cell in table[name]] for name in table.columns}
     except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: {shown(file.name)} can't be read ({reason})") from error
+        raise UserError(f"{where}: {shown(file.name)} can't be read ({reason})\n{WHOLE}") from error
 
 
 def _unique(pictures: list[Path]) -> dict[str, Path]:

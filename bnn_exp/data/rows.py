@@ -21,6 +21,9 @@ SPLITS = {
 """The words in names of files and folders that stand for a split, in any case."""
 
 
+WHOLE = "allowed: a whole file that you may read; perhaps copy or download it again"
+
+
 def split_of(word: str) -> str | None:
     """Returns the split that a word stands for: train, validation, test, or None."""
     return next((split for split, words in SPLITS.items() if word.lower() in words), None)
@@ -80,7 +83,7 @@ class Source:
                 with file.open("rb") as stream:
                     content = hashlib.file_digest(stream, "sha256").hexdigest()
             except OSError as error:
-                raise UserError(f"{self.where}: {shown(file)} can't be read ({error.strerror})") from error
+                raise UserError(f"{self.where}: {shown(file)} can't be read ({error.strerror})\n{WHOLE}") from error
             digest.update(f"{shown(file.relative_to(self.root))} {content}\n".encode())
         return digest.hexdigest()
 

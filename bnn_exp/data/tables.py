@@ -12,7 +12,7 @@ import numpy as np
 
 from bnn_exp.data.columns import LABELS, label_column
 from bnn_exp.data.images import Encoded
-from bnn_exp.data.rows import Found, Rows, Source, by_split, shown
+from bnn_exp.data.rows import WHOLE, Found, Rows, Source, by_split, shown
 from bnn_exp.data.values import LEAST_PIXELS
 from bnn_exp.errors import UserError
 
@@ -145,7 +145,7 @@ def _rows(source: Source, file: Path, label: str | None) -> Rows:
         raise
     except Exception as error:  # pyarrow's errors have no common base
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"{source.where}: {name} can't be read ({reason})\nallowed: a whole file of that kind") from error
+        raise UserError(f"{source.where}: {name} can't be read ({reason})\n{WHOLE}") from error
 
 
 def rows_of(table: Table, where: str, label: str | None) -> Rows:
@@ -173,9 +173,12 @@ def rows_of(table: Table, where: str, label: str | None) -> Rows:
     if len(images) == 1 or (not images and len(nested) == 1):
         chosen = label_column(columns if label or not named else named, label, where, said)
         classes = tuple(table.features[chosen].names) if chosen in named else None
+        labels = table.values(chosen)
+        if label is None and chosen not in named and chosen.lower() not in LABELS and len(set(labels)) == len(labels) > 2:
+            label_column({}, None, where, said)  # a value of its own in every row is no class
         if images:
-            return Rows(Column(table, images[0]), table.values(chosen), classes)
-        return Rows(_numbers(table.values(nested[0]), where, nested[0]), table.values(chosen), classes)
+            return Rows(Column(table, images[0]), labels, classes)
+        return Rows(_numbers(table.values(nested[0]), where, nested[0]), labels, classes)
     numbers = [name for name in plain if not _is_text(table.types[name]) and not kinds.is_dictionary(table.types[name])]
     if not images and len(numbers) > LEAST_PIXELS:
         called = {name: 0 for name in columns if name == label or name.lower() in LABELS}

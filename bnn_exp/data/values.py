@@ -15,7 +15,7 @@ import numpy as np
 
 from bnn_exp.data.columns import LABELS
 from bnn_exp.data.images import NotEightBits, scaled
-from bnn_exp.data.rows import Found, Rows, Source, shown, some, split_in, split_of
+from bnn_exp.data.rows import WHOLE, Found, Rows, Source, shown, some, split_in, split_of
 from bnn_exp.errors import UserError
 
 IDX = re.compile(
@@ -244,7 +244,7 @@ def _read(source: Source, file: Path, how: Any, reader: Callable) -> Any:
         return reader(file, how)
     except UNREADABLE as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"{source.where}: {shown(file.relative_to(source.root))} can't be read ({reason})") from error
+        raise UserError(f"{source.where}: {shown(file.relative_to(source.root))} can't be read ({reason})\n{WHOLE}") from error
 
 
 def _rows(source: Source, pictures: np.ndarray, labels: np.ndarray | list) -> Rows:
