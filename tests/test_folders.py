@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -110,7 +112,7 @@ def test_a_folder_around_the_dataset_and_what_systems_leave_there():
     data = own("zip")
     assert len(data.train_labels) == 8 and data.notes == () and data.key == own("zip/photos/2024").key
     Path("zip/photos/2024/readme.txt").write_text("mine")
-    pictures("zip/photos/2024/other", "", splits=("",), n=2)
+    pictures("zip/photos/2024/other", [""], splits=("",), n=2)
     again = own("zip")
     assert again.key == data.key and "1 file of the folder not read: readme.txt" in again.notes
     assert "2 pictures of the folder not read: other/0.png" in again.warnings
@@ -432,3 +434,9 @@ def test_mnist_as_idx_files_is_mnist(mnist_folder, tmp_path):
         (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images), 1))
         (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels), 1))
     assert read("mnist", "ylecun/mnist", str(tmp_path)).key == parquet.key
+
+
+def test_damaged_files_are_read_rightly_or_refused():
+    script = Path(__file__).parent.parent / "scripts/fuzz_readers.py"
+    done = subprocess.run([sys.executable, script, "--count", "340", "--seed", "7"], capture_output=True, text=True)
+    assert done.returncode == 0 and "340 damaged files, 0 wrong" in done.stdout, done.stdout + done.stderr
