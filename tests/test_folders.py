@@ -114,8 +114,8 @@ def test_a_folder_around_the_dataset_and_what_systems_leave_there():
     Path("zip/photos/2024/readme.txt").write_text("mine")
     pictures("zip/photos/2024/other", [""], splits=("",), n=2)
     again = own("zip")
-    assert again.key == data.key and "1 file of the folder not read: readme.txt" in again.notes
-    assert "2 pictures of the folder not read: other/0.png" in again.warnings
+    assert again.key == data.key and "1 file is not read: readme.txt" in again.notes
+    assert "2 pictures of the folder are not read: other/0.png …" in again.warnings
 
 
 def test_links_to_class_folders_are_followed_and_circles_are_not():
@@ -349,6 +349,9 @@ def test_numpy_arrays(digits):
     assert same(own("n"), digits)
     np.save("n/train_x.npy", x.reshape(40, 64) - 128.0)
     assert "its values are from -128 to" in refused("n") and own("n", range=(-128, 127)).train_images.max() == 255
+    Path("n/test_x.npy").rename("n/other.npy")
+    assert "no pictures belong to test_y.npy" in refused("n")
+    Path("n/other.npy").rename("n/test_x.npy")
     np.save("n/train_x.npy", np.array([{}] * 40))
     assert "can't be read (it holds object" in refused("n")
 

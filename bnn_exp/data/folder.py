@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from bnn_exp.data import archive, images, listed, tables, values
-from bnn_exp.data.rows import Found, Rows, Source, named, shown, some, split_of
+from bnn_exp.data.rows import Found, Rows, Source, named, shown, split_of
 from bnn_exp.errors import UserError
 
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found"}  # beside all names that begin with a dot
@@ -50,14 +50,14 @@ def find(path: Path, label: str | None = None, part: str = "") -> Source:
     (found,) = forms
     source = Source(where, root, sorted(found.files, key=str), found.load)
     left = sorted(set(files) - set(found.files), key=str)
-    pictures = [file for file in left if file.suffix.lower() in images.suffixes()]
+    pictures = [file for file in left if images.is_picture(file)]
     for kind, those, lines in (
         ("picture", pictures, source.warnings),
         ("file", [file for file in left if file not in set(pictures)], source.notes),
     ):
         if those:
-            first = some([shown(file.relative_to(root)) for file in those], 1)
-            lines.append(f"{len(those)} {kind}{'s' * (len(those) > 1)} of the folder not read: {first}")
+            n, first = len(those), shown(those[0].relative_to(root))
+            lines.append(f"{n} {kind}s of the folder are not read: {first} …" if n > 1 else f"1 {kind} is not read: {first}")
     return source
 
 
@@ -96,7 +96,7 @@ def _without_wrapper(root: Path, files: list[Path]) -> Path:
         (top, *others) = tops
         if others or split_of(top) or root / top in there:
             return root
-        if any(file.parent == root / top and file.suffix.lower() in images.suffixes() for file in files):
+        if any(file.parent == root / top and images.is_picture(file) for file in files):
             return root  # a class folder
         root = root / top
     return root
@@ -119,7 +119,7 @@ def class_folders(root: Path, files: list[Path]) -> Found | None:
 
     Where a train folder has class folders, the top folder alone decides the split, whatever the names of the classes.
     """
-    parts = {file: file.relative_to(root).parts for file in files if file.suffix.lower() in images.suffixes()}
+    parts = {file: file.relative_to(root).parts for file in files if images.is_picture(file)}
     layout = _layout(parts.values())
     placed = {file: place for file, part in parts.items() if (place := _place(part, layout))}
     names = sorted({name for _, name in placed.values()})
@@ -170,7 +170,7 @@ def _what_is_there(root: Path, files: list[Path], forms: list[Found]) -> str:
         return f"holds {len(forms)} datasets: " + ", ".join(f"{form.kind} ({len(form.files)} files)" for form in forms)
     if not files:
         return "holds no dataset: the folder is empty"
-    pictures = [file for file in files if file.suffix.lower() in images.suffixes()]
+    pictures = [file for file in files if images.is_picture(file)]
     if pictures:
         first = shown(pictures[0].relative_to(root))
         return f"holds no dataset: {len(pictures)} pictures ({first}, …), but not two class folders, nor a metadata.csv"

@@ -4,6 +4,7 @@ A picture becomes bytes in this order: EXIF turns it upright, wide values become
 the colours become grey or RGB, and the picture is fitted to a size.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +24,30 @@ LARGE = 16_000  # bytes an encoded picture, in the mean: from here on threads ga
 AT_ONCE = 256  # pictures that are decoded before the next ones are fetched
 GREY_MODES = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 WIDE_MODES = ("F", "I", "I;16", "I;16L", "I;16B", "I;16N")
-NO_PICTURES = {".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".gbr", ".fits", ".fit"}
-"""Suffixes that Pillow knows, of files that users do not mean as pictures, or that need a program beside Pillow."""
+COMMON = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+NO_PICTURES = {
+    "", ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".gz", ".npz", ".npy", ".txt", ".md", ".zip", ".tar",
+    ".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".gbr", ".fits", ".fit",
+}  # fmt: skip
+"""Suffixes of other files, and of some that Pillow knows, but that users do not mean as pictures."""
+
+SILENT = logging.NullHandler()
 
 Encoded = Path | bytes | np.ndarray | None
 """A picture before decoding: a file, its bytes, or values [height, width] or [height, width, channels]; None is no picture."""
 
 
 @cache
-def suffixes() -> frozenset[str]:
-    """Returns the suffixes, in lower case and with the dot, of the pictures that Pillow reads here."""
+def _is_known(suffix: str) -> bool:
+    if suffix in COMMON or suffix in NO_PICTURES:  # Pillow's plug-ins take 0.1 s to load
+        return suffix in COMMON
     Image.init()
-    return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN) - NO_PICTURES
+    return Image.EXTENSION.get(suffix) in Image.OPEN
+
+
+def is_picture(file: Path) -> bool:
+    """Returns whether a file is a picture that Pillow reads here, by its suffix."""
+    return _is_known(file.suffix.lower())
 
 
 class HasColours(Exception):
@@ -249,7 +262,8 @@ def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.nd
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block Pillow's warnings, which name files of its own, are not printed."""
+    """Within the block Pillow's warnings and complaints, which name no picture, are not printed."""
+    logging.getLogger("PIL").addHandler(SILENT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

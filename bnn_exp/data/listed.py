@@ -13,7 +13,7 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
     """Finds tables whose rows name pictures, relative to the table, to the folder, or by their names alone."""
-    pictures = [file for file in files if file.suffix.lower() in images.suffixes()]
+    pictures = [file for file in files if images.is_picture(file)]
     if not pictures:
         return None
     lists = {file: names for file in files if file.suffix.lower() in TABLES and (names := _columns(file))}

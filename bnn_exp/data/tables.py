@@ -5,6 +5,7 @@ Files are read where they lie: nothing of `datasets`' own cache, which goes by p
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,27 @@ class Column:
     Args:
         table: a file's, or a split's of `datasets` with its arrow format.
         column: the name of the column: of structs of bytes and path, or of bytes.
+        where: the table, in an error's words.
+
+    Raises:
+        UserError: while it is iterated, where the table is damaged.
     """
 
-    def __init__(self, table: "Table", column: str):
-        self.table, self.column = table, column
+    def __init__(self, table: "Table", column: str, where: str):
+        self.table, self.column, self.where = table, column, where
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __iter__(self) -> Iterator[Encoded]:
-        for chunk in self.table.batches(self.column):
-            for cell in chunk.to_pylist():
-                yield cell.get("bytes") if isinstance(cell, dict) else cell
+        count = 0
+        with _reading(self.where):
+            for chunk in self.table.batches(self.column):
+                for cell in chunk.to_pylist():
+                    yield cell.get("bytes") if isinstance(cell, dict) else cell
+                count += len(chunk)
+            if count != len(self):
+                raise ValueError(f"it should hold {len(self)} rows, and holds {count}")
 
 
 class Chained:
@@ -138,14 +148,20 @@ class HubSplit(Table):
 def _rows(source: Source, file: Path, label: str | None) -> Rows:
     """Returns the rows of a file."""
     name = shown(file.relative_to(source.root))
+    with _reading(where := f"{source.where}: {name}"):
+        return rows_of(Table(file), where, label)
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Within the block errors are those of a table that can't be read."""
     try:
-        table = Table(file)
-        return rows_of(table, f"{source.where}: {name}" if len(source.files) > 1 else source.where, label)
+        yield
     except UserError:
         raise
     except Exception as error:  # pyarrow's errors have no common base
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"{source.where}: {name} can't be read ({reason})\n{WHOLE}") from error
+        raise UserError(f"{where} can't be read ({reason})\n{WHOLE}") from error
 
 
 def rows_of(table: Table, where: str, label: str | None) -> Rows:
@@ -177,7 +193,7 @@ def rows_of(table: Table, where: str, label: str | None) -> Rows:
         if label is None and chosen not in named and chosen.lower() not in LABELS and len(set(labels)) == len(labels) > 2:
             label_column({}, None, where, said)  # a value of its own in every row is no class
         if images:
-            return Rows(Column(table, images[0]), labels, classes)
+            return Rows(Column(table, images[0], where), labels, classes)
         return Rows(_numbers(table.values(nested[0]), where, nested[0]), labels, classes)
     numbers = [name for name in plain if not _is_text(table.types[name]) and not kinds.is_dictionary(table.types[name])]
     if not images and len(numbers) > LEAST_PIXELS:

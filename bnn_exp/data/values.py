@@ -40,7 +40,7 @@ class Damaged(ValueError):
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
     """Finds IDX files, else NumPy's, else CSV files of pixels."""
-    return _idx(root, files, where) or _numpy(root, files) or _csv(root, files, label, where)
+    return _idx(root, files, where) or _numpy(root, files, where) or _csv(root, files, label, where)
 
 
 def _idx(root: Path, files: list[Path], where: str) -> Found | None:
@@ -53,6 +53,7 @@ def _idx(root: Path, files: list[Path], where: str) -> Found | None:
         for (prefix, split, kind), file in found.items()
         if kind == "images" and (prefix, split, "labels") in found
     }
+    _no_labels_alone({f"{s} labels of IDX files" for p, s, kind in found if kind == "labels" and (p, s) not in pairs}, where)
     if len({prefix for prefix, _ in pairs}) > 1:
         prefixes = some(sorted({prefix.rstrip("-_.") or "(none)" for prefix, _ in pairs}))
         raise UserError(f"{where}: IDX files of several datasets: {prefixes}\nallowed: one of them")
@@ -87,7 +88,7 @@ def idx(file: Path, _: None = None) -> np.ndarray:
     return np.frombuffer(content, kind).reshape(shape).astype(kind.newbyteorder("="))
 
 
-def _numpy(root: Path, files: list[Path]) -> Found | None:
+def _numpy(root: Path, files: list[Path], where: str) -> Found | None:
     arrays: dict[str, dict[str, tuple[Path, str | None]]] = {}
     for file in files:
         if file.suffix.lower() == ".npy":
@@ -102,6 +103,7 @@ def _numpy(root: Path, files: list[Path]) -> Found | None:
             if kind:
                 arrays.setdefault(split or "train", {}).setdefault(kind, (file, member))
     splits = {split: own for split, own in arrays.items() if len(own) == 2}
+    _no_labels_alone({own["labels"][1] or own["labels"][0].name for own in arrays.values() if "images" not in own}, where)
     if not splits:
         return None
 
@@ -113,6 +115,12 @@ def _numpy(root: Path, files: list[Path]) -> Found | None:
         return loaded
 
     return Found("NumPy arrays", list({file: None for own in splits.values() for file, _ in own.values()}), load)
+
+
+def _no_labels_alone(names: set[str], where: str) -> None:
+    """Refuses labels without pictures. (Pictures without labels are common: they are test rows of a competition.)"""
+    if names:
+        raise UserError(f"{where}: no pictures belong to {some(sorted(names))}\nallowed: pictures and labels of each split")
 
 
 def _kind(name: str) -> str | None:
@@ -160,9 +168,9 @@ def _npy(stream, size: int) -> np.ndarray:
     length = prod(shape) * kind.itemsize
     if length > size:
         raise Damaged(f"it should hold {'×'.join(map(str, shape))} values, and holds less")
-    content = stream.read(length)
+    content = stream.read()  # to its end, where a member's checksum is looked at
     if len(content) != length:
-        raise Damaged("it ends too soon")
+        raise Damaged(f"it should hold {'×'.join(map(str, shape))} values of {kind}, and does not")
     return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
 
 
