@@ -156,6 +156,8 @@ def npy(file: Path, member: str | None = None) -> np.ndarray:
         with file.open("rb") as stream:
             return _npy(stream, file.stat().st_size)
     with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
+        if damaged := archive.testzip():  # of the other members too: a damaged name hides an array
+            raise Damaged(f"its part {damaged} is damaged")
         return _npy(stream, archive.getinfo(f"{member}.npy").file_size)
 
 
