@@ -373,6 +373,30 @@ def test_csv_files_of_pixels(digits):
     assert refused("c")
 
 
+def test_tables_of_numbers(digits):
+    import pandas
+
+    x, y, u, v = digits
+    Path("p").mkdir()
+    for split, images, labels in (("train", x, y), ("test", u, v)):
+        flat = images.reshape(40, 64)
+        pandas.DataFrame({"label": labels, **{f"p{i}": flat[:, i] for i in range(64)}}).to_parquet(f"p/{split}.parquet")
+        lines = [json.dumps({"image": a.tolist(), "label": int(n)}) for a, n in zip(images, labels, strict=True)]
+        Path("j", split).mkdir(parents=True)
+        Path("j", split, "rows.jsonl").write_text("\n".join(lines))
+    assert same(own("p"), digits) and same(own("j"), digits)
+
+
+def test_a_dataset_that_was_saved_to_disk():
+    import datasets
+
+    for split in ("train", "test"):
+        table(Path(f"s/{split}.parquet"), [0, 1] * 4, ["a", "b"])
+    files = {split: f"s/{split}.parquet" for split in ("train", "test")}
+    datasets.load_dataset("parquet", data_files=files, cache_dir="hf").save_to_disk("d")
+    assert own("d").key == own("s").key
+
+
 @pytest.mark.parametrize("pack", ["zip", "tar.gz"])
 def test_archives(pack):
     plain = own(pictures("a", "ab"))

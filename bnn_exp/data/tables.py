@@ -14,7 +14,7 @@ import numpy as np
 from bnn_exp.data.columns import LABELS, label_column
 from bnn_exp.data.images import Encoded
 from bnn_exp.data.rows import WHOLE, Found, Rows, Source, by_split, shown
-from bnn_exp.data.values import LEAST_PIXELS
+from bnn_exp.data.values import LEAST_PIXELS, as_pictures
 from bnn_exp.errors import UserError
 
 KINDS = ((".parquet", ".pq"), (".arrow",), (".jsonl", ".ndjson"))
@@ -194,14 +194,14 @@ def rows_of(table: Table, where: str, label: str | None) -> Rows:
             label_column({}, None, where, said)  # a value of its own in every row is no class
         if images:
             return Rows(Column(table, images[0], where), labels, classes)
-        return Rows(_numbers(table.values(nested[0]), where, nested[0]), labels, classes)
+        return Rows(as_pictures(where, _numbers(table.values(nested[0]), where, nested[0])), labels, classes)
     numbers = [name for name in plain if not _is_text(table.types[name]) and not kinds.is_dictionary(table.types[name])]
     if not images and len(numbers) > LEAST_PIXELS:
         called = {name: 0 for name in columns if name == label or name.lower() in LABELS}
         chosen = label_column(called, label, where, said)
         pixels = np.stack([np.asarray(table.values(name)) for name in numbers if name != chosen], 1)
         classes = tuple(table.features[chosen].names) if chosen in named else None
-        return Rows(pixels, table.values(chosen), classes)
+        return Rows(as_pictures(where, pixels), table.values(chosen), classes)
     raise UserError(
         f"{where}: its columns are {said}\n"
         "allowed: one column of images (Image, or bytes) and one of classes (ClassLabel, numbers or texts)"

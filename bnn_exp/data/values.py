@@ -264,7 +264,7 @@ def _rows(source: Source, pictures: np.ndarray, labels: np.ndarray | list) -> Ro
         labels = _one_each(source, labels)
     if len(pictures) != len(labels):
         raise UserError(f"{source.where}: {len(pictures)} pictures, and {len(labels)} labels\nallowed: as many of both")
-    return Rows(as_pictures(source, pictures), labels)
+    return Rows(as_pictures(source.where, pictures), labels)
 
 
 def _one_each(source: Source, labels: np.ndarray) -> list:
@@ -277,7 +277,7 @@ def _one_each(source: Source, labels: np.ndarray) -> list:
     return labels.tolist()
 
 
-def as_pictures(source: Source, values: np.ndarray) -> np.ndarray:
+def as_pictures(where: str, values: np.ndarray) -> np.ndarray:
     """Returns values as [rows, height, width] or [rows, height, width, channels].
 
     Raises:
@@ -285,7 +285,7 @@ def as_pictures(source: Source, values: np.ndarray) -> np.ndarray:
     """
     shape = values.shape
     if values.dtype.kind not in "biuf":
-        raise UserError(f"{source.where}: values of type {values.dtype}\nallowed: numbers")
+        raise UserError(f"{where}: values of type {values.dtype}\nallowed: numbers")
     if values.ndim == 2 and (side := isqrt(shape[1])) ** 2 == shape[1] and side:
         return values.reshape(-1, side, side)
     if values.ndim == 4 and shape[3] not in (1, 3, 4) and shape[1] in (1, 3, 4):
@@ -293,7 +293,7 @@ def as_pictures(source: Source, values: np.ndarray) -> np.ndarray:
     if min(values.shape[1:], default=0) and (values.ndim == 3 or (values.ndim == 4 and values.shape[3] in (1, 3, 4))):
         return values[..., 0] if values.ndim == 4 and values.shape[3] == 1 else values
     raise UserError(
-        f"{source.where}: values of shape {list(shape)} are no pictures\n"
+        f"{where}: values of shape {list(shape)} are no pictures\n"
         "allowed: [rows, height, width], with channels (1, 3 or 4) last or second, or [rows, height²]"
     )
 
@@ -327,7 +327,8 @@ def eight_bits(
             raise UserError(
                 f"{where}: its values are from {low:g} to {high:g}\nallowed: dataset.range=[LOW,HIGH], those of black and white"
             )
-        notes.append(f"values from {low:g} to {high:g} are read as {limits[0]} to {limits[1]} (or say dataset.range)")
+        if limits != (0, 255) or any(values.dtype.kind == "f" for values in filled):
+            notes.append(f"values from {low:g} to {high:g} are read as {limits[0]} to {limits[1]} (or say dataset.range)")
     try:
         return {split: scaled(values, *limits) for split, values in splits.items()}, notes
     except NotEightBits as error:
