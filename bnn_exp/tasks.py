@@ -26,12 +26,18 @@ BENCHMARKS = {"inference": "bnn_exp.deploy.commands:benchmark", "training": "bnn
 
 @dataclass(frozen=True)
 class Asked:
-    """What a task gets: what is asked for, the composed configuration, the command line, and a directory that it may make."""
+    """What a task gets: what is asked for, the composed configuration, the command line, and a directory that it may make;
+    `chosen` tells that the user named this directory."""
 
     request: Request
     composed: DictConfig
     overrides: list[str]
     directory: Path
+    chosen: bool = False
+
+    def into(self, usual: Path) -> Path:
+        """The directory for the results: the one that the user named, else the `usual` one."""
+        return self.directory if self.chosen else usual
 
     @property
     def places(self) -> list[Path]:
@@ -47,7 +53,7 @@ class Asked:
 
     @property
     def model(self) -> Path:
-        """The one model that `from` names: a run, or its file.
+        """The file of the one model that `from` and `which` name.
 
         Raises:
             UserError: none, or several.
@@ -56,18 +62,19 @@ class Asked:
         if others:
             several = ",".join(map(str, self.places))
             raise UserError(f"from={several}: task={self.request.task} takes one\nallowed: a run or its model.safetensors")
-        return first
+        return runs.model_file(first, self.request.which)
 
 
-def prepare(composed: DictConfig, overrides: list[str], directory: str) -> Plan | str:
+def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: bool = False) -> Plan | str:
     """The plan of the run that is asked for, or, where it is nothing to train, do it and return what there is to say.
+    `directory` is where the results go; `chosen` tells that the user named it.
 
     Raises:
         UserError: what is wrong with it.
     """
     request = config.load_request(composed)
     if request.task != "train":
-        return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory)))
+        return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen))
     if request.sweep.resume:
         raise UserError(f"sweep.resume={request.sweep.resume}: needs -m, with the settings of that sweep")
     planned = make_plan(composed, overrides)

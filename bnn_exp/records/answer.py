@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bnn_exp.records import html, runs, study_plot
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import write_text
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import Study, label, reason, short_names, study
 from bnn_exp.records.words import console
@@ -25,8 +25,7 @@ def answer(
     if result.rows:
         study_plot.axes_of(result, x, group)
     for name, text in (("sweep.csv", result.csv()), ("sweep.md", result.markdown())):
-        with replacing(directory / name) as temporary:
-            temporary.write_text(text)
+        write_text(directory / name, text)
     if result.rows:
         study_plot.draw(directory / "sweep.png", result, x, group)
     if runs.read(directory) is None:

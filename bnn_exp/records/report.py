@@ -1,5 +1,6 @@
 """What a run tells the person who started it: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
 
+import io
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any
@@ -32,6 +33,11 @@ class Report:
     def say(self, line: str) -> None:
         log.info(line)
         self.console.print(line, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Says what is odd: the run goes on."""
+        log.warning(text)
+        self.console.print(f"warning: {text}", markup=False)
 
     def network(self, layers: list[Layer]) -> None:
         """A row per layer, and the sum of the network."""
@@ -116,7 +122,6 @@ def by_class(counts: list[list[int]], classes: Sequence[str]) -> Table:
 
 def plain(table: Table) -> str:
     """A table as text without colours."""
-    console = Console(width=120, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip()
+    console = words.Plain(width=120, color_system=None, force_terminal=False, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue().rstrip()

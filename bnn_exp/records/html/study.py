@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import write_text
 from bnn_exp.records.html.charts import COLOURS, Chart, Series, lines
 from bnn_exp.records.html.render import render
 from bnn_exp.records.html.run import thinned
@@ -18,8 +18,7 @@ DRAWN = 20_000  # points at most of all curves together
 
 def write_study_page(study: Study, directory: Path) -> None:
     """Write `report.html` of a study into `directory`."""
-    with replacing(directory / "report.html") as temporary:
-        temporary.write_text(study_page(study, directory), encoding="utf-8")
+    write_text(directory / "report.html", study_page(study, directory))
 
 
 def study_page(study: Study, directory: Path) -> str:
@@ -65,7 +64,8 @@ def _link(run: Record, directory: Path) -> tuple[str | None, str]:
     seed = run.setting("seed")
     name = run.directory.name if seed is None else f"seed {seed}"
     page = run.directory / "report.html"
-    return quote(Path(os.path.relpath(page, directory)).as_posix()) if page.is_file() else None, name
+    target = Path(os.path.relpath(page, directory)).as_posix()
+    return quote(os.fsencode(target)) if page.is_file() else None, name
 
 
 def _curves(study: Study) -> list[Chart]:

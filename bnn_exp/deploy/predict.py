@@ -1,0 +1,183 @@
+"""What a trained network answers for pictures: files, folders with all below them, patterns."""
+
+import csv
+import glob
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bnn_exp.data.images import read_image
+from bnn_exp.deploy.evaluate import described
+from bnn_exp.deploy.load import load_packed
+from bnn_exp.errors import UserError
+from bnn_exp.records.files import write_json, write_text
+from bnn_exp.records.model import load_model
+from bnn_exp.records.summary import surroundings
+from bnn_exp.records.words import progress
+
+BATCH = 256  # pictures that are read before they are answered
+TOP = 3  # classes of an answer
+FILES = ("predictions.csv", "predictions.json")
+
+
+@dataclass
+class Found:
+    """The pictures that an `input` names, and how many other files of its folders were passed over."""
+
+    pictures: list[Path] = field(default_factory=list)
+    passed_over: int = 0
+
+
+@dataclass
+class Predictions:
+    """An answer for each file that is a picture: its likeliest classes with their probabilities, 0 to 1, the first first."""
+
+    model: dict[str, Any]  # see `bnn_exp.deploy.evaluate.described`
+    answers: list[tuple[Path, list[tuple[str, float]]]]
+    skipped: list[tuple[Path, str]]  # files that can't be read, and why
+    passed_over: int
+
+    def write(self, directory: Path) -> None:
+        """Leaves `predictions.csv` and `predictions.json` in `directory`."""
+        write_text(directory / FILES[0], self.csv())
+        write_json(
+            directory / FILES[1],
+            {
+                "model": self.model,
+                "versions": surroundings()["versions"],
+                "predictions": [
+                    {
+                        "file": str(file),
+                        "class": top[0][0],
+                        "probability": top[0][1],
+                        "top": [{"class": name, "probability": p} for name, p in top],
+                    }
+                    for file, top in self.answers
+                ],
+                "skipped": [{"file": str(file), "reason": reason} for file, reason in self.skipped],
+            },
+        )
+
+    def csv(self) -> str:
+        """A row a file: file, class, probability, and the classes that come next."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        width = max((len(top) for _, top in self.answers), default=1)
+        places = ["", *(f"_{i}" for i in range(2, width + 1))]
+        table.writerow(["file", *(f"{what}{place}" for place in places for what in ("class", "probability"))])
+        table.writerows([file, *(cell for answer in top for cell in answer)] for file, top in self.answers)
+        return text.getvalue()
+
+
+def predict(model: Path, given: Sequence[str]) -> Predictions:
+    """Answers for every picture that `given` names: files, folders with all below them, or patterns such as `a/**/*.jpg`.
+    A file that can't be read is left out.
+
+    Args:
+        model: a model file or a checkpoint.
+
+    Raises:
+        UserError: no such model, an item of `given` without a picture, or no picture that can be read.
+    """
+    network, about = _on_bits(model)
+    found = find(given)
+    shape, answers, skipped = tuple(about["image_shape"]), [], []
+    with progress("pictures", len(found.pictures)) as done:
+        for files in batches(found.pictures, BATCH):
+            images = {file: image for file in files if (image := _read(file, shape, skipped)) is not None}
+            if images:
+                answers += zip(images, _answers(network, np.stack(list(images.values())), about["classes"]), strict=True)
+            done(len(files))
+    if not answers:
+        first, others = skipped[0][1], len(skipped) - 1
+        raise UserError(first + f"\nnor {others} other file{'s' * (others > 1)} of input=" * bool(others))
+    return Predictions(described(model, about), answers, skipped, found.passed_over)
+
+
+def batches(items: list[Path], size: int) -> Iterable[list[Path]]:
+    """`items` in lists of `size`, and the rest."""
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _read(file: Path, shape: tuple[int, int, int], skipped: list[tuple[Path, str]]) -> np.ndarray | None:
+    """The pixels of a file, uint8 of `shape`; or None, and `skipped` says why."""
+    try:
+        return read_image(file, shape)
+    except UserError as error:
+        skipped.append((file, str(error).splitlines()[0]))
+        return None
+
+
+@torch.inference_mode()
+def _answers(network: nn.Module, images: np.ndarray, classes: list[str]) -> list[list[tuple[str, float]]]:
+    best, which = network(torch.from_numpy(images)).softmax(1).topk(min(TOP, len(classes)))
+    rows = zip(which.tolist(), best.tolist(), strict=True)
+    return [[(classes[c], p) for c, p in zip(*row, strict=True)] for row in rows]
+
+
+def _on_bits(model: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The packed network, or the float one where it can't be packed."""
+    try:
+        return load_packed(model)
+    except UserError:  # a file that can't be read is refused again
+        return load_model(model)
+
+
+def find(given: Sequence[str]) -> Found:
+    """The pictures that `given` names, each once, in its order and by name within a folder or a pattern.
+
+    Raises:
+        UserError: an item that names no picture.
+    """
+    found = Found()
+    for item in given:
+        before, path = len(found.pictures), Path(item).expanduser()
+        if path.is_file():
+            found.pictures.append(path)
+        else:
+            matching = [str(path)] if path.is_dir() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+            _look(matching, found)
+        if len(found.pictures) == before:
+            raise UserError(
+                f"input={item}: no image there\n"
+                "allowed: an image, a folder of images, a pattern ('a/**/*.png'), or a list of them"
+            )
+    found.pictures = list(dict.fromkeys(found.pictures))
+    return found
+
+
+def _look(paths: Sequence[str], found: Found) -> None:
+    """Adds the pictures among `paths` and in the folders among them to `found`."""
+    for path in map(Path, paths):
+        for file in [path] if path.is_file() else walk(path):
+            if not file.name.startswith(".") and file.suffix.lower() in suffixes():
+                found.pictures.append(file)
+            else:
+                found.passed_over += 1
+
+
+def walk(folder: Path) -> Iterable[Path]:
+    """Every file below `folder` that is not in a hidden folder, by name, through symbolic links, each folder once."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        identity = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if identity not in seen else []
+        if identity not in seen:
+            yield from (Path(place, name) for name in sorted(files))
+        seen.add(identity)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """The suffixes of the files that Pillow opens."""
+    from PIL import Image
+
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
