@@ -190,7 +190,7 @@ class Settings(Generic[Rule]):
 @schema
 class Report:
     x: str | None
-    y: str
+    y: str | None
     group: str | None
 
 

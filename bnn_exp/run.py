@@ -21,6 +21,7 @@ from bnn_exp.records.files import alone_in, replacing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
+from bnn_exp.records.runs import own_overrides
 from bnn_exp.records.words import best_in_words, bytes_in_words
 from bnn_exp.stopping import Stop, stop_on_signals
 
@@ -165,7 +166,7 @@ class Run:
         sizes = ["model.hidden_size=128,256,512"] if hasattr(self.settings.model, "hidden_size") else []
         varied = [*sizes, "seed=0,1,2"]
         keys = {item.partition("=")[0] for item in varied}
-        kept = [item for item in self.overrides if item.lstrip("+").partition("=")[0] not in keys]
+        kept = [item for item in own_overrides(self.overrides) if item.lstrip("+").partition("=")[0] not in keys]
         return f"{shlex.join(['bnn-train', '-m', *kept, *varied])}    (a sweep)"
 
     def _rows(self) -> str:

@@ -20,7 +20,7 @@ from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch
 from bnn_exp.errors import UserError, WrongResult
 from bnn_exp.records import evaluations, html
-from bnn_exp.records.files import write_json, writing_to
+from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.model import load_model, read_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import run_of
@@ -69,7 +69,7 @@ def _leave(result: evaluation.Evaluation, into: Path, run: Path, arrays: Arrays)
     was measured is on the console by then."""
     file = evaluations.file_for(into, result.model, result.data, run)
     try:
-        with writing_to(into):
+        with writable(into):
             write_json(file, vars(result))
             evaluation.draw_mistakes(evaluations.picture_of(file), result, arrays)
             if into == run and (run / "report.html").is_file():
@@ -90,7 +90,7 @@ def predict(asked: Asked) -> str:
         raise UserError(f"{into / there[0]}: it is there already\nallowed: another hydra.run.dir=FOLDER")
     found = predicted.predict(asked.model, [given] if isinstance(given, str) else given)
     _show(found)
-    with writing_to(into):
+    with writable(into):
         found.write(into)
     parts = [f"{len(found.answers):,} image{'s' * (len(found.answers) != 1)} in {into}: {', '.join(FILES)}"]
     if found.skipped:
@@ -120,7 +120,7 @@ def export(asked: Asked) -> str:
     network, about = load_packed(model)
     into = Path(wanted.dir) if wanted.dir else asked.into(run_of(model) / _named("export", model))
     images = torch.from_numpy(plan.read(_dataset(asked)).test_images)
-    with writing_to(into, "export.dir=FOLDER where you may write"):
+    with writable(into, "export.dir=FOLDER where you may write"):
         if wanted.format == "torch":
             facts = export_torch(network, into, images)
         else:
@@ -146,7 +146,7 @@ def benchmark(asked: Asked) -> str:
         model = _as_deployed(file, Path(temporary)) if file else _untrained(settings, asked.composed, Path(temporary))
         found = measured.benchmark(model, device, threads=settings.trainer.threads or 1, say=console().print)
     folder, name = (asked.into(run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
-    with writing_to(folder):
+    with writable(folder):
         write_json(folder / f"{name}.json", found)
         speed_plot(folder / f"{name}.png", found)
     machine = found["machine"]

@@ -18,7 +18,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.records import evaluations, plots
 from bnn_exp.records.model import load_model
 from bnn_exp.records.summary import surroundings
-from bnn_exp.records.words import progress
+from bnn_exp.records.terminal import progress
 
 BATCH = 4096
 WORST = 64  # mistakes in the picture

@@ -21,7 +21,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.records.files import write_json, write_text
 from bnn_exp.records.model import load_model
 from bnn_exp.records.summary import surroundings
-from bnn_exp.records.words import progress
+from bnn_exp.records.terminal import progress
 
 BATCH = 256  # pictures that are read before they are answered
 TOP = 3  # classes of an answer

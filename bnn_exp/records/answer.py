@@ -14,9 +14,9 @@ FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html")
 
 
 def answer(
-    records: list[Record], directory: Path, y: str = "test_accuracy", x: str | None = None, group: str | None = None
+    records: list[Record], directory: Path, y: str | None = None, x: str | None = None, group: str | None = None
 ) -> Study:
-    """Fold `records` into a study of `y`, print it and leave it in `directory`; the plot is over `x`, a line a `group`.
+    """Folds `records` into a study of `y`, prints it and leaves it in `directory`; the plot is over `x`, a line a `group`.
 
     Raises:
         UserError: a key that does not vary, or a number that the runs don't have.
@@ -37,7 +37,7 @@ def answer(
 
 
 def show(result: Study) -> None:
-    """Print the table of a study, and what did not complete."""
+    """Prints the table of a study, how its best was chosen, and what did not complete."""
     say, (head, rows) = console(), result.cells()
     names = short_names(result.varied)
     head = [names.get(name, name) for name in head]
@@ -46,5 +46,9 @@ def show(result: Study) -> None:
         for row, cells in zip(result.rows, rows, strict=True):
             table.add_row(*cells, style="bold green" if row.best else None)
         say.print(table)
+    for note in result.notes:
+        say.print(note)
+    if result.best:
+        say.print(f"the best: {result.best.command()}")
     for run in result.unfinished:
-        say.print(f"not completed: {run.directory} {label(run, result.varied)}: {reason(run)}", markup=False)
+        say.print(f"not completed: {run.directory} {label(run, result.varied)}: {reason(run)}")

@@ -44,19 +44,6 @@ def write_json(file: Path, value: Any) -> None:
 
 
 @contextmanager
-def writing_to(folder: Path, allowed: str = "hydra.run.dir=FOLDER where you may write") -> Iterator[None]:
-    """Within the block the file system's errors are the user's to mend: no permission, no space, a file in the way.
-
-    Raises:
-        UserError: `folder` can't be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: can't be written ({error.strerror})\nallowed: {allowed}") from error
-
-
-@contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
     """Within the block no other process may be in such a block for the same directory.
 
@@ -73,3 +60,16 @@ def alone_in(directory: Path) -> Iterator[None]:
     finally:
         (directory / ".lock").unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def writable(folder: Path, allowed: str = "hydra.run.dir=FOLDER where you may write") -> Iterator[None]:
+    """Within the block the file system's errors are the user's to mend: no permission, no space, a file in the way.
+
+    Raises:
+        UserError: `folder` can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: can't be written ({error.strerror})\nallowed: {allowed}") from error

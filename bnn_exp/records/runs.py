@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from bnn_exp.errors import UserError
 from bnn_exp.records import metrics, summary
 
+NOT_OF_A_RUN = ("sweep", "sweeper", "launcher", "report", "task", "from")
 MODELS = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # by the epoch that they hold
 
 
@@ -59,6 +60,11 @@ def find(places: Iterable[Path]) -> Iterator[Record]:
             if record is not None:
                 seen.add(directory.resolve())
                 yield record
+
+
+def own_overrides(overrides: Iterable[str]) -> list[str]:
+    """The overrides of a command line that its run alone needs: not those of the sweep that it is part of."""
+    return [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] not in NOT_OF_A_RUN]
 
 
 def model_file(place: Path, which: str) -> Path:

@@ -1,30 +1,14 @@
-"""How the command speaks: consoles that show every text as it is, bars, and numbers of a run in words."""
+"""Texts and numbers of a run in words, the same on a terminal and on a page."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from time import monotonic
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and new line
-EVERY = 10.0  # seconds between two lines of progress, where there is no terminal
-
-
-class Plain(Console):
-    """A console for the texts of users: it reads no markup and no emoji codes, and escapes what its stream can't show.
-
-    Every text passes `render_str`: printed ones, titles, and the cells of tables.
-    """
-
-    def __init__(self, **settings):
-        super().__init__(markup=False, emoji=False, highlight=False, **settings)
-
-    def render_str(self, text: str, **settings) -> Text:
-        return super().render_str(printable(text, self.encoding), **settings)
+DRAWN = 48  # letters of a name in a figure
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -33,35 +17,22 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def console() -> Console:
+def drawn(text: str) -> str:
+    """`text` for a figure of matplotlib, which takes $…$ for mathematics and leaves names out of legends that begin with _."""
+    text = printable(text)
+    text = text if len(text) <= DRAWN else f"{text[: DRAWN // 2]}…{text[-DRAWN // 2 :]}"
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def console() -> "Console":
     """Where the command speaks: as wide as the terminal, else 120 columns."""
+    from bnn_exp.records.terminal import Plain
+
     made = Plain(soft_wrap=True)
     if not made.is_terminal:
         made.width = 120
     return made
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of `total` is done: a bar on a terminal, elsewhere a line every ten seconds.
-
-    Yields a function that takes how much more is done.
-    """
-    said, done, speak = monotonic(), 0, console()
-    columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=speak, transient=True, disable=not speak.is_terminal)
-    task = bar.add_task(what, total=total)
-
-    def advance(count: int) -> None:
-        nonlocal said, done
-        done += count
-        bar.update(task, advance=count)
-        if not speak.is_terminal and monotonic() - said >= EVERY:
-            said = monotonic()
-            speak.print(f"{what}: {done:,} of {total:,}")
-
-    with bar:
-        yield advance
 
 
 def best_in_words(summary: dict[str, Any]) -> str:

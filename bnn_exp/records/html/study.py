@@ -10,7 +10,7 @@ from bnn_exp.records.html.render import render
 from bnn_exp.records.html.run import thinned
 from bnn_exp.records.html.scatter import in_title, over, settings
 from bnn_exp.records.runs import Record, as_text
-from bnn_exp.records.study import Study, in_words, label, reason, short_names
+from bnn_exp.records.study import VALIDATION, Study, in_words, label, reason, short_names, spread_in_words
 
 KEYS = 5  # settings at most that have a chart of their own
 DRAWN = 20_000  # points at most of all curves together
@@ -33,10 +33,14 @@ def study_page(study: Study, directory: Path) -> str:
         varied=short_names(study.varied),
         costs=list(study.costs.values()),
         y=study.y,
+        notes=study.notes,
+        validated=study.validated,
+        best=study.best.command() if study.best else "",
         rows=[
             {
                 "values": [as_text(row.settings[key]) for key in study.varied],
                 "costs": [f"{row.number(key):.3g}" for key in study.costs],
+                "validation": spread_in_words(row.runs, VALIDATION) if study.validated else "",
                 "y": in_words(row),
                 "seconds": f"{row.seconds_per_epoch:.3g}",
                 "runs": [_link(run, directory) for run in row.runs],
