@@ -1,4 +1,4 @@
-"""What the command says: texts of users are shown as they are, and what a run reached is said with what it was chosen by."""
+"""Output of the command: texts of users are shown as they are, and the best of a run is said with what it was chosen by."""
 
 import io
 import re

@@ -27,6 +27,7 @@ def benchmark(
     batches: tuple[int, ...] = BATCHES,
     rounds: int = ROUNDS,
     threads: int = 1,
+    *,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure the network of a run directory or a `model.safetensors`, packed and as it is.

@@ -145,16 +145,16 @@ def benchmark(asked: Asked) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         model = _as_deployed(file, Path(temporary)) if file else _untrained(settings, asked.composed, Path(temporary))
         found = measured.benchmark(model, device, threads=settings.trainer.threads or 1, say=console().print)
-    folder, name = (asked.into(run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
-    with writable(folder):
-        write_json(folder / f"{name}.json", found)
-        speed_plot(folder / f"{name}.png", found)
     machine = found["machine"]
     where = f"{machine['name']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     _speeds(f"the network, on {where}", ("batch",), found["network"])
     _speeds("one layer against F.linear", ("inputs", "outputs", "batch", "kind"), found["layers"])
     files = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["files"].items())
     console().print(f"on disk: {files}")
+    folder, name = (asked.into(run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
+    with writable(folder):
+        write_json(folder / f"{name}.json", found)
+        speed_plot(folder / f"{name}.png", found)
     return f"in {folder}: {name}.json, {name}.png"
 
 
@@ -168,7 +168,7 @@ def _as_deployed(model: Path, folder: Path) -> Path:
 
 
 def _named(what: str, model: Path) -> str:
-    """What a file of results is called: that of the best network is another than that of the last."""
+    """Names a file of results: those of the best network do not replace those of the last."""
     return f"{what}-best" if model.stem == "best" else what
 
 

@@ -1,4 +1,4 @@
-"""What a trained network is worth: its test accuracy as floats and on bits, sample by sample, and its worst mistakes."""
+"""Evaluates a trained network: its test accuracy as floats and on bits, sample by sample, and its worst mistakes."""
 
 import time
 from dataclasses import dataclass

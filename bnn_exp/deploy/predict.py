@@ -1,4 +1,4 @@
-"""What a trained network answers for pictures: files, folders with all below them, patterns."""
+"""Answers of a trained network for pictures: files, folders with all below them, patterns."""
 
 import csv
 import glob

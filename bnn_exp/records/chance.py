@@ -1,23 +1,23 @@
-"""Whether a trained network is better than one that always gives the most common class, and what to try where it is not."""
+"""Tells whether a trained network is better than always giving the most common class, and what to try where it is not."""
 
 from math import sqrt
 
-CLEAR = 3.0  # standard deviations of a binomial count: so far above chance one run in 700 is by luck
+CLEAR = 3.0  # standard deviations of a binomial count: one accuracy in 700 is so far above chance by luck
 
 
 def beyond_chance(accuracy: float, counts: list[int]) -> bool:
-    """Whether `accuracy` (percent) on rows of so many per class is clearly above that of the most common class alone."""
+    """Tells whether `accuracy` (percent) on rows of so many per class is clearly above that of the most common class alone."""
     rows, chance = sum(counts), chance_of(counts) / 100
     return accuracy / 100 > chance + CLEAR * sqrt(chance * (1 - chance) / max(rows, 1))
 
 
 def chance_of(counts: list[int]) -> float:
-    """The accuracy in percent of always answering the most common class."""
+    """Returns the accuracy in percent of always answering the most common class."""
     return 100 * max(counts, default=0) / max(sum(counts), 1)
 
 
 def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
-    """A sentence where the `accuracy` (percent) on rows of so many per class is not clearly above chance; else None."""
+    """Returns a sentence where the `accuracy` (percent) on rows of so many per class is not clearly above chance; else None."""
     if beyond_chance(accuracy, counts):
         return None
     chance = chance_of(counts)
@@ -31,7 +31,7 @@ def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
 
 
 def advice(settings, channels: int) -> str:
-    """What may help a network of `settings` that is near chance on pictures of so many channels."""
+    """Returns what may help a network of `settings` that is near chance on pictures of so many channels."""
     tried = ["look at samples.png (are the pictures and their classes right?)"]
     if settings.optimizer.name != "counter" and settings.model.weights == "bits":
         tried.append("optimizer=counter")

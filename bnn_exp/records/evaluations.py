@@ -17,8 +17,7 @@ ACCURACY = {"last": "test_accuracy", "best": "best_test_accuracy"}  # in summary
 
 
 def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Path) -> Path:
-    """The file in `folder` for an evaluation of a `model` (`which`, `sha256`) of `run` on `data` (`name`, `path`, `key`,
-    `own`)."""
+    """Returns the file in `folder` for an evaluation of a `model` of `run` on `data`, both as the evaluation describes them."""
     if data["own"] and model["which"] == "last" and folder == run:
         return folder / OWN
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(data["path"]).name if data["path"] else data["name"]).strip("-.")[:40]
@@ -26,12 +25,12 @@ def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Pat
 
 
 def picture_of(file: Path) -> Path:
-    """The picture of the mistakes of an evaluation."""
+    """Returns the picture of the mistakes of an evaluation."""
     return file.with_name("mistakes.png") if file.name == OWN else file.with_suffix(".png")
 
 
 def told(record: Record | None, which: str, key: str) -> float | None:
-    """The accuracy (percent) that a run's summary has of its network on the data of that key; None where it has none.
+    """Returns the accuracy (percent) that a run's summary has of its network on the data of that key; None where it has none.
 
     The summary of a run that was stopped tells of its last whole epoch, its last network may be a few steps further.
     """
@@ -41,7 +40,8 @@ def told(record: Record | None, which: str, key: str) -> float | None:
 
 
 def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
-    """What is wrong where the accuracy is not the summary's: two lines. A row or 0.1% may be rounding on another processor."""
+    """Returns two lines that say how an accuracy differs from the summary's; None where it does not. A row, or 0.1%, may be
+    rounding on another processor."""
     expected, found, rows = evaluation["summary_accuracy"], evaluation["accuracy_float"], evaluation["rows"]
     if expected is None or abs(found - expected) <= max(100 / rows, 0.1) + 1e-9:
         return None
@@ -52,7 +52,7 @@ def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
 
 
 def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The evaluations in a run directory by their file names, the run's own first; files that can't be read are left out."""
+    """Returns the evaluations in a run directory with their file names, the run's own first, without damaged files."""
     found = []
     for file in (folder / OWN, *sorted((folder / "evaluations").glob("*.json"))):
         try:
@@ -65,5 +65,5 @@ def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def own_run(file: Path) -> Record | None:
-    """The run around a model file; None where there is none."""
+    """Returns the run around a model file; None where there is none."""
     return runs.read(runs.run_of(file))

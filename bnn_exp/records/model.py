@@ -81,10 +81,10 @@ def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
 
 
 def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
-    """The same of a checkpoint. One of an earlier version does not say what it is of: then the run around it does.
+    """Does the same for a checkpoint. A checkpoint of an earlier version does not name its data: the run around it does.
 
     Raises:
-        UserError: it is damaged, or nothing says what it is of.
+        UserError: it is damaged, or nothing names its images and classes.
     """
     saved = checkpoint.load(file)
     try:
@@ -100,7 +100,7 @@ def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
 
 
 def _about_run(run: Path) -> dict[str, Any]:
-    """What the model file of a run says of its network."""
+    """Reads what the model file of a run says of its network."""
     if (run / "model.safetensors").is_file():
         about = read_model(run)[2]
         return {key: about[key] for key in ABOUT}

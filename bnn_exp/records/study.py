@@ -1,4 +1,4 @@
-"""What many runs say together: a row per configuration, its seeds folded into mean ± standard deviation. Imports no torch.
+"""A study of many runs: a row per configuration, its seeds folded into mean ± standard deviation. Imports no torch.
 
 All of it comes from the run directories' own files, so that it is the same under every launcher, after a crash, and later.
 The seed alone is folded. Two runs of one seed and one configuration are repeats: they count as one seed.
@@ -85,7 +85,7 @@ class Study:
 
     @property
     def costs(self) -> dict[str, str]:
-        """What a row tells beside its settings and `y`: numbers of the summaries by their heads."""
+        """Numbers of the summaries that a row shows beside its settings and `y`, by their heads."""
         state = {run.summary.get(STATE) for row in self.rows for run in row.runs}
         return {STATE: "state, B/weight"} if len(state) > 1 and None not in state else {}
 
@@ -225,7 +225,7 @@ def _short(value: Any) -> str:
 
 
 def label(run: Record, keys: Iterable[str]) -> str:
-    """What was asked for on the command line, else the values of `keys`."""
+    """Returns the overrides of the command line, else the values of `keys`."""
     values = settings(run)
     return " ".join(run.summary.get("overrides") or [f"{key}={as_text(values.get(key))}" for key in keys if values])
 

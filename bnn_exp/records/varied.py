@@ -1,4 +1,4 @@
-"""What tells the configurations of runs apart. Imports no torch."""
+"""Settings that tell the configurations of runs apart. Imports no torch."""
 
 import os
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ CONTENT = "dataset.content"  # the first digits of the key of the data: other fi
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """The configuration of a run by dotted keys, of each group its choice ({"optimizer": "counter_4bit", …}), and what its
-    data were made from."""
+    """Returns the configuration of a run by dotted keys, the choice of each group ({"optimizer": "counter_4bit", …}), and the
+    content of its data."""
     groups = {group: values["name"] for group, values in record.config.items() if isinstance(values, dict) and "name" in values}
     asked = dict(item.partition("=")[::2] for item in record.summary.get("overrides", []))
     content = {CONTENT: record.summary["dataset"][:8]} if record.summary.get("dataset") else {}
@@ -21,8 +21,8 @@ def settings(record: Record) -> dict[str, Any]:
 
 
 def filled(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The settings of runs. A key that runs of an earlier version of the program lack has there the value of all others,
-    which is its default as far as they tell."""
+    """Returns the settings of runs. Runs of an earlier version lack new keys: a key that has one value in all other runs gets
+    this value, which is its default as far as they tell."""
     configs = [settings(record) for record in records]
     for key in {key for config in configs for key in config}:
         having = [config for config in configs if key in config]
@@ -37,7 +37,7 @@ def filled(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def varied_keys(records: Sequence[Record]) -> list[str]:
-    """The keys that tell the configurations of `records` apart: those set on the command line, then what else is needed."""
+    """Returns the keys that tell configurations apart: those set on the command line, then what else is needed."""
     configs = filled(records)
     keys = dict.fromkeys(key for config in configs for key in config if key.partition(".")[0] not in FOLDED)
     several = [key for key in keys if len({as_text(config.get(key)) for config in configs}) > 1]
@@ -55,7 +55,7 @@ def _parts(configs: list[dict], keys: list[str]) -> int:
 
 
 def shortened(values: Sequence[Any]) -> list[Any]:
-    """Absolute paths among `values` without the folders that all of them share; other values as they are."""
+    """Returns absolute paths among `values` without the folders that all of them share; other values as they are."""
     paths = {value for value in values if isinstance(value, str) and value.startswith("/")}
     if len(paths) < 2:
         return list(values)

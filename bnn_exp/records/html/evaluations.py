@@ -1,4 +1,4 @@
-"""What the page of a run shows of its evaluations: a row each, and the mistakes on the run's own test rows."""
+"""Evaluations on the page of a run: a row each, and the mistakes on the run's own test rows."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ SHOWN = 64  # mistakes in the table
 
 
 def evaluated(directory: Path) -> dict[str, Any]:
-    """The content for the template: `evaluations` (rows of texts), `mistakes` (likewise), `wrong` (their picture or None), and
-    `evaluation_files`."""
+    """Returns what the template needs: `evaluations` and `mistakes` (rows of texts), `wrong` (the picture of the mistakes, or
+    None), and `evaluation_files`."""
     found = evaluations.read(directory)
     own = next((value for name, value in found if name == evaluations.OWN), {})
     return {
