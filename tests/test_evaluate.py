@@ -127,6 +127,14 @@ def test_a_checkpoint_of_an_earlier_version_is_read_by_what_its_run_says(run):
         load_model(file)
 
 
+def test_of_a_killed_run_nothing_is_said_that_is_not_known(bnn_train, run):
+    (run / "summary.json").unlink()
+    done = bnn_train("task=evaluate", "from=run/checkpoints/last.pt")
+    assert done.code == 0 and "the run's own" not in done.out and "360 test rows, digits" in done.out
+    ((key, which),) = evaluations(run)[0]
+    assert which == "last" and evaluations(run)[0][key, which]["data"]["own"] is None and not (run / "evaluation.json").exists()
+
+
 def test_another_accuracy_than_the_summary_says_is_an_error(bnn_train, run, summary):
     told = summary(run)
     for off, code in ((0.0, 0), (100 / 360, 0), (2 * 100 / 360, 1), (-18.95, 1)):

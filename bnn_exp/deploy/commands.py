@@ -51,7 +51,8 @@ def _say(result: evaluation.Evaluation) -> None:
     """The tables of an evaluation on the console."""
     console().print(by_class(result.confusion, result.classes))
     data = result.data
-    whose = "the run's own" if data["own"] else f"not the run's own: {data['path'] or data['name']}"
+    whose = {True: "the run's own", False: "not the run's own: ", None: ""}[data["own"]]
+    whose += "" if data["own"] else data["path"] or data["name"]
     table = Table(title=f"{result.rows:,} test rows, {whose}; the {result.model['which']} network", title_justify="left")
     for column in ("network", "test %", "different predictions", "seconds"):
         table.add_column(column)

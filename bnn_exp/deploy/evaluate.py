@@ -30,7 +30,7 @@ class Evaluation:
     """The test rows by both networks. `packed` says why, where there is no packed network."""
 
     model: dict[str, Any]  # `file`, `which` (last, best), `sha256` of the network and what it is of, `bits_sha256`
-    data: dict[str, Any]  # `name`, `path`, `key`, `split`, `rows`; `own`: whether the run was tested on these rows
+    data: dict[str, Any]  # `name`, `path`, `key`, `split`, `rows`; `own`: whether the run is of these data, None: not known
     accuracy_float: float  # percent
     accuracy_packed: float | None
     summary_accuracy: float | None  # of the same network on the same rows, where summary.json has it
@@ -64,10 +64,11 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> Evaluation:
     except UserError as error:
         packed, packed_answers, packed_seconds = str(error).splitlines()[0], None, None
     n, run = len(arrays.classes), evaluations.own_run(file)
+    trained_on = run.summary.get("dataset") if run else None
     model = described(file, about) | {"bits_sha256": bits_sha256(network)}
     return Evaluation(
         model=model,
-        data=_described(dataset, arrays, own=run is not None and run.summary.get("dataset") == arrays.key),
+        data=_described(dataset, arrays, own=trained_on and trained_on == arrays.key),
         accuracy_float=percent(answers == labels),
         accuracy_packed=None if packed_answers is None else percent(packed_answers == labels),
         summary_accuracy=evaluations.told(run, model["which"], arrays.key),
@@ -96,7 +97,7 @@ def described(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     return {"file": str(file.resolve()), "which": "best" if file.stem == "best" else "last", "sha256": about["sha256"]}
 
 
-def _described(dataset: Rows, arrays: Arrays, own: bool) -> dict[str, Any]:
+def _described(dataset: Rows, arrays: Arrays, own: bool | None) -> dict[str, Any]:
     path = getattr(dataset, "path", None)
     where = {"name": dataset.name, "path": path and str(Path(path).resolve())}
     return {**where, "key": arrays.key, "split": "test", "rows": len(arrays.test_labels), "own": own}

@@ -17,6 +17,11 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def in_a_line(text: str) -> str:
+    """`text` as one printable line."""
+    return " ".join(printable(text).split())
+
+
 def drawn(text: str) -> str:
     """`text` for a figure of matplotlib, which takes $…$ for mathematics and leaves names out of legends that begin with _."""
     text = printable(text)
