@@ -122,8 +122,8 @@ class Run:
         if self.epochs:
             plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
         plots.kernels(directory / "kernels.png", self.network, self.data.image_shape)
-        remarks = self._near_chance() if status == "completed" and self.epochs else []
-        self.warnings += remarks
+        remarks, advice = self._beside_chance() if status == "completed" and self.epochs else ([], "")
+        self.warnings += [*remarks, advice] if advice else remarks
         result = self._summarise(status)
         html.write_run_page(directory)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
@@ -141,23 +141,22 @@ class Run:
             f"in {directory}: report.html, model.safetensors, metrics.jsonl, summary.json, checkpoints/, "
             "curves.png, samples.png, kernels.png"
         )
-        for text in remarks[:-1]:
+        for text in remarks:
             self.report.warn(text)
-        if status == "interrupted":
-            self.report.say(f"next: bnn-train resume={directory}")
-        else:
-            self.report.say(f"next: {remarks[-1] if remarks else self._next()}")
+        further = f"bnn-train resume={directory}" if status == "interrupted" else advice or self._next()
+        self.report.say(f"next: {further}")
         return result
 
-    def _near_chance(self) -> list[str]:
-        """A remark for each accuracy that is near chance, and what may help."""
+    def _beside_chance(self) -> tuple[list[str], str]:
+        """Remarks on the accuracies that are not clearly above chance, and what may help where one is near it."""
         rows = torch.bincount(self.data.train.labels, minlength=len(self.data.classes))
         accuracies = {
             "training": (self.epochs[-1]["train_accuracy"], rows.tolist()),
             "test": (self.evaluation["test_accuracy"], self.confusion.sum(1).tolist()),
         }
         remarks = [text for name, found in accuracies.items() if (text := chance.remark(name, *found))]
-        return [*remarks, chance.advice(self.settings, self.data.image_shape[0])] if remarks else []
+        near = any(chance.near_chance(*found) for found in accuracies.values())
+        return remarks, chance.advice(self.settings, self.data.image_shape[0]) if near else ""
 
     def _next(self) -> str:
         """A command that goes on from here: a sweep around this run."""

@@ -94,7 +94,12 @@ def test_a_run_near_chance_says_so_and_what_to_try(bnn_train, summary):
     assert len(result["warnings"]) == 3 and result["warnings"][1].startswith("test accuracy")
     for text in result["warnings"]:
         assert text in done.out and text in log and text in page
-    assert "next: what to try: " in done.out and "optimizer=counter" in done.out and "hidden_size=128" not in done.out
+    assert (
+        "what to try: " in done.out
+        and "next:" not in done.out
+        and "optimizer=counter" in done.out
+        and "hidden_size=128" not in done.out
+    )
 
 
 def test_a_run_that_has_learned_says_nothing_of_chance(bnn_train, summary):

@@ -16,6 +16,11 @@ def chance_of(counts: list[int]) -> float:
     return 100 * max(counts, default=0) / max(sum(counts), 1)
 
 
+def near_chance(accuracy: float, counts: list[int]) -> bool:
+    """Tells whether `accuracy` is near chance or below it, on rows that are enough to tell."""
+    return not beyond_chance(accuracy, counts) and (accuracy <= chance_of(counts) or beyond_chance(100.0, counts))
+
+
 def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
     """Returns a sentence where the `accuracy` (percent) on rows of so many per class is not clearly above chance; else None."""
     if beyond_chance(accuracy, counts):
@@ -23,7 +28,7 @@ def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
     chance = chance_of(counts)
     if accuracy <= chance:
         reason = f"no better than the most common class alone ({chance:.2f}%)"
-    elif beyond_chance(100.0, counts):
+    elif near_chance(accuracy, counts):
         reason = f"near chance: the most common class alone gives {chance:.2f}%"
     else:
         reason = f"of {sum(counts)} rows, too few to tell it from chance ({chance:.2f}%)"
@@ -40,4 +45,4 @@ def advice(settings, channels: int) -> str:
     tried.append(f"more trainer.epochs than {settings.trainer.epochs}")
     if settings.model.name != "bncvl" and channels > 1:
         tried.append("model=bncvl, for photos")
-    return "what to try: " + "; ".join(tried)
+    return f"what to try: {'; '.join(tried)}"
