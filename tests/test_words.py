@@ -78,6 +78,7 @@ def test_progress_is_a_line_every_ten_seconds_where_there_is_no_terminal(monkeyp
         (100.0, [2, 2], "of 4 rows, too few to tell it from chance (50.00%)"),
         (11.0, [1000] * 10, None),
         (10.5, [1000] * 10, "near chance"),
+        (100.0, [9, 0], "of rows of one class, which tell nothing"),
         (0.0, [], "no better"),
     ],
 )
@@ -95,8 +96,8 @@ def test_a_run_near_chance_says_so_and_what_to_try(bnn_train, summary):
     for text in result["warnings"]:
         assert text in done.out and text in log and text in page
     assert (
-        "what to try: " in done.out
-        and "next:" not in done.out
+        "next: what to try: " in done.out
+        and "(a sweep)" not in done.out
         and "optimizer=counter" in done.out
         and "hidden_size=128" not in done.out
     )

@@ -18,7 +18,8 @@ def chance_of(counts: list[int]) -> float:
 
 def near_chance(accuracy: float, counts: list[int]) -> bool:
     """Tells whether `accuracy` is near chance or below it, on rows that are enough to tell."""
-    return not beyond_chance(accuracy, counts) and (accuracy <= chance_of(counts) or beyond_chance(100.0, counts))
+    chance = chance_of(counts)
+    return chance < 100 and not beyond_chance(accuracy, counts) and (accuracy <= chance or beyond_chance(100.0, counts))
 
 
 def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
@@ -26,7 +27,9 @@ def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
     if beyond_chance(accuracy, counts):
         return None
     chance = chance_of(counts)
-    if accuracy <= chance:
+    if chance == 100:
+        reason = "of rows of one class, which tell nothing"
+    elif accuracy <= chance:
         reason = f"no better than the most common class alone ({chance:.2f}%)"
     elif near_chance(accuracy, counts):
         reason = f"near chance: the most common class alone gives {chance:.2f}%"
