@@ -68,6 +68,18 @@ def test_a_broken_file_is_named_and_the_others_are_answered(bnn_train, run, pict
     assert [one["file"] for one in found["skipped"]] == ["a/bad.png", "a/worse.jpg"]
 
 
+def test_a_network_that_normalises_by_the_batch_says_so(bnn_train, copy_of_run, pictures, tmp_path):
+    """All images are one batch, whose answers are those of the network; one alone has none."""
+    run = copy_of_run(tmp_path / "run", *SMALL, "model.batch_norm.running_stats=false")
+    done = bnn_train("task=predict", "from=run", "input=[a,c]", "hydra.run.dir=out")
+    assert done.code == 0 and "depends on the images beside it" in done.err
+    with torch.no_grad():
+        expected = load_model(run)[0](torch.from_numpy(pictures[:4])).argmax(1)
+    assert [one["class"] for one in answers(tmp_path / "out")["predictions"]] == [str(int(i)) for i in expected]
+    alone = bnn_train("task=predict", "from=run", "input=a/0.png")
+    assert alone.code == 2 and "running_stats=false" in alone.err and len(alone.err.splitlines()) == 2
+
+
 def test_nothing_answered_is_bad_input_and_leaves_nothing(bnn_train, run, tmp_path):
     (tmp_path / "x").mkdir()
     for name in ("1.png", "2.png"):

@@ -98,6 +98,8 @@ def predict(asked: Asked) -> str:
         parts.append(f"{len(found.skipped):,} not readable, the first: {found.skipped[0][1]}")
     if found.passed_over:
         parts.append(f"{found.passed_over:,} other file{'s' * (found.passed_over != 1)} passed over")
+    if found.together:
+        parts.append(predicted.TOGETHER)
     return "\n".join(parts)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn_exp.data.images import read_image
 from bnn_exp.deploy.evaluate import described
@@ -25,6 +26,7 @@ from bnn_exp.records.terminal import progress
 
 BATCH = 256  # pictures that are read before they are answered
 TOP = 3  # classes of an answer
+TOGETHER = "model.batch_norm.running_stats=false: each answer depends on the images beside it"
 FILES = ("predictions.csv", "predictions.json")
 
 
@@ -44,6 +46,7 @@ class Predictions:
     answers: list[tuple[Path, list[tuple[str, float]]]]
     skipped: list[tuple[Path, str]]  # files that can't be read, and why
     passed_over: int
+    together: bool = False  # each answer depends on the other images
 
     def write(self, directory: Path) -> None:
         """Leaves `predictions.csv` and `predictions.json` in `directory`."""
@@ -90,16 +93,26 @@ def predict(model: Path, given: Sequence[str]) -> Predictions:
     network, about = _on_bits(model)
     found = find(given)
     shape, answers, skipped = tuple(about["image_shape"]), [], []
+    together = normalises_by_batch(network)
     with progress("pictures", len(found.pictures)) as done:
-        for files in batches(found.pictures, BATCH):
+        for files in batches(found.pictures, len(found.pictures) if together else BATCH):
             images = {file: image for file in files if (image := _read(file, shape, skipped)) is not None}
+            if together and len(images) == 1:
+                raise UserError(
+                    f"{TOGETHER}, and here is one alone\nallowed: several images, or a network with running statistics"
+                )
             if images:
                 answers += zip(images, _answers(network, np.stack(list(images.values())), about["classes"]), strict=True)
             done(len(files))
     if not answers:
         first, others = skipped[0][1], len(skipped) - 1
         raise UserError(first + f"\nnor {others} other file{'s' * (others > 1)} of input=" * bool(others))
-    return Predictions(described(model, about), answers, skipped, found.passed_over)
+    return Predictions(described(model, about), answers, skipped, found.passed_over, together)
+
+
+def normalises_by_batch(network: nn.Module) -> bool:
+    """Tells whether an answer depends on the other images of its batch."""
+    return any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in network.modules())
 
 
 def batches(items: list[Path], size: int) -> Iterable[list[Path]]:
