@@ -254,6 +254,7 @@ def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
     assert {row["batch"] for row in found["network"]} == {1, 16}
     assert found["files"]["model.safetensors"] == (run / "model.safetensors").stat().st_size
     assert (run / "benchmark.png").exists() and "packed is" in done.out
+    assert done.out.count("measuring the network") == 2 and "measuring a layer 64 → 32" in done.out
     alone = bnn_train("task=benchmark", "model.hidden_size=32", "hydra.run.dir=configured")
     assert alone.code == 0, alone.err
     files = json.loads((run.parent / "configured/benchmark.json").read_text())["files"]
