@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp import __version__, distributed
-from bnn_exp.errors import RankLost, UserError
+from bnn_exp.errors import RankLost, UserError, WrongResult
 
 if TYPE_CHECKING:
     from bnn_exp.config import Report
@@ -133,7 +133,9 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import tasks
 
-        plan = self._or_leave(tasks.prepare, _without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir)
+        chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
+        given = _without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
+        plan = self._or_leave(tasks.prepare, *given)
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
@@ -155,6 +157,8 @@ class Preflight(Callback):
             prepared = prepare(*arguments)
         except UserError as error:
             _leave(str(error), BAD_INPUT)
+        except WrongResult as error:
+            _leave(str(error), FAILED)
         except Exception:  # Hydra would only warn of it
             traceback.print_exc()
             sys.exit(FAILED)

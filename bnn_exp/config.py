@@ -210,7 +210,7 @@ class Settings(Generic[Rule]):
 @schema
 class Report:
     x: str | None
-    y: str
+    y: str | None
     group: str | None
 
 
@@ -247,14 +247,15 @@ class Request:
     from_: Annotated[
         str | tuple[str, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
     ]
-    input: str | None
+    which: Literal["last", "best"]
+    input: Annotated[str | tuple[str, ...] | None, Field(description="images, folders or patterns, or a list of them")]
     report: Report
     export: Export
     sweep: Sweep
     benchmark: Annotated[Inference | Training, Field(discriminator="name")]
 
 
-REQUEST = ("task", "from", "input", "report", "export", "sweep", "benchmark")
+REQUEST = ("task", "from", "which", "input", "report", "export", "sweep", "benchmark")
 
 
 def _settings() -> type:

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RankLost(Exception):
     """Another of a run's processes has ended before its time; the message says of what, where that is known."""
+
+
+class WrongResult(Exception):
+    """A task is done, and its result is wrong. The message is one to three lines that say how; the exit code is 1."""

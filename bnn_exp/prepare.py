@@ -11,7 +11,7 @@ from torch import nn
 from bnn_exp import engine, models, transfer
 from bnn_exp.config import Settings
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.data.legacy import old_key
+from bnn_exp.data.legacy import are_same
 from bnn_exp.data.sources import Arrays
 from bnn_exp.distributed import local_size
 from bnn_exp.errors import UserError
@@ -88,7 +88,7 @@ def first_network(settings: Settings, data: Dataset) -> nn.Module:
 
 
 def _take_up(trainer: Trainer, saved: dict, directory: Path) -> None:
-    if saved["data"] != trainer.data.key and saved["data"] != old_key(trainer.settings.dataset):
+    if not are_same(saved["data"], trainer.data.key, trainer.settings.dataset):
         raise UserError(
             f"resume={directory}: its dataset has changed since (another content under the same name)\n"
             "allowed: the data that the run began with; dataset.path in its config.yaml says where it lies"

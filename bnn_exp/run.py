@@ -1,5 +1,6 @@
 """One run, top to bottom: data, network, optimizers, epochs, verification, artefacts."""
 
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +16,13 @@ from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
 from bnn_exp.plan import Plan
 from bnn_exp.prepare import prepare
-from bnn_exp.records import checkpoint, html, loggers, metrics, plots, summary
+from bnn_exp.records import chance, checkpoint, html, loggers, metrics, plots, summary
 from bnn_exp.records.files import alone_in, replacing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
-from bnn_exp.records.words import bytes_in_words
+from bnn_exp.records.runs import own_overrides
+from bnn_exp.records.words import best_in_words, bytes_in_words
 from bnn_exp.stopping import Stop, stop_on_signals
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class Run:
         self.epochs: list[dict] = []  # the lines of metrics.jsonl
         self.evaluation: dict | None = None  # the newest
         self.confusion: torch.Tensor | None = None
+        self.notes = plan.arrays.notes if plan.arrays else ()  # of how the data were read
+        self.warnings: list[str] = list(plan.arrays.warnings if plan.arrays else ())  # of the data; more come in the run
+        self.resumed = plan.saved is not None
         self.earlier_seconds = plan.saved["seconds"] if plan.saved else 0.0
         self.logger = loggers.Nothing()
 
@@ -74,6 +79,10 @@ class Run:
         self.report.say(
             f"{self.settings.dataset.name}: {self._rows()}, {len(self.data.classes)} classes; on {where}; in {directory}"
         )
+        for text in self.notes:
+            self.report.say(text)
+        for text in self.warnings:
+            self.report.warn(text)
         if trainer.progress.epoch or trainer.progress.batch:
             self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
         pictures, labels = trainer.first_pictures(64)
@@ -106,7 +115,8 @@ class Run:
         return True
 
     def _checkpoint(self, name: str) -> None:
-        state = {"data": self.data.key, "seconds": self._seconds(), **self.trainer.state()}
+        about = {"config": self.config, "image_shape": list(self.data.image_shape), "classes": list(self.data.classes)}
+        state = {"data": self.data.key, "seconds": self._seconds(), **about, **self.trainer.state()}
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 
     def _finish(self, status: str) -> dict[str, Any]:
@@ -115,11 +125,13 @@ class Run:
         if self.epochs:
             plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
         plots.kernels(directory / "kernels.png", self.network, self.data.image_shape)
+        remarks, advice = self._beside_chance() if status == "completed" and self.epochs else ([], "")
+        self.warnings += [*remarks, advice] if advice else remarks
         result = self._summarise(status)
         html.write_run_page(directory)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
-        best = f", best {result['best_test_accuracy']:.2f}% (epoch {result['best_epoch']})" if self.epochs else ""
+        best = f", {best_in_words(result)}" if self.epochs else ""
         self.report.say(f"{status}: test {result['test_accuracy']:.2f}%{best}, {result['train_seconds']:.1f} s of training")
         self.report.say(
             f"{result['binary_parameters']:,} binary weights, all verified to be 0 or 1, and "
@@ -132,11 +144,32 @@ class Run:
             f"in {directory}: report.html, model.safetensors, metrics.jsonl, summary.json, checkpoints/, "
             "curves.png, samples.png, kernels.png"
         )
-        if status == "interrupted":
-            self.report.say(f"next: bnn-train resume={directory}")
-        else:
-            self.report.say("next: bnn-train -m model.hidden_size=128,256,512 seed=0,1,2    (a sweep)")
+        for text in remarks:
+            self.report.warn(text)
+        further = f"bnn-train resume={directory}" if status == "interrupted" else advice or self._next()
+        self.report.say(f"next: {further}")
         return result
+
+    def _beside_chance(self) -> tuple[list[str], str]:
+        """Remarks on the accuracies that are not clearly above chance, and what may help where one is near it."""
+        rows = torch.bincount(self.data.train.labels, minlength=len(self.data.classes))
+        accuracies = {
+            "training": (self.epochs[-1]["train_accuracy"], rows.tolist()),
+            "test": (self.evaluation["test_accuracy"], self.confusion.sum(1).tolist()),
+        }
+        remarks = [text for name, found in accuracies.items() if (text := chance.remark(name, *found))]
+        near = any(chance.near_chance(*found) for found in accuracies.values())
+        return remarks, chance.advice(self.settings, self.data.image_shape[0]) if near else ""
+
+    def _next(self) -> str:
+        """A command that goes on from here: a sweep around this run."""
+        if self.resumed:
+            return f"bnn-train task=evaluate from={self.directory}"
+        sizes = ["model.hidden_size=128,256,512"] if hasattr(self.settings.model, "hidden_size") else []
+        varied = [*sizes, "seed=0,1,2"]
+        keys = {item.partition("=")[0] for item in varied}
+        kept = [item for item in own_overrides(self.overrides) if item.lstrip("+").partition("=")[0] not in keys]
+        return f"{shlex.join(['bnn-train', '-m', *kept, *varied])}    (a sweep)"
 
     def _rows(self) -> str:
         splits = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
@@ -157,6 +190,8 @@ class Run:
             best_test_accuracy=progress.best_test_accuracy if progress.best_epoch else None,
             **({"best_validation_accuracy": progress.best_accuracy} if self.data.validation and progress.best_epoch else {}),
             best_epoch=progress.best_epoch or None,
+            best_chosen_by="validation" if self.data.validation else "test",
+            warnings=self.warnings,
             binary_parameters=self._sum("binary"),
             real_parameters=self._sum("real"),
             bytes_as_bits=self._sum("bytes_as_bits"),

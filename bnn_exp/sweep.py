@@ -1,9 +1,10 @@
 """A sweep: where its jobs run, what of them is done already, and the answer at its end. Imports no torch."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp.config import Report
 from bnn_exp.errors import UserError
@@ -12,6 +13,7 @@ from bnn_exp.records import html, runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.runs import Record
+from bnn_exp.records.words import console
 
 PER_RUN = ("resume", "device")  # may differ from one start of a sweep to the next
 
@@ -83,5 +85,17 @@ def conclude(directory: Path, report: Report) -> bool | None:
             directory.rmdir()
         return None
     result = answer(found, directory, report.y, report.x, report.group)
-    print(f"in {directory}: {', '.join(FILES)}")
+    console().print(f"in {directory}: {', '.join(FILES)}")
     return not result.unfinished
+
+
+def own_report(directory: Path) -> Report | None:
+    """How the sweep in `directory` reports on itself; None where there is no sweep."""
+    try:
+        saved = OmegaConf.load(directory / "multirun.yaml")
+        report = Report(**OmegaConf.to_container(saved.report))
+        said = any(item.startswith("report.y=") for item in saved.hydra.overrides.task)
+    except Exception:  # no such file, a damaged one, or a foreign one: YAML's and OmegaConf's errors have no common base
+        return None
+    earlier = report.y == "test_accuracy" and not said  # the default of an earlier version
+    return replace(report, y=None) if earlier else report

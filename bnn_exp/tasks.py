@@ -6,13 +6,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bnn_exp import config, engine
+from bnn_exp import config, engine, sweep
 from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.records import runs
 from bnn_exp.records.answer import FILES, answer
+from bnn_exp.records.files import writable
 
 TASKS = {
     "report": "bnn_exp.tasks:report",
@@ -26,12 +27,18 @@ BENCHMARKS = {"inference": "bnn_exp.deploy.commands:benchmark", "training": "bnn
 
 @dataclass(frozen=True)
 class Asked:
-    """What a task gets: what is asked for, the composed configuration, the command line, and a directory that it may make."""
+    """What a task gets: what is asked for, the composed configuration, the command line, and a directory that it may make;
+    `chosen` tells that the user named this directory."""
 
     request: Request
     composed: DictConfig
     overrides: list[str]
     directory: Path
+    chosen: bool = False
+
+    def into(self, usual: Path) -> Path:
+        """The directory for the results: the one that the user named, else the `usual` one."""
+        return self.directory if self.chosen else usual
 
     @property
     def places(self) -> list[Path]:
@@ -47,7 +54,7 @@ class Asked:
 
     @property
     def model(self) -> Path:
-        """The one model that `from` names: a run, or its file.
+        """The file of the one model that `from` and `which` name.
 
         Raises:
             UserError: none, or several.
@@ -56,18 +63,19 @@ class Asked:
         if others:
             several = ",".join(map(str, self.places))
             raise UserError(f"from={several}: task={self.request.task} takes one\nallowed: a run or its model.safetensors")
-        return first
+        return runs.model_file(first, self.request.which)
 
 
-def prepare(composed: DictConfig, overrides: list[str], directory: str) -> Plan | str:
+def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: bool = False) -> Plan | str:
     """The plan of the run that is asked for, or, where it is nothing to train, do it and return what there is to say.
+    `directory` is where the results go; `chosen` tells that the user named it.
 
     Raises:
         UserError: what is wrong with it.
     """
     request = config.load_request(composed)
     if request.task != "train":
-        return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory)))
+        return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen))
     if request.sweep.resume:
         raise UserError(f"sweep.resume={request.sweep.resume}: needs -m, with the settings of that sweep")
     planned = make_plan(composed, overrides)
@@ -119,11 +127,27 @@ def benchmark(asked: Asked) -> str:
 
 
 def report(asked: Asked) -> str:
-    """`task=report`: the answer of the runs in `from`, left there, or in a directory of its own if there are several places."""
-    places, y = asked.places, asked.request.report
+    """`task=report`: the answer of the runs in `from`.
+
+    A sweep has its own report in its directory, and a folder of runs the one that is made when nothing is said; any other
+    report, of other axes or of several places, goes to a directory of its own.
+
+    Raises:
+        UserError: no run there, or a directory that holds the report of a sweep already.
+    """
+    places = asked.places
     found = list(runs.find(places))
     if not found:
         raise UserError(f"from={','.join(map(str, places))}: no run there\nallowed: directories of runs or sweeps")
-    into = places[0] if len(places) == 1 else asked.directory
-    answer(found, into, y.y, y.x, y.group)
+    wanted = asked.request.report
+    said = wanted != Report(x=None, y=None, group=None)
+    own = sweep.own_report(places[0]) if len(places) == 1 else None
+    if not said:
+        wanted = own or wanted
+    usual = places[0] if len(places) == 1 and (wanted == own or not said) else asked.directory
+    into = asked.into(usual)
+    if sweep.own_report(into) not in (None, wanted) or (into != usual and sweep.own_report(into)):
+        raise UserError(f"hydra.run.dir={into}: it holds the report of its own sweep\nallowed: another folder")
+    with writable(into):
+        answer(found, into, wanted.y, wanted.x, wanted.group)
     return f"in {into}: {', '.join(FILES)}"

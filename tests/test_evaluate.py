@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,16 @@ from PIL import Image
 
 from bnn_exp import load_model
 from bnn_exp.data import sources
+from bnn_exp.errors import UserError
 
 SMALL = ("model.hidden_size=32", "trainer.epochs=10", "trainer.batch_size=128")
+WORSE_AND_WORSE = (
+    "model.hidden_size=16",
+    "trainer.epochs=5",
+    "optimizer.schedule=constant",
+    "delta=0.3",
+    "trainer.batch_size=128",
+)
 
 
 @pytest.fixture
@@ -44,6 +53,133 @@ def test_a_network_that_can_not_be_packed_is_evaluated_all_the_same(bnn_train, r
     assert result["accuracy_packed"] is None and result["accuracy_float"] > 10
 
 
+def other_data(folder, seed=0):
+    """A folder of 8×8 pictures of ten classes, two test pictures each, of another content for each seed."""
+    rng = np.random.default_rng(seed)
+    for split in ("train", "test"):
+        for name in "0123456789":
+            (folder / split / name).mkdir(parents=True)
+            for i in range(2):
+                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def evaluations(run):
+    """Every evaluation of a run by its data's key and its network's epoch."""
+    files = [*run.glob("evaluation.json"), *run.glob("evaluations/*.json")]
+    found = [json.loads(file.read_text()) for file in files]
+    return {(one["data"]["key"], one["model"]["which"]): one for one in found}, len(files)
+
+
+def test_each_data_set_and_each_network_has_a_file_of_its_own(bnn_train, run, summary, tmp_path):
+    assert bnn_train("task=evaluate", "from=run").code == 0
+    before = {name: (run / name).read_bytes() for name in ("evaluation.json", "mistakes.png")}
+    for seed in (1, 2):
+        folder = other_data(tmp_path / f"places/{seed}/my data", seed)
+        done = bnn_train("task=evaluate", "from=run", "dataset=local", f"dataset.path='{folder}'")
+        assert done.code == 0 and "not the run's own" in done.out, done.err
+    assert bnn_train("task=evaluate", "from=run", "which=best").code == 0
+    assert before == {name: (run / name).read_bytes() for name in before}
+    found, files = evaluations(run)
+    own = summary(run)["dataset"]
+    assert files == len(found) == 4 and {(own, "last"), (own, "best")} <= set(found)
+    for (key, _), one in found.items():
+        assert one["data"]["own"] == (key == own) and one["data"]["rows"] == one["rows"] == (360 if key == own else 20)
+        assert one["data"]["name"] == ("digits" if key == own else "local") and one["data"]["split"] == "test"
+        assert len(one["model"]["sha256"]) == 64 and one["date"][:2] == "20" and "torch" in one["versions"]
+    paths = {one["data"]["path"] for (key, _), one in found.items() if key != own}
+    assert paths == {str(tmp_path / f"places/{seed}/my data") for seed in (1, 2)}
+    assert found[own, "last"]["model"]["bits_sha256"] == summary(run)["bits_sha256"]
+
+
+def test_the_best_network_and_a_checkpoint_itself(bnn_train, copy_of_run, summary, tmp_path):
+    """Both give the accuracy of the best epoch, the file of the checkpoint wherever it lies."""
+    run = copy_of_run(tmp_path / "run", *WORSE_AND_WORSE)
+    result = summary(run)
+    assert result["best_test_accuracy"] > result["test_accuracy"], "else this shows nothing"
+    shutil.copy(run / "checkpoints/best.pt", tmp_path / "best.pt")
+    for place in (["run", "which=best"], ["run/checkpoints/best.pt"], ["best.pt"]):
+        done = bnn_train("task=evaluate", f"from={place[0]}", *place[1:])
+        assert done.code == 0, done.err
+    accuracies = {load_model(place)[1]["sha256"] for place in (run / "checkpoints/best.pt", tmp_path / "best.pt")}
+    assert len(accuracies) == 1
+    found = [*evaluations(run)[0].values(), *evaluations(tmp_path)[0].values()]
+    assert [one["accuracy_float"] for one in found] == [pytest.approx(result["best_test_accuracy"])] * 2
+    assert all(one["accuracy_packed"] == one["accuracy_float"] for one in found)
+    digits = sources.read("digits")
+    Image.fromarray(digits.test_images[0, 0]).save(tmp_path / "0.png")
+    assert bnn_train("task=predict", "from=run", "which=best", "input=0.png", "hydra.run.dir=p").code == 0
+    model = json.loads((tmp_path / "p/predictions.json").read_text())["model"]
+    assert model["which"] == "best" and model["sha256"] in accuracies
+    assert bnn_train("task=export", "from=run", "which=best", "export.format=torch").code == 0
+    assert (run / "export-best/network.pt2").is_file() and not (run / "export").exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_by_what_its_run_says(run):
+    file = run / "checkpoints/last.pt"
+    saved = torch.load(file, weights_only=True)
+    torch.save({key: value for key, value in saved.items() if key not in ("config", "classes", "image_shape")}, file)
+    images = torch.from_numpy(sources.read("digits").test_images)
+    (ours, about), (theirs, known) = load_model(file), load_model(run)
+    assert torch.equal(ours(images), theirs(images)) and about == known
+    (run / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no model"):
+        load_model(file)
+
+
+def test_of_a_killed_run_nothing_is_said_that_is_not_known(bnn_train, run):
+    (run / "summary.json").unlink()
+    done = bnn_train("task=evaluate", "from=run/checkpoints/last.pt")
+    assert done.code == 0 and "the run's own" not in done.out and "360 test rows, digits" in done.out
+    ((key, which),) = evaluations(run)[0]
+    assert which == "last" and evaluations(run)[0][key, which]["data"]["own"] is None and not (run / "evaluation.json").exists()
+
+
+def test_another_accuracy_than_the_summary_says_is_an_error(bnn_train, run, summary):
+    told = summary(run)
+    for off, code in ((0.0, 0), (100 / 360, 0), (2 * 100 / 360, 1), (-18.95, 1)):
+        wrong = told | {"test_accuracy": told["test_accuracy"] + off}
+        (run / "summary.json").write_text(json.dumps(wrong))
+        done = bnn_train("task=evaluate", "from=run")
+        assert done.code == code and len(done.err.splitlines()) == (3 if code else 1), done.err
+        if code:
+            assert f"{wrong['test_accuracy']:.2f}%" in done.err and f"{told['test_accuracy']:.2f}%" in done.err
+
+
+def test_what_can_not_be_written_is_printed_all_the_same(bnn_train, run, tmp_path):
+    (run / "evaluation.json").mkdir()
+    done = bnn_train("task=evaluate", "from=run")
+    assert done.code == 0 and "packed" in done.out and "can't be written" in done.err and "hydra.run.dir=" in done.err
+    assert len(done.err.splitlines()) == 2
+    assert bnn_train("task=evaluate", "from=run", "hydra.run.dir=there").code == 0
+    assert evaluations(tmp_path / "there")[1] == 1
+
+
+def test_the_page_of_the_run_shows_its_evaluations_and_mistakes(bnn_train, run, monkeypatch):
+    names = tuple(f"photos/<{i}>.png" for i in range(360))
+    read = sources.read
+    monkeypatch.setattr(sources, "read", lambda *a, **k: replace(read(*a, **k), test_names=names))
+    assert bnn_train("task=evaluate", "from=run").code == 0
+    result = json.loads((run / "evaluation.json").read_text())
+    wrong = [i for i, row in enumerate(result["confusion"]) for j, n in enumerate(row) for _ in range(n) if i != j]
+    assert len(result["mistakes"]) == len(wrong) > 0
+    assert [m["probability"] for m in result["mistakes"]] == sorted(
+        (m["probability"] for m in result["mistakes"]), reverse=True
+    )
+    digits = read("digits")
+    assert all(m["name"] == names[m["row"]] and m["class"] == str(digits.test_labels[m["row"]]) for m in result["mistakes"])
+    page = (run / "report.html").read_text()
+    worst = result["mistakes"][0]
+    assert f"photos/&lt;{worst['row']}&gt;.png" in page and "evaluation.json" in page and page.count("<img") == 3
+
+
+def test_written_files_have_the_permissions_of_new_files(run, tmp_path):
+    (tmp_path / "new").write_text("")
+    expected = (tmp_path / "new").stat().st_mode
+    files = [file for file in run.rglob("*") if file.is_file()]
+    assert len(files) >= 11 and {file.stat().st_mode for file in files} == {expected}
+
+
 def test_images_of_a_folder_and_of_another_kind(bnn_train, run, tmp_path):
     digits, network = sources.read("digits"), load_model(run)[0]
     (tmp_path / "images").mkdir()
@@ -72,6 +208,8 @@ def test_images_of_a_folder_and_of_another_kind(bnn_train, run, tmp_path):
         (["task=evaluate", "from=nowhere"], "nowhere"),
         (["task=evaluate", "from=[run,run]"], "takes one"),
         (["task=evaluate", "from=run", "dataset=local", "dataset.path=nowhere"], "nowhere"),
+        (["task=evaluate", "from=run/model.safetensors", "which=best"], "which=best"),
+        (["task=evaluate", "from=run", "which=newest"], "which=newest"),
         (["task=predict", "from=run"], "input="),
         (["task=predict", "from=run", "input=nowhere"], "nowhere"),
         (["task=predict", "from=run", "input=run/checkpoints"], "no image there"),
@@ -111,6 +249,7 @@ def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
     assert {row["batch"] for row in found["network"]} == {1, 16}
     assert found["files"]["model.safetensors"] == (run / "model.safetensors").stat().st_size
     assert (run / "benchmark.png").exists() and "packed is" in done.out
+    assert done.out.count("measuring the network") == 2 and "measuring a layer 64 → 32" in done.out
     alone = bnn_train("task=benchmark", "model.hidden_size=32", "hydra.run.dir=configured")
     assert alone.code == 0, alone.err
     files = json.loads((run.parent / "configured/benchmark.json").read_text())["files"]

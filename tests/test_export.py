@@ -9,7 +9,7 @@ from test_deploy import with_any_norms
 from bnn_exp.data import sources
 from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network
 from bnn_exp.deploy.check import check_equal, predictions
-from bnn_exp.deploy.to_c import classify
+from bnn_exp.deploy.to_c import classify, compile_c
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
@@ -51,6 +51,29 @@ def test_the_c_program_is_clean_and_classifies_as_the_float_network(compiler, se
     assert [line.split(" ", 1)[1] for line in done.stdout.splitlines()] == [names[i] for i in predictions(network, x[:3])]
     assert (done.returncode, "less than a picture" in done.stderr) == ((1, True) if x[0].numel() > 1 else (0, False))
     assert subprocess.run([tmp_path / "again"], capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize("kind", ["c", "onnx"])
+def test_any_name_of_a_class_can_be_exported(kind, tmp_path):
+    """A line for each, whatever is in it."""
+    if kind == "c" and shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    odd = ("a\nb", "caf\udce9", '*/ "%s"', "\x1b[31m", "??/", "[/b]", "é", "x" * 300, "", "\0")
+    shown = ["a b", "caf\\udce9", '*/ "%s"', "\\x1b[31m", "??/", "[/b]", "é", "x" * 300, "", "\\x00"]
+    network, x = random_mlp(1)
+    if kind == "c":
+        export_c(pack_network(network), tmp_path, x, odd)
+        compile_c(tmp_path)
+        (tmp_path / "raw").write_bytes(x.numpy().tobytes())
+        out = subprocess.run([tmp_path / "network", tmp_path / "raw"], capture_output=True, text=True, encoding="utf-8").stdout
+        answers = predictions(network, x)
+        assert [line.split(" ", 1)[1] for line in out.splitlines()] == [shown[i] for i in answers] and len(set(answers)) > 3
+    else:
+        onnx = pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+        export_onnx(pack_network(network), tmp_path, x, odd)
+        (names,) = (prop.value for prop in onnx.load(tmp_path / "network.onnx").metadata_props if prop.key == "classes")
+        assert names.split("\n") == shown
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no cc")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -146,6 +147,22 @@ def test_a_search_asks_for_trials_and_resumes(bnn_train):
     for trial in trials:
         assert 0.001 <= trial.params["delta"] <= 0.3 and 8 <= trial.params["model.hidden_size"] <= 32
     assert len(table(Path("s"))) == 5
+
+
+def test_the_best_of_a_search_is_that_of_the_table(bnn_train):
+    """By validation, where the search keeps rows back; its command line makes the same run again."""
+    optuna = pytest.importorskip("optuna")
+    arguments = ["-m", "sweeper=optuna", "model.hidden_size=range(8,40)", "dataset.validation=0.2", *SMALL, "sweep.trials=5"]
+    done = bnn_train(*arguments, "hydra.sweep.dir=s")
+    assert done.code == 0, done.err
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s/optuna.log"))
+    best = optuna.load_study(study_name="search", storage=storage).best_trial
+    (row,) = (row for row in table(Path("s")) if row["best"] == "1")
+    assert float(row["best_validation_accuracy_mean"]) == best.value
+    assert row["model.hidden_size"] == str(best.params["model.hidden_size"])
+    (line,) = (line for line in done.out.splitlines() if line.startswith("the best: bnn-train "))
+    again = bnn_train(*shlex.split(line)[3:], "hydra.run.dir=again")
+    assert again.code == 0 and json.loads(Path("again/summary.json").read_text())["best_validation_accuracy"] == best.value
 
 
 def test_hydras_sweep_syntax_as_a_space():

@@ -1,7 +1,5 @@
 """`task=benchmark benchmark=training`: what the command does, from the configuration to `benchmark.json`."""
 
-import json
-
 import torch
 from rich.table import Table
 
@@ -14,7 +12,7 @@ from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.prepare import first_network, load, settle
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import write_json
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
 
@@ -38,8 +36,7 @@ def benchmark(asked: Asked) -> str:
     """
     _check(asked, config.load(asked.composed))
     found = _measured(make_plan(asked.composed, []), asked.request.benchmark)
-    with replacing(asked.directory / "benchmark.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(asked.directory / "benchmark.json", found)
     training_plot(asked.directory / "benchmark.png", found)
     _say(found)
     return f"in {asked.directory}: benchmark.json, benchmark.png"

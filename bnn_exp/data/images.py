@@ -256,7 +256,7 @@ def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.nd
         with quiet():
             made = pixels.of(opened(file), channels, (width, height))
     except Exception as error:  # Pillow's plug-ins raise what they like
-        raise UserError(f"{file}: not a readable picture ({_in_a_line(error)})") from error
+        raise UserError(f"{file}: not a readable image ({_in_a_line(error)})") from error
     return made[None] if channels == 1 else made.transpose(2, 0, 1)
 
 

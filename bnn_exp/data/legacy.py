@@ -11,6 +11,11 @@ FORMAT = b"2"
 DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tar", ".zip"}
 
 
+def are_same(saved: str, key: str, dataset: Any) -> bool:
+    """Returns whether data of this key, read by the settings `dataset`, are those that a file calls `saved`."""
+    return saved == key or saved == old_key(dataset)
+
+
 def old_key(dataset: Any) -> str:
     """Returns the key that version 0.1.0 gave to a dataset of these settings: of a folder's files, or of the hub's name."""
     if dataset.name == "digits":

@@ -57,6 +57,29 @@ class Arrays:
     test_names: tuple[str, ...] = ()
     own_test: bool = True
 
+    def in_classes(self, classes: tuple[str, ...]) -> "Arrays":
+        """Returns the same rows with labels that are indices of `classes`, matched by name.
+
+        Raises:
+            KeyError: a class of a test row is not among them.
+        """
+        if classes == self.classes:
+            return self
+        place = {name: i for i, name in enumerate(classes)}
+        numbers = np.array([place.get(name, -1) for name in self.classes], np.int64)
+        if unknown := [self.classes[label] for label in np.unique(self.test_labels) if numbers[label] < 0]:
+            raise KeyError(unknown[0])
+        labels = {name: numbers[value] for name, value in vars(self).items() if name.endswith("_labels") and value is not None}
+        return replace(self, **labels, classes=classes)
+
+    def all_as_test(self) -> "Arrays":
+        """Returns the same rows, those that serve for training among the test rows. The names of their files are lost."""
+        joined = {
+            f"test_{what}": np.concatenate([getattr(self, f"{split}_{what}") for split in ("train", "test")])
+            for what in ("images", "labels")
+        }
+        return replace(self, **joined, test_names=())
+
 
 def cache_folder() -> Path:
     """Returns the folder of decoded datasets: $BNN_EXP_CACHE, else the user's cache folder."""

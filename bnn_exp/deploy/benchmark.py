@@ -22,12 +22,19 @@ LAYERS_CUDA = ((1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 1024))
 
 
 def benchmark(
-    path: str | Path, device: torch.device, batches: tuple[int, ...] = BATCHES, rounds: int = ROUNDS, threads: int = 1
+    path: str | Path,
+    device: torch.device,
+    batches: tuple[int, ...] = BATCHES,
+    rounds: int = ROUNDS,
+    threads: int = 1,
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure the network of a run directory or a `model.safetensors`, packed and as it is.
 
     Args:
         threads: of torch, of our kernels and of onnxruntime, on a CPU.
+        say: is told in a line what is measured next, since some of it takes minutes.
 
     Returns:
         `machine`; `network`: per batch and way (packed, torch fp32, on CUDA torch bf16, where it is installed onnxruntime fp32)
@@ -50,9 +57,14 @@ def benchmark(
             ways["torch bf16"] = torch.autocast("cuda", torch.bfloat16)(ways["torch fp32"])
         if runtime is not None:
             ways["onnxruntime fp32"] = runtime
-        found = [_network(ways, batch, about["image_shape"], device, rounds) for batch in batches]
-        sizes = LAYERS_CUDA if device.type == "cuda" else LAYERS
-        layers = [_layer(*size, device, rounds) for size in sizes]
+        found, layers = [], []
+        for batch in batches:
+            say(f"measuring the network, {', '.join(ways)}: batch {batch}, {rounds} rounds")
+            found.append(_network(ways, batch, about["image_shape"], device, rounds))
+        for inputs, outputs, batch in LAYERS_CUDA if device.type == "cuda" else LAYERS:
+            say(f"measuring a layer {inputs} → {outputs}: batch {batch}, {rounds} rounds")
+            layers.append(_layer(inputs, outputs, batch, device, rounds))
+    say("measuring memory")
     return {
         "machine": machine(device, threads),
         "network": [row for rows in found for row in rows],

@@ -10,6 +10,7 @@ from torch import Tensor
 from bnn_exp.bits import from_tiles, pack
 from bnn_exp.deploy.mlp import HiddenLayer, LastLayer, PackedMLP
 from bnn_exp.errors import UserError
+from bnn_exp.records.words import in_a_line
 
 _PLAIN = (string.ascii_letters + string.digits + " _-.").encode()  # what stands for itself in a C string
 
@@ -136,7 +137,7 @@ def write_c(network: PackedMLP, shape: tuple[int, ...], classes: tuple[str, ...]
     Raises:
         UserError: a scale or shift of the last layer is not finite.
     """
-    layers = list(network.layers)
+    layers, classes = list(network.layers), tuple(map(in_a_line, classes))
     hidden = layers[:-1]
     widest = max((_words(layer.outputs) for layer in hidden), default=0)
     names = ", ".join(_quoted(name) for name in classes)

@@ -1,34 +1,59 @@
 """The tasks of `bnn-train` that begin with a trained network: evaluate, predict, export, benchmark."""
 
-import json
 import tempfile
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from rich.table import Table
 
 from bnn_exp import config, models, plan
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
 from bnn_exp.deploy import evaluate as evaluation
+from bnn_exp.deploy import predict as predicted
 from bnn_exp.deploy.benchmark_plot import speed_plot
 from bnn_exp.deploy.load import load_packed
+from bnn_exp.deploy.predict import FILES
 from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch
-from bnn_exp.errors import UserError
-from bnn_exp.records.files import replacing
-from bnn_exp.records.model import read_model, save_model
+from bnn_exp.errors import UserError, WrongResult
+from bnn_exp.records import evaluations, html
+from bnn_exp.records.files import writable, write_json
+from bnn_exp.records.model import load_model, read_model, save_model
 from bnn_exp.records.report import by_class
+from bnn_exp.records.runs import run_of
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
 
+SHOWN, LAST = 40, 10  # answers on the console, and how many of these are the last ones
+
 
 def evaluate(asked: Asked) -> str:
-    """`task=evaluate`: test rows of the dataset that is named, else of the run's own, by its network as floats and on bits."""
-    result = evaluation.evaluate(asked.model, _arrays(asked))
+    """`task=evaluate`: test rows of the dataset that is named, else of the run's own, by its network as floats and on bits.
+
+    Raises:
+        WrongResult: the accuracy is not the one that the run's summary has of these rows.
+    """
+    model, dataset = asked.model, _dataset(asked)
+    arrays = plan.read(dataset)
+    result = evaluation.evaluate(model, arrays, dataset)
+    _say(result)
+    run = run_of(model)
+    said = _leave(result, asked.into(run), run, arrays)
+    if wrong := evaluations.disagreement(vars(result), run):
+        raise WrongResult(f"{wrong}\n{said}")
+    return said
+
+
+def _say(result: evaluation.Evaluation) -> None:
+    """The tables of an evaluation on the console."""
     console().print(by_class(result.confusion, result.classes))
-    table = Table(title=f"{result.rows:,} test rows", title_justify="left")
+    data = result.data
+    whose = {True: "the run's own", False: "not the run's own: ", None: ""}[data["own"]]
+    whose += "" if data["own"] else data["path"] or data["name"]
+    table = Table(title=f"{result.rows:,} test rows, {whose}; the {result.model['which']} network", title_justify="left")
     for column in ("network", "test %", "different predictions", "seconds"):
         table.add_column(column)
     table.add_row("float", f"{result.accuracy_float:.2f}", "", f"{result.seconds_float:.3g}")
@@ -38,31 +63,71 @@ def evaluate(asked: Asked) -> str:
         different = str(result.different_predictions)
         table.add_row("packed", f"{result.accuracy_packed:.2f}", different, f"{result.seconds_packed:.3g}")
     console().print(table)
-    return f"in {_folder(asked.model)}: evaluation.json, mistakes.png"
+
+
+def _leave(result: evaluation.Evaluation, into: Path, run: Path, arrays: Arrays) -> str:
+    """Writes the files of an evaluation and the page of the run that they stand in. Returns where they are, or why not: what
+    was measured is on the console by then."""
+    file = evaluations.file_for(into, result.model, result.data, run)
+    try:
+        with writable(into):
+            write_json(file, vars(result))
+            evaluation.draw_mistakes(evaluations.picture_of(file), result, arrays)
+            if into == run and (run / "report.html").is_file():
+                html.write_run_page(run)
+    except UserError as error:
+        return f"not saved: {error}"
+    pictures = f", {evaluations.picture_of(file).name}" if result.mistakes else ""
+    return f"in {file.parent}: {file.name}{pictures}"
 
 
 def predict(asked: Asked) -> str:
-    """`task=predict`: classes and probabilities of the images of `input`."""
-    if not asked.request.input:
-        raise UserError("task=predict needs input=\nallowed: an image, or a folder of them")
-    answers = evaluation.predict(asked.model, Path(asked.request.input))
-    table = Table("image", "class", "probability", "then")
-    for file, (first, *others) in answers:
-        table.add_row(file.name, first[0], f"{100 * first[1]:.1f}%", ", ".join(f"{c} {100 * p:.1f}%" for c, p in others))
+    """`task=predict`: classes and probabilities of the images of `input`, on the console and in files of their own."""
+    given = asked.request.input
+    if not given:
+        raise UserError("task=predict needs input=\nallowed: an image, a folder of images, a pattern, or a list of them")
+    into = asked.directory
+    if there := [name for name in FILES if (into / name).exists()]:
+        raise UserError(f"{into / there[0]}: it is there already\nallowed: another hydra.run.dir=FOLDER")
+    found = predicted.predict(asked.model, [given] if isinstance(given, str) else given)
+    _show(found)
+    with writable(into):
+        found.write(into)
+    parts = [f"{len(found.answers):,} image{'s' * (len(found.answers) != 1)} in {into}: {', '.join(FILES)}"]
+    if found.skipped:
+        parts.append(f"{len(found.skipped):,} not readable, the first: {found.skipped[0][1]}")
+    if found.passed_over:
+        parts.append(f"{found.passed_over:,} other file{'s' * (found.passed_over != 1)} passed over")
+    if found.together:
+        parts.append(predicted.TOGETHER)
+    return "\n".join(parts)
+
+
+def _show(found: predicted.Predictions) -> None:
+    """The answers on the console: of many the first and the last."""
+    table, answers = Table("image", "class", "probability", "then"), found.answers
+    for i, (file, (first, *others)) in enumerate(answers):
+        if len(answers) > SHOWN and SHOWN - LAST <= i < len(answers) - LAST:
+            if i == SHOWN - LAST:
+                table.add_row(f"… {len(answers) - SHOWN:,} more …")
+            continue
+        then = ", ".join(f"{name} {100 * p:.1f}%" for name, p in others)
+        table.add_row(str(file), first[0], f"{100 * first[1]:.1f}%", then)
     console().print(table)
-    return f"{len(answers)} image{'s' * (len(answers) > 1)}"
 
 
 def export(asked: Asked) -> str:
     """`task=export`: the packed network in another form, checked on every test row before it counts as done."""
     wanted = asked.request.export
-    network, about = load_packed(asked.model)
-    into = Path(wanted.dir) if wanted.dir else _folder(asked.model) / "export"
-    images = torch.from_numpy(_arrays(asked).test_images)
-    if wanted.format == "torch":
-        facts = export_torch(network, into, images)
-    else:
-        facts = {"c": export_c, "onnx": export_onnx}[wanted.format](network, into, images, tuple(about["classes"]))
+    model = asked.model
+    network, about = load_packed(model)
+    into = Path(wanted.dir) if wanted.dir else asked.into(run_of(model) / _named("export", model))
+    images = torch.from_numpy(plan.read(_dataset(asked)).test_images)
+    with writable(into, "export.dir=FOLDER where you may write"):
+        if wanted.format == "torch":
+            facts = export_torch(network, into, images)
+        else:
+            facts = {"c": export_c, "onnx": export_onnx}[wanted.format](network, into, images, tuple(about["classes"]))
     sizes = [
         f"{key.removesuffix('bytes').replace('_', ' ')}{bytes_in_words(value)}"
         for key, value in facts.items()
@@ -79,30 +144,45 @@ def benchmark(asked: Asked) -> str:
     """
     settings = config.load(asked.composed)
     device = torch.device(plan.device_of(settings.device))
+    file = asked.model if asked.request.from_ else None
     with tempfile.TemporaryDirectory() as temporary:
-        model = asked.model if asked.request.from_ else _untrained(settings, plan.values_of(asked.composed), Path(temporary))
-        found = measured.benchmark(model, device, threads=settings.trainer.threads or 1)
-    folder = _folder(asked.model) if asked.request.from_ else asked.directory
-    with replacing(folder / "benchmark.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
-    speed_plot(folder / "benchmark.png", found)
+        model = _as_deployed(file, Path(temporary)) if file else _untrained(settings, asked.composed, Path(temporary))
+        found = measured.benchmark(model, device, threads=settings.trainer.threads or 1, say=console().print)
     machine = found["machine"]
     where = f"{machine['name']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     _speeds(f"the network, on {where}", ("batch",), found["network"])
     _speeds("one layer against F.linear", ("inputs", "outputs", "batch", "kind"), found["layers"])
     files = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["files"].items())
     console().print(f"on disk: {files}")
-    return f"in {folder}: benchmark.json, benchmark.png"
+    folder, name = (asked.into(run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
+    with writable(folder):
+        write_json(folder / f"{name}.json", found)
+        speed_plot(folder / f"{name}.png", found)
+    return f"in {folder}: {name}.json, {name}.png"
 
 
-def _untrained(settings: config.Settings, values: dict, folder: Path) -> Path:
+def _as_deployed(model: Path, folder: Path) -> Path:
+    """The model file itself, or one in `folder` of what a checkpoint holds: its size is what a device needs."""
+    if model.suffix != ".pt":
+        return model
+    network, about = load_model(model)
+    save_model(folder / "model.safetensors", network, about["config"], tuple(about["image_shape"]), tuple(about["classes"]))
+    return folder / "model.safetensors"
+
+
+def _named(what: str, model: Path) -> str:
+    """Names a file of results: those of the best network do not replace those of the last."""
+    return f"{what}-best" if model.stem == "best" else what
+
+
+def _untrained(settings: config.Settings, composed: DictConfig, folder: Path) -> Path:
     """A model file of the network that the settings describe."""
     arrays = plan.read(settings.dataset)
     torch.manual_seed(settings.seed)
     shape = arrays.train_images.shape[1:]
     network = models.build(settings.model, shape, len(arrays.classes), arrays.mean, arrays.std)
     file = folder / "model.safetensors"
-    save_model(file, network, values, shape, arrays.classes)
+    save_model(file, network, plan.values_of(composed), shape, arrays.classes)
     return file
 
 
@@ -119,12 +199,8 @@ def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
     console().print(table)
 
 
-def _arrays(asked: Asked) -> Arrays:
+def _dataset(asked: Asked) -> config.Rows:
     """The dataset that the command line names, else that of the run."""
     if any(item.startswith("dataset") for item in asked.overrides):
-        return plan.read(config.load(asked.composed).dataset)
-    return plan.read(config.dataset(read_model(asked.model)[2]["config"]["dataset"]))
-
-
-def _folder(model: Path) -> Path:
-    return model if model.is_dir() else model.parent
+        return config.load(asked.composed).dataset
+    return config.dataset(read_model(asked.model)[2]["config"]["dataset"])

@@ -1,34 +1,41 @@
-"""What a trained network is worth: its test accuracy as floats and on bits, sample by sample, and its worst mistakes."""
+"""Evaluates a trained network: its test accuracy as floats and on bits, sample by sample, and its worst mistakes."""
 
-import json
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.data.images import Pixels, read_image
+from bnn_exp.bits import bits_sha256
+from bnn_exp.config import Rows
+from bnn_exp.data.dataset import pieces
+from bnn_exp.data.legacy import are_same
+from bnn_exp.data.rows import some
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.errors import UserError
-from bnn_exp.records import plots
-from bnn_exp.records.files import replacing
+from bnn_exp.records import evaluations, plots
 from bnn_exp.records.model import load_model
+from bnn_exp.records.summary import surroundings
+from bnn_exp.records.terminal import progress
 
 BATCH = 4096
 WORST = 64  # mistakes in the picture
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LISTED = 1000  # mistakes in the file
 
 
 @dataclass
 class Evaluation:
     """The test rows by both networks. `packed` says why, where there is no packed network."""
 
+    model: dict[str, Any]  # `file`, `which` (last, best), `sha256` of the network and what it is of, `bits_sha256`
+    data: dict[str, Any]  # `name`, `path`, `key`, `split` (test; all: the data have no test rows), `rows`, `own` (of the run)
     accuracy_float: float  # percent
     accuracy_packed: float | None
+    summary_accuracy: float | None  # of the same network on the same rows, where summary.json has it
     different_predictions: int | None
     seconds_float: float
     seconds_packed: float | None
@@ -36,32 +43,40 @@ class Evaluation:
     packed: str
     classes: list[str]
     confusion: list[list[int]]  # [label][answer] of the float network
+    mistakes: list[dict[str, Any]]  # `row`, `name`, `class`, `answer`, `probability`; the surest first, 1,000 at most
+    date: str
+    versions: dict[str, str]
 
 
-def evaluate(path: Path, arrays: Arrays) -> Evaluation:
-    """Evaluate the model of a run directory or a file on the test rows of `arrays`; leaves `evaluation.json` and, where it is
-    ever wrong, `mistakes.png` beside it.
+def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> Evaluation:
+    """Evaluates the network of a model file or a checkpoint on the test rows of `arrays`, which `dataset` describes.
 
     Raises:
         UserError: no such model, or images or classes of another kind.
     """
-    network, about = load_model(path)
-    trained_on, given = (tuple(about["image_shape"]), tuple(about["classes"])), (arrays.test_images.shape[1:], arrays.classes)
-    if trained_on != given:
-        kinds = [f"{'×'.join(map(str, shape))} images of {len(classes)} classes" for shape, classes in (trained_on, given)]
-        raise UserError(f"from={path}: it knows {kinds[0]}, the dataset has {kinds[1]}\nallowed: the dataset of the run")
+    network, about = load_model(file)
+    run = evaluations.own_run(file)
+    trained_on = run.summary.get("dataset") if run else None
+    own = trained_on and are_same(trained_on, arrays.key, dataset)
+    split = "test" if own or arrays.own_test else "all"
+    arrays = _in_its_terms(file, about, arrays if split == "test" else arrays.all_as_test())
     images, labels = torch.from_numpy(arrays.test_images), torch.from_numpy(arrays.test_labels)
-    logits, seconds = timed(network, images)
+    size = about["config"].get("trainer", {}).get("eval_batch_size", BATCH)  # without statistics a batch counts as a whole
+    logits, seconds = timed(network, images, size, "as floats")
     answers = logits.argmax(1)
     try:
-        packed_logits, packed_seconds = timed(load_packed(path)[0], images)
+        packed_logits, packed_seconds = timed(load_packed(file)[0], images, size, "on bits")
         packed, packed_answers = "the same weights as bits", packed_logits.argmax(1)
     except UserError as error:
         packed, packed_answers, packed_seconds = str(error).splitlines()[0], None, None
     n = len(arrays.classes)
-    result = Evaluation(
+    model = described(file, about) | {"bits_sha256": bits_sha256(network)}
+    return Evaluation(
+        model=model,
+        data=_described(dataset, arrays, split, own),
         accuracy_float=percent(answers == labels),
         accuracy_packed=None if packed_answers is None else percent(packed_answers == labels),
+        summary_accuracy=evaluations.told(run, model["which"]) if own else None,
         different_predictions=None if packed_answers is None else int((packed_answers != answers).sum()),
         seconds_float=seconds,
         seconds_packed=packed_seconds,
@@ -69,64 +84,82 @@ def evaluate(path: Path, arrays: Arrays) -> Evaluation:
         packed=packed,
         classes=list(arrays.classes),
         confusion=torch.bincount(labels * n + answers, minlength=n * n).reshape(n, n).tolist(),
+        mistakes=_mistakes(arrays, logits),
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        versions=surroundings()["versions"],
     )
-    folder = path if path.is_dir() else path.parent
-    with replacing(folder / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(vars(result), indent=2) + "\n")
-    _picture(folder / "mistakes.png", arrays, logits)
-    return result
+
+
+def _in_its_terms(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
+    """Returns the rows with the labels that the network has for their classes.
+
+    Raises:
+        UserError: the network knows no such images, or not one of the classes.
+    """
+    known, given = tuple(about["image_shape"]), arrays.test_images.shape[1:]
+    if known != given:
+        kinds = ["×".join(map(str, shape)) for shape in (known, given)]
+        raise UserError(
+            f"from={file}: it knows images of {kinds[0]}, the dataset has {kinds[1]}\n"
+            "allowed: images of its kind; dataset.size=N and dataset.channels=1 or 3 make them so"
+        )
+    try:
+        return arrays.in_classes(tuple(about["classes"]))
+    except KeyError as error:
+        raise UserError(
+            f"from={file}: it does not know the class {error.args[0]}\nallowed: the classes {some(about['classes'], 6)}"
+        ) from error
+
+
+def described(file: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Names the network that gave an answer: its file, the epoch that it is of, and its fingerprint."""
+    return {"file": str(file.resolve()), "which": "best" if file.stem == "best" else "last", "sha256": about["sha256"]}
+
+
+def _described(dataset: Rows, arrays: Arrays, split: str, own: bool | None) -> dict[str, Any]:
+    path = getattr(dataset, "path", None)
+    where = {"name": dataset.name, "path": path and str(Path(path).resolve())}
+    return {**where, "key": arrays.key, "split": split, "rows": len(arrays.test_labels), "own": own}
 
 
 @torch.inference_mode()
-def timed(network: nn.Module, images: Tensor) -> tuple[Tensor, float]:
-    """Logits of all images, and the seconds that they took."""
+def timed(network: nn.Module, images: Tensor, size: int = BATCH, what: str = "") -> tuple[Tensor, float]:
+    """Logits of all images, in batches of `size`, and the seconds that they took."""
     network(images[:2])  # what is made once is not counted
-    began = time.perf_counter()
-    logits = torch.cat([network(batch) for batch in images.split(BATCH)])
-    return logits, time.perf_counter() - began
+    logits, began = [], time.perf_counter()
+    with progress(f"images {what}", len(images)) as done:
+        for rows in pieces(torch.arange(len(images)), size):
+            logits.append(network(images[rows[0] : rows[-1] + 1]))
+            done(len(rows))
+    return torch.cat(logits), time.perf_counter() - began
 
 
 def percent(right: Tensor) -> float:
     return 100 * float(right.double().mean())
 
 
-def _picture(file: Path, arrays: Arrays, logits: Tensor) -> None:
-    """The mistakes that the network is surest of, each over "label → answer, probability"."""
-    probabilities, answers = logits.softmax(1).max(1)
-    wrong = (answers.numpy() != arrays.test_labels).nonzero()[0]
-    worst = wrong[np.argsort(-probabilities.numpy()[wrong], kind="stable")][:WORST]
-    if len(worst):
-        names = [
-            f"{arrays.classes[arrays.test_labels[i]]} → {arrays.classes[answers[i]]} {100 * probabilities[i]:.0f}%"
-            for i in worst
-        ]
-        plots.samples(file, arrays.test_images[worst], names)
-
-
-def predict(path: Path, given: Path) -> list[tuple[Path, list[tuple[str, float]]]]:
-    """The three likeliest classes, with probabilities from 0 to 1, of an image or of each image of a folder, by its name.
-
-    Raises:
-        UserError: no such model or image, or one that can't be read.
-    """
-    network, about = _on_bits(path)
-    files = sorted(f for f in given.iterdir() if f.suffix.lower() in IMAGES) if given.is_dir() else [given]
-    if not files or not files[0].is_file():
-        raise UserError(f"input={given}: no image there\nallowed: an image file, or a folder of them ({', '.join(IMAGES)})")
-    pixels = Pixels.of_settings(about["config"]["dataset"])
-    images = np.stack([read_image(file, tuple(about["image_shape"]), pixels) for file in files])
-    logits, _ = timed(network, torch.from_numpy(images))
-    best, classes = logits.softmax(1).topk(min(3, len(about["classes"])))
-    answers = zip(classes.tolist(), best.tolist(), strict=True)
+def _mistakes(arrays: Arrays, logits: Tensor) -> list[dict[str, Any]]:
+    """The wrong answers, those that the network is surest of first."""
+    probabilities, answers = (found.numpy() for found in logits.softmax(1).max(1))
+    wrong = (answers != arrays.test_labels).nonzero()[0]
+    names = arrays.test_names
     return [
-        (file, [(about["classes"][c], p) for c, p in zip(*answer, strict=True)])
-        for file, answer in zip(files, answers, strict=True)
+        {
+            "row": row,
+            "name": names[row] if names else f"row {row}",
+            "class": arrays.classes[arrays.test_labels[row]],
+            "answer": arrays.classes[answers[row]],
+            "probability": float(probabilities[row]),
+        }
+        for row in wrong[(-probabilities[wrong]).argsort(kind="stable")][:LISTED].tolist()
     ]
 
 
-def _on_bits(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The packed network, or the float one where it can't be packed."""
-    try:
-        return load_packed(path)
-    except UserError:  # a file that can't be read is refused again
-        return load_model(path)
+def draw_mistakes(file: Path, evaluation: Evaluation, arrays: Arrays) -> None:
+    """Draws the worst mistakes, each over "label → answer, probability"; without any, no picture stays."""
+    worst = evaluation.mistakes[:WORST]
+    if not worst:
+        file.unlink(missing_ok=True)
+        return
+    names = [f"{m['class']} → {m['answer']} {100 * m['probability']:.0f}%" for m in worst]
+    plots.samples(file, arrays.test_images[[m["row"] for m in worst]], names)

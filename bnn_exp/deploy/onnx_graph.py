@@ -20,6 +20,7 @@ from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import encode
 from bnn_exp.nn.bncvl import Standardize
+from bnn_exp.records.words import in_a_line
 
 OPSET, IR = 18, 10  # what onnxruntime has known since 2023
 
@@ -185,6 +186,6 @@ def _model(build: Callable[[Graph, nn.Module, str], str], network: nn.Module, sh
         graph.constants,
     )
     result = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="bnn_exp")
-    helper.set_model_props(result, {"classes": "\n".join(classes)})
+    helper.set_model_props(result, {"classes": "\n".join(map(in_a_line, classes))})
     onnx.checker.check_model(result, full_check=True)
     return result

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bnn_exp.records import html, runs, study_plot
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import write_text
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import Study, label, reason, short_names, study
 from bnn_exp.records.words import console
@@ -14,9 +14,9 @@ FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html")
 
 
 def answer(
-    records: list[Record], directory: Path, y: str = "test_accuracy", x: str | None = None, group: str | None = None
+    records: list[Record], directory: Path, y: str | None = None, x: str | None = None, group: str | None = None
 ) -> Study:
-    """Fold `records` into a study of `y`, print it and leave it in `directory`; the plot is over `x`, a line a `group`.
+    """Folds `records` into a study of `y`, prints it and leaves it in `directory`; the plot is over `x`, a line a `group`.
 
     Raises:
         UserError: a key that does not vary, or a number that the runs don't have.
@@ -25,8 +25,7 @@ def answer(
     if result.rows:
         study_plot.axes_of(result, x, group)
     for name, text in (("sweep.csv", result.csv()), ("sweep.md", result.markdown())):
-        with replacing(directory / name) as temporary:
-            temporary.write_text(text)
+        write_text(directory / name, text)
     if result.rows:
         study_plot.draw(directory / "sweep.png", result, x, group)
     if runs.read(directory) is None:
@@ -38,7 +37,7 @@ def answer(
 
 
 def show(result: Study) -> None:
-    """Print the table of a study, and what did not complete."""
+    """Prints the table of a study, how its best was chosen, and what did not complete."""
     say, (head, rows) = console(), result.cells()
     names = short_names(result.varied)
     head = [names.get(name, name) for name in head]
@@ -47,5 +46,9 @@ def show(result: Study) -> None:
         for row, cells in zip(result.rows, rows, strict=True):
             table.add_row(*cells, style="bold green" if row.best else None)
         say.print(table)
+    for note in result.notes:
+        say.print(note)
+    if result.best:
+        say.print(f"the best: {result.best.command()}")
     for run in result.unfinished:
-        say.print(f"not completed: {run.directory} {label(run, result.varied)}: {reason(run)}", markup=False)
+        say.print(f"not completed: {run.directory} {label(run, result.varied)}: {reason(run)}")

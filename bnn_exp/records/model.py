@@ -12,15 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bnn_exp import models
-from bnn_exp.bits import deployed_state, unpack
+from bnn_exp.bits import deployed_state, load_state, unpack
 from bnn_exp.config import model as model_settings
 from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_parameters
 from bnn_exp.nn.norm import STATISTICS, make_affine, running_norms
+from bnn_exp.records import checkpoint, runs
 from bnn_exp.records.files import replacing
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
+DAMAGED = (OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UserError)  # what a bad file can raise
 
 
 def save_model(file: Path, network: nn.Module, config: dict, image_shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
@@ -32,8 +34,9 @@ def save_model(file: Path, network: nn.Module, config: dict, image_shape: tuple[
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a run directory or of a `model.safetensors`, in evaluation mode on the CPU, and what the file says of it:
-    `config`, `image_shape` (channels, height, width) and `classes`. Its input is pixels, uint8 or float32 in [0, 1].
+    """The network of a run directory, of a `model.safetensors` or of a checkpoint, in evaluation mode on the CPU, and what the
+    file says of it: `config`, `image_shape` (channels, height, width) and `classes`; `sha256`, a fingerprint of the network
+    with these. Its input is pixels, uint8 or float32 in [0, 1].
 
     On a CPU it evaluates bit for bit as the network that was saved. Its BatchNorms have a scale and a shift, and no statistics.
 
@@ -58,7 +61,9 @@ def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
     """
     file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise UserError(f"{file}: no such file\nallowed: a run directory, or the model.safetensors of one")
+        raise UserError(f"{file}: no such file\nallowed: a run directory, its model.safetensors, or a file of its checkpoints/")
+    if file.suffix == ".pt":
+        return _read_checkpoint(file)
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -70,10 +75,41 @@ def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
         about = {key: json.loads(metadata[key]) for key in ABOUT}
         network = _skeleton(about, len(state))
         _check(network, state)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UserError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file}: not a readable model ({reason[:300]})") from error
-    return network, state, about
+    except (SafetensorError, *DAMAGED) as error:
+        raise _unreadable(file, error) from error
+    return network, state, about | {"sha256": metadata["sha256"]}
+
+
+def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+    """Does the same for a checkpoint. A checkpoint of an earlier version does not name its data: the run around it does.
+
+    Raises:
+        UserError: it is damaged, or nothing names its images and classes.
+    """
+    saved = checkpoint.load(file)
+    try:
+        about = {key: saved[key] for key in ABOUT} if "config" in saved else _about_run(runs.run_of(file))
+        skeleton = _skeleton(about, len(saved["network"]))
+        network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
+        load_state(network, saved["network"])
+        state = deployed_state(network)
+        _check(skeleton, state)
+    except DAMAGED as error:
+        raise _unreadable(file, error) from error
+    return skeleton, state, about | {"sha256": _sha256({key: json.dumps(about[key]) for key in ABOUT}, state)}
+
+
+def _about_run(run: Path) -> dict[str, Any]:
+    """Reads what the model file of a run says of its network."""
+    if (run / "model.safetensors").is_file():
+        about = read_model(run)[2]
+        return {key: about[key] for key in ABOUT}
+    raise UserError(f"no model.safetensors in {run} says which images and classes it knows")
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{file}: not a readable model ({reason[:300]})")
 
 
 def _skeleton(about: dict[str, Any], tensors: int) -> nn.Module:

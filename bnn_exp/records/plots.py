@@ -7,6 +7,7 @@ import numpy as np
 
 from bnn_exp.nn import binary_layers
 from bnn_exp.records.files import replacing
+from bnn_exp.records.words import drawn, in_a_line
 
 BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # told apart by the colour-blind, and both from white and from black
 GREY = (118, 118, 118)  # the same contrast on white as on a dark page
@@ -43,7 +44,7 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
         axes.xaxis.set_label_coords(0.5, -0.1)  # as y=1.0 above: to search a place takes longer than to draw
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
-    figure.suptitle(title)
+    figure.suptitle(drawn(title))
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -86,7 +87,7 @@ def _font_file() -> Path:
 
 def _short(name: str, width: int, font) -> str:
     """`name`, cut with an ellipsis where it is wider than `width` pixels; one line."""
-    name = " ".join(name.split())
+    name = in_a_line(name)
     if font.getlength(name) <= width:
         return name
     return next((cut for end in range(len(name), 0, -1) if font.getlength(cut := name[:end] + "…") <= width), "…")

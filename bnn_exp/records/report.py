@@ -1,5 +1,6 @@
 """What a run tells the person who started it: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
 
+import io
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any
@@ -11,6 +12,7 @@ from rich.table import Table
 from bnn_exp.models.cost import Layer
 from bnn_exp.records import words
 from bnn_exp.records.log import log
+from bnn_exp.records.terminal import Plain
 from bnn_exp.records.words import bytes_in_words, taken_for
 
 WIDTHS = {
@@ -31,7 +33,12 @@ class Report:
 
     def say(self, line: str) -> None:
         log.info(line)
-        self.console.print(line, markup=False)
+        self.console.print(line)
+
+    def warn(self, text: str) -> None:
+        """Says what is odd: the run goes on."""
+        log.warning(text)
+        self.console.print(f"warning: {text}")
 
     def network(self, layers: list[Layer]) -> None:
         """A row per layer, and the sum of the network."""
@@ -98,7 +105,7 @@ class Report:
             row.add_row(*cells.values())
             self.console.print(row)
         else:
-            self.console.print(line, markup=False)
+            self.console.print(line)
 
     def confusion(self, counts: list[list[int]], classes: tuple[str, ...]) -> None:
         self.table(by_class(counts, classes))
@@ -116,7 +123,6 @@ def by_class(counts: list[list[int]], classes: Sequence[str]) -> Table:
 
 def plain(table: Table) -> str:
     """A table as text without colours."""
-    console = Console(width=120, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip()
+    console = Plain(width=120, color_system=None, force_terminal=False, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue().rstrip()

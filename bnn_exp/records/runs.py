@@ -8,7 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from bnn_exp.errors import UserError
 from bnn_exp.records import metrics, summary
+
+NOT_OF_A_RUN = ("sweep", "sweeper", "launcher", "report", "task", "from")
+MODELS = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # by the epoch that they hold
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,36 @@ def find(places: Iterable[Path]) -> Iterator[Record]:
             if record is not None:
                 seen.add(directory.resolve())
                 yield record
+
+
+def own_overrides(overrides: Iterable[str]) -> list[str]:
+    """The overrides of a command line that its run alone needs: not those of the sweep that it is part of."""
+    return [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] not in NOT_OF_A_RUN]
+
+
+def model_file(place: Path, which: str) -> Path:
+    """The file of a trained network: of the run `place` that of its last or its best epoch; or `place` itself, a file.
+
+    Raises:
+        UserError: there is none, or `place` is a file of another epoch.
+    """
+    if place.is_file():
+        if which == "best" and place.stem != "best":
+            raise UserError(f"which=best: from={place} is a file\nallowed: from=RUN which=best, or from=RUN/{MODELS['best']}")
+        return place
+    file = place / MODELS[which]
+    if file.is_file():
+        return file
+    others = [name for name in (*MODELS.values(), "checkpoints/last.pt") if (place / name).is_file()]
+    if others:
+        raise UserError(f"from={place}: it has no {MODELS[which]}\nallowed: from={place / others[0]}")
+    problem = "no trained network in it" if place.is_dir() else "no such run"
+    raise UserError(f"from={place}: {problem}\nallowed: a run directory, its model.safetensors, or a file of its checkpoints/")
+
+
+def run_of(file: Path) -> Path:
+    """The run directory of a model file or a checkpoint."""
+    return file.parent.parent if file.parent.name == "checkpoints" else file.parent
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:

@@ -1,35 +1,43 @@
-"""What many runs say together: a row per configuration, its seeds folded into mean ± standard deviation. Imports no torch.
+"""A study of many runs: a row per configuration, its seeds folded into mean ± standard deviation. Imports no torch.
 
 All of it comes from the run directories' own files, so that it is the same under every launcher, after a crash, and later.
+The seed alone is folded. Two runs of one seed and one configuration are repeats: they count as one seed.
 """
 
 import csv
 import io
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bnn_exp.errors import UserError
-from bnn_exp.records.runs import Record, as_text, flat
+from bnn_exp.records import markdown
+from bnn_exp.records.runs import Record, as_text, own_overrides
+from bnn_exp.records.varied import filled, settings, shortened, varied_keys
 
-NO_CONFIGURATION = (  # what tells runs, not configurations, apart
-    "seed", "resume", "device", "dataset.path", "trainer.threads",
-    "logger.name", "logger.uri", "logger.experiment", "logger.project", "logger.mode",
-)  # fmt: skip
 STATE = "state_bytes_per_weight"
+VALIDATION = "best_validation_accuracy"
+TEST = "test_accuracy"
+BY_TEST = (TEST, "best_test_accuracy")
 LESS_IS_BETTER = ("loss", "seconds", "bytes")
 
 
 @dataclass
 class Row:
-    """A configuration: the values of what varies, and its completed runs, one a seed."""
+    """A configuration: the values of what varies, paths by the part that differs, and its completed runs."""
 
     settings: dict[str, Any]
     runs: list[Record]
     mean: float
-    std: float | None  # of the sample; None for a single run
+    std: float | None  # of the sample of seeds; None for a single one
     best: bool = False
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds the runs have."""
+        return len({run.setting("seed") for run in self.runs})
 
     @property
     def seconds_per_epoch(self) -> float:
@@ -38,114 +46,158 @@ class Row:
         return statistics.fmean(seconds)
 
     def number(self, key: str) -> float:
-        """The mean over the runs of a number of their summaries or last epochs.
+        """The mean over the seeds of a number of their summaries or last epochs.
 
         Raises:
             UserError: a run has no such number.
         """
-        return statistics.fmean(number(run, key) for run in self.runs)
+        return over_seeds(self.runs, key)[0]
+
+    def command(self) -> str:
+        """The command line of its first run."""
+        return shlex.join(["bnn-train", *own_overrides(self.runs[0].summary.get("overrides") or [])])
 
 
 @dataclass
 class Study:
-    """Runs by configuration, the one whose `y` is best marked; `unfinished` are all that did not complete."""
+    """Runs by configuration, the one whose number `by` is best marked; `unfinished` are all that did not complete."""
 
     y: str
+    by: str
     varied: list[str]  # dotted keys, the fewest that tell the configurations apart; not the seed
     rows: list[Row]
     unfinished: list[Record] = field(default_factory=list)
 
     @property
+    def best(self) -> Row | None:
+        """The marked row."""
+        return next((row for row in self.rows if row.best), None)
+
+    @property
+    def validated(self) -> bool:
+        """Whether a column shows the validation beside `y`: every run kept rows back."""
+        return self.y != VALIDATION and has_all([run for row in self.rows for run in row.runs], VALIDATION)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a configuration has several runs of one seed."""
+        return any(row.seeds < len(row.runs) for row in self.rows)
+
+    @property
     def costs(self) -> dict[str, str]:
-        """What a row tells beside its settings and `y`: numbers of the summaries by their heads."""
+        """Numbers of the summaries that a row shows beside its settings and `y`, by their heads."""
         state = {run.summary.get(STATE) for row in self.rows for run in row.runs}
         return {STATE: "state, B/weight"} if len(state) > 1 and None not in state else {}
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences below the table: by what the best was chosen, and what counts as a seed."""
+        notes = []
+        if len(self.rows) > 1 and self.by in BY_TEST:
+            way = "without report.y it is" if self.validated else "with dataset.validation=0.1 rows are kept back, and it is"
+            notes.append(
+                f"The best is chosen on the test rows themselves (by {self.by}), so that its accuracy is optimistic; "
+                f"{way} chosen by validation."
+            )
+        elif len(self.rows) > 1:
+            notes.append(f"The best is chosen by {self.by}.")
+        if self.repeated:
+            notes.append("Runs of one seed and one configuration are repeats: they count as one seed, without a deviation.")
+        return notes
 
     def csv(self) -> str:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow([*self.varied, "runs", *self.costs, f"{self.y}_mean", f"{self.y}_std", "seconds_per_epoch", "best"])
+        measured = [self.y, *([VALIDATION] if self.validated else [])]
+        heads = [f"{key}_{part}" for key in measured for part in ("mean", "std")]
+        table.writerow([*self.varied, "runs", "seeds", *self.costs, *heads, "seconds_per_epoch", "best"])
         for row in self.rows:
-            values = [as_text(row.settings[key]) for key in self.varied]
-            std = "" if row.std is None else row.std
+            first = settings(row.runs[0])
+            values = [as_text(first.get(key)) for key in self.varied]
+            numbers = ["" if value is None else value for key in measured for value in over_seeds(row.runs, key)]
             costs = [row.number(key) for key in self.costs]
-            table.writerow([*values, len(row.runs), *costs, row.mean, std, row.seconds_per_epoch, int(row.best)])
+            table.writerow([*values, len(row.runs), row.seeds, *costs, *numbers, row.seconds_per_epoch, int(row.best)])
         return text.getvalue()
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """The table as a reader sees it: its head, and a list of texts per row."""
-        rows = []
-        for row in self.rows:
-            values = [_short(row.settings[key]) for key in self.varied]
-            costs = [f"{row.number(key):.3g}" for key in self.costs]
-            rows.append([*values, str(len(row.runs)), *costs, in_words(row), f"{row.seconds_per_epoch:.3g}", "best" * row.best])
-        return [*self.varied, "runs", *self.costs.values(), self.y, "s/epoch", ""], rows
+        seeds, validated = ["seeds"] * self.repeated, ["best in validation"] * self.validated
+        rows = [
+            [
+                *(_short(row.settings[key]) for key in self.varied),
+                str(len(row.runs)),
+                *([str(row.seeds)] if seeds else []),
+                *(f"{row.number(key):.3g}" for key in self.costs),
+                *([spread_in_words(row.runs, VALIDATION)] if validated else []),
+                in_words(row),
+                f"{row.seconds_per_epoch:.3g}",
+                "best" * row.best,
+            ]
+            for row in self.rows
+        ]
+        return [*self.varied, "runs", *seeds, *self.costs.values(), *validated, self.y, "s/epoch", ""], rows
 
     def markdown(self) -> str:
         head, rows = self.cells()
-        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        for row, cells in zip(self.rows, rows, strict=True):
-            lines.append("| " + " | ".join(f"**{cell}**" if row.best else cell for cell in cells) + " |")
+        parts = [markdown.table(head, rows, bold=[row.best for row in self.rows])]
+        parts += [markdown.text(note) for note in self.notes]
+        if self.best:
+            parts.append(f"The best: {markdown.code(self.best.command())}")
         if self.unfinished:
-            lines += ["", "Not completed:", ""]
-            lines += [f"- `{run.directory.name}` {label(run, self.varied)}: {reason(run)}" for run in self.unfinished]
-        return "\n".join(lines) + "\n"
+            lost = [(run.directory.name, f"{label(run, self.varied)}: {reason(run)}") for run in self.unfinished]
+            parts += ["Not completed:", "\n".join(f"- {markdown.code(name)} {markdown.text(why)}" for name, why in lost)]
+        return "\n\n".join(parts) + "\n"
 
 
-def study(records: Iterable[Record], y: str = "test_accuracy") -> Study:
-    """Fold runs into a study of `y`: a number of the summaries, or of the last lines of metrics.jsonl.
+def study(records: Iterable[Record], y: str | None = None) -> Study:
+    """Folds runs into a study of `y`: a number of the summaries, or of the last lines of metrics.jsonl. When nothing is said it
+    is the test accuracy, and the best is chosen by validation, if every run kept rows back for it.
 
     Raises:
         UserError: a completed run has no such number.
     """
     records = list(records)
     completed = [record for record in records if record.status == "completed" and record.config]
+    configs = filled(completed)
     varied = varied_keys(completed)
-    groups: dict[tuple, list[Record]] = {}
-    for record in completed:
-        values = settings(record)
-        groups.setdefault(tuple(as_text(values.get(key)) for key in varied), []).append(record)
+    groups: dict[tuple, list[int]] = {}
+    for i, config in enumerate(configs):
+        groups.setdefault(tuple(as_text(config.get(key)) for key in varied), []).append(i)
+    firsts = [configs[places[0]] for places in groups.values()]
+    shown = {key: shortened([first.get(key) for first in firsts]) for key in varied}
+    by, y = y or (VALIDATION if has_all(completed, VALIDATION) else TEST), y or TEST
     rows = []
-    for runs in groups.values():
-        values = settings(runs[0])
-        numbers = [number(run, y) for run in runs]
-        std = statistics.stdev(numbers) if len(numbers) > 1 else None
-        rows.append(Row({key: values.get(key) for key in varied}, runs, statistics.fmean(numbers), std))
+    for i, places in enumerate(groups.values()):
+        runs = [completed[place] for place in places]
+        rows.append(Row({key: shown[key][i] for key in varied}, runs, *over_seeds(runs, y)))
     if rows:
-        less = any(word in y for word in LESS_IS_BETTER)
-        (min if less else max)(rows, key=lambda row: row.mean).best = True
-    return Study(y, varied, rows, [record for record in records if record not in completed])
+        less = any(word in by for word in LESS_IS_BETTER)
+        (min if less else max)(rows, key=lambda row: row.number(by)).best = True
+    return Study(y, by, varied, rows, [record for record in records if record not in completed])
 
 
-def varied_keys(records: list[Record]) -> list[str]:
-    """The keys that tell the configurations of `records` apart: those set on the command line, then what else is needed."""
-    configs = [settings(record) for record in records]
-    keys = dict.fromkeys(key for config in configs for key in config if key not in NO_CONFIGURATION)
-    several = [key for key in keys if len({as_text(config.get(key)) for config in configs}) > 1]
-    asked = {part.lstrip("+~").partition("=")[0] for r in records for part in r.summary.get("overrides", [])}
-    first = [key for key in several if key in asked]
-    chosen = list(first)
-    for key in sorted(several, key=lambda key: key.count(".")):
-        if key not in chosen and _parts(configs, [*chosen, key]) > _parts(configs, chosen):
-            chosen.append(key)
-    return chosen
+def over_seeds(runs: list[Record], key: str) -> tuple[float, float | None]:
+    """The mean of a number over the seeds of `runs`, and its standard deviation; None for a single seed.
+
+    Raises:
+        UserError: a run has no such number.
+    """
+    seeds: dict[Any, list[float]] = {}
+    for run in runs:
+        seeds.setdefault(run.setting("seed"), []).append(number(run, key))
+    means = [statistics.fmean(numbers) for numbers in seeds.values()]
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None
 
 
-def settings(record: Record) -> dict[str, Any]:
-    """The configuration of a run by dotted keys, and of each group its choice: {"optimizer": "counter_4bit", …}."""
-    groups = {group: values["name"] for group, values in record.config.items() if isinstance(values, dict) and "name" in values}
-    asked = dict(item.partition("=")[::2] for item in record.summary.get("overrides", []))
-    return {group: asked.get(group, name) for group, name in groups.items()} | flat(record.config)
+def has_all(runs: Sequence[Record], key: str) -> bool:
+    """Whether there are runs, and all their summaries have this number."""
+    return bool(runs) and all(run.summary.get(key) is not None for run in runs)
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Each key by its last part, as far as that is one key's alone; by its group where that is all it says."""
     last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
     return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
-
-
-def _parts(configs: list[dict], keys: list[str]) -> int:
-    return len({tuple(as_text(config.get(key)) for key in keys) for config in configs})
 
 
 def number(run: Record, y: str) -> float:
@@ -162,12 +214,18 @@ def in_words(row: Row) -> str:
     return f"{row.mean:.2f}" if row.std is None else f"{row.mean:.2f} ± {row.std:.2f}"
 
 
+def spread_in_words(runs: list[Record], key: str) -> str:
+    """The same of any number of the runs."""
+    mean, std = over_seeds(runs, key)
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else as_text(value)
 
 
 def label(run: Record, keys: Iterable[str]) -> str:
-    """What was asked for on the command line, else the values of `keys`."""
+    """Returns the overrides of the command line, else the values of `keys`."""
     values = settings(run)
     return " ".join(run.summary.get("overrides") or [f"{key}={as_text(values.get(key))}" for key in keys if values])
 

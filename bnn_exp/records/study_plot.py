@@ -7,6 +7,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 from bnn_exp.records.runs import as_text
 from bnn_exp.records.study import Row, Study
+from bnn_exp.records.words import drawn
 
 
 def axes_of(study: Study, x: str | None, group: str | None) -> tuple[str | None, str | None]:
@@ -61,7 +62,7 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
             stds,
             fmt="o-" if numeric and not measured else "o",
             capsize=3,
-            label=name,
+            label=drawn(name),
             markersize=5,
             color="C0" if measured else None,
         )
@@ -75,7 +76,7 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
         axes.set_xticks(sorted(set(values)), [as_text(value) for value in sorted(set(values))], minor=False)
         axes.minorticks_off()
     if not numeric:
-        axes.set_xticks(range(len(names)), names, rotation=0 if sum(map(len, names)) < 60 else 30)
+        axes.set_xticks(range(len(names)), map(drawn, names), rotation=0 if sum(map(len, names)) < 60 else 30)
     if measured:
         axes.margins(x=0.25)  # for the names
     elif group and len(lines) > 1:
@@ -90,7 +91,7 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
 
 
 def _settings_of(row: Row, study: Study) -> str:
-    return " ".join(as_text(row.settings[key]) for key in study.varied if row.settings[key] is not None)
+    return " ".join(drawn(as_text(row.settings[key])) for key in study.varied if row.settings[key] is not None)
 
 
 def _name(axes, points: dict[tuple[float, float], str]) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import write_json
 
 STATUS = ("completed", "failed", "interrupted")
 
@@ -17,8 +17,7 @@ STATUS = ("completed", "failed", "interrupted")
 def write(directory: Path, status: str, **facts: Any) -> dict[str, Any]:
     """Write the summary of a run that ended with `status`, with where and by what it was run beside `facts`."""
     summary = {"status": status, **facts, "command": sys.argv[1:], **surroundings()}
-    with replacing(directory / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2, default=str) + "\n")
+    write_json(directory / "summary.json", summary)
     return summary
 
 

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **content: Any) -> str:
-    """The page that `template` makes of `content`."""
-    return _environment().get_template(template).render(**content)
+    """The page that `template` makes of `content`; what UTF-8 does not have, such as lone surrogates, as escapes."""
+    return _environment().get_template(template).render(**content).encode("utf-8", "backslashreplace").decode()
 
 
 @cache

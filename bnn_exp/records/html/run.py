@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from bnn_exp.records import runs
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import write_text
 from bnn_exp.records.html import pictures
 from bnn_exp.records.html.bits import bits_charts
 from bnn_exp.records.html.charts import Chart, Series, heat, lines
+from bnn_exp.records.html.evaluations import evaluated
 from bnn_exp.records.html.render import render
 from bnn_exp.records.runs import Record
 from bnn_exp.records.words import bytes_in_words, taken_for
@@ -28,8 +29,7 @@ ACCURACIES = (("train", "c7 dashed"), ("validation", "c4"), ("test", "c0"))
 
 def write_run_page(directory: Path) -> None:
     """Write `report.html` of the run in `directory` from what lies there."""
-    with replacing(directory / "report.html") as temporary:
-        temporary.write_text(run_page(runs.read(directory)), encoding="utf-8")
+    write_text(directory / "report.html", run_page(runs.read(directory)))
 
 
 def run_page(record: Record) -> str:
@@ -45,6 +45,7 @@ def run_page(record: Record) -> str:
         name=record.directory.name,
         status=record.status,
         error=summary.get("error"),
+        warnings=summary.get("warnings") or [],
         command=command(summary),
         tiles=_tiles(record),
         charts=[*_curves(epochs), *bits_charts(epochs, weights)] if epochs else [],
@@ -59,6 +60,7 @@ def run_page(record: Record) -> str:
         validated=any("validation_accuracy" in m for m in epochs),
         stride=-(-len(record.epochs) // DRAWN),
         files=[name for name in FILES if (record.directory / name).is_file()],
+        **evaluated(record.directory),
     )
 
 
@@ -78,9 +80,12 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     s, tiles = record.summary, []
     if s.get("test_accuracy") is not None:
         tiles.append(("test accuracy", f"{s['test_accuracy']:.2f}%", "after the last epoch"))
-    if s.get("best_test_accuracy") is not None:
-        by = "validation" if "best_validation_accuracy" in s else "test"
-        tiles.append(("best", f"{s['best_test_accuracy']:.2f}%", f"epoch {s['best_epoch']}, best in {by}"))
+    if s.get("best_validation_accuracy") is not None:
+        remark = f"epoch {s['best_epoch']}; in the test there {s['best_test_accuracy']:.2f}%"
+        tiles.append(("best in validation", f"{s['best_validation_accuracy']:.2f}%", remark))
+    elif s.get("best_test_accuracy") is not None:
+        remark = f"epoch {s['best_epoch']}, chosen on the test itself: optimistic"
+        tiles.append(("best", f"{s['best_test_accuracy']:.2f}%", remark))
     if asked := record.setting("trainer.epochs"):
         tiles.append(("epochs", f"{len(record.epochs):,}", f"of {asked:,}"))
     if s.get("binary_parameters") is not None:

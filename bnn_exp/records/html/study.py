@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import write_text
 from bnn_exp.records.html.charts import COLOURS, Chart, Series, lines
 from bnn_exp.records.html.render import render
 from bnn_exp.records.html.run import thinned
 from bnn_exp.records.html.scatter import in_title, over, settings
 from bnn_exp.records.runs import Record, as_text
-from bnn_exp.records.study import Study, in_words, label, reason, short_names
+from bnn_exp.records.study import VALIDATION, Study, in_words, label, reason, short_names, spread_in_words
 
 KEYS = 5  # settings at most that have a chart of their own
 DRAWN = 20_000  # points at most of all curves together
@@ -18,8 +18,7 @@ DRAWN = 20_000  # points at most of all curves together
 
 def write_study_page(study: Study, directory: Path) -> None:
     """Write `report.html` of a study into `directory`."""
-    with replacing(directory / "report.html") as temporary:
-        temporary.write_text(study_page(study, directory), encoding="utf-8")
+    write_text(directory / "report.html", study_page(study, directory))
 
 
 def study_page(study: Study, directory: Path) -> str:
@@ -34,10 +33,14 @@ def study_page(study: Study, directory: Path) -> str:
         varied=short_names(study.varied),
         costs=list(study.costs.values()),
         y=study.y,
+        notes=study.notes,
+        validated=study.validated,
+        best=study.best.command() if study.best else "",
         rows=[
             {
                 "values": [as_text(row.settings[key]) for key in study.varied],
                 "costs": [f"{row.number(key):.3g}" for key in study.costs],
+                "validation": spread_in_words(row.runs, VALIDATION) if study.validated else "",
                 "y": in_words(row),
                 "seconds": f"{row.seconds_per_epoch:.3g}",
                 "runs": [_link(run, directory) for run in row.runs],
@@ -65,7 +68,8 @@ def _link(run: Record, directory: Path) -> tuple[str | None, str]:
     seed = run.setting("seed")
     name = run.directory.name if seed is None else f"seed {seed}"
     page = run.directory / "report.html"
-    return quote(Path(os.path.relpath(page, directory)).as_posix()) if page.is_file() else None, name
+    target = Path(os.path.relpath(page, directory)).as_posix()
+    return quote(os.fsencode(target)) if page.is_file() else None, name
 
 
 def _curves(study: Study) -> list[Chart]:

@@ -1,0 +1,51 @@
+"""Tells whether a trained network is better than always giving the most common class, and what to try where it is not."""
+
+from math import sqrt
+
+CLEAR = 3.0  # standard deviations of a binomial count: one accuracy in 700 is so far above chance by luck
+
+
+def beyond_chance(accuracy: float, counts: list[int]) -> bool:
+    """Tells whether `accuracy` (percent) on rows of so many per class is clearly above that of the most common class alone."""
+    rows, chance = sum(counts), chance_of(counts) / 100
+    return accuracy / 100 > chance + CLEAR * sqrt(chance * (1 - chance) / max(rows, 1))
+
+
+def chance_of(counts: list[int]) -> float:
+    """Returns the accuracy in percent of always answering the most common class."""
+    return 100 * max(counts, default=0) / max(sum(counts), 1)
+
+
+def near_chance(accuracy: float, counts: list[int]) -> bool:
+    """Tells whether `accuracy` is near chance or below it, on rows that are enough to tell."""
+    chance = chance_of(counts)
+    return chance < 100 and not beyond_chance(accuracy, counts) and (accuracy <= chance or beyond_chance(100.0, counts))
+
+
+def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
+    """Returns a sentence where the `accuracy` (percent) on rows of so many per class is not clearly above chance; else None."""
+    if beyond_chance(accuracy, counts):
+        return None
+    chance = chance_of(counts)
+    if chance == 100:
+        reason = "of rows of one class, which tell nothing"
+    elif accuracy <= chance:
+        reason = f"no better than the most common class alone ({chance:.2f}%)"
+    elif near_chance(accuracy, counts):
+        reason = f"near chance: the most common class alone gives {chance:.2f}%"
+    else:
+        reason = f"of {sum(counts)} rows, too few to tell it from chance ({chance:.2f}%)"
+    return f"{name} accuracy {accuracy:.2f}% is {reason}"
+
+
+def advice(settings, channels: int) -> str:
+    """Returns what may help a network of `settings` that is near chance on pictures of so many channels."""
+    tried = ["look at samples.png (are the pictures and their classes right?)"]
+    if settings.optimizer.name != "counter" and settings.model.weights == "bits":
+        tried.append("optimizer=counter")
+    if hasattr(settings.optimizer, "delta"):
+        tried.append(f"a smaller optimizer.delta than {settings.optimizer.delta:g}")
+    tried.append(f"more trainer.epochs than {settings.trainer.epochs}")
+    if settings.model.name != "bncvl" and channels > 1:
+        tried.append("model=bncvl, for photos")
+    return f"what to try: {'; '.join(tried)}"

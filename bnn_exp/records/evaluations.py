@@ -1,0 +1,69 @@
+"""Evaluations of a run: a file for each network and each data set, so that none replaces another's. Imports no torch.
+
+`evaluation.json` is of the run's own test rows by the network of its last epoch. All others lie in `evaluations/`, by the
+name and the key of the data, the epoch, and the fingerprint of the network. Each has a picture of its mistakes beside it.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from bnn_exp.records import runs
+from bnn_exp.records.runs import Record
+
+OWN = "evaluation.json"
+ACCURACY = {"last": "test_accuracy", "best": "best_test_accuracy"}  # in summary.json, by the epoch of the network
+
+
+def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Path) -> Path:
+    """Returns the file in `folder` for an evaluation of a `model` of `run` on `data`, both as the evaluation describes them."""
+    if data["own"] and model["which"] == "last" and folder == run:
+        return folder / OWN
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(data["path"]).name if data["path"] else data["name"]).strip("-.")[:40]
+    return folder / "evaluations" / f"{name or 'data'}-{data['key'][:8]}-{model['which']}-{model['sha256'][:8]}.json"
+
+
+def picture_of(file: Path) -> Path:
+    """Returns the picture of the mistakes of an evaluation."""
+    return file.with_name("mistakes.png") if file.name == OWN else file.with_suffix(".png")
+
+
+def told(record: Record, which: str) -> float | None:
+    """Returns the accuracy (percent) that a run's summary has of its network on its own data; None where it has none.
+
+    The summary of a run that was stopped tells of its last whole epoch, its last network may be a few steps further.
+    """
+    if which == "last" and record.status != "completed":
+        return None
+    return record.summary.get(ACCURACY[which])
+
+
+def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
+    """Returns two lines that say how an accuracy differs from the summary's; None where it does not. A row, or 0.1%, may be
+    rounding on another processor."""
+    expected, found, rows = evaluation["summary_accuracy"], evaluation["accuracy_float"], evaluation["rows"]
+    if expected is None or abs(found - expected) <= max(100 / rows, 0.1) + 1e-9:
+        return None
+    return (
+        f"{found:.2f}% of {rows:,} test rows are right here, {folder / 'summary.json'} says {expected:.2f}%\n"
+        "the network that was loaded is not the one that was trained, or the run's files are of different runs"
+    )
+
+
+def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the evaluations in a run directory with their file names, the run's own first, without damaged files."""
+    found = []
+    for file in (folder / OWN, *sorted((folder / "evaluations").glob("*.json"))):
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(value, dict) and "accuracy_float" in value:
+            found.append((file.relative_to(folder).as_posix(), value))
+    return found
+
+
+def own_run(file: Path) -> Record | None:
+    """Returns the run around a model file; None where there is none."""
+    return runs.read(runs.run_of(file))

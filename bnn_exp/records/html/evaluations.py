@@ -1,0 +1,39 @@
+"""Evaluations on the page of a run: a row each, and the mistakes on the run's own test rows."""
+
+from pathlib import Path
+from typing import Any
+
+from bnn_exp.records import evaluations
+from bnn_exp.records.html import pictures
+
+SHOWN = 64  # mistakes in the table
+
+
+def evaluated(directory: Path) -> dict[str, Any]:
+    """Returns what the template needs: `evaluations` and `mistakes` (rows of texts), `wrong` (the picture of the mistakes, or
+    None), and `evaluation_files`."""
+    found = evaluations.read(directory)
+    own = next((value for name, value in found if name == evaluations.OWN), {})
+    return {
+        "evaluations": [_row(name, value) for name, value in found],
+        "mistakes": [_mistake(mistake) for mistake in own.get("mistakes", [])[:SHOWN]],
+        "wrong": pictures.embedded(evaluations.picture_of(directory / evaluations.OWN)) if own else None,
+        "evaluation_files": [name for name, _ in found],
+    }
+
+
+def _row(name: str, value: dict[str, Any]) -> list[str]:
+    model, data = value.get("model", {}), value.get("data", {})  # those of an earlier version name neither
+    packed = value.get("accuracy_packed")
+    return [
+        str(data.get("path") or data.get("name") or "—"),
+        model.get("which", "last"),
+        f"{value['rows']:,}",
+        f"{value['accuracy_float']:.2f}",
+        "—" if packed is None else f"{packed:.2f}",
+        name,
+    ]
+
+
+def _mistake(mistake: dict[str, Any]) -> list[str]:
+    return [mistake["name"], mistake["class"], mistake["answer"], f"{100 * mistake['probability']:.1f}"]
