@@ -163,9 +163,13 @@ def _device(settings: Settings) -> str:
     """The device that can train by the engine and in the memory that the settings name."""
     engine.let_waiting_threads_sleep(settings)
     device = device_of(settings.device, settings.trainer.devices)
-    engine.choose(settings, device)
+    chosen = engine.choose(settings, device)
     engine.records(settings, device)
     memory.check(settings)
+    if chosen == "packed":
+        from bnn_exp import models
+
+        engine.choose(settings, device, models.kind(settings.model))
     return device
 
 

@@ -1,7 +1,7 @@
 """From a plan to a training that can begin: data, network and trainer, on the plan's device."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +41,7 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     settle(settings, device)
     data = load(settings, plan.arrays or read(settings.dataset), device)
     copied = bool(settings.init_from) and plan.saved is None
-    with nullcontext() if copied else first_bits(settings, device):
-        network = first_network(settings, data)
+    network = first_network(settings, data) if copied else network_to_train(settings, data)
     if copied:
         transfer.begin(network, settings, data.classes)
     network = network.to(device)
@@ -74,16 +73,21 @@ def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:
     return Dataset.from_arrays(arrays, device, settings.dataset.limit, settings.dataset.validation)
 
 
-def first_bits(settings: Settings, device: torch.device) -> AbstractContextManager:
-    """For `first_network` to be in: bits that are to be packed in training lie so from the first, where memory is dear."""
-    packed = settings.trainer.memory == "lean" and engine.choose(settings, device.type) == "packed"
-    return packed_at_once() if packed else nullcontext()
-
-
 def first_network(settings: Settings, data: Dataset) -> nn.Module:
     """The network as it begins, drawn from the seed; on the CPU."""
     torch.manual_seed(settings.seed)
     return models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
+
+
+def network_to_train(settings: Settings, data: Dataset) -> nn.Module:
+    """The same for training: where memory is dear, bits that the packed engine trains lie packed from the first."""
+    device = data.train.labels.device.type
+    if settings.trainer.memory == "lean" and engine.choose(settings, device, models.kind(settings.model)) == "packed":
+        with packed_at_once():
+            network = first_network(settings, data)
+        if engine.choose(settings, device, network) == "packed":
+            return network
+    return first_network(settings, data)
 
 
 def _take_up(trainer: Trainer, saved: dict, directory: Path) -> None:

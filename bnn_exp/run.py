@@ -111,7 +111,8 @@ class Run:
 
     def _finish(self, status: str) -> dict[str, Any]:
         directory = self.directory
-        save_model(directory / "model.safetensors", self.network, self.config, self.data.image_shape, self.data.classes)
+        about = (self.config, self.data.image_shape, self.data.classes)
+        save_model(directory / "model.safetensors", self.network, *about, self.trainer.answer)
         if self.epochs:
             plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
         plots.kernels(directory / "kernels.png", self.network, self.data.image_shape)

@@ -49,7 +49,7 @@ class Trainer:
         self.loss = LOSSES[settings.trainer.loss]
         self.progress = Progress()
         self.frozen = transfer.freeze(network, settings.freeze)
-        self.engine = engine.choose(settings, self.device.type)
+        self.engine = engine.choose(settings, self.device.type, network)
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
         self.recorded = engine.records(settings, self.device.type)
         self.kept: dict[int, Factors] = {}  # gradients of packed bits, until recorded passes have ended
