@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import config, engine, memory
+from bnn_exp import config, engine, memory, unread
 from bnn_exp.config import Rows, Settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
@@ -44,6 +44,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     loggers.check(settings.logger)
     values, devices = values_of(composed), settings.trainer.devices
     settings = _with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
+    unread.check_training(settings, overrides)
     arrays = read(settings.dataset)
     _check_size(settings.model, arrays.train_images.shape[2:])
     if settings.init_from or settings.freeze or settings.fresh:

@@ -18,7 +18,7 @@ from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
-from bnn_exp.records.model import read_model, save_model
+from bnn_exp.records.model import save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
@@ -120,10 +120,8 @@ def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
 
 
 def _arrays(asked: Asked) -> Arrays:
-    """The dataset that the command line names, else that of the run."""
-    if any(item.startswith("dataset") for item in asked.overrides):
-        return plan.read(config.load(asked.composed).dataset)
-    return plan.read(config.dataset(read_model(asked.model)[2]["config"]["dataset"]))
+    """The dataset of the run, but for what the command line says of it (see `bnn_exp.inherit`)."""
+    return plan.read(config.load(asked.composed).dataset)
 
 
 def _folder(model: Path) -> Path:
