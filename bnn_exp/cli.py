@@ -52,8 +52,8 @@ def _main() -> int:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        inherit.take_over(said.overrides(sys.argv[1:], CONF))
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        with inherit.taken_over(said.overrides(sys.argv[1:], CONF)):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what a run is to take over from another
         say(str(error))
         _codes.append(BAD_INPUT)
@@ -127,6 +127,8 @@ def job(composed: DictConfig) -> float | None:
 def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:
     from bnn_exp import sweep
 
+    if "sweep" not in composed:
+        raise UserError("--config-name: that configuration lacks ours\nallowed: one whose defaults begin with `- config`")
     resumed = composed.sweep.resume
     return sweep.plan_in(directory, composed, list(HydraConfig.get().overrides.task), resumed and Path(resumed))
 

@@ -9,7 +9,8 @@ experiment or an override of the command line takes their place as it does with 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,34 @@ from bnn_exp.records.runs import as_text, flat
 
 TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
 OF_A_NETWORK = ("evaluate", "predict", "export", "benchmark")  # tasks
-NOT_ANEW = ("resume",)
 
 
-def take_over(overrides: list[str]) -> None:
-    """Make ready for Hydra what a command of these overrides takes over; nothing of an earlier command is left.
+@contextmanager
+def taken_over(overrides: list[str]) -> Iterator[None]:
+    """Within it Hydra composes with what a command of these overrides takes over.
 
     Raises:
         UserError: a run is not there, can't be read, or several differ in what is to be taken over.
     """
-    _forget()
-    keys, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
+    try:
+        _take_over(overrides)
+        yield
+    finally:
+        _forget()
+
+
+def _take_over(overrides: list[str]) -> None:
+    told, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
     runs = {key: said.values(overrides, key) for key in ("config", "init_from", "from")}
     if runs["config"]:
         if len(runs["config"]) > 1:
-            raise UserError(f"config={keys['config']}: it takes one run\nallowed: a command for each, or -m init_from=A,B")
+            raise UserError(f"config={told['config']}: it takes one run\nallowed: a command for each, or -m init_from=A,B")
         values = settings(f"config={runs['config'][0]}", Path(runs["config"][0]))
-        _offer({key: value for key, value in values.items() if key not in NOT_ANEW})
-    elif runs["init_from"] and task in ("train", "benchmark"):
-        _offer(_agreed(runs["init_from"], [key for key in keys if key in TUNED or key.partition(".")[0] in TUNED]))
+        other_rule = {"optimizer", "experiment"} & told.keys() or values["delta"] != values["optimizer"].get("delta")
+        without = dict.fromkeys(("resume", *(["delta"] if other_rule else [])))
+        _offer(values | without)
+    elif runs["init_from"] and task == "train":
+        _offer(_agreed(runs["init_from"], told))
     elif task in OF_A_NETWORK and len(runs["from"]) == 1 and Path(runs["from"][0]).exists():
         _offer({"dataset": _dataset(f"from={runs['from'][0]}", Path(runs["from"][0]))})
 
@@ -98,7 +108,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _agreed(places: list[str], told: Iterable[str]) -> dict[str, Any]:
     """Model and rule of runs, in which they must be alike but for the keys that are `told`."""
-    told = {*told}
+    told = {"optimizer.delta" if key == "delta" else key for key in told}
     first, *others = [_tuned(f"init_from={place}", Path(place)) for place in places]
     for place, other in zip(places[1:], others, strict=True):
         ours, theirs = flat(first), flat(other)
@@ -117,7 +127,7 @@ def _tuned(name: str, place: Path) -> dict[str, Any]:
     def taken(values: dict) -> dict:
         found = config.load(values)
         groups, rule = {group: asdict(getattr(found, group)) for group in TUNED}, found.optimizer
-        if strength := rules.strength(rule):
+        if (strength := rules.strength(rule)) and not found.init_from:  # else it is gentle already
             groups["optimizer"][strength] /= rules.RULES[rule.name].gentler
         return groups
 
@@ -133,8 +143,6 @@ def _offer(values: Mapping[str, Any]) -> None:
         for group in ("optimizer", "trainer"):
             store(group=group, name="of_saved", node={"defaults": [f"of_{values['model']['name']}"]})
     plain = {key: _plain(value) for key, value in values.items() if key not in groups}
-    if "delta" in plain and plain["delta"] != values["optimizer"].get("delta"):
-        plain["delta"] = None
     defaults = [{f"override /{group}": "saved"} for group in groups]
     store(group="inherited", name="run", package="_global_", node={"defaults": defaults, **plain})
 

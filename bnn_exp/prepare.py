@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,8 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     data = load(settings, plan.arrays or read(settings.dataset), device)
     copied = bool(settings.init_from) and plan.saved is None
     network = first_network(settings, data) if copied else network_to_train(settings, data)
-    if copied:
-        transfer.begin(network, settings, data.classes)
+    new = plan.saved is None and (settings.init_from or settings.freeze)
+    beginning = asdict(transfer.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
     network = network.to(device)
     if ranks is None:
         trainer = Trainer(settings, network, data)
@@ -51,6 +52,7 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
         from bnn_exp.distributed.trainer import RankTrainer
 
         trainer = RankTrainer(settings, network, data, ranks)
+    trainer.beginning = beginning
     if plan.saved is not None:
         _take_up(trainer, plan.saved, directory)
     return trainer

@@ -22,6 +22,7 @@ from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
 from bnn_exp.records.words import bytes_in_words
 from bnn_exp.stopping import Stop, stop_on_signals
+from bnn_exp.transfer import Beginning
 
 if TYPE_CHECKING:
     from bnn_exp.distributed.ranks import Ranks
@@ -74,6 +75,9 @@ class Run:
         self.report.say(
             f"{self.settings.dataset.name}: {self._rows()}, {len(self.data.classes)} classes; on {where}; in {directory}"
         )
+        if trainer.beginning:
+            for line in Beginning(**trainer.beginning).lines():
+                self.report.say(line)
         if trainer.progress.epoch or trainer.progress.batch:
             self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
         pictures, labels = trainer.first_pictures(64)
@@ -106,7 +110,7 @@ class Run:
         return True
 
     def _checkpoint(self, name: str) -> None:
-        state = {"data": self.data.key, "seconds": self._seconds(), **self.trainer.state()}
+        state = {"data": self.data.key, "seconds": self._seconds(), "beginning": self.trainer.beginning, **self.trainer.state()}
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 
     def _finish(self, status: str) -> dict[str, Any]:
@@ -153,6 +157,7 @@ class Run:
             status,
             error=error,
             overrides=self.overrides,
+            **({"beginning": self.trainer.beginning} if self.trainer.beginning else {}),
             epochs=len(self.epochs),
             test_accuracy=self.evaluation and self.evaluation["test_accuracy"],
             best_test_accuracy=progress.best_test_accuracy if progress.best_epoch else None,

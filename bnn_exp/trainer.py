@@ -48,6 +48,7 @@ class Trainer:
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.loss = LOSSES[settings.trainer.loss]
         self.progress = Progress()
+        self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see bnn_exp.transfer
         self.frozen = transfer.freeze(network, settings.freeze)
         self.engine = engine.choose(settings, self.device.type, network)
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
