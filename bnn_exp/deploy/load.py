@@ -11,7 +11,7 @@ from bnn_exp.deploy.bncvl import pack_bncvl
 from bnn_exp.deploy.mlp import PackedMLP
 from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.exact import difference, home
+from bnn_exp.nn.exact import difference, home, is_exactly
 from bnn_exp.records import probe
 from bnn_exp.records.model import check_probe, read_model
 
@@ -52,8 +52,11 @@ def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 def _check(network: nn.Module) -> None:
     """Refuse a network that has no packed form."""
+    name, allowed = home(type(network)), "allowed: exactly the networks that model=mlp and model=bncvl build"
+    if not is_exactly(type(network), *_FORMS):
+        raise UserError(f"{name} can't be packed\n{allowed}")
     if found := difference(network, *_FORMS):
-        raise UserError(f"{type(network).__name__} can't be packed: not with {found}\nallowed: model=mlp, model=bncvl")
+        raise UserError(f"{name} can't be packed: {found}\n{allowed}")
     if any(layer.weights == "float" for _, layer in binary_layers(network)):
         raise UserError("model.weights=float: there are no bits, so that it can't be packed\nallowed: bits, latent")
 

@@ -38,6 +38,11 @@ def home(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
+def is_exactly(kind: type, *names: str) -> bool:
+    """Whether `kind` is one of the classes of these `names` that are decorated with `exact`, and not derived from one."""
+    return kind in [_known[name].kind for name in names]
+
+
 def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
     """Says in a few words why `network` may compute something else than exactly a class of these `names`; "" if it may not.
 
@@ -46,7 +51,7 @@ def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
         names: of classes that are decorated with `exact`.
     """
     kind = network if isinstance(network, type) else type(network)
-    if kind not in [_known[name].kind for name in names]:
+    if not is_exactly(kind, *names):
         return f"the network {home(kind)}, only exactly {' or '.join(home(_known[name].kind) for name in names)}"
     modules = {} if isinstance(network, type) else dict(network.named_modules())
     return next(filter(None, (_of_class(kind), *(_of_module(name or "the network", m) for name, m in modules.items()))), "")
