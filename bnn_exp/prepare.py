@@ -17,6 +17,7 @@ from bnn_exp.distributed import local_size
 from bnn_exp.errors import UserError
 from bnn_exp.memory import keep_freed_memory, return_freed_memory
 from bnn_exp.nn.binary import packed_at_once
+from bnn_exp.nn.exact import home
 from bnn_exp.plan import Plan, read
 from bnn_exp.trainer import Trainer
 
@@ -32,7 +33,19 @@ def prepare(plan: Plan, directory: Path, ranks: "Ranks | None" = None) -> Traine
     """
     device = torch.device(plan.device) if ranks is None else ranks.device(plan.device)
     with nullcontext() if ranks is None else ranks.failing_together():
-        return _prepare(plan, directory, device, ranks)
+        trainer = _prepare(plan, directory, device, ranks)
+    if ranks is not None:
+        _check_class(ranks.everyones(home(type(trainer.network))))
+    return trainer
+
+
+def _check_class(homes: list[str]) -> None:
+    """Ranks are processes of their own: a class that one of them has replaced is not replaced in the others."""
+    if other := next((there for there in homes if there != homes[0]), None):
+        raise UserError(
+            f"trainer.devices={len(homes)}: the network is {homes[0]}, in another process {other}\n"
+            "allowed: trainer.devices=1, or torchrun with the program that makes it so"
+        )
 
 
 def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | None") -> Trainer:
@@ -97,6 +110,12 @@ def _take_up(trainer: Trainer, saved: dict, directory: Path) -> None:
         raise UserError(
             f"resume={directory}: its dataset has changed since (another content under the same name)\n"
             "allowed: the data that the run began with; dataset.path in its config.yaml says where it lies"
+        )
+    here = home(type(trainer.network))
+    if (there := saved.get("class", here)) != here:  # earlier versions did not say
+        raise UserError(
+            f"resume={directory}: its network is of the class {there}, model={trainer.settings.model.name} here is {here}\n"
+            f"allowed: a program in which model={trainer.settings.model.name} is that class"
         )
     try:
         trainer.load(saved)

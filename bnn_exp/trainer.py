@@ -18,6 +18,7 @@ from bnn_exp.graphs import Graphs
 from bnn_exp.lean import Saving, consume_gradients
 from bnn_exp.losses import LOSSES
 from bnn_exp.nn import named_bits, verify_binary
+from bnn_exp.nn.exact import home
 from bnn_exp.optim.rule import Factors
 
 
@@ -229,6 +230,7 @@ class Trainer:
     def state(self) -> dict:
         """All that a run needs to go on, as tensors and plain values; binary weights eight to a byte."""
         return {
+            "class": home(type(self.network)),
             "network": packed_state(self.network),
             "binary": self.binary.state_dict(),
             "flips": [int(flips) for flips in self.binary.flips],

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +148,13 @@ def test_the_command_refuses_to_train_it_packed(bnn_train, monkeypatch, tmp_path
     assert len(done.err.splitlines()) == 2 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_ranks_train_one_class_of_network(bnn_train, monkeypatch, summary):
+    monkeypatch.setattr(models, "MLP", ResMLP)
+    done = bnn_train(*SMALL, "trainer.devices=2", "device=cpu", "hydra.run.dir=run")
+    assert done.code == 2 and home(ResMLP) in done.err and home(MLP) in done.err and len(done.err.splitlines()) == 2, done.err
+
+
 def test_a_run_of_a_replaced_class_is_evaluated_as_it_or_not_at_all(bnn_train, monkeypatch, summary):
     with monkeypatch.context() as patch:
         patch.setattr(models, "MLP", ResMLP)
@@ -156,8 +164,10 @@ def test_a_run_of_a_replaced_class_is_evaluated_as_it_or_not_at_all(bnn_train, m
         assert f"{summary('run')['test_accuracy']:.2f}" in done.out
         refused = bnn_train("task=export", "from=run")
         assert refused.code == 2 and "ResMLP" in refused.err and len(refused.err.splitlines()) <= 2
-    for arguments in (("task=evaluate",), ("task=predict", "input=run/samples.png"), ("task=export",)):
-        refused = bnn_train(*arguments, "from=run")
+    Path("run/summary.json").unlink()  # as if it had been killed
+    for arguments in ("task=evaluate from=run", "task=predict from=run input=run/samples.png", "task=export from=run",
+                      "init_from=run", "resume=run"):  # fmt: skip
+        refused = bnn_train(*arguments.split())
         assert refused.code == 2 and home(ResMLP) in refused.err and home(MLP) in refused.err, refused.err
         assert len(refused.err.splitlines()) == 2
 
@@ -207,6 +217,18 @@ def test_the_file_says_which_class_and_which_logits(load, tmp_path):
     assert json.loads(about["class"]) == "bnn_exp.models.mlp:MLP"
     torch.testing.assert_close(torch.tensor(json.loads(about["probe"])), expected, rtol=1e-5, atol=1e-5)
     assert (images.min(), images.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("name", ["dense", "packed"])
+def test_saving_changes_nothing_of_a_network_in_training(name, tmp_path):
+    trainer = trainer_of(*SMALL, f"trainer.engine={name}")
+    trainer.network.train()
+    before = copy.deepcopy(trainer.network.state_dict())
+    save_model(tmp_path / "model.safetensors", trainer.network, plain_config(*SMALL), SHAPE, CLASSES, trainer.answer)
+    assert all(module.training for module in trainer.network.modules())
+    assert all(torch.equal(before[key], tensor) for key, tensor in trainer.network.state_dict().items())
+    for load in (load_model, load_packed):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("load", [load_model, load_packed])

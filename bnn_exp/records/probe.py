@@ -34,8 +34,9 @@ def logits(network: nn.Module, shape: tuple[int, ...], answer: Callable[[Tensor]
     training = {module: module.training for module in network.modules()}
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
-        tensor = next((t for t in (*network.parameters(), *network.buffers())), torch.empty(0))
-        return (answer or network.eval())(pixels(shape).to(tensor.device)).float().cpu()
+        network.eval()
+        tensor = next(iter((*network.parameters(), *network.buffers())), torch.empty(0))
+        return (answer or network)(pixels(shape).to(tensor.device)).float().cpu()
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
         for module, mode in training.items():
