@@ -1,4 +1,4 @@
-"""What a command takes over from an earlier run.
+"""Takes settings over from an earlier run.
 
 - `config=RUN`: its whole configuration, to be trained anew.
 - `init_from=RUN`: its model and its rule, at a strength that suits fine-tuning.

@@ -1,4 +1,4 @@
-"""What the user says on the command line: overrides by their keys, and Hydra's own flags. Imports no torch."""
+"""Reads the command line: overrides by their keys, and Hydra's own flags. Imports no torch."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

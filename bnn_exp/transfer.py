@@ -30,7 +30,7 @@ class Beginning:
     rule_of_run: str | None
 
     def lines(self) -> list[str]:
-        """What a user wants to know of it."""
+        """Says it in one or two lines."""
         parts = (("loaded", self.loaded), ("begins anew", self.anew), ("frozen", self.frozen))
         layers = "; ".join(f"{what}: {', '.join(names) or 'nothing'}" for what, names in parts)
         if self.run is None:
@@ -60,7 +60,7 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> B
     these are the last one if the classes are others, else none.
 
     Returns:
-        What was done.
+        Which layers were loaded, which begin anew, and which are frozen.
 
     Raises:
         UserError: there is no such run, or its network has other layers.

@@ -12,7 +12,7 @@ from bnn_exp.rules import RULES
 
 FLOAT = ("optimizer=latent_adam", "model.weights=float")
 CNN = ("model=bncvl", "model.channels=[4,6]")
-UNREAD = [  # the last one is what nothing reads
+NOT_BY_TRAINING = [  # the last one is what nothing reads
     ("optimizer=bop", "delta=0.1"),
     ("optimizer=bop2", "delta=0.1"),
     ("optimizer=cema", "delta=0.1"),
@@ -44,6 +44,8 @@ UNREAD = [  # the last one is what nothing reads
     ("trainer.sync_batch_norm=false",),
     ("trainer.all_reduce=int8",),
     (*CNN, "model.normalization=channel", "trainer.devices=2", "trainer.sync_batch_norm=false"),
+]
+NOT_BY_THE_COMMAND = [
     ("input=x.png",),
     ("export.dir=out",),
     ("export.format=c",),
@@ -69,11 +71,18 @@ UNREAD = [  # the last one is what nothing reads
 ]
 
 
-@pytest.mark.parametrize("arguments", UNREAD, ids=" ".join)
-def test_what_nothing_reads_is_refused_by_its_name(bnn_train, tmp_path, arguments):
+@pytest.mark.parametrize("overrides", NOT_BY_TRAINING, ids=" ".join)
+def test_what_a_training_does_not_read_is_refused_by_its_name(overrides):
+    with pytest.raises(UserError) as refused:
+        unread.check_training(settings_of(*overrides), overrides)
+    first, second = str(refused.value).splitlines()
+    assert first.startswith(f"{overrides[-1].lstrip('+')}: ") and second.startswith("allowed: ")
+
+
+@pytest.mark.parametrize("arguments", [*NOT_BY_THE_COMMAND, NOT_BY_TRAINING[0], NOT_BY_TRAINING[5]], ids=" ".join)
+def test_the_command_refuses_it_and_leaves_nothing(bnn_train, tmp_path, arguments):
     done = bnn_train(*arguments)
-    *_, said = arguments
-    assert done.code == 2 and done.err.startswith(f"bnn-train: {said.lstrip('+')}: "), done.err
+    assert done.code == 2 and done.err.startswith(f"bnn-train: {arguments[-1].lstrip('+')}: "), done.err
     assert len(done.err.splitlines()) == 2 and "\nallowed: " in done.err and list(tmp_path.iterdir()) == []
 
 

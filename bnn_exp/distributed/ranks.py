@@ -107,7 +107,7 @@ class Ranks:
         return box[0]
 
     def everyones(self, what: Any) -> list[Any]:
-        """What each rank gives, in their order. All ranks meet here."""
+        """Returns the objects that all ranks give, in their order. All ranks meet here."""
         found = [None] * self.size
         with self._noticing():
             dist.all_gather_object(found, what)
