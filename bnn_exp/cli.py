@@ -5,6 +5,7 @@ import re
 import secrets
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -16,7 +17,7 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__, distributed, inherit, said
+from bnn_exp import __version__, distributed, said
 from bnn_exp.errors import RankLost, UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _main() -> int:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        with inherit.taken_over(said.overrides(sys.argv[1:], CONF)):
+        with _taken_over(said.overrides(sys.argv[1:], CONF)):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what a run is to take over from another
         say(str(error))
@@ -73,6 +74,15 @@ def _main() -> int:
     if _sweep and _sweep[0][0].is_dir():
         _conclude(*_sweep[0])
     return max(_codes, default=0)
+
+
+def _taken_over(overrides: list[str]) -> AbstractContextManager:
+    """For Hydra to compose in: what the command takes over from an earlier run."""
+    if not {"config", "init_from", "from"} & said.keys(overrides).keys():
+        return nullcontext()
+    from bnn_exp import inherit
+
+    return inherit.taken_over(overrides)
 
 
 def _conclude(directory: Path, report: "Report") -> None:
