@@ -17,7 +17,7 @@ def keys(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def values(overrides: Iterable[str], key: str) -> list[str]:
-    """All values that overrides give `key`, several in a sweep; what Hydra can't read gives none."""
+    """All values that overrides give `key`, several in a sweep or a list; what Hydra can't read gives none."""
     found: list[str] = []
     for item in overrides:
         try:
@@ -26,8 +26,8 @@ def values(overrides: Iterable[str], key: str) -> list[str]:
             continue
         if override.key_or_group == key and not override.is_delete():
             swept = override.is_sweep_override()
-            given = override.sweep_iterator() if swept else [override.value()]
-            found = [str(value) for value in given if value is not None]
+            given = list(override.sweep_iterator()) if swept else [override.value()]
+            found = [str(value) for one in given for value in (one if isinstance(one, list) else [one]) if value is not None]
     return found
 
 

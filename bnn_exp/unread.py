@@ -167,12 +167,16 @@ def _of(key: str, keys: Iterable[str]) -> list[str]:
 
 
 def check_command(request: Request, overrides: Iterable[str], sweep: bool = False) -> None:
-    """See that the command reads every key that `overrides` set. A null asks for nothing.
+    """See that the command reads every key that `overrides` set, and no run that they do not name. A null asks for nothing.
 
     Raises:
         UserError: the first key that it does not read, why, and what would.
     """
-    _check(COMMAND, Case(_asked(overrides), request=request, sweep=sweep))
+    case = Case(_asked(overrides), request=request, sweep=sweep)
+    _check(COMMAND, case)
+    for key, value in (("config", request.config), ("from", request.task != "report" and request.from_)):
+        if value and key not in case.said:  # in an experiment, which is composed too late to take a run over
+            raise UserError(f"{key}={value}: only the command line can name it\nallowed: bnn-train {key}={value}")
 
 
 def check_training(settings: Settings, overrides: Iterable[str]) -> None:

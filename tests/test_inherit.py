@@ -133,6 +133,10 @@ def test_choices_and_configurations_of_ones_own_stay_possible(bnn_train, first, 
     (tmp_path / "own/whole.yaml").write_text("defaults:\n  - config\n  - _self_\n\nseed: 8\n")
     assert composed(bnn_train, "--config-dir", "own", "experiment=mine", "config=first")["seed"] == 7
     assert composed(bnn_train, "--config-dir", "own", "--config-name", "whole")["seed"] == 8
+    for key, text in (("config", "config: first"), ("from", "from: first\ntask: evaluate")):
+        (tmp_path / "own/experiment/late.yaml").write_text(f"# @package _global_\n{text}\n")
+        late = bnn_train("--config-dir", "own", "experiment=late")
+        assert late.code == 2 and f"{key}=first" in late.err and len(late.err.splitlines()) == 2
 
 
 def test_fine_tuning_goes_on_with_model_and_rule(bnn_train, first, summary):
@@ -233,7 +237,7 @@ def test_a_task_has_the_dataset_of_its_run_with_what_is_said_on_top(bnn_train, t
     train = ("dataset=local", "dataset.path=a", "dataset.size=7", *SMALL, "trainer.epochs=2")
     assert bnn_train(*train, "hydra.run.dir=run").code == 0
     for said, rows in (((), 10), (("dataset.path=b",), 14)):
-        for place in ("run", "run/model.safetensors"):
+        for place in ("run", "run/model.safetensors", "[run]"):
             done = bnn_train("task=evaluate", f"from={place}", *said)
             assert done.code == 0, done.err
             assert json.loads(Path("run/evaluation.json").read_text())["rows"] == rows
