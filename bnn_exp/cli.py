@@ -5,6 +5,7 @@ import re
 import secrets
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -16,7 +17,7 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__, distributed
+from bnn_exp import __version__, distributed, said
 from bnn_exp.errors import RankLost, UserError, WrongResult
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def _main() -> int:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        with _taken_over(said.overrides(sys.argv[1:], CONF)):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    except UserError as error:  # in what a run is to take over from another
+        say(str(error))
+        _codes.append(BAD_INPUT)
     except KeyboardInterrupt:
         _codes or say("interrupted")
         _codes.append(INTERRUPTED)
@@ -69,6 +74,15 @@ def _main() -> int:
     if _sweep and _sweep[0][0].is_dir():
         _conclude(*_sweep[0])
     return max(_codes, default=0)
+
+
+def _taken_over(overrides: list[str]) -> AbstractContextManager:
+    """For Hydra to compose in: what the command takes over from an earlier run."""
+    if not {"config", "init_from", "from"} & said.keys(overrides).keys():
+        return nullcontext()
+    from bnn_exp import inherit
+
+    return inherit.taken_over(overrides)
 
 
 def _conclude(directory: Path, report: "Report") -> None:
@@ -123,6 +137,8 @@ def job(composed: DictConfig) -> float | None:
 def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:
     from bnn_exp import sweep
 
+    if "sweep" not in composed:
+        raise UserError("--config-name: that configuration lacks ours\nallowed: one whose defaults begin with `- config`")
     resumed = composed.sweep.resume
     return sweep.plan_in(directory, composed, list(HydraConfig.get().overrides.task), resumed and Path(resumed))
 
@@ -141,7 +157,7 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import tasks
 
-        report = self._or_leave(tasks.prepare_sweep, _without_hydra(config))
+        report = self._or_leave(tasks.prepare_sweep, _without_hydra(config), list(config.hydra.overrides.task))
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)
@@ -201,9 +217,15 @@ def weights_for(rule: str) -> str:
     return rules.trained_by(rule)
 
 
+def strength(own: float, *, _root_: DictConfig) -> float:
+    """The δ of a rule: `delta` where it is said, else its `own`."""
+    return own if _root_.delta is None else _root_.delta
+
+
 # when imported, since the processes of a sweep import no more than this; a directory is chosen once
-for resolver, once in ((run_directory, True), (sweep_directory, True), (cores, False), (weights_for, False)):
-    OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=once, replace=True)
+ONCE = (run_directory, sweep_directory)
+for resolver in (*ONCE, cores, weights_for, strength):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=resolver in ONCE, replace=True)
 
 
 def say(message: str) -> None:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from bnn_exp import explain, rules
 from bnn_exp.errors import UserError
-from bnn_exp.schema import Count, Fraction, Positive, Schedule, schema
+from bnn_exp.schema import Count, NonNegative, Positive, Schedule, schema
 
 
 def _odd(size: int) -> int:
@@ -197,7 +197,7 @@ class Settings(Generic[Rule]):
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Dataset
     trainer: Trainer
-    delta: Fraction
+    delta: NonNegative | None
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None
@@ -248,6 +248,7 @@ class Request:
         str | tuple[str, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
     ]
     which: Literal["last", "best"]
+    config: str | None
     input: Annotated[str | tuple[str, ...] | None, Field(description="images, folders or patterns, or a list of them")]
     report: Report
     export: Export
@@ -255,7 +256,7 @@ class Request:
     benchmark: Annotated[Inference | Training, Field(discriminator="name")]
 
 
-REQUEST = ("task", "from", "which", "input", "report", "export", "sweep", "benchmark")
+REQUEST = ("task", "from", "which", "config", "input", "report", "export", "sweep", "benchmark")
 
 
 def _settings() -> type:
@@ -310,7 +311,10 @@ def _checked(kind: type, config: DictConfig | dict):
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))  # strictly: no text for a number
     except ValidationError as error:
-        raise UserError("\n".join(dict.fromkeys(explain.mistake(e, raw, keys()) for e in error.errors()))) from error
+        found: dict[str, str] = {}
+        for mistake in (explain.mistake(e, raw, keys()) for e in error.errors()):
+            found.setdefault(mistake.splitlines()[0], mistake)  # delta, which is optimizer.delta too, once
+        raise UserError("\n".join(found.values())) from error
 
 
 def model(values: dict) -> MLP | BNCVL | VGG:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from bnn_exp.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bnn_exp.bits.on_cpu import OnCPU
     from bnn_exp.models import MLP
     from bnn_exp.optim.rule import Factors
@@ -25,13 +27,16 @@ SPINNING = "GOMP_SPINCOUNT"  # how often GNU's OpenMP looks for work before a th
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
 
-def choose(settings, device: str) -> str:
+def choose(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
     """`dense` or `packed`, whichever `trainer.engine` names; of `auto` the faster one. Imports no torch.
+
+    Args:
+        network: the network or its class, once it is known: `packed` trains an MLP, and nothing derived from it.
 
     Raises:
         UserError: what is asked for needs `packed`, which can't compute this training.
     """
-    trainer, hindrance = settings.trainer, _hindrance(settings, device)
+    trainer, hindrance = settings.trainer, _hindrance(settings, device, network)
     if trainer.engine == "packed" and hindrance:
         raise UserError(f"trainer.engine=packed: not with {hindrance}\nallowed: trainer.engine=auto or dense")
     if trainer.error_bits and (hindrance or trainer.engine == "dense"):
@@ -52,7 +57,7 @@ def _chosen(settings, device: str, hindrance: str) -> str:
     return "packed" if large or trainer.error_bits or trainer.memory == "lean" else "dense"
 
 
-def _hindrance(settings, device: str) -> str:
+def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
     """What of the settings the packed engine can't do, or nothing."""
     model, trainer = settings.model, settings.trainer
     if model.name != "mlp":
@@ -68,7 +73,12 @@ def _hindrance(settings, device: str) -> str:
         (not trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
         (trainer.devices == 1, f"trainer.devices={trainer.devices}, which send all gradients"),
     )
-    return next((hindrance for able, hindrance in needs if not able), "")
+    found = next((hindrance for able, hindrance in needs if not able), "")
+    if found or network is None:
+        return found
+    from bnn_exp.nn.exact import difference
+
+    return difference(network, "MLP")
 
 
 def records(settings, device: str) -> bool:

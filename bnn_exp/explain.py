@@ -1,6 +1,7 @@
 """Mistakes in a configuration, in words: which key, what it was given, what it may be, which one was meant."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +49,8 @@ def mistake(error: Mapping[str, Any], raw: dict, known: list[Key]) -> str:
     if error["type"].startswith("missing"):
         return f"{key}: missing from the configuration\nallowed: {allowed}"
     value = _lookup(raw, path)
-    if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
-        key = value[2:-1]  # delta, where optimizer.delta is ${delta}
-        value = _lookup(raw, key.split("."))
+    if isinstance(value, str) and (own := re.fullmatch(r"\$\{strength:(.*)\}", value)):
+        key, value = (key, own[1]) if raw.get("delta") is None else ("delta", raw["delta"])
     return f"{key}={_shown(value)} is not allowed\nallowed: {allowed}"
 
 

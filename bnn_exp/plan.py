@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import config, engine, memory
+from bnn_exp import config, engine, memory, unread
 from bnn_exp.config import Rows, Settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
@@ -47,7 +47,9 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     loggers.check(settings.logger)
     values, devices = values_of(composed), settings.trainer.devices
     settings = _with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
+    unread.check_training(settings, overrides)
     arrays = read(settings.dataset)
+    unread.check_data(arrays, overrides)
     _check_size(settings.model, arrays.train_images.shape[2:])
     if settings.init_from or settings.freeze or settings.fresh:
         from bnn_exp import transfer
@@ -175,9 +177,13 @@ def _device(settings: Settings) -> str:
     """The device that can train by the engine and in the memory that the settings name."""
     engine.let_waiting_threads_sleep(settings)
     device = device_of(settings.device, settings.trainer.devices)
-    engine.choose(settings, device)
+    chosen = engine.choose(settings, device)
     engine.records(settings, device)
     memory.check(settings)
+    if chosen == "packed":
+        from bnn_exp import models
+
+        engine.choose(settings, device, models.kind(settings.model))
     return device
 
 

@@ -1,7 +1,8 @@
 """From a plan to a training that can begin: data, network and trainer, on the plan's device."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from bnn_exp.distributed import local_size
 from bnn_exp.errors import UserError
 from bnn_exp.memory import keep_freed_memory, return_freed_memory
 from bnn_exp.nn.binary import packed_at_once
+from bnn_exp.nn.exact import home
 from bnn_exp.plan import Plan, read
 from bnn_exp.trainer import Trainer
 
@@ -32,7 +34,19 @@ def prepare(plan: Plan, directory: Path, ranks: "Ranks | None" = None) -> Traine
     """
     device = torch.device(plan.device) if ranks is None else ranks.device(plan.device)
     with nullcontext() if ranks is None else ranks.failing_together():
-        return _prepare(plan, directory, device, ranks)
+        trainer = _prepare(plan, directory, device, ranks)
+    if ranks is not None:
+        _check_class(ranks.everyones(home(type(trainer.network))))
+    return trainer
+
+
+def _check_class(homes: list[str]) -> None:
+    """Ranks are processes of their own: a class that one of them has replaced is not replaced in the others."""
+    if other := next((there for there in homes if there != homes[0]), None):
+        raise UserError(
+            f"trainer.devices={len(homes)}: the network is {homes[0]}, in another process {other}\n"
+            "allowed: trainer.devices=1, or torchrun with the program that makes it so"
+        )
 
 
 def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | None") -> Trainer:
@@ -42,10 +56,9 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     settle(settings, device)
     data = load(settings, plan.arrays or read(settings.dataset), device)
     copied = bool(settings.init_from) and plan.saved is None
-    with nullcontext() if copied else first_bits(settings, device):
-        network = first_network(settings, data)
-    if copied:
-        transfer.begin(network, settings, data.classes)
+    network = first_network(settings, data) if copied else network_to_train(settings, data)
+    new = plan.saved is None and (settings.init_from or settings.freeze)
+    beginning = asdict(transfer.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
     network = network.to(device)
     if ranks is None:
         trainer = Trainer(settings, network, data)
@@ -53,6 +66,7 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
         from bnn_exp.distributed.trainer import RankTrainer
 
         trainer = RankTrainer(settings, network, data, ranks)
+    trainer.beginning = beginning
     if plan.saved is not None:
         _take_up(trainer, plan.saved, directory)
     return trainer
@@ -75,16 +89,21 @@ def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:
     return Dataset.from_arrays(arrays, device, settings.dataset.limit, settings.dataset.validation)
 
 
-def first_bits(settings: Settings, device: torch.device) -> AbstractContextManager:
-    """For `first_network` to be in: bits that are to be packed in training lie so from the first, where memory is dear."""
-    packed = settings.trainer.memory == "lean" and engine.choose(settings, device.type) == "packed"
-    return packed_at_once() if packed else nullcontext()
-
-
 def first_network(settings: Settings, data: Dataset) -> nn.Module:
     """The network as it begins, drawn from the seed; on the CPU."""
     torch.manual_seed(settings.seed)
     return models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
+
+
+def network_to_train(settings: Settings, data: Dataset) -> nn.Module:
+    """The same for training: where memory is dear, bits that the packed engine trains lie packed from the first."""
+    device = data.train.labels.device.type
+    if settings.trainer.memory == "lean" and engine.choose(settings, device, models.kind(settings.model)) == "packed":
+        with packed_at_once():
+            network = first_network(settings, data)
+        if engine.choose(settings, device, network) == "packed":
+            return network
+    return first_network(settings, data)
 
 
 def _take_up(trainer: Trainer, saved: dict, directory: Path) -> None:
@@ -92,6 +111,12 @@ def _take_up(trainer: Trainer, saved: dict, directory: Path) -> None:
         raise UserError(
             f"resume={directory}: its dataset has changed since (another content under the same name)\n"
             "allowed: the data that the run began with; dataset.path in its config.yaml says where it lies"
+        )
+    here = home(type(trainer.network))
+    if (there := saved.get("class", here)) != here:  # earlier versions did not say
+        raise UserError(
+            f"resume={directory}: its network is of the class {there}, model={trainer.settings.model.name} here is {here}\n"
+            f"allowed: a program in which model={trainer.settings.model.name} is that class"
         )
     try:
         trainer.load(saved)

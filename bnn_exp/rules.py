@@ -88,6 +88,8 @@ class Entry:
     settings: type
     home: str | type
     trains: tuple[str, ...]  # of bnn_exp.nn.binary.WEIGHTS
+    strength: str | None = None  # the setting that says how much a step changes
+    gentler: float = 1.0  # how many times less of it fine-tunes a trained network, see docs/rules.md
 
     def load(self) -> type:
         """The class itself."""
@@ -102,7 +104,12 @@ LATENTS = ("latent", "float")
 
 
 def register(
-    settings: type, home: str | type, trains: tuple[str, ...] = ("bits",), values: dict[str, Any] | None = None
+    settings: type,
+    home: str | type,
+    trains: tuple[str, ...] = ("bits",),
+    values: dict[str, Any] | None = None,
+    strength: str = "delta",
+    gentler: float = 5.0,
 ) -> None:
     """Make a rule known under the name that its `settings` have.
 
@@ -110,18 +117,28 @@ def register(
         settings: a `bnn_exp.schema.schema` dataclass, its first field `name: Literal["NAME"]`, then what can be set.
         home: the class, as a rule derived from `bnn_exp.optim.Rule`.
         values: of the settings but `name`, in the place of a `conf/optimizer/NAME.yaml`.
+        strength: the setting that says how much a step changes, if it has such a one.
+        gentler: what `init_from` divides the strength of a run by, see docs/rules.md.
     """
     name = name_of(settings)
-    RULES[name] = Entry(settings, home, trains)
+    RULES[name] = Entry(settings, home, trains, strength if strength in settings.__dataclass_fields__ else None, gentler)
     if values is not None:
         from hydra.core.config_store import ConfigStore
 
-        ConfigStore.instance().store(group="optimizer", name=name, node={"name": name, **values})
+        own = {"delta": f"${{strength:{values['delta']}}}"} if "delta" in values else {}
+        ConfigStore.instance().store(group="optimizer", name=name, node={"name": name, **values, **own})
 
 
 def name_of(settings: type) -> str:
     """The name that a dataclass of settings is chosen by."""
     return get_args(settings.__dataclass_fields__["name"].type)[0]
+
+
+def strength(settings: Any) -> str | None:
+    """The name of the setting that says how much a step of the rule with these `settings` changes; None if it has none."""
+    if settings.name == "hypermask" and settings.mask in ("ewm", "wpm"):
+        return "lr"
+    return RULES[settings.name].strength
 
 
 def trainers(weights: str) -> list[str]:
@@ -136,9 +153,9 @@ def trained_by(name: str) -> str:
 
 register(HyperMask, "bnn_exp.optim.hypermask:HyperMask")
 register(Counter, "bnn_exp.optim.counter:Counter")
-register(Bop, "bnn_exp.optim.bop:Bop")
-register(Bop2, "bnn_exp.optim.bop:Bop2")
-register(CEMA, "bnn_exp.optim.cema:CEMA")
-register(Bold, "bnn_exp.optim.bold:Bold")
-register(LatentAdam, "bnn_exp.optim.latent:LatentAdam", LATENTS)
-register(LatentSGD, "bnn_exp.optim.latent:LatentSGD", LATENTS)
+register(Bop, "bnn_exp.optim.bop:Bop", strength="gamma", gentler=10.0)
+register(Bop2, "bnn_exp.optim.bop:Bop2", strength="gamma")
+register(CEMA, "bnn_exp.optim.cema:CEMA", strength="alpha")
+register(Bold, "bnn_exp.optim.bold:Bold", strength="eta")
+register(LatentAdam, "bnn_exp.optim.latent:LatentAdam", LATENTS, strength="lr", gentler=1.0)
+register(LatentSGD, "bnn_exp.optim.latent:LatentSGD", LATENTS, strength="lr", gentler=1.0)

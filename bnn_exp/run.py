@@ -24,6 +24,7 @@ from bnn_exp.records.report import Report
 from bnn_exp.records.runs import own_overrides
 from bnn_exp.records.words import best_in_words, bytes_in_words
 from bnn_exp.stopping import Stop, stop_on_signals
+from bnn_exp.transfer import Beginning
 
 if TYPE_CHECKING:
     from bnn_exp.distributed.ranks import Ranks
@@ -83,6 +84,9 @@ class Run:
             self.report.say(text)
         for text in self.warnings:
             self.report.warn(text)
+        if trainer.beginning:
+            for line in Beginning(**trainer.beginning).lines():
+                self.report.say(line)
         if trainer.progress.epoch or trainer.progress.batch:
             self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
         pictures, labels = trainer.first_pictures(64)
@@ -116,12 +120,14 @@ class Run:
 
     def _checkpoint(self, name: str) -> None:
         about = {"config": self.config, "image_shape": list(self.data.image_shape), "classes": list(self.data.classes)}
-        state = {"data": self.data.key, "seconds": self._seconds(), **about, **self.trainer.state()}
+        state = {"data": self.data.key, "seconds": self._seconds(), "beginning": self.trainer.beginning}
+        state |= about | self.trainer.state()
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 
     def _finish(self, status: str) -> dict[str, Any]:
         directory = self.directory
-        save_model(directory / "model.safetensors", self.network, self.config, self.data.image_shape, self.data.classes)
+        about = (self.config, self.data.image_shape, self.data.classes)
+        save_model(directory / "model.safetensors", self.network, *about, self.trainer.answer)
         if self.epochs:
             plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
         plots.kernels(directory / "kernels.png", self.network, self.data.image_shape)
@@ -185,6 +191,7 @@ class Run:
             status,
             error=error,
             overrides=self.overrides,
+            **({"beginning": self.trainer.beginning} if self.trainer.beginning else {}),
             epochs=len(self.epochs),
             test_accuracy=self.evaluation and self.evaluation["test_accuracy"],
             best_test_accuracy=progress.best_test_accuracy if progress.best_epoch else None,

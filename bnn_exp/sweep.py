@@ -1,11 +1,13 @@
 """A sweep: where its jobs run, what of them is done already, and the answer at its end. Imports no torch."""
 
 import itertools
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from bnn_exp import config
 from bnn_exp.config import Report
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan, plan_to_go_on, values_of
@@ -16,6 +18,7 @@ from bnn_exp.records.runs import Record
 from bnn_exp.records.words import console
 
 PER_RUN = ("resume", "device")  # may differ from one start of a sweep to the next
+SAID_TWICE = ("delta",)  # stands in optimizer.delta, which is compared
 
 
 def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed: Path | None) -> tuple[Plan, Path]:
@@ -58,7 +61,10 @@ def _earlier(places: list[Path], composed: DictConfig, overrides: list[str]) -> 
 
 
 def _without(values: dict) -> dict:
-    return {key: value for key, value in values.items() if key not in PER_RUN}
+    """The settings that tell runs apart, those that an earlier version did not have filled in."""
+    with suppress(UserError):  # of a version with other settings
+        values = asdict(config.load(values))
+    return {key: value for key, value in values.items() if key not in (*PER_RUN, *SAID_TWICE)}
 
 
 def _free(directory: Path) -> Path:

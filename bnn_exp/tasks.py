@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bnn_exp import config, engine, sweep
+from bnn_exp import config, engine, sweep, unread
 from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import UserError
@@ -74,15 +74,14 @@ def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: 
         UserError: what is wrong with it.
     """
     request = config.load_request(composed)
+    unread.check_command(request, overrides)
     if request.task != "train":
         return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen))
-    if request.sweep.resume:
-        raise UserError(f"sweep.resume={request.sweep.resume}: needs -m, with the settings of that sweep")
     planned = make_plan(composed, overrides)
     return planned.finished or planned
 
 
-def prepare_sweep(composed: DictConfig) -> Report:
+def prepare_sweep(composed: DictConfig, overrides: list[str]) -> Report:
     """Check what a sweep needs before its first job. Returns how its report is wanted.
 
     Raises:
@@ -100,6 +99,7 @@ def prepare_sweep(composed: DictConfig) -> Report:
         raise UserError(
             f"resume={composed.resume}: can't be swept over\nallowed: bnn-train resume=RUN, without -m; or sweep.resume=SWEEP"
         )
+    unread.check_command(request, overrides, sweep=True)
     resumed = request.sweep.resume
     if resumed and not any(runs.find([Path(resumed)])):
         raise UserError(f"sweep.resume={resumed}: no sweep there\nallowed: a sweep's directory, outputs/DATE/TIME-sweep-…")
@@ -121,8 +121,10 @@ def search(composed: DictConfig, job) -> None:
 
 def benchmark(asked: Asked) -> str:
     """`task=benchmark`: of a trained network, or of training."""
+    settings = config.load(asked.composed)
+    unread.check_training(settings, asked.overrides)
     if asked.request.benchmark.name == "training":
-        engine.let_waiting_threads_sleep(config.load(asked.composed))
+        engine.let_waiting_threads_sleep(settings)
     return pkgutil.resolve_name(BENCHMARKS[asked.request.benchmark.name])(asked)
 
 

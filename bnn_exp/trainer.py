@@ -18,6 +18,7 @@ from bnn_exp.graphs import Graphs
 from bnn_exp.lean import Saving, consume_gradients
 from bnn_exp.losses import LOSSES
 from bnn_exp.nn import named_bits, verify_binary
+from bnn_exp.nn.exact import home
 from bnn_exp.optim.rule import Factors
 
 
@@ -48,8 +49,9 @@ class Trainer:
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.loss = LOSSES[settings.trainer.loss]
         self.progress = Progress()
+        self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see bnn_exp.transfer
         self.frozen = transfer.freeze(network, settings.freeze)
-        self.engine = engine.choose(settings, self.device.type)
+        self.engine = engine.choose(settings, self.device.type, network)
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
         self.recorded = engine.records(settings, self.device.type)
         self.kept: dict[int, Factors] = {}  # gradients of packed bits, until recorded passes have ended
@@ -228,6 +230,7 @@ class Trainer:
     def state(self) -> dict:
         """All that a run needs to go on, as tensors and plain values; binary weights eight to a byte."""
         return {
+            "class": home(type(self.network)),
             "network": packed_state(self.network),
             "binary": self.binary.state_dict(),
             "flips": [int(flips) for flips in self.binary.flips],

@@ -3,18 +3,39 @@
 What BinSFO is for: a network trained elsewhere, adapted on a device that has no room for real weights (Shibuya et al.).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bnn_exp import models
+from bnn_exp import config, models, rules
 from bnn_exp.bits import load_state
-from bnn_exp.config import Settings, model
+from bnn_exp.config import Settings
 from bnn_exp.errors import UserError
-from bnn_exp.nn import BinaryLayer
+from bnn_exp.nn import BinaryLayer, binary_layers
 from bnn_exp.records import checkpoint
 from bnn_exp.records.model import read_model
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How the layers of a network begin, by their names, and the rule that goes on with them."""
+
+    run: str | None  # the bits come from here
+    loaded: list[str]
+    anew: list[str]
+    frozen: list[str]
+    rule: str
+    rule_of_run: str | None
+
+    def lines(self) -> list[str]:
+        """Says it in one or two lines."""
+        parts = (("loaded", self.loaded), ("begins anew", self.anew), ("frozen", self.frozen))
+        layers = "; ".join(f"{what}: {', '.join(names) or 'nothing'}" for what, names in parts)
+        if self.run is None:
+            return [layers]
+        return [f"init_from={self.run}: {layers}", f"rule: {self.rule}; of that run: {self.rule_of_run}"]
 
 
 def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[str, ...]) -> None:
@@ -34,14 +55,19 @@ def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[
 
 
 @torch.no_grad()
-def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> None:
+def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> Beginning:
     """Give `network` the bits, BatchNorms and statistics of `init_from`, but for its last `fresh` layers. When nothing is said
     these are the last one if the classes are others, else none.
+
+    Returns:
+        Which layers were loaded, which begin anew, and which are frozen.
 
     Raises:
         UserError: there is no such run, or its network has other layers.
     """
-    source, known = _source(Path(settings.init_from))
+    if not settings.init_from:
+        return _beginning(network, settings)
+    source, known, trained = _source(Path(settings.init_from))
     fresh = settings.fresh if settings.fresh is not None else int(known != classes)
     ours, theirs = network.stages(), source.stages()
     if len(ours) != len(theirs):
@@ -55,18 +81,34 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> N
             except (ValueError, RuntimeError) as error:
                 raise UserError(
                     f"init_from={settings.init_from}: its layer {place} does not fit ({str(error).splitlines()[-1].strip()})\n"
-                    f"allowed: a model of the same layers, or fresh={len(ours) - place + 1}"
+                    f"allowed: the model of the run (when nothing is said of model), or fresh={len(ours) - place + 1}"
                 ) from error
+    return _beginning(network, settings, len(ours) - fresh, trained)
 
 
-def _source(run: Path) -> tuple[nn.Module, tuple[str, ...]]:
-    """The network of a run as its checkpoint has it, statistics included, and its classes."""
+def _beginning(network: nn.Module, settings: Settings, loaded: int = 0, trained: dict | None = None) -> Beginning:
+    """The first `loaded` layers are those of a run of the configuration `trained`."""
+    of_layers = {id(layer): name for name, layer in binary_layers(network)}
+    names = [next(of_layers[id(m)] for m in stage if id(m) in of_layers) for stage in network.stages()]
+    rule_of_run = trained and _in_words(config.load(trained).optimizer)
+    parts = (names[:loaded], names[loaded:], names[: settings.freeze])
+    return Beginning(settings.init_from, *parts, _in_words(settings.optimizer), rule_of_run)
+
+
+def _in_words(rule) -> str:
+    """A rule and its strength as the command line takes them."""
+    strength = rules.strength(rule)
+    return f"optimizer={rule.name}" + (f" optimizer.{strength}={getattr(rule, strength):g}" if strength else "")
+
+
+def _source(run: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
+    """The network of a run as its checkpoint has it, statistics included, its classes and its configuration."""
     if not run.is_dir():
         raise UserError(f"init_from={run}: no such folder\nallowed: the directory of a run")
     _, _, about = read_model(run)
-    network = models.build(model(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
+    network = models.build(config.model(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
     load_state(network, checkpoint.load(run / "checkpoints" / "last.pt")["network"])
-    return network, tuple(about["classes"])
+    return network, tuple(about["classes"]), about["config"]
 
 
 def _copy(to: nn.Module, original: nn.Module) -> None:

@@ -8,8 +8,18 @@ from conftest import trainer_of
 
 from bnn_exp import load_model
 from bnn_exp.models.bncvl import BNCVLNet
-from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, binary_parameters, latent_parameters, named_bits, verify_binary
-from bnn_exp.nn import binary as binary_module
+from bnn_exp.nn import (
+    BNCVL,
+    BinaryConv2d,
+    BinaryLinear,
+    BinaryNormalizedLinear,
+    binary_parameters,
+    encode,
+    latent_parameters,
+    named_bits,
+    quantize,
+    verify_binary,
+)
 from bnn_exp.optim import HyperMask, LatentAdam, LatentSGD
 from bnn_exp.rules import RULES
 
@@ -85,22 +95,60 @@ def test_the_dense_layer_is_a_convolution_of_one_pixel():
     torch.testing.assert_close(dense(x), convolution(x[:, :, None, None])[:, :, 0, 0])
 
 
-def test_in_evaluation_bits_are_taken_once_and_follow_the_latents(monkeypatch):
-    taken, original = [], binary_module.quantize
-    monkeypatch.setattr(binary_module, "quantize", lambda latent: taken.append(1) or original(latent))
-    layer, x = BNCVL(2, 3, 3).eval(), torch.randn(2, 2, 6, 6)
-    first = layer(x)
-    layer(x)
-    assert len(taken) == 2  # of the weight and of the bias
-    layer.train()
-    with torch.no_grad():
-        layer.weight.neg_()
-    layer.eval()
-    after = layer(x)
-    assert not torch.equal(first, after)
-    with torch.no_grad():
-        layer.weight.neg_()  # also without a change of mode between
-    assert torch.equal(layer(x), first)
+def _average(layer, other):
+    """A moving average as training loops write it: into `.data`, where no version of the parameter counts it."""
+    for p, q in zip(layer.parameters(), other.parameters(), strict=True):
+        p.data.mul_(0.1).add_(q.data, alpha=0.9)
+
+
+def _optimizer_step(layer, other):
+    for p, q in zip(layer.parameters(), other.parameters(), strict=True):
+        p.grad = p.detach() - q.detach()
+    torch.optim.SGD(layer.parameters(), lr=1.0).step()
+
+
+def _swap(layer, other):
+    layer.weight = other.weight
+
+
+@torch.no_grad()
+def _in_place(layer, other):
+    layer.weight.copy_(other.weight)
+
+
+WRITES = {
+    "data": lambda layer, other: setattr(layer.weight, "data", other.weight.data),
+    "data in place": lambda layer, other: layer.weight.data.copy_(other.weight.data),
+    "numpy": lambda layer, other: np.copyto(layer.weight.detach().numpy(), other.weight.detach().numpy()),
+    "average": _average,
+    "assign": lambda layer, other: layer.load_state_dict(other.state_dict(), assign=True),
+    "load": lambda layer, other: layer.load_state_dict(other.state_dict()),
+    "step": _optimizer_step,
+    "parameter": _swap,
+    "no_grad": _in_place,
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: BinaryLinear(30, 20, weights="latent"), (4, 30)),
+        (lambda: BinaryConv2d(3, 5, weights="latent"), (4, 3, 6, 6)),
+        (lambda: BNCVL(3, 5, 3), (4, 3, 6, 6)),
+        (lambda: BinaryNormalizedLinear(30, 20), (4, 30)),
+    ],
+    ids=["linear", "convolution", "bncvl", "dense"],
+)
+def test_in_evaluation_bits_follow_the_latents_whoever_writes_them(make, shape, write):
+    torch.manual_seed(0)
+    layer, other, x = make().eval(), make().eval(), torch.randn(shape)
+    before, expected = layer(x), other(x)
+    WRITES[write](layer, other)
+    assert not torch.equal(layer(x), before)
+    torch.testing.assert_close(layer.value, encode(quantize(layer.weight.detach()), layer.encoding))
+    if write != "average":
+        torch.testing.assert_close(layer(x), expected)
 
 
 @pytest.mark.parametrize(("normalization", "dims"), [("sample", (1, 2, 3)), ("channel", (2, 3)), ("batch", (0, 2, 3))])

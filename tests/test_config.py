@@ -8,7 +8,6 @@ BAD = {
     "delta=1.5": ("delta=1.5", "a number ≥ 0 and ≤ 1"),
     "optimizer.delta=-1": ("optimizer.delta=-1", "a number ≥ 0 and ≤ 1"),
     "delta=true": ("delta=true", "a number"),
-    "delta=null": ("delta=null", "a number"),
     "delta=nan": ("delta=nan", "a number"),
     "dleta=0.1": ("dleta", "did you mean delta?"),
     "model.hiddensize=3": ("model.hiddensize", "did you mean model.hidden_size?"),

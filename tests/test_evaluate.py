@@ -180,6 +180,35 @@ def test_written_files_have_the_permissions_of_new_files(run, tmp_path):
     assert len(files) >= 11 and {file.stat().st_mode for file in files} == {expected}
 
 
+TWINS = {
+    "mlp": ("model.hidden_size=16",),
+    "bncvl": ("model=bncvl", "model.channels=[4,6]", "model.dense=[8]"),
+    "vgg": ("model=vgg", "model.channels=[4,6]"),
+}
+
+
+@pytest.mark.parametrize("model", TWINS)
+def test_a_float_twin_is_evaluated_and_predicted_with_and_packed_in_no_way(bnn_train, tmp_path, model, summary):
+    twin = (*TWINS[model], "optimizer=latent_adam", "model.weights=float", "trainer.epochs=2", "trainer.batch_size=256")
+    assert bnn_train(*twin, "hydra.run.dir=twin").code == 0
+    done = bnn_train("task=evaluate", "from=twin")
+    assert done.code == 0 and "can't be packed" in done.out, done.err
+    result = json.loads((tmp_path / "twin/evaluation.json").read_text())
+    assert result["accuracy_float"] == pytest.approx(summary("twin")["test_accuracy"]) and result["accuracy_packed"] is None
+    image = sources.read("digits").test_images[3]
+    Image.fromarray(image[0]).save(tmp_path / "3.png")
+    with torch.no_grad():
+        answer = int(load_model("twin")[0](torch.from_numpy(image[None])).argmax())
+    told = bnn_train("task=predict", "from=twin", "input=3.png")
+    assert told.code == 0 and next(line for line in told.out.splitlines() if "3.png" in line).split()[3] == str(answer)
+    for refused in ("task=benchmark", "task=export", "task=export export.format=c", "task=export export.format=torch"):
+        done = bnn_train(*refused.split(), "from=twin")
+        assert done.code == 2 and "can't be packed" in done.err and len(done.err.splitlines()) == 2, done.err
+        assert model == "vgg" or done.err.startswith("bnn-train: model.weights=float: ")
+    untrained = bnn_train("task=benchmark", *TWINS[model], "optimizer=latent_adam", "model.weights=float")
+    assert untrained.code == 2 and "can't be packed" in untrained.err and len(untrained.err.splitlines()) == 2
+
+
 def test_images_of_a_folder_and_of_another_kind(bnn_train, run, tmp_path):
     digits, network = sources.read("digits"), load_model(run)[0]
     (tmp_path / "images").mkdir()

@@ -204,7 +204,7 @@ def test_every_rule_trains_linear_and_convolution(name):
     x = torch.rand(128, 2, 8, 8, generator=rng)
     x[labels == 1, :, ::2] *= 0.3
     values = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/optimizer/{name}.yaml"))
-    values |= {"delta": 0.1} if name == "hypermask" else {}  # in the place of ${delta}
+    values |= {"delta": {"hypermask": 0.1, "counter": 0.02}[name]} if "delta" in values else {}  # in the place of ${strength:…}
     for network in networks():
         torch.manual_seed(0)
         for p in network.parameters():

@@ -121,6 +121,18 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path, bnn_train):
     assert json.loads((alone.runs[0] / "summary.json").read_text())["bits_sha256"] in fingerprints
 
 
+def test_a_sweep_of_an_earlier_version_is_known_again(bnn_train):
+    """Its configurations say delta of rules that do not read it, and lack what came later."""
+    arguments = ("-m", "optimizer=counter,bop", "model.hidden_size=8", *SMALL, "hydra.sweep.dir=s")
+    assert bnn_train(*arguments).code == 0
+    for file in Path("s").rglob("config.yaml"):
+        file.write_text(file.read_text().replace("delta: null", "delta: 0.1"))
+    before = {file: file.stat().st_mtime_ns for file in Path("s").rglob("checkpoints/last.pt")}
+    done = bnn_train(*arguments, "sweep.resume=s")
+    assert done.code == 0 and len(done.runs) == 2, done.err
+    assert before == {file: file.stat().st_mtime_ns for file in Path("s").rglob("checkpoints/last.pt")}
+
+
 def test_processes_of_a_local_launcher_give_the_same_table(bnn_train):
     pytest.importorskip("submitit")
     arguments = ["-m", "trainer.batch_size=64,-1", "model.hidden_size=8", "trainer=smoke"]

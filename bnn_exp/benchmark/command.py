@@ -3,7 +3,7 @@
 import torch
 from rich.table import Table
 
-from bnn_exp import config, engine
+from bnn_exp import config, engine, models
 from bnn_exp.benchmark import memory, seed, times, ways
 from bnn_exp.benchmark.floor import floor
 from bnn_exp.benchmark.plot import training_plot
@@ -47,7 +47,7 @@ def _measured(plan: Plan, wanted: Training) -> dict:
     device, threads = torch.device(plan.device), plan.settings.trainer.threads or torch.get_num_threads()
     values = ways.held(plan.config, threads)
     settings = config.load(values)
-    chosen = engine.choose(settings, device.type)
+    chosen = engine.choose(settings, device.type, models.kind(settings.model))
     with using_threads(threads):
         program = wanted.seed_program and seed.SeedProgram.of(wanted.seed_program, settings, plan.arrays, device)
         settle(settings, device)

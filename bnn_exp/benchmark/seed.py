@@ -19,6 +19,7 @@ from bnn_exp.trainer import Trainer
 
 ROUNDS, EPOCHS = 3, 2  # of each in turn
 LAYERS, PIXELS, CLASSES, BATCH = 4, (28, 28), 10, 16384  # of the program, unchangeably
+DELTA = 0.1  # of the program beside a rule that is not its own
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SeedProgram:
             if not possible:
                 raise UserError(f"benchmark.seed_program: the seed's program can't train {what}\nallowed: {allowed}")
         optimizer = settings.optimizer
-        delta = optimizer.delta if optimizer.name == "hypermask" else settings.delta
+        delta = optimizer.delta if optimizer.name == "hypermask" else DELTA
         return cls(Path(path).resolve(), Path(settings.dataset.path).resolve(), model.hidden_size, delta, device)
 
     def epochs(self, count: int) -> list[float]:

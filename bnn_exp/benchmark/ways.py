@@ -11,7 +11,7 @@ from torch import Tensor
 from bnn_exp.benchmark.loops import adam_loop, in_floats, same_rule
 from bnn_exp.config import Settings
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.prepare import first_bits, first_network
+from bnn_exp.prepare import network_to_train
 from bnn_exp.trainer import Trainer
 
 ENGINES = ("packed", "dense")  # of bnn_exp.engine
@@ -49,10 +49,7 @@ def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
     """The configuration's own training, by that engine."""
     error_bits = settings.trainer.error_bits if engine == "packed" else None
     settings = replace(settings, trainer=replace(settings.trainer, engine=engine, error_bits=error_bits))
-    device = data.train.labels.device
-    with first_bits(settings, device):
-        network = first_network(settings, data)
-    return Trainer(settings, network.to(device), data)
+    return Trainer(settings, network_to_train(settings, data).to(data.train.labels.device), data)
 
 
 def plain(device: torch.device) -> tuple[str, ...]:

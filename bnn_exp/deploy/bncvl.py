@@ -5,12 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.bits import real_product, to_tiles, unpack
-from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
+from bnn_exp.nn.exact import exact
 from bnn_exp.nn.norm import make_affine
 
 
+@exact
 class PackedConvolution(nn.Module):
     """A `BNCVL` layer whose weights are unpacked for the moment of their use: the same numbers as the float layer's.
 
@@ -39,6 +40,7 @@ class PackedConvolution(nn.Module):
         return self.activation(self.norm(F.conv2d(x, self.weight, self.bias, padding=self.padding)))
 
 
+@exact
 class PackedDense(nn.Module):
     """A `BinaryNormalizedLinear` layer on packed weights; its sums are added in another order than the float layer's."""
 
@@ -60,12 +62,7 @@ def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> BNCVLNet:
 
     Args:
         state: as `bnn_exp.bits.deployed_state` has it.
-
-    Raises:
-        UserError: its weights are real.
     """
-    if any(layer.weights == "float" for layer in (*network.convolutions, *network.dense)):
-        raise UserError("model.weights=float: there are no bits to pack\nallowed: latent, bits")
     for kind, layers in ((PackedConvolution, network.convolutions), (PackedDense, network.dense)):
         prefix = "convolutions" if layers is network.convolutions else "dense"
         for i, layer in enumerate(layers):

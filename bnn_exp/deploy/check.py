@@ -1,11 +1,14 @@
-"""Whether another form of a network predicts as the network does."""
+"""Whether another form of a network computes what the network does."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnn_exp.errors import UserError
+from bnn_exp.nn import BinaryLayer
+from bnn_exp.nn.exact import difference
+from bnn_exp.records import probe
 
 BATCH = 1024
 
@@ -14,6 +17,21 @@ BATCH = 1024
 def predictions(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """The classes of images, uint8 [n, …], by a network that gives logits: int64 [n]; the first of equal logits counts."""
     return torch.cat([network(batch).argmax(1) for batch in images.split(BATCH)])
+
+
+def check_packed(format: str, network: nn.Module, *names: str) -> None:
+    """Raises UserError unless `network` is exactly a packed network of one of the classes `names`."""
+    found = difference(network, *names)
+    if found or any(isinstance(module, BinaryLayer) for module in network.modules()):
+        raise UserError(f"export.format={format}: not with {found or 'a network of real weights'}\nallowed: a packed network")
+
+
+def check_alike(what: str, form: Callable[[Tensor], Tensor], network: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raises UserError if `form` gives other logits than `network` on images of random pixels of `shape`."""
+    images = probe.pixels(shape)
+    with torch.inference_mode():
+        if found := probe.difference(form(images), network(images)):
+            raise UserError(f"{what}: {found}, so that it is not exported")
 
 
 def check_equal(what: str, got: Tensor, expected: Tensor) -> None:

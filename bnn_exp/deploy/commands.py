@@ -21,7 +21,7 @@ from bnn_exp.deploy.to_torch import export_torch
 from bnn_exp.errors import UserError, WrongResult
 from bnn_exp.records import evaluations, html
 from bnn_exp.records.files import writable, write_json
-from bnn_exp.records.model import load_model, read_model, save_model
+from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import run_of
 from bnn_exp.records.words import bytes_in_words, console
@@ -200,7 +200,5 @@ def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
 
 
 def _dataset(asked: Asked) -> config.Rows:
-    """The dataset that the command line names, else that of the run."""
-    if any(item.startswith("dataset") for item in asked.overrides):
-        return config.load(asked.composed).dataset
-    return config.dataset(read_model(asked.model)[2]["config"]["dataset"])
+    """Returns the dataset of the run, but for what the command line says of it (see `bnn_exp.inherit`)."""
+    return config.load(asked.composed).dataset

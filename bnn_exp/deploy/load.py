@@ -10,9 +10,12 @@ from bnn_exp.bits import deployed_state
 from bnn_exp.deploy.bncvl import pack_bncvl
 from bnn_exp.deploy.mlp import PackedMLP
 from bnn_exp.errors import UserError
-from bnn_exp.models.bncvl import BNCVLNet
-from bnn_exp.models.mlp import MLP
-from bnn_exp.records.model import read_model
+from bnn_exp.nn import binary_layers
+from bnn_exp.nn.exact import difference, home, is_exactly
+from bnn_exp.records import probe
+from bnn_exp.records.model import check_probe, read_model
+
+_FORMS = {"MLP": PackedMLP, "BNCVLNet": pack_bncvl}  # by the name of the class, exactly
 
 
 def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -20,24 +23,48 @@ def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     of it (see `bnn_exp.load_model`). Its weights are never anything but bits. Its input is pixels, uint8.
 
     Raises:
-        UserError: there is no such file, it is damaged, or the network can't be packed.
+        UserError: there is no such file, it is damaged, the network can't be packed, or its packed form gives other logits than
+            the network that was saved.
     """
     network, state, about = read_model(path)
-    return _packed(network, state), about
+    packed = _packed(network, state)
+    check_probe(path, packed, about)
+    return packed, about
 
 
 def pack_network(network: nn.Module) -> nn.Module:
     """As `load_packed`, of a network in memory, which stays as it is.
 
     Raises:
-        UserError: it can't be packed.
+        UserError: it can't be packed, or its packed form gives other logits.
     """
-    return _packed(copy.deepcopy(network).to("meta"), deployed_state(network))
+    _check(network)
+    packed, shape = _packed(copy.deepcopy(network).to("meta"), deployed_state(network)), _image_shape(network)
+    if found := probe.difference(probe.logits(packed, shape), probe.logits(network, shape)):
+        raise UserError(f"{home(type(network))}: its packed form gives {found}, so that it is not packed")
+    return packed
 
 
 def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    if isinstance(network, MLP):
-        return PackedMLP(network, state)
-    if isinstance(network, BNCVLNet):
-        return pack_bncvl(network, state)
-    raise UserError(f"model={type(network).__name__.lower()}: can't be packed\nallowed: mlp, bncvl")
+    _check(network)
+    return _FORMS[type(network).__name__](network, state)
+
+
+def _check(network: nn.Module) -> None:
+    """Refuse a network that has no packed form."""
+    name, allowed = home(type(network)), "allowed: exactly the networks that model=mlp and model=bncvl build"
+    if not is_exactly(type(network), *_FORMS):
+        raise UserError(f"{name} can't be packed\n{allowed}")
+    if found := difference(network, *_FORMS):
+        raise UserError(f"{name} can't be packed: {found}\n{allowed}")
+    if any(layer.weights == "float" for _, layer in binary_layers(network)):
+        raise UserError("model.weights=float: there are no bits, so that it can't be packed\nallowed: bits, latent")
+
+
+def _image_shape(network: nn.Module) -> tuple[int, ...]:
+    """The shape of an image that `network`, one of `_FORMS`, takes: a convolutional one takes all that survive its pooling."""
+    if type(network).__name__ == "MLP":
+        return (network.layers[0].in_features,)
+    first, poolings = network.convolutions[0], (len(network.convolutions) - 1) // network.depth
+    side = max(8, network.pool**poolings)
+    return (first.in_channels, side, side)

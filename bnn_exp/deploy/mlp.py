@@ -14,6 +14,7 @@ from bnn_exp.deploy.fold import thresholds
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
+from bnn_exp.nn.exact import exact
 from bnn_exp.nn.norm import make_affine
 
 _NEVER = torch.iinfo(torch.int32).max
@@ -57,6 +58,7 @@ class PackedLayer(nn.Module):
         return thresholds(lambda sums: (norm(self.product(sums[None])) >= 0)[0], self.low, self.high)
 
 
+@exact
 class HiddenLayer(PackedLayer):
     """Pixels or packed bits [batch, …] → the packed bits 1[norm(product) ≥ 0], uint8 [batch, 8 · tiles]."""
 
@@ -73,6 +75,7 @@ class HiddenLayer(PackedLayer):
         return steps(x, self.tiles, self.thresholds, self.flips, self.zero)
 
 
+@exact
 class LastLayer(PackedLayer):
     """Pixels or packed bits [batch, …] → norm(product), float32 [batch, outputs]."""
 
@@ -85,6 +88,7 @@ class LastLayer(PackedLayer):
         return self.norm(self.product(sums(x, self.tiles, self.outputs, self.zero)))
 
 
+@exact
 class PackedMLP(nn.Module):
     """What an `MLP` computes in evaluation, on bits: the same logits of uint8 pixels, and the same bits in every hidden layer.
 

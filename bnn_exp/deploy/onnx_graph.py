@@ -164,12 +164,12 @@ def packed_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str,
 
     The names of the classes are in its metadata, a line each.
     """
-    return _model(mlp if isinstance(network, PackedMLP) else bncvl, network, shape, classes)
+    return _model(mlp if type(network) is PackedMLP else bncvl, network, shape, classes)
 
 
 def float_model(network: nn.Module, packed: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
     """The same with real weights; of a CNN that of the packed one, whose weights a runtime unpacks when it loads it."""
-    if isinstance(network, MLP):
+    if type(network) is MLP:
         return _model(float_mlp, network, shape, classes)
     return packed_model(packed, shape, classes)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bnn_exp.deploy.c_source import write_c
-from bnn_exp.deploy.check import check_equal, predictions
+from bnn_exp.deploy.check import check_equal, check_packed, predictions
 from bnn_exp.deploy.mlp import PackedMLP
 from bnn_exp.errors import UserError
+from bnn_exp.records import probe
 from bnn_exp.records.files import replacing
 
 
@@ -31,17 +32,19 @@ def export_c(network: PackedMLP, directory: Path, images: Tensor, classes: tuple
     Raises:
         UserError: another kind of network, no C compiler to check by, or a prediction differs; nothing is written.
     """
-    if not isinstance(network, PackedMLP):
+    if type(network).__name__ == "BNCVLNet":
         raise UserError(
             "export.format=c: only networks of bits can be written in integers\nallowed: model=mlp; or format onnx, torch"
         )
+    check_packed("c", network, "PackedMLP")
     source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "network.c").write_text(source)
         (folder / "network.h").write_text(header)
         compile_c(folder)
-        check_equal("the compiled C", classify(folder / "network", images), predictions(network, images))
+        for pictures in (images, probe.pixels(tuple(images.shape[1:]))):
+            check_equal("the compiled C", classify(folder / "network", pictures), predictions(network, pictures))
     files = [directory / "network.c", directory / "network.h"]
     for file, text in zip(files, (source, header), strict=True):
         with replacing(file) as temporary:

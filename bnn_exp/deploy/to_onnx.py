@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.deploy.check import check_equal, predictions
+from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
@@ -22,7 +22,8 @@ def export_onnx(network: nn.Module, directory: Path, images: Tensor, classes: tu
         `file` and its `bytes`.
 
     Raises:
-        UserError: onnx or onnxruntime is not installed, or a prediction differs; nothing is written.
+        UserError: another kind of network, onnx or onnxruntime is not installed, or a prediction or logits differ; nothing is
+            written.
     """
     try:
         import onnx  # noqa: F401
@@ -31,8 +32,11 @@ def export_onnx(network: nn.Module, directory: Path, images: Tensor, classes: tu
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
     from bnn_exp.deploy.onnx_graph import packed_model
 
+    check_packed("onnx", network, "PackedMLP", "BNCVLNet")
     data = packed_model(network, tuple(images.shape[1:]), classes).SerializeToString()
-    check_equal("onnxruntime", predictions(session(data), images), predictions(network, images))
+    run = session(data)
+    check_equal("onnxruntime", predictions(run, images), predictions(network, images))
+    check_alike("onnxruntime", run, network, tuple(images.shape[1:]))
     file = directory / "network.onnx"
     with replacing(file) as temporary:
         temporary.write_bytes(data)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits import ops, reference
-from bnn_exp.deploy.check import check_equal, predictions
+from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
 from bnn_exp.records.files import replacing
 
 
@@ -25,8 +25,9 @@ def export_torch(network: nn.Module, directory: Path, images: Tensor) -> dict:
         `file` and its `bytes`.
 
     Raises:
-        UserError: a prediction differs; nothing is written.
+        UserError: another kind of network, or a prediction or logits differ; nothing is written.
     """
+    check_packed("torch", network, "PackedMLP", "BNCVLNet")
     file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = {"x": {0: torch.export.Dim("batch", min=1)}}
@@ -38,6 +39,7 @@ def export_torch(network: nn.Module, directory: Path, images: Tensor) -> dict:
         torch.export.save(program.run_decompositions(plain | {torch.ops.aten.std_mean.dim: _std_mean}), written)
         again = torch.export.load(io.BytesIO(written.getvalue())).module()
     check_equal("torch.export", predictions(again, images), predictions(network, images))
+    check_alike("torch.export", again, network, tuple(images.shape[1:]))
     with replacing(file) as temporary:
         temporary.write_bytes(written.getvalue())
     return {"file": file, "bytes": file.stat().st_size}

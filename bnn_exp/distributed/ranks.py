@@ -106,17 +106,22 @@ class Ranks:
             dist.broadcast_object_list(box, 0)
         return box[0]
 
+    def everyones(self, what: Any) -> list[Any]:
+        """Returns the objects that all ranks give, in their order. All ranks meet here."""
+        found = [None] * self.size
+        with self._noticing():
+            dist.all_gather_object(found, what)
+        return found
+
     @contextmanager
     def failing_together(self) -> Iterator[None]:
         """A UserError of any rank in the block is one of all of them: rank 0 says it, and none waits for one that has gone."""
-        mistake, mistakes = None, [None] * self.size
+        mistake = None
         try:
             yield
         except UserError as error:
             mistake = str(error)
-        with self._noticing():
-            dist.all_gather_object(mistakes, mistake)
-        if first := next(filter(None, mistakes), None):
+        if first := next(filter(None, self.everyones(mistake)), None):
             raise UserError(first)
 
     def check_same(self, network: nn.Module) -> None:

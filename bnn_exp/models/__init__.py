@@ -23,11 +23,15 @@ def build(
     `mean` and `std` are those of the train pixels, per channel, as numbers from 0 to 1: a network may standardise by them.
     """
     values = asdict(settings)
-    name = values.pop("name")
-    if name == "mlp":
+    if values.pop("name") == "mlp":
         values |= values.pop("batch_norm")
-        return MLP(math.prod(image_shape), num_classes, **values)
-    return {"bncvl": BNCVLNet, "vgg": VGG}[name](image_shape, num_classes, **values, mean=mean, std=std)
+        return kind(settings)(math.prod(image_shape), num_classes, **values)
+    return kind(settings)(image_shape, num_classes, **values, mean=mean, std=std)
+
+
+def kind(settings) -> type[nn.Module]:
+    """The class of the network that `build` makes of `settings`."""
+    return {"mlp": MLP, "bncvl": BNCVLNet, "vgg": VGG}[settings.name]
 
 
 def depth(settings) -> int:

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
+from bnn_exp.nn.exact import exact
 
 
+@exact
 class BNCVLNet(OfPixels):
     """`convolutions` BNCVL layers at each width of `channels`, max-pooling between the widths, the mean over the image,
     dense layers of `dense` features, and one of `num_classes` without activation.

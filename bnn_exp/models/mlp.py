@@ -5,8 +5,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from bnn_exp.nn import BinaryLinear, binarize
+from bnn_exp.nn.exact import exact
 
 
+@exact
 class MLP(nn.Module):
     """`num_layers` binary linear layers, BatchNorm after each, a binary activation after each but the last.
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnn_exp.nn.exact import exact
 from bnn_exp.nn.product import binary_product, pixel_product
 
 ENCODINGS = ("boolean", "bipolar", "centred")
@@ -118,13 +119,12 @@ class BinaryLayer(nn.Module):
         self.shape = shape
         self.weight = nn.Parameter(first(shape))
         self.bias = nn.Parameter(torch.zeros(shape[:1]) if weights == "latent" else first(shape[:1])) if bias else None
-        self._kept: dict[str, tuple[int, Tensor]] = {}  # in evaluation: version of a parameter, its values
         if weights == "bits" and not bias and _at_once.get():
             self.pack()
 
     @property
     def value(self) -> Tensor:
-        """What the layer multiplies by, of the shape of `weight`. In evaluation the bits of latents are taken once and kept."""
+        """The values that the layer multiplies by, of the shape of `weight`: of the weights as they are now."""
         return self._value("weight")
 
     @property
@@ -142,15 +142,7 @@ class BinaryLayer(nn.Module):
             return encode(parameter, self.encoding)
         if self.training:
             return _Quantized.apply(parameter, self.encoding)
-        version, kept = self._kept.get(name, (None, parameter))
-        if version != parameter._version or kept.device != parameter.device or kept.dtype != parameter.dtype:
-            kept = encode(quantize(parameter.detach()), self.encoding)
-            self._kept[name] = (parameter._version, kept)
-        return kept
-
-    def train(self, mode: bool = True) -> "BinaryLayer":
-        self._kept.clear()
-        return super().train(mode)
+        return encode(quantize(parameter.detach()), self.encoding)
 
     @property
     def count(self) -> int:
@@ -177,6 +169,7 @@ class BinaryLayer(nn.Module):
         return own if self.weights == "bits" else {name: quantize(p.detach()) for name, p in own.items()}
 
 
+@exact
 class BinaryLinear(BinaryLayer):
     """y = x Vᵀ with V the values of the bits: [batch, in_features] → [batch, out_features], no bias.
 
@@ -208,6 +201,7 @@ class BinaryLinear(BinaryLayer):
         return f"{self.in_features}, {self.out_features}, encoding={self.encoding}, weights={self.weights}"
 
 
+@exact
 class BinaryConv2d(BinaryLayer):
     """y = x ∗ V with V the values of the bits: [batch, in, H, W] → [batch, out, H, W], zero-padded, no bias.
 

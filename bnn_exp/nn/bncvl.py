@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.nn.binary import BinaryLayer, quantize
+from bnn_exp.nn.exact import exact
 
 NORMALIZATIONS = ("sample", "batch", "channel")
 
 
+@exact
 class Standardize(nn.Module):
     """z ← (z − mean)/(std + 1e−8) over `dims` of each sample, the standard deviation unbiased."""
 
@@ -35,6 +37,7 @@ class _BinaryNormalized(BinaryLayer):
         return quantize(x)
 
 
+@exact
 class BNCVL(_BinaryNormalized):
     """activation(normalise(conv(x))) with the values of bits: [batch, in, H, W] → [batch, out, H, W], zero-padded.
 
@@ -83,6 +86,7 @@ class BNCVL(_BinaryNormalized):
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"
 
 
+@exact
 class BinaryNormalizedLinear(_BinaryNormalized):
     """activation(normalise(x Vᵀ + b)), V and b the values of bits: [batch, in_features] → [batch, out_features].
 

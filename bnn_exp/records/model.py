@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,44 @@ from bnn_exp.bits import deployed_state, load_state, unpack
 from bnn_exp.config import model as model_settings
 from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_parameters
+from bnn_exp.nn.exact import home
 from bnn_exp.nn.norm import STATISTICS, make_affine, running_norms
-from bnn_exp.records import checkpoint, runs
+from bnn_exp.records import checkpoint, probe, runs
 from bnn_exp.records.files import replacing
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
 DAMAGED = (OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UserError)  # what a bad file can raise
+# Files that earlier versions wrote have none of these. Earlier versions read a file with them, since "sha256" leaves them out.
+IDENTITY = ("class", "probe")
 
 
-def save_model(file: Path, network: nn.Module, config: dict, image_shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
-    """Write the network atomically, with the resolved configuration of its run; images are (channels, height, width)."""
-    state = deployed_state(network)
-    about = {key: json.dumps(value) for key, value in zip(ABOUT, (config, image_shape, classes), strict=True)}
+def save_model(
+    file: Path,
+    network: nn.Module,
+    config: dict,
+    image_shape: tuple[int, ...],
+    classes: tuple[str, ...],
+    answer: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Write the network atomically.
+
+    The metadata hold the configuration, the classes, the class of the network ("module:name") and its logits for the probe
+    (`bnn_exp.records.probe`), so that a reader knows whether it has built the same network.
+
+    Args:
+        config: the resolved configuration of the run.
+        image_shape: (channels, height, width).
+        answer: computes what `network` computes, where something does so in less memory.
+    """
+    state, found = deployed_state(network), probe.logits(network, image_shape, answer)
+    rows = found if found is None else [[float(f"{number:.6g}") for number in row] for row in found.tolist()]
+    values = (config, image_shape, classes, home(type(network)), rows)
+    about = {key: json.dumps(value) for key, value in zip((*ABOUT, *IDENTITY), values, strict=True)}
+    about["sha256"] = _sha256(about, state)
+    about["identity_sha256"] = _identity_sha256(about)
     with replacing(file) as temporary:
-        save_file(state, temporary, {"format": FORMAT} | about | {"sha256": _sha256(about, state)})
+        save_file(state, temporary, {"format": FORMAT} | about)
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -41,7 +65,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     On a CPU it evaluates bit for bit as the network that was saved. Its BatchNorms have a scale and a shift, and no statistics.
 
     Raises:
-        UserError: there is no such file, it is damaged, or something else wrote it.
+        UserError: there is no such file, it is damaged, something else wrote it, its network is of another class than the one
+            that its configuration builds here, or gives other logits than the network that was saved.
     """
     network, state, about = read_model(path)
     shapes = {name: tuple(weight.shape) for name, weight in binary_parameters(network)}
@@ -49,7 +74,25 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     for _, norm in running_norms(network):
         norm.reset_running_stats()
     network.load_state_dict({n: unpack(t, shapes[n]) if n in shapes else t for n, t in state.items()}, strict=False)
-    return network.eval(), about
+    check_probe(path, network.eval(), about)
+    return network, about
+
+
+def check_probe(path: str | Path, network: nn.Module, about: dict[str, Any]) -> None:
+    """Take the probe out of `about`, and refuse a `network` that gives other logits than it says.
+
+    Raises:
+        UserError: it does.
+    """
+    expected = about.pop("probe")
+    if expected is None:
+        return
+    found = probe.logits(network, tuple(about["image_shape"]))
+    if wrong := probe.difference(found, torch.tensor(expected)):
+        raise UserError(
+            f"{path}: the network gives {wrong}, compared with the one that was saved\n"
+            "allowed: the program that wrote the file, with the same layers"
+        )
 
 
 def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
@@ -59,7 +102,7 @@ def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
     Raises:
         UserError: as `load_model`.
     """
-    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    file = model_file(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file\nallowed: a run directory, its model.safetensors, or a file of its checkpoints/")
     if file.suffix == ".pt":
@@ -72,11 +115,15 @@ def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if metadata["sha256"] != _sha256(metadata, state):
             raise ValueError("its content is not what was written: the SHA-256 differs")
-        about = {key: json.loads(metadata[key]) for key in ABOUT}
+        about = {key: json.loads(metadata[key]) for key in ABOUT} | _identity(metadata)
         network = _skeleton(about, len(state))
-        _check(network, state)
+        if known := about["class"] in (None, home(type(network))):
+            _check(network, state)
+            _check_shape(about)
     except (SafetensorError, *DAMAGED) as error:
         raise _unreadable(file, error) from error
+    if not known:
+        raise _another_class(file, about, network)
     return network, state, about | {"sha256": metadata["sha256"]}
 
 
@@ -89,13 +136,17 @@ def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
     saved = checkpoint.load(file)
     try:
         about = {key: saved[key] for key in ABOUT} if "config" in saved else _about_run(runs.run_of(file))
+        about |= {"class": saved.get("class"), "probe": None}
         skeleton = _skeleton(about, len(saved["network"]))
-        network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
-        load_state(network, saved["network"])
-        state = deployed_state(network)
-        _check(skeleton, state)
+        if known := about["class"] in (None, home(type(skeleton))):
+            network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
+            load_state(network, saved["network"])
+            state = deployed_state(network)
+            _check(skeleton, state)
     except DAMAGED as error:
         raise _unreadable(file, error) from error
+    if not known:
+        raise _another_class(file, about, skeleton)
     return skeleton, state, about | {"sha256": _sha256({key: json.dumps(about[key]) for key in ABOUT}, state)}
 
 
@@ -110,6 +161,43 @@ def _about_run(run: Path) -> dict[str, Any]:
 def _unreadable(file: Path, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(f"{file}: not a readable model ({reason[:300]})")
+
+
+def _another_class(file: Path, about: dict[str, Any], network: nn.Module) -> UserError:
+    name = about["config"]["model"]["name"]
+    return UserError(
+        f"{file}: its network is of the class {about['class'][:200]}, model={name} here is {home(type(network))}\n"
+        f"allowed: a program in which model={name} is that class"
+    )
+
+
+def model_file(path: str | Path) -> Path:
+    """The `model.safetensors` of a run directory, or the file itself."""
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+
+
+def _identity(metadata: dict[str, str]) -> dict[str, Any]:
+    """The class of the network and its probe; None for each that the file does not have.
+
+    Raises:
+        ValueError, LookupError: they are not what was written.
+    """
+    if not {*IDENTITY, "identity_sha256"} & metadata.keys():
+        return dict.fromkeys(IDENTITY)
+    if metadata["identity_sha256"] != _identity_sha256(metadata):
+        raise ValueError("its metadata are not what was written: the SHA-256 differs")
+    found = {key: json.loads(metadata[key]) for key in IDENTITY}
+    if not isinstance(found["class"], str):
+        raise ValueError("class must be text")
+    return found
+
+
+def _check_shape(about: dict[str, Any]) -> None:
+    """Raises ValueError unless the probe is a row of numbers, one a class, for each of its images."""
+    if about["probe"] is not None:
+        shape = tuple(torch.tensor(about["probe"], dtype=torch.float32).shape)
+        if shape != (probe.ROWS, len(about["classes"])):
+            raise ValueError(f"its probe has the shape {list(shape)}: must be {[probe.ROWS, len(about['classes'])]}")
 
 
 def _skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
@@ -155,3 +243,8 @@ def _sha256(about: dict[str, str], state: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _identity_sha256(about: dict[str, str]) -> str:
+    """A fingerprint of what says which network a file holds, bound to the rest by its own fingerprint."""
+    return hashlib.sha256("\n".join(about[key] for key in (*IDENTITY, "sha256")).encode()).hexdigest()

@@ -1,0 +1,177 @@
+"""Takes settings over from an earlier run.
+
+- `config=RUN`: its whole configuration, to be trained anew.
+- `init_from=RUN`: its model and its rule, at a strength that suits fine-tuning.
+- `task=evaluate`, `predict`, `export`, `benchmark` with `from=RUN`: its dataset.
+
+The saved values become a choice `saved` of each group, beside the files of conf/, and `inherited=run` names them. So an
+experiment or an override of the command line takes their place as it does with any choice. Imports no torch.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from bnn_exp import config, rules, said
+from bnn_exp.errors import UserError
+from bnn_exp.records.runs import as_text, flat
+
+TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
+OF_A_NETWORK = ("evaluate", "predict", "export", "benchmark")  # tasks
+
+
+@contextmanager
+def taken_over(overrides: list[str]) -> Iterator[None]:
+    """Within it Hydra composes with what a command of these overrides takes over.
+
+    Raises:
+        UserError: a run is not there, can't be read, or several differ in what is to be taken over.
+    """
+    try:
+        _take_over(overrides)
+        yield
+    finally:
+        _forget()
+
+
+def _take_over(overrides: list[str]) -> None:
+    told, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
+    runs = {key: said.values(overrides, key) for key in ("config", "init_from", "from")}
+    if runs["config"]:
+        if len(runs["config"]) > 1:
+            raise UserError(f"config={told['config']}: it takes one run\nallowed: a command for each, or -m init_from=A,B")
+        values = settings(f"config={runs['config'][0]}", Path(runs["config"][0]))
+        other_rule = {"optimizer", "experiment"} & told.keys() or values["delta"] != values["optimizer"].get("delta")
+        without = dict.fromkeys(("resume", *(["delta"] if other_rule else [])))
+        _offer(values | without)
+    elif runs["init_from"] and task == "train":
+        _offer(_agreed(runs["init_from"], told))
+    elif task in OF_A_NETWORK and len(runs["from"]) == 1 and Path(runs["from"][0]).exists():
+        _offer({"dataset": _dataset(f"from={runs['from'][0]}", Path(runs["from"][0]))})
+
+
+def settings(name: str, place: Path) -> dict[str, Any]:
+    """The plain values of a run's configuration, what an earlier version did not have filled in.
+
+    Args:
+        name: what the user said, for messages.
+        place: a run directory, or its config.yaml, model.safetensors or a checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    return _checked(name, place, lambda values: asdict(config.load(values)))
+
+
+def _dataset(name: str, place: Path) -> dict[str, Any]:
+    return _checked(name, place, lambda values: asdict(config.dataset(values["dataset"])))
+
+
+def _checked(name: str, place: Path, check: Callable[[dict], dict]) -> dict[str, Any]:
+    file = _file(name, place)
+    try:
+        return check(_read(file))
+    except Exception as error:  # a damaged file: YAML's and OmegaConf's errors have no common base
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name}: not the configuration of a run ({reason[:300]})\n"
+            "allowed: a run directory, or its config.yaml or model.safetensors, as they were written"
+        ) from error
+
+
+def _file(name: str, place: Path) -> Path:
+    """The file at `place` that holds the configuration of a run."""
+    if place.is_file() and place.suffix == ".pt" and (place.parent.parent / "config.yaml").is_file():
+        place = place.parent.parent
+    if place.is_file():
+        return place
+    files = [place / file for file in ("config.yaml", "model.safetensors") if (place / file).is_file()]
+    if not files:
+        what = "no config.yaml in it" if place.is_dir() else "no such file or folder"
+        raise UserError(f"{name}: {what}\nallowed: the directory of a run, outputs/DATE/TIME-…")
+    return files[0]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if file.suffix == ".pt":  # away from its run
+        from bnn_exp.records import checkpoint
+
+        return checkpoint.load(file)["config"]
+    if file.suffix != ".safetensors":
+        return OmegaConf.to_container(OmegaConf.load(file))
+    with file.open("rb") as stream:  # the header, by itself: reading tensors would import torch
+        header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), file.stat().st_size)))
+    return json.loads(header["__metadata__"]["config"])
+
+
+def _agreed(places: list[str], told: Iterable[str]) -> dict[str, Any]:
+    """Model and rule of runs, in which they must be alike but for the keys that are `told`."""
+    told = {"optimizer.delta" if key == "delta" else key for key in told}
+    first, *others = [_tuned(f"init_from={place}", Path(place)) for place in places]
+    for place, other in zip(places[1:], others, strict=True):
+        ours, theirs = flat(first), flat(other)
+        for key in ours.keys() | theirs.keys():
+            if not told & {key, key.partition(".")[0]} and ours.get(key) != theirs.get(key):
+                raise UserError(
+                    f"init_from={','.join(places)}: {key} is {as_text(ours.get(key))} in the first, "
+                    f"{as_text(theirs.get(key))} in {place}\nallowed: runs of one model and rule, or {key}=VALUE for all"
+                )
+    return first
+
+
+def _tuned(name: str, place: Path) -> dict[str, Any]:
+    """Model and rule of a run, the rule at the strength that suits fine-tuning."""
+
+    def taken(values: dict) -> dict:
+        found = config.load(values)
+        groups, rule = {group: asdict(getattr(found, group)) for group in TUNED}, found.optimizer
+        if (strength := rules.strength(rule)) and not found.init_from:  # else it is gentle already
+            groups["optimizer"][strength] /= rules.RULES[rule.name].gentler
+        return groups
+
+    return _checked(name, place, taken)
+
+
+def _offer(values: Mapping[str, Any]) -> None:
+    """Store `values` of groups as their choices `saved`, the other ones beside them."""
+    store, groups = ConfigStore.instance().store, [key for key, value in values.items() if isinstance(value, dict)]
+    for group in groups:
+        store(group=group, name="saved", node=_alive(group, values))
+    if "model" in values:
+        for group in ("optimizer", "trainer"):
+            store(group=group, name="of_saved", node={"defaults": [f"of_{values['model']['name']}"]})
+    plain = {key: _plain(value) for key, value in values.items() if key not in groups}
+    defaults = [{f"override /{group}": "saved"} for group in groups]
+    store(group="inherited", name="run", package="_global_", node={"defaults": defaults, **plain})
+
+
+def _alive(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a group, those that follow others as references to them, as in conf/."""
+    found = {key: _plain(value) for key, value in values[group].items()}
+    if group == "optimizer" and "delta" in found:
+        found["delta"] = f"${{strength:{found['delta']}}}"
+    if group == "model" and found["weights"] == rules.trained_by(values["optimizer"]["name"]):
+        found["weights"] = "${weights_for:${optimizer.name}}"
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value that OmegaConf takes as it is."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.replace("${", r"\${") if isinstance(value, str) else value
+
+
+def _forget() -> None:
+    repo = ConfigStore.instance().repo
+    repo.pop("inherited", None)
+    for group in repo.values():
+        for name in ("saved.yaml", "of_saved.yaml"):
+            if isinstance(group, dict):
+                group.pop(name, None)

@@ -1,0 +1,73 @@
+"""The classes whose computation other code repeats on packed bits, as they are defined here.
+
+A subclass, a layer of another class, a `forward` of one's own or a hook may compute something else. `isinstance` does not see
+that, so packing asks here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+Kind = TypeVar("Kind", bound=type[nn.Module])
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # torch's names
+
+
+@dataclass(frozen=True)
+class _Known:
+    kind: type[nn.Module]
+    forward: Callable
+
+
+_known: dict[str, _Known] = {}  # by the name of the class
+
+
+def exact(kind: Kind) -> Kind:
+    """Class decorator: other code repeats the `forward` of `kind`. The class and its `forward` are kept as they are now."""
+    _known[kind.__name__] = _Known(kind, kind.forward)
+    return kind
+
+
+for _plain in (nn.ModuleList, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Identity):
+    exact(_plain)
+
+
+def home(kind: type) -> str:
+    """Where a class is defined: "module:qualified name"."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def is_exactly(kind: type, *names: str) -> bool:
+    """Whether `kind` is one of the classes of these `names` that are decorated with `exact`, and not derived from one."""
+    return kind in [_known[name].kind for name in names]
+
+
+def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
+    """Says in a few words why `network` may compute something else than exactly a class of these `names`; "" if it may not.
+
+    Args:
+        network: a network, which is searched with all its layers; or a class, which is looked at alone.
+        names: of classes that are decorated with `exact`.
+    """
+    kind = network if isinstance(network, type) else type(network)
+    if not is_exactly(kind, *names):
+        return f"the network {home(kind)}, only exactly {' or '.join(home(_known[name].kind) for name in names)}"
+    modules = {} if isinstance(network, type) else dict(network.named_modules())
+    return next(filter(None, (_of_class(kind), *(_of_module(name or "the network", m) for name, m in modules.items()))), "")
+
+
+def _of_module(name: str, module: nn.Module) -> str:
+    if "forward" in vars(module):
+        return f"{name}: it has a forward of its own"
+    if any(getattr(module, hooks) for hooks in HOOKS):
+        return f"{name}: it has hooks"
+    found = _of_class(type(module))
+    return found and f"{name}: {found}"
+
+
+def _of_class(kind: type[nn.Module]) -> str:
+    known = _known.get(kind.__name__)
+    if known is None or known.kind is not kind:
+        return f"a layer of the class {home(kind)}"
+    return "" if kind.forward is known.forward else f"another {home(kind)}.forward"

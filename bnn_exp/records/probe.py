@@ -1,0 +1,57 @@
+"""The probe: logits for a few images of random pixels, by which a network is recognised in another form of it."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+ROWS, SEED = 8, 20251126
+TOLERANCE = 1e-3  # of the largest logit of a row
+
+
+def pixels(shape: tuple[int, ...], rows: int = ROWS) -> Tensor:
+    """Images of random pixels, uint8 [rows, *shape]: the same ones everywhere, as NumPy never changes this generator."""
+    drawn = np.frombuffer(np.random.RandomState(SEED).bytes(rows * math.prod(shape)), np.uint8)
+    return torch.from_numpy(drawn.copy()).view(rows, *shape)
+
+
+@torch.no_grad()
+def logits(network: nn.Module, shape: tuple[int, ...], answer: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
+    """The logits of the probe, float32 [ROWS, classes] on the CPU, by `network` in evaluation; it stays as it is.
+
+    Args:
+        shape: of an image.
+        answer: computes what `network` computes, where something does so in less memory.
+
+    Returns:
+        None where BatchNorms have no running statistics: such logits depend on the batch, and ties in it on the processor.
+    """
+    if any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in network.modules()):
+        return None
+    training = {module: module.training for module in network.modules()}
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        network.eval()
+        tensor = next(iter((*network.parameters(), *network.buffers())), torch.empty(0))
+        return (answer or network)(pixels(shape).to(tensor.device)).float().cpu()
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+        for module, mode in training.items():
+            module.training = mode
+
+
+def difference(found: Tensor, expected: Tensor) -> str:
+    """Says on how many images the logits differ, if that is more than half of them; else "".
+
+    Another processor adds real numbers in another order. That may, rarely, change a bit of a hidden layer, and all logits of
+    that row with it. So a few rows may differ; those of another network differ almost all.
+    """
+    if found.shape != expected.shape:
+        return f"it has {tuple(found.shape)[1:]} logits in place of {tuple(expected.shape)[1:]}"
+    largest = expected.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True)
+    alike = ((found - expected).abs() <= TOLERANCE * largest) | torch.isclose(found, expected, rtol=0, atol=0, equal_nan=True)
+    rows = int((~alike.all(1)).sum())
+    return f"other logits on {rows} of {len(expected)} images of random pixels" if 2 * rows > len(expected) else ""

@@ -1,0 +1,62 @@
+"""Reads the command line: overrides by their keys, and Hydra's own flags. Imports no torch."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from bnn_exp.errors import UserError
+
+
+def keys(overrides: Iterable[str]) -> dict[str, str]:
+    """The keys that overrides set, with their values as text. Deletions (~KEY) set nothing."""
+    pairs = (item.lstrip("+").partition("=") for item in overrides if not item.startswith("~"))
+    return {key.partition("@")[0]: value for key, _, value in pairs}
+
+
+def values(overrides: Iterable[str], key: str) -> list[str]:
+    """All values that overrides give `key`, several in a sweep or a list; what Hydra can't read gives none."""
+    found: list[str] = []
+    for item in overrides:
+        try:
+            override = OverridesParser.create().parse_override(item)
+        except HydraException:
+            continue
+        if override.key_or_group == key and not override.is_delete():
+            swept = override.is_sweep_override()
+            given = list(override.sweep_iterator()) if swept else [override.value()]
+            found = [str(value) for one in given for value in (one if isinstance(one, list) else [one]) if value is not None]
+    return found
+
+
+def overrides(arguments: Sequence[str], groups: Path) -> list[str]:
+    """The overrides of a command line.
+
+    Args:
+        groups: the folder of our own configuration.
+
+    Raises:
+        UserError: flags that would put another configuration in the place of ours, or one that would not be read.
+    """
+    flags = get_args_parser().parse_args(list(arguments))
+    if flags.config_path:
+        raise UserError(
+            f"--config-path {flags.config_path}: it would take the place of all settings\n"
+            f"allowed: config={flags.config_path} for the configuration of a run, --config-dir FOLDER for choices of your own"
+        )
+    folder, name = flags.config_dir and Path(flags.config_dir), (flags.config_name or "config").removesuffix(".yaml")
+    there = folder is not None and (folder / f"{name}.yaml").is_file()
+    if there and (groups / f"{name}.yaml").is_file():
+        raise UserError(
+            f"--config-dir {folder}: its {name}.yaml would not be read, since ours has that name\n"
+            f"allowed: config={folder}/{name}.yaml for the configuration of a run, or a folder without {name}.yaml"
+        )
+    if name != "config" and not there:
+        where = f"--config-dir {folder}" if folder else "any --config-dir"
+        raise UserError(
+            f"--config-name {flags.config_name}: no {name}.yaml in {where}\n"
+            "allowed: config=RUN for the configuration of a run, experiment=NAME for one of your own in --config-dir"
+        )
+    return flags.overrides
