@@ -57,7 +57,7 @@ def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[
 @torch.no_grad()
 def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> Beginning:
     """Give `network` the bits, BatchNorms and statistics of `init_from`, but for its last `fresh` layers. When nothing is said
-    these are the last one if the classes are others, else none.
+    these are the last one if the classes are others, else none. Classes in another order are matched by name.
 
     Returns:
         Which layers were loaded, which begin anew, and which are frozen.
@@ -68,16 +68,17 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> B
     if not settings.init_from:
         return _beginning(network, settings)
     source, known, trained = _source(Path(settings.init_from))
-    fresh = settings.fresh if settings.fresh is not None else int(known != classes)
+    fresh = settings.fresh if settings.fresh is not None else int(set(known) != set(classes))
     ours, theirs = network.stages(), source.stages()
     if len(ours) != len(theirs):
         raise UserError(
             f"init_from={settings.init_from}: it has {len(theirs)} layers\nallowed: a model of {len(ours)}, as here"
         )
+    outputs = [known.index(name) for name in classes] if set(known) == set(classes) else None
     for place, (new, old) in enumerate(zip(ours[: len(ours) - fresh], theirs, strict=False), 1):
         for to, original in zip(new, old, strict=True):
             try:
-                _copy(to, original)
+                _copy(to, original, outputs if place == len(ours) else None)
             except (ValueError, RuntimeError) as error:
                 raise UserError(
                     f"init_from={settings.init_from}: its layer {place} does not fit ({str(error).splitlines()[-1].strip()})\n"
@@ -111,12 +112,15 @@ def _source(run: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
     return network, tuple(about["classes"]), about["config"]
 
 
-def _copy(to: nn.Module, original: nn.Module) -> None:
+def _copy(to: nn.Module, original: nn.Module, outputs: list[int] | None = None) -> None:
+    """Copies a module, with its outputs in that order."""
     state = original.state_dict()
     if isinstance(to, BinaryLayer) and (to.weights == "float") != (original.weights == "float"):
         raise ValueError(f"model.weights={original.weights} there, {to.weights} here")
     if isinstance(to, BinaryLayer) and to.weights == "latent":
         state |= {name: _latent(bits, getattr(to, name)) for name, bits in original.bits().items()}
+    if outputs:
+        state = {name: tensor[outputs] if tensor.dim() else tensor for name, tensor in state.items()}
     to.load_state_dict(state)
 
 

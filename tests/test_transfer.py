@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_images, write_dataset
+from conftest import random_images, settings_of, write_dataset
 
-from bnn_exp import load_model
+from bnn_exp import load_model, models, transfer
+from bnn_exp.data.sources import read
 from bnn_exp.nn import named_bits
 
 SMALL = ("model.hidden_size=16", "trainer.batch_size=128")
@@ -76,3 +77,16 @@ def test_what_does_not_fit_is_said_before_anything_is_written(bnn_train, first, 
 def test_no_such_model(bnn_train, tmp_path):
     done = bnn_train("init_from=nowhere", "hydra.run.dir=second")
     assert done.code == 2 and "nowhere" in done.err and not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["hypermask", "latent_adam"])
+def test_classes_in_another_order_are_matched_by_name(first, optimizer):
+    settings = settings_of(*SMALL, f"init_from={first}", f"optimizer={optimizer}")
+    source, about = load_model(first)
+    other = tuple(reversed(about["classes"]))
+    network = models.build(settings.model, (1, 8, 8), 10).eval()
+    beginning = transfer.begin(network, settings, other)
+    pixels = torch.from_numpy(read("digits").test_images)
+    with torch.no_grad():
+        found, expected = network.eval()(pixels), source(pixels)
+    assert torch.allclose(found, expected.flip(1), atol=1e-4) and beginning.anew == []
