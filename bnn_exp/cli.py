@@ -16,8 +16,9 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__, distributed
-from bnn_exp.errors import RankLost, UserError
+from bnn_exp import __version__, distributed, stopping
+from bnn_exp.errors import NotWritten, RankLost, UserError
+from bnn_exp.records.output import forgiving_output
 
 if TYPE_CHECKING:
     from bnn_exp.config import Report
@@ -35,10 +36,19 @@ _codes: list[int] = []  # exit codes of what did not end well
 
 def main() -> int:
     """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 130 interrupted."""
+    with forgiving_output(), stopping.listening():
+        try:
+            return _rank()
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+
+def _rank() -> int:
     if distributed.torchrun_rank() > 0:
         from bnn_exp.distributed import launch
 
-        return launch.follow_torchrun()
+        with stopping.stop_on_signals():
+            return launch.follow_torchrun()
     with distributed.leading():
         return _main()
 
@@ -49,9 +59,10 @@ def _main() -> int:
         return 0
     for state in (_checked, _sweep, _codes):
         state.clear()
-    before = os.environ.get("HYDRA_FULL_ERROR")
+    before, typed = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
+        sys.argv = _with_moved_data(sys.argv)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
         _codes or say("interrupted")
@@ -65,10 +76,21 @@ def _main() -> int:
         say(in_words(error))
         _codes.append(BAD_INPUT)
     finally:
+        sys.argv = typed
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
     if _sweep and _sweep[0][0].is_dir():
-        _conclude(*_sweep[0])
+        with stopping.stop_on_signals():
+            _conclude(*_sweep[0])
     return max(_codes, default=0)
+
+
+def _with_moved_data(arguments: list[str]) -> list[str]:
+    """The command line of `resume=RUN dataset.path=FOLDER`, said so that Hydra takes the path for whatever dataset RUN has."""
+    resumed = any(argument.startswith("resume=") for argument in arguments)
+    named = any(argument.startswith("dataset=") for argument in arguments)
+    if not resumed or named:
+        return arguments
+    return ["++" + argument if argument.startswith("dataset.path=") else argument for argument in arguments]
 
 
 def _conclude(directory: Path, report: "Report") -> None:
@@ -81,7 +103,7 @@ def _conclude(directory: Path, report: "Report") -> None:
         _codes.append(BAD_INPUT)
     else:
         if completed is not None:  # in whatever process its jobs ran
-            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [] if completed else [FAILED]
+            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [FAILED] if _codes or not completed else []
 
 
 def job(composed: DictConfig) -> float | None:
@@ -107,6 +129,9 @@ def job(composed: DictConfig) -> float | None:
     except UserError as error:
         say(str(error))
         _codes.append(BAD_INPUT)
+    except NotWritten as error:
+        say(f"failed: {error}\nallowed: bnn-train resume={directory}, when there is room, goes on from the last checkpoint")
+        _codes.append(FAILED)
     except RankLost as error:
         say(f"failed: {error}; bnn-train resume={directory} goes on from the last epoch")
         _codes.append(FAILED)
@@ -114,7 +139,7 @@ def job(composed: DictConfig) -> float | None:
         say(f"failed: {error or type(error).__name__}\n{directory / 'train.log'} says more")
         _codes.append(FAILED)
     else:
-        if result["status"] == "interrupted":
+        if result["status"] == "interrupted" or (_sweep and stopping.asked()):  # asked too late for this run, not for the next
             _codes.append(INTERRUPTED)
             raise KeyboardInterrupt  # which ends a sweep too
         return result.get("best_validation_accuracy", result["test_accuracy"])
@@ -122,9 +147,11 @@ def job(composed: DictConfig) -> float | None:
 
 def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:
     from bnn_exp import sweep
+    from bnn_exp.resume import asked_of_run
 
-    resumed = composed.sweep.resume
-    return sweep.plan_in(directory, composed, list(HydraConfig.get().overrides.task), resumed and Path(resumed))
+    hydra_config, resumed = HydraConfig.get(), composed.resume or composed.sweep.resume
+    overrides = asked_of_run(hydra_config.overrides.task)
+    return sweep.plan_in(directory, composed, overrides, Path(hydra_config.sweep.dir) if resumed else None)
 
 
 class Preflight(Callback):
@@ -139,7 +166,7 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import tasks
 
-        report = self._or_leave(tasks.prepare_sweep, _without_hydra(config))
+        report = self._or_leave(tasks.prepare_sweep, _without_hydra(config), config.hydra.sweep.dir)
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)
@@ -155,6 +182,8 @@ class Preflight(Callback):
             prepared = prepare(*arguments)
         except UserError as error:
             _leave(str(error), BAD_INPUT)
+        except NotWritten as error:
+            _leave(f"failed: {error}", FAILED)
         except Exception:  # Hydra would only warn of it
             traceback.print_exc()
             sys.exit(FAILED)
@@ -173,12 +202,13 @@ def _leave(message: str, code: int) -> NoReturn:
 
 
 def run_directory(resume: str | None, task: str, name: str) -> str:
-    """Where a run goes: the directory that it resumes, else one that no other run has."""
-    return resume or f"{_now()}-{name if task == 'train' else task}-{secrets.token_hex(2)}"
+    """Where a run goes: the directory that it resumes, else one that no other run has; nowhere, where `auto` needs it said."""
+    return "" if resume == "auto" else resume or f"{_now()}-{name if task == 'train' else task}-{secrets.token_hex(2)}"
 
 
-def sweep_directory(resume: str | None) -> str:
-    return resume or f"{_now()}-sweep-{secrets.token_hex(2)}"
+def sweep_directory(*resume: str | None) -> str:
+    """The same for a sweep, by `sweep.resume` and `resume`."""
+    return "" if "auto" in resume else resume[0] or f"{_now()}-sweep-{secrets.token_hex(2)}"
 
 
 def cores() -> int:

@@ -9,14 +9,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from bnn_exp import places
 from bnn_exp.bits import bits_sha256
-from bnn_exp.errors import UserError
+from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
 from bnn_exp.plan import Plan
 from bnn_exp.prepare import prepare
 from bnn_exp.records import checkpoint, html, loggers, metrics, plots, summary
-from bnn_exp.records.files import alone_in, replacing
+from bnn_exp.records.extras import attempt
+from bnn_exp.records.files import alone_in, remove_temporaries, replacing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
@@ -31,7 +33,7 @@ class Run:
     """A training and its directory. With `ranks` it is that of rank 0, whose peers train in step with it."""
 
     def __init__(self, plan: Plan, directory: Path, ranks: "Ranks | None" = None):
-        self.settings, self.config, self.directory, self.overrides = plan.settings, plan.config, directory, plan.overrides
+        self.settings, self.config, self.directory, self.plan = plan.settings, plan.config, directory, plan
         self.began = time.perf_counter()
         self.trainer = prepare(plan, directory, ranks)
         self.network, self.data = self.trainer.network, self.trainer.data
@@ -46,27 +48,40 @@ class Run:
         """Train to the end, or to where the user stops it, and leave the directory complete. Returns the summary.
 
         Raises:
-            UserError, NotBinary: why the run failed; the summary says so too.
+            UserError, NotBinary, NotWritten: why the run failed; the summary says so too, where it can be written.
         """
-        with alone_in(self.directory), logging_to(self.directory / "train.log"), stop_on_signals() as stop:
-            try:
-                return self._execute(stop)
-            except BaseException as error:
-                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                expected = isinstance(error, UserError | NotBinary | KeyboardInterrupt)
-                log.error("%s: %s", status, error, exc_info=not expected)
-                self._summarise(status, error=str(error) or type(error).__name__)
-                html.write_run_page(self.directory)
-                raise
+        with stop_on_signals() as stop, alone_in(self.directory):
+            if self.plan.found not in (None, places.state(self.directory)):
+                raise UserError(f"{self.directory}: another process has written there meanwhile\nallowed: start it again")
+            with logging_to(self.directory / "train.log"):
+                try:
+                    return self._execute(stop)
+                except BaseException as error:
+                    self._fail(error)
+                    raise
+
+    def _fail(self, error: BaseException) -> None:
+        """Leave the reason of the end in the directory."""
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        expected = isinstance(error, UserError | NotBinary | NotWritten | KeyboardInterrupt)
+        log.error("%s: %s", status, error, exc_info=not expected)
+        attempt("summary.json", self._summarise, status, str(error) or type(error).__name__)  # the disk may be full
+        attempt("report.html", html.write_run_page, self.directory)
 
     def _execute(self, stop: Stop) -> dict[str, Any]:
         directory, trainer = self.directory, self.trainer
-        (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
+        for folder in (directory, directory / "checkpoints"):
+            remove_temporaries(folder)
         with replacing(directory / "config.yaml") as file:
             OmegaConf.save(self.config, file)
         self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch)
         self.logger = loggers.start(self.settings.logger, directory, self.config, self.epochs)
         self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
+        (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
+        if not self.logger.began:
+            self.report.say(f"logger={self.settings.logger.name} can't begin, and gets nothing of this run: train.log says why")
+        if self.plan.remark:
+            self.report.say(self.plan.remark)
         self.report.network(self.layers)
         where = f"{trainer.device}, {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else f"{trainer.device}"
         if (devices := self.settings.trainer.devices) > 1:
@@ -74,13 +89,17 @@ class Run:
         self.report.say(
             f"{self.settings.dataset.name}: {self._rows()}, {len(self.data.classes)} classes; on {where}; in {directory}"
         )
-        if trainer.progress.epoch or trainer.progress.batch:
+        if self.plan.saved is not None:
             self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
-        pictures, labels = trainer.first_pictures(64)
-        plots.samples(directory / "samples.png", pictures.cpu().numpy(), [self.data.classes[i] for i in labels.tolist()])
+        attempt("samples.png", self._samples)
         self.evaluation, self.confusion = trainer.evaluate()
         self._checkpoint("last")
         return self._finish("completed" if self._epochs(stop) else "interrupted")
+
+    def _samples(self) -> None:
+        pictures, labels = self.trainer.first_pictures(64)
+        names = [self.data.classes[i] for i in labels.tolist()]
+        plots.samples(self.directory / "samples.png", pictures.cpu().numpy(), names)
 
     def _epochs(self, stop: Stop) -> bool:
         """Train the epochs that are left; False where the user stopped it."""
@@ -96,10 +115,12 @@ class Run:
             self.epochs.append(trained | self.evaluation)
             test = self.evaluation["test_accuracy"]
             accuracy = self.evaluation.get("validation_accuracy", test)
-            if accuracy > progress.best_accuracy:
+            best = accuracy > progress.best_accuracy
+            if best:
                 progress.best_accuracy, progress.best_test_accuracy, progress.best_epoch = accuracy, test, progress.epoch
+            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])  # before the checkpoints, which begin after it
+            if best:
                 self._checkpoint("best")
-            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])
             self._checkpoint("last")
             self.logger.log(self.epochs[-1])  # after the checkpoint: it never has an epoch that a resumed run trains again
             self.report.epoch(self.epochs[-1])
@@ -113,10 +134,11 @@ class Run:
         directory = self.directory
         save_model(directory / "model.safetensors", self.network, self.config, self.data.image_shape, self.data.classes)
         if self.epochs:
-            plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
-        plots.kernels(directory / "kernels.png", self.network, self.data.image_shape)
+            title = f"{directory.name} · {self.settings.optimizer.name}"
+            attempt("curves.png", plots.curves, directory / "curves.png", self.epochs, title)
+        attempt("kernels.png", plots.kernels, directory / "kernels.png", self.network, self.data.image_shape)
         result = self._summarise(status)
-        html.write_run_page(directory)
+        attempt("report.html", html.write_run_page, directory)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
         best = f", best {result['best_test_accuracy']:.2f}% (epoch {result['best_epoch']})" if self.epochs else ""
@@ -151,7 +173,7 @@ class Run:
             self.directory,
             status,
             error=error,
-            overrides=self.overrides,
+            overrides=self.plan.overrides,
             epochs=len(self.epochs),
             test_accuracy=self.evaluation and self.evaluation["test_accuracy"],
             best_test_accuracy=progress.best_test_accuracy if progress.best_epoch else None,

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bnn_exp.distributed.ranks import PATIENCE, Ranks
 from bnn_exp.errors import RankLost, UserError
 from bnn_exp.plan import Plan
 from bnn_exp.prepare import prepare
-from bnn_exp.stopping import stop_on_signals
+from bnn_exp.stopping import SIGNALS, stop_on_signals
 
 HERE = "127.0.0.1"
 PRELOAD = [__name__]  # of the server
@@ -81,7 +82,8 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until they train, Ctrl-C is rank 0's alone
+    resource_tracker.ensure_running()  # which would unblock signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until they train, Ctrl-C and the like are rank 0's alone
     try:
         for rank in range(1, size):
             others.append(context.Process(target=_begin, args=(store.port, rank, size), daemon=True))
@@ -122,7 +124,7 @@ def _follow(ranks: Ranks) -> int:
 def _train(plan: Plan, directory: Path, ranks: Ranks) -> None:
     trainer = prepare(plan, directory, ranks)
     with stop_on_signals() as stop:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         while trainer.progress.epoch < plan.settings.trainer.epochs and trainer.epoch(stop):
             pass
 

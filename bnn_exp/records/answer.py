@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bnn_exp.records import html, runs, study_plot
+from bnn_exp.records.extras import attempt
 from bnn_exp.records.files import replacing
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import Study, label, reason, short_names, study
@@ -26,13 +27,13 @@ def answer(
         study_plot.axes_of(result, x, group)
     for name, text in (("sweep.csv", result.csv()), ("sweep.md", result.markdown())):
         with replacing(directory / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     if result.rows:
-        study_plot.draw(directory / "sweep.png", result, x, group)
+        attempt("sweep.png", study_plot.draw, directory / "sweep.png", result, x, group)
     if runs.read(directory) is None:
-        html.write_study_page(result, directory)
+        attempt("report.html", html.write_study_page, result, directory)
     else:  # asked for a run alone
-        html.write_run_page(directory)
+        attempt("report.html", html.write_run_page, directory)
     show(result)
     return result
 

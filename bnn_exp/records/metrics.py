@@ -1,14 +1,28 @@
 """`metrics.jsonl`: a line an epoch, on disk as soon as the epoch is done."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
-from bnn_exp.records.files import replacing
+from bnn_exp.records.files import replacing, writing_to
 
 
 def append(file: Path, metrics: dict) -> None:
-    with file.open("a") as stream:
-        stream.write(json.dumps(metrics) + "\n")
+    """Add a line.
+
+    Raises:
+        NotWritten: it can't be written whole; then nothing of it is there.
+    """
+    with writing_to(file.parent), file.open("ab", buffering=0) as stream:
+        before, line = stream.tell(), f"{json.dumps(metrics)}\n".encode()
+        try:
+            if stream.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(before)
+            raise
 
 
 def read(file: Path) -> list[dict]:

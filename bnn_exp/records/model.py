@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bnn_exp import models
@@ -28,7 +28,7 @@ def save_model(file: Path, network: nn.Module, config: dict, image_shape: tuple[
     state = deployed_state(network)
     about = {key: json.dumps(value) for key, value in zip(ABOUT, (config, image_shape, classes), strict=True)}
     with replacing(file) as temporary:
-        save_file(state, temporary, {"format": FORMAT} | about | {"sha256": _sha256(about, state)})
+        temporary.write_bytes(save(state, {"format": FORMAT} | about | {"sha256": _sha256(about, state)}))
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,12 +1,16 @@
 """Numbers of a run in words, the same on a terminal and on a page."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-def console() -> Console:
+def console() -> "Console":
     """Where the command speaks: as wide as the terminal, else 120 columns."""
+    from rich.console import Console
+
     made = Console(highlight=False, soft_wrap=True)
     if not made.is_terminal:
         made.width = 120
