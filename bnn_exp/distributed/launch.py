@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -85,11 +86,14 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
     resource_tracker.ensure_running()  # which would unblock signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until they train, Ctrl-C and the like are rank 0's alone
     try:
-        for rank in range(1, size):
-            others.append(context.Process(target=_begin, args=(store.port, rank, size), daemon=True))
-            others[-1].start()
+        with stop_on_signals() as stop:  # a rank that is half started could not be ended
+            for rank in range(1, size):
+                others.append(context.Process(target=_begin, args=(store.port, rank, size), daemon=True))
+                others[-1].start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if stop():
+        raise KeyboardInterrupt
     while store.add("started", 0) < len(others):
         if not all(other.is_alive() for other in others):
             raise RankLost("a rank could not begin")
@@ -99,9 +103,16 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
 
 def _begin(port: int, rank: int, size: int) -> None:
     """What a process that `_start` has started does."""
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     store = dist.TCPStore(HERE, port)
     store.add("started", 1)
     sys.exit(_follow(Ranks(store, rank, size, rank)))
+
+
+def _end_with(rank_0: BaseProcess) -> None:
+    """End this process as soon as `rank_0` is gone, wherever it waits: a rank that was killed could not tell the others."""
+    rank_0.join()
+    os._exit(1)
 
 
 def _follow(ranks: Ranks) -> int:
