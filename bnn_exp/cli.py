@@ -112,6 +112,8 @@ def job(composed: DictConfig) -> float | None:
 
     What goes wrong with it does not stop a sweep: it is said, and stands in the run's summary.
     """
+    from bnn_exp import places
+
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
         if _checked:
@@ -130,7 +132,8 @@ def job(composed: DictConfig) -> float | None:
         say(str(error))
         _codes.append(BAD_INPUT)
     except NotWritten as error:
-        say(f"failed: {error}\nallowed: bnn-train resume={directory}, when there is room, goes on from the last checkpoint")
+        again = f"bnn-train resume={directory}" if places.has_checkpoint(directory) else f"the same command with hydra.run.dir={directory} resume=auto"
+        say(f"failed: {error}\nnext: {again}, when there is room")
         _codes.append(FAILED)
     except RankLost as error:
         say(f"failed: {error}; bnn-train resume={directory} goes on from the last epoch")

@@ -1,6 +1,7 @@
 """Going on with a run: from what, and with which of its settings changed. Imports torch only to read a checkpoint."""
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,22 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
 def _newest_whole(directory: Path) -> tuple[dict[str, Any], str]:
     """The newest checkpoint that can be read, and what there is to say of it.
 
-    Every checkpoint is written whole or not at all; but a disk may lose a piece of one.
+    That is best.pt where a kill fell between the two of an epoch, or where a disk has lost a piece of last.pt.
     """
     from bnn_exp.records import checkpoint
 
     last, best = (directory / name for name in CHECKPOINTS)
     try:
-        return checkpoint.load(last), ""
+        saved = checkpoint.load(last)
     except UserError as error:
         if not best.is_file():
             raise
         saved = checkpoint.load(best)
         return saved, f"{str(error).splitlines()[0]}\ngoes on from {best}, after epoch {saved['progress']['epoch']}"
+    if best.is_file() and best.stat().st_mtime_ns > last.stat().st_mtime_ns:
+        with suppress(UserError):
+            saved = max(saved, checkpoint.load(best), key=lambda state: state.get("progress", {}).get("epoch", 0))
+    return saved, ""
 
 
 def _data(directory: Path, dataset):

@@ -74,7 +74,8 @@ class Run:
             remove_temporaries(folder)
         with replacing(directory / "config.yaml") as file:
             OmegaConf.save(self.config, file)
-        self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch)
+        newest = (self.plan.saved or {}).get("metrics")
+        self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch, newest)
         self.logger = loggers.start(self.settings.logger, directory, self.config, self.epochs)
         self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
         (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
@@ -115,19 +116,18 @@ class Run:
             self.epochs.append(trained | self.evaluation)
             test = self.evaluation["test_accuracy"]
             accuracy = self.evaluation.get("validation_accuracy", test)
-            best = accuracy > progress.best_accuracy
-            if best:
+            if accuracy > progress.best_accuracy:
                 progress.best_accuracy, progress.best_test_accuracy, progress.best_epoch = accuracy, test, progress.epoch
-            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])  # before the checkpoints, which begin after it
-            if best:
                 self._checkpoint("best")
             self._checkpoint("last")
+            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])  # which the checkpoints hold too
             self.logger.log(self.epochs[-1])  # after the checkpoint: it never has an epoch that a resumed run trains again
             self.report.epoch(self.epochs[-1])
         return True
 
     def _checkpoint(self, name: str) -> None:
-        state = {"data": self.data.key, "seconds": self._seconds(), **self.trainer.state()}
+        newest = self.epochs[-1] if self.epochs else None
+        state = {"data": self.data.key, "seconds": self._seconds(), "metrics": newest, **self.trainer.state()}
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 
     def _finish(self, status: str) -> dict[str, Any]:

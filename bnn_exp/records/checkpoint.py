@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on, in a file that loads with `weights_only=True`."""
 
-import errno
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
 FORMAT = "bnn_exp checkpoint 1"
-WRITER = "inline_container"  # in the message of torch's errors about files
-PROBE = 2**20  # bytes
+MORE = 2**20  # bytes
 
 
 def save(file: Path, state: dict[str, Any]) -> None:
@@ -24,22 +23,18 @@ def save(file: Path, state: dict[str, Any]) -> None:
     with replacing(file) as temporary:
         try:
             torch.save({"format": FORMAT, **state}, temporary)
-        except RuntimeError as error:
-            if WRITER in str(error):
-                raise _reason(temporary) from error
+        except RuntimeError as error:  # torch's writer does not name the reason
+            traceback.clear_frames(error.__traceback__)  # which hold the file, and its space, open
+            _write_more(temporary)
             raise
 
 
-def _reason(temporary: Path) -> OSError:
-    """The error of the operating system behind torch's, which does not name it: found by writing a little more."""
-    try:
-        with temporary.open("ab", buffering=0) as stream:
-            stream.write(bytes(PROBE))
-            stream.write(bytes(PROBE))  # the first may have been cut short, without an error
-            os.fsync(stream.fileno())
-    except OSError as error:
-        return error
-    return OSError(errno.EIO, os.strerror(errno.EIO))
+def _write_more(file: Path) -> None:
+    """Add a little to `file`, so that the operating system says why no more can be written, by an OSError."""
+    with file.open("ab", buffering=0) as stream:
+        for _ in range(2):  # the first write may be cut short without an error
+            stream.write(bytes(MORE))
+        os.fsync(stream.fileno())
 
 
 def load(file: Path) -> dict[str, Any]:

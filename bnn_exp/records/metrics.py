@@ -38,9 +38,14 @@ def read(file: Path) -> list[dict]:
     return epochs
 
 
-def keep(file: Path, epochs: int) -> list[dict]:
-    """Cut the file back to its first `epochs` epochs, and return them."""
+def keep(file: Path, epochs: int, newest: dict | None = None) -> list[dict]:
+    """Cut the file back to its first `epochs` epochs, and return them.
+
+    The `newest` is added if it is missing: it comes from the checkpoint, and a kill may have fallen between the two files.
+    """
     kept = read(file)[:epochs]
+    if newest is not None and newest["epoch"] == len(kept) + 1 == epochs:
+        kept.append(newest)
     with replacing(file) as temporary:
         temporary.write_text("".join(json.dumps(metrics) + "\n" for metrics in kept))
     return kept
