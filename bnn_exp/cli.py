@@ -132,7 +132,11 @@ def job(composed: DictConfig) -> float | None:
         say(str(error))
         _codes.append(BAD_INPUT)
     except NotWritten as error:
-        again = f"bnn-train resume={directory}" if places.has_checkpoint(directory) else f"the same command with hydra.run.dir={directory} resume=auto"
+        again = (
+            f"bnn-train resume={directory}"
+            if places.has_checkpoint(directory)
+            else f"the same command with hydra.run.dir={directory} resume=auto"
+        )
         say(f"failed: {error}\nnext: {again}, when there is room")
         _codes.append(FAILED)
     except RankLost as error:
