@@ -16,7 +16,7 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__, distributed, stopping
+from bnn_exp import __version__, distributed, slurm, stopping
 from bnn_exp.errors import NotWritten, RankLost, UserError
 from bnn_exp.records.output import forgiving_output
 
@@ -32,15 +32,19 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
 _sweep: list[tuple[Path, "Report"]] = []  # the directory of this command's sweep, if it is one, and how to report on it
 _codes: list[int] = []  # exit codes of what did not end well
+_goes_on: list[bool] = []  # not empty: the same command goes on where it was stopped, by resume=auto
 
 
 def main() -> int:
     """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 130 interrupted."""
-    with forgiving_output(), stopping.listening():
+    with forgiving_output(), stopping.listening() as stop:
         try:
-            return _rank()
+            code = _rank()
         except KeyboardInterrupt:
-            return INTERRUPTED
+            code = INTERRUPTED
+        if code == INTERRUPTED and _goes_on and (said := slurm.requeue(stop.number)):
+            say(said)
+        return code
 
 
 def _rank() -> int:
@@ -57,7 +61,7 @@ def _main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"bnn-train {__version__}")
         return 0
-    for state in (_checked, _sweep, _codes):
+    for state in (_checked, _sweep, _codes, _goes_on):
         state.clear()
     before, typed = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
@@ -167,12 +171,14 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import tasks
 
+        self._note(config)
         plan = self._or_leave(tasks.prepare, _without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir)
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import tasks
 
+        self._note(config)
         report = self._or_leave(tasks.prepare_sweep, _without_hydra(config), config.hydra.sweep.dir)
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
@@ -181,6 +187,11 @@ class Preflight(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_) -> None:
         job_return.cfg = job_return.hydra_cfg = None  # which Hydra would keep, a quarter of a megabyte each, to a sweep's end
+
+    @staticmethod
+    def _note(config: DictConfig) -> None:
+        if "auto" in (config.resume, config.sweep.resume):
+            _goes_on.append(True)
 
     @staticmethod
     def _or_leave(prepare, *arguments):

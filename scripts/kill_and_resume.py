@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     rng = random.Random(asked.seed)
     overrides = list(dict.fromkeys(["trainer.threads=1", *asked.overrides]))
+    signal.signal(signal.SIGHUP, lambda *_: None)  # under nohup the runs would ignore it too; a handler is not inherited
     try:
         if asked.on_disk:
             on_disk(asked.on_disk, asked.limit, asked.straight, overrides)
