@@ -17,8 +17,9 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__, distributed, said
-from bnn_exp.errors import RankLost, UserError, WrongResult
+from bnn_exp import __version__, distributed, said, slurm, stopping
+from bnn_exp.errors import NotWritten, RankLost, UserError, WrongResult
+from bnn_exp.records.output import forgiving_output
 
 if TYPE_CHECKING:
     from bnn_exp.config import Report
@@ -32,14 +33,27 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
 _sweep: list[tuple[Path, "Report"]] = []  # the directory of this command's sweep, if it is one, and how to report on it
 _codes: list[int] = []  # exit codes of what did not end well
+_goes_on: list[bool] = []  # not empty: the same command goes on where it was stopped, by resume=auto
 
 
 def main() -> int:
     """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 130 interrupted."""
+    with forgiving_output(), stopping.listening() as stop:
+        try:
+            code = _rank()
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        if code == INTERRUPTED and _goes_on and (said := slurm.requeue(stop.number)):
+            say(said)
+        return code
+
+
+def _rank() -> int:
     if distributed.torchrun_rank() > 0:
         from bnn_exp.distributed import launch
 
-        return launch.follow_torchrun()
+        with stopping.stop_on_signals():
+            return launch.follow_torchrun()
     with distributed.leading():
         return _main()
 
@@ -48,11 +62,12 @@ def _main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"bnn-train {__version__}")
         return 0
-    for state in (_checked, _sweep, _codes):
+    for state in (_checked, _sweep, _codes, _goes_on):
         state.clear()
-    before = os.environ.get("HYDRA_FULL_ERROR")
+    before, typed = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
+        sys.argv = _with_moved_data(sys.argv)
         with _taken_over(said.overrides(sys.argv[1:], CONF)):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what a run is to take over from another
@@ -70,9 +85,11 @@ def _main() -> int:
         say(in_words(error))
         _codes.append(BAD_INPUT)
     finally:
+        sys.argv = typed
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
     if _sweep and _sweep[0][0].is_dir():
-        _conclude(*_sweep[0])
+        with stopping.stop_on_signals():
+            _conclude(*_sweep[0])
     return max(_codes, default=0)
 
 
@@ -85,6 +102,15 @@ def _taken_over(overrides: list[str]) -> AbstractContextManager:
     return inherit.taken_over(overrides)
 
 
+def _with_moved_data(arguments: list[str]) -> list[str]:
+    """The command line of `resume=RUN dataset.path=FOLDER`, said so that Hydra takes the path for whatever dataset RUN has."""
+    resumed = any(argument.startswith("resume=") for argument in arguments)
+    named = any(argument.startswith("dataset=") for argument in arguments)
+    if not resumed or named:
+        return arguments
+    return ["++" + argument if argument.startswith("dataset.path=") else argument for argument in arguments]
+
+
 def _conclude(directory: Path, report: "Report") -> None:
     from bnn_exp import sweep
 
@@ -95,7 +121,7 @@ def _conclude(directory: Path, report: "Report") -> None:
         _codes.append(BAD_INPUT)
     else:
         if completed is not None:  # in whatever process its jobs ran
-            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [] if completed else [FAILED]
+            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [FAILED] if _codes or not completed else []
 
 
 def job(composed: DictConfig) -> float | None:
@@ -104,6 +130,8 @@ def job(composed: DictConfig) -> float | None:
 
     What goes wrong with it does not stop a sweep: it is said, and stands in the run's summary.
     """
+    from bnn_exp import places
+
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
         if _checked:
@@ -121,6 +149,14 @@ def job(composed: DictConfig) -> float | None:
     except UserError as error:
         say(str(error))
         _codes.append(BAD_INPUT)
+    except NotWritten as error:
+        again = (
+            f"bnn-train resume={directory}"
+            if places.has_checkpoint(directory)
+            else f"the same command with hydra.run.dir={directory} resume=auto"
+        )
+        say(f"failed: {error}\nnext: {again}, when there is room")
+        _codes.append(FAILED)
     except RankLost as error:
         say(f"failed: {error}; bnn-train resume={directory} goes on from the last epoch")
         _codes.append(FAILED)
@@ -128,7 +164,7 @@ def job(composed: DictConfig) -> float | None:
         say(f"failed: {error or type(error).__name__}\n{directory / 'train.log'} says more")
         _codes.append(FAILED)
     else:
-        if result["status"] == "interrupted":
+        if result["status"] == "interrupted" or (_sweep and stopping.asked()):  # asked too late for this run, not for the next
             _codes.append(INTERRUPTED)
             raise KeyboardInterrupt  # which ends a sweep too
         return result.get("best_validation_accuracy", result["test_accuracy"])
@@ -136,11 +172,13 @@ def job(composed: DictConfig) -> float | None:
 
 def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:
     from bnn_exp import sweep
+    from bnn_exp.resume import asked_of_run
 
     if "sweep" not in composed:
         raise UserError("--config-name: that configuration lacks ours\nallowed: one whose defaults begin with `- config`")
-    resumed = composed.sweep.resume
-    return sweep.plan_in(directory, composed, list(HydraConfig.get().overrides.task), resumed and Path(resumed))
+    hydra_config, resumed = HydraConfig.get(), composed.resume or composed.sweep.resume
+    overrides = asked_of_run(hydra_config.overrides.task)
+    return sweep.plan_in(directory, composed, overrides, Path(hydra_config.sweep.dir) if resumed else None)
 
 
 class Preflight(Callback):
@@ -149,6 +187,7 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import tasks
 
+        self._note(config)
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
         given = _without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
         plan = self._or_leave(tasks.prepare, *given)
@@ -157,7 +196,9 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import tasks
 
-        report = self._or_leave(tasks.prepare_sweep, _without_hydra(config), list(config.hydra.overrides.task))
+        self._note(config)
+        given = _without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
+        report = self._or_leave(tasks.prepare_sweep, *given)
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)
@@ -165,6 +206,11 @@ class Preflight(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_) -> None:
         job_return.cfg = job_return.hydra_cfg = None  # which Hydra would keep, a quarter of a megabyte each, to a sweep's end
+
+    @staticmethod
+    def _note(config: DictConfig) -> None:
+        if "auto" in (config.resume, config.sweep.resume):
+            _goes_on.append(True)
 
     @staticmethod
     def _or_leave(prepare, *arguments):
@@ -175,6 +221,8 @@ class Preflight(Callback):
             _leave(str(error), BAD_INPUT)
         except WrongResult as error:
             _leave(str(error), FAILED)
+        except NotWritten as error:
+            _leave(f"failed: {error}", FAILED)
         except Exception:  # Hydra would only warn of it
             traceback.print_exc()
             sys.exit(FAILED)
@@ -193,12 +241,13 @@ def _leave(message: str, code: int) -> NoReturn:
 
 
 def run_directory(resume: str | None, task: str, name: str) -> str:
-    """Where a run goes: the directory that it resumes, else one that no other run has."""
-    return resume or f"{_now()}-{name if task == 'train' else task}-{secrets.token_hex(2)}"
+    """Where a run goes: the directory that it resumes, else one that no other run has; nowhere, where `auto` needs it said."""
+    return "" if resume == "auto" else resume or f"{_now()}-{name if task == 'train' else task}-{secrets.token_hex(2)}"
 
 
-def sweep_directory(resume: str | None) -> str:
-    return resume or f"{_now()}-sweep-{secrets.token_hex(2)}"
+def sweep_directory(*resume: str | None) -> str:
+    """The same for a sweep, by `sweep.resume` and `resume`."""
+    return "" if "auto" in resume else resume[0] or f"{_now()}-sweep-{secrets.token_hex(2)}"
 
 
 def cores() -> int:

@@ -5,6 +5,10 @@ class UserError(Exception):
     """Bad input. The message is one or two lines that name the key, the value and what is allowed."""
 
 
+class NotWritten(Exception):
+    """A file can't be written. The message is a line that names the folder and the reason of the operating system."""
+
+
 class RankLost(Exception):
     """Another of a run's processes has ended before its time; the message says of what, where that is known."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from bnn_exp import config, engine, memory, unread
 from bnn_exp.config import Rows, Settings
@@ -13,10 +13,8 @@ from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
-from bnn_exp.records import loggers, summary
-
-MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine", "trainer.memory")  # of a run that is resumed
-
+from bnn_exp.places import State
+from bnn_exp.records import loggers
 
 PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range", "test_fraction")
 
@@ -33,6 +31,8 @@ class Plan:
     finished: str = ""
     accuracy: float | None = None  # of the finished run: the best in validation, or that of the test
     overrides: list[str] = field(default_factory=list)  # the command line's
+    remark: str = ""  # said when it begins
+    found: State | None = None  # what lay in the run's directory when the plan was made; None: not looked at
 
 
 def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
@@ -42,11 +42,9 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
         UserError: what is wrong with it.
     """
     settings = config.load(composed)
-    if settings.resume:
-        return _plan_to_resume(settings, overrides)
     loggers.check(settings.logger)
     values, devices = values_of(composed), settings.trainer.devices
-    settings = _with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
+    settings = with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
     unread.check_training(settings, overrides)
     arrays = read(settings.dataset)
     unread.check_data(arrays, overrides)
@@ -55,70 +53,23 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
         from bnn_exp import transfer
 
         transfer.check(settings, arrays.train_images.shape[1:], arrays.classes)
-    return Plan(settings, values, arrays, _device(settings), overrides=list(overrides))
+    return Plan(settings, values, arrays, device_for(settings), overrides=list(overrides))
 
 
 def values_of(composed: DictConfig) -> dict[str, Any]:
     """What config.yaml keeps of a composed configuration: the settings of the run, data found from anywhere."""
-    values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST}
+    values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST} | {"resume": None}
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
         if group.get(key):
             group[key] = str(Path(group[key]).expanduser().resolve())
     return values
 
 
-def _plan_to_resume(asked: Settings, overrides: Sequence[str]) -> Plan:
-    others = [item for item in overrides if item.lstrip("+~").partition("=")[0] not in MAY_CHANGE]
-    if others:
-        raise UserError(
-            f"{others[0]}: a resumed run keeps its own configuration\n"
-            f"allowed beside resume: {', '.join(MAY_CHANGE[1:])}; a new run for anything else"
-        )
-    directory = Path(asked.resume)
-    file = directory / "config.yaml"
-    if not file.is_file():
-        raise UserError(
-            f"resume={asked.resume}: {'no config.yaml in it' if directory.is_dir() else 'no such folder'}\n"
-            "allowed: the directory of a run, outputs/DATE/TIME-…"
-        )
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(file))
-        config.load(values)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: not the configuration of a run ({reason})") from error
-    if _says(overrides, "device"):
-        values["device"] = asked.device
-    for key in ("engine", "memory"):
-        if _says(overrides, f"trainer.{key}"):
-            values["trainer"][key] = getattr(asked.trainer, key)
-    return plan_to_go_on(directory, values, devices=asked.trainer.devices if _says(overrides, "trainer.devices") else None)
-
-
-def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[str] = (), devices: int | None = None) -> Plan:
-    """The plan for the run of configuration `values` that stopped in `directory`, on another number of devices if one is given.
-
-    Raises:
-        UserError: there is nothing to go on from, or its data have gone.
-    """
-    settings = _with_devices(config.load(values), values, devices)
-    loggers.check(settings.logger)
-    ended = summary.read(directory)
-    if ended and ended["status"] == "completed":
-        test = ended["test_accuracy"]
-        finished = f"{directory} is finished: test accuracy {test:.2f}%; nothing to resume"
-        return Plan(settings, values, None, finished=finished, accuracy=ended.get("best_validation_accuracy", test))
-    from bnn_exp.records import checkpoint
-
-    saved = checkpoint.load(directory / "checkpoints" / "last.pt")
-    return Plan(settings, values, read(settings.dataset), _device(settings), saved, overrides=list(overrides))
-
-
 def _says(overrides: Sequence[str], key: str) -> bool:
     return any(item.lstrip("+").partition("=")[0] == key for item in overrides)
 
 
-def _with_devices(settings: Settings, values: dict, asked: int | None) -> Settings:
+def with_devices(settings: Settings, values: dict, asked: int | None) -> Settings:
     """The settings, and `values` too, with as many devices as are `asked` for; else torchrun's number, else their own."""
     started = torchrun_size()
     if started > 1 and asked not in (None, started):
@@ -173,7 +124,7 @@ def place(dataset: Rows) -> dict[str, Any]:
     return {key: getattr(dataset, key) for key in PLACE if hasattr(dataset, key)}
 
 
-def _device(settings: Settings) -> str:
+def device_for(settings: Settings) -> str:
     """The device that can train by the engine and in the memory that the settings name."""
     engine.let_waiting_threads_sleep(settings)
     device = device_of(settings.device, settings.trainer.devices)

@@ -10,14 +10,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from bnn_exp import places
 from bnn_exp.bits import bits_sha256
-from bnn_exp.errors import UserError
+from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
 from bnn_exp.plan import Plan
 from bnn_exp.prepare import prepare
 from bnn_exp.records import chance, checkpoint, html, loggers, metrics, plots, summary
-from bnn_exp.records.files import alone_in, replacing
+from bnn_exp.records.extras import attempt
+from bnn_exp.records.files import alone_in, remove_temporaries, replacing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
@@ -34,7 +36,7 @@ class Run:
     """A training and its directory. With `ranks` it is that of rank 0, whose peers train in step with it."""
 
     def __init__(self, plan: Plan, directory: Path, ranks: "Ranks | None" = None):
-        self.settings, self.config, self.directory, self.overrides = plan.settings, plan.config, directory, plan.overrides
+        self.settings, self.config, self.directory, self.plan = plan.settings, plan.config, directory, plan
         self.began = time.perf_counter()
         self.trainer = prepare(plan, directory, ranks)
         self.network, self.data = self.trainer.network, self.trainer.data
@@ -52,27 +54,41 @@ class Run:
         """Train to the end, or to where the user stops it, and leave the directory complete. Returns the summary.
 
         Raises:
-            UserError, NotBinary: why the run failed; the summary says so too.
+            UserError, NotBinary, NotWritten: why the run failed; the summary says so too, where it can be written.
         """
-        with alone_in(self.directory), logging_to(self.directory / "train.log"), stop_on_signals() as stop:
-            try:
-                return self._execute(stop)
-            except BaseException as error:
-                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                expected = isinstance(error, UserError | NotBinary | KeyboardInterrupt)
-                log.error("%s: %s", status, error, exc_info=not expected)
-                self._summarise(status, error=str(error) or type(error).__name__)
-                html.write_run_page(self.directory)
-                raise
+        with stop_on_signals() as stop, alone_in(self.directory):
+            if self.plan.found not in (None, places.state(self.directory)):
+                raise UserError(f"{self.directory}: another process has written there meanwhile\nallowed: start it again")
+            with logging_to(self.directory / "train.log"):
+                try:
+                    return self._execute(stop)
+                except BaseException as error:
+                    self._fail(error)
+                    raise
+
+    def _fail(self, error: BaseException) -> None:
+        """Leave the reason of the end in the directory."""
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        expected = isinstance(error, UserError | NotBinary | NotWritten | KeyboardInterrupt)
+        log.error("%s: %s", status, error, exc_info=not expected)
+        attempt("summary.json", self._summarise, status, str(error) or type(error).__name__)  # the disk may be full
+        attempt("report.html", html.write_run_page, self.directory)
 
     def _execute(self, stop: Stop) -> dict[str, Any]:
         directory, trainer = self.directory, self.trainer
-        (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
+        for folder in (directory, directory / "checkpoints"):
+            remove_temporaries(folder)
         with replacing(directory / "config.yaml") as file:
             OmegaConf.save(self.config, file)
-        self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch)
+        newest = (self.plan.saved or {}).get("metrics")
+        self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch, newest)
         self.logger = loggers.start(self.settings.logger, directory, self.config, self.epochs)
         self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
+        (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
+        if not self.logger.began:
+            self.report.say(f"logger={self.settings.logger.name} can't begin, and gets nothing of this run: train.log says why")
+        if self.plan.remark:
+            self.report.say(self.plan.remark)
         self.report.network(self.layers)
         where = f"{trainer.device}, {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else f"{trainer.device}"
         if (devices := self.settings.trainer.devices) > 1:
@@ -87,13 +103,17 @@ class Run:
         if trainer.beginning:
             for line in Beginning(**trainer.beginning).lines():
                 self.report.say(line)
-        if trainer.progress.epoch or trainer.progress.batch:
+        if self.plan.saved is not None:
             self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
-        pictures, labels = trainer.first_pictures(64)
-        plots.samples(directory / "samples.png", pictures.cpu().numpy(), [self.data.classes[i] for i in labels.tolist()])
+        attempt("samples.png", self._samples)
         self.evaluation, self.confusion = trainer.evaluate()
         self._checkpoint("last")
         return self._finish("completed" if self._epochs(stop) else "interrupted")
+
+    def _samples(self) -> None:
+        pictures, labels = self.trainer.first_pictures(64)
+        names = [self.data.classes[i] for i in labels.tolist()]
+        plots.samples(self.directory / "samples.png", pictures.cpu().numpy(), names)
 
     def _epochs(self, stop: Stop) -> bool:
         """Train the epochs that are left; False where the user stopped it."""
@@ -112,8 +132,8 @@ class Run:
             if accuracy > progress.best_accuracy:
                 progress.best_accuracy, progress.best_test_accuracy, progress.best_epoch = accuracy, test, progress.epoch
                 self._checkpoint("best")
-            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])
             self._checkpoint("last")
+            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])  # which the checkpoints hold too
             self.logger.log(self.epochs[-1])  # after the checkpoint: it never has an epoch that a resumed run trains again
             self.report.epoch(self.epochs[-1])
         return True
@@ -121,7 +141,7 @@ class Run:
     def _checkpoint(self, name: str) -> None:
         about = {"config": self.config, "image_shape": list(self.data.image_shape), "classes": list(self.data.classes)}
         state = {"data": self.data.key, "seconds": self._seconds(), "beginning": self.trainer.beginning}
-        state |= about | self.trainer.state()
+        state |= about | {"metrics": self.epochs[-1] if self.epochs else None} | self.trainer.state()
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 
     def _finish(self, status: str) -> dict[str, Any]:
@@ -129,12 +149,13 @@ class Run:
         about = (self.config, self.data.image_shape, self.data.classes)
         save_model(directory / "model.safetensors", self.network, *about, self.trainer.answer)
         if self.epochs:
-            plots.curves(directory / "curves.png", self.epochs, f"{directory.name} · {self.settings.optimizer.name}")
-        plots.kernels(directory / "kernels.png", self.network, self.data.image_shape)
+            title = f"{directory.name} · {self.settings.optimizer.name}"
+            attempt("curves.png", plots.curves, directory / "curves.png", self.epochs, title)
+        attempt("kernels.png", plots.kernels, directory / "kernels.png", self.network, self.data.image_shape)
         remarks, advice = self._beside_chance() if status == "completed" and self.epochs else ([], "")
         self.warnings += [*remarks, advice] if advice else remarks
         result = self._summarise(status)
-        html.write_run_page(directory)
+        attempt("report.html", html.write_run_page, directory)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
         best = f", {best_in_words(result)}" if self.epochs else ""
@@ -174,7 +195,7 @@ class Run:
         sizes = ["model.hidden_size=128,256,512"] if hasattr(self.settings.model, "hidden_size") else []
         varied = [*sizes, "seed=0,1,2"]
         keys = {item.partition("=")[0] for item in varied}
-        kept = [item for item in own_overrides(self.overrides) if item.lstrip("+").partition("=")[0] not in keys]
+        kept = [item for item in own_overrides(self.plan.overrides) if item.lstrip("+").partition("=")[0] not in keys]
         return f"{shlex.join(['bnn-train', '-m', *kept, *varied])}    (a sweep)"
 
     def _rows(self) -> str:
@@ -190,7 +211,7 @@ class Run:
             self.directory,
             status,
             error=error,
-            overrides=self.overrides,
+            overrides=self.plan.overrides,
             **({"beginning": self.trainer.beginning} if self.trainer.beginning else {}),
             epochs=len(self.epochs),
             test_accuracy=self.evaluation and self.evaluation["test_accuracy"],

@@ -1,70 +1,96 @@
 """A sweep: where its jobs run, what of them is done already, and the answer at its end. Imports no torch."""
 
 import itertools
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import config
+from bnn_exp import places
 from bnn_exp.config import Report
 from bnn_exp.errors import UserError
-from bnn_exp.plan import Plan, make_plan, plan_to_go_on, values_of
+from bnn_exp.plan import Plan, make_plan, values_of
 from bnn_exp.records import html, runs, summary
 from bnn_exp.records.answer import FILES, answer
+from bnn_exp.records.extras import attempt
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.runs import Record
 from bnn_exp.records.words import console
+from bnn_exp.resume import can_go_on, difference, plan_to_go_on
 
 PER_RUN = ("resume", "device")  # may differ from one start of a sweep to the next
-SAID_TWICE = ("delta",)  # stands in optimizer.delta, which is compared
 
 
 def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed: Path | None) -> tuple[Plan, Path]:
     """The plan of a job that Hydra wants in `directory`, and where it is to run.
 
-    In a sweep that is resumed a job goes on with the run of its configuration, wherever in the sweep it is, and one that is
-    new there gets a directory of its own. A plan that can't be leaves its reason there.
+    A job whose run is in `directory` goes on with it: a queue has started the job again. In a sweep that is `resumed` the run
+    may be anywhere in the sweep, and a job that is new there gets a directory of its own. A plan that can't be leaves its
+    reason there.
 
     Raises:
-        UserError: what is wrong with the configuration.
+        UserError: what is wrong with the configuration, or the run of another one is in `directory`.
     """
-    earlier = None
-    if resumed is not None:
-        earlier, given = _earlier([directory, resumed], composed, overrides), directory
-        directory = earlier.directory if earlier else _free(directory)
-        if directory != given and not any(given.iterdir()):
-            given.rmdir()
+    earlier, given = _earlier([directory, *([resumed] if resumed else [])], composed, overrides), directory
+    if earlier:
+        directory = earlier.directory
+    elif resumed:
+        directory = _free(directory)
+    elif places.holds_run(directory):
+        raise UserError(
+            f"{directory}: the run of another job is there\n"
+            "allowed: a hydra.sweep.subdir that differs from job to job, such as ${hydra.job.num}"
+        )
+    if directory != given and not any(given.iterdir()):
+        given.rmdir()
+    found = places.state(directory)
     try:
-        if earlier and earlier.config and (earlier.directory / "checkpoints" / "last.pt").is_file():
-            return plan_to_go_on(directory, earlier.config, overrides), directory
-        return make_plan(composed, overrides), directory
+        if earlier and earlier.config and can_go_on(directory):
+            plan = plan_to_go_on(directory, earlier.config, overrides)
+        else:
+            plan = make_plan(composed, overrides)
     except UserError as error:
-        summary.write(directory, "failed", error=str(error), overrides=overrides)
-        with logging_to(directory / "train.log"):
-            log.error("failed: %s", error)
-        html.write_run_page(directory)
+        if not can_go_on(directory):  # else what is there says more
+            summary.write(directory, "failed", error=str(error), overrides=overrides)
+            with logging_to(directory / "train.log"):
+                log.error("failed: %s", error)
+                attempt("report.html", html.write_run_page, directory)
         raise
+    return replace(plan, found=found), directory
 
 
-def _earlier(places: list[Path], composed: DictConfig, overrides: list[str]) -> Record | None:
-    """The run of this configuration in `places`; one that could not begin is known by what was asked for."""
+def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> Record | None:
+    """The run of this configuration; one that could not begin is known by what was asked for.
+
+    Where the data of the sweep have been moved, its configuration names the folder where they lie now.
+    """
     try:
-        wanted = _without(values_of(composed))
+        wanted = values_of(composed)
     except UserError:
         wanted = None
-    for run in runs.find(places):
-        if _without(run.config) == wanted if run.config else run.summary.get("overrides") == overrides:
+    found, moved = list(runs.find(where)), []
+    for run in found:
+        if _same(run.config, wanted) if run.config else run.summary.get("overrides") == overrides:
             return run
-    return None
+    for run in found:
+        if wanted and run.config and _same(config := _with_moved_data(run.config, wanted), wanted):
+            moved.append(replace(run, config=config))
+    return moved[0] if len(moved) == 1 else None
 
 
-def _without(values: dict) -> dict:
-    """The settings that tell runs apart, those that an earlier version did not have filled in."""
-    with suppress(UserError):  # of a version with other settings
-        values = asdict(config.load(values))
-    return {key: value for key, value in values.items() if key not in (*PER_RUN, *SAID_TWICE)}
+def _same(there: dict, asked: dict | None) -> bool:
+    try:
+        return asked is not None and difference(there, asked, PER_RUN) is None
+    except UserError:  # one of them is no configuration
+        return False
+
+
+def _with_moved_data(there: dict, asked: dict) -> dict:
+    """The configuration of a run whose folder of data has gone, with the folder that is asked for."""
+    path, moved = (values["dataset"].get("path") for values in (there, asked))
+    if not path or not moved or Path(path).exists():
+        return there
+    return there | {"dataset": there["dataset"] | {"path": moved}}
 
 
 def _free(directory: Path) -> Path:

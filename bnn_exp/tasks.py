@@ -1,12 +1,12 @@
 """What `bnn-train` can be asked to do: to train, which Hydra runs as a job, or what is done at once. Imports no torch."""
 
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bnn_exp import config, engine, sweep, unread
+from bnn_exp import config, engine, places, sweep, unread
 from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import UserError
@@ -14,6 +14,7 @@ from bnn_exp.plan import Plan, make_plan
 from bnn_exp.records import runs
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.files import writable
+from bnn_exp.resume import AUTO, asked_of_run, plan_to_go_on_or_begin, plan_to_resume
 
 TASKS = {
     "report": "bnn_exp.tasks:report",
@@ -77,11 +78,26 @@ def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: 
     unread.check_command(request, overrides)
     if request.task != "train":
         return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen))
-    planned = make_plan(composed, overrides)
+    planned = _plan(composed, overrides, directory)
     return planned.finished or planned
 
 
-def prepare_sweep(composed: DictConfig, overrides: list[str]) -> Report:
+def _plan(composed: DictConfig, overrides: list[str], directory: str) -> Plan:
+    """The plan of a run that begins in `directory` or goes on there, as `resume` asks for."""
+    where, found = Path(directory), places.state(Path(directory))
+    if composed.resume == AUTO:
+        if not directory:
+            raise UserError("resume=auto: nothing says where the run lies\nallowed: hydra.run.dir=FOLDER beside it")
+        plan = plan_to_go_on_or_begin(composed, asked_of_run(overrides), where)
+    elif composed.resume:
+        plan = plan_to_resume(composed, overrides, where)
+    else:
+        places.check_free_for_run(where)
+        plan = make_plan(composed, overrides)
+    return replace(plan, found=found)
+
+
+def prepare_sweep(composed: DictConfig, overrides: list[str], directory: str) -> Report:
     """Check what a sweep needs before its first job. Returns how its report is wanted.
 
     Raises:
@@ -95,15 +111,28 @@ def prepare_sweep(composed: DictConfig, overrides: list[str]) -> Report:
             "-m under torchrun: its processes are for one run, not for a sweep\n"
             "allowed: bnn-train -m … trainer.devices=N without torchrun, or torchrun without -m"
         )
-    if composed.get("resume"):
+    if composed.get("resume") not in (None, AUTO):
         raise UserError(
             f"resume={composed.resume}: can't be swept over\nallowed: bnn-train resume=RUN, without -m; or sweep.resume=SWEEP"
         )
     unread.check_command(request, overrides, sweep=True)
-    resumed = request.sweep.resume
-    if resumed and not any(runs.find([Path(resumed)])):
-        raise UserError(f"sweep.resume={resumed}: no sweep there\nallowed: a sweep's directory, outputs/DATE/TIME-sweep-…")
+    _check_sweep(composed.get("resume") or request.sweep.resume, directory)
     return request.report
+
+
+def _check_sweep(resumed: str | None, directory: str) -> None:
+    """Where the sweep is to lie nothing may be written over, and a sweep that is `resumed` must be there."""
+    where = Path(directory)
+    if resumed == AUTO:
+        if not directory:
+            raise UserError("sweep.resume=auto: nothing says where the sweep lies\nallowed: hydra.sweep.dir=FOLDER beside it")
+        places.check_no_run(where)
+    elif resumed:
+        if not any(runs.find([Path(resumed)])):
+            raise UserError(f"sweep.resume={resumed}: no sweep there\nallowed: a sweep's directory, outputs/DATE/TIME-sweep-…")
+        places.check_same(where, Path(resumed), "hydra.sweep.dir", "sweep.resume")
+    else:
+        places.check_free_for_sweep(where)
 
 
 def search(composed: DictConfig, job) -> None:

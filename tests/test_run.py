@@ -214,6 +214,7 @@ def test_a_bad_checkpoint_is_refused_and_nothing_changes(bnn_train):
         assert done.code == 2 and said in done.err and len(done.err.splitlines()) <= 2
         assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file()} == before
 
+    (run / "checkpoints/best.pt").unlink()  # which would do
     attempt(good[: len(good) // 2], "not a readable checkpoint")
     attempt(b"", "not a readable checkpoint")
     foreign = run.parent / "foreign.pt"

@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from bnn_exp.records.figures import new_figure
 from bnn_exp.records.files import replacing
 
 
 def training_plot(file: Path, found: dict[str, Any]) -> None:
     """Draw what `task=benchmark benchmark=training` found; whiskers reach from quartile to quartile, of bytes over all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 3.6, dpi=110, layout="constrained")
     speed, memory = figure.subplots(1, 2)
     rows = found["ways"][::-1]
     speeds = [row["images_per_second"] for row in rows]

@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from bnn_exp.records.figures import new_figure
 from bnn_exp.records.files import replacing
 
 
 def speed_plot(file: Path, found: dict[str, Any]) -> None:
     """Draw what `bnn_exp.deploy.benchmark.benchmark` found of the network; the bars reach from quartile to quartile."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    figure = new_figure(8, 4.8, layout="constrained")
+    axes = figure.subplots()
     ways: dict[str, list[dict]] = {}
     for row in found["network"]:
         ways.setdefault(row["way"], []).append(row)
@@ -34,4 +31,3 @@ def speed_plot(file: Path, found: dict[str, Any]) -> None:
     axes.legend()
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)

@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from bnn_exp.distributed.ranks import PATIENCE, Ranks
 from bnn_exp.errors import RankLost, UserError
 from bnn_exp.plan import Plan
 from bnn_exp.prepare import prepare
-from bnn_exp.stopping import stop_on_signals
+from bnn_exp.stopping import SIGNALS, stop_on_signals
 
 HERE = "127.0.0.1"
 PRELOAD = [__name__]  # of the server
@@ -81,13 +83,17 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until they train, Ctrl-C is rank 0's alone
+    resource_tracker.ensure_running()  # which would unblock signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until they train, Ctrl-C and the like are rank 0's alone
     try:
-        for rank in range(1, size):
-            others.append(context.Process(target=_begin, args=(store.port, rank, size), daemon=True))
-            others[-1].start()
+        with stop_on_signals() as stop:  # a rank that is half started could not be ended
+            for rank in range(1, size):
+                others.append(context.Process(target=_begin, args=(store.port, rank, size), daemon=True))
+                others[-1].start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if stop():
+        raise KeyboardInterrupt
     while store.add("started", 0) < len(others):
         if not all(other.is_alive() for other in others):
             raise RankLost("a rank could not begin")
@@ -97,9 +103,16 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
 
 def _begin(port: int, rank: int, size: int) -> None:
     """What a process that `_start` has started does."""
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     store = dist.TCPStore(HERE, port)
     store.add("started", 1)
     sys.exit(_follow(Ranks(store, rank, size, rank)))
+
+
+def _end_with(rank_0: BaseProcess) -> None:
+    """End this process as soon as `rank_0` is gone, wherever it waits: a rank that was killed could not tell the others."""
+    rank_0.join()
+    os._exit(1)
 
 
 def _follow(ranks: Ranks) -> int:
@@ -122,7 +135,7 @@ def _follow(ranks: Ranks) -> int:
 def _train(plan: Plan, directory: Path, ranks: Ranks) -> None:
     trainer = prepare(plan, directory, ranks)
     with stop_on_signals() as stop:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         while trainer.progress.epoch < plan.settings.trainer.epochs and trainer.epoch(stop):
             pass
 

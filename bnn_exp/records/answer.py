@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bnn_exp.records import html, runs, study_plot
+from bnn_exp.records.extras import attempt
 from bnn_exp.records.files import write_text
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import Study, label, reason, short_names, study
@@ -27,11 +28,11 @@ def answer(
     for name, text in (("sweep.csv", result.csv()), ("sweep.md", result.markdown())):
         write_text(directory / name, text)
     if result.rows:
-        study_plot.draw(directory / "sweep.png", result, x, group)
+        attempt("sweep.png", study_plot.draw, directory / "sweep.png", result, x, group)
     if runs.read(directory) is None:
-        html.write_study_page(result, directory)
+        attempt("report.html", html.write_study_page, result, directory)
     else:  # asked for a run alone
-        html.write_run_page(directory)
+        attempt("report.html", html.write_run_page, directory)
     show(result)
     return result
 

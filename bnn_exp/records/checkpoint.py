@@ -1,5 +1,7 @@
 """Checkpoints: all that a run needs to go on, in a file that loads with `weights_only=True`."""
 
+import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,30 @@ from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
 FORMAT = "bnn_exp checkpoint 1"
+MORE = 2**20  # bytes
 
 
 def save(file: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) atomically."""
+    """Write `state` (tensors and plain values) atomically.
+
+    Raises:
+        NotWritten: the disk is full, say; an earlier checkpoint of that name is as it was.
+    """
     with replacing(file) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+        try:
+            torch.save({"format": FORMAT, **state}, temporary)
+        except RuntimeError as error:  # torch's writer does not name the reason
+            traceback.clear_frames(error.__traceback__)  # which hold the file, and its space, open
+            _write_more(temporary)
+            raise
+
+
+def _write_more(file: Path) -> None:
+    """Add a little to `file`, so that the operating system says why no more can be written, by an OSError."""
+    with file.open("ab", buffering=0) as stream:
+        for _ in range(2):  # the first write may be cut short without an error
+            stream.write(bytes(MORE))
+        os.fsync(stream.fileno())
 
 
 def load(file: Path) -> dict[str, Any]:

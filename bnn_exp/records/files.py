@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bnn_exp.errors import UserError
+from bnn_exp.errors import NotWritten, UserError
+from bnn_exp.records.words import bytes_in_words
+
+TEMPORARY = re.compile(r"\..+\.\d+\.part")  # the names of `replacing`'s temporary files
 
 
 @contextmanager
@@ -17,19 +22,56 @@ def replacing(file: Path) -> Iterator[Path]:
     """A temporary path to write to; when the block ends well it becomes `file`, else it is removed.
 
     The file gets the permissions that the process gives to new files, whatever the writer gave it.
+
+    Raises:
+        NotWritten: the folder can't be made or the file can't be written; an earlier `file` is as it was.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    with writing_to(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.touch()
+            permissions = temporary.stat().st_mode & 0o777
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(permissions)
+            temporary.replace(file)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Within the block an error of the operating system becomes a NotWritten that names `folder`."""
     try:
-        temporary.touch()
-        permissions = temporary.stat().st_mode & 0o777
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(permissions)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        with suppress(OSError):
+            free = f"; {bytes_in_words(shutil.disk_usage(folder).free)} free there"
+            raise NotWritten(f"{folder}: can't be written ({error.strerror or error}{free})") from error
+        raise NotWritten(f"{folder}: can't be written ({error.strerror or error})") from error
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """The command must be able to make or to fill `folder`, which the setting `key` names.
+
+    Raises:
+        UserError: it is a file, or the user may not write there.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UserError(f"{key}={folder}: {there} is a file\nallowed: {key}=FOLDER where you may write")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={folder}: {there} can't be written\nallowed: {key}=FOLDER where you may write")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `replacing` left in `folder` in a process that was killed; nobody else may be writing there."""
+    for file in folder.glob(".*.part"):
+        if TEMPORARY.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -49,16 +91,19 @@ def alone_in(directory: Path) -> Iterator[None]:
 
     Raises:
         UserError: one is.
+        NotWritten: the directory can't be written.
     """
     lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"{directory}: another process is running in it\nallowed: wait for it, or end it first") from error
+    with writing_to(directory):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{directory}: another process is running in it\nallowed: wait for it, or end it first") from error
     try:
         yield
     finally:
-        (directory / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            (directory / ".lock").unlink(missing_ok=True)
         lock.release()
 
 
@@ -71,5 +116,7 @@ def writable(folder: Path, allowed: str = "hydra.run.dir=FOLDER where you may wr
     """
     try:
         yield
+    except NotWritten as error:
+        raise UserError(f"{error}\nallowed: {allowed}") from error
     except OSError as error:
         raise UserError(f"{error.filename or folder}: can't be written ({error.strerror})\nallowed: {allowed}") from error

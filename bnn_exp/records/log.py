@@ -2,16 +2,30 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from bnn_exp.records.files import writing_to
 
 log = logging.getLogger("bnn_exp")
 
 
+class _Quiet(logging.FileHandler):
+    """Leaves out what can't be written: a full disk says so elsewhere."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
-    """Within the block what is logged below `bnn_exp` goes to the end of `file`."""
-    handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    """Within the block what is logged below `bnn_exp` goes to the end of `file`.
+
+    Raises:
+        NotWritten: the file can't be made.
+    """
+    with writing_to(file.parent):
+        handler = _Quiet(file, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -20,4 +34,5 @@ def logging_to(file: Path) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bnn_exp.errors import UserError
-from bnn_exp.records.log import log
+from bnn_exp.records.extras import attempt
 from bnn_exp.records.runs import as_text, flat
 
 Metrics = dict[str, Any]  # a line of metrics.jsonl
@@ -160,8 +160,13 @@ LOGGERS = {"none": Nothing, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb
 class Forgiving:
     """A logger that falls silent when it fails: a training does not end for what only shows it."""
 
-    def __init__(self, logger, name: str):
-        self.logger, self.name = logger, name
+    def __init__(self, name: str, *arguments):
+        """Begin the logger `name`, which is made of the `arguments`."""
+        self.name, self.logger = name, Nothing()
+        self.began = attempt(f"logger={name}", self._begin, *arguments)
+
+    def _begin(self, *arguments) -> None:
+        self.logger = LOGGERS[self.name](*arguments)
 
     def log(self, metrics: Metrics) -> None:
         self._try("log", metrics)
@@ -170,11 +175,8 @@ class Forgiving:
         self._try("finish", summary)
 
     def _try(self, method: str, *arguments) -> None:
-        try:
-            getattr(self.logger, method)(*arguments)
-        except Exception as error:
+        if not attempt(f"logger={self.name}", getattr(self.logger, method), *arguments):
             self.logger = Nothing()
-            log.warning("logger=%s failed, and gets no more of this run: %s", self.name, error, exc_info=True)
 
 
 def check(settings) -> None:
@@ -192,21 +194,13 @@ def check(settings) -> None:
 
 
 def start(settings, directory: Path, config: dict[str, Any], epochs: list[Metrics]) -> Forgiving:
-    """The logger of the run in `directory`, with the `epochs` so far in it.
-
-    Raises:
-        UserError: it can't be reached or written.
-    """
-    try:
-        logger = LOGGERS[settings.name](settings, directory, config)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"logger={settings.name}: {reason}\nallowed: logger=none, or what makes it work") from error
-    forgiving, last = Forgiving(logger, settings.name), logger.last
+    """The logger of the run in `directory`, with the `epochs` so far in it; one that can't begin is silent."""
+    logger = Forgiving(settings.name, settings, directory, config)
+    last = logger.logger.last
     for metrics in epochs:
         if metrics["epoch"] > last:
-            forgiving.log(metrics)
-    return forgiving
+            logger.log(metrics)
+    return logger
 
 
 def scalars(metrics: Metrics) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bnn_exp import models
@@ -54,7 +54,7 @@ def save_model(
     about["sha256"] = _sha256(about, state)
     about["identity_sha256"] = _identity_sha256(about)
     with replacing(file) as temporary:
-        save_file(state, temporary, {"format": FORMAT} | about)
+        temporary.write_bytes(save(state, {"format": FORMAT} | about))
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bnn_exp.nn import binary_layers
+from bnn_exp.records.figures import new_figure
 from bnn_exp.records.files import replacing
 from bnn_exp.records.words import drawn, in_a_line
 
@@ -17,14 +18,11 @@ IN_A_ROW = 8
 
 def curves(file: Path, epochs: list[dict], title: str) -> None:
     """Draw loss, accuracies and flips per layer over the epochs of `metrics.jsonl` into a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = new_figure(13, 4, dpi=100)
     from matplotlib.ticker import MaxNLocator
 
     x = [m["epoch"] for m in epochs]
     marker = "o" if len(x) < 3 else None
-    figure = Figure(figsize=(13, 4), dpi=100)
-    FigureCanvasAgg(figure)
     loss, accuracy, flips = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)  # layout engines take 0.1 s
     loss.plot(x, [m["train_loss"] for m in epochs], color="#0072b2", marker=marker)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bnn_exp.models.cost import Layer
 from bnn_exp.records import words
+from bnn_exp.records.extras import attempt
 from bnn_exp.records.log import log
 from bnn_exp.records.terminal import Plain
 from bnn_exp.records.words import bytes_in_words, taken_for
@@ -33,12 +34,17 @@ class Report:
 
     def say(self, line: str) -> None:
         log.info(line)
-        self.console.print(line)
+        self._show(line)
 
     def warn(self, text: str) -> None:
         """Says what is odd: the run goes on."""
         log.warning(text)
-        self.console.print(f"warning: {text}")
+        self._show(f"warning: {text}")
+
+    def _show(self, what: str | Table) -> None:
+        """Prints it; the console falls silent when it fails."""
+        if not attempt("output", self.console.print, what):
+            self.console.quiet = True
 
     def network(self, layers: list[Layer]) -> None:
         """A row per layer, and the sum of the network."""
@@ -56,8 +62,8 @@ class Report:
         self.table(table)
 
     def table(self, table: Table) -> None:
-        self.console.print(table)
-        log.info("\n%s", plain(table))
+        self._show(table)
+        attempt("a table in the log", lambda: log.info("\n%s", plain(table)))
 
     def tick(self, batch: int) -> None:
         """Move the bar of the epoch under way: on a terminal only, and only in an epoch that lasts a second or more."""
@@ -103,9 +109,9 @@ class Report:
             for name in cells:
                 row.add_column(name, justify="right", width=WIDTHS[name], no_wrap=True)
             row.add_row(*cells.values())
-            self.console.print(row)
+            self._show(row)
         else:
-            self.console.print(line)
+            self._show(line)
 
     def confusion(self, counts: list[list[int]], classes: tuple[str, ...]) -> None:
         self.table(by_class(counts, classes))

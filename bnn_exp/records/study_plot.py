@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bnn_exp.errors import UserError
+from bnn_exp.records.figures import new_figure
 from bnn_exp.records.files import replacing
 from bnn_exp.records.runs import as_text
 from bnn_exp.records.study import Row, Study
@@ -31,13 +32,9 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
     Raises:
         UserError: a key that does not vary.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     x, group = axes_of(study, x, group)
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    figure = new_figure(8, 4.8, layout="constrained")
+    axes = figure.subplots()
     lines: dict[str, list[Row]] = {}
     for row in study.rows:
         lines.setdefault(as_text(row.settings[group]) if group else "", []).append(row)
@@ -87,7 +84,6 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
         _name(axes, {(at(row), row.mean): _settings_of(row, study) for row in study.rows})
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
 
 
 def _settings_of(row: Row, study: Study) -> str:

@@ -1,0 +1,34 @@
+"""Figures of matplotlib for files alone, whatever backend the environment or the user's process has chosen."""
+
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float, **options: Any) -> "Figure":
+    """A figure of `width` by `height` inches that Agg draws; pyplot does not know of it."""
+    if "matplotlib" not in sys.modules:
+        _import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _import_matplotlib() -> None:
+    """Import matplotlib without $MPLBACKEND, which may name a backend that is not here, and then let it have its choice."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend

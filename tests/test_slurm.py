@@ -1,0 +1,100 @@
+"""SLURM: who is queued again and who is not, by a `scontrol` of the test's own, and by a real one where there is a cluster."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import COMMAND
+from test_places import TINY, stopping_at  # noqa: F401
+
+from bnn_exp import slurm
+
+SHOWN = "JobId=17 JobName=x\n   JobState={state} Reason={reason} Dependency=(null)\n   Requeue=1 Restarts=0 BatchFlag={batch}\n"
+
+
+@pytest.fixture
+def cluster(tmp_path_factory, monkeypatch):
+    """Puts a `scontrol` first on the path that shows job 17 in a state and notes what it is asked; gives that list."""
+    folder = tmp_path_factory.mktemp("slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def of(state: str, reason: str = "None", batch: int = 1, fails: bool = False):
+        (folder / "shown").write_text(SHOWN.format(state=state, reason=reason, batch=batch))
+        refuse = "[ $1 = requeue ] && { echo 'Requested operation is disabled' >&2; exit 1; }\n" if fails else ""
+        (folder / "scontrol").write_text(
+            f"#!/bin/sh\necho $* >> {folder}/asked\n{refuse}[ $1 = requeue ] || cat {folder}/shown\n"
+        )
+        (folder / "scontrol").chmod(0o755)
+        (folder / "asked").write_text("")
+        return lambda: (folder / "asked").read_text().splitlines()
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "batch", "again"),
+    [
+        ("RUNNING", "None", 1, True),  # warned by sbatch --signal, or about to be preempted
+        ("COMPLETING", "TimeLimit", 1, True),
+        ("COMPLETING", "None", 1, False),  # cancelled by its user, or queued again already
+        ("RUNNING", "None", 0, False),  # an interactive one
+    ],
+)
+def test_a_job_that_is_wanted_no_more_is_not_queued_again(cluster, state, reason, batch, again):
+    asked = cluster(state, reason, batch)
+    said = slurm.requeue(signal.SIGUSR1)
+    assert asked() == ["show job 17"] + ["requeue 17"] * again
+    assert ("queues job 17 again" in said) is again and bool(said) is again
+
+
+def test_ctrl_c_asks_for_nothing_and_a_refusal_is_said(cluster, monkeypatch):
+    asked = cluster("RUNNING", fails=True)
+    assert slurm.requeue(signal.SIGINT) == "" and asked() == []
+    assert slurm.requeue(signal.SIGTERM) == "SLURM did not queue job 17 again: Requested operation is disabled"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "did not queue job 17 again" in slurm.requeue(signal.SIGTERM)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert slurm.requeue(signal.SIGTERM) == ""
+
+
+def test_a_stopped_run_is_queued_again_if_it_would_go_on(bnn_train, cluster, stopping_at):  # noqa: F811
+    asked = cluster("RUNNING")
+    stopping_at(1, 1, signal.SIGUSR1)
+    assert bnn_train(*TINY, "hydra.run.dir=k").code == 130 and asked() == []  # it would be refused next time
+    done = bnn_train(*TINY, "hydra.run.dir=a", "resume=auto")
+    assert done.code == 130 and asked() == ["show job 17", "requeue 17"] and "queues job 17 again" in done.err
+    stopping_at(-1, 0)
+    assert bnn_train(*TINY, "hydra.run.dir=a", "resume=auto").code == 0 and len(asked()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("sbatch"), reason="needs a SLURM cluster, if only of this machine")
+def test_a_real_job_is_queued_again_and_goes_on(tmp_path):
+    """Warned by USR1 in its training; SLURM waits two minutes before it starts a job again."""
+    arguments = "model.hidden_size=8 trainer.epochs=400 trainer.batch_size=64 trainer.threads=1 resume=auto"
+    script = tmp_path / "job.sh"
+    script.write_text(f"#!/bin/sh\nexec {COMMAND} {arguments} hydra.run.dir={tmp_path}/k\n")
+    command = ["sbatch", "--parsable", "--open-mode=append", f"--output={tmp_path}/out", "--export=ALL", script]
+    job = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout.strip()
+
+    def wait_for(text: str) -> None:
+        until = time.monotonic() + 400
+        while text not in ((tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""):
+            assert time.monotonic() < until, (tmp_path / "out").read_text()
+            time.sleep(0.2)
+
+    try:
+        wait_for("epoch 3/")
+        subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+        wait_for(f"queues job {job} again")
+        wait_for("resumed after epoch")
+        wait_for("completed: ")
+    finally:
+        subprocess.run(["scancel", job], check=False)
+    lines = (tmp_path / "k/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 400 and Path(tmp_path / "k/summary.json").exists()
