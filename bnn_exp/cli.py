@@ -67,7 +67,7 @@ def _main() -> int:
     before, typed = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        sys.argv = _with_moved_data(sys.argv)
+        sys.argv = _with_path_of_any_dataset(sys.argv)
         with _taken_over(said.overrides(sys.argv[1:], CONF)):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what a run is to take over from another
@@ -102,7 +102,7 @@ def _taken_over(overrides: list[str]) -> AbstractContextManager:
     return inherit.taken_over(overrides)
 
 
-def _with_moved_data(arguments: list[str]) -> list[str]:
+def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:
     """The command line of `resume=RUN dataset.path=FOLDER`, said so that Hydra takes the path for whatever dataset RUN has."""
     resumed = any(argument.startswith("resume=") for argument in arguments)
     named = any(argument.startswith("dataset=") for argument in arguments)
@@ -124,6 +124,7 @@ def _conclude(directory: Path, report: "Report") -> None:
             _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [FAILED] if _codes or not completed else []
 
 
+@forgiving_output()  # which a job in another process has not yet
 def job(composed: DictConfig) -> float | None:
     """One run: the one of this command, or one of a sweep, perhaps in another process. Returns what a search maximises: its
     best validation accuracy in percent or, where no rows are kept back, its test accuracy.
@@ -242,7 +243,9 @@ def _leave(message: str, code: int) -> NoReturn:
 
 def run_directory(resume: str | None, task: str, name: str) -> str:
     """Where a run goes: the directory that it resumes, else one that no other run has; nowhere, where `auto` needs it said."""
-    return "" if resume == "auto" else resume or f"{_now()}-{name if task == 'train' else task}-{secrets.token_hex(2)}"
+    if resume == "auto":
+        return "" if task == "train" else run_directory(None, task, name)
+    return resume or f"{_now()}-{name if task == 'train' else task}-{secrets.token_hex(2)}"
 
 
 def sweep_directory(*resume: str | None) -> str:

@@ -13,7 +13,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.records import runs
 from bnn_exp.records.answer import FILES, answer
-from bnn_exp.records.files import writable
+from bnn_exp.records.files import check_writable, writable
 from bnn_exp.resume import AUTO, asked_of_run, plan_to_go_on_or_begin, plan_to_resume
 
 TASKS = {
@@ -152,6 +152,8 @@ def benchmark(asked: Asked) -> str:
     """`task=benchmark`: of a trained network, or of training."""
     settings = config.load(asked.composed)
     unread.check_training(settings, asked.overrides)
+    if not asked.request.from_:
+        check_writable(asked.directory, "hydra.run.dir")  # before minutes of work
     if asked.request.benchmark.name == "training":
         engine.let_waiting_threads_sleep(settings)
     return pkgutil.resolve_name(BENCHMARKS[asked.request.benchmark.name])(asked)

@@ -40,6 +40,6 @@ def git_commit() -> str | None:
     """The commit checked out in the working directory, with -dirty if files differ from it; None outside of git."""
     try:
         git = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True, start_new_session=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
