@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,3 +149,31 @@ def test_of_many_answers_the_console_shows_the_first_and_the_last(bnn_train, run
     shown = [line.split()[1] for line in done.out.splitlines() if ".png" in line]
     assert shown == [f"many/{i:03}.png" for i in (*range(30), *range(290, 300))] and "260 more" in done.out
     assert len(answers(tmp_path / "out")["predictions"]) == 300
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_pictures_are_read_as_in_training(bnn_train, tmp_path, fit):
+    """Every test picture, wide or clear or coloured, gets the answer that the evaluation has for its row."""
+    rng = np.random.default_rng(3)
+    for split, count in (("train", 12), ("test", 8)):
+        for name in "ab":
+            (tmp_path / "d" / split / name).mkdir(parents=True)
+            for i in range(count):
+                shape = (12, 20, 4) if i % 2 else (9, 7)
+                values = rng.integers(0, 256 if i % 2 else 65536, shape).astype(np.uint8 if i % 2 else np.uint16)
+                Image.fromarray(values).save(tmp_path / f"d/{split}/{name}/{i}.png")
+    settings = ("dataset.size=8", f"dataset.fit={fit}", "dataset.background=grey", "dataset.channels=1")
+    run = ("dataset=local", "dataset.path=d", *settings, "model.hidden_size=8", "trainer.epochs=2", "trainer.batch_size=8")
+    assert bnn_train(*run, "hydra.run.dir=r").code == 0
+    assert bnn_train("task=evaluate", "from=r").code == 0
+    assert bnn_train("task=predict", "from=r", "input=d/test", "hydra.run.dir=p").code == 0
+    mistakes = json.loads((tmp_path / "r/evaluation.json").read_text())["mistakes"]
+    found = {
+        Path(one["file"]).relative_to("d").as_posix(): (one["class"], one["probability"])
+        for one in json.loads((tmp_path / "p/predictions.json").read_text())["predictions"]
+    }
+    wrong = {file: answer for file, answer in found.items() if answer[0] != Path(file).parts[1]}
+    assert len(found) == 16 and wrong.keys() == {one["name"] for one in mistakes}
+    for one in mistakes:
+        assert wrong[one["name"]] == (one["answer"], pytest.approx(one["probability"], abs=1e-6))
+    assert len({probability for _, probability in found.values()}) > 8, "else this shows nothing"
