@@ -119,6 +119,9 @@ def _conclude(directory: Path, report: "Report") -> None:
     except UserError as error:
         say(str(error))
         _codes.append(BAD_INPUT)
+    except NotWritten as error:
+        say(f"failed: {error}\nnext: bnn-train task=report from={directory}, when there is room")
+        _codes.append(FAILED)
     else:
         if completed is not None:  # in whatever process its jobs ran
             _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [FAILED] if _codes or not completed else []
@@ -131,8 +134,6 @@ def job(composed: DictConfig) -> float | None:
 
     What goes wrong with it does not stop a sweep: it is said, and stands in the run's summary.
     """
-    from bnn_exp import places
-
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
         if _checked:
@@ -151,12 +152,7 @@ def job(composed: DictConfig) -> float | None:
         say(str(error))
         _codes.append(BAD_INPUT)
     except NotWritten as error:
-        again = (
-            f"bnn-train resume={directory}"
-            if places.has_checkpoint(directory)
-            else f"the same command with hydra.run.dir={directory} resume=auto"
-        )
-        say(f"failed: {error}\nnext: {again}, when there is room")
+        say(f"failed: {error}\nnext: {_again(directory)}, when there is room")
         _codes.append(FAILED)
     except RankLost as error:
         say(f"failed: {error}; bnn-train resume={directory} goes on from the last epoch")
@@ -169,6 +165,15 @@ def job(composed: DictConfig) -> float | None:
             _codes.append(INTERRUPTED)
             raise KeyboardInterrupt  # which ends a sweep too
         return result.get("best_validation_accuracy", result["test_accuracy"])
+
+
+def _again(directory: Path) -> str:
+    """The command that goes on with the run in `directory`, or begins it anew where it has no checkpoint."""
+    from bnn_exp import places
+
+    if places.has_checkpoint(directory):
+        return f"bnn-train resume={directory}"
+    return f"the same command with hydra.run.dir={directory} resume=auto"
 
 
 def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:

@@ -72,29 +72,57 @@ def test_a_stopped_run_is_queued_again_if_it_would_go_on(bnn_train, cluster, sto
     assert bnn_train(*TINY, "hydra.run.dir=a", "resume=auto").code == 0 and len(asked()) == 2
 
 
+def shown(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def wait_for(text: str, *files: Path) -> None:
+    """SLURM waits two minutes before it starts a job again."""
+    until = time.monotonic() + 600
+    while not all(text in shown(file) for file in files):
+        assert time.monotonic() < until, [shown(file) for file in files]
+        time.sleep(0.2)
+
+
+needs_slurm = pytest.mark.skipif(not shutil.which("sbatch"), reason="needs a SLURM cluster, if only of this machine")
+LONG = ("model.hidden_size=8", "trainer.epochs=400", "trainer.batch_size=64", "trainer.threads=1")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("sbatch"), reason="needs a SLURM cluster, if only of this machine")
+@needs_slurm
 def test_a_real_job_is_queued_again_and_goes_on(tmp_path):
-    """Warned by USR1 in its training; SLURM waits two minutes before it starts a job again."""
-    arguments = "model.hidden_size=8 trainer.epochs=400 trainer.batch_size=64 trainer.threads=1 resume=auto"
-    script = tmp_path / "job.sh"
-    script.write_text(f"#!/bin/sh\nexec {COMMAND} {arguments} hydra.run.dir={tmp_path}/k\n")
-    command = ["sbatch", "--parsable", "--open-mode=append", f"--output={tmp_path}/out", "--export=ALL", script]
+    """Warned by USR1 in its training."""
+    script, out = tmp_path / "job.sh", tmp_path / "out"
+    script.write_text(f"#!/bin/sh\nexec {COMMAND} {' '.join(LONG)} resume=auto hydra.run.dir={tmp_path}/k\n")
+    command = ["sbatch", "--parsable", "--open-mode=append", f"--output={out}", "--export=ALL", script]
     job = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout.strip()
-
-    def wait_for(text: str) -> None:
-        until = time.monotonic() + 400
-        while text not in ((tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""):
-            assert time.monotonic() < until, (tmp_path / "out").read_text()
-            time.sleep(0.2)
-
     try:
-        wait_for("epoch 3/")
+        wait_for("epoch 3/", out)
         subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
-        wait_for(f"queues job {job} again")
-        wait_for("resumed after epoch")
-        wait_for("completed: ")
+        for text in (f"queues job {job} again", "resumed after epoch", "completed: "):
+            wait_for(text, out)
     finally:
         subprocess.run(["scancel", job], check=False)
-    lines = (tmp_path / "k/metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 400 and Path(tmp_path / "k/summary.json").exists()
+    assert len((tmp_path / "k/metrics.jsonl").read_text().splitlines()) == 400
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_real_jobs_of_a_sweep_are_queued_again_by_submitit_and_go_on(tmp_path):
+    """Preempted in their training: the command that started the sweep waits for them, and ends with the table."""
+    command = [COMMAND, "-m", "launcher=slurm", "hydra.launcher.timeout_min=60", *LONG, "seed=0,1", "hydra.sweep.dir=s"]
+    logs = [tmp_path / "s" / number / "train.log" for number in "01"]
+    sweep = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    jobs = set()
+    try:
+        wait_for("epoch 3/", *logs)
+        jobs = {folder.name.split("_")[0] for folder in (tmp_path / "s/.submitit").glob("[0-9]*")}
+        subprocess.run(["scancel", "--signal=USR2", *jobs], check=True)
+        wait_for("interrupted: ", *logs)
+        out, _ = sweep.communicate(timeout=600)
+    finally:
+        sweep.kill()
+        subprocess.run(["scancel", *jobs], check=False)
+    assert sweep.returncode == 0 and "sweep.md" in out
+    for log in logs:
+        assert log.read_text().count("resumed after epoch") == 1 and "completed: " in log.read_text()
