@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from bnn_exp.data import archive, images, listed, tables, values
+from bnn_exp.data import archive, idx, images, listed, npy, pixel_csv, tables
 from bnn_exp.data.rows import Found, Rows, Source, named, shown, split_of
 from bnn_exp.errors import UserError
 
@@ -41,7 +41,7 @@ def find(path: Path, label: str | None = None, part: str = "") -> Source:
         root = path / part if part and (path / part).is_dir() else path
         files = list(walk(root, where))
         root = _without_wrapper(root, files)
-    forms = [found for form in (tables.find, values.find, _pictures) if (found := form(root, files, label, where))]
+    forms = [found for form in READERS if (found := form(root, files, label, where))]
     archives = [file for file in files if archive.is_archive(file)]
     if not forms and len(archives) == 1:
         return archive.source(archives[0], where, lambda folder: find(folder, label, part))
@@ -176,3 +176,6 @@ def _what_is_there(root: Path, files: list[Path], forms: list[Found]) -> str:
         return f"holds no dataset: {len(pictures)} pictures ({first}, …), but not two class folders, nor a metadata.csv"
     kinds = Counter(file.suffix.lower() or "without suffix" for file in files).most_common(4)
     return "holds no dataset: " + ", ".join(f"{count} {shown(kind)}" for kind, count in kinds) + " files"
+
+
+READERS = (tables.find, idx.find, npy.find, pixel_csv.find, _pictures)

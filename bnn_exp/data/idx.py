@@ -1,0 +1,64 @@
+"""Reads IDX files, the form in which MNIST is published, gzipped or not."""
+
+import gzip
+import re
+import struct
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from bnn_exp.data.rows import Found, Rows, Source, some, split_of
+from bnn_exp.data.values import Damaged, paired, read, refuse_labels_alone
+from bnn_exp.errors import UserError
+
+NAME = re.compile(
+    r"(?P<prefix>.*?)(?P<split>train|t10k|test|val|validation)[-_.](?P<kind>images|labels)[-_.]idx[13][-_.]ubyte(\.gz)?", re.I
+)
+TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
+    """Finds pairs of files called train-images-idx3-ubyte and train-labels-idx1-ubyte, or alike."""
+    found: dict[tuple[str, str, str], Path] = {}
+    for file in sorted(files, key=str, reverse=True):  # a file that is there gzipped too counts as it is
+        if match := NAME.fullmatch(file.name):
+            found[match["prefix"], split_of(match["split"]), match["kind"].lower()] = file
+    pairs = {
+        (prefix, split): (file, found[prefix, split, "labels"])
+        for (prefix, split, kind), file in found.items()
+        if kind == "images" and (prefix, split, "labels") in found
+    }
+    refuse_labels_alone({f"{s} labels of IDX files" for p, s, kind in found if kind == "labels" and (p, s) not in pairs}, where)
+    if len({prefix for prefix, _ in pairs}) > 1:
+        prefixes = some(sorted({prefix.rstrip("-_.") or "(none)" for prefix, _ in pairs}))
+        raise UserError(f"{where}: IDX files of several datasets: {prefixes}\nallowed: one of them")
+    if not pairs:
+        return None
+
+    def load(source: Source) -> dict[str, Rows]:
+        return {split: paired(source, *(read(source, file, None, idx) for file in pair)) for (_, split), pair in pairs.items()}
+
+    return Found("IDX files", [file for pair in pairs.values() for file in pair], load)
+
+
+def idx(file: Path, _: None = None) -> np.ndarray:
+    """Returns the array of an IDX file, gzipped or not, in the machine's byte order.
+
+    Raises:
+        Damaged: it is none, or its size is not what it says.
+    """
+    with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as stream:
+        head = stream.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in TYPES or not 1 <= head[3] <= 4:
+            raise Damaged("no IDX file: it begins with other bytes")
+        sizes = stream.read(4 * head[3])
+        if len(sizes) < 4 * head[3]:
+            raise Damaged("it ends in its header")
+        shape, kind = struct.unpack(f">{head[3]}I", sizes), np.dtype(TYPES[head[2]])
+        length = prod(shape) * kind.itemsize
+        content = stream.read(length + 1) if length < 2**40 else b""
+    if len(content) != length:
+        more = "more" if len(content) > length else "less"
+        raise Damaged(f"it should hold {'×'.join(map(str, shape))} values, and holds {more}")
+    return np.frombuffer(content, kind).reshape(shape).astype(kind.newbyteorder("="))
