@@ -220,7 +220,7 @@ class Preflight(Callback):
 
     @staticmethod
     def _or_leave(prepare, *arguments):
-        """What `prepare` returns; a message that it returns instead is said, as one that it raises, and all is over."""
+        """Returns what `prepare` returns. Where that is a message, or an error is raised, it is printed and the process ends."""
         try:
             prepared = prepare(*arguments)
         except UserError as error:
@@ -254,7 +254,7 @@ def run_directory(resume: str | None, task: str, name: str) -> str:
 
 
 def sweep_directory(*resume: str | None) -> str:
-    """The same for a sweep, by `sweep.resume` and `resume`."""
+    """Returns the directory of a sweep, by `sweep.resume` and `resume`: one that is named, else a new one."""
     return "" if "auto" in resume else resume[0] or f"{_now()}-sweep-{secrets.token_hex(2)}"
 
 

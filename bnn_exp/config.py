@@ -93,7 +93,7 @@ class Adam:
 
 @schema
 class Rows:
-    """What every dataset has: which of its rows are trained on, and how they are varied."""
+    """Settings of every dataset: which of its rows are trained on, and how they are varied."""
 
     limit: Annotated[int, Field(ge=2)] | None
     validation: Annotated[float, Field(ge=0, le=0.5)]
@@ -241,7 +241,7 @@ class Training:
 
 @schema
 class Request:
-    """What the command is to do, beside the settings of a run: keys of the configuration that no run keeps."""
+    """Keys of the configuration that ask the command for something and that no run keeps."""
 
     task: Literal["train", "report", "evaluate", "predict", "export", "benchmark"]
     from_: Annotated[
@@ -266,7 +266,7 @@ def _settings() -> type:
 
 
 def _sendable(optimizer, weights: str) -> tuple[str, ...]:
-    """What ranks may send of the gradients of the binary weights: what the rule that trains them reads."""
+    """Returns the forms in which ranks may send gradients of binary weights: those that hold all that the rule reads."""
     if weights != "bits":
         return ("fp32",)  # latents are real
     return ("fp32", "int8", "sign") if getattr(optimizer, "mask", None) == "random" else ("fp32", "int8")
@@ -295,7 +295,7 @@ def load(config: DictConfig | dict) -> Settings:
 
 
 def load_request(config: DictConfig) -> Request:
-    """What a composed configuration asks the command to do.
+    """Returns the request in a composed configuration.
 
     Raises:
         UserError: all that is wrong with it, a line each.

@@ -58,7 +58,7 @@ def _chosen(settings, device: str, hindrance: str) -> str:
 
 
 def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
-    """What of the settings the packed engine can't do, or nothing."""
+    """Returns the first setting that the packed engine can't train, in words; "" where there is none."""
     model, trainer = settings.model, settings.trainer
     if model.name != "mlp":
         return f"model={model.name}, only mlp"

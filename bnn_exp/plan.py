@@ -1,4 +1,4 @@
-"""What a run is to do, checked before anything is written: settings, data, device, and the checkpoint it goes on from."""
+"""The plan of a run, checked before anything is written: settings, data, device, and the checkpoint it goes on from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -57,7 +57,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
 
 
 def values_of(composed: DictConfig) -> dict[str, Any]:
-    """What config.yaml keeps of a composed configuration: the settings of the run, data found from anywhere."""
+    """Returns the values of a composed configuration that config.yaml keeps: the settings of the run, with absolute paths."""
     values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST} | {"resume": None}
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
         if group.get(key):

@@ -96,7 +96,7 @@ def first_network(settings: Settings, data: Dataset) -> nn.Module:
 
 
 def network_to_train(settings: Settings, data: Dataset) -> nn.Module:
-    """The same for training: where memory is dear, bits that the packed engine trains lie packed from the first."""
+    """Returns a new network to be trained. Where memory is dear, bits for the packed engine lie packed from the first."""
     device = data.train.labels.device.type
     if settings.trainer.memory == "lean" and engine.choose(settings, device, models.kind(settings.model)) == "packed":
         with packed_at_once():

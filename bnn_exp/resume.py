@@ -158,7 +158,7 @@ def _asked_devices(values: dict[str, Any], overrides: Sequence[str]) -> int | No
 
 
 def asked_of_run(overrides: Sequence[str]) -> list[str]:
-    """What is asked of a run by the overrides of its command line, and not of one start of it."""
+    """Returns the overrides that configure a run, without those that only say how it starts (resume)."""
     return [item for item in overrides if _key(item) not in ("resume", "sweep.resume")]
 
 

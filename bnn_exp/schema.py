@@ -1,4 +1,4 @@
-"""What the settings are made of: the strict dataclass, and the ranges that many settings share. Imports no torch."""
+"""The strict dataclass of all settings, and the ranges that many settings share. Imports no torch."""
 
 from typing import Annotated, Any, Literal
 

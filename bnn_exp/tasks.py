@@ -1,4 +1,4 @@
-"""What `bnn-train` can be asked to do: to train, which Hydra runs as a job, or what is done at once. Imports no torch."""
+"""Tasks of `bnn-train`: to train, which Hydra runs as a job, and others, which are done at once. Imports no torch."""
 
 import pkgutil
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ BENCHMARKS = {"inference": "bnn_exp.deploy.commands:benchmark", "training": "bnn
 
 @dataclass(frozen=True)
 class Asked:
-    """What a task gets: what is asked for, the composed configuration, the command line, and a directory that it may make;
+    """Arguments of a task: the request, the composed configuration, the command line, and a directory that it may make;
     `chosen` tells that the user named this directory."""
 
     request: Request
@@ -43,7 +43,7 @@ class Asked:
 
     @property
     def places(self) -> list[Path]:
-        """What `from` names.
+        """The places that `from` names.
 
         Raises:
             UserError: nothing.

@@ -158,7 +158,7 @@ def compare(straight: Path, other: Path, files: bool = True) -> None:
 
 
 def sweeps(place: Path, overrides: Sequence[str], kills: int, longest: float, rng: random.Random) -> None:
-    """The same for a sweep of the configuration."""
+    """Kills and resumes a sweep of the configuration."""
     arguments = [SWEEP[0], *(item for item in overrides if not item.startswith("model.hidden_size=")), *SWEEP[1:]]
     straight, seconds = train(place / "sweep", arguments, "sweep")
     print(f"unbroken sweep of {len(runs_in(straight))} runs: {seconds:.0f} s")

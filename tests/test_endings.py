@@ -1,4 +1,4 @@
-"""What may end a run, and how it leaves its directory then; and what must not end one."""
+"""Signals and full disks end a run with its directory whole; pictures, loggers and output end none."""
 
 import io
 import json

@@ -23,7 +23,7 @@ def first(copy_of_run, tmp_path):
 
 
 def kept_of(values):
-    """What config.yaml keeps of the plain values of a configuration."""
+    """Returns the plain values that config.yaml keeps of a configuration."""
     return {key: value for key, value in values.items() if key not in REQUEST}
 
 

@@ -199,7 +199,7 @@ def test_a_killed_sweep_goes_on_by_auto_in_its_directory(bnn_train, summary, sto
 
 
 def test_a_job_that_a_queue_starts_again_goes_on_in_its_directory(bnn_train, summary, stopping_at, monkeypatch):
-    """As submitit does: it asks the queue for the job again, with the same overrides, by the signal handler that it had set."""
+    """Asks the queue for the job again, with the same overrides, as submitit's signal handler does."""
     from bnn_exp import cli
     from bnn_exp.trainer import Trainer
 

@@ -23,7 +23,7 @@ class Split:
         return len(self.labels)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Those rows (int64): pixels, uint8, and labels."""
+        """Returns pixels, uint8, and labels of these rows (int64)."""
         return self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 

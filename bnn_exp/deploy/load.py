@@ -33,7 +33,7 @@ def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def pack_network(network: nn.Module) -> nn.Module:
-    """As `load_packed`, of a network in memory, which stays as it is.
+    """Returns the packed form of a network in memory, as `load_packed` does of a file. The network stays as it is.
 
     Raises:
         UserError: it can't be packed, or its packed form gives other logits.

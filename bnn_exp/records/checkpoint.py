@@ -38,7 +38,7 @@ def _write_more(file: Path) -> None:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """What `save` wrote, on the CPU.
+    """Returns the state that `save` wrote, on the CPU.
 
     Raises:
         UserError: there is no such file, it is damaged, or something else wrote it.

@@ -96,8 +96,8 @@ def check_probe(path: str | Path, network: nn.Module, about: dict[str, Any]) -> 
 
 
 def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
-    """What `load_model` makes a network of: the network on the meta device, where it takes no memory; the tensors for it,
-    binary weights packed (`bnn_exp.bits.deployed_state`); and what the file says of it.
+    """Returns the parts of which `load_model` makes a network: the network on the meta device, where it takes no memory; its
+    tensors, binary weights packed (`bnn_exp.bits.deployed_state`); and what the file says of it.
 
     Raises:
         UserError: as `load_model`.
