@@ -220,7 +220,7 @@ class Preflight(Callback):
 
     @staticmethod
     def _or_leave(prepare, *arguments):
-        """Returns what `prepare` returns. Where that is a message, or an error is raised, it is printed and the process ends."""
+        """Returns what `prepare` returns. A message or an error is printed, and ends the process."""
         try:
             prepared = prepare(*arguments)
         except UserError as error:

@@ -13,7 +13,7 @@ State = dict[str, int]  # of the files that make a directory a run: when each wa
 
 
 def state(directory: Path) -> State:
-    """Returns when each file of a run in `directory` was written. Two states are equal only if no process wrote between them."""
+    """Returns when each file of a run in `directory` was written. Two equal states mean that no process wrote in between."""
     files = {name: directory / name for name in (*RUN, *CHECKPOINTS)}
     return {name: file.stat().st_mtime_ns for name, file in files.items() if file.exists()}
 

@@ -1,4 +1,4 @@
-"""Output of a run for the person who started it: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
+"""Output of a run: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
 
 import io
 from collections.abc import Sequence
