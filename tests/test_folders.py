@@ -293,7 +293,7 @@ def test_a_table_names_the_pictures():
     assert len(data.train_labels) == 12 and [data.classes[i] for i in data.train_labels[:4]] == kinds[:4]
     assert np.array_equal(data.train_images[3], array("t/3.png").transpose(2, 0, 1))
     Path("t/3.png").unlink()
-    assert "row 3 of the table names '3', which is not there" in refused("t")
+    assert "labels.csv: row 3 names '3', which is not there" in refused("t")
 
 
 def idx(values: np.ndarray) -> bytes:

@@ -6,11 +6,11 @@ whether it can make rows of them. Exactly one form may be there; else the user i
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bnn_exp.data import archive, idx, images, listed, npy, pixel_csv, tables
-from bnn_exp.data.rows import Found, Rows, Source, named, shown, split_of
+from bnn_exp.data import archive, columns, idx, images, listed, npy, pixel_csv, tables
+from bnn_exp.data.rows import Found, Rows, Source, named, shown, split_among, split_of
 from bnn_exp.errors import UserError
 
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found"}  # beside all names that begin with a dot
@@ -32,7 +32,7 @@ def find(path: Path, label: str | None = None, part: str = "") -> Source:
     """
     where, path = f"dataset.path={shown(path)}", path.expanduser().absolute()
     if not path.exists():
-        raise UserError(f"{where}: no such folder\nallowed: a folder or file that holds {FORMS}")
+        raise UserError(f"{where}: no such folder\nallowed: a folder, archive or file that holds {FORMS}")
     if path.is_file() and archive.is_archive(path):
         return archive.source(path, where, lambda folder: find(folder, label, part))
     if path.is_file():
@@ -46,11 +46,13 @@ def find(path: Path, label: str | None = None, part: str = "") -> Source:
     if not forms and len(archives) == 1:
         return archive.source(archives[0], where, lambda folder: find(folder, label, part))
     if len(forms) != 1:
-        raise UserError(f"{where}: {_what_is_there(root, files, forms)}\nallowed: a folder that holds one dataset: {FORMS}")
+        raise UserError(f"{where}: {_what_is_there(root, files, forms)}\nallowed: a folder or archive of one dataset: {FORMS}")
     (found,) = forms
-    source = Source(where, root, sorted(found.files, key=str), found.load)
+    if label is not None and not found.columns:
+        raise UserError(f"dataset.label={label}: {found.kind} have no columns\nallowed: a dataset with a table")
+    source = Source(where, root, sorted(found.files, key=str), found.load, found.plan)
     left = sorted(set(files) - set(found.files), key=str)
-    pictures = [file for file in left if images.is_picture(file)]
+    pictures = [file for file in left if images.is_picture(file) or file.suffix.lower() in images.UNREAD]
     for kind, those, lines in (
         ("picture", pictures, source.warnings),
         ("file", [file for file in left if file not in set(pictures)], source.notes),
@@ -104,26 +106,28 @@ def _without_wrapper(root: Path, files: list[Path]) -> Path:
 
 def _pictures(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
     """Finds pictures with a table called metadata, else in class folders, else with any table that names them."""
-    about = [file for file in files if file.stem.lower() == "metadata"]
-    others = [file for file in files if file not in about]
-    return (
-        (about and listed.find(root, files, label, where))
-        or class_folders(root, files)
-        or listed.find(root, others, label, where)
-        or None
-    )
+    pictures = [file for file in files if images.is_picture(file)]
+    about = [file for file in files if file.stem.lower() == "metadata" and listed.is_table(file)]
+    tables_ = [file for file in files if listed.is_table(file) and file not in about]
+    folders = class_folders(root, pictures, where)
+    if about and (found := listed.find(root, about + pictures, label, where, sure=folders is None)):
+        return found
+    if folders is None and about and pictures:
+        raise UserError(
+            f"{where}: {shown(about[0].relative_to(root))} names no picture that is there\n"
+            f"allowed: UTF-8 text with a column of files ({', '.join(columns.FILES[:4])}, …) and one of classes"
+        )
+    return folders or listed.find(root, tables_ + pictures, label, where) or None
 
 
-def class_folders(root: Path, files: list[Path]) -> Found | None:
-    """Finds SPLIT/CLASS/…/picture, CLASS/SPLIT/…/picture, or CLASS/…/picture.
+def class_folders(root: Path, pictures: list[Path], where: str) -> Found | None:
+    """Finds SPLIT/CLASS/…/picture, CLASS/SPLIT/picture, or CLASS/…/picture.
 
     Where a train folder has class folders, the top folder alone decides the split, whatever the names of the classes.
     """
-    parts = {file: file.relative_to(root).parts for file in files if images.is_picture(file)}
-    layout = _layout(parts.values())
-    placed = {file: place for file, part in parts.items() if (place := _place(part, layout))}
+    placed = _placed(_below_base({file: file.relative_to(root).parts for file in pictures}, where))
     names = sorted({name for _, name in placed.values()})
-    if len(names) < 2 or (layout == "bare" and all(map(split_of, names))):  # train/*.png and test/*.png have no classes
+    if len(names) < 2:
         return None
     rows: dict[str, list[Path]] = {}
     for file in sorted(placed, key=str):
@@ -142,26 +146,63 @@ def class_folders(root: Path, files: list[Path]) -> Found | None:
             for split, paths in rows.items()
         }
 
-    return Found("class folders", list(placed), load)
+    plan = repr([(shown(file.relative_to(root)), *placed[file]) for file in sorted(placed, key=str)])
+    return Found("class folders", list(placed), load, plan, columns=False)
 
 
-def _layout(parts: Collection[tuple[str, ...]]) -> str:
-    """Returns how class folders lie: split first, class first, or bare."""
-    deep = [part for part in parts if len(part) > 2]
-    if "train" in {split_of(part[0]) for part in deep}:
-        return "split first"
-    second = {split_of(part[1]) for part in deep}
-    if len(deep) == len(parts) and "train" in second and None not in second:
-        return "class first"
-    return "bare"
+Parts = dict[Path, tuple[str, ...]]  # of pictures: the folders that they lie in, and their names
 
 
-def _place(part: tuple[str, ...], layout: str) -> tuple[str, str] | None:
-    """Returns the split and the class of a picture, whose path has these parts; None where it has none."""
-    if layout == "bare":
-        return ("train", shown(part[0])) if len(part) > 1 else None
-    split, name = (part[0], part[1]) if layout == "split first" else (part[1], part[0])
-    return (split_of(split), shown(name)) if len(part) > 2 and split_of(split) else None
+def _below_base(parts: Parts, where: str) -> Parts:
+    """Returns the parts below the folder that holds train/CLASS, where most pictures lie below one such folder.
+
+    Raises:
+        UserError: several folders hold train/CLASS.
+    """
+    bases = {}
+    for part in parts.values():
+        if (depth := next((i for i in range(len(part) - 2) if split_of(part[i]) == "train"), None)) is not None:
+            bases[part[:depth]] = None
+    below = {base: [file for file, part in parts.items() if part[: len(base)] == base and len(part) > 2] for base in bases}
+    if () in bases or not bases or 2 * len(set().union(*below.values())) < len(parts):
+        return parts
+    if len(bases) > 1:
+        both = " and ".join("/".join(map(shown, base)) for base in list(bases)[:2])
+        raise UserError(f"{where}: several folders hold train/CLASS ({both})\nallowed: the path of one of them")
+    ((base, files),) = below.items()
+    return {file: parts[file][len(base) :] for file in files}
+
+
+def _placed(parts: Parts) -> dict[Path, tuple[str, str]]:
+    """Returns the split and the class of each picture that has both."""
+    deep = {file: part for file, part in parts.items() if len(part) > 2}
+    for split in (split_of, split_among):  # train and test; else seg_train and seg_test
+        tops = {split(part[0]) for part in deep.values()}
+        if "train" in tops and (split is split_of or len(tops - {None}) > 1):
+            return _split_first(deep, split)
+    if tops and None not in tops and "train" not in tops:
+        return _split_first(deep, split_among)  # test rows alone
+    if "train" in {split_of(part[1]) for part in deep.values()} and any(
+        split_of(part[1]) in ("test", "validation") for part in deep.values()
+    ):
+        return {file: (split_of(part[1]), shown(part[0])) for file, part in deep.items() if split_of(part[1])}
+    names = {split_among(part[0]) for part in parts.values() if len(part) > 1}
+    if "train" in names and len(names) > 1 and None not in names:
+        return {}  # train/*.png and test/*.png, which have no classes
+    return {file: ("train", shown(part[0])) for file, part in parts.items() if len(part) > 1}
+
+
+def _split_first(deep: Parts, split: Callable[[str], str | None]) -> dict[Path, tuple[str, str]]:
+    """Returns split and class of SPLIT/CLASS/…, or of SPLIT/FOLDER/CLASS/… where a split holds one folder alone."""
+    below: dict[str, set[str]] = {}
+    for part in deep.values():
+        below.setdefault(part[0], set()).add(part[1] if len(part) > 3 else "")
+    place = {top: 2 if len(names) == 1 and split(next(iter(names))) == split(top) else 1 for top, names in below.items()}
+    return {
+        file: (split(part[0]), shown(part[place[part[0]]]))
+        for file, part in deep.items()
+        if split(part[0]) and len(part) > place[part[0]] + 1
+    }
 
 
 def _what_is_there(root: Path, files: list[Path], forms: list[Found]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bnn_exp.data.rows import Found, Rows, Source, some, split_of
+from bnn_exp.data.rows import Found, Rows, Source, shown, some, split_of
 from bnn_exp.data.values import Damaged, paired, read, refuse_labels_alone
 from bnn_exp.errors import UserError
 
@@ -20,26 +20,28 @@ TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
     """Finds pairs of files called train-images-idx3-ubyte and train-labels-idx1-ubyte, or alike."""
-    found: dict[tuple[str, str, str], Path] = {}
+    found: dict[tuple[Path, str, str, str], Path] = {}
     for file in sorted(files, key=str, reverse=True):  # a file that is there gzipped too counts as it is
         if match := NAME.fullmatch(file.name):
-            found[match["prefix"], split_of(match["split"]), match["kind"].lower()] = file
+            folder = file.parent.parent if NAME.fullmatch(file.parent.name) else file.parent  # Kaggle's: a folder a file
+            found[folder, match["prefix"], split_of(match["split"]), match["kind"].lower()] = file
     pairs = {
-        (prefix, split): (file, found[prefix, split, "labels"])
-        for (prefix, split, kind), file in found.items()
-        if kind == "images" and (prefix, split, "labels") in found
+        (folder, prefix, split): (file, found[folder, prefix, split, "labels"])
+        for (folder, prefix, split, kind), file in found.items()
+        if kind == "images" and (folder, prefix, split, "labels") in found
     }
-    refuse_labels_alone({f"{s} labels of IDX files" for p, s, kind in found if kind == "labels" and (p, s) not in pairs}, where)
-    if len({prefix for prefix, _ in pairs}) > 1:
-        prefixes = some(sorted({prefix.rstrip("-_.") or "(none)" for prefix, _ in pairs}))
-        raise UserError(f"{where}: IDX files of several datasets: {prefixes}\nallowed: one of them")
+    refuse_labels_alone({shown(file.name) for key, file in found.items() if key[3] == "labels" and key[:3] not in pairs}, where)
+    several = sorted({shown((folder / prefix).relative_to(root)) for folder, prefix, _ in pairs})
+    if len(several) > 1:
+        raise UserError(f"{where}: IDX files of several datasets: {some(several)}\nallowed: the path of one of them")
     if not pairs:
         return None
 
     def load(source: Source) -> dict[str, Rows]:
-        return {split: paired(source, *(read(source, file, None, idx) for file in pair)) for (_, split), pair in pairs.items()}
+        return {split: paired(source, *(read(source, file, None, idx) for file in pair)) for (*_, split), pair in pairs.items()}
 
-    return Found("IDX files", [file for pair in pairs.values() for file in pair], load)
+    plan = repr([(split, *(shown(file.name) for file in pair)) for (*_, split), pair in pairs.items()])
+    return Found("IDX files", [file for pair in pairs.values() for file in pair], load, plan, columns=False)
 
 
 def idx(file: Path, _: None = None) -> np.ndarray:

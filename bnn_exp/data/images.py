@@ -31,6 +31,8 @@ NO_PICTURES = {
 }  # fmt: skip
 """Suffixes of other files, and of some that Pillow knows, but that users do not mean as pictures."""
 
+UNREAD = {".heic", ".heif", ".raw", ".cr2", ".nef", ".dng", ".arw", ".psd", ".svg"}  # pictures that Pillow does not read
+
 SILENT = logging.NullHandler()
 
 Encoded = Path | bytes | np.ndarray | None

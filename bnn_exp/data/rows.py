@@ -29,6 +29,12 @@ def split_of(word: str) -> str | None:
     return next((split for split, words in SPLITS.items() if word.lower() in words), None)
 
 
+def split_among(name: str) -> str | None:
+    """Returns the split that a name says among other words, as seg_train, train_images or train2017 do."""
+    found = {split for word in re.findall(r"t10k|[a-z]+", name.lower()) if (split := split_of(word))}
+    return found.pop() if len(found) == 1 else None
+
+
 @dataclass
 class Rows:
     """One split before decoding.
@@ -57,6 +63,7 @@ class Source:
         where: the key and value of the configuration that name it, for errors.
         root: the folder that its files are in.
         files: every file whose name or bytes decide a row.
+        plan: tells datasets apart whose files are read in different ways.
         load: reads the rows of each split.
         notes: sentences about how it is read, which the user should know.
         warnings: sentences about what is odd, but usable.
@@ -67,17 +74,18 @@ class Source:
     root: Path
     files: list[Path]
     load: Callable[["Source"], dict[str, Rows]]
+    plan: str = ""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     kept: Any = None
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the names and the bytes of its files.
+        """Returns the SHA-256 of the names and the bytes of its files, and of the plan by which they are read.
 
         Raises:
             UserError: a file can't be read.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.plan.encode())
         for file in self.files:
             try:
                 with file.open("rb") as stream:
@@ -96,11 +104,15 @@ class Found:
         kind: the form, in an error's words.
         files: those that decide the rows.
         load: reads the rows of each split.
+        plan: which file is what.
+        columns: dataset.label may choose among columns.
     """
 
     kind: str
     files: list[Path]
     load: Callable[[Source], dict[str, Rows]]
+    plan: str = ""
+    columns: bool = True
 
 
 def shown(path: Path | str) -> str:
@@ -119,9 +131,8 @@ def named(paths: Sequence[Path]) -> Callable[[int], str]:
 
 
 def split_in(path: Path) -> str | None:
-    """Returns the split of a table's file: the first word of its relative path that stands for one decides."""
-    words = re.findall(r"[a-z0-9]+", "/".join((*path.parts[:-1], path.name)).lower())
-    return next(filter(None, map(split_of, words)), None)
+    """Returns the split of a table's file, by its relative path: its own name decides, else its folders' from the top."""
+    return next(filter(None, map(split_among, (path.name, *path.parts[:-1]))), None)
 
 
 def by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
