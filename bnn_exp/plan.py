@@ -105,6 +105,8 @@ def read(dataset: Rows) -> Arrays:
         UserError: there are none, or too few for its validation.
     """
     arrays = sources.read(dataset.name, **place(dataset))
+    if not len(arrays.train_labels):
+        raise UserError(f"dataset.path={dataset.path}: no train rows\nallowed: a dataset with train rows")
     if dataset.validation and arrays.validation_labels is not None:
         n = len(arrays.validation_labels)
         raise UserError(

@@ -13,6 +13,11 @@ from bnn_exp.errors import UserError
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
+UNPACKING = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError, OSError,
+)  # fmt: skip
+
+
 def is_archive(file: Path) -> bool:
     """Returns whether a file is an archive, by its name."""
     return file.name.lower().endswith(SUFFIXES)
@@ -36,7 +41,7 @@ def source(file: Path, where: str, find: Callable[[Path], Source]) -> Source:
             rows.name = _elsewhere(rows.name, folder.name, shown(file))
         outer.notes += inner.notes
         outer.warnings += inner.warnings
-        outer.kept = folder  # until its pictures are decoded
+        outer.kept = folder, inner.kept  # until its pictures are decoded
         return splits
 
     return Source(where, file.parent, [file], load)
@@ -54,6 +59,6 @@ def _unpack(file: Path, into: Path, where: str) -> None:
         else:
             with tarfile.open(file) as archive:
                 archive.extractall(into, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+    except UNPACKING as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         raise UserError(f"{where}: {shown(file.name)} can't be unpacked ({reason})\n{WHOLE}") from error

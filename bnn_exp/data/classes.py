@@ -24,9 +24,9 @@ def classes_of(splits: dict[str, Rows], where: str) -> tuple[tuple[str, ...], di
         order |= dict.fromkeys(own)
     if not any(rows.classes is not None for rows in splits.values()):
         order = dict.fromkeys(sorted(order, key=_by_size_or_alphabet))
-    train = set(named["train"])
+    train = set(named.get("train", ()))
     for split, names in named.items():
-        if train.isdisjoint(names):
+        if train and train.isdisjoint(names):
             there = some(sorted(set(names)))
             raise UserError(
                 f"{where}: the {split} rows have other classes ({there}) than the train rows ({some(sorted(train))})\n"
@@ -66,13 +66,13 @@ def _text(label) -> str | None:
 
 
 def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def _by_size_or_alphabet(name: str) -> tuple:
     """Sorts whole numbers by size, before texts."""
     digits = name.removeprefix("-")
-    whole = digits.isascii() and digits.isdigit() and str(int(name)) == name
+    whole = digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(name)) == name
     return (0, int(name), name) if whole else (1, 0, name)
 
 

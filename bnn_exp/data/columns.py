@@ -8,7 +8,8 @@ from bnn_exp.errors import UserError
 LABELS = ("label", "labels", "class", "classes", "class_name", "classname", "category", "target", "targets", "y", "digit")
 NO_LABELS = ("id", "index", "idx", "key", "__index_level_0__", "unnamed: 0", "width", "height", "size", "md5", "sha256")
 FILES = (
-    "file_name", "filename", "file", "image", "image_path", "path", "filepath", "file_path", "img", "image_name", "image_id", "id",
+    "file_name", "filename", "file", "image", "image_path", "path", "filepath", "file_path", "img", "image_name",
+    "image_id", "id",
 )  # fmt: skip
 
 

@@ -43,9 +43,12 @@ def decode(source: Source, reading: Reading) -> dict:
     images = _images(source, splits, reading)
     files = {split: rows.files for split, rows in splits.items()}
     own_test = "test" in splits
-    if not own_test:
+    if "train" not in splits:  # rows to evaluate on
+        images["train"], labels["train"], files["train"] = images["test"][:0], labels["test"][:0], ()
+    elif not own_test:
         _set_apart(source, images, labels, files, reading.test_fraction)
-    source.warnings += missing(classes, labels)
+    if len(labels["train"]):
+        source.warnings += missing(classes, labels)
     for split in images:
         if len(found := one_colour(images[split])):
             n, first = len(found), files[split][found[0]] if files[split] else f"row {found[0]}"
@@ -58,6 +61,7 @@ def decode(source: Source, reading: Reading) -> dict:
         "notes": tuple(source.notes),
         "warnings": tuple(source.warnings),
         "test_names": files["test"],
+        "train_names": () if own_test else files["train"],
         "own_test": own_test,
     }
 
@@ -68,11 +72,8 @@ def _by_role(source: Source) -> dict[str, Rows]:
     for name, rows in source.load(source).items():
         if (role := split_of(name)) and len(rows.labels):
             loaded[role] = rows
-    if "train" not in loaded:
-        there = ", ".join(loaded) or "none"
-        raise UserError(
-            f"{source.where}: no train rows (its splits: {there})\nallowed: a dataset with the splits train and test"
-        )
+    if not loaded:
+        raise UserError(f"{source.where}: it has no rows\nallowed: a dataset with train rows, or with test rows to evaluate on")
     if "test" not in loaded and "validation" in loaded:
         loaded["test"] = loaded.pop("validation")
         source.notes.append("there are no test rows: the validation rows serve as test rows")
@@ -82,8 +83,9 @@ def _by_role(source: Source) -> dict[str, Rows]:
 def _images(source: Source, splits: dict[str, Rows], reading: Reading) -> dict[str, np.ndarray]:
     """Returns the pictures of each split: uint8 [rows, channels, height, width]."""
     arrays = {split: rows.pictures for split, rows in splits.items() if isinstance(rows.pictures, np.ndarray)}
-    narrow, notes = eight_bits(arrays, reading.pixels.range, source.where)
+    narrow, notes, warnings = eight_bits(arrays, reading.pixels.range, source.where)
     source.notes += notes
+    source.warnings += warnings
     pixels = Pixels(reading.pixels.fit, reading.pixels.background) if narrow else reading.pixels
     for channels in (reading.channels,) if reading.channels else (1, 3):
         images, shape = {}, None

@@ -68,18 +68,21 @@ class Pixels:
         fit: how a picture gets another shape. `squash` changes its proportions, `crop` cuts its longer side, `pad` adds
             `background`.
         background: the colour under transparent pixels and around padded pictures: white, grey, black or #rrggbb.
-        range: the values that become 0 and 255. None: 0…255 of 8 bits, 0…65535 of 16 bits, 0…1 of floats.
+        range: the values of arrays and of pictures of more than 8 bits that become 0 and 255. None: 0…65535 of 16 bits, 0…1
+            of floats. Pictures of 8 bits stay as they are.
+        reduced: a JPEG that gets another size may be decoded at a fraction of its own. Training does so if it has a size.
     """
 
     fit: str = "squash"
     background: str = "white"
     range: tuple[float, float] | None = None
+    reduced: bool = True
 
     @classmethod
     def of_settings(cls, values: dict) -> "Pixels":
         """Returns those of a dataset's settings as plain values, as a run or a model file keeps them."""
         known = {key: values[key] for key in ("fit", "background", "range") if values.get(key) is not None}
-        return cls(**known | ({"range": tuple(known["range"])} if "range" in known else {}))
+        return cls(**known | ({"range": tuple(known["range"])} if "range" in known else {}), reduced=bool(values.get("size")))
 
     def of(self, picture: Image.Image, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """Returns uint8 [height, width] for 1 channel, [height, width, 3] for 3.
@@ -92,18 +95,12 @@ class Pixels:
             Exception: Pillow raises many kinds for a broken picture.
         """
         mode = "L" if channels == 1 else "RGB"
-        if size:
-            picture.draft(
-                mode, (2 * size[0], 2 * size[1])
-            )  # a JPEG is decoded at a fraction of its size, but no less than this
+        if size and self.reduced:  # at a fraction of its size, but no less than this
+            picture.draft(mode, (2 * size[0], 2 * size[1]))
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
         if picture.mode in WIDE_MODES:
             picture = self._narrowed(picture)
-        elif self.range and picture.mode in ("L", "LA", "RGB", "RGBA"):
-            table = scaled(np.arange(256), *self.range).tolist()
-            bands = picture.getbands()
-            picture = picture.point([level for band in bands for level in (range(256) if band == "A" else table)])
         if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
             picture = self._on_ground(picture)
         picture = picture.convert(mode)
@@ -273,7 +270,7 @@ def quiet() -> Iterator[None]:
 
 def one_colour(images: np.ndarray) -> np.ndarray:
     """Returns the numbers of the pictures, of uint8 [rows, channels, height, width], whose pixels are all alike."""
-    flat = images.reshape(*images.shape[:2], -1)
+    flat = images.reshape(*images.shape[:2], images.shape[2] * images.shape[3])
     return (flat == flat[:, :, :1]).all((1, 2)).nonzero()[0]
 
 

@@ -7,52 +7,71 @@ from pathlib import Path
 
 import numpy as np
 
-from bnn_exp.data.rows import Found, Rows, Source, split_in, split_of
+from bnn_exp.data.rows import Found, Rows, Source, shown, some, split_in, split_of
 from bnn_exp.data.values import Damaged, paired, read, refuse_labels_alone
+from bnn_exp.errors import UserError
 
 IMAGES = {"x", "images", "image", "imgs", "img", "data", "pixels"}
 TARGETS = {"y", "labels", "label", "targets", "target", "classes"}
 AFFIX = re.compile(r"^(train|test|valid|val)(?=.)|(?<=.)(train|test|valid|val)$")  # of a split, as in xtrain
 
 
+Place = tuple[Path, str | None]  # of an array: its file, and its name in an .npz
+
+
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds the arrays of pictures and of labels of each split."""
-    arrays: dict[str, dict[str, tuple[Path, str | None]]] = {}
-    for file in files:
+    """Finds the pictures and the labels of each split, in one .npz file or in .npy files of one folder.
+
+    Raises:
+        UserError: several arrays may be the pictures or the labels of a split, or labels have no pictures.
+    """
+    found: dict[tuple[str, Path, str], dict[str, Place]] = {}  # split, group and kind: names and places
+    for file in sorted(files, key=str):
         if file.suffix.lower() == ".npy":
-            members = [(file.stem, None)]
+            members, group = {file.stem: None}, file.parent
         elif file.suffix.lower() == ".npz":
-            members = [(name, name) for name in _members(file)]
+            members, group = {name: name for name in _members(file)}, file
         else:
             continue
-        for name, member in members:
-            kind = _kind(name)
-            split = split_in(Path(name)) or _prefix_split(name) or split_in(file.relative_to(root))
+        for name, member in members.items():
+            kind = "labels" if label is not None and name == label else _kind(name, label)
+            split = split_in(Path(name)) or _prefix_split(name) or split_in(file.relative_to(root)) or "train"
             if kind:
-                arrays.setdefault(split or "train", {}).setdefault(kind, (file, member))
-    splits = {split: own for split, own in arrays.items() if len(own) == 2}
-    refuse_labels_alone({own["labels"][1] or own["labels"][0].name for own in arrays.values() if "images" not in own}, where)
+                found.setdefault((split, group, kind), {})[name] = file, member
+    for (split, _, kind), those in found.items():
+        if len(those) > 1:
+            raise UserError(
+                f"{where}: several arrays may be the {split} {kind}: {some(sorted(those))}\n"
+                "allowed: one of them; or dataset.label=NAME, where the labels are meant"
+            )
+    splits: dict[str, tuple[Place, Place]] = {}
+    for split, group, kind in found:
+        if kind == "images" and (split, group, "labels") in found:
+            if split in splits:
+                both = some(sorted({shown(splits[split][0][0].relative_to(root)), shown(group.relative_to(root))}))
+                raise UserError(f"{where}: several datasets of {split} rows: {both}\nallowed: the path of one of them")
+            pair = (next(iter(found[split, group, kind].values())) for kind in ("images", "labels"))
+            splits[split] = tuple(pair)
+    alone = {name for (split, group, kind), those in found.items() for name in those if (split, group, "images") not in found}
+    refuse_labels_alone(alone, where)
     if not splits:
         return None
 
     def load(source: Source) -> dict[str, Rows]:
-        loaded = {}
-        for split, own in splits.items():
-            pictures, labels = (read(source, *own[kind], npy) for kind in ("images", "labels"))
-            loaded[split] = paired(source, pictures, labels)
-        return loaded
+        return {split: paired(source, *(read(source, *place, npy) for place in pair)) for split, pair in splits.items()}
 
-    return Found("NumPy arrays", list({file: None for own in splits.values() for file, _ in own.values()}), load)
+    used = list({file: None for pair in splits.values() for file, _ in pair})
+    plan = repr([(split, [(file.name, member) for file, member in pair]) for split, pair in splits.items()])
+    return Found("NumPy arrays", used, load, plan)
 
 
-def _kind(name: str) -> str | None:
+def _kind(name: str, label: str | None) -> str | None:
     """Returns images or labels, whichever an array's name says: x_train, train_images, Xtest, y."""
-    words = re.findall(r"[a-z0-9]+", name.lower())
-    rest = [AFFIX.sub("", word) for word in words if not split_of(word)]
-    for kind, known in (("images", IMAGES), ("labels", TARGETS)):
-        if any(word in known for word in rest):
-            return kind
-    return None
+    words = re.findall(r"[a-z]+|[0-9]+", name.lower())
+    rest = [word for word in (AFFIX.sub("", word) for word in words if not split_of(word)) if word]
+    if len(rest) == 1 and rest[0] in IMAGES:
+        return "images"
+    return "labels" if label is None and len(rest) == 1 and rest[0] in TARGETS else None
 
 
 def _prefix_split(name: str) -> str | None:

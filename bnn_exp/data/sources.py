@@ -22,7 +22,18 @@ from safetensors.numpy import save_file
 from bnn_exp.errors import UserError
 
 FORMAT = 3  # of the cache files; a change makes new ones
-FACTS = ("classes", "mean", "std", "key", "notes", "warnings", "test_names", "own_test")  # that stand in their metadata
+# They stand in the metadata of a cache file.
+FACTS = (
+    "classes",
+    "mean",
+    "std",
+    "key",
+    "notes",
+    "warnings",
+    "test_names",
+    "train_names",
+    "own_test",
+)
 DIGITS = Path(__file__).with_name("digits.npz")
 """scikit-learn's `load_digits` (UCI, CC BY 4.0), levels 0…16 scaled to 0…255 and rounded; 1,437 + 360 rows from
 `train_test_split(test_size=360, stratify=labels, random_state=0)`."""
@@ -39,6 +50,7 @@ class Arrays:
         notes: sentences about how the dataset was read.
         warnings: sentences about what is odd in it, but usable.
         test_names: the file of each test row, relative to the dataset's folder; empty where rows are no files.
+        train_names: those of the train rows, where test rows were set apart from them.
         own_test: False where the test rows were set apart from the train rows, since the dataset has no others.
     """
 
@@ -55,6 +67,7 @@ class Arrays:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     test_names: tuple[str, ...] = ()
+    train_names: tuple[str, ...] = ()
     own_test: bool = True
 
     def in_classes(self, classes: tuple[str, ...]) -> "Arrays":
@@ -73,17 +86,18 @@ class Arrays:
         return replace(self, **labels, classes=classes)
 
     def all_as_test(self) -> "Arrays":
-        """Returns the same rows, those that serve for training among the test rows. The names of their files are lost."""
+        """Returns the same rows, those that serve for training among the test rows."""
         joined = {
             f"test_{what}": np.concatenate([getattr(self, f"{split}_{what}") for split in ("train", "test")])
             for what in ("images", "labels")
         }
-        return replace(self, **joined, test_names=())
+        return replace(self, **joined, test_names=(*self.train_names, *self.test_names))
 
 
 def cache_folder() -> Path:
     """Returns the folder of decoded datasets: $BNN_EXP_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("BNN_EXP_CACHE") or platformdirs.user_cache_dir("bnn_exp")) / "datasets"
+    folder = os.environ.get("BNN_EXP_CACHE") or platformdirs.user_cache_dir("bnn_exp")
+    return Path(folder).expanduser() / "datasets"
 
 
 def read(
@@ -111,7 +125,8 @@ def read(
     from bnn_exp.data import hub as of_hub
     from bnn_exp.data.images import Pixels
 
-    reading = decode.Reading(label, size, channels, Pixels(fit, background, range and tuple(range)), test_fraction)
+    pixels = Pixels(fit, background, range and tuple(range), reduced=size is not None)
+    reading = decode.Reading(label, size, channels, pixels, test_fraction)
     source = folder.find(Path(path), label, (hub or "").partition(":")[2]) if path else of_hub.source(name, hub, label)
     found, content = (source.notes, source.warnings), source.digest() if path else f"hub {hub}"
     source.notes, source.warnings = [], []  # from here on those of the content, which the cache keeps
@@ -138,13 +153,13 @@ def _digits() -> Arrays:
 
 def _arrays(decoded: dict) -> Arrays:
     """Returns decoded rows with what follows from them."""
-    mean, std = statistics(decoded["train_images"])
+    mean, std = statistics(decoded["train_images"] if len(decoded["train_images"]) else decoded["test_images"])
     return Arrays(**decoded, mean=mean, std=std, key=content_key(decoded))
 
 
 def content_key(rows: Mapping) -> str:
     """Returns the SHA-256 of the classes' names, and of the pixels and labels of each split."""
-    digest = hashlib.sha256(json.dumps(rows["classes"]).encode())
+    digest = hashlib.sha256(json.dumps(list(rows["classes"])).encode())
     for part in ("train_images", "train_labels", "validation_images", "validation_labels", "test_images", "test_labels"):
         if (array := rows.get(part)) is not None:
             digest.update(f"{part} {array.shape}".encode())

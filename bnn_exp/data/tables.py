@@ -4,6 +4,7 @@ Files are read where they lie: nothing of `datasets`' own cache, which goes by p
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from bnn_exp.data.values import LEAST_PIXELS, as_pictures
 from bnn_exp.errors import UserError
 
 KINDS = ((".parquet", ".pq"), (".arrow",), (".jsonl", ".ndjson"))
+SHARD = re.compile(r"-\d{5}-of-(\d{5})")
+SPLIT_COLUMNS = ("split", "subset", "partition")  # which nobody reads: a table is of one split
 NO_TABLES = {"metadata.jsonl"}
 ROWS_AT_ONCE = 256
 
@@ -29,8 +32,21 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
         if ".jsonl" in suffixes:
             those = [file for file in those if _holds_pixels(file)]
         if those:
+            _refuse_missing_shards(those, where)
             return _found(by_split(those, root), label)
     return None
+
+
+def _refuse_missing_shards(files: list[Path], where: str) -> None:
+    """Refuses train-00000-of-00003.parquet without the two others."""
+    there: dict[tuple[Path, str, str], int] = {}
+    for file in files:
+        if match := SHARD.search(file.name):
+            key = file.parent, file.name[: match.start()], match[1]
+            there[key] = there.get(key, 0) + 1
+    for (_, name, count), found in there.items():
+        if found < int(count):
+            raise UserError(f"{where}: {found} of {int(count)} files of {shown(name)} are there\nallowed: all of them")
 
 
 def _found(splits: dict[str, list[Path]], label: str | None) -> Found:
@@ -38,7 +54,8 @@ def _found(splits: dict[str, list[Path]], label: str | None) -> Found:
         return {split: _joined([_rows(source, file, label) for file in own], source) for split, own in splits.items()}
 
     files = [file for own in splits.values() for file in own]
-    return Found(f"{files[0].suffix} files", files, load)
+    plan = repr([(split, [file.name for file in own]) for split, own in splits.items()])
+    return Found(f"{files[0].suffix} files", files, load, plan)
 
 
 class Column:
@@ -173,6 +190,10 @@ def rows_of(table: Table, where: str, label: str | None) -> Rows:
     import datasets
     import pyarrow.types as kinds
 
+    if parted := [name for name, kind in table.types.items() if name.lower() in SPLIT_COLUMNS and _is_text(kind)]:
+        raise UserError(
+            f"{where}: its column {parted[0]} tells splits apart\nallowed: a file for each split, or no such column"
+        )
     named = {name: len(f.names) for name, f in table.features.items() if isinstance(f, datasets.ClassLabel)}
     images = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     images = images or [name for name, kind in table.types.items() if _is_encoded(kind)]

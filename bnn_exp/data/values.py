@@ -13,6 +13,7 @@ from bnn_exp.data.images import NotEightBits, scaled
 from bnn_exp.data.rows import WHOLE, Rows, Source, shown, some
 from bnn_exp.errors import UserError
 
+DARK = 32  # of 255: pictures of which no value is as high are worth a warning
 LEAST_PIXELS = 16  # columns of numbers that make a table one of pixels
 UNREADABLE = (
     ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, MemoryError, OverflowError, LookupError, NotImplementedError,
@@ -81,40 +82,47 @@ def as_pictures(where: str, values: np.ndarray) -> np.ndarray:
 
 def eight_bits(
     splits: dict[str, np.ndarray], limits: tuple[float, float] | None, where: str
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the values of all splits as uint8, and a sentence where their range was concluded from them.
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Returns the values of all splits as uint8, sentences about how they were read, and warnings.
 
     Args:
-        limits: the values that become 0 and 255; None: by type and extremes of all values together.
+        limits: the values that become 0 and 255; None: by type and extremes of the values.
 
     Raises:
-        UserError: the values have a range that nobody has stated, or are no numbers.
+        UserError: the values have a range that nobody has stated, that differs between splits, or are no numbers.
     """
-    filled = [values for values in splits.values() if values.size]
-    if limits is None and all(values.dtype == bool for values in filled):
-        limits = (0, 1)
-    low, high = _extremes(filled)
-    notes = []
-    if limits is None and all(values.dtype == np.uint8 for values in filled):
-        limits = (0, 255)
+    filled = {split: values for split, values in splits.items() if values.size}
+    if not filled:
+        return splits, [], []
+    notes, warnings, concluded = [], [], limits is None
     if limits is None:
-        known = [(0, 255)]
-        if any(values.dtype.kind == "f" for values in filled):
-            known.insert(0, (0, 1))
-        elif all(values.dtype == np.uint16 for values in filled):
-            known.append((0, 65535))
-        limits = next(((least, most) for least, most in known if least <= low and high <= most), None)
-        if limits is None:
-            raise UserError(
-                f"{where}: its values are from {low:g} to {high:g}\nallowed: dataset.range=[LOW,HIGH], those of black and white"
-            )
-        if limits != (0, 255) or any(values.dtype.kind == "f" for values in filled):
-            notes.append(f"values from {low:g} to {high:g} are read as {limits[0]} to {limits[1]} (or say dataset.range)")
+        known = {split: _range_of(values, where) for split, values in filled.items()}
+        if len(set(known.values())) > 1:
+            said = ", ".join(f"{split} {low:g} to {high:g}" for split, (low, high) in known.items())
+            raise UserError(f"{where}: the splits have values of different ranges ({said})\nallowed: one range in all splits")
+        limits = next(iter(known.values()))
+        if limits != (0, 255) or any(values.dtype.kind == "f" for values in filled.values()):
+            notes.append(f"values are read as numbers from {limits[0]} to {limits[1]} (or say dataset.range)")
     try:
-        return {split: scaled(values, *limits) for split, values in splits.items()}, notes
+        narrow = {split: scaled(values, *limits) for split, values in splits.items()}
     except NotEightBits as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}\nallowed: numbers") from error
+    if concluded and (most := max(int(values.max()) for values in narrow.values() if values.size)) < DARK:
+        warnings.append(f"the pictures are dark: no value is above {most} of 255; dataset.range=[LOW,HIGH] scales them")
+    return narrow, notes, warnings
 
 
-def _extremes(arrays: list[np.ndarray]) -> tuple[float, float]:
-    return (min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)) if arrays else (0.0, 0.0)
+def _range_of(values: np.ndarray, where: str) -> tuple[int, int]:
+    """Returns the range that the values of a split have by their type and their extremes."""
+    if values.dtype == bool:
+        return 0, 1
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        return 0, 1
+    if low >= 0 and high <= 255:
+        return 0, 255
+    if values.dtype == np.uint16:
+        return 0, 65535
+    raise UserError(
+        f"{where}: its values are from {low:g} to {high:g}\nallowed: dataset.range=[LOW,HIGH], those of black and white"
+    )

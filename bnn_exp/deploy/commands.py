@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from bnn_exp import config, models, plan
+from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
 from bnn_exp.deploy import evaluate as evaluation
@@ -37,8 +38,7 @@ def evaluate(asked: Asked) -> str:
         WrongResult: the accuracy is not the one that the run's summary has of these rows.
     """
     model, dataset = asked.model, _dataset(asked)
-    arrays = plan.read(dataset)
-    result = evaluation.evaluate(model, arrays, dataset)
+    result, arrays = evaluation.evaluate(model, sources.read(dataset.name, **plan.place(dataset)), dataset)
     _say(result)
     run = run_of(model)
     said = _leave(result, asked.into(run), run, arrays)

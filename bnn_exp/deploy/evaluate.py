@@ -48,8 +48,11 @@ class Evaluation:
     versions: dict[str, str]
 
 
-def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> Evaluation:
+def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arrays]:
     """Evaluates the network of a model file or a checkpoint on the test rows of `arrays`, which `dataset` describes.
+
+    Returns:
+        The evaluation, and the rows that it is of: all rows where the data have no test rows of their own.
 
     Raises:
         UserError: no such model, or images or classes of another kind.
@@ -71,7 +74,7 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> Evaluation:
         packed, packed_answers, packed_seconds = str(error).splitlines()[0], None, None
     n = len(arrays.classes)
     model = described(file, about) | {"bits_sha256": bits_sha256(network)}
-    return Evaluation(
+    result = Evaluation(
         model=model,
         data=_described(dataset, arrays, split, own),
         accuracy_float=percent(answers == labels),
@@ -88,6 +91,7 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> Evaluation:
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         versions=surroundings()["versions"],
     )
+    return result, arrays
 
 
 def _in_its_terms(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
