@@ -16,6 +16,7 @@ if not Path("/dev/nvidiactl").exists():  # before anything imports triton: witho
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -151,3 +152,36 @@ def trainer_for(settings, ranks=None):
     from bnn_exp.prepare import prepare
 
     return prepare(Plan(settings, {}, None), Path(), ranks)
+
+
+RNG = np.random.default_rng(0)
+
+
+def picture():
+    return Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+
+def pictures(root, classes, n=4, make=picture, suffix="png", splits=("train/", "test/")) -> Path:
+    """SPLIT/CLASS/0.png … of `n` pictures each; the splits end in a slash."""
+    for split in splits:
+        for name in classes:
+            folder = Path(f"{root}/{split}{name}")
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(n):
+                make().save(folder / f"{i}.{suffix}")
+    return Path(root)
+
+
+def table(file, labels, names, images=None):
+    """A parquet file with the classes `names`; labels are plain values where `names` is None."""
+    import datasets
+
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value(names or _kind(labels))
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"image": images or [picture() for _ in labels], "label": labels}
+    datasets.Dataset.from_dict(columns, features).to_parquet(file)
+
+
+def _kind(labels):
+    return {str: "string", bool: "bool", int: "int64"}[type(labels[0])]

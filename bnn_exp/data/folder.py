@@ -159,6 +159,10 @@ def _below_base(parts: Parts, where: str) -> Parts:
     Raises:
         UserError: several folders hold train/CLASS.
     """
+    while parts and len({part[0] for part in parts.values()}) == 1 and min(map(len, parts.values())) > 2:
+        if split_of(next(iter(parts.values()))[0]):
+            break
+        parts = {file: part[1:] for file, part in parts.items()}  # a folder around all of them
     bases = {}
     for part in parts.values():
         if (depth := next((i for i in range(len(part) - 2) if split_of(part[i]) == "train"), None)) is not None:
