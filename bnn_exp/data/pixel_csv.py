@@ -43,6 +43,12 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
             forms[split] = file, form
     if not forms:
         return None
+    tables = [file for file in files if file.name.lower().endswith(SUFFIXES) and split_in(file.relative_to(root)) == "train"]
+    if "train" not in forms and tables:
+        name = shown(tables[0].relative_to(root))
+        raise UserError(
+            f"{where}: {name} holds no column of classes and one for each pixel\nallowed: a whole file, as the others"
+        )
 
     def load(source: Source) -> dict[str, Rows]:
         order = forms["train"][1].header if "train" in forms else ()
