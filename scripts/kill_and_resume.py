@@ -56,8 +56,9 @@ def main(arguments: Sequence[str]) -> int:
             place = Path(folder)
             straight, seconds = train(place / "straight", overrides)
             print(f"unbroken: {len(epochs_in(straight))} epochs in {seconds:.0f} s")
-            killed(place / "killed", overrides, asked.kills, asked.longest, rng)
-            compare(straight, place / "killed")
+            if asked.kills:
+                killed(place / "killed", overrides, asked.kills, asked.longest, rng)
+                compare(straight, place / "killed")
             if asked.sweep_kills:
                 sweeps(place, overrides, asked.sweep_kills, asked.longest, rng)
             if asked.disks:
