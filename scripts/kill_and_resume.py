@@ -10,6 +10,7 @@ checkpoint, and go on when there is room. Prints a line a kill; the exit code is
 """
 
 import argparse
+import os
 import random
 import re
 import signal
@@ -19,12 +20,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from bnn_exp.errors import UserError
 from bnn_exp.records import checkpoint, metrics, summary
 
 COMMAND = [sys.executable, "-m", "bnn_exp"]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+IN_TRAINING = 0.75  # the part of the kills whose time begins with the first epoch of a start; of the others, with the start
 TIMES = {"train_seconds", "eval_seconds", "images_per_second"}  # the only numbers that may differ
 SWEEP = ("-m", "seed=0,1,2", "model.hidden_size=32,48")
 
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--kills", type=int, default=100, help="of the one run")
     parser.add_argument("--sweep-kills", type=int, default=20, help="of the sweep of six runs")
     parser.add_argument("--disks", type=int, default=20, help="runs on a disk that is too small")
-    parser.add_argument("--longest", type=float, default=8.0, help="seconds until a kill, at most; a start takes about three")
+    parser.add_argument("--longest", type=float, default=3.0, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     for hidden in ("--on-disk", "--straight"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
@@ -56,8 +59,9 @@ def main(arguments: Sequence[str]) -> int:
             place = Path(folder)
             straight, seconds = train(place / "straight", overrides)
             print(f"unbroken: {len(epochs_in(straight))} epochs in {seconds:.0f} s")
-            killed(place / "killed", overrides, asked.kills, asked.longest, rng)
-            compare(straight, place / "killed")
+            if asked.kills:
+                killed(place / "killed", overrides, asked.kills, asked.longest, rng)
+                compare(straight, place / "killed")
             if asked.sweep_kills:
                 sweeps(place, overrides, asked.sweep_kills, asked.longest, rng)
             if asked.disks:
@@ -86,29 +90,39 @@ def killed(
     counts: dict[str, int] = {}
     for i in range(kills + 1):
         before = {run: epochs_done(run) for run in runs_in(directory)}
-        process = subprocess.Popen(
-            [*COMMAND, *overrides, f"hydra.{kind}.dir={directory}", "resume=auto"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        number, seconds = rng.choice(SIGNALS), rng.uniform(0, longest)
-        try:
-            out, _ = process.communicate(timeout=None if i == kills else seconds)
-            said = "ended before it was killed" if i < kills else "to the end"
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            out, _ = process.communicate()
-            said = f"{number.name} after {seconds:.2f} s"
-            counts[number.name] = counts.get(number.name, 0) + 1
+        command = [*COMMAND, *overrides, f"hydra.{kind}.dir={directory}", "resume=auto"]
+        number, training, seconds = rng.choice(SIGNALS), rng.random() < IN_TRAINING, rng.uniform(0, longest)
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+            when = "to the end"
+            if i < kills:
+                when = wait(process, said, training, seconds)
+                if process.poll() is None:
+                    process.send_signal(number)
+                    when = f"{number.name} {when}"
+                    counts[number.name] = counts.get(number.name, 0) + 1
+            process.wait()
+            said.seek(0)
+            out = said.read()
         done = {run: epochs_done(run) for run in runs_in(directory)}
-        print(f"{i + 1:>4}  {said}: exit code {process.returncode}, {sum(done.values())} epochs done", flush=True)
+        print(f"{i + 1:>4}  {when}: exit code {process.returncode}, {sum(done.values())} epochs done", flush=True)
         check_start(out, before, done)
         if process.returncode == 0:
             break
     if process.returncode:
         raise Lost(f"the last start ended with {process.returncode}\n{out}")
     print(f"killed {sum(counts.values())} times: {', '.join(f'{n} by {name}' for name, n in sorted(counts.items()))}")
+
+
+def wait(process: subprocess.Popen, said: IO[str], training: bool, seconds: float) -> str:
+    """Let `seconds` go by, from the first epoch that is told of if `training`, else from now. Returns them in words."""
+    while training and process.poll() is None and b"\nepoch " not in os.pread(said.fileno(), 2**20, 0):
+        time.sleep(0.02)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return f"{seconds:.2f} s after its {'first epoch' if training else 'start'}"
+    return "ended before it was killed"
 
 
 def check_start(out: str, before: dict[Path, int], done: dict[Path, int]) -> None:
