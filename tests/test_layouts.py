@@ -175,6 +175,19 @@ def test_pixel_csv_by_the_names_of_its_columns():
     assert own("c").classes == tuple("0123456789")
 
 
+def test_columns_of_a_parquet_of_pixels_in_another_order():
+    import pandas
+
+    digits = read("digits")
+    frame = pandas.DataFrame(digits.train_images[:40].reshape(40, 64), columns=[f"{i // 8}x{i % 8}" for i in range(64)])
+    frame.insert(0, "label", digits.train_labels[:40])
+    Path("p").mkdir()
+    frame.to_parquet("p/train.parquet")
+    frame.sample(frac=1, axis=1, random_state=0).to_parquet("p/test.parquet")
+    data = own("p")
+    assert np.array_equal(data.test_images, digits.train_images[:40]) and np.array_equal(data.train_images, data.test_images)
+
+
 def idx(values: np.ndarray) -> bytes:
     return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
 

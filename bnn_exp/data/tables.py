@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bnn_exp.data.columns import LABELS, label_column
+from bnn_exp.data.columns import LABELS, NO_LABELS, label_column
 from bnn_exp.data.images import Encoded
 from bnn_exp.data.rows import WHOLE, Found, Rows, Source, by_split, shown
 from bnn_exp.data.values import LEAST_PIXELS, as_pictures
@@ -220,12 +220,21 @@ def rows_of(table: Table, where: str, label: str | None) -> Rows:
     if not images and len(numbers) > LEAST_PIXELS:
         called = {name: 0 for name in columns if name == label or name.lower() in LABELS}
         chosen = label_column(called, label, where, said)
-        pixels = np.stack([np.asarray(table.values(name)) for name in numbers if name != chosen], 1)
+        own = _by_their_numbers([name for name in numbers if name != chosen and name.lower() not in NO_LABELS])
+        pixels = np.stack([np.asarray(table.values(name)) for name in own], 1)
         classes = tuple(table.features[chosen].names) if chosen in named else None
         return Rows(as_pictures(where, pixels), table.values(chosen), classes)
     raise UserError(
         f"{where}: its columns are {said}\n"
         "allowed: one column of images (Image, or bytes) and one of classes (ClassLabel, numbers or texts)"
+    )
+
+
+def _by_their_numbers(names: list[str]) -> list[str]:
+    """Returns the columns of pixels by the numbers in their names, so that the order in a file has no effect."""
+    numbers = {name: tuple(map(int, re.findall(r"\d{1,9}", name))) for name in names}
+    return (
+        sorted(names, key=numbers.__getitem__) if all(numbers.values()) and len(set(numbers.values())) == len(names) else names
     )
 
 
