@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -76,9 +76,11 @@ def _main() -> int:
     except KeyboardInterrupt:
         _codes or say("interrupted")
         _codes.append(INTERRUPTED)
-    except SystemExit:
-        if not _sweep:
+    except SystemExit as left:
+        if not _sweep or left.code == BAD_INPUT:  # a search that can't be has no answer
             raise
+        if left.code:
+            _codes.append(left.code)
     except Exception as error:  # Hydra's; a job says itself what is wrong with it
         if before not in (None, "", "0"):
             raise
@@ -229,6 +231,8 @@ class Preflight(Callback):
             _leave(str(error), FAILED)
         except NotWritten as error:
             _leave(f"failed: {error}", FAILED)
+        except HydraException as error:
+            _leave(in_words(error), BAD_INPUT)
         except Exception:  # Hydra would only warn of it
             traceback.print_exc()
             sys.exit(FAILED)

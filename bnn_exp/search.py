@@ -4,10 +4,13 @@ Not Hydra's own Optuna sweeper, whose last release wants Optuna 2. The space is 
 are kept in the sweep's directory, and they run under any launcher, as many at a time as `hydra.sweeper.max_batch_size` says.
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
 from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
@@ -36,6 +39,7 @@ def search(config: DictConfig, job: TaskFunction) -> None:
     fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
     if not space:
         raise UserError("sweep.search=optuna: nothing to search\nallowed: KEY=interval(A,B), KEY=A,B,…")
+    _check_names(loader, config, fixed, space)
     launcher = Plugins.instance().instantiate_launcher(HydraContext(loader, Callbacks(config)), job, config)
     directory = Path(config.hydra.sweep.dir)
     directory.mkdir(parents=True, exist_ok=True)
@@ -69,22 +73,51 @@ def _study(directory: Path, seed: int) -> optuna.Study:
     return study
 
 
-def distribution(override: Override) -> BaseDistribution:
-    """What Hydra's sweep syntax means to a search: A,B choices; range and int(interval) whole numbers; interval numbers.
+def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], space: Mapping[str, BaseDistribution]) -> None:
+    """Composes configurations that together have every choice of every group.
 
     Raises:
-        UserError: a sweep that is none of these.
+        HydraException: a key or a choice does not exist.
+    """
+    values = {key: d.choices if isinstance(d, CategoricalDistribution) else (d.low,) for key, d in space.items()}
+    groups = [len(choices) for key, choices in values.items() if loader.get_group_options(key)]
+    for number in range(max(groups, default=1)):
+        trial = [f"{key}={choices[min(number, len(choices) - 1)]}" for key, choices in values.items()]
+        loader.load_sweep_config(config, [*fixed, *trial])
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """Reads Hydra's sweep syntax as a space: A,B are choices; range and int(interval) whole numbers; interval numbers.
+
+    Raises:
+        UserError: a sweep that is none of these, or that holds no value.
     """
     sweep = override.value()
     log = isinstance(sweep, IntervalSweep | RangeSweep) and "log" in sweep.tags
     if isinstance(sweep, ChoiceSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    if isinstance(sweep, RangeSweep) and all(isinstance(n, int) for n in (sweep.start, sweep.stop, sweep.step)):
-        return IntDistribution(sweep.start, sweep.stop - 1, log=log, step=1 if log else sweep.step)
-    if isinstance(sweep, IntervalSweep) and isinstance(sweep.start, int) and isinstance(sweep.end, int):
-        return IntDistribution(sweep.start, sweep.end, log=log)
+    if isinstance(sweep, RangeSweep) and sweep.step and all(isinstance(n, int) for n in (sweep.start, sweep.stop, sweep.step)):
+        return _whole_numbers(override, range(sweep.start, sweep.stop, sweep.step), log)
     if isinstance(sweep, IntervalSweep):
-        return FloatDistribution(sweep.start, sweep.end, log=log)
+        low, high = sweep.start, sweep.end
+        if not (low <= high and math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f"{override.input_line}: no space to search\nallowed: interval(A,B) of two numbers with A ≤ B")
+        _check_log(override, log, low)
+        kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+        return kind(low, high, log=log)
     raise UserError(
         f"{override.input_line}: no space to search\nallowed: interval(A,B), tag(log,interval(A,B)), range(A,B), A,B,…"
     )
+
+
+def _whole_numbers(override: Override, numbers: range, log: bool) -> IntDistribution:
+    if not numbers:
+        raise UserError(f"{override.input_line}: no number in it\nallowed: range(A,B) of whole numbers with A < B")
+    low, high = min(numbers), max(numbers)
+    _check_log(override, log, low)
+    return IntDistribution(low, high, log=log, step=1 if log else abs(numbers.step))
+
+
+def _check_log(override: Override, log: bool, low: float) -> None:
+    if log and low <= 0:
+        raise UserError(f"{override.input_line}: {low:g} has no logarithm\nallowed: tag(log,interval(A,B)) with 0 < A ≤ B")

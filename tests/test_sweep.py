@@ -161,6 +161,38 @@ def test_a_search_asks_for_trials_and_resumes(bnn_train):
     assert len(table(Path("s"))) == 5
 
 
+@pytest.mark.parametrize(
+    ("sweep", "allowed"),
+    [
+        ("delta=0.1", "KEY=interval(A,B)"),
+        ("delta=range(0.1,0.5,0.1)", "interval(A,B)"),
+        ("delta=tag(log,interval(0,0.1))", "0 < A"),
+        ("model.hidden_size=tag(log,range(0,9))", "0 < A"),
+        ("delta=interval(0.5,0.1)", "A ≤ B"),
+        ("delta=interval(0,inf)", "A ≤ B"),
+        ("model.hidden_size=range(8,4)", "A < B"),
+        ("dleta=interval(0.1,0.5)", "did you mean delta"),
+        ("optimizer=bop,cuonter", "counter"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(bnn_train, tmp_path, sweep, allowed):
+    pytest.importorskip("optuna")
+    done = bnn_train("-m", "sweeper=optuna", "sweep.trials=2", *SMALL, sweep, "hydra.sweep.dir=s")
+    assert done.code == 2 and allowed in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_search_that_breaks_off_has_failed(bnn_train, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+
+    def broken(*_, **__):
+        raise RuntimeError("no more trials")
+
+    monkeypatch.setattr(optuna.Study, "ask", broken)
+    done = bnn_train("-m", "sweeper=optuna", "sweep.trials=1", *SMALL, "delta=interval(0.1,0.2)", "hydra.sweep.dir=s")
+    assert done.code == 1 and "no more trials" in done.err
+
+
 def test_the_best_of_a_search_is_that_of_the_table(bnn_train):
     """By validation, where the search keeps rows back; its command line makes the same run again."""
     optuna = pytest.importorskip("optuna")
@@ -189,6 +221,8 @@ def test_hydras_sweep_syntax_as_a_space():
         "a=tag(log,interval(0.1,2.0))": FloatDistribution(0.1, 2.0, log=True),
         "a=int(interval(1,9))": IntDistribution(1, 9),
         "a=range(2,11,2)": IntDistribution(2, 10, step=2),
+        "a=range(2,10,3)": IntDistribution(2, 8, step=3),
+        "a=range(9,1,-4)": IntDistribution(5, 9, step=4),
         "a=x,y": CategoricalDistribution(["x", "y"]),
     }.items():
         assert distribution(OverridesParser.create().parse_override(text)) == expected, text
