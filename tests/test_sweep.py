@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import plain_config
 
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import Record
@@ -249,6 +250,42 @@ def test_a_preset_is_a_configuration_of_its_name():
     one, other = ({"optimizer": {"name": "counter", "bits": bits, "delta": delta}} for bits, delta in ((8, 0.02), (4, 0.05)))
     result = study([run(overrides=["optimizer=counter"], **one), run(overrides=["optimizer=counter_4bit"], **other)])
     assert [row.settings for row in result.rows] == [{"optimizer": "counter"}, {"optimizer": "counter_4bit"}]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("optimizer=counter_4bit",), ("optimizer=counter", "optimizer.bits=4", "optimizer.delta=0.05")),
+        (("optimizer=hypermask_random",), ("optimizer.mask=random", "delta=0.01")),
+        ((), ("delta=0.1",)),
+        (("optimizer=hypermask",), ("optimizer.delta=0.1", "optimizer.lr=10")),
+        (("optimizer=bop",), ("optimizer=bop", "optimizer.tau=1e-6")),
+        (("model=mlp",), ("model=mlp", "model.num_layers=4")),
+    ],
+)
+def test_one_configuration_in_other_words_is_one_row(one, other):
+    said = [(*one, "seed=0"), (*other, "seed=1"), (*other, "seed=2")]
+    runs = [run(f"{i}", overrides, **plain_config(*overrides)) for i, overrides in enumerate(said)]
+    for order in (runs, runs[::-1]):
+        result = study(order)
+        assert result.varied == [] and [row.seeds for row in result.rows] == [3]
+    different = run("d", ["delta=0.3", "optimizer=counter"], **plain_config("delta=0.3", "optimizer=counter"))
+    assert [len(row.runs) for row in study([*runs, different]).rows] == [3, 1]
+
+
+def test_the_strength_has_one_column_and_its_own_value():
+    said = (("delta=0.3",), ("optimizer.delta=0.2",), ())
+    result = study(run(f"{i}", overrides, **plain_config(*overrides)) for i, overrides in enumerate(said))
+    assert [row.settings for row in result.rows] == [{"delta": 0.3}, {"delta": 0.2}, {"delta": 0.1}]
+    assert [line.split(",")[0] for line in result.csv().splitlines()] == ["delta", "0.3", "0.2", "0.1"]
+
+
+def test_the_table_and_its_file_have_one_label_for_a_preset(bnn_train):
+    assert bnn_train("optimizer=counter_4bit", "model.hidden_size=8", *SMALL, "hydra.run.dir=a").code == 0
+    assert bnn_train("config=a", "seed=1", "hydra.run.dir=b").code == 0
+    assert bnn_train("optimizer=bop", "model.hidden_size=8", *SMALL, "hydra.run.dir=c").code == 0
+    assert bnn_train("task=report", "from=[b,a,c]", "hydra.run.dir=all").code == 0
+    assert [(row["optimizer"], row["runs"]) for row in table(Path("all"))] == [("counter_4bit", "2"), ("bop", "1")]
 
 
 def test_what_did_not_complete_is_named_by_its_choice():
