@@ -13,6 +13,7 @@ from bnn_exp.plan import Plan, make_plan, values_of
 from bnn_exp.records import html, runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.extras import attempt
+from bnn_exp.records.files import existing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.runs import Record
 from bnn_exp.records.words import console
@@ -117,7 +118,7 @@ def conclude(directory: Path, report: Report) -> bool | None:
             directory.rmdir()
         return None
     result = answer(found, directory, report.y, report.x, report.group)
-    console().print(f"in {directory}: {', '.join(FILES)}")
+    console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
     return not result.unfinished
 
 

@@ -13,7 +13,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.records import runs
 from bnn_exp.records.answer import FILES, answer
-from bnn_exp.records.files import check_writable, writable
+from bnn_exp.records.files import check_writable, existing, writable
 from bnn_exp.resume import AUTO, asked_of_run, plan_to_go_on_or_begin, plan_to_resume
 
 TASKS = {
@@ -183,4 +183,4 @@ def report(asked: Asked) -> str:
         raise UserError(f"hydra.run.dir={into}: it holds the report of its own sweep\nallowed: another folder")
     with writable(into):
         answer(found, into, wanted.y, wanted.x, wanted.group)
-    return f"in {into}: {', '.join(FILES)}"
+    return f"in {into}: {', '.join(existing(into, FILES))}"
