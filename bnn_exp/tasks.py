@@ -168,19 +168,35 @@ def report(asked: Asked) -> str:
     Raises:
         UserError: no run there, or a directory that holds the report of a sweep already.
     """
-    places = asked.places
-    found = list(runs.find(places))
+    sources = asked.places
+    found = list(runs.find(sources))
     if not found:
-        raise UserError(f"from={','.join(map(str, places))}: no run there\nallowed: directories of runs or sweeps")
+        raise UserError(f"from={','.join(map(str, sources))}: no run there\nallowed: directories of runs or sweeps")
     wanted = asked.request.report
     said = wanted != Report(x=None, y=None, group=None)
-    own = sweep.own_report(places[0]) if len(places) == 1 else None
+    own = sweep.own_report(sources[0]) if len(sources) == 1 else None
     if not said:
         wanted = own or wanted
-    usual = places[0] if len(places) == 1 and (wanted == own or not said) else asked.directory
+    usual = sources[0] if len(sources) == 1 and (wanted == own or not said) else asked.directory
     into = asked.into(usual)
-    if sweep.own_report(into) not in (None, wanted) or (into != usual and sweep.own_report(into)):
-        raise UserError(f"hydra.run.dir={into}: it holds the report of its own sweep\nallowed: another folder")
+    _check_report_into(into, sources[0] if len(sources) == 1 else None, wanted)
+    anew = "; the report that was there is replaced" if places.holds_sweep(into) and not sweep.own_report(into) else ""
     with writable(into):
         answer(found, into, wanted.y, wanted.x, wanted.group)
-    return f"in {into}: {', '.join(existing(into, FILES))}"
+    return f"in {into}: {', '.join(existing(into, FILES))}{anew}"
+
+
+def _check_report_into(into: Path, source: Path | None, wanted: Report) -> None:
+    """Refuses the directory of a run or of a sweep for a report of other runs, or on other axes than the sweep's own.
+
+    Args:
+        source: the only place that the report is of; None where it is of several.
+    """
+    if source is not None and into.resolve() == source.resolve():
+        problem = "" if sweep.own_report(into) in (None, wanted) else "it holds the report of its own sweep"
+    elif places.holds_run(into):
+        problem = "a run is there, which has a page of its own"
+    else:
+        problem = "it holds the report of its own sweep" if sweep.own_report(into) else ""
+    if problem:
+        raise UserError(f"hydra.run.dir={into}: {problem}\nallowed: another folder")

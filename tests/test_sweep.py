@@ -83,6 +83,22 @@ def test_a_report_of_several_places_and_its_axes(bnn_train, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_report_writes_over_no_run_and_says_what_it_replaces(bnn_train, copy_of_run, tmp_path):
+    for name in ("a", "b", "c"):
+        copy_of_run(tmp_path / name, "model.hidden_size=8", *SMALL)
+    before = {file: file.read_bytes() for file in Path("c").rglob("*") if file.is_file()}
+    for sources in ("[a,b]", "a", "[a,c]"):
+        refused = bnn_train("task=report", f"from={sources}", "hydra.run.dir=c")
+        assert refused.code == 2 and "hydra.run.dir=c: a run is there" in refused.err
+        assert {file: file.read_bytes() for file in Path("c").rglob("*") if file.is_file()} == before
+    first = bnn_train("task=report", "from=[a,b]", "hydra.run.dir=all")
+    second = bnn_train("task=report", "from=[a,b,c]", "hydra.run.dir=all")
+    assert first.code == second.code == 0 and "replaced" in second.err and "replaced" not in first.err
+    assert [row["runs"] for row in table(Path("all"))] == ["3"]
+    alone = bnn_train("task=report", "from=c")  # a run's own
+    assert alone.code == 0 and table(Path("c"))[0]["runs"] == "1", alone.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
