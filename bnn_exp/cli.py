@@ -193,19 +193,19 @@ class Preflight(Callback):
     """Checks what is asked for before Hydra makes a directory, so that bad input leaves nothing behind."""
 
     def on_run_start(self, config: DictConfig, **_) -> None:
-        from bnn_exp import tasks
+        from bnn_exp import sweep, tasks
 
         self._note(config)
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
-        given = _without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
+        given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
         plan = self._or_leave(tasks.prepare, *given)
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
-        from bnn_exp import tasks
+        from bnn_exp import sweep, tasks
 
         self._note(config)
-        given = _without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
+        given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
         report = self._or_leave(tasks.prepare_sweep, *given)
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
@@ -239,10 +239,6 @@ class Preflight(Callback):
         if isinstance(prepared, str):
             _leave(prepared, 0)
         return prepared
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -74,7 +74,7 @@ def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> R
         if _same(run.config, wanted) if run.config else run.summary.get("overrides") == overrides:
             return run
     for run in found:
-        if wanted and run.config and _same(config := _with_moved_data(run.config, wanted), wanted):
+        if wanted and run.config and _same(config := with_moved_data(run.config, wanted), wanted):
             moved.append(replace(run, config=config))
     return moved[0] if len(moved) == 1 else None
 
@@ -86,7 +86,7 @@ def _same(there: dict, asked: dict | None) -> bool:
         return False
 
 
-def _with_moved_data(there: dict, asked: dict) -> dict:
+def with_moved_data(there: dict, asked: dict) -> dict:
     """The configuration of a run whose folder of data has gone, with the folder that is asked for."""
     path, moved = (values["dataset"].get("path") for values in (there, asked))
     if not path or not moved or Path(path).exists():
@@ -104,6 +104,11 @@ def _free(directory: Path) -> Path:
         except FileExistsError:
             continue
         return directory.parent / str(number)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Returns a composed configuration without Hydra's own settings."""
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def conclude(directory: Path, report: Report) -> bool | None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import plain_config
+from conftest import command, plain_config
 
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import Record
@@ -197,6 +198,54 @@ def test_a_search_that_cannot_be_is_refused(bnn_train, tmp_path, sweep, allowed)
     done = bnn_train("-m", "sweeper=optuna", "sweep.trials=2", *SMALL, sweep, "hydra.sweep.dir=s")
     assert done.code == 2 and allowed in done.err and "Traceback" not in done.err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search of two trials over model.hidden_size=8,16."""
+    pytest.importorskip("optuna")
+    place = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert command(patch, *SEARCH, "model.hidden_size=8,16", "sweep.trials=2", "hydra.sweep.dir=s") == 0
+    return place / "s"
+
+
+SEARCH = ("-m", "sweeper=optuna", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["model.hidden_size=8,16", "optimizer=counter"], "optimizer=counter: the search in s has optimizer=hypermask"),
+        (["model.hidden_size=8,16", "seed=3"], "seed=3: the search in s has seed=0"),
+        (["model.num_layers=2,3"], "model.hidden_size: the search in s varies it"),
+        (["model.hidden_size=8,16", "model.num_layers=2,3"], "model.num_layers: the search in s does not vary it"),
+        (["model.hidden_size=32,64"], "model.hidden_size: trial 0 of the search in s has"),
+        (["model.hidden_size=interval(20,30)"], "model.hidden_size: trial 0 of the search in s has"),
+    ],
+)
+def test_a_search_does_not_go_on_with_another_configuration(bnn_train, searched, tmp_path, arguments, text):
+    shutil.copytree(searched, tmp_path / "s")
+    before = {file: file.read_bytes() for file in Path("s").rglob("*") if file.is_file()}
+    refused = bnn_train(*SEARCH, *arguments, "sweep.trials=3", "sweep.resume=s")
+    assert refused.code == 2 and text in refused.err and "allowed: " in refused.err and "Traceback" not in refused.err
+    assert {file: file.read_bytes() for file in Path("s").rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("space", ["16,8", "8,12,16", "range(8,17)", "int(tag(log,interval(4,64)))"])
+def test_a_search_goes_on_in_a_wider_space(bnn_train, searched, tmp_path, space):
+    import optuna
+
+    shutil.copytree(searched, tmp_path / "s")
+    done = bnn_train(*SEARCH, f"model.hidden_size={space}", "device=cpu", "sweep.trials=4", "sweep.resume=s")
+    assert done.code == 0, done.err
+    journals = (optuna.storages.journal.JournalFileBackend(str(file / "optuna.log")) for file in (searched, Path("s")))
+    earlier, now = (
+        optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(journal)).trials for journal in journals
+    )
+    assert len(now) == 4 and [trial.value for trial in now[:2]] == [trial.value for trial in earlier]
+    assert [f"{t.params['model.hidden_size']}" for t in now[:2]] == [t.params["model.hidden_size"] for t in earlier]
 
 
 def test_a_search_that_breaks_off_has_failed(bnn_train, monkeypatch):
