@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp import __version__, distributed, said, slurm, stopping
-from bnn_exp.errors import NotWritten, RankLost, UserError, WrongResult
+from bnn_exp.errors import FULL, NotWritten, RankLost, UserError, WrongResult
 from bnn_exp.records.output import forgiving_output
 
 if TYPE_CHECKING:
@@ -84,8 +84,9 @@ def _main() -> int:
     except Exception as error:  # Hydra's; a job says itself what is wrong with it
         if before not in (None, "", "0"):
             raise
-        say(in_words(error))
-        _codes.append(BAD_INPUT)
+        full = isinstance(error, OSError) and error.errno in FULL
+        say(f"failed: {in_words(error)}" if full else in_words(error))
+        _codes.append(FAILED if full else BAD_INPUT)
     finally:
         sys.argv = typed
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
@@ -304,5 +305,12 @@ def in_words(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be read as KEY=VALUE\n{text.splitlines()[0]}"
     if isinstance(error, OSError):
-        return f"{error.filename}: can't be written ({error.strerror})\nallowed: hydra.run.dir=FOLDER where you may write"
+        return _unwritten(error)
     return "\n".join(line.strip() for line in text.splitlines()[:2])
+
+
+def _unwritten(error: OSError) -> str:
+    """Names what can't be written: a file or folder, where the error knows it, else the directory of the sweep or run."""
+    key, place = ("hydra.sweep.dir", _sweep[0][0]) if _sweep else ("hydra.run.dir", "the directory of the run")
+    room = "there is room" if error.errno in FULL else "you may write"
+    return f"{error.filename or place}: can't be written ({error.strerror or error})\nallowed: {key}=FOLDER where {room}"

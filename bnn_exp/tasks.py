@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from bnn_exp import config, engine, places, sweep, unread
 from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
-from bnn_exp.errors import UserError
+from bnn_exp.errors import FULL, NotWritten, UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.records import runs
 from bnn_exp.records.answer import FILES, answer
@@ -140,12 +140,19 @@ def search(composed: DictConfig, job) -> None:
 
     Raises:
         UserError: Optuna is not installed, or there is nothing to search.
+        NotWritten: the disk is full.
     """
     try:
         from bnn_exp.search import search
     except ImportError as error:
         raise UserError(f"sweep.search=optuna: {error}\nallowed: after pip install 'bnn-exp[optuna]'") from error
-    search(composed, job)
+    try:
+        search(composed, job)
+    except (NotWritten, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        reason = f"{composed.hydra.sweep.dir}: can't be written ({error.strerror})" if isinstance(error, OSError) else error
+        raise NotWritten(f"{reason}\nallowed: hydra.sweep.dir=FOLDER where there is room") from error
 
 
 def benchmark(asked: Asked) -> str:

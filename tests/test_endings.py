@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -247,6 +248,25 @@ def test_a_full_disk_is_said_in_a_line_and_a_resume_goes_on(bnn_train, summary, 
     assert bnn_train(*TINY, "hydra.run.dir=k", "resume=auto").code == 0
     assert summary("k")["bits_sha256"] == summary(straight)["bits_sha256"]
     assert timeless(epochs(Path("k"))) == timeless(epochs(straight))
+
+
+@pytest.mark.parametrize("sweeper", [(), ("sweeper=optuna", "sweep.trials=2")])
+def test_a_sweep_that_finds_no_room_names_its_folder(bnn_train, monkeypatch, tmp_path, sweeper):
+    from omegaconf import OmegaConf
+
+    if sweeper:
+        pytest.importorskip("optuna")
+
+    def full(*_, **__):
+        raise FULL
+
+    with monkeypatch.context() as context:
+        context.setattr(OmegaConf, "save", full)
+        done = bnn_train("-m", *TINY, "delta=0.1,0.2", "hydra.sweep.dir=s", *sweeper)
+    assert done.code == 1 and "None" not in done.err and "Traceback" not in done.err
+    first, second = done.err.splitlines()
+    assert re.fullmatch(r"bnn-train: failed: (\S*/)?s: can't be written \(No space left on device.*\)", first)
+    assert second == "allowed: hydra.sweep.dir=FOLDER where there is room" and not any((tmp_path / "s").rglob("*"))
 
 
 def test_a_line_of_metrics_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
