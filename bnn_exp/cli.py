@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp import __version__, distributed, said, slurm, stopping
-from bnn_exp.errors import NotWritten, RankLost, UserError, WrongResult
+from bnn_exp.errors import FULL, NotWritten, RankLost, UserError, WrongResult
 from bnn_exp.records.output import forgiving_output
 
 if TYPE_CHECKING:
@@ -76,14 +76,17 @@ def _main() -> int:
     except KeyboardInterrupt:
         _codes or say("interrupted")
         _codes.append(INTERRUPTED)
-    except SystemExit:
-        if not _sweep:
+    except SystemExit as left:
+        if not _sweep or left.code == BAD_INPUT:  # a search that can't be has no answer
             raise
+        if left.code:
+            _codes.append(left.code)
     except Exception as error:  # Hydra's; a job says itself what is wrong with it
         if before not in (None, "", "0"):
             raise
-        say(in_words(error))
-        _codes.append(BAD_INPUT)
+        full = isinstance(error, OSError) and error.errno in FULL
+        say(f"failed: {in_words(error)}" if full else in_words(error))
+        _codes.append(FAILED if full else BAD_INPUT)
     finally:
         sys.argv = typed
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
@@ -191,19 +194,19 @@ class Preflight(Callback):
     """Checks what is asked for before Hydra makes a directory, so that bad input leaves nothing behind."""
 
     def on_run_start(self, config: DictConfig, **_) -> None:
-        from bnn_exp import tasks
+        from bnn_exp import sweep, tasks
 
         self._note(config)
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
-        given = _without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
+        given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
         plan = self._or_leave(tasks.prepare, *given)
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
-        from bnn_exp import tasks
+        from bnn_exp import sweep, tasks
 
         self._note(config)
-        given = _without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
+        given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
         report = self._or_leave(tasks.prepare_sweep, *given)
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
@@ -229,16 +232,14 @@ class Preflight(Callback):
             _leave(str(error), FAILED)
         except NotWritten as error:
             _leave(f"failed: {error}", FAILED)
+        except HydraException as error:
+            _leave(in_words(error), BAD_INPUT)
         except Exception:  # Hydra would only warn of it
             traceback.print_exc()
             sys.exit(FAILED)
         if isinstance(prepared, str):
             _leave(prepared, 0)
         return prepared
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def _leave(message: str, code: int) -> NoReturn:
@@ -304,5 +305,12 @@ def in_words(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be read as KEY=VALUE\n{text.splitlines()[0]}"
     if isinstance(error, OSError):
-        return f"{error.filename}: can't be written ({error.strerror})\nallowed: hydra.run.dir=FOLDER where you may write"
+        return _unwritten(error)
     return "\n".join(line.strip() for line in text.splitlines()[:2])
+
+
+def _unwritten(error: OSError) -> str:
+    """Names what can't be written: a file or folder, where the error knows it, else the directory of the sweep or run."""
+    key, place = ("hydra.sweep.dir", _sweep[0][0]) if _sweep else ("hydra.run.dir", "the directory of the run")
+    room = "there is room" if error.errno in FULL else "you may write"
+    return f"{error.filename or place}: can't be written ({error.strerror or error})\nallowed: {key}=FOLDER where {room}"

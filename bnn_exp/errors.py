@@ -1,5 +1,9 @@
 """The exceptions whose message is all that a user needs to see."""
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # of a disk that takes no more
+
 
 class UserError(Exception):
     """Bad input. The message is one or two lines that name the key, the value and what is allowed."""

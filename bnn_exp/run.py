@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from bnn_exp.plan import Plan
 from bnn_exp.prepare import prepare
 from bnn_exp.records import chance, checkpoint, html, loggers, metrics, plots, summary
 from bnn_exp.records.extras import attempt
-from bnn_exp.records.files import alone_in, remove_temporaries, replacing
+from bnn_exp.records.files import alone_in, existing, remove_temporaries, replacing, write_json
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
@@ -30,6 +31,9 @@ from bnn_exp.transfer import Beginning
 
 if TYPE_CHECKING:
     from bnn_exp.distributed.ranks import Ranks
+
+FILES = ("report.html", "model.safetensors", "metrics.jsonl", "summary.json", "checkpoints/")
+PICTURES = ("curves.png", "samples.png", "kernels.png")
 
 
 class Run:
@@ -82,11 +86,8 @@ class Run:
             OmegaConf.save(self.config, file)
         newest = (self.plan.saved or {}).get("metrics")
         self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch, newest)
-        self.logger = loggers.start(self.settings.logger, directory, self.config, self.epochs)
         self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
         (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
-        if not self.logger.began:
-            self.report.say(f"logger={self.settings.logger.name} can't begin, and gets nothing of this run: train.log says why")
         if self.plan.remark:
             self.report.say(self.plan.remark)
         self.report.network(self.layers)
@@ -100,15 +101,24 @@ class Run:
             self.report.say(text)
         for text in self.warnings:
             self.report.warn(text)
+        self.logger = loggers.start(self.settings.logger, directory, self.config, self.epochs, self._warn)
         if trainer.beginning:
             for line in Beginning(**trainer.beginning).lines():
                 self.report.say(line)
         if self.plan.saved is not None:
             self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
-        attempt("samples.png", self._samples)
+        self._attempt("samples.png", self._samples)
         self.evaluation, self.confusion = trainer.evaluate()
         self._checkpoint("last")
         return self._finish("completed" if self._epochs(stop) else "interrupted")
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.report.warn(text)
+
+    def _attempt(self, what: str, function: Callable, *arguments) -> None:
+        """Calls what only shows the run; a failure is a warning of the run."""
+        attempt(what, function, *arguments, warn=self._warn)
 
     def _samples(self) -> None:
         pictures, labels = self.trainer.first_pictures(64)
@@ -150,12 +160,15 @@ class Run:
         save_model(directory / "model.safetensors", self.network, *about, self.trainer.answer)
         if self.epochs:
             title = f"{directory.name} · {self.settings.optimizer.name}"
-            attempt("curves.png", plots.curves, directory / "curves.png", self.epochs, title)
-        attempt("kernels.png", plots.kernels, directory / "kernels.png", self.network, self.data.image_shape)
+            self._attempt("curves.png", plots.curves, directory / "curves.png", self.epochs, title)
+        self._attempt("kernels.png", plots.kernels, directory / "kernels.png", self.network, self.data.image_shape)
         remarks, advice = self._beside_chance() if status == "completed" and self.epochs else ([], "")
         self.warnings += [*remarks, advice] if advice else remarks
+        known = len(self.warnings)
         result = self._summarise(status)
-        attempt("report.html", html.write_run_page, directory)
+        self._attempt("report.html", html.write_run_page, directory)
+        if len(self.warnings) > known:  # the summary says what failed after it was written
+            attempt("summary.json", write_json, directory / "summary.json", result)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
         best = f", {best_in_words(result)}" if self.epochs else ""
@@ -167,10 +180,7 @@ class Run:
         if result["memory"]:
             own, adam = (bytes_in_words(sum(result["memory"][name].values())) for name in ("run", "adam"))
             self.report.say(f"memory of a step: {own}; {adam} under Adam with latent weights (summary.json: where they go)")
-        self.report.say(
-            f"in {directory}: report.html, model.safetensors, metrics.jsonl, summary.json, checkpoints/, "
-            "curves.png, samples.png, kernels.png"
-        )
+        self.report.say(f"in {directory}: {', '.join(existing(directory, FILES + PICTURES))}")
         for text in remarks:
             self.report.warn(text)
         further = f"bnn-train resume={directory}" if status == "interrupted" else advice or self._next()

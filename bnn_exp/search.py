@@ -4,10 +4,14 @@ Not Hydra's own Optuna sweeper, whose last release wants Optuna 2. The space is 
 are kept in the sweep's directory, and they run under any launcher, as many at a time as `hydra.sweeper.max_batch_size` says.
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
@@ -17,11 +21,18 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from bnn_exp.errors import UserError
+from bnn_exp.plan import values_of
+from bnn_exp.records.files import replacing, writing_to
+from bnn_exp.records.runs import as_text, flat
+from bnn_exp.resume import difference
+from bnn_exp.sweep import PER_RUN, with_moved_data, without_hydra
 
-JOURNAL = "optuna.log"
+JOURNAL, NAME = "optuna.log", "search"
+ENDED = "ended"  # of a trial that ran to an end, good or bad
+Space = Mapping[str, BaseDistribution]  # by the keys that a search varies
 
 
 def search(config: DictConfig, job: TaskFunction) -> None:
@@ -36,11 +47,14 @@ def search(config: DictConfig, job: TaskFunction) -> None:
     fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
     if not space:
         raise UserError("sweep.search=optuna: nothing to search\nallowed: KEY=interval(A,B), KEY=A,B,…")
-    launcher = Plugins.instance().instantiate_launcher(HydraContext(loader, Callbacks(config)), job, config)
+    _check_names(loader, config, fixed, space)
     directory = Path(config.hydra.sweep.dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, directory / "multirun.yaml")
-    study = _study(directory, config.seed)
+    _check_same_search(directory, config, space)
+    launcher = Plugins.instance().instantiate_launcher(HydraContext(loader, Callbacks(config)), job, config)
+    with writing_to(directory):
+        with replacing(directory / "multirun.yaml") as file:
+            OmegaConf.save(config, file)
+        study = _study(directory, config.seed, space)
     at_a_time = config.hydra.sweeper.get("max_batch_size") or 1
     while (left := config.sweep.trials - _ended(study)) > 0:
         trials = [study.ask(space) for _ in range(min(at_a_time, left))]
@@ -48,20 +62,21 @@ def search(config: DictConfig, job: TaskFunction) -> None:
         returned = launcher.launch(asked, initial_job_idx=trials[0].number)
         for trial, result in zip(trials, returned, strict=True):
             value = result.return_value
-            trial.set_user_attr("ended", True)
+            trial.set_user_attr(ENDED, True)
             study.tell(trial, value, state=TrialState.COMPLETE if value is not None else TrialState.FAIL)
 
 
 def _ended(study: optuna.Study) -> int:
     """Trials that ran to an end, good or bad; not those that were stopped and asked for again."""
-    return sum("ended" in trial.user_attrs for trial in study.trials)
+    return sum(ENDED in trial.user_attrs for trial in study.trials)
 
 
-def _study(directory: Path, seed: int) -> optuna.Study:
+def _study(directory: Path, seed: int, space: Space) -> optuna.Study:
     """The study kept in `directory`; trials that were under way when it was stopped are asked for again."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
-    study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+    file = directory / JOURNAL
+    if file.is_file():
+        _fit(file, space)
+    study = _kept(file)
     study.sampler = optuna.samplers.TPESampler(seed=(seed + len(study.trials)) % 2**32)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.enqueue_trial(trial.params)
@@ -69,22 +84,127 @@ def _study(directory: Path, seed: int) -> optuna.Study:
     return study
 
 
-def distribution(override: Override) -> BaseDistribution:
-    """What Hydra's sweep syntax means to a search: A,B choices; range and int(interval) whole numbers; interval numbers.
+def _kept(file: Path) -> optuna.Study:
+    return optuna.create_study(storage=_storage(file), study_name=NAME, direction="maximize", load_if_exists=True)
+
+
+def _trials(file: Path) -> list[FrozenTrial]:
+    """The trials in `file`, which is only read."""
+    try:
+        return optuna.load_study(storage=_storage(file), study_name=NAME).trials
+    except KeyError:  # killed before it had a study
+        return []
+
+
+def _storage(file: Path) -> JournalStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+def _fit(file: Path, space: Space) -> None:
+    """Rewrites the trials in `file` where they are of a narrower space: Optuna takes no other choices into a study."""
+    trials = _trials(file)
+    if all(space[key] == known for trial in trials for key, known in trial.distributions.items()):
+        return
+    with replacing(file) as temporary:
+        study = _kept(temporary)
+        for trial in trials:
+            values = {key: _value_in(space[key], value) for key, value in trial.params.items()}
+            trial.distributions = {key: space[key] for key in values}
+            trial.params = values
+            study.add_trial(trial)
+
+
+def _value_in(space: BaseDistribution, value: Any) -> Any:
+    """Returns the value of a trial as `space` has it; None where it lies outside."""
+    value = str(value) if isinstance(space, CategoricalDistribution) else value
+    try:
+        inner = space.to_internal_repr(value)
+    except ValueError:
+        return None
+    return space.to_external_repr(inner) if space._contains(inner) else None
+
+
+def _check_same_search(directory: Path, config: DictConfig, space: Space) -> None:
+    """A search goes on with its own settings, in a space that has all its trials.
 
     Raises:
-        UserError: a sweep that is none of these.
+        UserError: a setting differs, or a trial lies outside of the space.
+    """
+    if not (directory / JOURNAL).is_file():
+        return
+    same = "allowed: the settings of that search, in its space or a wider one; or a new search, in another folder"
+    for trial in _trials(directory / JOURNAL):
+        for key, value in trial.params.items():
+            if key not in space:
+                raise UserError(f"{key}: the search in {directory} varies it (trial {trial.number}: {key}={value})\n{same}")
+            if _value_in(space[key], value) is None:
+                raise UserError(f"{key}: trial {trial.number} of the search in {directory} has {key}={value}\n{same}")
+        others = [key for key in space if key not in trial.params]
+        if others and ENDED in trial.user_attrs:
+            raise UserError(f"{others[0]}: the search in {directory} does not vary it\n{same}")
+    if different := _difference(directory, config, space):
+        key, there, asked = different
+        key = key.removesuffix(".name")
+        raise UserError(f"{key}={as_text(asked)}: the search in {directory} has {key}={as_text(there)}\n{same}")
+
+
+def _difference(directory: Path, config: DictConfig, space: Space) -> tuple[str, Any, Any] | None:
+    """Returns the first fixed setting that differs from those of the search in `directory`, and its two values."""
+    try:
+        there = values_of(without_hydra(OmegaConf.load(directory / "multirun.yaml")))
+    except Exception:  # no such file, or a damaged one: YAML's and OmegaConf's errors have no common base
+        return None
+    asked = values_of(without_hydra(config))
+    varied = {key for key in flat(asked) for own in space if key == own or key.startswith(f"{own}.")}
+    return difference(with_moved_data(there, asked), asked, {*PER_RUN, *varied})
+
+
+def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], space: Space) -> None:
+    """Composes configurations that together have every choice of every group.
+
+    Raises:
+        HydraException: a key or a choice does not exist.
+    """
+    values = {key: d.choices if isinstance(d, CategoricalDistribution) else (d.low,) for key, d in space.items()}
+    groups = [len(choices) for key, choices in values.items() if loader.get_group_options(key)]
+    for number in range(max(groups, default=1)):
+        trial = [f"{key}={choices[min(number, len(choices) - 1)]}" for key, choices in values.items()]
+        loader.load_sweep_config(config, [*fixed, *trial])
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """Reads Hydra's sweep syntax as a space: A,B are choices; range and int(interval) whole numbers; interval numbers.
+
+    Raises:
+        UserError: a sweep that is none of these, or that holds no value.
     """
     sweep = override.value()
     log = isinstance(sweep, IntervalSweep | RangeSweep) and "log" in sweep.tags
     if isinstance(sweep, ChoiceSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    if isinstance(sweep, RangeSweep) and all(isinstance(n, int) for n in (sweep.start, sweep.stop, sweep.step)):
-        return IntDistribution(sweep.start, sweep.stop - 1, log=log, step=1 if log else sweep.step)
-    if isinstance(sweep, IntervalSweep) and isinstance(sweep.start, int) and isinstance(sweep.end, int):
-        return IntDistribution(sweep.start, sweep.end, log=log)
+    if isinstance(sweep, RangeSweep) and sweep.step and all(isinstance(n, int) for n in (sweep.start, sweep.stop, sweep.step)):
+        return _whole_numbers(override, range(sweep.start, sweep.stop, sweep.step), log)
     if isinstance(sweep, IntervalSweep):
-        return FloatDistribution(sweep.start, sweep.end, log=log)
+        low, high = sweep.start, sweep.end
+        if not (low <= high and math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f"{override.input_line}: no space to search\nallowed: interval(A,B) of two numbers with A ≤ B")
+        _check_log(override, log, low)
+        kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+        return kind(low, high, log=log)
     raise UserError(
         f"{override.input_line}: no space to search\nallowed: interval(A,B), tag(log,interval(A,B)), range(A,B), A,B,…"
     )
+
+
+def _whole_numbers(override: Override, numbers: range, log: bool) -> IntDistribution:
+    if not numbers:
+        raise UserError(f"{override.input_line}: no number in it\nallowed: range(A,B) of whole numbers with A < B")
+    low, high = min(numbers), max(numbers)
+    _check_log(override, log, low)
+    return IntDistribution(low, high, log=log, step=1 if log else abs(numbers.step))
+
+
+def _check_log(override: Override, log: bool, low: float) -> None:
+    if log and low <= 0:
+        raise UserError(f"{override.input_line}: {low:g} has no logarithm\nallowed: tag(log,interval(A,B)) with 0 < A ≤ B")

@@ -13,6 +13,7 @@ from bnn_exp.plan import Plan, make_plan, values_of
 from bnn_exp.records import html, runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.extras import attempt
+from bnn_exp.records.files import existing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.runs import Record
 from bnn_exp.records.words import console
@@ -73,7 +74,7 @@ def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> R
         if _same(run.config, wanted) if run.config else run.summary.get("overrides") == overrides:
             return run
     for run in found:
-        if wanted and run.config and _same(config := _with_moved_data(run.config, wanted), wanted):
+        if wanted and run.config and _same(config := with_moved_data(run.config, wanted), wanted):
             moved.append(replace(run, config=config))
     return moved[0] if len(moved) == 1 else None
 
@@ -85,7 +86,7 @@ def _same(there: dict, asked: dict | None) -> bool:
         return False
 
 
-def _with_moved_data(there: dict, asked: dict) -> dict:
+def with_moved_data(there: dict, asked: dict) -> dict:
     """The configuration of a run whose folder of data has gone, with the folder that is asked for."""
     path, moved = (values["dataset"].get("path") for values in (there, asked))
     if not path or not moved or Path(path).exists():
@@ -105,6 +106,11 @@ def _free(directory: Path) -> Path:
         return directory.parent / str(number)
 
 
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Returns a composed configuration without Hydra's own settings."""
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
 def conclude(directory: Path, report: Report) -> bool | None:
     """Leave the answer of the sweep in `directory`, as `report` says, and print it.
 
@@ -117,7 +123,7 @@ def conclude(directory: Path, report: Report) -> bool | None:
             directory.rmdir()
         return None
     result = answer(found, directory, report.y, report.x, report.group)
-    console().print(f"in {directory}: {', '.join(FILES)}")
+    console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
     return not result.unfinished
 
 

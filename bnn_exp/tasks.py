@@ -9,11 +9,11 @@ from omegaconf import DictConfig
 from bnn_exp import config, engine, places, sweep, unread
 from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
-from bnn_exp.errors import UserError
+from bnn_exp.errors import FULL, NotWritten, UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.records import runs
 from bnn_exp.records.answer import FILES, answer
-from bnn_exp.records.files import check_writable, writable
+from bnn_exp.records.files import check_writable, existing, writable
 from bnn_exp.resume import AUTO, asked_of_run, plan_to_go_on_or_begin, plan_to_resume
 
 TASKS = {
@@ -140,12 +140,19 @@ def search(composed: DictConfig, job) -> None:
 
     Raises:
         UserError: Optuna is not installed, or there is nothing to search.
+        NotWritten: the disk is full.
     """
     try:
         from bnn_exp.search import search
     except ImportError as error:
         raise UserError(f"sweep.search=optuna: {error}\nallowed: after pip install 'bnn-exp[optuna]'") from error
-    search(composed, job)
+    try:
+        search(composed, job)
+    except (NotWritten, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        reason = f"{composed.hydra.sweep.dir}: can't be written ({error.strerror})" if isinstance(error, OSError) else error
+        raise NotWritten(f"{reason}\nallowed: hydra.sweep.dir=FOLDER where there is room") from error
 
 
 def benchmark(asked: Asked) -> str:
@@ -168,19 +175,35 @@ def report(asked: Asked) -> str:
     Raises:
         UserError: no run there, or a directory that holds the report of a sweep already.
     """
-    places = asked.places
-    found = list(runs.find(places))
+    sources = asked.places
+    found = list(runs.find(sources))
     if not found:
-        raise UserError(f"from={','.join(map(str, places))}: no run there\nallowed: directories of runs or sweeps")
+        raise UserError(f"from={','.join(map(str, sources))}: no run there\nallowed: directories of runs or sweeps")
     wanted = asked.request.report
     said = wanted != Report(x=None, y=None, group=None)
-    own = sweep.own_report(places[0]) if len(places) == 1 else None
+    own = sweep.own_report(sources[0]) if len(sources) == 1 else None
     if not said:
         wanted = own or wanted
-    usual = places[0] if len(places) == 1 and (wanted == own or not said) else asked.directory
+    usual = sources[0] if len(sources) == 1 and (wanted == own or not said) else asked.directory
     into = asked.into(usual)
-    if sweep.own_report(into) not in (None, wanted) or (into != usual and sweep.own_report(into)):
-        raise UserError(f"hydra.run.dir={into}: it holds the report of its own sweep\nallowed: another folder")
+    _check_report_into(into, sources[0] if len(sources) == 1 else None, wanted)
+    anew = "; the report that was there is replaced" if places.holds_sweep(into) and not sweep.own_report(into) else ""
     with writable(into):
         answer(found, into, wanted.y, wanted.x, wanted.group)
-    return f"in {into}: {', '.join(FILES)}"
+    return f"in {into}: {', '.join(existing(into, FILES))}{anew}"
+
+
+def _check_report_into(into: Path, source: Path | None, wanted: Report) -> None:
+    """Refuses the directory of a run or of a sweep for a report of other runs, or on other axes than the sweep's own.
+
+    Args:
+        source: the only place that the report is of; None where it is of several.
+    """
+    if source is not None and into.resolve() == source.resolve():
+        problem = "" if sweep.own_report(into) in (None, wanted) else "it holds the report of its own sweep"
+    elif places.holds_run(into):
+        problem = "a run is there, which has a page of its own"
+    else:
+        problem = "it holds the report of its own sweep" if sweep.own_report(into) else ""
+    if problem:
+        raise UserError(f"hydra.run.dir={into}: {problem}\nallowed: another folder")

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_pictures_need_no_backend(tmp_path, backend):
 
 
 def test_a_training_goes_on_without_what_only_shows_it(bnn_train, summary):
-    """Every picture, page, table and line fails; the run completes, and train.log names each once."""
+    """Every picture, page, table and line fails; the run completes, and train.log and the summary name each once."""
 
     def broken(*_, **__):
         raise ValueError("no colours left")
@@ -145,7 +146,39 @@ def test_a_training_goes_on_without_what_only_shows_it(bnn_train, summary):
     assert done.code == 0 and done.err == "" and summary("k")["status"] == "completed" and len(epochs(Path("k"))) == 3
     log = Path("k/train.log").read_text()
     for name in ("samples.png", "curves.png", "kernels.png", "report.html"):
-        assert log.count(f"WARNING {name} is left out, since it failed: no colours left") == 1
+        said = f"{name} is left out, since it failed: no colours left"
+        assert log.count(f"WARNING {said}") == summary("k")["warnings"].count(said) == 1
+
+
+def test_a_run_lists_the_files_that_it_has_written(bnn_train, summary):
+    """A file that fails is said on the console, and is not among those that the run has left."""
+
+    def broken(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with patch("bnn_exp.records.plots.curves", broken), patch("bnn_exp.records.html.write_run_page", broken):
+        done = bnn_train(*TINY, "hydra.run.dir=k")
+    assert done.code == 0
+    (line,) = (line for line in done.out.splitlines() if line.startswith("in "))
+    assert set(line.rpartition(": ")[2].split(", ")) == {
+        "model.safetensors", "metrics.jsonl", "summary.json", "checkpoints/", "samples.png", "kernels.png",
+    }  # fmt: skip
+    for name in ("curves.png", "report.html"):
+        assert f"warning: {name} is left out" in done.out
+        assert sum(text.startswith(name) for text in summary("k")["warnings"]) == 1
+
+
+def test_a_sweep_lists_the_files_that_it_has_written(bnn_train, copy_of_run, tmp_path):
+    for name in ("a", "b"):
+        copy_of_run(tmp_path / name, *TINY)
+    assert "sweep.png" in bnn_train("task=report", "from=[a,b]", "hydra.run.dir=all").err
+
+    def broken(*_, **__):
+        raise ValueError("no colours left")
+
+    with patch("bnn_exp.records.study_plot.draw", broken):
+        done = bnn_train("task=report", "from=[a,b]", "hydra.run.dir=all")
+    assert done.code == 0 and "in all: sweep.csv, sweep.md, report.html" in done.err and not Path("all/sweep.png").exists()
 
 
 @pytest.mark.parametrize("output", [">&-", ">/dev/full", ">/dev/full 2>&1", "| head -1", ">&- 2>&- <&-"])
@@ -215,6 +248,25 @@ def test_a_full_disk_is_said_in_a_line_and_a_resume_goes_on(bnn_train, summary, 
     assert bnn_train(*TINY, "hydra.run.dir=k", "resume=auto").code == 0
     assert summary("k")["bits_sha256"] == summary(straight)["bits_sha256"]
     assert timeless(epochs(Path("k"))) == timeless(epochs(straight))
+
+
+@pytest.mark.parametrize("sweeper", [(), ("sweeper=optuna", "sweep.trials=2")])
+def test_a_sweep_that_finds_no_room_names_its_folder(bnn_train, monkeypatch, tmp_path, sweeper):
+    from omegaconf import OmegaConf
+
+    if sweeper:
+        pytest.importorskip("optuna")
+
+    def full(*_, **__):
+        raise FULL
+
+    with monkeypatch.context() as context:
+        context.setattr(OmegaConf, "save", full)
+        done = bnn_train("-m", *TINY, "delta=0.1,0.2", "hydra.sweep.dir=s", *sweeper)
+    assert done.code == 1 and "None" not in done.err and "Traceback" not in done.err
+    first, second = done.err.splitlines()
+    assert re.fullmatch(r"bnn-train: failed: (\S*/)?s: can't be written \(No space left on device.*\)", first)
+    assert second == "allowed: hydra.sweep.dir=FOLDER where there is room" and not any((tmp_path / "s").rglob("*"))
 
 
 def test_a_line_of_metrics_is_there_whole_or_not_at_all(tmp_path, monkeypatch):

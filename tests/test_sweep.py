@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import command, plain_config
 
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import Record
@@ -80,6 +82,22 @@ def test_a_report_of_several_places_and_its_axes(bnn_train, tmp_path):
         refused = bnn_train("task=report", "from=[a,b]", wrong, "hydra.run.dir=none")
         assert refused.code == 2 and wrong in refused.err and allowed in refused.err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_report_writes_over_no_run_and_says_what_it_replaces(bnn_train, copy_of_run, tmp_path):
+    for name in ("a", "b", "c"):
+        copy_of_run(tmp_path / name, "model.hidden_size=8", *SMALL)
+    before = {file: file.read_bytes() for file in Path("c").rglob("*") if file.is_file()}
+    for sources in ("[a,b]", "a", "[a,c]"):
+        refused = bnn_train("task=report", f"from={sources}", "hydra.run.dir=c")
+        assert refused.code == 2 and "hydra.run.dir=c: a run is there" in refused.err
+        assert {file: file.read_bytes() for file in Path("c").rglob("*") if file.is_file()} == before
+    first = bnn_train("task=report", "from=[a,b]", "hydra.run.dir=all")
+    second = bnn_train("task=report", "from=[a,b,c]", "hydra.run.dir=all")
+    assert first.code == second.code == 0 and "replaced" in second.err and "replaced" not in first.err
+    assert [row["runs"] for row in table(Path("all"))] == ["3"]
+    alone = bnn_train("task=report", "from=c")  # a run's own
+    assert alone.code == 0 and table(Path("c"))[0]["runs"] == "1", alone.err
 
 
 @pytest.mark.parametrize(
@@ -161,6 +179,86 @@ def test_a_search_asks_for_trials_and_resumes(bnn_train):
     assert len(table(Path("s"))) == 5
 
 
+@pytest.mark.parametrize(
+    ("sweep", "allowed"),
+    [
+        ("delta=0.1", "KEY=interval(A,B)"),
+        ("delta=range(0.1,0.5,0.1)", "interval(A,B)"),
+        ("delta=tag(log,interval(0,0.1))", "0 < A"),
+        ("model.hidden_size=tag(log,range(0,9))", "0 < A"),
+        ("delta=interval(0.5,0.1)", "A ≤ B"),
+        ("delta=interval(0,inf)", "A ≤ B"),
+        ("model.hidden_size=range(8,4)", "A < B"),
+        ("dleta=interval(0.1,0.5)", "did you mean delta"),
+        ("optimizer=bop,cuonter", "counter"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(bnn_train, tmp_path, sweep, allowed):
+    pytest.importorskip("optuna")
+    done = bnn_train("-m", "sweeper=optuna", "sweep.trials=2", *SMALL, sweep, "hydra.sweep.dir=s")
+    assert done.code == 2 and allowed in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search of two trials over model.hidden_size=8,16."""
+    pytest.importorskip("optuna")
+    place = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert command(patch, *SEARCH, "model.hidden_size=8,16", "sweep.trials=2", "hydra.sweep.dir=s") == 0
+    return place / "s"
+
+
+SEARCH = ("-m", "sweeper=optuna", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["model.hidden_size=8,16", "optimizer=counter"], "optimizer=counter: the search in s has optimizer=hypermask"),
+        (["model.hidden_size=8,16", "seed=3"], "seed=3: the search in s has seed=0"),
+        (["model.num_layers=2,3"], "model.hidden_size: the search in s varies it"),
+        (["model.hidden_size=8,16", "model.num_layers=2,3"], "model.num_layers: the search in s does not vary it"),
+        (["model.hidden_size=32,64"], "model.hidden_size: trial 0 of the search in s has"),
+        (["model.hidden_size=interval(20,30)"], "model.hidden_size: trial 0 of the search in s has"),
+    ],
+)
+def test_a_search_does_not_go_on_with_another_configuration(bnn_train, searched, tmp_path, arguments, text):
+    shutil.copytree(searched, tmp_path / "s")
+    before = {file: file.read_bytes() for file in Path("s").rglob("*") if file.is_file()}
+    refused = bnn_train(*SEARCH, *arguments, "sweep.trials=3", "sweep.resume=s")
+    assert refused.code == 2 and text in refused.err and "allowed: " in refused.err and "Traceback" not in refused.err
+    assert {file: file.read_bytes() for file in Path("s").rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("space", ["16,8", "8,12,16", "range(8,17)", "int(tag(log,interval(4,64)))"])
+def test_a_search_goes_on_in_a_wider_space(bnn_train, searched, tmp_path, space):
+    import optuna
+
+    shutil.copytree(searched, tmp_path / "s")
+    done = bnn_train(*SEARCH, f"model.hidden_size={space}", "device=cpu", "sweep.trials=4", "sweep.resume=s")
+    assert done.code == 0, done.err
+    journals = (optuna.storages.journal.JournalFileBackend(str(file / "optuna.log")) for file in (searched, Path("s")))
+    earlier, now = (
+        optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(journal)).trials for journal in journals
+    )
+    assert len(now) == 4 and [trial.value for trial in now[:2]] == [trial.value for trial in earlier]
+    assert [f"{t.params['model.hidden_size']}" for t in now[:2]] == [t.params["model.hidden_size"] for t in earlier]
+
+
+def test_a_search_that_breaks_off_has_failed(bnn_train, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+
+    def broken(*_, **__):
+        raise RuntimeError("no more trials")
+
+    monkeypatch.setattr(optuna.Study, "ask", broken)
+    done = bnn_train("-m", "sweeper=optuna", "sweep.trials=1", *SMALL, "delta=interval(0.1,0.2)", "hydra.sweep.dir=s")
+    assert done.code == 1 and "no more trials" in done.err
+
+
 def test_the_best_of_a_search_is_that_of_the_table(bnn_train):
     """By validation, where the search keeps rows back; its command line makes the same run again."""
     optuna = pytest.importorskip("optuna")
@@ -189,6 +287,8 @@ def test_hydras_sweep_syntax_as_a_space():
         "a=tag(log,interval(0.1,2.0))": FloatDistribution(0.1, 2.0, log=True),
         "a=int(interval(1,9))": IntDistribution(1, 9),
         "a=range(2,11,2)": IntDistribution(2, 10, step=2),
+        "a=range(2,10,3)": IntDistribution(2, 8, step=3),
+        "a=range(9,1,-4)": IntDistribution(5, 9, step=4),
         "a=x,y": CategoricalDistribution(["x", "y"]),
     }.items():
         assert distribution(OverridesParser.create().parse_override(text)) == expected, text
@@ -215,6 +315,42 @@ def test_a_preset_is_a_configuration_of_its_name():
     one, other = ({"optimizer": {"name": "counter", "bits": bits, "delta": delta}} for bits, delta in ((8, 0.02), (4, 0.05)))
     result = study([run(overrides=["optimizer=counter"], **one), run(overrides=["optimizer=counter_4bit"], **other)])
     assert [row.settings for row in result.rows] == [{"optimizer": "counter"}, {"optimizer": "counter_4bit"}]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("optimizer=counter_4bit",), ("optimizer=counter", "optimizer.bits=4", "optimizer.delta=0.05")),
+        (("optimizer=hypermask_random",), ("optimizer.mask=random", "delta=0.01")),
+        ((), ("delta=0.1",)),
+        (("optimizer=hypermask",), ("optimizer.delta=0.1", "optimizer.lr=10")),
+        (("optimizer=bop",), ("optimizer=bop", "optimizer.tau=1e-6")),
+        (("model=mlp",), ("model=mlp", "model.num_layers=4")),
+    ],
+)
+def test_one_configuration_in_other_words_is_one_row(one, other):
+    said = [(*one, "seed=0"), (*other, "seed=1"), (*other, "seed=2")]
+    runs = [run(f"{i}", overrides, **plain_config(*overrides)) for i, overrides in enumerate(said)]
+    for order in (runs, runs[::-1]):
+        result = study(order)
+        assert result.varied == [] and [row.seeds for row in result.rows] == [3]
+    different = run("d", ["delta=0.3", "optimizer=counter"], **plain_config("delta=0.3", "optimizer=counter"))
+    assert [len(row.runs) for row in study([*runs, different]).rows] == [3, 1]
+
+
+def test_the_strength_has_one_column_and_its_own_value():
+    said = (("delta=0.3",), ("optimizer.delta=0.2",), ())
+    result = study(run(f"{i}", overrides, **plain_config(*overrides)) for i, overrides in enumerate(said))
+    assert [row.settings for row in result.rows] == [{"delta": 0.3}, {"delta": 0.2}, {"delta": 0.1}]
+    assert [line.split(",")[0] for line in result.csv().splitlines()] == ["delta", "0.3", "0.2", "0.1"]
+
+
+def test_the_table_and_its_file_have_one_label_for_a_preset(bnn_train):
+    assert bnn_train("optimizer=counter_4bit", "model.hidden_size=8", *SMALL, "hydra.run.dir=a").code == 0
+    assert bnn_train("config=a", "seed=1", "hydra.run.dir=b").code == 0
+    assert bnn_train("optimizer=bop", "model.hidden_size=8", *SMALL, "hydra.run.dir=c").code == 0
+    assert bnn_train("task=report", "from=[b,a,c]", "hydra.run.dir=all").code == 0
+    assert [(row["optimizer"], row["runs"]) for row in table(Path("all"))] == [("counter_4bit", "2"), ("bop", "1")]
 
 
 def test_what_did_not_complete_is_named_by_its_choice():

@@ -27,8 +27,8 @@ def answer(
         study_plot.axes_of(result, x, group)
     for name, text in (("sweep.csv", result.csv()), ("sweep.md", result.markdown())):
         write_text(directory / name, text)
-    if result.rows:
-        attempt("sweep.png", study_plot.draw, directory / "sweep.png", result, x, group)
+    if not (result.rows and attempt("sweep.png", study_plot.draw, directory / "sweep.png", result, x, group)):
+        (directory / "sweep.png").unlink(missing_ok=True)  # of an earlier answer
     if runs.read(directory) is None:
         attempt("report.html", html.write_study_page, result, directory)
     else:  # asked for a run alone

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from bnn_exp.records.log import log
 
 
-def attempt(what: str, function: Callable, *arguments) -> bool:
-    """Call `function`; where it fails, a warning in the log says that `what` is left out. Returns whether it went well."""
+def attempt(what: str, function: Callable, *arguments, warn: Callable[[str], None] = log.warning) -> bool:
+    """Calls `function`; where it fails, a warning (in the log, or by `warn`) says that `what` is left out. Returns whether it
+    went well."""
     try:
         function(*arguments)
     except Exception as error:
-        log.warning("%s is left out, since it failed: %s", what, error or type(error).__name__)
+        warn(f"{what} is left out, since it failed: {str(error) or type(error).__name__}")
         log.info("where it failed", exc_info=True)
         return False
     return True

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ def remove_temporaries(folder: Path) -> None:
     for file in folder.glob(".*.part"):
         if TEMPORARY.fullmatch(file.name):
             file.unlink(missing_ok=True)
+
+
+def existing(directory: Path, names: Iterable[str]) -> list[str]:
+    """Returns those `names` of files and folders that are in `directory`."""
+    return [name for name in names if (directory / name).exists()]
 
 
 def write_text(file: Path, text: str) -> None:

@@ -10,11 +10,13 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bnn_exp.errors import UserError
 from bnn_exp.records.extras import attempt
+from bnn_exp.records.log import log
 from bnn_exp.records.runs import as_text, flat
 
 Metrics = dict[str, Any]  # a line of metrics.jsonl
@@ -160,10 +162,10 @@ LOGGERS = {"none": Nothing, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb
 class Forgiving:
     """A logger that falls silent when it fails: a training does not end for what only shows it."""
 
-    def __init__(self, name: str, *arguments):
-        """Begin the logger `name`, which is made of the `arguments`."""
-        self.name, self.logger = name, Nothing()
-        self.began = attempt(f"logger={name}", self._begin, *arguments)
+    def __init__(self, name: str, warn: Callable[[str], None], *arguments):
+        """Begins the logger `name`, which is made of the `arguments`; `warn` gets a sentence when it fails."""
+        self.name, self.warn, self.logger = name, warn, Nothing()
+        attempt(f"logger={name}", self._begin, *arguments, warn=warn)
 
     def _begin(self, *arguments) -> None:
         self.logger = LOGGERS[self.name](*arguments)
@@ -175,7 +177,7 @@ class Forgiving:
         self._try("finish", summary)
 
     def _try(self, method: str, *arguments) -> None:
-        if not attempt(f"logger={self.name}", getattr(self.logger, method), *arguments):
+        if not attempt(f"logger={self.name}", getattr(self.logger, method), *arguments, warn=self.warn):
             self.logger = Nothing()
 
 
@@ -193,9 +195,12 @@ def check(settings) -> None:
         )
 
 
-def start(settings, directory: Path, config: dict[str, Any], epochs: list[Metrics]) -> Forgiving:
-    """The logger of the run in `directory`, with the `epochs` so far in it; one that can't begin is silent."""
-    logger = Forgiving(settings.name, settings, directory, config)
+def start(
+    settings, directory: Path, config: dict[str, Any], epochs: list[Metrics], warn: Callable[[str], None] = log.warning
+) -> Forgiving:
+    """Returns the logger of the run in `directory`, with the `epochs` so far in it. One that fails is silent from then on, and
+    `warn` gets a sentence."""
+    logger = Forgiving(settings.name, warn, settings, directory, config)
     last = logger.logger.last
     for metrics in epochs:
         if metrics["epoch"] > last:

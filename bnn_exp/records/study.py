@@ -29,6 +29,7 @@ class Row:
     """A configuration: the values of what varies, paths by the part that differs, and its completed runs."""
 
     settings: dict[str, Any]
+    whole: dict[str, Any]  # the same with whole paths
     runs: list[Record]
     mean: float
     std: float | None  # of the sample of seeds; None for a single one
@@ -112,8 +113,7 @@ class Study:
         heads = [f"{key}_{part}" for key in measured for part in ("mean", "std")]
         table.writerow([*self.varied, "runs", "seeds", *self.costs, *heads, "seconds_per_epoch", "best"])
         for row in self.rows:
-            first = settings(row.runs[0])
-            values = [as_text(first.get(key)) for key in self.varied]
+            values = [as_text(row.whole[key]) for key in self.varied]
             numbers = ["" if value is None else value for key in measured for value in over_seeds(row.runs, key)]
             costs = [row.number(key) for key in self.costs]
             table.writerow([*values, len(row.runs), row.seeds, *costs, *numbers, row.seconds_per_epoch, int(row.best)])
@@ -169,7 +169,8 @@ def study(records: Iterable[Record], y: str | None = None) -> Study:
     rows = []
     for i, places in enumerate(groups.values()):
         runs = [completed[place] for place in places]
-        rows.append(Row({key: shown[key][i] for key in varied}, runs, *over_seeds(runs, y)))
+        whole = {key: firsts[i].get(key) for key in varied}
+        rows.append(Row({key: shown[key][i] for key in varied}, whole, runs, *over_seeds(runs, y)))
     if rows:
         less = any(word in by for word in LESS_IS_BETTER)
         (min if less else max)(rows, key=lambda row: row.number(by)).best = True

@@ -8,32 +8,70 @@ from typing import Any
 from bnn_exp.records.runs import Record, as_text, flat
 
 FOLDED = ("seed", "resume", "logger")  # with what is below them: they tell runs apart, and no configurations
+TWICE = "delta"  # stands in optimizer.delta too, which a run reads
 CONTENT = "dataset.content"  # the first digits of the key of the data: other files under the same path are other data
 
 
 def settings(record: Record) -> dict[str, Any]:
     """Returns the configuration of a run by dotted keys, the choice of each group ({"optimizer": "counter_4bit", …}), and the
     content of its data."""
-    groups = {group: values["name"] for group, values in record.config.items() if isinstance(values, dict) and "name" in values}
-    asked = dict(item.partition("=")[::2] for item in record.summary.get("overrides", []))
-    content = {CONTENT: record.summary["dataset"][:8]} if record.summary.get("dataset") else {}
-    return {group: asked.get(group, name) for group, name in groups.items()} | flat(record.config) | content
+    return filled([record])[0]
 
 
 def filled(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Returns the settings of runs. Runs of an earlier version lack new keys: a key that has one value in all other runs gets
-    this value, which is its default as far as they tell."""
-    configs = [settings(record) for record in records]
+    """Returns the settings of runs, equal for equal configurations, however the command lines said them.
+
+    Runs of an earlier version lack new keys: a key that has one value in all other runs gets this value, which is its default
+    as far as they tell.
+    """
+    configs = [_values(record) for record in records]
     for key in {key for config in configs for key in config}:
         having = [config for config in configs if key in config]
         if len(having) == len(configs) or len({as_text(config[key]) for config in having}) > 1:
             continue
-        group = key.partition(".")[0] if "." in key else ""
-        choices = {as_text(config.get(group)) for config in having}
+        name = f"{key.partition('.')[0]}.name"
+        choices = {as_text(config.get(name)) for config in having}
         for config in configs:
-            if as_text(config.get(group)) in choices:
+            if as_text(config.get(name)) in choices:
                 config.setdefault(key, having[0][key])
-    return configs
+    return _labelled(records, configs)
+
+
+def _values(record: Record) -> dict[str, Any]:
+    """Returns the configuration of a run by dotted keys, each number in one form, and the content of its data."""
+    values = {key: _plain(value) for key, value in flat(record.config).items()}
+    if TWICE in values and "optimizer.name" in values:
+        values[TWICE] = values.get(f"optimizer.{TWICE}")
+    return values | ({CONTENT: record.summary["dataset"][:8]} if record.summary.get("dataset") else {})
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # lr=10 and lr=10.0
+
+
+def _labelled(records: Sequence[Record], configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the settings with a label for each group: its choice on the command line, such as a preset, else its name.
+
+    A label names the values of its group: runs with equal values get one label, the first that a command line has.
+    """
+    said: dict[tuple, str] = {}
+    for record, config in zip(records, configs, strict=True):
+        for group, choice in _choices(record).items():
+            if f"{group}.name" in config:
+                said.setdefault(_of_group(config, group), choice)
+    found = []
+    for config in configs:
+        groups = [key.removesuffix(".name") for key in config if key.count(".") == 1 and key.endswith(".name")]
+        found.append({group: said.get(_of_group(config, group), config[f"{group}.name"]) for group in groups} | config)
+    return found
+
+
+def _choices(record: Record) -> dict[str, str]:
+    return dict(item.partition("=")[::2] for item in record.summary.get("overrides") or [])
+
+
+def _of_group(config: dict[str, Any], group: str) -> tuple:
+    return group, *sorted((key, as_text(value)) for key, value in config.items() if key.startswith(f"{group}."))
 
 
 def varied_keys(records: Sequence[Record]) -> list[str]:
@@ -42,7 +80,7 @@ def varied_keys(records: Sequence[Record]) -> list[str]:
     keys = dict.fromkeys(key for config in configs for key in config if key.partition(".")[0] not in FOLDED)
     several = [key for key in keys if len({as_text(config.get(key)) for config in configs}) > 1]
     asked = {part.lstrip("+~").partition("=")[0] for r in records for part in r.summary.get("overrides", [])}
-    first = [key for key in several if key in asked]
+    first = [key for key in several if key in asked and not (key == f"optimizer.{TWICE}" and {TWICE} <= asked & {*several})]
     chosen = list(first)
     for key in sorted(several, key=lambda key: key.count(".")):
         if key not in chosen and _parts(configs, [*chosen, key]) > _parts(configs, chosen):
