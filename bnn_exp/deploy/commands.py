@@ -23,7 +23,7 @@ from bnn_exp.records import evaluations, html
 from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
-from bnn_exp.records.runs import run_of
+from bnn_exp.records.runs import MODELS, run_of, which_of
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
 
@@ -53,7 +53,7 @@ def _say(result: evaluation.Evaluation) -> None:
     data = result.data
     whose = {True: "the run's own", False: "not the run's own: ", None: ""}[data["own"]]
     whose += "" if data["own"] else data["path"] or data["name"]
-    table = Table(title=f"{result.rows:,} test rows, {whose}; the {result.model['which']} network", title_justify="left")
+    table = Table(title=f"{result.rows:,} test rows, {whose}; {_whose_network(result.model['which'])}", title_justify="left")
     for column in ("network", "test %", "different predictions", "seconds"):
         table.add_column(column)
     table.add_row("float", f"{result.accuracy_float:.2f}", "", f"{result.seconds_float:.3g}")
@@ -63,6 +63,10 @@ def _say(result: evaluation.Evaluation) -> None:
         different = str(result.different_predictions)
         table.add_row("packed", f"{result.accuracy_packed:.2f}", different, f"{result.seconds_packed:.3g}")
     console().print(table)
+
+
+def _whose_network(which: str) -> str:
+    return f"the {which} network" if which in MODELS else f"the network of {which}"
 
 
 def _leave(result: evaluation.Evaluation, into: Path, run: Path, arrays: Arrays) -> str:
@@ -171,8 +175,9 @@ def _as_deployed(model: Path, folder: Path) -> Path:
 
 
 def _named(what: str, model: Path) -> str:
-    """Names a file of results: those of the best network do not replace those of the last."""
-    return f"{what}-best" if model.stem == "best" else what
+    """Names results: those of the best network, or of any other file, do not replace those of the last."""
+    which = which_of(model)
+    return what if which == "last" else f"{what}-{which}"
 
 
 def _untrained(settings: config.Settings, composed: DictConfig, folder: Path) -> Path:

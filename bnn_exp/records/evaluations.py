@@ -1,7 +1,8 @@
 """Evaluations of a run: a file for each network and each data set, so that none replaces another's. Imports no torch.
 
 `evaluation.json` is of the run's own test rows by the network of its last epoch. All others lie in `evaluations/`, by the
-name and the key of the data, the epoch, and the fingerprint of the network. Each has a picture of its mistakes beside it.
+name and the key of the data, the epoch (or the name of the file), and the fingerprint of the network. Each has a picture of its
+mistakes beside it.
 """
 
 import json
@@ -20,8 +21,13 @@ def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Pat
     """Returns the file in `folder` for an evaluation of a `model` of `run` on `data`, both as the evaluation describes them."""
     if data["own"] and model["which"] == "last" and folder == run:
         return folder / OWN
-    name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(data["path"]).name if data["path"] else data["name"]).strip("-.")[:40]
-    return folder / "evaluations" / f"{name or 'data'}-{data['key'][:8]}-{model['which']}-{model['sha256'][:8]}.json"
+    name = _plain(Path(data["path"]).name if data["path"] else data["name"]) or "data"
+    return folder / "evaluations" / f"{name}-{data['key'][:8]}-{_plain(model['which'])}-{model['sha256'][:8]}.json"
+
+
+def _plain(name: str) -> str:
+    """Returns a name with only such signs as a file name may have everywhere."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:40]
 
 
 def picture_of(file: Path) -> Path:
@@ -30,13 +36,14 @@ def picture_of(file: Path) -> Path:
 
 
 def told(record: Record, which: str) -> float | None:
-    """Returns the accuracy (percent) that a run's summary has of its network on its own data; None where it has none.
+    """Returns the accuracy (percent) that a run's summary has of its network on its own data; None where it has none,
+    and of any other file.
 
     The summary of a run that was stopped tells of its last whole epoch, its last network may be a few steps further.
     """
     if which == "last" and record.status != "completed":
         return None
-    return record.summary.get(ACCURACY[which])
+    return record.summary.get(ACCURACY.get(which))
 
 
 def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
