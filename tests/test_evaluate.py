@@ -322,3 +322,11 @@ def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
     assert alone.code == 0, alone.err
     files = json.loads((run.parent / "configured/benchmark.json").read_text())["files"]
     assert abs(files["model.safetensors"] - found["files"]["model.safetensors"]) < 200  # its configuration alone is another
+
+
+def test_what_no_test_row_reads_is_refused_of_their_dataset(bnn_train, run, tmp_path):
+    folder = other_data(tmp_path / "data")
+    for task in ("evaluate", "export"):
+        done = bnn_train(f"task={task}", "from=run", "dataset=local", f"dataset.path={folder}", "dataset.fit=crop")
+        assert done.code == 2 and done.err.startswith("bnn-train: dataset.fit=crop: "), done.err
+        assert not (run / "evaluations").exists() and not (run / "export").exists()

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from rich.table import Table
 
-from bnn_exp import config, models, plan
+from bnn_exp import config, models, plan, unread
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
 from bnn_exp.deploy import evaluate as evaluation
@@ -205,5 +205,11 @@ def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
 
 
 def _dataset(asked: Asked) -> config.Rows:
-    """Returns the dataset of the run, but for what the command line says of it (see `bnn_exp.inherit`)."""
-    return config.load(asked.composed).dataset
+    """Returns the dataset of the run, but for what the command line says of it (see `bnn_exp.inherit`).
+
+    Raises:
+        UserError: it says something that nothing reads.
+    """
+    settings = config.load(asked.composed)
+    unread.check_rows(settings, asked.overrides)
+    return settings.dataset
