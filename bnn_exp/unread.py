@@ -180,10 +180,23 @@ def check_command(request: Request, overrides: Iterable[str], sweep: bool = Fals
     Raises:
         UserError: the first key that it does not read, why, and what would.
     """
-    case = Case(_asked(overrides), request=request, sweep=sweep)
-    _check(COMMAND, case)
-    for key, value in (("config", request.config), ("from", request.task != "report" and request.from_)):
-        if value and key not in case.said:  # in an experiment, which is composed too late to take a run over
+    _check(COMMAND, Case(_asked(overrides), request=request, sweep=sweep))
+    check_named({"config": request.config, "from": request.task != "report" and request.from_}, overrides)
+
+
+def check_named(runs: Mapping[str, Any], overrides: Iterable[str]) -> None:
+    """See that `overrides` name the runs from which settings are taken over: an experiment is composed too late for that.
+
+    Args:
+        runs: `config`, `from` and `init_from`, where the composed configuration has them. A configuration that `config` takes
+            over may have an `init_from` of its own.
+
+    Raises:
+        UserError: an experiment names one.
+    """
+    named = _asked(overrides).keys()
+    for key, value in runs.items():
+        if value and key not in named and not (key == "init_from" and "config" in named):
             raise UserError(f"{key}={value}: only the command line can name it\nallowed: bnn-train {key}={value}")
 
 
@@ -194,6 +207,7 @@ def check_training(settings: Settings, overrides: Iterable[str]) -> None:
         UserError: as `check_command`.
     """
     _check(TRAINING, Case(_asked(overrides), settings))
+    check_named({"init_from": settings.init_from}, overrides)
 
 
 def check_rows(settings: Settings, overrides: Iterable[str]) -> None:
