@@ -203,13 +203,8 @@ class Preflight(Callback):
         from bnn_exp import tasks
 
         self._note(config)
-        given = (
-            _without_hydra(config),
-            list(config.hydra.overrides.task),
-            config.hydra.sweep.dir,
-            config.hydra.sweeper.get("params"),
-        )
-        report = self._or_leave(tasks.prepare_sweep, *given)
+        given = _without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
+        report = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)
