@@ -20,8 +20,7 @@ from omegaconf import OmegaConf
 
 from bnn_exp import config, rules, said
 from bnn_exp.errors import UserError
-from bnn_exp.records.files import metadata
-from bnn_exp.records.runs import as_text, flat
+from bnn_exp.records.runs import as_text, flat, metadata
 
 TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
 OF_A_NETWORK = ("evaluate", "predict", "export", "benchmark")  # tasks

@@ -113,9 +113,10 @@ def _in_its_terms(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
 
 
 def described(file: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Names the network that gave an answer: its `file`; `which`: last, best, or the name of another file; and `sha256`, a
-    fingerprint of the network and of its classes."""
-    return {"file": str(file.resolve()), "which": which_of(file), "sha256": about["sha256"]}
+    """Names the network that gave an answer: its `file`; `which`: last, best, or the name of another file; `sha256`, a
+    fingerprint of the network and of its classes; and `file_sha256`, one of all that the file holds."""
+    known = {"file": str(file.resolve()), "which": which_of(file), "sha256": about["sha256"]}
+    return known | {"file_sha256": evaluations.file_sha256(file)}
 
 
 def _described(dataset: Rows, arrays: Arrays, split: str, own: bool | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ name and the key of the data, the epoch (or the name of the file), and the finge
 mistakes beside it.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -69,6 +70,33 @@ def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         if isinstance(value, dict) and "accuracy_float" in value:
             found.append((file.relative_to(folder).as_posix(), value))
     return found
+
+
+def is_present(folder: Path, model: dict[str, Any]) -> bool:
+    """Whether the `model` of an evaluation lies in the run directory `folder` now. It does not where the run went on since,
+    or where it is another run's. One that an earlier version does not name counts as present."""
+    if "sha256" not in model:
+        return True
+    which = model["which"]
+    names = [name for name, epoch in runs.EPOCHS.items() if epoch == which] or [which, f"checkpoints/{which}"]
+    return any(_holds(folder / name, model) for name in names if (folder / name).is_file())
+
+
+def _holds(file: Path, model: dict[str, Any]) -> bool:
+    """Whether `file` holds the network that an evaluation names."""
+    if file.suffix == ".safetensors":
+        try:
+            return runs.metadata(file)["sha256"] == model["sha256"]
+        except (OSError, ValueError, LookupError):  # damaged
+            return False
+    known = model.get("file_sha256")  # an earlier version does not write it, and model.safetensors tells of the last epoch
+    return file_sha256(file) == known if known else model["which"] != "last"
+
+
+def file_sha256(file: Path) -> str:
+    """Returns a fingerprint of all bytes of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def own_run(file: Path) -> Record | None:

@@ -102,6 +102,17 @@ def which_of(file: Path) -> str:
     return EPOCHS.get(file.absolute().relative_to(run_of(file).absolute()).as_posix(), file.name)
 
 
+def metadata(file: Path) -> dict[str, str]:
+    """Returns the metadata of a `model.safetensors`, without its tensors.
+
+    Raises:
+        OSError, ValueError, LookupError: the file is not there, or damaged.
+    """
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), file.stat().st_size)))
+    return header["__metadata__"]
+
+
 def _natural(path: Path) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in path.parts]
 
