@@ -159,6 +159,7 @@ def benchmark(asked: Asked) -> str:
     settings = config.load(asked.composed)
     unread.check_training(settings, asked.overrides)
     if not asked.request.from_:
+        places.check_no_other_run(asked.directory)
         check_writable(asked.directory, "hydra.run.dir")  # before minutes of work
     if asked.request.benchmark.name == "training":
         engine.let_waiting_threads_sleep(settings)

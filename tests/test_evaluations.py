@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_places import TINY, stopping_at  # noqa: F401
+from test_places import TINY, contents, stopping_at  # noqa: F401
 
 from bnn_exp.records import evaluations, html
 from bnn_exp.records.html.evaluations import ABSENT, evaluated
@@ -62,3 +62,32 @@ def test_an_evaluation_of_an_earlier_version_is_shown_as_it_was(bnn_train, copy_
     del value["model"]
     (run / evaluations.OWN).write_text(json.dumps(value))
     assert evaluated(run)["mistakes"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["task=evaluate", "from=run"],
+        ["task=evaluate", "from=run/model.safetensors", "which=last"],
+        ["task=predict", "from=run", "input=run/samples.png"],
+        ["task=export", "from=run", "export.format=torch"],
+        ["task=benchmark", "from=run"],
+        ["task=benchmark", "model.hidden_size=8"],
+        ["task=benchmark", "benchmark=training"],
+    ],
+    ids=" ".join,
+)
+def test_results_do_not_go_to_the_directory_of_another_run(bnn_train, copy_of_run, tmp_path, arguments):
+    for name in ("run", "other"):
+        copy_of_run(tmp_path / name, *TINY)
+    before = contents(tmp_path)
+    done = bnn_train(*arguments, "hydra.run.dir=other")
+    assert done.code == 2 and done.err.startswith("bnn-train: hydra.run.dir=other: another run is there (completed)"), done.err
+    assert len(done.err.splitlines()) == 2 and contents(tmp_path) == before
+
+
+def test_the_directory_of_the_run_itself_may_be_named(bnn_train, copy_of_run, tmp_path):
+    run = copy_of_run(tmp_path / "run", *TINY)
+    done = bnn_train("task=evaluate", "from=run", f"hydra.run.dir={run}")
+    assert done.code == 0 and (run / evaluations.OWN).is_file() and not (run / "evaluations").exists(), done.err
+    assert evaluations.OWN in (run / "report.html").read_text()

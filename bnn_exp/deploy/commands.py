@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from rich.table import Table
 
-from bnn_exp import config, models, plan, unread
+from bnn_exp import config, models, places, plan, unread
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
 from bnn_exp.deploy import evaluate as evaluation
@@ -37,11 +37,12 @@ def evaluate(asked: Asked) -> str:
         WrongResult: the accuracy is not the one that the run's summary has of these rows.
     """
     model, dataset = asked.model, _dataset(asked)
+    run = run_of(model)
+    into = _into(asked, model, run)
     arrays = plan.read(dataset)
     result = evaluation.evaluate(model, arrays, dataset)
     _say(result)
-    run = run_of(model)
-    said = _leave(result, asked.into(run), run, arrays)
+    said = _leave(result, into, run, arrays)
     if wrong := evaluations.disagreement(vars(result), run):
         raise WrongResult(f"{wrong}\n{said}")
     return said
@@ -90,10 +91,11 @@ def predict(asked: Asked) -> str:
     given = asked.request.input
     if not given:
         raise UserError("task=predict needs input=\nallowed: an image, a folder of images, a pattern, or a list of them")
-    into = asked.directory
+    model = asked.model
+    into = _into(asked, model, asked.directory)
     if there := [name for name in FILES if (into / name).exists()]:
         raise UserError(f"{into / there[0]}: it is there already\nallowed: another hydra.run.dir=FOLDER")
-    found = predicted.predict(asked.model, [given] if isinstance(given, str) else given)
+    found = predicted.predict(model, [given] if isinstance(given, str) else given)
     _show(found)
     with writable(into):
         found.write(into)
@@ -125,7 +127,7 @@ def export(asked: Asked) -> str:
     wanted = asked.request.export
     model = asked.model
     network, about = load_packed(model)
-    into = Path(wanted.dir) if wanted.dir else asked.into(run_of(model) / _named("export", model))
+    into = Path(wanted.dir) if wanted.dir else _into(asked, model, run_of(model) / _named("export", model))
     images = torch.from_numpy(plan.read(_dataset(asked)).test_images)
     with writable(into, "export.dir=FOLDER where you may write"):
         if wanted.format == "torch":
@@ -149,6 +151,7 @@ def benchmark(asked: Asked) -> str:
     settings = config.load(asked.composed)
     device = torch.device(plan.device_of(settings.device))
     file = asked.model if asked.request.from_ else None
+    folder, name = (_into(asked, file, run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
     with tempfile.TemporaryDirectory() as temporary:
         model = _as_deployed(file, Path(temporary)) if file else _untrained(settings, asked.composed, Path(temporary))
         found = measured.benchmark(model, device, threads=settings.trainer.threads or 1, say=console().print)
@@ -158,7 +161,6 @@ def benchmark(asked: Asked) -> str:
     _speeds("one layer against F.linear", ("inputs", "outputs", "batch", "kind"), found["layers"])
     files = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["files"].items())
     console().print(f"on disk: {files}")
-    folder, name = (asked.into(run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
     with writable(folder):
         write_json(folder / f"{name}.json", found)
         speed_plot(folder / f"{name}.png", found)
@@ -172,6 +174,19 @@ def _as_deployed(model: Path, folder: Path) -> Path:
     network, about = load_model(model)
     save_model(folder / "model.safetensors", network, about["config"], tuple(about["image_shape"]), tuple(about["classes"]))
     return folder / "model.safetensors"
+
+
+def _into(asked: Asked, model: Path, usual: Path) -> Path:
+    """Returns the directory for the results of a model: the one that the user named, else the `usual` one.
+
+    Raises:
+        UserError: it is the directory of another run, whose results they would pass for.
+    """
+    into, run = asked.into(usual), run_of(model)
+    if into.resolve() == run.resolve():
+        return run
+    places.check_no_other_run(into)
+    return into
 
 
 def _named(what: str, model: Path) -> str:
