@@ -207,7 +207,7 @@ class Preflight(Callback):
 
         self._note(config)
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
-        report = self._or_leave(tasks.prepare_sweep, *given)
+        report = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from bnn_exp import config, rules, said
 from bnn_exp.errors import UserError
-from bnn_exp.records.runs import as_text, flat
+from bnn_exp.records.runs import as_text, flat, metadata
 
 TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
 OF_A_NETWORK = ("evaluate", "predict", "export", "benchmark")  # tasks
@@ -105,9 +105,7 @@ def _read(file: Path) -> dict[str, Any]:
         return checkpoint.load(file)["config"]
     if file.suffix != ".safetensors":
         return OmegaConf.to_container(OmegaConf.load(file))
-    with file.open("rb") as stream:  # the header, by itself: reading tensors would import torch
-        header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), file.stat().st_size)))
-    return json.loads(header["__metadata__"]["config"])
+    return json.loads(metadata(file)["config"])
 
 
 def _agreed(places: list[str], told: Iterable[str]) -> dict[str, Any]:

@@ -74,6 +74,16 @@ def check_no_run(directory: Path) -> None:
         )
 
 
+def check_no_other_run(directory: Path) -> None:
+    """Results are not to lie in the directory of a run that they are not of.
+
+    Raises:
+        UserError: they would.
+    """
+    if holds_run(directory):
+        raise UserError(f"hydra.run.dir={directory}: another run is there ({_status(directory)})\nallowed: another folder")
+
+
 def check_same(given: Path, resumed: Path, key: str, resume: str) -> None:
     """Where a run or sweep goes on is where it lies: the setting `key` may not lead elsewhere.
 

@@ -1,6 +1,7 @@
 """Tasks of `bnn-train`: to train, which Hydra runs as a job, and others, which are done at once. Imports no torch."""
 
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,8 +98,11 @@ def _plan(composed: DictConfig, overrides: list[str], directory: str) -> Plan:
     return replace(plan, found=found)
 
 
-def prepare_sweep(composed: DictConfig, overrides: list[str], directory: str) -> Report:
+def prepare_sweep(composed: DictConfig, overrides: list[str], directory: str, swept: Mapping[str, str] | None = None) -> Report:
     """Check what a sweep needs before its first job. Returns how its report is wanted.
+
+    Args:
+        swept: what an experiment sweeps over, by keys.
 
     Raises:
         UserError: what is wrong with it.
@@ -116,6 +120,8 @@ def prepare_sweep(composed: DictConfig, overrides: list[str], directory: str) ->
             f"resume={composed.resume}: can't be swept over\nallowed: bnn-train resume=RUN, without -m; or sweep.resume=SWEEP"
         )
     unread.check_command(request, overrides, sweep=True)
+    in_experiment = {key: value for key, value in (swept or {}).items() if key in ("config", "from", "init_from")}
+    unread.check_named({"init_from": composed.get("init_from")} | in_experiment, overrides)
     _check_sweep(composed.get("resume") or request.sweep.resume, directory)
     return request.report
 
@@ -160,6 +166,7 @@ def benchmark(asked: Asked) -> str:
     settings = config.load(asked.composed)
     unread.check_training(settings, asked.overrides)
     if not asked.request.from_:
+        places.check_no_other_run(asked.directory)
         check_writable(asked.directory, "hydra.run.dir")  # before minutes of work
     if asked.request.benchmark.name == "training":
         engine.let_waiting_threads_sleep(settings)

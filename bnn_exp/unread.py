@@ -109,13 +109,18 @@ COMMAND = (
     _entry(
         "device", lambda c: c.request.task in ("train", "benchmark") or c.said["device"] in ("cpu", "auto"), _task, "cpu, auto"
     ),
-    _entry("dataset", lambda c: c.trains or c.request.task in ("evaluate", "predict", "export"), _task, RUN),
+    _entry("dataset", lambda c: c.request.task != "predict", "pictures are read as those of the training were", "input=IMAGES"),
+    _entry("dataset", lambda c: c.trains or c.request.task in ("evaluate", "export"), _task, RUN),
     _entry(
         "dataset.limit dataset.validation dataset.augment dataset.shift dataset.flip dataset.cutout",
         lambda c: c.trains,
         lambda c: f"it is about train rows, task={c.request.task} does not read it",
         RUN,
     ),
+)
+ROWS = (
+    _entry("dataset.fit", lambda c: c.settings.dataset.size, "pictures keep their size", "dataset.size=N"),
+    _entry("dataset.hub", lambda c: not c.settings.dataset.path, "dataset.path is read in its place", "one of the two"),
 )
 TRAINING = (
     _entry("fresh", lambda c: c.settings.init_from, "without init_from all layers begin anew", "init_from=RUN"),
@@ -148,8 +153,7 @@ TRAINING = (
         "dataset.augment=none does not read it",
         "dataset.augment=standard",
     ),
-    _entry("dataset.fit", lambda c: c.settings.dataset.size, "pictures keep their size", "dataset.size=N"),
-    _entry("dataset.hub", lambda c: not c.settings.dataset.path, "dataset.path is read in its place", "one of the two"),
+    *ROWS,
     _entry(
         "trainer.final_batch_size",
         lambda c: c.settings.trainer.epochs > 1,
@@ -176,10 +180,23 @@ def check_command(request: Request, overrides: Iterable[str], sweep: bool = Fals
     Raises:
         UserError: the first key that it does not read, why, and what would.
     """
-    case = Case(_asked(overrides), request=request, sweep=sweep)
-    _check(COMMAND, case)
-    for key, value in (("config", request.config), ("from", request.task != "report" and request.from_)):
-        if value and key not in case.said:  # in an experiment, which is composed too late to take a run over
+    _check(COMMAND, Case(_asked(overrides), request=request, sweep=sweep))
+    check_named({"config": request.config, "from": request.task != "report" and request.from_}, overrides)
+
+
+def check_named(runs: Mapping[str, Any], overrides: Iterable[str]) -> None:
+    """See that `overrides` name the runs from which settings are taken over: an experiment is composed too late for that.
+
+    Args:
+        runs: `config`, `from` and `init_from`, where the composed configuration has them. A configuration that `config` takes
+            over may have an `init_from` of its own.
+
+    Raises:
+        UserError: an experiment names one.
+    """
+    named = _asked(overrides).keys()
+    for key, value in runs.items():
+        if value and key not in named and not (key == "init_from" and "config" in named):
             raise UserError(f"{key}={value}: only the command line can name it\nallowed: bnn-train {key}={value}")
 
 
@@ -190,6 +207,16 @@ def check_training(settings: Settings, overrides: Iterable[str]) -> None:
         UserError: as `check_command`.
     """
     _check(TRAINING, Case(_asked(overrides), settings))
+    check_named({"init_from": settings.init_from}, overrides)
+
+
+def check_rows(settings: Settings, overrides: Iterable[str]) -> None:
+    """See that a task on test rows reads every setting of the dataset that `overrides` set.
+
+    Raises:
+        UserError: as `check_command`.
+    """
+    _check(ROWS, Case(_asked(overrides), settings))
 
 
 def check_data(arrays: Arrays, overrides: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from bnn_exp import load_model
 from bnn_exp.data import sources
 from bnn_exp.errors import UserError
+from bnn_exp.records import runs
 
 SMALL = ("model.hidden_size=32", "trainer.epochs=10", "trainer.batch_size=128")
 WORSE_AND_WORSE = (
@@ -113,6 +115,43 @@ def test_the_best_network_and_a_checkpoint_itself(bnn_train, copy_of_run, summar
     assert model["which"] == "best" and model["sha256"] in accuracies
     assert bnn_train("task=export", "from=run", "which=best", "export.format=torch").code == 0
     assert (run / "export-best/network.pt2").is_file() and not (run / "export").exists()
+
+
+KEPT = {"checkpoints/mybest.pt": "best", "best.safetensors": "last", "checkpoints/best.safetensors": "last"}  # copies of it
+
+
+@pytest.mark.parametrize("copied", KEPT)
+def test_a_kept_file_goes_by_its_own_name_and_replaces_nothing(bnn_train, copy_of_run, summary, tmp_path, copied):
+    run = copy_of_run(tmp_path / "run", *WORSE_AND_WORSE)
+    assert bnn_train("task=evaluate", "from=run").code == 0
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != "report.html"}
+    shutil.copy(run / runs.MODELS[KEPT[copied]], run / copied)
+    done = bnn_train("task=evaluate", f"from=run/{copied}")
+    assert done.code == 0 and f"the network of {Path(copied).name}" in done.out, done.err
+    assert bnn_train("task=export", f"from=run/{copied}", "export.format=torch").code == 0
+    assert all(file.read_bytes() == content for file, content in before.items())
+    (one,) = (value for (_, which), value in evaluations(run)[0].items() if which == Path(copied).name)
+    told = summary(run)["test_accuracy" if KEPT[copied] == "last" else "best_test_accuracy"]
+    assert one["summary_accuracy"] is None and one["accuracy_float"] == pytest.approx(told)
+    assert not (run / "export").exists() and not (run / "export-best").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "which"),
+    [
+        (".", "run/model.safetensors", "last"),
+        (".", "run/checkpoints/last.pt", "last"),
+        ("run", "checkpoints/best.pt", "best"),
+        ("run/checkpoints", "best.pt", "best"),
+        (".", "run/best.pt", "best.pt"),
+        (".", "best/last.pt", "last.pt"),
+        ("run", "checkpoints/model.safetensors", "model.safetensors"),
+    ],
+)
+def test_the_place_of_a_file_says_which_epoch_it_is_of(tmp_path, monkeypatch, folder, file, which):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    assert runs.which_of(Path(file)) == runs.which_of(Path(file).absolute()) == which
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read_by_what_its_run_says(run):
@@ -283,3 +322,11 @@ def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
     assert alone.code == 0, alone.err
     files = json.loads((run.parent / "configured/benchmark.json").read_text())["files"]
     assert abs(files["model.safetensors"] - found["files"]["model.safetensors"]) < 200  # its configuration alone is another
+
+
+def test_what_no_test_row_reads_is_refused_of_their_dataset(bnn_train, run, tmp_path):
+    folder = other_data(tmp_path / "data")
+    for task in ("evaluate", "export"):
+        done = bnn_train(f"task={task}", "from=run", "dataset=local", f"dataset.path={folder}", "dataset.fit=crop")
+        assert done.code == 2 and done.err.startswith("bnn-train: dataset.fit=crop: "), done.err
+        assert not (run / "evaluations").exists() and not (run / "export").exists()

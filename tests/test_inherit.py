@@ -42,6 +42,40 @@ def test_a_configuration_anew_is_the_same_run(bnn_train, first, summary, place):
     assert "config" not in OmegaConf.load("again/config.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("init_from: first", ["experiment=mine"]),
+        ("init_from: first", ["-m", "experiment=mine", "seed=0,1"]),
+        ("hydra: {mode: MULTIRUN, sweeper: {params: {init_from: 'first,first'}}}", ["experiment=mine"]),
+        ("init_from: first", ["task=benchmark", "benchmark=training", "experiment=mine"]),
+    ],
+)
+def test_an_experiment_can_not_name_the_run_to_begin_with(bnn_train, first, tmp_path, text, arguments):
+    """The rule of the run would go on at the strength at which it learned from nothing."""
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    (tmp_path / "own/experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    done = bnn_train("--config-dir", "own", *arguments, "trainer.epochs=1")
+    assert done.code == 2 and "init_from=first" in done.err and "only the command line" in done.err, done.err
+    assert len(done.err.splitlines()) == 2 and not (tmp_path / "outputs").exists()
+
+
+def test_an_experiment_in_a_sweep_over_experiments_can_not_name_it(bnn_train, first, tmp_path, summary):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    for name, text in (("mine", "init_from: first"), ("plain", "seed: 1")):
+        (tmp_path / f"own/experiment/{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    sweep = ("-m", "experiment=mine,plain", *SMALL, "trainer.epochs=1", "hydra.sweep.dir=s")
+    assert bnn_train("--config-dir", "own", *sweep).code == 1
+    assert summary("s/0")["status"] == "failed" and "only the command line" in summary("s/0")["error"]
+    assert summary("s/1")["status"] == "completed"
+
+
+def test_a_fine_tuned_run_anew_begins_with_the_same_run(bnn_train, first, tmp_path, summary):
+    assert bnn_train("init_from=first", "trainer.epochs=1", "hydra.run.dir=tuned").code == 0
+    done = bnn_train("config=tuned", "hydra.run.dir=again")
+    assert done.code == 0 and summary("again")["bits_sha256"] == summary("tuned")["bits_sha256"], done.err
+
+
 def test_what_is_said_beside_it_wins(bnn_train, first):
     anew = composed(bnn_train, "config=first", "delta=0.05", "model.hidden_size=24", "seed=1")
     assert (anew["optimizer"]["delta"], anew["optimizer"]["mask"], anew["seed"]) == (0.05, "random", 1)

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from rich.table import Table
 
-from bnn_exp import config, models, plan
+from bnn_exp import config, models, places, plan, unread
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
@@ -24,7 +24,7 @@ from bnn_exp.records import evaluations, html
 from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
-from bnn_exp.records.runs import run_of
+from bnn_exp.records.runs import MODELS, run_of, which_of
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
 
@@ -38,10 +38,11 @@ def evaluate(asked: Asked) -> str:
         WrongResult: the accuracy is not the one that the run's summary has of these rows.
     """
     model, dataset = asked.model, _dataset(asked)
+    run = run_of(model)
+    into = _into(asked, model, run)
     result, arrays = evaluation.evaluate(model, sources.read(dataset.name, **plan.place(dataset)), dataset)
     _say(result)
-    run = run_of(model)
-    said = _leave(result, asked.into(run), run, arrays)
+    said = _leave(result, into, run, arrays)
     if wrong := evaluations.disagreement(vars(result), run):
         raise WrongResult(f"{wrong}\n{said}")
     return said
@@ -53,7 +54,7 @@ def _say(result: evaluation.Evaluation) -> None:
     data = result.data
     whose = {True: "the run's own", False: "not the run's own: ", None: ""}[data["own"]]
     whose += "" if data["own"] else data["path"] or data["name"]
-    table = Table(title=f"{result.rows:,} test rows, {whose}; the {result.model['which']} network", title_justify="left")
+    table = Table(title=f"{result.rows:,} test rows, {whose}; {_whose_network(result.model['which'])}", title_justify="left")
     for column in ("network", "test %", "different predictions", "seconds"):
         table.add_column(column)
     table.add_row("float", f"{result.accuracy_float:.2f}", "", f"{result.seconds_float:.3g}")
@@ -63,6 +64,10 @@ def _say(result: evaluation.Evaluation) -> None:
         different = str(result.different_predictions)
         table.add_row("packed", f"{result.accuracy_packed:.2f}", different, f"{result.seconds_packed:.3g}")
     console().print(table)
+
+
+def _whose_network(which: str) -> str:
+    return f"the {which} network" if which in MODELS else f"the network of {which}"
 
 
 def _leave(result: evaluation.Evaluation, into: Path, run: Path, arrays: Arrays) -> str:
@@ -86,10 +91,11 @@ def predict(asked: Asked) -> str:
     given = asked.request.input
     if not given:
         raise UserError("task=predict needs input=\nallowed: an image, a folder of images, a pattern, or a list of them")
-    into = asked.directory
+    model = asked.model
+    into = _into(asked, model, asked.directory)
     if there := [name for name in FILES if (into / name).exists()]:
         raise UserError(f"{into / there[0]}: it is there already\nallowed: another hydra.run.dir=FOLDER")
-    found = predicted.predict(asked.model, [given] if isinstance(given, str) else given)
+    found = predicted.predict(model, [given] if isinstance(given, str) else given)
     _show(found)
     with writable(into):
         found.write(into)
@@ -121,7 +127,7 @@ def export(asked: Asked) -> str:
     wanted = asked.request.export
     model = asked.model
     network, about = load_packed(model)
-    into = Path(wanted.dir) if wanted.dir else asked.into(run_of(model) / _named("export", model))
+    into = Path(wanted.dir) if wanted.dir else _into(asked, model, run_of(model) / _named("export", model))
     images = torch.from_numpy(plan.read(_dataset(asked)).test_images)
     with writable(into, "export.dir=FOLDER where you may write"):
         if wanted.format == "torch":
@@ -145,6 +151,7 @@ def benchmark(asked: Asked) -> str:
     settings = config.load(asked.composed)
     device = torch.device(plan.device_of(settings.device))
     file = asked.model if asked.request.from_ else None
+    folder, name = (_into(asked, file, run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
     with tempfile.TemporaryDirectory() as temporary:
         model = _as_deployed(file, Path(temporary)) if file else _untrained(settings, asked.composed, Path(temporary))
         found = measured.benchmark(model, device, threads=settings.trainer.threads or 1, say=console().print)
@@ -154,7 +161,6 @@ def benchmark(asked: Asked) -> str:
     _speeds("one layer against F.linear", ("inputs", "outputs", "batch", "kind"), found["layers"])
     files = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["files"].items())
     console().print(f"on disk: {files}")
-    folder, name = (asked.into(run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
     with writable(folder):
         write_json(folder / f"{name}.json", found)
         speed_plot(folder / f"{name}.png", found)
@@ -170,9 +176,23 @@ def _as_deployed(model: Path, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
+def _into(asked: Asked, model: Path, usual: Path) -> Path:
+    """Returns the directory for the results of a model: the one that the user named, else the `usual` one.
+
+    Raises:
+        UserError: it is the directory of another run, whose results they would pass for.
+    """
+    into, run = asked.into(usual), run_of(model)
+    if into.resolve() == run.resolve():
+        return run
+    places.check_no_other_run(into)
+    return into
+
+
 def _named(what: str, model: Path) -> str:
-    """Names a file of results: those of the best network do not replace those of the last."""
-    return f"{what}-best" if model.stem == "best" else what
+    """Names results: those of the best network, or of any other file, do not replace those of the last."""
+    which = which_of(model)
+    return what if which == "last" else f"{what}-{which}"
 
 
 def _untrained(settings: config.Settings, composed: DictConfig, folder: Path) -> Path:
@@ -200,5 +220,11 @@ def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
 
 
 def _dataset(asked: Asked) -> config.Rows:
-    """Returns the dataset of the run, but for what the command line says of it (see `bnn_exp.inherit`)."""
-    return config.load(asked.composed).dataset
+    """Returns the dataset of the run, but for what the command line says of it (see `bnn_exp.inherit`).
+
+    Raises:
+        UserError: it says something that nothing reads.
+    """
+    settings = config.load(asked.composed)
+    unread.check_rows(settings, asked.overrides)
+    return settings.dataset

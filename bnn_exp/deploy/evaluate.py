@@ -19,6 +19,7 @@ from bnn_exp.deploy.load import load_packed
 from bnn_exp.errors import UserError
 from bnn_exp.records import evaluations, plots
 from bnn_exp.records.model import load_model
+from bnn_exp.records.runs import which_of
 from bnn_exp.records.summary import surroundings
 from bnn_exp.records.terminal import progress
 
@@ -31,7 +32,7 @@ LISTED = 1000  # mistakes in the file
 class Evaluation:
     """The test rows by both networks. `packed` says why, where there is no packed network."""
 
-    model: dict[str, Any]  # `file`, `which` (last, best), `sha256` of the network and what it is of, `bits_sha256`
+    model: dict[str, Any]  # see `described`; and `bits_sha256`
     data: dict[str, Any]  # `name`, `path`, `key`, `split` (test; all: the data have no test rows), `rows`, `own` (of the run)
     accuracy_float: float  # percent
     accuracy_packed: float | None
@@ -116,8 +117,10 @@ def _in_its_terms(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
 
 
 def described(file: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Names the network that gave an answer: its file, the epoch that it is of, and its fingerprint."""
-    return {"file": str(file.resolve()), "which": "best" if file.stem == "best" else "last", "sha256": about["sha256"]}
+    """Names the network that gave an answer: its `file`; `which`: last, best, or the name of another file; `sha256`, a
+    fingerprint of the network and of its classes; and `file_sha256`, one of all that the file holds."""
+    known = {"file": str(file.resolve()), "which": which_of(file), "sha256": about["sha256"]}
+    return known | {"file_sha256": evaluations.file_sha256(file)}
 
 
 def _described(dataset: Rows, arrays: Arrays, split: str, own: bool | None) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Evaluations of a run: a file for each network and each data set, so that none replaces another's. Imports no torch.
 
 `evaluation.json` is of the run's own test rows by the network of its last epoch. All others lie in `evaluations/`, by the
-name and the key of the data, the epoch, and the fingerprint of the network. Each has a picture of its mistakes beside it.
+name and the key of the data, the epoch (or the name of the file), and the fingerprint of the network. Each has a picture of its
+mistakes beside it.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -20,8 +22,13 @@ def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Pat
     """Returns the file in `folder` for an evaluation of a `model` of `run` on `data`, both as the evaluation describes them."""
     if data["own"] and model["which"] == "last" and folder == run:
         return folder / OWN
-    name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(data["path"]).name if data["path"] else data["name"]).strip("-.")[:40]
-    return folder / "evaluations" / f"{name or 'data'}-{data['key'][:8]}-{model['which']}-{model['sha256'][:8]}.json"
+    name = _plain(Path(data["path"]).name if data["path"] else data["name"]) or "data"
+    return folder / "evaluations" / f"{name}-{data['key'][:8]}-{_plain(model['which'])}-{model['sha256'][:8]}.json"
+
+
+def _plain(name: str) -> str:
+    """Returns a name with only such signs as a file name may have everywhere."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:40]
 
 
 def picture_of(file: Path) -> Path:
@@ -30,13 +37,14 @@ def picture_of(file: Path) -> Path:
 
 
 def told(record: Record, which: str) -> float | None:
-    """Returns the accuracy (percent) that a run's summary has of its network on its own data; None where it has none.
+    """Returns the accuracy (percent) that a run's summary has of its network on its own data; None where it has none,
+    and of any other file.
 
     The summary of a run that was stopped tells of its last whole epoch, its last network may be a few steps further.
     """
     if which == "last" and record.status != "completed":
         return None
-    return record.summary.get(ACCURACY[which])
+    return record.summary.get(ACCURACY.get(which))
 
 
 def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
@@ -62,6 +70,33 @@ def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         if isinstance(value, dict) and "accuracy_float" in value:
             found.append((file.relative_to(folder).as_posix(), value))
     return found
+
+
+def is_present(folder: Path, model: dict[str, Any]) -> bool:
+    """Whether the `model` of an evaluation lies in the run directory `folder` now. It does not where the run went on since,
+    or where it is another run's. One that an earlier version does not name counts as present."""
+    if "sha256" not in model:
+        return True
+    which = model["which"]
+    names = [name for name, epoch in runs.EPOCHS.items() if epoch == which] or [which, f"checkpoints/{which}"]
+    return any(_holds(folder / name, model) for name in names if (folder / name).is_file())
+
+
+def _holds(file: Path, model: dict[str, Any]) -> bool:
+    """Whether `file` holds the network that an evaluation names."""
+    if file.suffix == ".safetensors":
+        try:
+            return runs.metadata(file)["sha256"] == model["sha256"]
+        except (OSError, ValueError, LookupError):  # damaged
+            return False
+    known = model.get("file_sha256")  # an earlier version does not write it, and model.safetensors tells of the last epoch
+    return file_sha256(file) == known if known else model["which"] != "last"
+
+
+def file_sha256(file: Path) -> str:
+    """Returns a fingerprint of all bytes of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def own_run(file: Path) -> Record | None:

@@ -13,6 +13,7 @@ from bnn_exp.records import metrics, summary
 
 NOT_OF_A_RUN = ("sweep", "sweeper", "launcher", "report", "task", "from")
 MODELS = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # by the epoch that they hold
+EPOCHS = {file: which for which, file in MODELS.items()} | {"checkpoints/last.pt": "last"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def model_file(place: Path, which: str) -> Path:
         UserError: there is none, or `place` is a file of another epoch.
     """
     if place.is_file():
-        if which == "best" and place.stem != "best":
+        if which == "best" and place.name != "best.pt":
             raise UserError(f"which=best: from={place} is a file\nallowed: from=RUN which=best, or from=RUN/{MODELS['best']}")
         return place
     file = place / MODELS[which]
@@ -89,7 +90,27 @@ def model_file(place: Path, which: str) -> Path:
 
 def run_of(file: Path) -> Path:
     """The run directory of a model file or a checkpoint."""
-    return file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    folder = file.parent
+    if folder.absolute().name != "checkpoints":
+        return folder
+    return folder.parent if folder.name else folder.absolute().parent
+
+
+def which_of(file: Path) -> str:
+    """Returns the epoch of a model file or a checkpoint, `last` or `best`, by its place in a run. A file that a run does not
+    write, a kept or a copied one, goes by its own name."""
+    return EPOCHS.get(file.absolute().relative_to(run_of(file).absolute()).as_posix(), file.name)
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """Returns the metadata of a `model.safetensors`, without its tensors.
+
+    Raises:
+        OSError, ValueError, LookupError: the file is not there, or damaged.
+    """
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), file.stat().st_size)))
+    return header["__metadata__"]
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:

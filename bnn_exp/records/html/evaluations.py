@@ -7,27 +7,30 @@ from bnn_exp.records import evaluations
 from bnn_exp.records.html import pictures
 
 SHOWN = 64  # mistakes in the table
+ABSENT = " (not in the run now)"
 
 
 def evaluated(directory: Path) -> dict[str, Any]:
     """Returns what the template needs: `evaluations` and `mistakes` (rows of texts), `wrong` (the picture of the mistakes, or
-    None), and `evaluation_files`."""
-    found = evaluations.read(directory)
-    own = next((value for name, value in found if name == evaluations.OWN), {})
+    None), and `evaluation_files`. Mistakes are those of the network that the run has now."""
+    found = [
+        (name, value, evaluations.is_present(directory, value.get("model", {}))) for name, value in evaluations.read(directory)
+    ]
+    own = next((value for name, value, present in found if name == evaluations.OWN and present), {})
     return {
-        "evaluations": [_row(name, value) for name, value in found],
+        "evaluations": [_row(*one) for one in found],
         "mistakes": [_mistake(mistake) for mistake in own.get("mistakes", [])[:SHOWN]],
         "wrong": pictures.embedded(evaluations.picture_of(directory / evaluations.OWN)) if own else None,
-        "evaluation_files": [name for name, _ in found],
+        "evaluation_files": [name for name, *_ in found],
     }
 
 
-def _row(name: str, value: dict[str, Any]) -> list[str]:
+def _row(name: str, value: dict[str, Any], present: bool) -> list[str]:
     model, data = value.get("model", {}), value.get("data", {})  # those of an earlier version name neither
     packed = value.get("accuracy_packed")
     return [
         str(data.get("path") or data.get("name") or "—"),
-        model.get("which", "last"),
+        model.get("which", "last") + ("" if present else ABSENT),
         f"{value['rows']:,}",
         f"{value['accuracy_float']:.2f}",
         "—" if packed is None else f"{packed:.2f}",
