@@ -196,7 +196,8 @@ class Run:
         }
         remarks = [text for name, found in accuracies.items() if (text := chance.remark(name, *found))]
         near = any(chance.near_chance(*found) for found in accuracies.values())
-        return remarks, chance.advice(self.settings, self.data.image_shape[0]) if near else ""
+        flips = sum(sum(epoch["flips"].values()) for epoch in self.epochs)
+        return remarks, chance.advice(self.settings, self.data.image_shape[0], flips) if near else ""
 
     def _next(self) -> str:
         """A command that goes on from here: a sweep around this run."""
