@@ -196,13 +196,15 @@ class Run:
         }
         remarks = [text for name, found in accuracies.items() if (text := chance.remark(name, *found))]
         near = any(chance.near_chance(*found) for found in accuracies.values())
-        return remarks, chance.advice(self.settings, self.data.image_shape[0]) if near else ""
+        flips = sum(sum(epoch["flips"].values()) for epoch in self.epochs)
+        return remarks, chance.advice(self.settings, self.data.image_shape[0], flips) if near else ""
 
     def _next(self) -> str:
         """A command that goes on from here: a sweep around this run."""
         if self.resumed:
             return f"bnn-train task=evaluate from={self.directory}"
-        sizes = ["model.hidden_size=128,256,512"] if hasattr(self.settings.model, "hidden_size") else []
+        own = not self.settings.init_from  # else the layers of another run must fit
+        sizes = ["model.hidden_size=128,256,512"] if own and hasattr(self.settings.model, "hidden_size") else []
         varied = [*sizes, "seed=0,1,2"]
         keys = {item.partition("=")[0] for item in varied}
         kept = [item for item in own_overrides(self.plan.overrides) if item.lstrip("+").partition("=")[0] not in keys]

@@ -80,9 +80,11 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> B
             try:
                 _copy(to, original, outputs if place == len(ours) else None)
             except (ValueError, RuntimeError) as error:
+                anew = len(ours) - place + 1
+                others = f"or fresh={anew}" if anew < len(ours) else "on pictures of its size and channels"
                 raise UserError(
                     f"init_from={settings.init_from}: its layer {place} does not fit ({str(error).splitlines()[-1].strip()})\n"
-                    f"allowed: the model of the run (when nothing is said of model), or fresh={len(ours) - place + 1}"
+                    f"allowed: the model of the run (when nothing is said of model), {others}"
                 ) from error
     return _beginning(network, settings, len(ours) - fresh, trained)
 

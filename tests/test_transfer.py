@@ -1,6 +1,7 @@
 """Fine-tuning from a run: what is taken over, what begins anew, what stays as it is."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_other_classes_get_a_fresh_last_layer(bnn_train, first, tmp_path):
     ("arguments", "text"),
     [
         (["model.hidden_size=8"], "layer 1 does not fit"),
+        (["model.hidden_size=8"], "(when nothing is said of model), on pictures of its size and channels\n"),  # and no fresh=4
         (["model.num_layers=3"], "allowed: a model of 3"),
         (["freeze=4"], "allowed: 0 to 3"),
         (["fresh=5"], "allowed: 0 to 4"),
@@ -72,6 +74,15 @@ def test_what_does_not_fit_is_said_before_anything_is_written(bnn_train, first, 
     done = bnn_train(*SMALL, f"init_from={first}", *arguments, "hydra.run.dir=second")
     assert done.code == 2 and text in done.err and "Traceback" not in done.err
     assert not (tmp_path / "second").exists()
+
+
+def test_the_next_command_after_fine_tuning_keeps_the_shape(bnn_train, first):
+    tuned = bnn_train(f"init_from={first}", "trainer.epochs=1", "trainer.limit_batches=4", "hydra.run.dir=second")
+    (line,) = (line for line in tuned.out.splitlines() if line.startswith("next: "))
+    _, _, *arguments, _, _ = shlex.split(line)
+    assert arguments[0] == "-m" and f"init_from={first}" in arguments and "seed=0,1,2" in arguments
+    done = bnn_train(*arguments, "hydra.sweep.dir=s")
+    assert done.code == 0 and len(done.runs) == 5, done.err
 
 
 def test_no_such_model(bnn_train, tmp_path):

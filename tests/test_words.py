@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from conftest import settings_of
 from rich.table import Table
 
 import bnn_exp
@@ -101,6 +102,29 @@ def test_a_run_near_chance_says_so_and_what_to_try(bnn_train, summary):
         and "optimizer=counter" in done.out
         and "hidden_size=128" not in done.out
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (("delta=0",), "a larger optimizer.delta than 0, "),
+        (("delta=1e-9",), "a larger optimizer.delta than 1e-09, "),
+        (("optimizer=counter", "delta=0"), "a larger optimizer.delta than 0, "),
+        (("optimizer=bop", "optimizer.gamma=0"), "a larger optimizer.gamma than 0, "),
+    ],
+)
+def test_a_rule_that_flips_nothing_is_to_be_stronger(bnn_train, rule, text):
+    done = bnn_train(*SMOKE, "trainer.limit_batches=1", *rule)
+    (line,) = (line for line in done.out.splitlines() if line.startswith("next: "))
+    assert text in line and "no binary weight is trained" in line and "smaller" not in line and "epochs" not in line
+
+
+def test_advice_reads_the_strength_of_the_rule():
+    """The δ of a rule that does not read it is not named."""
+    assert "optimizer.delta" in chance.advice(settings_of("optimizer=hypermask_top"), 1, flips=9)
+    assert "optimizer.delta" not in chance.advice(settings_of("optimizer=hypermask_ewm"), 1, flips=9)
+    assert "model=bncvl" in chance.advice(settings_of(), 3, flips=9)
+    assert "model=bncvl" not in chance.advice(settings_of("init_from=RUN"), 3, flips=9)
 
 
 def test_a_run_that_has_learned_says_nothing_of_chance(bnn_train, summary):

@@ -2,6 +2,8 @@
 
 from math import sqrt
 
+from bnn_exp import rules
+
 CLEAR = 3.0  # standard deviations of a binomial count: one accuracy in 700 is so far above chance by luck
 
 
@@ -38,14 +40,20 @@ def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
     return f"{name} accuracy {accuracy:.2f}% is {reason}"
 
 
-def advice(settings, channels: int) -> str:
-    """Returns what may help a network of `settings` that is near chance on pictures of so many channels."""
+def advice(settings, channels: int, flips: int) -> str:
+    """Returns what may help a network of `settings` that is near chance on pictures of so many channels, after so many flips of
+    its bits."""
+    strength = rules.strength(settings.optimizer)
+    value = getattr(settings.optimizer, strength) if strength else None
+    if settings.model.weights == "bits" and strength and not flips:
+        larger = f"a larger optimizer.{strength} than {value:g}"
+        return f"what to try: {larger}, by which no bit has flipped: no binary weight is trained"
     tried = ["look at samples.png (are the pictures and their classes right?)"]
     if settings.optimizer.name != "counter" and settings.model.weights == "bits":
         tried.append("optimizer=counter")
-    if hasattr(settings.optimizer, "delta"):
-        tried.append(f"a smaller optimizer.delta than {settings.optimizer.delta:g}")
+    if strength == "delta":
+        tried.append(f"a smaller optimizer.delta than {value:g}")
     tried.append(f"more trainer.epochs than {settings.trainer.epochs}")
-    if settings.model.name != "bncvl" and channels > 1:
+    if settings.model.name != "bncvl" and channels > 1 and not settings.init_from:
         tried.append("model=bncvl, for photos")
     return f"what to try: {'; '.join(tried)}"
