@@ -17,7 +17,7 @@ from bnn_exp.records import probe
 from bnn_exp.records.model import check_probe, read_model
 
 ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build"
-# What a network raises that has a layer too many, none, a tied one, or one of another kind or size
+# The errors of a network that was altered: a layer too many, none, a tied one, or one of another kind or size
 ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _FORMS = {"MLP": PackedMLP, "BNCVLNet": pack_bncvl}  # by the name of the class, exactly
 
@@ -48,7 +48,7 @@ def pack_network(network: nn.Module) -> nn.Module:
         found = probe.difference(probe.logits(packed, shape), probe.logits(network, shape))
     except ALTERED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{home(type(network))} can't be packed: it was altered ({reason[:300]})\n{ALLOWED}") from error
+        raise UserError(f"{home(type(network))} can't be packed: {type(error).__name__}: {reason[:300]}\n{ALLOWED}") from error
     if found:
         raise UserError(f"{home(type(network))}: its packed form gives {found}, so that it is not packed")
     return packed
