@@ -13,7 +13,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.places import CHECKPOINTS
 from bnn_exp.plan import Plan, device_for, make_plan, read, values_of, with_devices
 from bnn_exp.records import loggers, metrics, summary
-from bnn_exp.records.runs import as_text, flat
+from bnn_exp.records.runs import as_text, flat, run_of
 
 AUTO = "auto"  # resume=auto: go on if there is something to go on from, else begin
 SAID_TWICE = "delta"  # stands in optimizer.delta, which is compared
@@ -132,8 +132,7 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
         if places.holds_sweep(directory):
             reason = "a sweep, and no run\nallowed: bnn-train -m … sweep.resume=SWEEP, with the settings of the sweep"
         else:
-            found = "no config.yaml in it" if directory.is_dir() else "no such folder"
-            reason = f"{found}\nallowed: the directory of a run, outputs/DATE/TIME-…"
+            reason = _no_run(directory)
         raise UserError(f"{asked}: {reason}")
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
@@ -142,6 +141,14 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: not the configuration of a run ({reason})") from error
     return values
+
+
+def _no_run(place: Path) -> str:
+    """Says in two lines why there is no run to go on with at `place`."""
+    if place.is_file():
+        return f"a file\nallowed: the directory of the run, {run_of(place)}"
+    found = "no config.yaml in it" if place.is_dir() else "no such folder"
+    return f"{found}\nallowed: the directory of a run, outputs/DATE/TIME-…"
 
 
 def _changed(values: dict[str, Any], composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:

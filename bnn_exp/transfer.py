@@ -104,14 +104,25 @@ def _in_words(rule) -> str:
     return f"optimizer={rule.name}" + (f" optimizer.{strength}={getattr(rule, strength):g}" if strength else "")
 
 
-def _source(run: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
-    """The network of a run as its checkpoint has it, statistics included, its classes and its configuration."""
-    if not run.is_dir():
-        raise UserError(f"init_from={run}: no such folder\nallowed: the directory of a run")
-    _, _, about = read_model(run)
+def _source(place: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
+    """Returns the network of a checkpoint, statistics included, its classes and its configuration."""
+    file = _checkpoint(place)
+    _, _, about = read_model(file)
     network = models.build(config.model(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
-    load_state(network, checkpoint.load(run / "checkpoints" / "last.pt")["network"])
+    load_state(network, checkpoint.load(file)["network"])
     return network, tuple(about["classes"]), about["config"]
+
+
+def _checkpoint(place: Path) -> Path:
+    """Returns the checkpoint at `place`: the file itself, or of a run that of its last epoch."""
+    if place.suffix == ".safetensors":
+        raise UserError(
+            f"init_from={place}: it has no statistics of BatchNorm, which a training goes on from\n"
+            "allowed: a run, or a file of its checkpoints/"
+        )
+    if not place.exists():
+        raise UserError(f"init_from={place}: no such file or folder\nallowed: a run, or a file of its checkpoints/")
+    return place / "checkpoints/last.pt" if place.is_dir() else place
 
 
 def _copy(to: nn.Module, original: nn.Module, outputs: list[int] | None = None) -> None:

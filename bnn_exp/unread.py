@@ -93,9 +93,10 @@ def _activations(case: Case) -> bool:
 
 RUN = "a training: task=train, or task=benchmark benchmark=training"
 FROM = "config=RUN (its configuration anew), init_from=RUN (fine-tune it), resume=RUN (go on), task=evaluate from=RUN, …"
+WHICH = "task=evaluate from=RUN which=best, …; init_from=RUN/checkpoints/best.pt"
 COMMAND = (
     _entry("from", lambda c: c.request.task != "train", "a training does not read it", FROM),
-    _entry("which", lambda c: c.request.task in OF_A_NETWORK and c.request.from_, _task, "task=evaluate from=RUN, …"),
+    _entry("which", lambda c: c.request.task in OF_A_NETWORK and c.request.from_, _task, WHICH),
     _entry("input", lambda c: c.request.task == "predict", _task, "task=predict input=IMAGES"),
     _entry("export", lambda c: c.request.task == "export", _task, "task=export"),
     _entry("benchmark", lambda c: c.request.task == "benchmark", _task, "task=benchmark"),

@@ -205,6 +205,39 @@ def rewritten(file, **changes):
     save_file(load_file(file), file, about)
 
 
+def altered(kind, change):
+    made = network() if kind is MLP else BNCVLNet(SHAPE, 10, (4, 6), 1, dense=(8,)).eval()
+    change(made)
+    return made
+
+
+ALTERED = {
+    "no norm": (MLP, lambda n: n.norms.__setitem__(0, nn.Identity())),
+    "norm of images": (MLP, lambda n: n.norms.__setitem__(0, nn.BatchNorm2d(64))),
+    "tied layers": (MLP, lambda n: n.layers.__setitem__(2, n.layers[1])),
+    "a layer too many": (MLP, lambda n: n.layers.append(nn.ReLU())),
+    "a norm too many": (MLP, lambda n: n.norms.append(nn.BatchNorm1d(10))),
+    "no layer": (MLP, lambda n: setattr(n, "layers", nn.ModuleList())),
+    "a layer of another size": (MLP, lambda n: n.layers.__setitem__(1, BinaryLinear(64, 65, "bipolar", True))),
+    "no layers at all": (MLP, lambda n: setattr(n, "layers", None)),
+    "double": (MLP, lambda n: n.double()),
+    "half": (MLP, lambda n: n.half()),
+    "double norms": (MLP, lambda n: n.norms.double()),
+    "nowhere": (MLP, lambda n: n.to("meta")),
+    "cnn, a dense layer too many": (BNCVLNet, lambda n: n.dense.append(nn.ReLU())),
+    "cnn, a convolution too many": (BNCVLNet, lambda n: n.convolutions.append(nn.ReLU())),
+    "cnn, tied": (BNCVLNet, lambda n: n.dense.insert(1, n.dense[0])),
+    "cnn, none": (BNCVLNet, lambda n: setattr(n, "convolutions", nn.ModuleList())),
+    "cnn, double": (BNCVLNet, lambda n: n.double()),
+}
+
+
+@pytest.mark.parametrize("kind", ALTERED)
+def test_an_altered_network_is_refused_in_words(kind):
+    with pytest.raises(UserError, match=r"can't be packed: .*\nallowed: "):
+        pack_network(altered(*ALTERED[kind]))
+
+
 @pytest.mark.parametrize("load", [load_model, load_packed])
 def test_the_file_says_which_class_and_which_logits(load, tmp_path):
     file, made = saved(tmp_path)

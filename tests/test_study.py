@@ -198,10 +198,10 @@ def test_names_of_classes_and_runs_are_shown_as_they_are(bnn_train, tmp_path):
 
 def test_a_class_that_closes_a_tag_costs_no_run(bnn_train, tmp_path):
     images = [Image.new("L", (6, 5), i) for i in range(12)]
-    write_dataset(tmp_path / "d", images[:8], images[8:], ("a[/b]", "caf\x1b[31m\n"))
+    write_dataset(tmp_path / "d", images[:8], images[8:], ("a[/b]", "caf\x1b[31m\nx"))
     done = bnn_train(*SMOKE, "dataset=local", "dataset.path=d", "hydra.run.dir=r", "trainer.batch_size=4")
     assert done.code == 0 and "a[/b]" in done.out and "\x1b" not in done.out
-    assert json.loads((tmp_path / "r/summary.json").read_text())["classes"] == ["a[/b]", "caf\x1b[31m\n"]
+    assert json.loads((tmp_path / "r/summary.json").read_text())["classes"] == ["a[/b]", "caf\x1b[31m\nx"]
 
 
 def test_a_report_goes_where_it_is_wanted_and_leaves_the_sweeps_own_alone(bnn_train, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,44 @@ def test_the_next_command_after_fine_tuning_keeps_the_shape(bnn_train, first):
 def test_no_such_model(bnn_train, tmp_path):
     done = bnn_train("init_from=nowhere", "hydra.run.dir=second")
     assert done.code == 2 and "nowhere" in done.err and not (tmp_path / "second").exists()
+
+
+CHECKPOINTS = {"first/checkpoints/best.pt": "best", "first/checkpoints/last.pt": "last", "away.pt": "best"}
+
+
+@pytest.mark.parametrize("place", CHECKPOINTS)
+def test_a_checkpoint_is_fine_tuned_as_its_run_is(bnn_train, copy_of_run, tmp_path, summary, place):
+    """With nothing learned, the network of that epoch comes back: the best epoch here is not the last one."""
+    first = copy_of_run(tmp_path / "first", *SMALL, "optimizer.schedule=constant", "delta=0.3", "trainer.epochs=5")
+    assert summary(first)["best_epoch"] < 5, "else this shows nothing"
+    shutil.copy(first / "checkpoints/best.pt", tmp_path / "away.pt")
+    nothing = ("delta=0", "real_optimizer.lr=1e-30", "freeze=3", "trainer.epochs=1")
+    done = bnn_train(f"init_from={place}", *nothing, "hydra.run.dir=second")
+    assert done.code == 0, done.err
+    of = {which: bits(first / f"checkpoints/{which}.pt") for which in ("best", "last")}
+    assert not all(torch.equal(a, b) for a, b in zip(of["best"], of["last"], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(of[CHECKPOINTS[place]], bits("second"), strict=True))
+    again = bnn_train(f"init_from={place}", "trainer.epochs=1", "hydra.run.dir=third")
+    assert again.code == 0 and "optimizer.delta=0.06; of that run: optimizer=hypermask optimizer.delta=0.3" in again.out
+
+
+@pytest.mark.parametrize(
+    ("argument", "texts"),
+    [
+        ("init_from=first/model.safetensors", ["no statistics", "checkpoints/"]),
+        ("init_from=first/checkpoints/none.pt", ["no such file or folder"]),
+        ("init_from=first/summary.json", ["init_from=first/summary.json"]),
+        ("init_from=damaged.pt", ["damaged.pt"]),
+        ("resume=first/checkpoints/last.pt", ["a file", "allowed: the directory of the run, first"]),
+        ("resume=first/model.safetensors", ["a file", "allowed: the directory of the run, first"]),
+    ],
+)
+def test_a_file_that_can_not_be_begun_with_is_refused_in_words(bnn_train, first, tmp_path, argument, texts):
+    (tmp_path / "damaged.pt").write_bytes((first / "checkpoints/last.pt").read_bytes()[:500])
+    before = sorted(tmp_path.rglob("*"))
+    done = bnn_train(argument)
+    assert done.code == 2 and all(text in done.err for text in texts) and len(done.err.splitlines()) <= 3, done.err
+    assert "Traceback" not in done.err and sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("optimizer", ["hypermask", "latent_adam"])

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits import deployed_state
@@ -15,6 +16,9 @@ from bnn_exp.nn.exact import difference, home, is_exactly
 from bnn_exp.records import probe
 from bnn_exp.records.model import check_probe, read_model
 
+ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build"
+# The errors of a network that was altered: a layer too many, none, a tied one, or one of another kind or size
+ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _FORMS = {"MLP": PackedMLP, "BNCVLNet": pack_bncvl}  # by the name of the class, exactly
 
 
@@ -39,8 +43,13 @@ def pack_network(network: nn.Module) -> nn.Module:
         UserError: it can't be packed, or its packed form gives other logits.
     """
     _check(network)
-    packed, shape = _packed(copy.deepcopy(network).to("meta"), deployed_state(network)), _image_shape(network)
-    if found := probe.difference(probe.logits(packed, shape), probe.logits(network, shape)):
+    try:
+        packed, shape = _packed(copy.deepcopy(network).to("meta"), deployed_state(network)), _image_shape(network)
+        found = probe.difference(probe.logits(packed, shape), probe.logits(network, shape))
+    except ALTERED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{home(type(network))} can't be packed: {type(error).__name__}: {reason[:300]}\n{ALLOWED}") from error
+    if found:
         raise UserError(f"{home(type(network))}: its packed form gives {found}, so that it is not packed")
     return packed
 
@@ -52,11 +61,14 @@ def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 def _check(network: nn.Module) -> None:
     """Refuse a network that has no packed form."""
-    name, allowed = home(type(network)), "allowed: exactly the networks that model=mlp and model=bncvl build"
+    name = home(type(network))
     if not is_exactly(type(network), *_FORMS):
-        raise UserError(f"{name} can't be packed\n{allowed}")
+        raise UserError(f"{name} can't be packed\n{ALLOWED}")
     if found := difference(network, *_FORMS):
-        raise UserError(f"{name} can't be packed: {found}\n{allowed}")
+        raise UserError(f"{name} can't be packed: {found}\n{ALLOWED}")
+    others = {tensor.dtype for tensor in network.state_dict().values() if tensor.is_floating_point()} - {torch.float32}
+    if others:
+        raise UserError(f"{name} can't be packed: it computes in {', '.join(map(str, others))}\nallowed: float32")
     if any(layer.weights == "float" for _, layer in binary_layers(network)):
         raise UserError("model.weights=float: there are no bits, so that it can't be packed\nallowed: bits, latent")
 
