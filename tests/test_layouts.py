@@ -12,6 +12,7 @@ import pytest
 from conftest import picture, pictures, table
 from PIL import Image
 
+from bnn_exp.data.images import Pixels, read_image
 from bnn_exp.data.sources import read
 from bnn_exp.errors import UserError
 
@@ -79,7 +80,7 @@ def test_classes_with_a_split_in_each_and_a_stray_picture():
 
 
 def test_the_layout_is_part_of_what_the_cache_knows():
-    """The same files are bare classes, with a table that names them other ones."""
+    """Files are bare class folders; with a table they are other rows; without it they are the first ones again."""
     pictures("d", "ab", n=10, splits=("",))
     bare = own("d")
     files = sorted(Path("d").rglob("*.png"))
@@ -249,6 +250,16 @@ def test_a_stated_range_is_of_arrays_and_wide_pictures_alone():
     rest = iter(grey)
     pictures("w", "ab", make=lambda: Image.fromarray(next(rest).astype(np.uint16)))
     assert own("w", range=(0, 255)).key == own("g").key
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_a_jpeg_has_the_pixels_of_training_in_prediction(size):
+    rng = np.random.default_rng(0)
+    pictures("j", "ab", make=lambda: Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), suffix="jpg")
+    settings = {"size": size, "channels": 1, "fit": "crop"}
+    data = own("j", **settings)
+    alone = read_image(Path("j/test/b/2.jpg"), data.test_images.shape[1:], Pixels.of_settings(settings))
+    assert np.array_equal(alone, data.test_images[6])
 
 
 def test_archives_within_archives_and_broken_ones():
