@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -185,3 +186,26 @@ def table(file, labels, names, images=None):
 
 def _kind(labels):
     return {str: "string", bool: "bool", int: "int64"}[type(labels[0])]
+
+
+def own(path, **settings):
+    """The dataset in a folder of one's own."""
+    from bnn_exp.data.sources import read
+
+    return read("local", path=str(path), **settings)
+
+
+def refused(path, **settings) -> str:
+    """What is said where a folder is refused: two or three lines."""
+    from bnn_exp.errors import UserError
+
+    with pytest.raises(UserError) as error:
+        own(path, **settings)
+    lines = str(error.value).splitlines()
+    assert 2 <= len(lines) <= 3 and max(map(len, lines)) < 500
+    return str(error.value)
+
+
+def idx(values: np.ndarray) -> bytes:
+    """The content of an IDX file."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()

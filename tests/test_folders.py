@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
@@ -13,28 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, pictures, table
+from conftest import idx, own, picture, pictures, refused, table
 from PIL import Image
 
 from bnn_exp.data.sources import read
-from bnn_exp.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def own(path, **settings):
-    return read("local", path=str(path), **settings)
-
-
-def refused(path, **settings) -> str:
-    with pytest.raises(UserError) as error:
-        own(path, **settings)
-    lines = str(error.value).splitlines()
-    assert 2 <= len(lines) <= 3 and max(map(len, lines)) < 500
-    return str(error.value)
 
 
 def array(file):
@@ -263,10 +249,6 @@ def test_a_table_names_the_pictures():
     assert np.array_equal(data.train_images[3], array("t/3.png").transpose(2, 0, 1))
     Path("t/3.png").unlink()
     assert "labels.csv: row 3 names '3', which is not there" in refused("t")
-
-
-def idx(values: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
 @pytest.fixture

@@ -3,35 +3,21 @@
 import csv
 import gzip
 import json
-import struct
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, pictures, table
+from conftest import idx, own, picture, pictures, refused, table
 from PIL import Image
 
 from bnn_exp.data.images import Pixels, read_image
 from bnn_exp.data.sources import read
-from bnn_exp.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def own(path, **settings):
-    return read("local", path=str(path), **settings)
-
-
-def refused(path, **settings) -> str:
-    with pytest.raises(UserError) as error:
-        own(path, **settings)
-    lines = str(error.value).splitlines()
-    assert 2 <= len(lines) <= 3 and max(map(len, lines)) < 500
-    return str(error.value)
 
 
 def counts(data) -> tuple[int, int]:
@@ -187,10 +173,6 @@ def test_columns_of_a_parquet_of_pixels_in_another_order():
     frame.sample(frac=1, axis=1, random_state=0).to_parquet("p/test.parquet")
     data = own("p")
     assert np.array_equal(data.test_images, digits.train_images[:40]) and np.array_equal(data.train_images, data.test_images)
-
-
-def idx(values: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
 def test_several_datasets_in_a_folder_are_not_one():

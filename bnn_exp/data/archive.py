@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from bnn_exp.data.images import in_a_line
 from bnn_exp.data.rows import WHOLE, Rows, Source, shown
 from bnn_exp.errors import UserError
 
@@ -60,5 +61,4 @@ def _unpack(file: Path, into: Path, where: str) -> None:
             with tarfile.open(file) as archive:
                 archive.extractall(into, filter="data")
     except UNPACKING as error:
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"{where}: {shown(file.name)} can't be unpacked ({reason})\n{WHOLE}") from error
+        raise UserError(f"{where}: {shown(file.name)} can't be unpacked ({in_a_line(error)})\n{WHOLE}") from error

@@ -215,7 +215,7 @@ def decode_images(
                     raise made
                 if isinstance(made, Exception):
                     raise UserError(
-                        f"{name(i)} can't be decoded ({_in_a_line(made)})\nallowed: pictures that can; mend or remove this one"
+                        f"{name(i)} can't be decoded ({in_a_line(made)})\nallowed: pictures that can; mend or remove this one"
                     ) from made
                 if images is None:
                     shape = shape or (channels, *made.shape[:2])
@@ -255,7 +255,7 @@ def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.nd
         with quiet():
             made = pixels.of(opened(file), channels, (width, height))
     except Exception as error:  # Pillow's plug-ins raise what they like
-        raise UserError(f"{file}: not a readable image ({_in_a_line(error)})") from error
+        raise UserError(f"{file}: not a readable image ({in_a_line(error)})") from error
     return made[None] if channels == 1 else made.transpose(2, 0, 1)
 
 
@@ -280,5 +280,6 @@ def _encoded_size(encoded: Encoded) -> int:
     return len(encoded) if isinstance(encoded, bytes) else 0
 
 
-def _in_a_line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
+    """Returns the reason of an error of another library as one short line."""
     return " ".join((str(error) or type(error).__name__).split())[:200]

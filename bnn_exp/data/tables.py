@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bnn_exp.data.columns import LABELS, NO_LABELS, label_column
-from bnn_exp.data.images import Encoded
+from bnn_exp.data.images import Encoded, in_a_line
 from bnn_exp.data.rows import WHOLE, Found, Rows, Source, by_split, shown
 from bnn_exp.data.values import LEAST_PIXELS, as_pictures
 from bnn_exp.errors import UserError
@@ -177,8 +177,7 @@ def _reading(where: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # pyarrow's errors have no common base
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"{where} can't be read ({reason})\n{WHOLE}") from error
+        raise UserError(f"{where} can't be read ({in_a_line(error)})\n{WHOLE}") from error
 
 
 def rows_of(table: Table, where: str, label: str | None) -> Rows:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bnn_exp.data.images import NotEightBits, scaled
+from bnn_exp.data.images import NotEightBits, in_a_line, scaled
 from bnn_exp.data.rows import WHOLE, Rows, Source, shown, some
 from bnn_exp.errors import UserError
 
@@ -29,8 +29,9 @@ def read(source: Source, file: Path, how: Any, reader: Callable) -> Any:
     try:
         return reader(file, how)
     except UNREADABLE as error:
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"{source.where}: {shown(file.relative_to(source.root))} can't be read ({reason})\n{WHOLE}") from error
+        raise UserError(
+            f"{source.where}: {shown(file.relative_to(source.root))} can't be read ({in_a_line(error)})\n{WHOLE}"
+        ) from error
 
 
 def refuse_labels_alone(names: set[str], where: str) -> None:
