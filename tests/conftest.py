@@ -12,14 +12,43 @@ from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: each worker has a core, not all of them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-if not Path("/dev/nvidiactl").exists():  # before anything imports triton: without a GPU its kernels run in its interpreter
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import numpy as np
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, "-m", "bnn_exp")  # bnn-train, wherever it is installed, or in a source tree
+
+
+def pytest_configure(config):
+    """`pytest -m gpu` runs the tests that mean a GPU. All other tests mean the CPU: no process of theirs finds a GPU.
+
+    This comes before anything imports torch or triton, whose kernels run in its interpreter then.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU, and `pytest -m gpu`"))
+
+
+def where() -> str:
+    """The device of tests that run on both: `cuda` in `pytest -m gpu`, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_both() -> list[pytest.MarkDecorator]:
+    """The marks of tests that run on the device `where()`."""
+    return [pytest.mark.gpu] if where() == "cuda" else []
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -143,7 +172,7 @@ def settings_of(*overrides: str):
 
 
 def trainer_of(*overrides: str):
-    """A new Trainer on digits, on the CPU, for the configuration that the overrides give."""
+    """A new Trainer on digits, on the CPU unless they say `device=cuda`, for the configuration that the overrides give."""
     return trainer_for(settings_of(*overrides))
 
 
@@ -152,7 +181,7 @@ def trainer_for(settings, ranks=None):
     from bnn_exp.plan import Plan
     from bnn_exp.prepare import prepare
 
-    return prepare(Plan(settings, {}, None), Path(), ranks)
+    return prepare(Plan(settings, {}, None, device="cuda" if settings.device == "cuda" else "cpu"), Path(), ranks)
 
 
 RNG = np.random.default_rng(0)

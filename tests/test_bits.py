@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from conftest import on_both, where
 
 from bnn_exp.bits import bit_steps, bit_sums, from_tiles, ops, pack, pixel_steps, pixel_sums, real_product, to_tiles
 
@@ -157,7 +158,7 @@ def test_other_processors_compute_the_same(features, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("zero", [0, -1])
+@pytest.mark.parametrize("zero", [pytest.param(zero, marks=on_both()) for zero in (0, -1)])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 70, 5), (3, 300, 70), (17, 40, 64), (0, 8, 8)])
 def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero):
     pytest.importorskip("triton")
@@ -169,8 +170,10 @@ def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero):
     thresholds = torch.full((64 * len(tiles),), 2**31 - 1, dtype=torch.int32)
     thresholds[:outputs] = inputs // 4
     flips = torch.zeros(8 * len(tiles), dtype=torch.uint8)
-    assert torch.equal(cuda.bit_sums(bits_of(bits), tiles, outputs, zero).long(), bits @ values.T)
-    assert torch.equal(cuda.pixel_sums(pixels, tiles, outputs, zero).long(), pixels.long() @ values.T)
+    there = [x.to(where()) for x in (bits_of(bits), pixels, tiles, thresholds, flips)]
+    bits_there, pixels_there, tiles_there, *steps_there = there
+    assert torch.equal(cuda.bit_sums(bits_there, tiles_there, outputs, zero).cpu().long(), bits @ values.T)
+    assert torch.equal(cuda.pixel_sums(pixels_there, tiles_there, outputs, zero).cpu().long(), pixels.long() @ values.T)
     if rows:
-        steps = pack(bits @ values.T >= inputs // 4)
-        assert torch.equal(cuda.bit_steps(bits_of(bits), tiles, thresholds, flips, zero)[:, : steps.shape[1]], steps)
+        steps, found = pack(bits @ values.T >= inputs // 4), cuda.bit_steps(bits_there, tiles_there, *steps_there, zero)
+        assert torch.equal(found.cpu()[:, : steps.shape[1]], steps)

@@ -1,18 +1,19 @@
 import importlib.metadata
+import json
 import os
+import shutil
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
-from conftest import command, forkserver
+from conftest import COMMAND, ROOT, command, forkserver
 
-COMMAND = Path(sysconfig.get_path("scripts")) / "bnn-train"
+from bnn_exp import __version__
+from bnn_exp.cli import main
 
 
 def shell(*arguments, **options):
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
 
 
 def test_help_lists_choices_and_settings_from_any_directory(tmp_path):
@@ -52,8 +53,39 @@ def test_completion_offers_choices(tmp_path):
     assert done.stdout.split() == [f"dataset={name}" for name in names]
 
 
+def test_the_installed_command_is_the_module():
+    try:
+        installed = importlib.metadata.distribution("bnn-exp")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("a source tree that is not installed")
+    (script,) = installed.entry_points.select(group="console_scripts", name="bnn-train")
+    assert script.load() is main and installed.version == __version__
+
+
 def test_version(bnn_train):
-    assert bnn_train("--version").out == f"bnn-train {importlib.metadata.version('bnn-exp')}\n"
+    assert bnn_train("--version").out == f"bnn-train {__version__}\n" and __version__[0].isdigit()
+
+
+def test_a_source_tree_that_is_not_installed_runs(tmp_path):
+    """Python looks for modules in a copy of the tree; the metadata of an installed distribution are hidden."""
+    for name in ("bnn_exp", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import importlib.metadata, sys\n"
+        "found = importlib.metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'bnn-exp': raise importlib.metadata.PackageNotFoundError(name)\n"
+        "    return found(name)\n"
+        "importlib.metadata.version = version\n"
+        "from bnn_exp.cli import main\n"
+        "sys.argv = ['bnn-train', 'trainer=smoke', 'model.hidden_size=8', 'hydra.run.dir=run']\n"
+        "sys.exit(main())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "tree")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "completed" and summary["versions"]["bnn-exp"] == __version__
 
 
 def test_python_m(tmp_path):

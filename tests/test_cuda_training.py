@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import trainer_of
+from conftest import on_both, trainer_of, where
 from test_graphs import NeverWaits
 
 from bnn_exp import device
@@ -19,8 +19,15 @@ from bnn_exp.packed import PackedMLP
 pytest.importorskip("triton")
 from bnn_exp.bits import cuda_training as gpu
 
-WHERE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = ("model.num_layers=3", "model.hidden_size=40", "dataset.limit=150", "trainer.batch_size=60", "trainer.precision=fp32")
+pytestmark, WHERE = on_both(), where()
+SMALL = (
+    f"device={WHERE}",
+    "model.num_layers=3",
+    "model.hidden_size=40",
+    "dataset.limit=150",
+    "trainer.batch_size=60",
+    "trainer.precision=fp32",
+)
 
 
 def record(trainer):
@@ -221,13 +228,14 @@ for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "c
     kernel = getattr(cuda_kernels, name)
     kinds = {n: "constexpr" if n.isupper() else (VECTORS | OTHERS).get(n, "i32") for n in kernel.arg_names}
     flags = {n: True for n, kind in kinds.items() if kind == "constexpr"}
-    triton.compile(ASTSource(fn=kernel, signature=kinds, constexprs=flags), target=GPUTarget("cuda", 90, 32))
+    for capability in (80, 90):
+        triton.compile(ASTSource(fn=kernel, signature=kinds, constexprs=flags), target=GPUTarget("cuda", capability, 32))
     print(name)
 """
 
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
-    """Of compute capability 9.0, whether there is one or not."""
+    """For compute capabilities 8.0 and 9.0, whether there is such a GPU or not."""
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.split()) == 8, done.stderr

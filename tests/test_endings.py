@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from test_cli import COMMAND
+from conftest import COMMAND
 from test_places import TINY, stopping_at  # noqa: F401
 from test_run import epochs, timeless
 
@@ -107,7 +108,7 @@ def test_the_handler_of_a_library_gets_the_signal_when_the_training_has_ended():
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
 def test_a_signal_ends_ranks_together(tmp_path, name):
     arguments = [*ENDLESS, "trainer.devices=2", "hydra.run.dir=k"]
-    run = subprocess.Popen([COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in run.stdout:
         if line.startswith("epoch 2/"):
             break
@@ -322,5 +323,5 @@ def test_a_full_and_a_read_only_file_system_have_their_reason_said(small_disk):
 
 
 def test_a_read_only_place_is_refused_before_any_work(small_disk):
-    done = small_disk(f"mount -o remount,ro disk && {COMMAND} hydra.run.dir=disk/k")
+    done = small_disk(f"mount -o remount,ro disk && {shlex.join(COMMAND)} hydra.run.dir=disk/k")
     assert done.returncode == 2 and "hydra.run.dir=disk/k: " in done.stderr and len(done.stderr.splitlines()) == 2

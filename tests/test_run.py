@@ -5,8 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import trainer_of, write_dataset
-from test_cli import COMMAND
+from conftest import COMMAND, trainer_of, write_dataset
 
 from bnn_exp import load_model, verify_binary
 
@@ -126,7 +125,7 @@ BIG = ("model.hidden_size=512", "trainer.epochs=6", "trainer.batch_size=32", "tr
 
 def start(folder, *arguments):
     run = subprocess.Popen(
-        [COMMAND, *arguments, "hydra.run.dir=run"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*COMMAND, *arguments, "hydra.run.dir=run"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     for _ in range(1200):
         if (folder / "run/metrics.jsonl").exists() and len(epochs_so_far(folder / "run")) >= 2:

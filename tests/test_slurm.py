@@ -1,6 +1,7 @@
 """SLURM: who is queued again and who is not, by a `scontrol` of the test's own, and by a real one where there is a cluster."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli import COMMAND
+from conftest import COMMAND
 from test_places import TINY, stopping_at  # noqa: F401
 
 from bnn_exp import slurm
@@ -100,7 +101,7 @@ def test_a_real_job_is_queued_again_and_goes_on(tmp_path):
     if no_cluster():
         pytest.skip("needs a SLURM cluster, if only of this machine")
     script, out = tmp_path / "job.sh", tmp_path / "out"
-    script.write_text(f"#!/bin/sh\nexec {COMMAND} {' '.join(LONG)} resume=auto hydra.run.dir={tmp_path}/k\n")
+    script.write_text(f"#!/bin/sh\nexec {shlex.join(COMMAND)} {' '.join(LONG)} resume=auto hydra.run.dir={tmp_path}/k\n")
     command = ["sbatch", "--parsable", "--open-mode=append", f"--output={out}", "--export=ALL", script]
     job = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout.strip()
     try:
@@ -118,7 +119,7 @@ def test_real_jobs_of_a_sweep_are_queued_again_by_submitit_and_go_on(tmp_path):
     """Preempted in their training: the command that started the sweep waits for them, and ends with the table."""
     if no_cluster():
         pytest.skip("needs a SLURM cluster, if only of this machine")
-    command = [COMMAND, "-m", "launcher=slurm", "hydra.launcher.timeout_min=60", *LONG, "seed=0,1", "hydra.sweep.dir=s"]
+    command = [*COMMAND, "-m", "launcher=slurm", "hydra.launcher.timeout_min=60", *LONG, "seed=0,1", "hydra.sweep.dir=s"]
     logs = [tmp_path / "s" / number / "train.log" for number in "01"]
     sweep = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     jobs = set()

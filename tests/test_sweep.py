@@ -9,19 +9,17 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sysconfig
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, plain_config
+from conftest import COMMAND, command, plain_config
 
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import study, varied_keys
 
-COMMAND = Path(sysconfig.get_path("scripts")) / "bnn-train"
 SMALL = ("trainer=smoke", "trainer.epochs=1", "trainer.limit_batches=1")
 
 
@@ -119,7 +117,7 @@ def test_bad_requests_leave_nothing(bnn_train, tmp_path, arguments, text):
 
 def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path, bnn_train):
     arguments = ["-m", "model.hidden_size=8,64", "trainer.epochs=12", "trainer.batch_size=64"]
-    process = subprocess.Popen([COMMAND, *arguments, "seed=0,1", "hydra.sweep.dir=s"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*COMMAND, *arguments, "seed=0,1", "hydra.sweep.dir=s"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while len("".join(f.read_text() for f in tmp_path.glob("s/2/metrics.jsonl")).split("\n")) < 3 and time.monotonic() < until:
         time.sleep(0.02)
@@ -373,7 +371,7 @@ def test_a_study_of_made_up_runs():
 
 def test_ctrl_c_ends_a_sweep_with_the_table_so_far(tmp_path):
     arguments = ["-m", "model.hidden_size=8,16,64", "trainer.epochs=3000", "hydra.sweep.dir=s"]
-    process = subprocess.Popen([COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | {})
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ | {})
     until = time.monotonic() + 120
     while not list(tmp_path.glob("s/0/metrics.jsonl")) and time.monotonic() < until:
         time.sleep(0.05)

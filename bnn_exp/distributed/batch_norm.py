@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn_exp.distributed.ranks import Ranks
+from bnn_exp.nn.norm import NO_EPS
 
 
 class _Normalize(torch.autograd.Function):
@@ -32,7 +33,7 @@ class _Normalize(torch.autograd.Function):
         alpha = invstd if weight is None else invstd * weight
         ctx.save_for_backward(x, mean, invstd, alpha, n)
         ctx.ranks, ctx.affine = ranks, weight is not None
-        out = F.batch_norm(x, mean, torch.ones_like(mean), alpha, bias, training=False, eps=0.0)
+        out = F.batch_norm(x, mean, torch.ones_like(mean), alpha, bias, training=False, eps=NO_EPS)
         ctx.mark_non_differentiable(mean, var, n)
         return out, mean, var, n
 
@@ -42,7 +43,7 @@ class _Normalize(torch.autograd.Function):
         x, mean, invstd, alpha, n = ctx.saved_tensors
         one = torch.ones_like(mean)
         if len(x):
-            options = (alpha, mean, one, mean, one, False, 0.0, [True, True, True])
+            options = (alpha, mean, one, mean, one, False, NO_EPS, [True, True, True])
             dx, by_invstd, d_bias = torch.ops.aten.native_batch_norm_backward(grad, x, *options)
         else:  # which ends that kernel by a division by zero
             dx, by_invstd, d_bias = grad.clone(), torch.zeros_like(mean), torch.zeros_like(mean)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+NO_EPS = 1e-30  # 1 + NO_EPS is 1 in float32 and float64. Some versions of torch (2.11) refuse eps = 0.
 
 
 def running_norms(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -34,7 +35,7 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 def make_affine(norm: _BatchNorm) -> None:
     """In place: nothing but its parameters, of which it has both, has an effect on `norm` in evaluation."""
     device = norm.running_mean.device
-    norm.eps, norm.affine = 0.0, True
+    norm.eps, norm.affine = NO_EPS, True
     norm.weight = nn.Parameter(torch.ones(norm.num_features, device=device))
     norm.bias = nn.Parameter(torch.zeros(norm.num_features, device=device))
     norm.reset_running_stats()  # mean 0, variance 1

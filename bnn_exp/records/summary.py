@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bnn_exp import __version__
 from bnn_exp.records.files import write_json
 
+PACKAGES = ("torch", "hydra-core", "numpy", "datasets")
 STATUS = ("completed", "failed", "interrupted")
 
 
@@ -31,9 +33,16 @@ def read(directory: Path) -> dict[str, Any] | None:
 
 def surroundings() -> dict[str, Any]:
     """Versions, machine and the commit of the working directory."""
-    packages = ("bnn-exp", "torch", "hydra-core", "numpy", "datasets")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    versions = {"python": platform.python_version(), "bnn-exp": __version__} | {name: _version(name) for name in PACKAGES}
     return {"versions": versions, "machine": platform.platform(), "cpus": os.cpu_count(), "git_commit": git_commit()}
+
+
+def _version(package: str) -> str | None:
+    """The version of an installed package; None where no metadata of it are found, as in a plain source tree."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:
