@@ -51,6 +51,24 @@ def on_both() -> list[pytest.MarkDecorator]:
     return [pytest.mark.gpu] if where() == "cuda" else []
 
 
+@pytest.fixture(scope="session")
+def triton_runs():
+    """Triton is there and, where there is no GPU, its interpreter works with the NumPy that is there."""
+    pytest.importorskip("triton")
+    if where() == "cpu":
+        import torch
+        from triton.runtime.errors import InterpreterError
+
+        from bnn_exp.bits import cuda, pack, to_tiles
+
+        try:
+            cuda.bit_sums(pack(torch.ones(1, 64)), to_tiles(pack(torch.ones(1, 64))), 1, 0)
+        except InterpreterError as error:
+            if "only 0-dimensional arrays can be converted" in str(error):
+                pytest.skip("this version of Triton's interpreter does not run with NumPy 2.5 or later")
+            raise
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
     os.environ["BNN_EXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -181,7 +199,7 @@ def trainer_for(settings, ranks=None):
     from bnn_exp.plan import Plan
     from bnn_exp.prepare import prepare
 
-    return prepare(Plan(settings, {}, None, device="cuda" if settings.device == "cuda" else "cpu"), Path(), ranks)
+    return prepare(Plan(settings, {}, None, device="cuda:0" if settings.device == "cuda" else "cpu"), Path(), ranks)
 
 
 RNG = np.random.default_rng(0)

@@ -160,8 +160,7 @@ def test_other_processors_compute_the_same(features, tmp_path):
 
 @pytest.mark.parametrize("zero", [pytest.param(zero, marks=on_both()) for zero in (0, -1)])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 70, 5), (3, 300, 70), (17, 40, 64), (0, 8, 8)])
-def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero):
-    pytest.importorskip("triton")
+def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero, triton_runs):
     from bnn_exp.bits import cuda
 
     values, tiles = weights(outputs, inputs, zero)

@@ -81,7 +81,7 @@ def test_a_source_tree_that_is_not_installed_runs(tmp_path):
         "sys.argv = ['bnn-train', 'trainer=smoke', 'model.hidden_size=8', 'hydra.run.dir=run']\n"
         "sys.exit(main())"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "tree")}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "tree"), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())

@@ -19,7 +19,7 @@ from bnn_exp.packed import PackedMLP
 pytest.importorskip("triton")
 from bnn_exp.bits import cuda_training as gpu
 
-pytestmark, WHERE = on_both(), where()
+pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
 SMALL = (
     f"device={WHERE}",
     "model.num_layers=3",
@@ -75,6 +75,27 @@ def network_and_twin(**options):
     return network, copy.deepcopy(network)
 
 
+def decided_pixels(network, rows):
+    """Pixels on which no activation of a network stands so near 0, or the window's edge, that rounding decides of it."""
+    near = []
+
+    def note(_norm, _inputs, y):
+        edges = [0.0] if network.window is None else [0.0, network.window]
+        near.append(min(float((y.abs() - edge).abs().min()) for edge in edges))
+
+    probe = copy.deepcopy(network)
+    for norm in probe.norms[:-1]:
+        norm.register_forward_hook(note)
+    for seed in range(100):
+        near.clear()
+        draw = torch.Generator().manual_seed(seed)
+        x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=draw).to(WHERE)
+        probe(x)
+        if min(near) > 3e-6:
+            return x
+    raise AssertionError("rounding decides everywhere")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -89,7 +110,7 @@ def network_and_twin(**options):
 def test_a_pass_is_that_of_the_network(options):
     """The gradients of weights and norms, and the running statistics, against torch's autograd; then evaluation."""
     (network, exact), received, rows = network_and_twin(**options), {}, 300
-    x, labels = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, device=WHERE), torch.arange(rows, device=WHERE) % 5
+    x, labels = decided_pixels(network, rows), torch.arange(rows, device=WHERE) % 5
     ours = PackedMLP(network, gpu.OnGPU(False), lambda layer, factors: received.update({layer: factors.whole()}))
     for model in (ours, exact):
         F.cross_entropy(model(x), labels).backward()

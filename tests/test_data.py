@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -130,6 +131,7 @@ def test_without_a_hub_the_two_ways_out_are_named():
     """In a process of its own, whose hub is a closed port: nothing waits for retries."""
     code = "from bnn_exp.data import sources; sources.read('mnist', 'ylecun/mnist')"
     environment = {
+        **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": "/nonexistent",
         "PATH": "",

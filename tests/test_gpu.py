@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(bnn_train, engine, summary, monke
         assert bnn_train(*overrides, "hydra.run.dir=part").code == 130
     assert bnn_train("resume=part").code == 0
     whole, part = summary("whole"), summary("part")
-    assert whole["device"] == "cuda" and whole["bits_sha256"] == part["bits_sha256"]
+    assert whole["device"] == "cuda:0" and whole["bits_sha256"] == part["bits_sha256"]
     assert [json.loads(line)["train_loss"] for line in open("whole/metrics.jsonl")] == [  # noqa: PTH123, SIM115
         json.loads(line)["train_loss"]
         for line in open("part/metrics.jsonl")  # noqa: PTH123, SIM115
@@ -140,7 +140,8 @@ def test_a_run_is_evaluated_predicted_with_and_exported(bnn_train, model):
     done = bnn_train("task=evaluate", "from=run")  # on the CPU, compared with what the GPU's summary says
     assert done.code == 0, done.err
     assert bnn_train("task=predict", "from=run", "input=run/samples.png").code == 0
-    assert bnn_train("task=export", "from=run", "export.format=torch").code == 0
+    if model != "vgg":
+        assert bnn_train("task=export", "from=run", "export.format=torch").code == 0
     if model == "mlp":
         pytest.importorskip("onnxruntime")
         assert bnn_train("task=export", "from=run", "export.format=onnx").code == 0
@@ -148,7 +149,7 @@ def test_a_run_is_evaluated_predicted_with_and_exported(bnn_train, model):
 
 def test_a_sweep_a_fine_tuning_and_a_benchmark(bnn_train, summary):
     done = bnn_train("-m", *RUN, *MODELS["mlp"], "seed=0,1", "hydra.sweep.dir=s")
-    assert done.code == 0 and [summary(run)["device"] for run in done.runs] == ["cuda", "cuda"]
+    assert done.code == 0 and [summary(run)["device"] for run in done.runs] == ["cuda:0", "cuda:0"]
     assert bnn_train("init_from=s/0", "device=cuda", "trainer.epochs=1", "freeze=1", "hydra.run.dir=tuned").code == 0
     assert bnn_train("task=benchmark", "from=s/0", "device=cuda").code == 0
 
