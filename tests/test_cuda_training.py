@@ -81,7 +81,7 @@ def decided_pixels(network, rows):
 
     def note(_norm, _inputs, y):
         edges = [0.0] if network.window is None else [0.0, network.window]
-        near.append(min(float((y.abs() - edge).abs().min()) for edge in edges))
+        near.append(min(float((y.detach().abs() - edge).abs().min()) for edge in edges))
 
     probe = copy.deepcopy(network)
     for norm in probe.norms[:-1]:

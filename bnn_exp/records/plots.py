@@ -54,7 +54,7 @@ def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.truetype(_font_file(), 11)
+    font = ImageFont.truetype(str(_font_file()), 11)
     height, width = images.shape[2:]
     longer = max(height, width)
     scale = TILE // longer if longer <= TILE else TILE / longer

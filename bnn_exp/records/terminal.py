@@ -1,7 +1,7 @@
 """Consoles that show every text as it is, and bars of what takes long."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import monotonic
 
 from rich.console import Console
@@ -34,7 +34,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """
     said, done, speak = monotonic(), 0, console()
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=speak, transient=True, disable=not speak.is_terminal)
+    bar = Progress(*columns, console=speak, transient=True)
     task = bar.add_task(what, total=total)
 
     def advance(count: int) -> None:
@@ -45,5 +45,5 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
             said = monotonic()
             speak.print(f"{what}: {done:,} of {total:,}")
 
-    with bar:
+    with bar if speak.is_terminal else nullcontext():
         yield advance
