@@ -32,13 +32,14 @@ def logits(network: nn.Module, shape: tuple[int, ...], answer: Callable[[Tensor]
     if any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in network.modules()):
         return None
     training = {module: module.training for module in network.modules()}
-    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    convolutions = torch.backends.cudnn.conv
+    precision, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
         network.eval()
         tensor = next(iter((*network.parameters(), *network.buffers())), torch.empty(0))
         return (answer or network)(pixels(shape).to(tensor.device)).float().cpu()
     finally:
-        torch.backends.cudnn.allow_tf32 = tf32
+        convolutions.fp32_precision = precision
         for module, mode in training.items():
             module.training = mode
 
