@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import trainer_of
 
-from bnn_exp.bits import bits_sha256
+from bnn_exp.bits import bits_sha256, packed_state
 from bnn_exp.optim import rule as rules
 
 pytestmark = pytest.mark.gpu
@@ -67,12 +68,17 @@ def test_recorded_steps_give_the_bits_of_steps_that_are_not(model, engine, rule)
 
 @pytest.mark.parametrize("recorded", ["true", "false"])
 def test_packed_trains_as_dense_by_counters_in_fp32(recorded):
-    overrides = ("optimizer=counter", "trainer.precision=fp32", f"trainer.graphs={recorded}", *MODELS["mlp"])
-    dense, packed = (trained(*overrides, f"trainer.engine={engine}", epochs=2) for engine in ("dense", "packed"))
-    assert bits_sha256(packed[0].network) == bits_sha256(dense[0].network)
-    for one, other in zip(dense[1], packed[1], strict=True):
-        assert one["flips"] == other["flips"] and one["train_accuracy"] == other["train_accuracy"]
-        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+    """Gradients are sums of the same terms in another order, so that a bit differs only where rounding decides.
+
+    test_cuda_training compares the engines to the bit, on a network where rounding decides nothing.
+    """
+    overrides = ("optimizer=counter", "trainer.precision=fp32", "model.hidden_size=256", f"trainer.graphs={recorded}")
+    dense, packed = (trained(*overrides, f"trainer.engine={engine}") for engine in ("dense", "packed"))
+    ends = [packed_state(trainer.network) for trainer, _ in (dense, packed)]
+    for i in range(4):
+        one, other = (end[f"layers.{i}.weight"].cpu().numpy() for end in ends)
+        assert np.unpackbits(one ^ other).mean() < 0.002  # a half, of bits that are drawn apart
+    assert packed[1][0]["train_loss"] == pytest.approx(dense[1][0]["train_loss"], rel=1e-3)
 
 
 def test_lean_memory_gives_the_same_bits():
