@@ -79,10 +79,10 @@ def _shown(value: Any) -> str:
 
 def _in_words(node: dict) -> str:
     """The values of a JSON schema without properties: "a number ≥ 0 and ≤ 1"."""
-    if "anyOf" in node:
-        return " or ".join(_in_words(choice) for choice in node["anyOf"])
     if "description" in node:
         return node["description"]
+    if "anyOf" in node:
+        return " or ".join(_in_words(choice) for choice in node["anyOf"])
     if "enum" in node:
         return ", ".join(map(str, node["enum"]))
     if "const" in node:

@@ -31,6 +31,17 @@ def values(overrides: Iterable[str], key: str) -> list[str]:
     return found
 
 
+def override(key: str, values: Iterable[str]) -> str:
+    """The override that sets `key` to a list of texts, whatever characters these have."""
+    quoted = ", ".join("'" + value.replace("'", r"\'") + "'" for value in values)
+    return f"{key}=[{quoted}]"
+
+
+def config_dir(arguments: Sequence[str]) -> str | None:
+    """The folder that --config-dir names."""
+    return get_args_parser().parse_args(list(arguments)).config_dir
+
+
 def overrides(arguments: Sequence[str], groups: Path) -> list[str]:
     """The overrides of a command line.
 

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from bnn_exp import registry
+
 Kind = TypeVar("Kind", bound=type[nn.Module])
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # torch's names
 
@@ -35,7 +37,7 @@ for _plain in (nn.ModuleList, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Identi
 
 def home(kind: type) -> str:
     """Where a class is defined: "module:qualified name"."""
-    return f"{kind.__module__}:{kind.__qualname__}"
+    return registry.home(kind)
 
 
 def is_exactly(kind: type, *names: str) -> bool:
