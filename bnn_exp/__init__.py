@@ -37,6 +37,7 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "register_model": "bnn_exp.networks",
     "register_rule": "bnn_exp.rules:register",
     "verify_binary": "bnn_exp.nn",
+    "with_packed_layers": "bnn_exp.deploy",
 }
 __all__ = sorted(_HOMES)
 

@@ -109,7 +109,7 @@ def _taken_over(overrides: list[str], folder: str | None) -> AbstractContextMana
 
 
 def _with_program(arguments: list[str]) -> list[str]:
-    """The command line of a program that registers something beside `plugins=`, which names the program's file too from here on."""
+    """The command line of a program that registers something. If it has `plugins=`, this names the program's file too."""
     own, given = plugins.program(), [i for i, argument in enumerate(arguments) if argument.startswith("plugins=")]
     if not own or not given:
         return arguments
@@ -315,7 +315,8 @@ def in_words(error: Exception) -> str:
         if match[1] == "hydra/launcher" and match[2] in EXTRAS:
             return f"hydra/launcher={match[2]}: not installed\npip install 'bnn-exp[{EXTRAS[match[2]]}]'"
         choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"{match[1]}={match[2]}: no such choice\nallowed: {', '.join(choices)}"
+        own = ", or one of your own: plugins=[FILE.py]" if match[1] in ("model", "optimizer", "dataset") else ""
+        return f"{match[1]}={match[2]}: no such choice\nallowed: {', '.join(choices)}{own}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be read as KEY=VALUE\n{text.splitlines()[0]}"
     if isinstance(error, OSError):

@@ -36,7 +36,8 @@ def taken_over(overrides: list[str], folder: str | None = None) -> Iterator[None
         folder: that of --config-dir.
 
     Raises:
-        UserError: a run is not there, can't be read, or several differ in what is to be taken over; or a plugin can't be loaded.
+        UserError: a run is not there, can't be read, or several differ in what is to be taken over; or a plugin can't be
+            loaded.
     """
     try:
         loaded = _load_plugins(overrides, folder)

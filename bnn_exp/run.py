@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from bnn_exp import places, plugins, said
+from bnn_exp import places, plugins
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.models.cost import layers
@@ -114,7 +114,7 @@ class Run:
         return self._finish("completed" if self._epochs(stop) else "interrupted")
 
     def _keep_plugins(self) -> None:
-        """Leave the source of each plugin in the directory. One that has changed since the run was trained by it is a warning."""
+        """Leave the source of each plugin in the directory, and warn of one that is not what trained the run so far."""
         named = self.config.get("plugins")
         self.warnings += plugins.changed(named, self.directory)
         for plugin in plugins.used(named):
@@ -213,12 +213,11 @@ class Run:
         if self.resumed:
             return f"bnn-train task=evaluate from={self.directory}"
         own = not self.settings.init_from  # else the layers of another run must fit
-        sizes = ["model.hidden_size=128,256,512"] if own and isinstance(getattr(self.settings.model, "hidden_size", None), int) else []
+        wide = own and isinstance(getattr(self.settings.model, "hidden_size", None), int)
+        sizes = ["model.hidden_size=128,256,512"] if wide else []
         varied = [*sizes, "seed=0,1,2"]
-        keys = {item.partition("=")[0] for item in varied}
-        kept = [item for item in own_overrides(self.plan.overrides) if item.lstrip("+").partition("=")[0] not in keys]
-        if self.config.get("plugins") and "plugins" not in said.keys(kept):  # of a program that registers something
-            kept.append(said.override("plugins", self.config["plugins"]))
+        keys, named = {item.partition("=")[0] for item in varied}, self.config.get("plugins") or []
+        kept = [item for item in own_overrides(self.plan.overrides, named) if item.lstrip("+").partition("=")[0] not in keys]
         return f"{shlex.join(['bnn-train', '-m', *kept, *varied])}    (a sweep)"
 
     def _rows(self) -> str:

@@ -1,5 +1,6 @@
 """Reads the command line: overrides by their keys, and Hydra's own flags. Imports no torch."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -33,8 +34,11 @@ def values(overrides: Iterable[str], key: str) -> list[str]:
 
 def override(key: str, values: Iterable[str]) -> str:
     """The override that sets `key` to a list of texts, whatever characters these have."""
-    quoted = ", ".join("'" + value.replace("'", r"\'") + "'" for value in values)
-    return f"{key}=[{quoted}]"
+    return f"{key}=[{','.join(map(_quoted, values))}]"
+
+
+def _quoted(value: str) -> str:
+    return value if re.fullmatch(r"[\w./-]+", value) else "'" + value.replace("'", r"\'") + "'"
 
 
 def config_dir(arguments: Sequence[str]) -> str | None:

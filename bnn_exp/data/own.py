@@ -28,7 +28,8 @@ def decoded(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     given = _called(name, make, settings)
     if not isinstance(given, Mapping) or not {"train", "test"} <= given.keys() <= {*SPLITS, "classes"}:
         keys = f"the keys {', '.join(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
-        raise _refused(name, make, keys, '{"train": (images, labels), "test": (images, labels)}, perhaps "validation", "classes"')
+        allowed = '{"train": (images, labels), "test": (images, labels)}, perhaps "validation" and "classes" too'
+        raise _refused(name, make, keys, allowed)
     splits = {split: _pair(name, make, split, given[split]) for split in SPLITS if split in given}
     classes = _classes(name, make, given.get("classes"), splits["train"][1])
     rows: dict[str, Any] = {"classes": classes}

@@ -18,18 +18,20 @@ def build(
     settings,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> nn.Module:
     """The network that `settings` (a choice of the group `model`) describes, for images (channels, height, width).
 
     `mean` and `std` are those of the train pixels, per channel, as numbers from 0 to 1: a network may standardise by them.
+    Without them they are 0 and 1.
     """
     values, made = asdict(settings), kind(settings)
     del values["name"]
     if of := getattr(made, "of", None):
         return of(image_shape, num_classes, **values)
-    statistics, taken = {"mean": mean, "std": std}, signature(made).parameters
+    channels, taken = image_shape[0], signature(made).parameters
+    statistics = {"mean": mean or (0.0,) * channels, "std": std or (1.0,) * channels}
     return made(image_shape, num_classes, **values, **{name: value for name, value in statistics.items() if name in taken})
 
 

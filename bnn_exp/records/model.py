@@ -73,7 +73,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     network, state, about = read_model(path)
     shapes = {name: tuple(weight.shape) for name, weight in binary_parameters(network)}
-    network = network.to_empty(device="cpu")
+    if any(parameter.is_meta for parameter in network.parameters()):
+        network = network.to_empty(device="cpu")
     for _, norm in running_norms(network):
         norm.reset_running_stats()
     network.load_state_dict({n: unpack(t, shapes[n]) if n in shapes else t for n, t in state.items()}, strict=False)
@@ -176,7 +177,9 @@ def _know_model(file: Path, config: dict[str, Any]) -> None:
     except UserError as error:
         raise _Unknown(str(error)) from error
     if name not in MODELS:
-        raise _Unknown(f"{file}: model={name} is not known here\nallowed: with plugins=[FILE] that registers it, or {list(MODELS)}")
+        raise _Unknown(
+            f"{file}: model={name} is not known here\nallowed: with plugins=[FILE] that registers it, or {list(MODELS)}"
+        )
 
 
 def _about_run(run: Path) -> dict[str, Any]:
@@ -230,7 +233,7 @@ def _check_shape(about: dict[str, Any]) -> None:
 
 
 def _skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
-    """The network that a file of so many tensors describes, on the meta device."""
+    """The network that a file of so many tensors describes, on the meta device; one's own on the CPU."""
     settings = model_settings(about["config"]["model"])
     shape, classes = about["image_shape"], about["classes"]
     if not (isinstance(shape, list) and [type(n) for n in shape] == [int] * 3 and min(shape) > 0):
@@ -241,7 +244,8 @@ def _skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
         raise ValueError(f"{models.depth(settings)} layers, {tensors} tensors")
     if weights_of(settings) == "latent":
         settings = replace(settings, weights="bits")  # the file holds the bits of latents, not the latents
-    with torch.device("meta"):
+    # A network of one's own may hold tensors that no state_dict has
+    with torch.device("meta" if MODELS[settings.name].ours else "cpu"), torch.random.fork_rng(devices=[]):
         network = models.build(settings, tuple(shape), len(classes))
         for _, norm in running_norms(network):
             make_affine(norm)
