@@ -67,9 +67,10 @@ def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[s
     """
     for name in said.values(overrides, "experiment") if folder else []:
         yield f"experiment={name}", _plugins_in(Path(folder) / "experiment" / f"{name}.yaml")
-    told = said.keys(overrides)
+    told, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
+    keys = [key for key in KEYS if not (key == "from" and task == "report")]  # which reads files alone
     here = [("resume", "hydra.run.dir"), ("sweep.resume", "hydra.sweep.dir"), ("resume", "hydra.sweep.dir")]
-    places = [(key, value) for key in KEYS if key in told for value in said.values(overrides, key) if value != "auto"]
+    places = [(key, value) for key in keys if key in told for value in said.values(overrides, key) if value != "auto"]
     places += [(place, value) for key, place in here if told.get(key) == "auto" for value in said.values(overrides, place)]
     for key, value in places:
         if (Path(value) / "multirun.yaml").is_file() and key in ("sweep.resume", "hydra.sweep.dir"):

@@ -74,12 +74,18 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> B
         return _beginning(network, settings)
     source, known, trained = _source(Path(settings.init_from))
     fresh = settings.fresh if settings.fresh is not None else int(set(known) != set(classes))
+    if not hasattr(network, "stages") and (fresh or known != tuple(classes)):
+        raise UserError(
+            f"init_from={settings.init_from}: its classes are others or in another order, and model={settings.model.name} does "
+            f"not say which layer is the last\nallowed: the classes of the run, or a network with a method stages()"
+        )
     ours, theirs = models.stages(network), models.stages(source)
     if len(ours) != len(theirs):
         raise UserError(
             f"init_from={settings.init_from}: it has {len(theirs)} layers\nallowed: a model of {len(ours)}, as here"
         )
-    outputs = [known.index(name) for name in classes] if set(known) == set(classes) else None
+    reordered = set(known) == set(classes) and known != tuple(classes)
+    outputs = [known.index(name) for name in classes] if reordered else None
     for place, (new, old) in enumerate(zip(ours[: len(ours) - fresh], theirs, strict=False), 1):
         for to, original in zip(new, old, strict=True):
             try:

@@ -123,7 +123,7 @@ def _follow(ranks: Ranks) -> int:
     try:
         named = ranks.from_first()
         if named is not None:
-            plugins.load(named)
+            _load_plugins(named, ranks)
             _train(*ranks.from_first(), ranks)
     except (UserError, RankLost, KeyboardInterrupt):  # rank 0 has met it too
         return 1
@@ -133,6 +133,15 @@ def _follow(ranks: Ranks) -> int:
     finally:
         _leave()
     return 0
+
+
+def _load_plugins(named: list[str], ranks: Ranks) -> None:
+    """Load the plugins of the run. Rank 0 has them, and is told where this machine has not."""
+    try:
+        plugins.load(named)
+    except UserError as error:
+        ranks.tell_failure(error)
+        raise
 
 
 def _train(plan: Plan, directory: Path, ranks: Ranks) -> None:
