@@ -16,8 +16,7 @@ from bnn_exp.data.registry import DATASETS, Rows
 from bnn_exp.errors import UserError
 from bnn_exp.losses import LOSSES
 from bnn_exp.networks import MODELS
-from bnn_exp.registry import Named
-from bnn_exp.schema import Count, NonNegative, Positive, Schedule, schema
+from bnn_exp.schema import Count, Named, NonNegative, Positive, Schedule, schema
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
-from pydantic_core import CoreSchema, core_schema
-
 from bnn_exp.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -89,21 +87,3 @@ def offer(group: str, name: str, values: Mapping[str, Any]) -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(group=group, name=name, node=dict(values))
-
-
-class Named:
-    """Annotates a text of the schema that must be a name of a registry, which may grow."""
-
-    def __init__(self, registry: Registry):
-        self.registry = registry
-
-    def _check(self, name: str) -> str:
-        if name not in self.registry:
-            raise ValueError("no such name")
-        return name
-
-    def __get_pydantic_core_schema__(self, _source: Any, handler: Any) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(str))
-
-    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: Any) -> dict[str, Any]:
-        return {"enum": list(self.registry)}
