@@ -115,7 +115,8 @@ def _with_program(arguments: list[str]) -> list[str]:
         return arguments
     named = said.values([arguments[given[-1]]], "plugins")
     added = [entry for entry in own if entry not in plugins.entries(named)]
-    return [*arguments, said.override("plugins", [*named, *added])] if added else arguments
+    others = [argument for i, argument in enumerate(arguments) if i not in given]
+    return [*others, said.override("plugins", [*named, *added])] if added else arguments
 
 
 def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:

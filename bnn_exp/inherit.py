@@ -130,14 +130,15 @@ def _dataset(name: str, place: Path) -> dict[str, Any]:
 
 def _checked(name: str, place: Path, check: Callable[[dict], dict]) -> dict[str, Any]:
     file = _file(name, place)
+    values: dict[str, Any] = {}
     try:
-        return check(_read(file))
+        values = _read(file)
+        return check(values)
     except Exception as error:  # a damaged file: YAML's and OmegaConf's errors have no common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name}: not the configuration of a run ({reason[:300]})\n"
-            "allowed: a run directory, or its config.yaml or model.safetensors, as they were written"
-        ) from error
+        as_written = "allowed: a run directory, or its config.yaml or model.safetensors, as they were written"
+        hint = plugins.not_loaded(values.get("plugins")) if isinstance(values, dict) else ""
+        raise UserError(f"{name}: not the configuration of a run ({reason[:300]})\n{hint or as_written}") from error
 
 
 def _file(name: str, place: Path) -> Path:

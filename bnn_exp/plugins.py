@@ -189,9 +189,10 @@ def _execute(plugin: Plugin) -> None:
 
 
 def _load_module(name: str, of: str) -> Plugin:
-    here = str(Path.cwd())
-    top = name.partition(".")[0]
-    if top not in sys.modules and importlib.util.find_spec(top) is None and here not in sys.path:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"plugins={name or repr(name)}: no file and no module\n{ALLOWED}")
+    top, here = name.partition(".")[0], str(Path.cwd())
+    if here not in sys.path and top not in sys.modules and importlib.util.find_spec(top) is None:
         sys.path.append(here)
         importlib.invalidate_caches()
     named = f", which {of} names" if of else ""
@@ -258,6 +259,12 @@ def used(value: str | Iterable[str] | None) -> list[Plugin]:
     """The plugins of a run whose setting `plugins` is `value`: those and the installed ones."""
     own = set(entries(value))
     return [plugin for plugin in _loaded.values() if plugin.package or plugin.entry in own]
+
+
+def not_loaded(value: str | Iterable[str] | None) -> str:
+    """Says, for a refusal, which plugins of a run are not loaded since `plugins=` names others; "" if all are."""
+    missing = [entry for entry in entries(value) if _module(entry) not in _loaded]
+    return f"allowed: those that it names among plugins=[…] too: {', '.join(missing)}" if missing else ""
 
 
 def facts(value: str | Iterable[str] | None) -> list[dict[str, str | None]]:

@@ -134,12 +134,14 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
         else:
             reason = _no_run(directory)
         raise UserError(f"{asked}: {reason}")
+    values: Any = {}
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
         config.load(values)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: not the configuration of a run ({reason})") from error
+        hint = plugins.not_loaded(values.get("plugins")) if isinstance(values, dict) else ""
+        raise UserError(f"{file}: not the configuration of a run ({reason})" + f"\n{hint}" * bool(hint)) from error
     return values
 
 

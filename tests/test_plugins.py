@@ -151,6 +151,15 @@ def test_a_plugin_that_moved_or_changed(bnn_train, patient, forget, summary, tmp
     assert OmegaConf.load("run/config.yaml").plugins == [str(moved)]
 
 
+def test_other_plugins_in_the_place_of_those_of_a_run(bnn_train, patient, forget, tmp_path):
+    assert bnn_train("plugins=[patient.py]", *PATIENT, "trainer.epochs=1", "hydra.run.dir=run").code == 0
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    for key in ("resume", "config", "init_from"):
+        forget()
+        refused(bnn_train(f"{key}=run", "plugins=[stopping.py]"), "optimizer.name=patient", patient)
+    assert bnn_train("init_from=run", "plugins=[patient.py,stopping.py]", *SMALL, "hydra.run.dir=new").code == 0
+
+
 BAD = {
     "nowhere.py": (None, ["No such file"]),
     "raises.py": ("import sys\n\nraise RuntimeError('no GPU\\nhere')\n", ["RuntimeError: no GPU here (line 3)"]),
@@ -158,6 +167,7 @@ BAD = {
     "exits.py": ("import sys\n\n\nsys.exit('stop')\n", ["SystemExit: stop (line 4)"]),
     "imports.py": ("import no_such_module\n", ["ModuleNotFoundError", "no_such_module", "(line 1)"]),
     "random.py": ("", ["random is the name of another module"]),
+    "": (None, ["Is a directory"]),
     "numpy.py": ("", ["numpy is the name of another module"]),
     "bytes.py": ("x = '\0'\n", ["null bytes"]),
 }
@@ -171,6 +181,13 @@ def test_a_plugin_that_can_not_be_loaded_is_refused(bnn_train, forget, tmp_path,
     before = sorted(tmp_path.rglob("*"))
     refused(bnn_train(f"plugins=[{name}]"), f"plugins={tmp_path / name}", "allowed: ", *words)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("value", ["['']", ".x", "a..b", "[3]", "null", "no.such.module"])
+def test_no_plugin_at_all(bnn_train, tmp_path, value):
+    told = bnn_train(f"plugins={value}")
+    refused(told, "plugins=", "allowed: a ")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("taken", ["bop", "hypermask_top", "saved", "a-b"])
