@@ -80,6 +80,9 @@ def test_a_dataset_and_a_loss(bnn_train, resmlp, forget, summary, weights):
     forget()
     assert bnn_train("task=evaluate", "from=run").code == 0
     forget()
+    assert bnn_train("config=run", "seed=1", "hydra.run.dir=anew").code == 0
+    assert summary("anew")["dataset"] == summary("run")["dataset"]
+    forget()
     other = bnn_train("task=evaluate", "from=run", "dataset.rows=91")
     assert other.code == 0 and "not the run's own" in other.out
 
@@ -186,6 +189,67 @@ def test_packing_is_compared_with_the_network(bnn_train, resmlp, monkeypatch):
 
 def inverted(tensor):
     return 255 - tensor if tensor.dtype == torch.uint8 else tensor
+
+
+AROUND = """
+from math import prod
+from typing import Literal
+
+from torch import nn
+
+from bnn_exp import MLP, register_model
+from bnn_exp.schema import Count, schema
+
+
+@schema
+class Settings:
+    name: Literal["around"]
+    hidden_size: Count
+
+
+class Around(nn.Module):
+    def __init__(self, image_shape, num_classes, hidden_size):
+        super().__init__()
+        self.inner = MLP(prod(image_shape), num_classes, hidden_size, 2)
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def pack(self, state):
+        from bnn_exp.deploy.mlp import PackedMLP
+
+        return FORM(PackedMLP(self.inner, {name.removeprefix("inner."): tensor for name, tensor in state.items()}))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, packed):
+        super().__init__()
+        self.packed = packed
+
+    def forward(self, x):
+        return self.packed(x)
+
+    def c(self, shape, classes):
+        from bnn_exp.deploy.c_source import write_c
+
+        return write_c(self.packed, shape, classes)[:2]
+
+
+register_model(Settings, Around, values={"hidden_size": 16})
+"""
+
+
+@pytest.mark.parametrize("form", ["", "Wrapped"])
+def test_a_packed_form_brings_its_exports(bnn_train, forget, tmp_path, form):
+    """One of our packed networks has them all; another class those that it has methods for."""
+    (tmp_path / "around.py").write_text(AROUND.replace("FORM", form))
+    made = bnn_train("plugins=[around.py]", "model=around", "trainer=smoke", "trainer.epochs=1", "hydra.run.dir=run")
+    assert made.code == 0, made.err
+    done = bnn_train("task=export", "from=run", "export.format=c")
+    assert done.code == 0 and Path("run/export/network.c").is_file(), done.err
+    done = bnn_train("task=export", "from=run", "export.format=onnx")
+    assert done.code == (2 if form else 0), done.err
+    assert not form or "around:Wrapped has no method onnx()" in done.err
 
 
 def test_layers_of_ones_own_are_packed_too():

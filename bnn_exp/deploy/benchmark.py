@@ -129,7 +129,9 @@ def _onnxruntime(network: nn.Module, packed: nn.Module, about: dict, threads: in
         shape, classes = tuple(about["image_shape"]), tuple(about["classes"])
         if is_exactly(type(network), "MLP", "BNCVLNet"):
             return session(float_model(network, packed, shape, classes).SerializeToString(), threads)
-        return session(own_model(packed, shape, classes).SerializeToString(), threads) if hasattr(packed, "onnx") else None
+        return (
+            session(own_model(packed, shape, classes).SerializeToString(), threads) if hasattr(type(packed), "onnx") else None
+        )
     except ImportError:
         return None
 

@@ -153,7 +153,7 @@ def export(asked: Asked) -> str:
 
 def _check_format(format: str, network: nn.Module) -> None:
     """Refuses a format that needs a method that a network of another class does not bring."""
-    if format == "torch" or is_exactly(type(network), *FORMS) or hasattr(network, format):
+    if format == "torch" or is_exactly(type(network), *FORMS) or hasattr(type(network), format):
         return
     arguments = {"onnx": "graph, pixels", "c": "shape, classes"}[format]
     raise UserError(

@@ -36,7 +36,7 @@ def export_c(network: PackedMLP, directory: Path, images: Tensor, classes: tuple
         raise UserError(
             "export.format=c: only networks of bits can be written in integers\nallowed: model=mlp; or format onnx, torch"
         )
-    own = hasattr(network, "c")
+    own = hasattr(type(network), "c")
     if own:
         (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}
     else:

@@ -32,7 +32,7 @@ def export_onnx(network: nn.Module, directory: Path, images: Tensor, classes: tu
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
     from bnn_exp.deploy.onnx_graph import own_model, packed_model
 
-    if hasattr(network, "onnx"):
+    if hasattr(type(network), "onnx"):
         data = own_model(network, tuple(images.shape[1:]), classes).SerializeToString()
     else:
         check_packed("onnx", network, "PackedMLP", "BNCVLNet")

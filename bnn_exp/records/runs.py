@@ -68,10 +68,11 @@ def own_overrides(overrides: Iterable[str], plugins: Iterable[str] = ()) -> list
     """The overrides of a command line that its run alone needs: not those of the sweep that it is part of.
 
     Args:
-        plugins: those of the run, which a command line does not say where a program or another run names them.
+        plugins: those of the run, which the command line of a program that registers something does not say.
     """
     own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] not in NOT_OF_A_RUN]
-    return own if not plugins or "plugins" in said.keys(own) else [*own, said.override("plugins", plugins)]
+    named = {"plugins", "config", "init_from"} & said.keys(own).keys()
+    return own if named or not plugins else [*own, said.override("plugins", plugins)]
 
 
 def model_file(place: Path, which: str) -> Path:
