@@ -25,13 +25,19 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "Rule": "bnn_exp.optim",
     "binarize": "bnn_exp.nn",
     "binary_parameters": "bnn_exp.nn",
+    "Rows": "bnn_exp.data.registry",
     "check_ownership": "bnn_exp.optim",
     "latent_parameters": "bnn_exp.nn",
     "load_model": "bnn_exp.records.model",
     "load_packed": "bnn_exp.deploy",
     "pack_network": "bnn_exp.deploy",
     "real_parameters": "bnn_exp.nn",
+    "register_dataset": "bnn_exp.data.registry",
+    "register_loss": "bnn_exp.losses",
+    "register_model": "bnn_exp.networks",
+    "register_rule": "bnn_exp.rules:register",
     "verify_binary": "bnn_exp.nn",
+    "with_packed_layers": "bnn_exp.deploy",
 }
 __all__ = sorted(_HOMES)
 
@@ -39,7 +45,8 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module, _, there = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), there or name)
 
 
 def __dir__() -> list[str]:

@@ -17,17 +17,17 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import __version__, distributed, said, slurm, stopping
+from bnn_exp import __version__, distributed, plugins, said, slurm, stopping
 from bnn_exp.errors import FULL, NotWritten, RankLost, UserError, WrongResult
 from bnn_exp.records.output import forgiving_output
+from bnn_exp.registry import CONF
 
 if TYPE_CHECKING:
     from bnn_exp.config import Report
     from bnn_exp.plan import Plan
 
-PACKAGE = Path(__file__).resolve().parent
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of pyproject.toml, by launcher
+TAKEN = {"config", "init_from", "from", "resume", "sweep.resume", "plugins"}  # keys that name runs or plugins
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
@@ -38,6 +38,7 @@ _goes_on: list[bool] = []  # not empty: the same command goes on where it was st
 
 def main() -> int:
     """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 130 interrupted."""
+    plugins.end_loading()
     with forgiving_output(), stopping.listening() as stop:
         try:
             code = _rank()
@@ -67,8 +68,8 @@ def _main() -> int:
     before, typed = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        sys.argv = _with_path_of_any_dataset(sys.argv)
-        with _taken_over(said.overrides(sys.argv[1:], CONF)):
+        sys.argv = _with_program(_with_path_of_any_dataset(sys.argv))
+        with _taken_over(said.overrides(sys.argv[1:], CONF), said.config_dir(sys.argv[1:])):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what a run is to take over from another
         say(str(error))
@@ -96,13 +97,26 @@ def _main() -> int:
     return max(_codes, default=0)
 
 
-def _taken_over(overrides: list[str]) -> AbstractContextManager:
-    """For Hydra to compose in: what the command takes over from an earlier run."""
-    if not {"config", "init_from", "from"} & said.keys(overrides).keys():
+def _taken_over(overrides: list[str], folder: str | None) -> AbstractContextManager:
+    """For Hydra to compose in: what the command takes over from an earlier run, and its plugins."""
+    plugins.load_installed()
+    told = said.keys(overrides).keys()
+    if not TAKEN & told and not plugins.program() and not (folder and "experiment" in told):
         return nullcontext()
     from bnn_exp import inherit
 
-    return inherit.taken_over(overrides)
+    return inherit.taken_over(overrides, folder)
+
+
+def _with_program(arguments: list[str]) -> list[str]:
+    """The command line of a program that registers something. If it has `plugins=`, this names the program's file too."""
+    own, given = plugins.program(), [i for i, argument in enumerate(arguments) if argument.startswith("plugins=")]
+    if not own or not given:
+        return arguments
+    named = said.values([arguments[given[-1]]], "plugins")
+    added = [entry for entry in own if entry not in plugins.entries(named)]
+    others = [argument for i, argument in enumerate(arguments) if i not in given]
+    return [*others, said.override("plugins", [*named, *added])] if added else arguments
 
 
 def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:
@@ -139,6 +153,7 @@ def job(composed: DictConfig) -> float | None:
     """
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
+        plugins.load(composed.get("plugins"))  # in another process than that of the command
         if _checked:
             plan = _checked.pop()
         else:
@@ -301,7 +316,8 @@ def in_words(error: Exception) -> str:
         if match[1] == "hydra/launcher" and match[2] in EXTRAS:
             return f"hydra/launcher={match[2]}: not installed\npip install 'bnn-exp[{EXTRAS[match[2]]}]'"
         choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"{match[1]}={match[2]}: no such choice\nallowed: {', '.join(choices)}"
+        own = ", or one of your own: plugins=[FILE.py]" if match[1] in ("model", "optimizer", "dataset") else ""
+        return f"{match[1]}={match[2]}: no such choice\nallowed: {', '.join(choices)}{own}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be read as KEY=VALUE\n{text.splitlines()[0]}"
     if isinstance(error, OSError):

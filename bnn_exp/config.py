@@ -5,75 +5,24 @@ a mistake is answered at once.
 """
 
 import json
-from typing import Annotated, Generic, Literal, TypeVar, Union
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from bnn_exp import explain, rules
+from bnn_exp import explain, networks, rules
+from bnn_exp.data.registry import DATASETS, Rows
 from bnn_exp.errors import UserError
-from bnn_exp.schema import Count, NonNegative, Positive, Schedule, schema
-
-
-def _odd(size: int) -> int:
-    if size % 2 == 0:
-        raise ValueError("even")
-    return size
+from bnn_exp.losses import LOSSES
+from bnn_exp.networks import MODELS
+from bnn_exp.schema import Count, Named, NonNegative, Positive, Schedule, schema
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
     if not limits[0] < limits[1]:
         raise ValueError("LOW is not below HIGH")
     return limits
-
-
-Encoding = Literal["boolean", "bipolar", "centred"]
-Weights = Literal["latent", "bits", "float"]
-Odd = Annotated[int, Field(ge=1, description="an odd whole number ≥ 1"), AfterValidator(_odd)]
-
-
-@schema
-class BatchNorm:
-    affine: bool
-    running_stats: bool
-
-
-@schema
-class MLP:
-    name: Literal["mlp"]
-    hidden_size: Count
-    num_layers: Count
-    encoding: Encoding
-    window: Positive | None
-    binarize_logits: bool
-    batch_norm: BatchNorm
-    weights: Weights
-
-
-@schema
-class BNCVL:
-    name: Literal["bncvl"]
-    channels: Annotated[tuple[Count, ...], Field(min_length=1)]
-    convolutions: Count
-    kernel_size: Odd
-    pool: Count
-    dense: tuple[Count, ...]
-    encoding: Encoding
-    normalization: Literal["sample", "batch", "channel"]
-    weights: Weights
-    latent_std: Literal["one", "fan_in"]
-
-
-@schema
-class VGG:
-    name: Literal["vgg"]
-    channels: Annotated[tuple[Count, ...], Field(min_length=1)]
-    convolutions: Count
-    kernel_size: Odd
-    encoding: Encoding
-    window: Positive | None
-    weights: Weights
 
 
 @schema
@@ -89,18 +38,6 @@ class Adam:
     name: Literal["adam"]
     lr: Positive
     schedule: Schedule
-
-
-@schema
-class Rows:
-    """Settings of every dataset: which of its rows are trained on, and how they are varied."""
-
-    limit: Annotated[int, Field(ge=2)] | None
-    validation: Annotated[float, Field(ge=0, le=0.5)]
-    augment: Literal["none", "standard"]
-    shift: Annotated[int, Field(ge=0)] | None
-    flip: bool
-    cutout: Annotated[int, Field(ge=0)]
 
 
 @schema
@@ -146,7 +83,7 @@ class Trainer:
     final_batch_size: Annotated[int, Field(ge=2)] | None
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
-    loss: Literal["cross_entropy", "squared_hinge"]
+    loss: Annotated[str, Named(LOSSES)]
     threads: Count | None
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
@@ -185,14 +122,12 @@ class WandB:
 
 
 Logger = Annotated[NoLogger | TensorBoard | MLflow | WandB, Field(discriminator="name")]
-Dataset = Annotated[Digits | HubDataset | Local, Field(discriminator="name")]
-Model = Annotated[MLP | BNCVL | VGG, Field(discriminator="name")]
-Rule = TypeVar("Rule")
+Rule, Model, Dataset = TypeVar("Rule"), TypeVar("Model"), TypeVar("Dataset")
 
 
 @schema
-class Settings(Generic[Rule]):
-    model: Model
+class Settings(Generic[Rule, Model, Dataset]):
+    model: Model  # one of bnn_exp.networks.MODELS
     optimizer: Rule  # one of bnn_exp.rules.RULES
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Dataset
@@ -205,6 +140,7 @@ class Settings(Generic[Rule]):
     fresh: Annotated[int, Field(ge=0)] | None
     freeze: Annotated[int, Field(ge=0)]
     logger: Logger
+    plugins: Annotated[str | tuple[str, ...], Field(description="a Python file, a module, or a list of them")] = ()
 
 
 @schema
@@ -259,10 +195,22 @@ class Request:
 REQUEST = ("task", "from", "which", "config", "input", "report", "export", "sweep", "benchmark")
 
 
+def _one_of(*kinds: type) -> Any:
+    """The type of a group of which `name` chooses one."""
+    return Annotated[Union[kinds], Field(discriminator="name")]  # noqa: UP007
+
+
+def _models() -> Any:
+    return _one_of(*(entry.settings for entry in MODELS.values()))
+
+
+def _datasets() -> Any:
+    return _one_of(Digits, HubDataset, Local, *(entry.settings for entry in DATASETS.values()))
+
+
 def _settings() -> type:
-    """The schema with the rules that there are by now."""
-    known = tuple(rule.settings for rule in rules.RULES.values())
-    return Settings[Annotated[Union[known], Field(discriminator="name")]]  # noqa: UP007
+    """The schema with the rules, networks and datasets that there are by now."""
+    return Settings[_one_of(*(entry.settings for entry in rules.RULES.values())), _models(), _datasets()]
 
 
 def _sendable(optimizer, weights: str) -> tuple[str, ...]:
@@ -279,7 +227,7 @@ def load(config: DictConfig | dict) -> Settings:
         UserError: all that is wrong with it, a line each.
     """
     settings = _checked(_settings(), config)
-    weights = settings.model.weights
+    weights = networks.weights_of(settings.model)
     able = rules.trainers(weights)
     if settings.optimizer.name not in able:
         raise UserError(
@@ -317,13 +265,13 @@ def _checked(kind: type, config: DictConfig | dict):
         raise UserError("\n".join(found.values())) from error
 
 
-def model(values: dict) -> MLP | BNCVL | VGG:
+def model(values: dict) -> Any:
     """The settings of a network alone, from plain values: whichever rule trained it.
 
     Raises:
         ValueError: they are not such settings.
     """
-    return TypeAdapter(Model).validate_json(json.dumps(values))
+    return TypeAdapter(_models()).validate_json(json.dumps(values))
 
 
 def dataset(values: dict) -> Rows:
@@ -332,7 +280,7 @@ def dataset(values: dict) -> Rows:
     Raises:
         ValueError: they are not such settings.
     """
-    return TypeAdapter(Dataset).validate_json(json.dumps(values))
+    return TypeAdapter(_datasets()).validate_json(json.dumps(values))
 
 
 def resolved(config: DictConfig) -> dict:

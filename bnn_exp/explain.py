@@ -38,6 +38,8 @@ def mistake(error: Mapping[str, Any], raw: dict, known: list[Key]) -> str:
     path = [part for part in error["loc"] if isinstance(part, str)]  # a mistake in a list is one of its key
     if len(path) > 1 and path[1] == _lookup(raw, [path[0], "name"]):
         del path[1]  # pydantic puts the choice of a group in the path
+    names = {key.name for key in known}
+    path = next((path[:n] for n in range(1, len(path)) if ".".join(path[:n]) in names), path)  # without the kind of a value
     if error["type"].startswith("union_tag"):
         path.append("name")
     key = ".".join(path)
@@ -79,10 +81,10 @@ def _shown(value: Any) -> str:
 
 def _in_words(node: dict) -> str:
     """The values of a JSON schema without properties: "a number ≥ 0 and ≤ 1"."""
-    if "anyOf" in node:
-        return " or ".join(_in_words(choice) for choice in node["anyOf"])
     if "description" in node:
         return node["description"]
+    if "anyOf" in node:
+        return " or ".join(_in_words(choice) for choice in node["anyOf"])
     if "enum" in node:
         return ", ".join(map(str, node["enum"]))
     if "const" in node:

@@ -3,6 +3,7 @@
 - `config=RUN`: its whole configuration, to be trained anew.
 - `init_from=RUN`: its model and its rule, at a strength that suits fine-tuning.
 - `task=evaluate`, `predict`, `export`, `benchmark` with `from=RUN`: its dataset.
+- of each of these, of `resume=RUN` and of `sweep.resume=SWEEP`: its plugins, unless `plugins=` is said.
 
 The saved values become a choice `saved` of each group, beside the files of conf/, and `inherited=run` names them. So an
 experiment or an override of the command line takes their place as it does with any choice. Imports no torch.
@@ -18,29 +19,82 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from bnn_exp import config, rules, said
+from bnn_exp import config, plugins, rules, said
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import as_text, flat, metadata
 
 TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
+KEYS = ("resume", "config", "init_from", "from", "sweep.resume")  # of the command line that name runs
 OF_A_NETWORK = ("evaluate", "predict", "export", "benchmark")  # tasks
 
 
 @contextmanager
-def taken_over(overrides: list[str]) -> Iterator[None]:
-    """Within it Hydra composes with what a command of these overrides takes over.
+def taken_over(overrides: list[str], folder: str | None = None) -> Iterator[None]:
+    """Within it Hydra composes with what a command of these overrides takes over, and with the plugins that it needs.
+
+    Args:
+        folder: that of --config-dir.
 
     Raises:
-        UserError: a run is not there, can't be read, or several differ in what is to be taken over.
+        UserError: a run is not there, can't be read, or several differ in what is to be taken over; or a plugin can't be
+            loaded.
     """
     try:
-        _take_over(overrides)
+        loaded = _load_plugins(overrides, folder)
+        values = _values_to_take(overrides)
+        if loaded or "plugins" in values:
+            values["plugins"] = loaded
+        if values:
+            _offer(values)
         yield
     finally:
         _forget()
 
 
-def _take_over(overrides: list[str]) -> None:
+def _load_plugins(overrides: list[str], folder: str | None) -> list[str]:
+    """Loads the plugins that the command names, else those of its experiments and of the runs that it reads, and those of the
+    program that is running. Returns their entries."""
+    said_here = "plugins" in said.keys(overrides)
+    named = [("", said.values(overrides, "plugins"))] if said_here else list(_named_plugins(overrides, folder))
+    found = [entry for of, entries in named for entry in plugins.load(entries, of)]
+    return list(dict.fromkeys([*found, *plugins.load(plugins.program())]))
+
+
+def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[str, list[str]]]:
+    """The plugins of each experiment and of each run or sweep that a command names, with what names them.
+
+    A file that can't be read has none here: who reads it next says what is wrong with it.
+    """
+    for name in said.values(overrides, "experiment") if folder else []:
+        yield f"experiment={name}", _plugins_in(Path(folder) / "experiment" / f"{name}.yaml")
+    told, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
+    keys = [key for key in KEYS if not (key == "from" and task == "report")]  # which reads files alone
+    here = [("resume", "hydra.run.dir"), ("sweep.resume", "hydra.sweep.dir"), ("resume", "hydra.sweep.dir")]
+    places = [(key, value) for key in keys if key in told for value in said.values(overrides, key) if value != "auto"]
+    places += [(place, value) for key, place in here if told.get(key) == "auto" for value in said.values(overrides, place)]
+    for key, value in places:
+        if (Path(value) / "multirun.yaml").is_file() and key in ("sweep.resume", "hydra.sweep.dir"):
+            yield f"{key}={value}", _plugins_in(Path(value) / "multirun.yaml")
+        elif Path(value).exists():
+            yield f"{key}={value}", _plugins_of_run(f"{key}={value}", Path(value))
+
+
+def _plugins_of_run(name: str, place: Path) -> list[str]:
+    try:
+        return plugins.entries(_read(_file(name, place)).get("plugins"))
+    except Exception:  # no run, or a damaged file: YAML's and OmegaConf's errors have no common base
+        return []
+
+
+def _plugins_in(file: Path) -> list[str]:
+    try:
+        return plugins.entries(OmegaConf.to_container(OmegaConf.load(file)).get("plugins"))
+    except Exception:  # as above
+        return []
+
+
+def _values_to_take(overrides: list[str]) -> dict[str, Any]:
+    """The plain values of the configuration that a command of these overrides takes over; groups as dictionaries."""
     told, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
     runs = {key: said.values(overrides, key) for key in ("config", "init_from", "from")}
     if runs["config"]:
@@ -49,11 +103,12 @@ def _take_over(overrides: list[str]) -> None:
         values = settings(f"config={runs['config'][0]}", Path(runs["config"][0]))
         other_rule = {"optimizer", "experiment"} & told.keys() or values["delta"] != values["optimizer"].get("delta")
         without = dict.fromkeys(("resume", *(["delta"] if other_rule else [])))
-        _offer(values | without)
-    elif runs["init_from"] and task == "train":
-        _offer(_agreed(runs["init_from"], told))
-    elif task in OF_A_NETWORK and len(runs["from"]) == 1 and Path(runs["from"][0]).exists():
-        _offer({"dataset": _dataset(f"from={runs['from'][0]}", Path(runs["from"][0]))})
+        return values | without
+    if runs["init_from"] and task == "train":
+        return _agreed(runs["init_from"], told)
+    if task in OF_A_NETWORK and len(runs["from"]) == 1 and Path(runs["from"][0]).exists():
+        return {"dataset": _dataset(f"from={runs['from'][0]}", Path(runs["from"][0]))}
+    return {}
 
 
 def settings(name: str, place: Path) -> dict[str, Any]:
@@ -75,14 +130,15 @@ def _dataset(name: str, place: Path) -> dict[str, Any]:
 
 def _checked(name: str, place: Path, check: Callable[[dict], dict]) -> dict[str, Any]:
     file = _file(name, place)
+    values: dict[str, Any] = {}
     try:
-        return check(_read(file))
+        values = _read(file)
+        return check(values)
     except Exception as error:  # a damaged file: YAML's and OmegaConf's errors have no common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name}: not the configuration of a run ({reason[:300]})\n"
-            "allowed: a run directory, or its config.yaml or model.safetensors, as they were written"
-        ) from error
+        as_written = "allowed: a run directory, or its config.yaml or model.safetensors, as they were written"
+        hint = plugins.not_loaded(values.get("plugins")) if isinstance(values, dict) else ""
+        raise UserError(f"{name}: not the configuration of a run ({reason[:300]})\n{hint or as_written}") from error
 
 
 def _file(name: str, place: Path) -> Path:
@@ -154,7 +210,7 @@ def _alive(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: _plain(value) for key, value in values[group].items()}
     if group == "optimizer" and "delta" in found:
         found["delta"] = f"${{strength:{found['delta']}}}"
-    if group == "model" and found["weights"] == rules.trained_by(values["optimizer"]["name"]):
+    if group == "model" and found.get("weights") == rules.trained_by(values["optimizer"]["name"]):
         found["weights"] = "${weights_for:${optimizer.name}}"
     return found
 

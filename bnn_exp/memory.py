@@ -3,6 +3,7 @@
 import ctypes
 
 from bnn_exp.errors import UserError
+from bnn_exp.networks import weights_of
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's names for them (malloc.h)
 
@@ -15,7 +16,7 @@ def check(settings) -> None:
     """
     trainer = settings.trainer
     needs = (
-        (settings.model.weights != "bits", f"optimizer={settings.optimizer.name}, whose step needs all gradients"),
+        (weights_of(settings.model) != "bits", f"optimizer={settings.optimizer.name}, whose step needs all gradients"),
         (trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
         (trainer.devices > 1, f"trainer.devices={trainer.devices}, which send all gradients"),
         (trainer.compile, "trainer.compile=true, which computes all gradients before it gives the first"),

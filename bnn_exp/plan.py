@@ -7,9 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from bnn_exp import config, engine, memory, unread
+from bnn_exp import config, engine, memory, networks, plugins, tryout, unread
 from bnn_exp.config import Rows, Settings
 from bnn_exp.data import sources
+from bnn_exp.data.registry import DATASETS
 from bnn_exp.data.sources import Arrays
 from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
@@ -48,7 +49,8 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     unread.check_training(settings, overrides)
     arrays = read(settings.dataset)
     unread.check_data(arrays, overrides)
-    _check_size(settings.model, arrays.train_images.shape[2:])
+    networks.check_images(settings.model, arrays.train_images.shape[2:])
+    tryout.check(settings, arrays)
     if settings.init_from or settings.freeze or settings.fresh:
         from bnn_exp import transfer
 
@@ -62,7 +64,7 @@ def values_of(composed: DictConfig) -> dict[str, Any]:
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
         if group.get(key):
             group[key] = str(Path(group[key]).expanduser().resolve())
-    return values
+    return values | {"plugins": plugins.entries(values.get("plugins"))}
 
 
 def _says(overrides: Sequence[str], key: str) -> bool:
@@ -82,20 +84,6 @@ def with_devices(settings: Settings, values: dict, asked: int | None) -> Setting
         raise UserError(f"trainer.all_reduce=int8: the sum of {devices} devices has no room in 8 bits\nallowed: up to 127")
     values["trainer"]["devices"] = devices
     return replace(settings, trainer=replace(settings.trainer, devices=devices))
-
-
-def _check_size(model, size: tuple[int, int]) -> None:
-    """Images of `size` (height, width) must survive the pooling of a `model` that pools."""
-    if not hasattr(model, "channels"):
-        return
-    pool = getattr(model, "pool", 2)
-    times = len(model.channels) - hasattr(model, "pool")  # bncvl pools between its widths, vgg after each
-    if times and min(size) // pool**times < 1:
-        what = "fewer channels, or model.pool=1" if hasattr(model, "pool") else "fewer channels"
-        raise UserError(
-            f"model.channels={list(model.channels)}: images of {size[1]}×{size[0]} pixels are too small to be pooled "
-            f"{times} times by {pool}\nallowed: {what}"
-        )
 
 
 def read(dataset: Rows) -> Arrays:
@@ -123,6 +111,8 @@ def read(dataset: Rows) -> Arrays:
 
 def place(dataset: Rows) -> dict[str, Any]:
     """Returns the settings of a dataset that decide its rows and pixels, by the names of `sources.read`."""
+    if dataset.name in DATASETS:
+        return DATASETS[dataset.name].own(dataset)
     return {key: getattr(dataset, key) for key in PLACE if hasattr(dataset, key)}
 
 

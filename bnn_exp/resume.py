@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import config, places
+from bnn_exp import config, places, plugins
 from bnn_exp.errors import UserError
 from bnn_exp.places import CHECKPOINTS
 from bnn_exp.plan import Plan, device_for, make_plan, read, values_of, with_devices
@@ -17,7 +17,7 @@ from bnn_exp.records.runs import as_text, flat, run_of
 
 AUTO = "auto"  # resume=auto: go on if there is something to go on from, else begin
 SAID_TWICE = "delta"  # stands in optimizer.delta, which is compared
-MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine", "trainer.memory", "dataset.path")
+MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine", "trainer.memory", "dataset.path", "plugins")
 
 
 def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Path) -> Plan:
@@ -134,12 +134,14 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
         else:
             reason = _no_run(directory)
         raise UserError(f"{asked}: {reason}")
+    values: Any = {}
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
         config.load(values)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: not the configuration of a run ({reason})") from error
+        hint = plugins.not_loaded(values.get("plugins")) if isinstance(values, dict) else ""
+        raise UserError(f"{file}: not the configuration of a run ({reason})" + f"\n{hint}" * bool(hint)) from error
     return values
 
 
@@ -157,7 +159,7 @@ def _changed(values: dict[str, Any], composed: DictConfig, overrides: Sequence[s
         group, _, name = key.rpartition(".")
         asked = OmegaConf.select(composed, key)
         (values[group] if group else values)[name] = str(Path(asked).expanduser().resolve()) if key == "dataset.path" else asked
-    return values
+    return values | {"plugins": plugins.entries(composed.get("plugins"))}
 
 
 def _asked_devices(values: dict[str, Any], overrides: Sequence[str]) -> int | None:

@@ -3,12 +3,14 @@
 Nothing else knows which rules there are. One of your own joins by `register` (docs/add_a_rule.md).
 """
 
-import importlib
+import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from bnn_exp import plugins
+from bnn_exp.registry import Registry, found, name_of, offer
 from bnn_exp.schema import Fraction, NonNegative, Positive, Schedule, schema
 
 Scale = Literal["tensor", "neuron", "factored"]  # see bnn_exp.optim.rule.scaled
@@ -93,13 +95,10 @@ class Entry:
 
     def load(self) -> type:
         """The class itself."""
-        if not isinstance(self.home, str):
-            return self.home
-        module, _, name = self.home.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return found(self.home)
 
 
-RULES: dict[str, Entry] = {}  # by the name that optimizer=NAME chooses
+RULES: Registry[Entry] = Registry("optimizer")  # by the name that optimizer=NAME chooses
 LATENTS = ("latent", "float")
 
 
@@ -119,19 +118,17 @@ def register(
         values: of the settings but `name`, in the place of a `conf/optimizer/NAME.yaml`.
         strength: the setting that says how much a step changes, if it has such a one.
         gentler: what `init_from` divides the strength of a run by, see docs/rules.md.
+
+    Raises:
+        UserError: the name is taken, or `settings` has none.
     """
     name = name_of(settings)
-    RULES[name] = Entry(settings, home, trains, strength if strength in settings.__dataclass_fields__ else None, gentler)
+    plugins.note(sys._getframe(1))
+    known = strength if strength in settings.__dataclass_fields__ else None
+    RULES.add(name, Entry(settings, home, trains, known, gentler), settings, home)
     if values is not None:
-        from hydra.core.config_store import ConfigStore
-
         own = {"delta": f"${{strength:{values['delta']}}}"} if "delta" in values else {}
-        ConfigStore.instance().store(group="optimizer", name=name, node={"name": name, **values, **own})
-
-
-def name_of(settings: type) -> str:
-    """The name that a dataclass of settings is chosen by."""
-    return get_args(settings.__dataclass_fields__["name"].type)[0]
+        offer("optimizer", name, {"name": name, **values, **own})
 
 
 def strength(settings: Any) -> str | None:

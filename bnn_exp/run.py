@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from bnn_exp import places
+from bnn_exp import places, plugins
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.models.cost import layers
@@ -84,6 +84,7 @@ class Run:
             remove_temporaries(folder)
         with replacing(directory / "config.yaml") as file:
             OmegaConf.save(self.config, file)
+        self._keep_plugins()
         newest = (self.plan.saved or {}).get("metrics")
         self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch, newest)
         self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
@@ -111,6 +112,14 @@ class Run:
         self.evaluation, self.confusion = trainer.evaluate()
         self._checkpoint("last")
         return self._finish("completed" if self._epochs(stop) else "interrupted")
+
+    def _keep_plugins(self) -> None:
+        """Leave the source of each plugin in the directory, and warn of one that is not what trained the run so far."""
+        named = self.config.get("plugins")
+        self.warnings += plugins.changed(named, self.directory)
+        for plugin in plugins.used(named):
+            with replacing(plugin.copy_in(self.directory)) as file:
+                file.write_bytes(plugin.source)
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -204,10 +213,11 @@ class Run:
         if self.resumed:
             return f"bnn-train task=evaluate from={self.directory}"
         own = not self.settings.init_from  # else the layers of another run must fit
-        sizes = ["model.hidden_size=128,256,512"] if own and hasattr(self.settings.model, "hidden_size") else []
+        wide = own and isinstance(getattr(self.settings.model, "hidden_size", None), int)
+        sizes = ["model.hidden_size=128,256,512"] if wide else []
         varied = [*sizes, "seed=0,1,2"]
-        keys = {item.partition("=")[0] for item in varied}
-        kept = [item for item in own_overrides(self.plan.overrides) if item.lstrip("+").partition("=")[0] not in keys]
+        keys, named = {item.partition("=")[0] for item in varied}, self.config.get("plugins") or []
+        kept = [item for item in own_overrides(self.plan.overrides, named) if item.lstrip("+").partition("=")[0] not in keys]
         return f"{shlex.join(['bnn-train', '-m', *kept, *varied])}    (a sweep)"
 
     def _rows(self) -> str:
@@ -224,6 +234,7 @@ class Run:
             status,
             error=error,
             overrides=self.plan.overrides,
+            plugins=plugins.facts(self.config.get("plugins")),
             **({"beginning": self.trainer.beginning} if self.trainer.beginning else {}),
             epochs=len(self.epochs),
             test_accuracy=self.evaluation and self.evaluation["test_accuracy"],

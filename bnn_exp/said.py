@@ -1,5 +1,6 @@
 """Reads the command line: overrides by their keys, and Hydra's own flags. Imports no torch."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def values(overrides: Iterable[str], key: str) -> list[str]:
             given = list(override.sweep_iterator()) if swept else [override.value()]
             found = [str(value) for one in given for value in (one if isinstance(one, list) else [one]) if value is not None]
     return found
+
+
+def override(key: str, values: Iterable[str]) -> str:
+    """The override that sets `key` to a list of texts, whatever characters these have."""
+    return f"{key}=[{','.join(map(_quoted, values))}]"
+
+
+def _quoted(value: str) -> str:
+    return value if re.fullmatch(r"[\w./-]+", value) else "'" + value.replace("'", r"\'") + "'"
+
+
+def config_dir(arguments: Sequence[str]) -> str | None:
+    """The folder that --config-dir names."""
+    return get_args_parser().parse_args(list(arguments)).config_dir
 
 
 def overrides(arguments: Sequence[str], groups: Path) -> list[str]:

@@ -1,9 +1,11 @@
 """The strict dataclass of all settings, and the ranges that many settings share. Imports no torch."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import CoreSchema, core_schema
 
 schema = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 
@@ -12,6 +14,24 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Named:
+    """Annotates a text of the schema that must be one of `names`, which may grow."""
+
+    def __init__(self, names: Collection[str]):
+        self.names = names
+
+    def _check(self, name: str) -> str:
+        if name not in self.names:
+            raise ValueError("no such name")
+        return name
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(str))
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: Any) -> dict[str, Any]:
+        return {"enum": list(self.names)}
 
 
 def check(settings: type, values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from bnn_exp.records.runs import Record
 from bnn_exp.records.words import console
 from bnn_exp.resume import can_go_on, difference, plan_to_go_on
 
-PER_RUN = ("resume", "device")  # may differ from one start of a sweep to the next
+PER_RUN = ("resume", "device", "plugins")  # may differ from one start of a sweep to the next
 
 
 def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed: Path | None) -> tuple[Plan, Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bnn_exp import config, engine, places, sweep, unread
+from bnn_exp import config, engine, places, plugins, sweep, unread
 from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import FULL, NotWritten, UserError
@@ -76,6 +76,7 @@ def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: 
         UserError: what is wrong with it.
     """
     request = config.load_request(composed)
+    plugins.check_loaded(composed.get("plugins"))
     unread.check_command(request, overrides)
     if request.task != "train":
         return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen))

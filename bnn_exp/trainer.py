@@ -16,7 +16,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.footprint import Footprint
 from bnn_exp.graphs import Graphs
 from bnn_exp.lean import Saving, consume_gradients
-from bnn_exp.losses import LOSSES
+from bnn_exp.losses import loss_named
 from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.exact import home
 from bnn_exp.optim.rule import Factors
@@ -47,7 +47,7 @@ class Trainer:
         self.settings, self.network, self.data = settings, network, data
         self.device = data.train.labels.device
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
-        self.loss = LOSSES[settings.trainer.loss]
+        self.loss = loss_named(settings.trainer.loss)
         self.progress = Progress()
         self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see bnn_exp.transfer
         self.frozen = transfer.freeze(network, settings.freeze)

@@ -17,6 +17,8 @@ from bnn_exp.nn import BinaryLayer, binary_layers
 from bnn_exp.records import checkpoint
 from bnn_exp.records.model import read_model
 
+STAGES = "0, or a network with a method stages() (docs/add_a_model.md)"
+
 
 @dataclass(frozen=True)
 class Beginning:
@@ -45,7 +47,10 @@ def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[
         UserError: what does not.
     """
     network = models.build(settings.model, image_shape, len(classes))
-    layers = len(network.stages())
+    layers = len(models.stages(network))
+    if not hasattr(network, "stages") and (settings.freeze or settings.fresh):
+        key, count = ("freeze", settings.freeze) if settings.freeze else ("fresh", settings.fresh)
+        raise UserError(f"{key}={count}: model={settings.model.name} does not say what its layers are\nallowed: {STAGES}")
     for name, count in (("freeze", settings.freeze), ("fresh", settings.fresh or 0)):
         if count > layers - (name == "freeze"):
             allowed = f"0 to {layers - (name == 'freeze')}"
@@ -69,12 +74,18 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> B
         return _beginning(network, settings)
     source, known, trained = _source(Path(settings.init_from))
     fresh = settings.fresh if settings.fresh is not None else int(set(known) != set(classes))
-    ours, theirs = network.stages(), source.stages()
+    if not hasattr(network, "stages") and (fresh or known != tuple(classes)):
+        raise UserError(
+            f"init_from={settings.init_from}: its classes are others or in another order, and model={settings.model.name} does "
+            f"not say which layer is the last\nallowed: the classes of the run, or a network with a method stages()"
+        )
+    ours, theirs = models.stages(network), models.stages(source)
     if len(ours) != len(theirs):
         raise UserError(
             f"init_from={settings.init_from}: it has {len(theirs)} layers\nallowed: a model of {len(ours)}, as here"
         )
-    outputs = [known.index(name) for name in classes] if set(known) == set(classes) else None
+    reordered = set(known) == set(classes) and known != tuple(classes)
+    outputs = [known.index(name) for name in classes] if reordered else None
     for place, (new, old) in enumerate(zip(ours[: len(ours) - fresh], theirs, strict=False), 1):
         for to, original in zip(new, old, strict=True):
             try:
@@ -92,7 +103,7 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> B
 def _beginning(network: nn.Module, settings: Settings, loaded: int = 0, trained: dict | None = None) -> Beginning:
     """The first `loaded` layers are those of a run of the configuration `trained`."""
     of_layers = {id(layer): name for name, layer in binary_layers(network)}
-    names = [next(of_layers[id(m)] for m in stage if id(m) in of_layers) for stage in network.stages()]
+    names = [", ".join(of_layers[id(m)] for m in stage if id(m) in of_layers) for stage in models.stages(network)]
     rule_of_run = trained and _in_words(config.load(trained).optimizer)
     parts = (names[:loaded], names[loaded:], names[: settings.freeze])
     return Beginning(settings.init_from, *parts, _in_words(settings.optimizer), rule_of_run)
@@ -144,7 +155,7 @@ def _latent(bits: Tensor, like: Tensor) -> Tensor:
 
 def freeze(network: nn.Module, count: int) -> list[nn.Module]:
     """Take the first `count` layers out of training, and return their modules, which are to stay in evaluation mode."""
-    modules = [module for stage in network.stages()[:count] for module in stage]
+    modules = [module for stage in models.stages(network)[:count] for module in stage]
     for module in modules:
         module.requires_grad_(False)
     return modules

@@ -9,9 +9,11 @@ from typing import Any
 
 from bnn_exp import rules, said
 from bnn_exp.config import Request, Settings
+from bnn_exp.data.registry import DATASETS, SHARED
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
 from bnn_exp.inherit import OF_A_NETWORK
+from bnn_exp.networks import MODELS
 
 
 @dataclass(frozen=True)
@@ -235,8 +237,18 @@ def _asked(overrides: Iterable[str]) -> dict[str, str]:
     return {key: value for key, value in said.keys(overrides).items() if value != "null"}
 
 
+def _of_ones_own(case: Case, key: str) -> bool:
+    """Whether a key is a setting of a network or a dataset of one's own, of which this table knows nothing."""
+    group, _, name = key.partition(".")
+    if group == "model":
+        return not MODELS[case.settings.model.name].ours
+    return group == "dataset" and case.settings.dataset.name in DATASETS and name not in SHARED
+
+
 def _check(table: tuple[Entry, ...], case: Case) -> None:
     for entry in table:
         for key in (found for group in entry.keys for found in _of(group, case.said)):
+            if case.settings and _of_ones_own(case, key):
+                continue
             if not entry.read(case):
                 raise UserError(f"{key}={case.said[key]}: {entry.why_not(case)}\nallowed: {entry.allowed(case)}")

@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import struct
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +116,44 @@ def copy_of_run(tmp_path_factory) -> Callable[..., Path]:
         return Path(shutil.copytree(trained[overrides], folder))
 
     return copy
+
+
+@pytest.fixture
+def forget():
+    """Forgets what was registered since the test began, when it is called and at the end: as a new process would."""
+    from hydra.core.config_store import ConfigStore
+
+    from bnn_exp import losses, networks, plugins, rules
+    from bnn_exp.data import registry as datasets
+
+    registries = [rules.RULES, networks.MODELS, datasets.DATASETS, losses.LOSSES]
+    entries = [(dict(r), dict(r._definitions)) for r in registries]
+    known, programs, modules, path = dict(plugins._loaded), dict(plugins._programs), set(sys.modules), list(sys.path)
+
+    def again() -> None:
+        for registry, (own, definitions) in zip(registries, entries, strict=True):
+            for name in registry.keys() - own.keys():
+                for group in ("optimizer", "model", "dataset", "trainer"):
+                    for choice in (f"{name}.yaml", f"of_{name}.yaml"):
+                        ConfigStore.instance().repo.get(group, {}).pop(choice, None)
+            registry.clear()
+            registry.update(own)
+            registry._definitions = dict(definitions)
+        for there, before in ((plugins._loaded, known), (plugins._programs, programs)):
+            there.clear()
+            there.update(before)
+        for name in set(sys.modules) - modules:
+            if Path(getattr(sys.modules[name], "__file__", None) or __file__).is_relative_to(tempfile.gettempdir()):
+                del sys.modules[name]
+        sys.path[:] = path
+
+    yield again
+    again()
+
+
+def code_of(page: str) -> list[str]:
+    """The Python code of a page of docs/, block by block."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
 @pytest.fixture

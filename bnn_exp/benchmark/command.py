@@ -77,6 +77,11 @@ def _measured(plan: Plan, wanted: Training) -> dict:
 
 def _check(asked: Asked, settings: Settings) -> None:
     """What is measured is a training that begins, in one process."""
+    if "weights" not in type(settings.model).__dataclass_fields__:
+        raise UserError(
+            f"model={settings.model.name}: it has no setting weights, by which plain torch trains it with real weights\n"
+            "allowed: a model that has it, or benchmark=inference"
+        )
     given = {
         "from": (asked.request.from_, "null; the configuration is measured, as it begins"),
         "resume": (settings.resume, "null; the configuration is measured, as it begins"),

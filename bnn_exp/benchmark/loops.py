@@ -16,7 +16,7 @@ from bnn_exp import optim
 from bnn_exp.config import Settings
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split
-from bnn_exp.losses import LOSSES
+from bnn_exp.losses import loss_named
 from bnn_exp.nn import BinaryLinear, binary_layers, encode
 from bnn_exp.prepare import first_network
 
@@ -41,7 +41,7 @@ class Loop:
         self.images, self.labels = data.train.images, data.train.labels
         varied = settings.dataset.augment != "none"
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape) if varied else None
-        self.loss = LOSSES[settings.trainer.loss]
+        self.loss = loss_named(settings.trainer.loss)
 
     def step(self, rows: Tensor) -> Tensor:
         """One step on those rows (int64, on the device); their mean loss before it."""

@@ -25,7 +25,7 @@ from typing import Protocol
 
 import torch
 
-from bnn_exp import config, plan
+from bnn_exp import config, plan, plugins
 from bnn_exp.benchmark import ways
 from bnn_exp.benchmark.times import batch_size, whole_batches
 from bnn_exp.config import Settings
@@ -95,9 +95,9 @@ def _train(name: str, settings: Settings, data: Dataset, steps: int, watch: "Wat
 def tiny(settings: Settings) -> Settings:
     """The same training with few rows, of a network as deep but narrow."""
     model = settings.model
-    if model.name == "mlp":
+    if isinstance(getattr(model, "hidden_size", None), int):
         model = replace(model, hidden_size=min(model.hidden_size, WARM_WIDTH))
-    else:
+    if isinstance(getattr(model, "channels", None), tuple):
         model = replace(model, channels=tuple(min(width, WARM_CHANNELS) for width in model.channels))
     trainer = replace(settings.trainer, batch_size=min(settings.trainer.batch_size, WARM_ROWS))
     return replace(settings, model=model, trainer=trainer)
@@ -177,4 +177,5 @@ def _status(what: str) -> int:
 
 if __name__ == "__main__":
     job = json.load(sys.stdin)
+    plugins.load(job["config"].get("plugins"))
     print(json.dumps(of_this_process(job["way"], config.load(job["config"]), torch.device(job["device"]))))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bnn_exp.data.registry import DATASETS
 from bnn_exp.data.sources import DIGITS
 
 FORMAT = b"2"
@@ -13,7 +14,7 @@ DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", "
 
 def are_same(saved: str, key: str, dataset: Any) -> bool:
     """Returns whether data of this key, read by the settings `dataset`, are those that a file calls `saved`."""
-    return saved == key or saved == old_key(dataset)
+    return saved == key or (dataset.name not in DATASETS and saved == old_key(dataset))
 
 
 def old_key(dataset: Any) -> str:

@@ -8,10 +8,11 @@ process at a time makes it.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -19,6 +20,8 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from bnn_exp.data import own
+from bnn_exp.data.registry import DATASETS
 from bnn_exp.errors import UserError
 
 FORMAT = 3  # of the cache files; a change makes new ones
@@ -100,7 +103,38 @@ def cache_folder() -> Path:
     return Path(folder).expanduser() / "datasets"
 
 
-def read(
+def read(name: str, **settings: Any) -> Arrays:
+    """Returns the rows of the dataset `name`, for the settings of it that decide them.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    return _own(name, settings) if name in DATASETS else _read(name, **settings)
+
+
+def _own(name: str, settings: Mapping[str, Any]) -> Arrays:
+    """Returns a dataset of one's own, from the cache where it is known which files decide its rows."""
+
+    def make() -> Arrays:
+        return _arrays(own.decoded(name, settings))
+
+    content = own.found_by(name, settings)
+    return make() if content is None else _kept(name, content, make)
+
+
+def _kept(name: str, content: str, make: Callable[[], Arrays]) -> Arrays:
+    """Returns what the cache has for `content`, a text that decides the rows; else what `make` makes, which the cache keeps."""
+    found_by = hashlib.sha256(f"{FORMAT}\0{content}".encode()).hexdigest()
+    file = cache_folder() / f"{name}-{found_by[:16]}.safetensors"
+    if (arrays := _cached(file, found_by)) is None:
+        with _locked(file):
+            if (arrays := _cached(file, found_by)) is None:
+                arrays = make()
+                _save(file, arrays, found_by)
+    return arrays
+
+
+def _read(
     name: str,
     hub: str | None = None,
     path: str | None = None,
@@ -130,17 +164,14 @@ def read(
     source = folder.find(Path(path), label, (hub or "").partition(":")[2]) if path else of_hub.source(name, hub, label)
     found, content = (source.notes, source.warnings), source.digest() if path else f"hub {hub}"
     source.notes, source.warnings = [], []  # from here on those of the content, which the cache keeps
-    found_by = hashlib.sha256(f"{FORMAT}\0{content}\0{reading}".encode()).hexdigest()
-    file = cache_folder() / f"{name}-{found_by[:16]}.safetensors"
-    if (arrays := _cached(file, found_by)) is None:
-        with _locked(file):
-            if (arrays := _cached(file, found_by)) is None:
-                arrays = _arrays(decode.decode(source, reading))
-                if path and source.digest() != content:
-                    raise UserError(
-                        f"{source.where}: its files changed while they were read\nallowed: files that nobody writes to"
-                    )
-                _save(file, arrays, found_by)
+
+    def make() -> Arrays:
+        made = _arrays(decode.decode(source, reading))
+        if path and source.digest() != content:
+            raise UserError(f"{source.where}: its files changed while they were read\nallowed: files that nobody writes to")
+        return made
+
+    arrays = _kept(name, f"{content}\0{reading}", make)
     return replace(arrays, notes=(*found[0], *arrays.notes), warnings=(*found[1], *arrays.warnings))
 
 

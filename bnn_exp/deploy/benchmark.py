@@ -14,6 +14,7 @@ from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.deploy.resident import measure
 from bnn_exp.deploy.timing import ROUNDS, in_turns
 from bnn_exp.nn import binary_layers
+from bnn_exp.nn.exact import is_exactly
 from bnn_exp.records.model import load_model
 
 BATCHES = (1, 16, 256, 4096)
@@ -122,11 +123,15 @@ def _rows(what: dict[str, Any], times: dict[str, dict[str, float]], batch: int) 
 
 def _onnxruntime(network: nn.Module, packed: nn.Module, about: dict, threads: int) -> Callable[[Tensor], Tensor] | None:
     try:
-        from bnn_exp.deploy.onnx_graph import float_model
+        from bnn_exp.deploy.onnx_graph import float_model, own_model
         from bnn_exp.deploy.to_onnx import session
 
-        data = float_model(network, packed, tuple(about["image_shape"]), tuple(about["classes"])).SerializeToString()
-        return session(data, threads)
+        shape, classes = tuple(about["image_shape"]), tuple(about["classes"])
+        if is_exactly(type(network), "MLP", "BNCVLNet"):
+            return session(float_model(network, packed, shape, classes).SerializeToString(), threads)
+        return (
+            session(own_model(packed, shape, classes).SerializeToString(), threads) if hasattr(type(packed), "onnx") else None
+        )
     except ImportError:
         return None
 

@@ -6,20 +6,23 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
+from torch import nn
 
-from bnn_exp import config, models, places, plan, unread
+from bnn_exp import config, models, places, plan, plugins, unread
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
 from bnn_exp.deploy import evaluate as evaluation
 from bnn_exp.deploy import predict as predicted
 from bnn_exp.deploy.benchmark_plot import speed_plot
-from bnn_exp.deploy.load import load_packed
+from bnn_exp.deploy.layers import traceable
+from bnn_exp.deploy.load import load_deployed
 from bnn_exp.deploy.predict import FILES
 from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
-from bnn_exp.deploy.to_torch import export_torch
+from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import UserError, WrongResult
+from bnn_exp.nn.exact import home, is_exactly
 from bnn_exp.records import evaluations, html
 from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.model import load_model, save_model
@@ -28,6 +31,7 @@ from bnn_exp.records.runs import MODELS, run_of, which_of
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
 
+FORMS = ("PackedMLP", "BNCVLNet")  # of packed networks that every format knows
 SHOWN, LAST = 40, 10  # answers on the console, and how many of these are the last ones
 
 
@@ -42,6 +46,8 @@ def evaluate(asked: Asked) -> str:
     into = _into(asked, model, run)
     result, arrays = evaluation.evaluate(model, sources.read(dataset.name, **plan.place(dataset)), dataset)
     _say(result)
+    for text in plugins.changed(asked.composed.get("plugins"), run):
+        console().print(f"warning: {text}")
     said = _leave(result, into, run, arrays)
     if wrong := evaluations.disagreement(vars(result), run):
         raise WrongResult(f"{wrong}\n{said}")
@@ -126,12 +132,14 @@ def export(asked: Asked) -> str:
     """`task=export`: the packed network in another form, checked on every test row before it counts as done."""
     wanted = asked.request.export
     model = asked.model
-    network, about = load_packed(model)
+    network, about = load_deployed(model)
+    _check_format(wanted.format, network)
     into = Path(wanted.dir) if wanted.dir else _into(asked, model, run_of(model) / _named("export", model))
     images = torch.from_numpy(plan.read(_dataset(asked)).test_images)
     with writable(into, "export.dir=FOLDER where you may write"):
         if wanted.format == "torch":
-            facts = export_torch(network, into, images)
+            known = is_exactly(type(network), *FORMS)
+            facts = export_torch(network, into, images) if known else write_torch(network, traceable(network), into, images)
         else:
             facts = {"c": export_c, "onnx": export_onnx}[wanted.format](network, into, images, tuple(about["classes"]))
     sizes = [
@@ -141,6 +149,17 @@ def export(asked: Asked) -> str:
     ]
     files = [file.name for file in facts.get("files", [facts.get("file")])]
     return f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {len(images):,} test rows"
+
+
+def _check_format(format: str, network: nn.Module) -> None:
+    """Refuses a format that needs a method that a network of another class does not bring."""
+    if format == "torch" or is_exactly(type(network), *FORMS) or hasattr(type(network), format):
+        return
+    arguments = {"onnx": "graph, pixels", "c": "shape, classes"}[format]
+    raise UserError(
+        f"export.format={format}: {home(type(network))} has no method {format}()\n"
+        f"allowed: export.format=torch, or a method {format}({arguments}) of it (docs/add_a_model.md)"
+    )
 
 
 def benchmark(asked: Asked) -> str:

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy.bncvl import pack_bncvl
+from bnn_exp.deploy.layers import with_packed_layers
 from bnn_exp.deploy.mlp import PackedMLP
 from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.exact import difference, home, is_exactly
+from bnn_exp.nn.exact import altered, difference, home, is_exactly
 from bnn_exp.records import probe
-from bnn_exp.records.model import check_probe, read_model
+from bnn_exp.records.model import check_probe, load_model, read_model
 
-ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build"
+ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build, or one with a method pack()"
 # The errors of a network that was altered: a layer too many, none, a tied one, or one of another kind or size
 ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _FORMS = {"MLP": PackedMLP, "BNCVLNet": pack_bncvl}  # by the name of the class, exactly
@@ -36,15 +37,36 @@ def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return packed, about
 
 
-def pack_network(network: nn.Module) -> nn.Module:
+def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Does what `load_packed` does. A network that has no packed form comes with layers that keep their weights packed.
+
+    Raises:
+        UserError: as `load_packed`, but for a missing packed form.
+    """
+    network, state, about = read_model(path)
+    has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
+    deployed = _packed(network, state) if has_form else with_packed_layers(load_model(path)[0], state)
+    check_probe(path, deployed, about)
+    return deployed, about
+
+
+def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = None) -> nn.Module:
     """Returns the packed form of a network in memory, as `load_packed` does of a file. The network stays as it is.
+
+    Args:
+        image_shape: (channels, height, width) of the images of a network of one's own, which is asked for its logits.
 
     Raises:
         UserError: it can't be packed, or its packed form gives other logits.
     """
     _check(network)
+    ours = is_exactly(type(network), *_FORMS)
+    if not ours and image_shape is None:
+        name = home(type(network))
+        raise UserError(f"{name}: pack_network needs the shape of an image\nallowed: image_shape=(channels, height, width)")
     try:
-        packed, shape = _packed(copy.deepcopy(network).to("meta"), deployed_state(network)), _image_shape(network)
+        shape = image_shape or _image_shape(network)
+        packed = _packed(copy.deepcopy(network).to("meta" if ours else "cpu"), deployed_state(network))
         found = probe.difference(probe.logits(packed, shape), probe.logits(network, shape))
     except ALTERED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -56,15 +78,37 @@ def pack_network(network: nn.Module) -> nn.Module:
 
 def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     _check(network)
-    return _FORMS[type(network).__name__](network, state)
+    if is_exactly(type(network), *_FORMS):
+        return _FORMS[type(network).__name__](network, state)
+    name = home(type(network))
+    try:
+        packed = network.pack(state)
+    except UserError:
+        raise
+    except Exception as error:  # of somebody's own code
+        raise UserError(f"{name}.pack failed: {type(error).__name__}: {str(error)[:300]}\n{ALLOWED}") from error
+    if not isinstance(packed, nn.Module) or any(layer.weight.dtype != torch.uint8 for _, layer in binary_layers(packed)):
+        raise UserError(
+            f"{name}.pack returns no packed network\nallowed: a module without float weights, see with_packed_layers"
+        )
+    return packed.eval().requires_grad_(False)
+
+
+def why_no_pack(network: nn.Module) -> str:
+    """Says why the network has no packed form by a method `pack` of its own; "" where it has one."""
+    definer = {name: next((kind for kind in type(network).__mro__ if name in vars(kind)), None) for name in ("pack", "forward")}
+    if definer["pack"] is None:
+        return "it has no method pack()"
+    if issubclass(definer["forward"], definer["pack"]) and definer["forward"] is not definer["pack"]:
+        return f"its forward is not that of {home(definer['pack'])}, whose pack() it has"
+    return altered(network)
 
 
 def _check(network: nn.Module) -> None:
     """Refuse a network that has no packed form."""
     name = home(type(network))
-    if not is_exactly(type(network), *_FORMS):
-        raise UserError(f"{name} can't be packed\n{ALLOWED}")
-    if found := difference(network, *_FORMS):
+    ours = is_exactly(type(network), *_FORMS)
+    if found := difference(network, *_FORMS) if ours else why_no_pack(network):
         raise UserError(f"{name} can't be packed: {found}\n{ALLOWED}")
     others = {tensor.dtype for tensor in network.state_dict().values() if tensor.is_floating_point()} - {torch.float32}
     if others:

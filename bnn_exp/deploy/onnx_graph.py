@@ -167,6 +167,11 @@ def packed_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str,
     return _model(mlp if type(network) is PackedMLP else bncvl, network, shape, classes)
 
 
+def own_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
+    """Does the same by the method `onnx(graph, pixels)` of a network of one's own, which returns the name of the logits."""
+    return _model(lambda graph, network, pixels: network.onnx(graph, pixels), network, shape, classes)
+
+
 def float_model(network: nn.Module, packed: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
     """The same with real weights; of a CNN that of the packed one, whose weights a runtime unpacks when it loads it."""
     if type(network) is MLP:

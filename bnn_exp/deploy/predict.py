@@ -90,6 +90,10 @@ def predict(model: Path, given: Sequence[str]) -> Predictions:
         UserError: no such model, an item of `given` without a picture, or no picture that can be read.
     """
     network, about = _on_bits(model)
+    if about["image_shape"][0] not in (1, 3):
+        raise UserError(
+            f"from={model}: it knows images of {about['image_shape'][0]} channels, a picture has 1 or 3\nallowed: task=evaluate"
+        )
     found = find(given)
     shape, answers, skipped = tuple(about["image_shape"]), [], []
     pixels = Pixels.of_settings(about["config"]["dataset"])

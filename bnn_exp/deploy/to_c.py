@@ -36,8 +36,13 @@ def export_c(network: PackedMLP, directory: Path, images: Tensor, classes: tuple
         raise UserError(
             "export.format=c: only networks of bits can be written in integers\nallowed: model=mlp; or format onnx, torch"
         )
-    check_packed("c", network, "PackedMLP")
-    source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
+    own = hasattr(type(network), "c")
+    if own:
+        (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}
+    else:
+        check_packed("c", network, "PackedMLP")
+        source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
+        sizes = {"flash_bytes": flash, "ram_bytes": ram}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "network.c").write_text(source)
@@ -49,7 +54,7 @@ def export_c(network: PackedMLP, directory: Path, images: Tensor, classes: tuple
     for file, text in zip(files, (source, header), strict=True):
         with replacing(file) as temporary:
             temporary.write_text(text)
-    return {"files": files, "flash_bytes": flash, "ram_bytes": ram}
+    return {"files": files, **sizes}
 
 
 def compile_c(folder: Path, *options: str) -> None:

@@ -30,10 +30,13 @@ def export_onnx(network: nn.Module, directory: Path, images: Tensor, classes: tu
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
-    from bnn_exp.deploy.onnx_graph import packed_model
+    from bnn_exp.deploy.onnx_graph import own_model, packed_model
 
-    check_packed("onnx", network, "PackedMLP", "BNCVLNet")
-    data = packed_model(network, tuple(images.shape[1:]), classes).SerializeToString()
+    if hasattr(type(network), "onnx"):
+        data = own_model(network, tuple(images.shape[1:]), classes).SerializeToString()
+    else:
+        check_packed("onnx", network, "PackedMLP", "BNCVLNet")
+        data = packed_model(network, tuple(images.shape[1:]), classes).SerializeToString()
     run = session(data)
     check_equal("onnxruntime", predictions(run, images), predictions(network, images))
     check_alike("onnxruntime", run, network, tuple(images.shape[1:]))

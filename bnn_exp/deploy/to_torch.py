@@ -28,6 +28,11 @@ def export_torch(network: nn.Module, directory: Path, images: Tensor) -> dict:
         UserError: another kind of network, or a prediction or logits differ; nothing is written.
     """
     check_packed("torch", network, "PackedMLP", "BNCVLNet")
+    return write_torch(network, network, directory, images)
+
+
+def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Tensor) -> dict:
+    """Does what `export_torch` does, by a `form` of `network` that `torch.export` can follow."""
     file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = {"x": {0: torch.export.Dim("batch", min=1)}}
@@ -35,7 +40,7 @@ def export_torch(network: nn.Module, directory: Path, images: Tensor) -> dict:
     written = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own parts among themselves
-        program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+        program = torch.export.export(form, (example,), dynamic_shapes=shapes)
         torch.export.save(program.run_decompositions(plain | {torch.ops.aten.std_mean.dim: _std_mean}), written)
         again = torch.export.load(io.BytesIO(written.getvalue())).module()
     check_equal("torch.export", predictions(again, images), predictions(network, images))

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from bnn_exp import plugins
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.distributed.ranks import PATIENCE, Ranks
 from bnn_exp.errors import RankLost, UserError
@@ -46,6 +47,7 @@ def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
     others: list[BaseProcess] = []
     try:
         ranks = _join_torchrun() if torchrun_size() > 1 else _start(size, others)
+        ranks.from_first(plan.config.get("plugins", []))  # whose classes the plan may hold
         ranks.from_first((replace(plan, arrays=None), directory))
         yield ranks
     finally:
@@ -119,9 +121,10 @@ def _follow(ranks: Ranks) -> int:
     """Train in step with rank 0, which evaluates, records and speaks; the exit code."""
     warnings.simplefilter("ignore")
     try:
-        given = ranks.from_first()
-        if given is not None:
-            _train(*given, ranks)
+        named = ranks.from_first()
+        if named is not None:
+            _load_plugins(named, ranks)
+            _train(*ranks.from_first(), ranks)
     except (UserError, RankLost, KeyboardInterrupt):  # rank 0 has met it too
         return 1
     except Exception as error:
@@ -130,6 +133,15 @@ def _follow(ranks: Ranks) -> int:
     finally:
         _leave()
     return 0
+
+
+def _load_plugins(named: list[str], ranks: Ranks) -> None:
+    """Load the plugins of the run. Rank 0 has them, and is told where this machine has not."""
+    try:
+        plugins.load(named)
+    except UserError as error:
+        ranks.tell_failure(error)
+        raise
 
 
 def _train(plan: Plan, directory: Path, ranks: Ranks) -> None:

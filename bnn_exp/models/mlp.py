@@ -1,6 +1,8 @@
 """The binary multi-layer perceptron of the first seed (Shibuya et al., BinSFO, Algorithm 1), and what makes it learn."""
 
 from itertools import pairwise
+from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,6 +48,11 @@ class MLP(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(size, affine=affine, track_running_stats=running_stats) for size in sizes[1:])
         self.encoding, self.window, self.binarize_logits = encoding, window, binarize_logits
+
+    @classmethod
+    def of(cls, image_shape: tuple[int, int, int], num_classes: int, batch_norm: dict[str, bool], **settings: Any) -> "MLP":
+        """The network of the settings of `model=mlp`."""
+        return cls(prod(image_shape), num_classes, **batch_norm, **settings)
 
     def stages(self) -> list[list[nn.Module]]:
         """Layer by layer, the modules that hold its parameters."""

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from bnn_exp import registry
+
 Kind = TypeVar("Kind", bound=type[nn.Module])
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # torch's names
 
@@ -35,7 +37,7 @@ for _plain in (nn.ModuleList, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Identi
 
 def home(kind: type) -> str:
     """Where a class is defined: "module:qualified name"."""
-    return f"{kind.__module__}:{kind.__qualname__}"
+    return registry.home(kind)
 
 
 def is_exactly(kind: type, *names: str) -> bool:
@@ -57,13 +59,20 @@ def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
     return next(filter(None, (_of_class(kind), *(_of_module(name or "the network", m) for name, m in modules.items()))), "")
 
 
+def altered(network: nn.Module) -> str:
+    """Says which module of `network` computes something else than its class does; "" if none."""
+    return next(filter(None, (_of_instance(name or "the network", module) for name, module in network.named_modules())), "")
+
+
 def _of_module(name: str, module: nn.Module) -> str:
+    found = _of_class(type(module))
+    return _of_instance(name, module) or (found and f"{name}: {found}")
+
+
+def _of_instance(name: str, module: nn.Module) -> str:
     if "forward" in vars(module):
         return f"{name}: it has a forward of its own"
-    if any(getattr(module, hooks) for hooks in HOOKS):
-        return f"{name}: it has hooks"
-    found = _of_class(type(module))
-    return found and f"{name}: {found}"
+    return f"{name}: it has hooks" if any(getattr(module, hooks) for hooks in HOOKS) else ""
 
 
 def _of_class(kind: type[nn.Module]) -> str:

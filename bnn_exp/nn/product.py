@@ -61,6 +61,8 @@ def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
 
 
 def _in_int8(x: Tensor) -> bool:
+    if torch.compiler.is_exporting():  # to programs for any number of rows
+        return False
     # of one column torch 2.13's _int_mm makes wrong sums on a CPU
     return HAS_VNNI and x.device.type == "cpu" and len(x) >= _WORTH_IT and x.shape[1] > 1
 

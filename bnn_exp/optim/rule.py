@@ -13,7 +13,7 @@ from bnn_exp.nn import binary_parameters
 from bnn_exp.optim.eager import Eager
 from bnn_exp.optim.schedules import factor
 from bnn_exp.randomness import Purpose, generator
-from bnn_exp.rules import name_of
+from bnn_exp.registry import name_of
 from bnn_exp.schema import check
 
 

@@ -3,6 +3,7 @@
 from math import sqrt
 
 from bnn_exp import rules
+from bnn_exp.networks import weights_of
 
 CLEAR = 3.0  # standard deviations of a binomial count: one accuracy in 700 is so far above chance by luck
 
@@ -45,11 +46,11 @@ def advice(settings, channels: int, flips: int) -> str:
     its bits."""
     strength = rules.strength(settings.optimizer)
     value = getattr(settings.optimizer, strength) if strength else None
-    if settings.model.weights == "bits" and strength and not flips:
+    if weights_of(settings.model) == "bits" and strength and not flips:
         larger = f"a larger optimizer.{strength} than {value:g}"
         return f"what to try: {larger}, by which no bit has flipped: no binary weight is trained"
     tried = ["look at samples.png (are the pictures and their classes right?)"]
-    if settings.optimizer.name != "counter" and settings.model.weights == "bits":
+    if settings.optimizer.name != "counter" and weights_of(settings.model) == "bits":
         tried.append("optimizer=counter")
     if strength == "delta":
         tried.append(f"a smaller optimizer.delta than {value:g}")

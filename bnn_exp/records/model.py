@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bnn_exp import models
+from bnn_exp import models, plugins
 from bnn_exp.bits import deployed_state, load_state, unpack
 from bnn_exp.config import model as model_settings
 from bnn_exp.errors import UserError
+from bnn_exp.networks import MODELS, weights_of
 from bnn_exp.nn import binary_parameters
 from bnn_exp.nn.exact import home
 from bnn_exp.nn.norm import STATISTICS, make_affine, running_norms
@@ -62,6 +63,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     file says of it: `config`, `image_shape` (channels, height, width) and `classes`; `sha256`, a fingerprint of the network
     with these. Its input is pixels, uint8 or float32 in [0, 1].
 
+    A network of one's own needs the plugin that registers it: the one that its configuration names is imported.
+
     On a CPU it evaluates bit for bit as the network that was saved. Its BatchNorms have a scale and a shift, and no statistics.
 
     Raises:
@@ -70,7 +73,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     network, state, about = read_model(path)
     shapes = {name: tuple(weight.shape) for name, weight in binary_parameters(network)}
-    network = network.to_empty(device="cpu")
+    if any(parameter.is_meta for parameter in network.parameters()):
+        network = network.to_empty(device="cpu")
     for _, norm in running_norms(network):
         norm.reset_running_stats()
     network.load_state_dict({n: unpack(t, shapes[n]) if n in shapes else t for n, t in state.items()}, strict=False)
@@ -116,10 +120,13 @@ def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
         if metadata["sha256"] != _sha256(metadata, state):
             raise ValueError("its content is not what was written: the SHA-256 differs")
         about = {key: json.loads(metadata[key]) for key in ABOUT} | _identity(metadata)
+        _know_model(file, about["config"])
         network = _skeleton(about, len(state))
         if known := about["class"] in (None, home(type(network))):
             _check(network, state)
             _check_shape(about)
+    except _Unknown:
+        raise
     except (SafetensorError, *DAMAGED) as error:
         raise _unreadable(file, error) from error
     if not known:
@@ -137,17 +144,42 @@ def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
     try:
         about = {key: saved[key] for key in ABOUT} if "config" in saved else _about_run(runs.run_of(file))
         about |= {"class": saved.get("class"), "probe": None}
+        _know_model(file, about["config"])
         skeleton = _skeleton(about, len(saved["network"]))
         if known := about["class"] in (None, home(type(skeleton))):
             network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
             load_state(network, saved["network"])
             state = deployed_state(network)
             _check(skeleton, state)
+    except _Unknown:
+        raise
     except DAMAGED as error:
         raise _unreadable(file, error) from error
     if not known:
         raise _another_class(file, about, skeleton)
     return skeleton, state, about | {"sha256": _sha256({key: json.dumps(about[key]) for key in ABOUT}, state)}
+
+
+class _Unknown(UserError):
+    """The network of a file is of a model that no plugin registers here."""
+
+
+def _know_model(file: Path, config: dict[str, Any]) -> None:
+    """Load the plugins that a configuration names, if its model is one of theirs and not known yet.
+
+    Raises:
+        UserError: a plugin can't be loaded, or none has the model.
+    """
+    name = config["model"]["name"]
+    try:
+        if name not in MODELS:
+            plugins.load(config.get("plugins"), f"from={runs.run_of(file)}")
+    except UserError as error:
+        raise _Unknown(str(error)) from error
+    if name not in MODELS:
+        raise _Unknown(
+            f"{file}: model={name} is not known here\nallowed: with plugins=[FILE] that registers it, or {list(MODELS)}"
+        )
 
 
 def _about_run(run: Path) -> dict[str, Any]:
@@ -201,7 +233,7 @@ def _check_shape(about: dict[str, Any]) -> None:
 
 
 def _skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
-    """The network that a file of so many tensors describes, on the meta device."""
+    """The network that a file of so many tensors describes, on the meta device; one's own on the CPU."""
     settings = model_settings(about["config"]["model"])
     shape, classes = about["image_shape"], about["classes"]
     if not (isinstance(shape, list) and [type(n) for n in shape] == [int] * 3 and min(shape) > 0):
@@ -210,9 +242,10 @@ def _skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
         raise ValueError("classes must be a list of names")
     if models.depth(settings) > tensors:
         raise ValueError(f"{models.depth(settings)} layers, {tensors} tensors")
-    if settings.weights == "latent":
+    if weights_of(settings) == "latent":
         settings = replace(settings, weights="bits")  # the file holds the bits of latents, not the latents
-    with torch.device("meta"):
+    # A network of one's own may hold tensors that no state_dict has
+    with torch.device("meta" if MODELS[settings.name].ours else "cpu"), torch.random.fork_rng(devices=[]):
         network = models.build(settings, tuple(shape), len(classes))
         for _, norm in running_norms(network):
             make_affine(norm)

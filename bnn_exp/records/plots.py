@@ -48,8 +48,9 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
 
 
 def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
-    """Draw pictures (uint8 [count, channels, height, width], of 1 or 3 channels), eight in a row, over their names.
+    """Draw pictures (uint8 [count, channels, height, width]), eight in a row, over their names.
 
+    Three channels are red, green and blue; other channels, which are no colours, are averaged.
     The sheet is transparent, so that it suits a light page as well as a dark one.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -64,7 +65,8 @@ def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
     draw = ImageDraw.Draw(sheet)
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         left, top = i % IN_A_ROW * across, i // IN_A_ROW * down
-        picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+        grey = image.mean(0).astype(np.uint8) if len(image) not in (1, 3) else image[0]
+        picture = Image.fromarray(image.transpose(1, 2, 0) if len(image) == 3 else grey)
         resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
         sheet.paste(picture.resize((width, height), resampling), (left + (across - width) // 2, top))
         draw.text((left + across / 2, top + height + 2), _short(name, across, font), (*GREY, 255), font, "ma")

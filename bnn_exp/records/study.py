@@ -56,7 +56,8 @@ class Row:
 
     def command(self) -> str:
         """The command line of its first run."""
-        return shlex.join(["bnn-train", *own_overrides(self.runs[0].summary.get("overrides") or [])])
+        run = self.runs[0]
+        return shlex.join(["bnn-train", *own_overrides(run.summary.get("overrides") or [], run.config.get("plugins") or [])])
 
 
 @dataclass

@@ -42,6 +42,9 @@ def _values(record: Record) -> dict[str, Any]:
     values = {key: _plain(value) for key, value in flat(record.config).items()}
     if TWICE in values and "optimizer.name" in values:
         values[TWICE] = values.get(f"optimizer.{TWICE}")
+    if "plugins" in values:  # by their content: a file that moved is the same plugin
+        used = [fact for fact in record.summary.get("plugins", []) if fact["plugin"] in values["plugins"]]
+        values["plugins"] = ", ".join(f"{PurePosixPath(fact['plugin']).name} {fact['sha256'][:8]}" for fact in used)
     return values | ({CONTENT: record.summary["dataset"][:8]} if record.summary.get("dataset") else {})
 
 
