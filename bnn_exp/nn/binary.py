@@ -278,9 +278,22 @@ def verify_binary(network: nn.Module) -> dict[str, int]:
     """
     ones = {}
     for name, bits in named_bits(network):
-        wrong = (bits != 0) & (bits != 1)
-        if wrong.any():
-            place = tuple(wrong.nonzero()[0].tolist())
-            raise NotBinary(f"{name}{list(place)} is {bits[place].item():g}: a binary weight must be 0 or 1")
+        try:
+            check_bits(name, bits)
+        except NotBinary as error:
+            raise NotBinary(f"{error}\nan average of bits (EMA, SWA) is none: bnn_exp.AveragedModel copies them") from None
         ones[name] = int(bits.sum(dtype=torch.float64))
     return ones
+
+
+@torch.no_grad()
+def check_bits(name: str, bits: Tensor) -> None:
+    """See that `bits` (any shape and dtype) are 0 and 1 alone.
+
+    Raises:
+        NotBinary: they are not: `name`, the first offending value and its place.
+    """
+    wrong = (bits != 0) & (bits != 1)
+    if wrong.any():
+        place = tuple(wrong.nonzero()[0].tolist())
+        raise NotBinary(f"{name}{list(place)} is {bits[place].item():g}: a binary weight must be 0 or 1")
