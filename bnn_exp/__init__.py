@@ -8,6 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {  # imported when first asked for: torch takes seconds, and the command's --help needs none of it
+    "AveragedModel": "bnn_exp.optim.averaged",
     "BNCVL": "bnn_exp.nn",
     "BNCVLNet": "bnn_exp.models.bncvl",
     "BinaryLayer": "bnn_exp.nn",
@@ -26,6 +27,7 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "binarize": "bnn_exp.nn",
     "binary_parameters": "bnn_exp.nn",
     "check_ownership": "bnn_exp.optim",
+    "latent_optimizer": "bnn_exp.optim",
     "latent_parameters": "bnn_exp.nn",
     "load_model": "bnn_exp.records.model",
     "load_packed": "bnn_exp.deploy",

@@ -121,7 +121,7 @@ class Latent:
         Raises:
             UserError: the class or its options can't be, or it can't train these tensors.
         """
-        kind = latent(torch_class(settings.torch))
+        kind = latent_optimizer(torch_class(settings.torch))
         try:
             options = {"lr": settings.lr, "schedule": settings.schedule, **(settings.options or {})}
             return kind.for_latents(network, total_steps, **options)
@@ -148,7 +148,7 @@ class Latent:
         weight = torch.nn.Parameter(torch.zeros(2, 2))
         weight.grad = torch.ones(2, 2)
         try:
-            latent(kind)([weight], lr=settings.lr, **options).step()
+            latent_optimizer(kind)([weight], lr=settings.lr, **options).step()
         except Exception as error:  # whatever its author raises
             raise _refused(settings, error) from error
 
@@ -156,8 +156,11 @@ class Latent:
 EXAMPLES = "a class of torch.optim, such as RMSprop, or package.module:Class"
 
 
-def latent(kind: type[Optimizer]) -> type[OfLatents]:
-    """The class that trains latents by the torch optimizer `kind`, with its options, a schedule and counted flips."""
+def latent_optimizer(kind: type[Optimizer]) -> type[OfLatents]:
+    """Returns the class that trains latents by the torch optimizer `kind`: by its options, a schedule, and with counted flips.
+
+    optimizer = latent_optimizer(torch.optim.RMSprop)(latents, lr=0.01, momentum=0.9, schedule="cosine", total_steps=100)
+    """
     own = kind if kind.__module__.partition(".")[0] != "torch" else eager.eager(kind)
     return type(f"Latent{kind.__name__}", (OfLatents, own), {"__module__": __name__, "__doc__": f"{kind.__name__} on latents."})
 
@@ -171,7 +174,7 @@ def torch_class(name: str) -> type[Optimizer]:
     module, _, kind = name.rpartition(":") if ":" in name else name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module or "torch.optim"), kind)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing runs the module
         raise UserError(f"optimizer.torch={name}: {error}\nallowed: {EXAMPLES}") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)) or found is Optimizer:
         raise UserError(f"optimizer.torch={name}: no optimizer of torch\nallowed: {EXAMPLES}")
