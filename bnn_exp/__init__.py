@@ -18,6 +18,7 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "Bop": "bnn_exp.optim",
     "Bop2": "bnn_exp.optim",
     "CEMA": "bnn_exp.optim",
+    "Callback": "bnn_exp.callbacks",
     "Counter": "bnn_exp.optim",
     "HyperMask": "bnn_exp.optim",
     "LatentAdam": "bnn_exp.optim",
@@ -32,6 +33,8 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "load_model": "bnn_exp.records.model",
     "load_packed": "bnn_exp.deploy",
     "pack_network": "bnn_exp.deploy",
+    "load_runs": "bnn_exp.records.frame",
+    "register_callback": "bnn_exp.callbacks",
     "real_parameters": "bnn_exp.nn",
     "verify_binary": "bnn_exp.nn",
 }

@@ -33,7 +33,7 @@ def test_a_loaded_network_goes_on_as_its_run_would(name, file, rows, copy_of_run
     network, _ = load_model(run / file)
     x, labels = rows
     with torch.no_grad():
-        before, parameters = network(x), [p for p in network.parameters()]
+        before, parameters = network(x), list(network.parameters())
         assert network.train().eval()(x).equal(before)
         assert all(p is q for p, q in zip(network.parameters(), parameters, strict=True))
     saved = torch.load(run / "checkpoints/last.pt", weights_only=True)["network"]
