@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.optim import lr_scheduler, swa_utils
 
 from bnn_exp import AveragedModel, binary_parameters, check_ownership, latent_optimizer, real_parameters, verify_binary
@@ -248,3 +250,12 @@ def test_an_average_stays_binary():
         verify_binary(theirs.module)
     for (name, mine), (_, p), (_, q) in zip(*(real_parameters(n) for n in (ours.module, theirs.module, network)), strict=True):
         assert torch.equal(mine, p) and not torch.equal(mine, q), name
+
+
+def test_the_loop_of_the_docs_runs():
+    (program,) = re.findall(r"```python\n(import torch.*?)```", (ROOT / "docs/rules.md").read_text(), re.DOTALL)
+    names = {}
+    exec(program, names)
+    groups = names["rule"].param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([0, 0], abs=1e-9) and sum(map(int, names["rule"].flips)) > 0
+    assert names["rule"].name(1) == "layers.1.weight"
