@@ -221,6 +221,10 @@ def test_weights_that_another_hand_changed_are_refused_at_the_step(change):
 def test_a_rule_of_latents_refuses_bits(kind):
     with pytest.raises(ValueError, match="tensor 1 holds bits"):
         kind([latents(3, 3), bits(4, 4)], lr=0.1)
+    optimizer = kind([latents(3, 3)], lr=0.1)
+    with pytest.raises(ValueError, match="tensor 1 holds bits"):
+        optimizer.add_param_group({"params": [bits(4, 4)]})
+    assert len(optimizer.param_groups) == len(optimizer.flips) == 1
     kind([torch.nn.Parameter(torch.zeros(3)), latents(2, 2)], lr=0.1)  # as biases begin
 
 

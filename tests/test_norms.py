@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bnn_exp import HyperMask, binary_parameters, load_model, pack_network, real_parameters
+from bnn_exp import HyperMask, binary_parameters, load_model, load_packed, pack_network, real_parameters
 from bnn_exp.data import sources
 from bnn_exp.errors import UserError
 
@@ -79,3 +79,12 @@ def test_a_checkpoint_of_another_network_is_not_taken(copy_of_run, tmp_path):
     shutil.copy(other / "checkpoints/last.pt", run / "checkpoints/last.pt")
     with pytest.raises(UserError, match=r"last\.pt: the checkpoint of another network"):
         network.train()
+
+
+@pytest.mark.parametrize("options", [("model.hidden_size=8",), ("model=bncvl", "model.channels=[2]", "dataset.limit=64")])
+def test_a_packed_network_says_that_it_only_evaluates(options, copy_of_run, tmp_path, rows):
+    network, _ = load_packed(copy_of_run(tmp_path / "run", *SMALL, *options))
+    before = network(rows[0][:4])
+    with pytest.raises(UserError, match=r"only evaluates\nallowed: bnn_exp\.load_model"):
+        network.train()
+    assert network.eval()(rows[0][:4]).equal(before)

@@ -56,13 +56,12 @@ class OfLatents(Trained):
         return group if "full_lr" in group else self.falls | group | {"full_lr": lr, "steps": 0}
 
     def check_group(self, group) -> None:
-        super().check_group(group)
         first = len(self.tensors()) - len(group["params"])
         for i, p in enumerate(group["params"], first) if self.bits else ():
             if _holds_bits(p):
-                raise ValueError(
-                    f"{self.name(i)} holds bits, 0 and 1 alone: {type(self).__name__} trains latents\nallowed: {ALLOWED}"
-                )
+                name = type(self).__name__
+                raise ValueError(f"{self.name(i)} holds bits, 0 and 1 alone: {name} trains latents\nallowed: {ALLOWED}")
+        super().check_group(group)
         if not self.bits:
             self.flips = []
 

@@ -136,6 +136,7 @@ class Rule(Trained, torch.optim.Optimizer):
         check(self.settings, {"name": name_of(self.settings), **hyper, "schedule": group["schedule"]})
         first = len(self.tensors()) - len(group["params"])
         for i in range(first, len(self.tensors())):
+            self._looked_at.pop(i, None)  # of a group that was refused
             self._look_at(i)
         super().check_group(group)
 
