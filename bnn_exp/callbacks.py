@@ -1,4 +1,4 @@
-"""Code of one's own that a run calls: when it starts, after each step, after each epoch, when it ends. Imports no torch.
+"""Callbacks: user code that a run calls at its start, after each step, after each epoch and at its end. Imports no torch.
 
     @register_callback
     class Watch(Callback):
@@ -26,11 +26,14 @@ KEPT = (int, float, str, bool, type(None))  # of a state, beside tensors, lists 
 
 
 class CallbackFailed(Exception):
-    """A callback raised an error. The message names its class, the method, the line and the epoch."""
+    """Raised where a callback raises an error. The message names its class, the method, the line and the epoch."""
 
 
 class Callback:
-    """The base of a callback: each method does nothing. With `state_dict()` and `load_state_dict(state)` it is resumed too."""
+    """Base class of callbacks. Every method does nothing.
+
+    A callback may also define `state_dict()` and `load_state_dict(state)`: then checkpoints keep its state.
+    """
 
     def on_start(self, trainer: "Trainer", directory: Path) -> None:
         """Called before the first step, of a run that is resumed too; `directory` is that of the run, and may be written to."""
@@ -57,7 +60,7 @@ Made = TypeVar("Made", bound=Callback | type[Callback])
 
 
 def register_callback(callback: Made) -> Made:
-    """Have each run from now on call `callback`: a class, of which it makes an object, or an object, which it copies.
+    """Registers `callback` for every run from now on: a class, which each run instantiates, or an object, which it copies.
 
     Raises:
         TypeError: it is neither a class derived from Callback nor an object of one.
@@ -90,7 +93,7 @@ class Callbacks:
         return [_called(c, method, where, getattr(c, method), trainer, *arguments) for c in self.made.values()]
 
     def start(self, trainer: "Trainer", directory: Path) -> None:
-        """Call `on_start` of all. From now on `trainer` calls `on_step` of those that have one."""
+        """Calls `on_start` of all, and makes `trainer` call `on_step` where a callback has one."""
         if any(type(callback).on_step is not Callback.on_step for callback in self.made.values()):
             trainer.after_step = self.step
         self._each("on_start", trainer, directory)
@@ -99,7 +102,7 @@ class Callbacks:
         self._each("on_step", trainer, loss)
 
     def epoch(self, trainer: "Trainer", metrics: dict[str, Any]) -> dict[str, Any]:
-        """Call `on_epoch` of all. Returns what they add to the metrics, as plain numbers."""
+        """Calls `on_epoch` of all. Returns what they add to the metrics, as plain numbers."""
         added: dict[str, Any] = {}
         for name, callback in self.made.items():
             given = copy.deepcopy(metrics | added)
@@ -111,7 +114,7 @@ class Callbacks:
         self._each("on_end", trainer, copy.deepcopy(summary))
 
     def state(self) -> dict[str, Any]:
-        """The states of those that have one, as a checkpoint can hold them."""
+        """Returns the states of the callbacks that have one; a checkpoint can hold them."""
         states = {}
         for name, callback in self.made.items():
             if hasattr(callback, "state_dict"):
@@ -120,7 +123,7 @@ class Callbacks:
         return states
 
     def load(self, states: dict[str, Any]) -> list[str]:
-        """Take up what `state` gave. Returns the names of those whose callback is not registered any more."""
+        """Restores the `states`. Returns the names of those whose callback is not registered any more."""
         for name, callback in self.made.items():
             if name in states and hasattr(callback, "load_state_dict"):
                 _called(callback, "load_state_dict", "", callback.load_state_dict, states[name])
@@ -142,7 +145,7 @@ def _called(callback: Any, method: str, where: str, function: Callable, *argumen
 
 
 def _numbers(callback: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What `on_epoch` returned as plain numbers.
+    """Returns the result of `on_epoch` as plain numbers.
 
     Raises:
         CallbackFailed: it is something else, or a name that the metrics have.

@@ -1,4 +1,4 @@
-"""What an export in Python is given, made ready: the network packed, pictures to check by, names of classes."""
+"""Prepares the arguments of an export in Python: packs the network, and fills in images and classes that are missing."""
 
 import math
 from collections.abc import Sequence

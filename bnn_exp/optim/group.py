@@ -22,11 +22,11 @@ class Group(dict):
         self.strength, self.count = strength, count
 
     def at(self, name: str, step: int) -> float:
-        """The entry `name` as the schedule has it at a step of the group."""
+        """Returns the entry `name`, scaled by the schedule, at a step of the group."""
         return super().__getitem__(name) * factor(self["schedule"], step, self["total_steps"])
 
     def kept(self, name: str) -> Any:
-        """The entry `name` as it is kept."""
+        """Returns the entry `name` without the schedule."""
         return super().__getitem__(name)
 
     def __contains__(self, name: object) -> bool:
@@ -55,20 +55,20 @@ class Group(dict):
 
 
 class Grouped:
-    """A base of an optimizer, before torch's own: each of its parameter groups is a `Group`, later and loaded ones too."""
+    """Mixin of optimizers: every parameter group is a `Group`, also a later or a loaded one. Stands before torch's class."""
 
     count = "step"  # the entry of a group that counts its steps
 
     def strength_of(self, entries: dict[str, Any]) -> str | None:
-        """The entry of a group that its `lr` stands for."""
+        """Returns the name of the entry that `lr` of a group stands for; None where there is none."""
         raise NotImplementedError
 
     def entries(self, group: dict[str, Any]) -> dict[str, Any]:
-        """What is kept of a group that is new or loaded."""
+        """Returns the entries to keep of a group that is new or loaded."""
         return group
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's. The group counts its own steps, from 0; its tensors are numbered after all that are there.
+        """Adds a group. It counts its own steps, from 0; its tensors are numbered after all that are there.
 
         Raises:
             ValueError: the optimizer can't train it; then the group is not added.
@@ -82,7 +82,7 @@ class Grouped:
             raise
 
     def check_group(self, group: Group) -> None:
-        """See that the optimizer can train the newest group.
+        """Checks that the optimizer can train the newest group.
 
         Raises:
             ValueError: it can't.

@@ -47,11 +47,11 @@ class OfLatents(Trained):
         return cls(list(latent_parameters(network)), **options, total_steps=total_steps, bits=bits)
 
     def strength_of(self, entries: dict[str, Any]) -> str:
-        """The learning rate as the schedule begins."""
+        """Returns the entry that holds the learning rate before the schedule."""
         return "full_lr"
 
     def entries(self, group: dict[str, Any]) -> dict[str, Any]:
-        """A new group with its schedule; `lr` is computed, and not kept."""
+        """Returns a group with its schedule and its first learning rate; `lr` itself is computed, and not kept."""
         lr = group.pop("lr", None)
         return group if "full_lr" in group else self.falls | group | {"full_lr": lr, "steps": 0}
 
@@ -67,7 +67,7 @@ class OfLatents(Trained):
 
     @property
     def state_bytes(self) -> int:
-        """As for every rule, and the latents themselves, which are no bits."""
+        """Bytes of the optimizer state and of the latents themselves, which are no bits."""
         return super().state_bytes + sum(p.numel() * p.element_size() for p in self.tensors())
 
     @property
@@ -111,7 +111,7 @@ class LatentAdam(OfLatents, eager.Adam):
 
 
 class Latent:
-    """Any other torch optimizer on latent weights: what `optimizer=latent` names."""
+    """Builds and checks the optimizer that `optimizer=latent` names: any torch optimizer on latent weights."""
 
     @classmethod
     def of(cls, settings, network, batch_size, total_steps, seed) -> OfLatents:
@@ -129,7 +129,7 @@ class Latent:
 
     @classmethod
     def check(cls, settings) -> None:
-        """See that the optimizer that `settings` describe can do a step.
+        """Checks that the optimizer that `settings` describe can do a step.
 
         Raises:
             UserError: it can't, and why.

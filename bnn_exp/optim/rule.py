@@ -32,7 +32,7 @@ class Trained(Grouped, Eager):
         return [p for group in self.param_groups for p in group["params"]]
 
     def name(self, i: int) -> str:
-        """How messages call tensor i: by its name, where the optimizer was given one."""
+        """Returns the name of tensor i for messages: the one that the optimizer was given, else its number."""
         names = [name for group in self.param_groups for name in group.get("param_names", [])]
         return names[i] if names else f"tensor {i}"
 
@@ -115,12 +115,12 @@ class Rule(Trained, torch.optim.Optimizer):
         return cls(list(binary_parameters(network)), **hyper, total_steps=total_steps, seed=seed)
 
     def strength_of(self, entries: dict[str, Any]) -> str | None:
-        """The scheduled hyperparameter that `lr` of a group stands for: the one of this name, else the first."""
+        """Returns the scheduled hyperparameter that `lr` of a group stands for: the one of this name, else the first."""
         return "lr" if "lr" in self.scheduled else next(iter(self.scheduled), None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's, for tensors of bits; `lr` sets the strength of the group. The group counts its own steps, from 0; its
-        tensors are numbered after all that are there.
+        """Adds a group of binary tensors; `lr` sets its strength. The group counts its own steps, from 0; its tensors are
+        numbered after all that are there.
 
         Raises:
             ValueError: a hyperparameter outside of its range, by name.
@@ -141,7 +141,7 @@ class Rule(Trained, torch.optim.Optimizer):
         super().check_group(group)
 
     def _look_at(self, i: int) -> None:
-        """See that tensor i holds bits, unless nobody but this rule can have written to it since it did."""
+        """Checks that tensor i holds bits, unless only this rule has written to it since the last check."""
         p = self.tensors()[i]
         if p.dtype == torch.uint8 or p.is_meta or self._looked_at.get(i) == _written(p):
             return
@@ -244,7 +244,7 @@ class Rule(Trained, torch.optim.Optimizer):
 
 
 def _written(p: Tensor) -> tuple[int, int]:
-    """Two numbers that change when a tensor is written to: how often it was, and where it lies."""
+    """Returns two numbers that change when a tensor is written to: its version and its address."""
     return p._version, p.data_ptr()
 
 
