@@ -1,6 +1,7 @@
 """Rules as torch's optimizers are used: groups that come later, LR schedulers, copies, weights that are no bits, averages."""
 
 import copy
+import math
 import pickle
 import re
 
@@ -106,6 +107,18 @@ def test_lr_of_latents_is_the_learning_rate(kind):
     group["lr"] = 0.125
     stepped(optimizer, 2)
     assert group["lr"] == optimizer.strengths["lr"] == 0.125
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", 1.5), ("delta", -0.1), ("lr", math.nan), ("scale", "row")])
+def test_a_value_that_can_not_be_is_refused_at_the_step(key, value):
+    w = bits(4, 5)
+    rule = HyperMask([w], 0.1)
+    stepped(rule)
+    before = w.detach().clone()
+    rule.param_groups[0][key] = value
+    with pytest.raises(ValueError, match=f"{'delta' if key == 'lr' else key}={value!r}"):
+        stepped(rule)
+    assert torch.equal(w, before)
 
 
 SCHEDULERS = {

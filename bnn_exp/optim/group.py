@@ -20,6 +20,7 @@ class Group(dict):
     def __init__(self, entries: dict[str, Any], strength: str | None, count: str):
         super().__init__(entries)
         self.strength, self.count = strength, count
+        self.checked: tuple | None = None  # values that the optimizer has checked
 
     def at(self, name: str, step: int) -> float:
         """Returns the entry `name`, scaled by the schedule, at a step of the group."""

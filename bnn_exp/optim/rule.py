@@ -92,7 +92,7 @@ class Rule(Trained, torch.optim.Optimizer):
         seed: of what is drawn, ≥ 0.
 
     Raises:
-        ValueError: an argument outside of its range, by name.
+        ValueError: an argument outside of its range, by name; at a step, a value of a group that was set since.
         NotBinary: a tensor holds something other than 0 and 1, here or in a later step. Numbers that are written past
             autograd (`tensor.data`) after the first step are not looked at again.
     """
@@ -132,13 +132,20 @@ class Rule(Trained, torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def check_group(self, group: Group) -> None:
-        hyper = {name: group.kept(name) for name in self.hyper}
-        check(self.settings, {"name": name_of(self.settings), **hyper, "schedule": group["schedule"]})
+        self._check_values(group)
         first = len(self.tensors()) - len(group["params"])
         for i in range(first, len(self.tensors())):
             self._looked_at.pop(i, None)  # of a group that was refused
             self._look_at(i)
         super().check_group(group)
+
+    def _check_values(self, group: Group) -> None:
+        """Checks the hyperparameters of a group that have changed since the last check."""
+        values = (*map(group.kept, self.hyper), group["schedule"])
+        if group.checked != values:
+            hyper = dict(zip(self.hyper, values, strict=False))
+            check(self.settings, {"name": name_of(self.settings), **hyper, "schedule": group["schedule"]})
+            group.checked = values
 
     def _look_at(self, i: int) -> None:
         """Checks that tensor i holds bits, unless only this rule has written to it since the last check."""
@@ -215,6 +222,7 @@ class Rule(Trained, torch.optim.Optimizer):
     def _strength(self, i: int) -> tuple[Group, SimpleNamespace]:
         """Tensor i's group, and its hyperparameters at the coming step."""
         group = [group for group in self.param_groups for _ in group["params"]][i]
+        self._check_values(group)
         return group, self._now(group, group["step"])
 
     def _now(self, group: Group, step: int) -> SimpleNamespace:
