@@ -8,6 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {  # imported when first asked for: torch takes seconds, and the command's --help needs none of it
+    "AveragedModel": "bnn_exp.optim.averaged",
     "BNCVL": "bnn_exp.nn",
     "BNCVLNet": "bnn_exp.models.bncvl",
     "BinaryLayer": "bnn_exp.nn",
@@ -17,6 +18,7 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "Bop": "bnn_exp.optim",
     "Bop2": "bnn_exp.optim",
     "CEMA": "bnn_exp.optim",
+    "Callback": "bnn_exp.callbacks",
     "Counter": "bnn_exp.optim",
     "HyperMask": "bnn_exp.optim",
     "LatentAdam": "bnn_exp.optim",
@@ -27,10 +29,16 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "binary_parameters": "bnn_exp.nn",
     "Rows": "bnn_exp.data.registry",
     "check_ownership": "bnn_exp.optim",
+    "export_c": "bnn_exp.deploy",
+    "export_onnx": "bnn_exp.deploy",
+    "export_torch": "bnn_exp.deploy",
+    "latent_optimizer": "bnn_exp.optim",
     "latent_parameters": "bnn_exp.nn",
     "load_model": "bnn_exp.records.model",
     "load_packed": "bnn_exp.deploy",
     "pack_network": "bnn_exp.deploy",
+    "load_runs": "bnn_exp.records.frame",
+    "register_callback": "bnn_exp.callbacks",
     "real_parameters": "bnn_exp.nn",
     "register_dataset": "bnn_exp.data.registry",
     "register_loss": "bnn_exp.losses",

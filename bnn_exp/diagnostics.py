@@ -89,7 +89,8 @@ class Diagnostics:
 
 @torch.no_grad()
 def dead_outputs(network: nn.Module, x: Tensor) -> dict[str, int]:
-    """How many outputs of each binary layer, by its name, are the same for all rows of `x` (≥ 2): neurons that tell nothing.
+    """How many outputs of each binary layer, by the name of its weight, are the same for all rows of `x` (≥ 2): neurons that
+    tell nothing.
 
     An output is looked at where the next binary layer reads it, behind normalisation, activation and pooling; a channel of a
     convolution over all places. Those of the last layer are the network's.
@@ -99,7 +100,8 @@ def dead_outputs(network: nn.Module, x: Tensor) -> dict[str, int]:
     def note(name: str):
         return lambda _module, arguments: inputs.append((name, _constant(arguments[0])))
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in binary_layers(network)]
+    layers = ((f"{name}.weight" if name else "weight", layer) for name, layer in binary_layers(network))
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers]
     was_training = network.training
     try:
         last = _constant(network.eval()(x))

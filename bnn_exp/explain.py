@@ -61,6 +61,8 @@ def unknown_key(name: str, known: list[Key]) -> str:
     elsewhere = sorted({choice for key in known if key.name == name for choice in key.choices})
     if elsewhere:
         return f"{name}: not a setting here\nallowed: with {name.split('.')[0]}={', '.join(elsewhere)}"
+    if above := next((key for key in known if name.startswith(f"{key.name}.")), None):
+        return f"{name}: no such setting\nallowed: {above.name}={above.allowed}"
     by_end = {key.name.split(".")[-1]: key.name for key in known}
     close = difflib.get_close_matches(name, [key.name for key in known], 1)
     close = close or [by_end[end] for end in difflib.get_close_matches(name.split(".")[-1], by_end, 1)]

@@ -47,6 +47,10 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     values, devices = values_of(composed), settings.trainer.devices
     settings = with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
     unread.check_training(settings, overrides)
+    if settings.optimizer.name == "latent":
+        from bnn_exp.optim.latent import Latent
+
+        Latent.check(settings.optimizer)
     arrays = read(settings.dataset)
     unread.check_data(arrays, overrides)
     networks.check_images(settings.model, arrays.train_images.shape[2:])

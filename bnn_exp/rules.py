@@ -83,6 +83,15 @@ class LatentAdam:
     schedule: Schedule
 
 
+@schema
+class Latent:
+    name: Literal["latent"]
+    torch: Annotated[str, Field(min_length=1, description="a class of torch.optim, such as RMSprop, or package.module:Class")]
+    lr: Positive
+    options: Annotated[dict[str, Any], Field(description="{NAME:VALUE,…}, further arguments of the class")] | None
+    schedule: Schedule
+
+
 @dataclass(frozen=True)
 class Entry:
     """A rule: the dataclass of its settings, its class ("module:class", imported when a run needs it), and what it trains."""
@@ -156,3 +165,4 @@ register(CEMA, "bnn_exp.optim.cema:CEMA", strength="alpha")
 register(Bold, "bnn_exp.optim.bold:Bold", strength="eta")
 register(LatentAdam, "bnn_exp.optim.latent:LatentAdam", LATENTS, strength="lr", gentler=1.0)
 register(LatentSGD, "bnn_exp.optim.latent:LatentSGD", LATENTS, strength="lr", gentler=1.0)
+register(Latent, "bnn_exp.optim.latent:Latent", LATENTS, strength="lr", gentler=1.0)

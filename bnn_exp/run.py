@@ -13,6 +13,7 @@ from torch import nn
 
 from bnn_exp import places, plugins
 from bnn_exp.bits import bits_sha256
+from bnn_exp.callbacks import Callbacks
 from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
@@ -79,7 +80,7 @@ class Run:
         attempt("report.html", html.write_run_page, self.directory)
 
     def _execute(self, stop: Stop) -> dict[str, Any]:
-        directory, trainer = self.directory, self.trainer
+        directory, trainer, self.callbacks = self.directory, self.trainer, Callbacks()
         for folder in (directory, directory / "checkpoints"):
             remove_temporaries(folder)
         with replacing(directory / "config.yaml") as file:
@@ -108,10 +109,15 @@ class Run:
                 self.report.say(line)
         if self.plan.saved is not None:
             self.report.say(f"resumed after epoch {trainer.progress.epoch}, batch {trainer.progress.batch}")
+            for name in self.callbacks.load(self.plan.saved.get("callbacks", {})):
+                self._warn(f"the callback {name} is not registered now: its state is dropped")
+        self.callbacks.start(trainer, directory)
         self._attempt("samples.png", self._samples)
         self.evaluation, self.confusion = trainer.evaluate()
         self._checkpoint("last")
-        return self._finish("completed" if self._epochs(stop) else "interrupted")
+        result = self._finish("completed" if self._epochs(stop) else "interrupted")
+        self.callbacks.end(trainer, result)
+        return result
 
     def _keep_plugins(self) -> None:
         """Leave the source of each plugin in the directory, and warn of one that is not what trained the run so far."""
@@ -145,7 +151,8 @@ class Run:
                 self._checkpoint("last")
                 return False
             self.evaluation, self.confusion = trainer.evaluate()
-            self.epochs.append(trained | self.evaluation)
+            of_epoch = trained | self.evaluation
+            self.epochs.append(of_epoch | self.callbacks.epoch(trainer, of_epoch))
             test = self.evaluation["test_accuracy"]
             accuracy = self.evaluation.get("validation_accuracy", test)
             if accuracy > progress.best_accuracy:
@@ -160,6 +167,7 @@ class Run:
     def _checkpoint(self, name: str) -> None:
         about = {"config": self.config, "image_shape": list(self.data.image_shape), "classes": list(self.data.classes)}
         state = {"data": self.data.key, "seconds": self._seconds(), "beginning": self.trainer.beginning}
+        state |= {"callbacks": kept} if (kept := self.callbacks.state()) else {}
         state |= about | {"metrics": self.epochs[-1] if self.epochs else None} | self.trainer.state()
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 

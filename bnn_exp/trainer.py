@@ -72,6 +72,7 @@ class Trainer:
             consume_gradients(self.binary, self.footprint.note_gradients)
         self.passes = self._replayed if self.recorded else self._passes
         self.graphs = Graphs(self._with_gradients, settings.trainer.graphs is True)
+        self.after_step: Callable[[Trainer, Tensor], None] | None = None  # of bnn_exp.callbacks
 
     @property
     def batches(self) -> int:
@@ -121,6 +122,8 @@ class Trainer:
             p.losses.append(loss * len(rows))
             p.correct = p.correct + correct
             p.batch, p.images = batch + 1, p.images + len(rows)
+            if self.after_step:
+                self.after_step(self, loss)
             p.seconds = before + time.perf_counter() - began
             tick(p.batch)
         losses = torch.stack(p.losses).double().cpu()  # the one wait for the device

@@ -114,7 +114,7 @@ def test_a_heat_map_tells_the_layer_and_the_epoch_under_the_pointer(opened, file
     box = figure.locator("image").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 10.5 / 30, box["y"] + box["height"] * 2.5 / 6)
     flips = record.epochs[10]["flips"]["layers.2.weight"]
-    assert figure.locator(".tip").inner_text() == f"layers.2, epoch 11\n{flips} flips ({flips / 10:g}% of 1,000)"
+    assert figure.locator(".tip").inner_text() == f"layers.2.weight, epoch 11\n{flips} flips ({flips / 10:g}% of 1,000)"
 
 
 def test_a_click_sorts_the_table_of_a_study(opened, files):

@@ -18,6 +18,7 @@ from bnn_exp.deploy import export_onnx, export_torch, load_packed, pack_network
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
+from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import BinaryLinear, binarize
 from bnn_exp.nn.exact import home
 from bnn_exp.records import probe
@@ -306,10 +307,14 @@ def test_a_half_identity_is_damage(tmp_path):
             load_model(file)
 
 
-def test_exports_refuse_what_is_not_packed(tmp_path):
+def test_exports_refuse_what_can_not_be_packed(tmp_path):
     images = probe.pixels(SHAPE)
     pytest.importorskip("onnxruntime")
-    for given in (network(), BNCVLNet(SHAPE, 10, (4,), 1, dense=(8,)).eval()):
+
+    class Other(BNCVLNet):
+        pass
+
+    for given in (Other(SHAPE, 10, (4,), 1, dense=(8,)).eval(), VGG(SHAPE, 10, (4,)).eval()):
         with pytest.raises(UserError, match=r"export\.format=torch"):
             export_torch(given, tmp_path, images)
         with pytest.raises(UserError, match=r"export\.format=onnx"):

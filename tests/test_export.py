@@ -10,9 +10,11 @@ from bnn_exp.data import sources
 from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network
 from bnn_exp.deploy.check import check_equal, predictions
 from bnn_exp.deploy.to_c import classify, compile_c
+from bnn_exp.deploy.to_onnx import session
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
+from bnn_exp.models.vgg import VGG
 
 TEN = tuple("0123456789")
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -174,3 +176,37 @@ def test_no_prediction_of_mnist_differs_in_any_export(mnist_folder, tmp_path):
     export_c(packed, tmp_path, images, TEN)
     export_onnx(packed, tmp_path, images, TEN)
     export_torch(packed, tmp_path, images)
+
+
+@pytest.mark.parametrize("form", [export_onnx, export_torch, export_c])
+def test_a_trained_network_is_exported_in_a_line(form, tmp_path, monkeypatch):
+    """A network of one's own training loop, grey and in colour; into this folder when no other is named."""
+    if form is export_onnx:
+        pytest.importorskip("onnxruntime")
+    if form is export_c and shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    monkeypatch.chdir(tmp_path)
+    for inputs, shape, folder in ((64, (1, 8, 8), "."), (75, (3, 5, 5), "made/for it")):
+        x = torch.randint(0, 256, (64, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        network = trained_like(MLP(inputs, 10, 16, 3), x)
+        form(network) if folder == "." else form(network.train(), folder)
+        if form is export_onnx:
+            found = session((tmp_path / folder / "network.onnx").read_bytes())(x)
+            assert torch.equal(found.argmax(1), network.eval()(x).argmax(1))
+        assert any((tmp_path / folder).glob("network.*"))
+
+
+@pytest.mark.parametrize("form", [export_onnx, export_torch, export_c])
+def test_an_export_says_what_it_needs(form, tmp_path):
+    if form is export_onnx:
+        pytest.importorskip("onnxruntime")
+    small = MLP(7, 10, 16, 3).eval()
+    with pytest.raises(UserError, match="nothing tells the size of its pictures\nallowed: images"):
+        form(small, tmp_path)
+    for wrong in (torch.zeros(2, 1, 1, 7), torch.zeros(2, 7, dtype=torch.uint8), torch.zeros(0, 1, 1, 7, dtype=torch.uint8)):
+        with pytest.raises(UserError, match=r"images are torch\.\S+ \["):
+            form(small, tmp_path, wrong)
+    for other in (VGG((1, 8, 8), 10, (4,)).eval(), torch.nn.Linear(4, 4)):
+        with pytest.raises(UserError, match=r"export\.format="):
+            form(other, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.bits import real_product, to_tiles, unpack
+from bnn_exp.deploy.check import Evaluating
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
 from bnn_exp.nn.exact import exact
@@ -12,7 +13,7 @@ from bnn_exp.nn.norm import make_affine
 
 
 @exact
-class PackedConvolution(nn.Module):
+class PackedConvolution(Evaluating):
     """A `BNCVL` layer whose weights are unpacked for the moment of their use: the same numbers as the float layer's.
 
     Args:
@@ -41,7 +42,7 @@ class PackedConvolution(nn.Module):
 
 
 @exact
-class PackedDense(nn.Module):
+class PackedDense(Evaluating):
     """A `BinaryNormalizedLinear` layer on packed weights; its sums are added in another order than the float layer's."""
 
     def __init__(self, layer: BinaryNormalizedLinear, state: dict[str, Tensor]):

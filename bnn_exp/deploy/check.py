@@ -13,6 +13,16 @@ from bnn_exp.records import probe
 BATCH = 1024
 
 
+class Evaluating(nn.Module):
+    """A module on bits, which evaluates alone."""
+
+    def train(self, mode: bool = True) -> "Evaluating":
+        """Raises UserError, unless `mode` is false."""
+        if mode:
+            raise UserError("a packed network only evaluates\nallowed: bnn_exp.load_model(RUN), which gives one that trains")
+        return super().train(False)
+
+
 @torch.inference_mode()
 def predictions(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """The classes of images, uint8 [n, …], by a network that gives logits: int64 [n]; the first of equal logits counts."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import LANES, bit_steps, bit_sums, pack, pixel_steps, pixel_sums, to_tiles
 from bnn_exp.bits.reference import ones
+from bnn_exp.deploy.check import Evaluating
 from bnn_exp.deploy.fold import thresholds
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
@@ -20,7 +21,7 @@ from bnn_exp.nn.norm import make_affine
 _NEVER = torch.iinfo(torch.int32).max
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(Evaluating):
     """The weights of a binary linear layer as bits, and what its sums mean.
 
     Args:
@@ -89,7 +90,7 @@ class LastLayer(PackedLayer):
 
 
 @exact
-class PackedMLP(nn.Module):
+class PackedMLP(Evaluating):
     """What an `MLP` computes in evaluation, on bits: the same logits of uint8 pixels, and the same bits in every hidden layer.
 
     The same as on a CPU, where the float network's products are exact: up to 65,793 pixels.

@@ -5,25 +5,31 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnn_exp.deploy.c_source import write_c
-from bnn_exp.deploy.check import check_equal, check_packed, predictions
-from bnn_exp.deploy.mlp import PackedMLP
+from bnn_exp.deploy.check import check_equal, predictions
+from bnn_exp.deploy.given import made, ready
 from bnn_exp.errors import UserError
 from bnn_exp.records import probe
 from bnn_exp.records.files import replacing
 
 
-def export_c(network: PackedMLP, directory: Path, images: Tensor, classes: tuple[str, ...]) -> dict:
+def export_c(
+    network: nn.Module, directory: str | Path = ".", images: Tensor | None = None, classes: Sequence[str] | None = None
+) -> dict:
     """Write `network.c` and `network.h`: C99 without dependencies or allocation, integers only.
 
     Args:
-        images: uint8 [n, channels, height, width], n ≥ 1; the program must predict for them as the network does.
-        classes: the names of the classes.
+        network: a PackedMLP, or an MLP that `pack_network` packs.
+        directory: made where it is missing.
+        images: uint8 [n, channels, height, width], n ≥ 1; the program must predict for them as the network does. None: random
+            pixels, for square pictures.
+        classes: the names of the classes; None: "0", "1", …
 
     Returns:
         `files`, `flash_bytes` (all constants; the code comes to it) and `ram_bytes` (activations and scores; the picture and
@@ -36,11 +42,10 @@ def export_c(network: PackedMLP, directory: Path, images: Tensor, classes: tuple
         raise UserError(
             "export.format=c: only networks of bits can be written in integers\nallowed: model=mlp; or format onnx, torch"
         )
-    own = hasattr(type(network), "c")
-    if own:
+    network, images, classes = ready("c", ("PackedMLP",), network, images, classes)
+    if hasattr(type(network), "c"):
         (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}
     else:
-        check_packed("c", network, "PackedMLP")
         source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
         sizes = {"flash_bytes": flash, "ram_bytes": ram}
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,7 +55,7 @@ def export_c(network: PackedMLP, directory: Path, images: Tensor, classes: tuple
         compile_c(folder)
         for pictures in (images, probe.pixels(tuple(images.shape[1:]))):
             check_equal("the compiled C", classify(folder / "network", pictures), predictions(network, pictures))
-    files = [directory / "network.c", directory / "network.h"]
+    files = [made(directory) / name for name in ("network.c", "network.h")]
     for file, text in zip(files, (source, header), strict=True):
         with replacing(file) as temporary:
             temporary.write_text(text)

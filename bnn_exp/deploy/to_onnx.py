@@ -1,22 +1,28 @@
 """The packed network as an ONNX file, run by onnxruntime over pictures before it counts as done."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
+from bnn_exp.deploy.check import check_alike, check_equal, predictions
+from bnn_exp.deploy.given import made, ready
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
 
-def export_onnx(network: nn.Module, directory: Path, images: Tensor, classes: tuple[str, ...]) -> dict:
+def export_onnx(
+    network: nn.Module, directory: str | Path = ".", images: Tensor | None = None, classes: Sequence[str] | None = None
+) -> dict:
     """Write `network.onnx`: uint8 `pixels` [batch, channels, height, width] → `logits`, a bit for each weight.
 
     Args:
-        network: a packed one.
-        images: uint8 [n, channels, height, width], n ≥ 1; onnxruntime must predict for them as the network does.
-        classes: the names of the classes.
+        network: a packed one, or one that `pack_network` packs.
+        directory: made where it is missing.
+        images: uint8 [n, channels, height, width], n ≥ 1; onnxruntime must predict for them as the network does. None: random
+            pixels, for an MLP of square pictures.
+        classes: the names of the classes; None: "0", "1", …
 
     Returns:
         `file` and its `bytes`.
@@ -32,15 +38,13 @@ def export_onnx(network: nn.Module, directory: Path, images: Tensor, classes: tu
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
     from bnn_exp.deploy.onnx_graph import own_model, packed_model
 
-    if hasattr(type(network), "onnx"):
-        data = own_model(network, tuple(images.shape[1:]), classes).SerializeToString()
-    else:
-        check_packed("onnx", network, "PackedMLP", "BNCVLNet")
-        data = packed_model(network, tuple(images.shape[1:]), classes).SerializeToString()
+    network, images, classes = ready("onnx", ("PackedMLP", "BNCVLNet"), network, images, classes)
+    model = own_model if hasattr(type(network), "onnx") else packed_model
+    data = model(network, tuple(images.shape[1:]), classes).SerializeToString()
     run = session(data)
     check_equal("onnxruntime", predictions(run, images), predictions(network, images))
     check_alike("onnxruntime", run, network, tuple(images.shape[1:]))
-    file = directory / "network.onnx"
+    file = made(directory) / "network.onnx"
     with replacing(file) as temporary:
         temporary.write_bytes(data)
     return {"file": file, "bytes": len(data)}

@@ -8,18 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits import ops, reference
-from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
+from bnn_exp.deploy.check import check_alike, check_equal, predictions
+from bnn_exp.deploy.given import made, ready
 from bnn_exp.records.files import replacing
 
 
-def export_torch(network: nn.Module, directory: Path, images: Tensor) -> dict:
+def export_torch(network: nn.Module, directory: str | Path = ".", images: Tensor | None = None) -> dict:
     """Write `network.pt2`: uint8 pixels [batch, channels, height, width] → logits, in plain torch operators, any batch size.
 
     It needs torch and nothing of ours, and is slower than `load_packed`, whose kernels it does without.
 
     Args:
-        network: a packed one.
-        images: uint8 [n, channels, height, width], n ≥ 1; the program must predict for them as the network does.
+        network: a packed one, or one that `pack_network` packs.
+        directory: made where it is missing.
+        images: uint8 [n, channels, height, width], n ≥ 1; the program must predict for them as the network does. None: random
+            pixels, for an MLP of square pictures.
 
     Returns:
         `file` and its `bytes`.
@@ -27,13 +30,12 @@ def export_torch(network: nn.Module, directory: Path, images: Tensor) -> dict:
     Raises:
         UserError: another kind of network, or a prediction or logits differ; nothing is written.
     """
-    check_packed("torch", network, "PackedMLP", "BNCVLNet")
+    network, images, _ = ready("torch", ("PackedMLP", "BNCVLNet"), network, images)
     return write_torch(network, network, directory, images)
 
 
-def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Tensor) -> dict:
+def write_torch(network: nn.Module, form: nn.Module, directory: str | Path, images: Tensor) -> dict:
     """Does what `export_torch` does, by a `form` of `network` that `torch.export` can follow."""
-    file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = {"x": {0: torch.export.Dim("batch", min=1)}}
     plain = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in ops.SCHEMAS}
@@ -45,6 +47,7 @@ def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Te
         again = torch.export.load(io.BytesIO(written.getvalue())).module()
     check_equal("torch.export", predictions(again, images), predictions(network, images))
     check_alike("torch.export", again, network, tuple(images.shape[1:]))
+    file = made(directory) / "network.pt2"
     with replacing(file) as temporary:
         temporary.write_bytes(written.getvalue())
     return {"file": file, "bytes": file.stat().st_size}

@@ -18,6 +18,7 @@ class Layer:
     binary: int
     real: int
     multiply_adds: int  # with binary weights, for one sample
+    tensors: tuple[str, ...] = ()  # its binary weights, by their names in the state dict
 
     @property
     def bytes_as_bits(self) -> int:
@@ -41,7 +42,8 @@ def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
             shape = tuple(output.shape[1:])
             positions = output[0].numel() // len(bits["weight"]) if bits else 0
             adds = bits["weight"].numel() * positions if bits else 0
-            found.append(Layer(name, type(module).__name__, shape, binary, real, adds))
+            tensors = tuple(f"{name}.{own}" if name else own for own in bits)
+            found.append(Layer(name, type(module).__name__, shape, binary, real, adds, tensors))
 
         return hook
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bnn_exp.nn.function import transforming
+
 
 class OfPixels(nn.Module):
     """A network whose input is pixels, uint8 or numbers from 0 to 1, [batch, channels, height, width]."""
@@ -17,4 +19,5 @@ class OfPixels(nn.Module):
     def standardized(self, x: Tensor) -> Tensor:
         """The pixels with mean 0 and standard deviation 1 in each channel, channels last in memory."""
         x = x / 255 if x.dtype == torch.uint8 else x
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = (x - self.mean) / self.std
+        return x if transforming() else x.contiguous(memory_format=torch.channels_last)  # which vmap does not know

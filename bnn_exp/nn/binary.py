@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.nn.exact import exact
+from bnn_exp.nn.function import applied
 from bnn_exp.nn.product import binary_product, pixel_product
 
 ENCODINGS = ("boolean", "bipolar", "centred")
@@ -50,9 +51,15 @@ def quantize(latent: Tensor) -> Tensor:
 class _Quantized(torch.autograd.Function):
     """The values of the bits of real weights, with a straight-through gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, latent: Tensor, encoding: str) -> Tensor:
+    def forward(latent: Tensor, encoding: str) -> Tensor:
         return encode(quantize(latent), encoding)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -61,15 +68,26 @@ class _Quantized(torch.autograd.Function):
 
 class _Binarize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, encoding: str, window: float | None) -> Tensor:
+    def forward(x: Tensor, encoding: str, window: float | None) -> Tensor:
+        return encode(torch.ge(x, 0, out=torch.empty_like(x)), encoding)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        x, _, window = inputs
         ctx.windowed = window is not None
         if ctx.windowed:
             ctx.save_for_backward(x.abs() <= window)
-        return encode(torch.ge(x, 0, out=torch.empty_like(x)), encoding)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         return grad * ctx.saved_tensors[0] if ctx.windowed else grad, None, None
+
+    @staticmethod
+    def vmap(info, in_dims: tuple, x: Tensor, encoding: str, window: float | None) -> tuple[Tensor, int]:
+        return binarize(x, encoding, window), in_dims[0]  # number by number
+
+
+_quantized, _binarize = applied(_Quantized), applied(_Binarize)
 
 
 def binarize(x: Tensor, encoding: str = "bipolar", window: float | None = 1.0) -> Tensor:
@@ -78,7 +96,7 @@ def binarize(x: Tensor, encoding: str = "bipolar", window: float | None = 1.0) -
     Its gradient is straight-through: passed on where |x| ≤ `window`, everywhere if `window` is None
     (Bengio et al. 2013, arXiv 1308.3432; the window: Courbariaux et al. 2016, arXiv 1602.02830, eq. 4).
     """
-    return _Binarize.apply(x, encoding, window)
+    return _binarize(x, encoding, window)
 
 
 _at_once = ContextVar("at_once", default=False)
@@ -141,7 +159,7 @@ class BinaryLayer(nn.Module):
         if self.weights == "bits":
             return encode(parameter, self.encoding)
         if self.training:
-            return _Quantized.apply(parameter, self.encoding)
+            return _quantized(parameter, self.encoding)
         return encode(quantize(parameter.detach()), self.encoding)
 
     @property
@@ -278,9 +296,22 @@ def verify_binary(network: nn.Module) -> dict[str, int]:
     """
     ones = {}
     for name, bits in named_bits(network):
-        wrong = (bits != 0) & (bits != 1)
-        if wrong.any():
-            place = tuple(wrong.nonzero()[0].tolist())
-            raise NotBinary(f"{name}{list(place)} is {bits[place].item():g}: a binary weight must be 0 or 1")
+        try:
+            check_bits(name, bits)
+        except NotBinary as error:
+            raise NotBinary(f"{error}\nan average of bits (EMA, SWA) is none: bnn_exp.AveragedModel copies them") from None
         ones[name] = int(bits.sum(dtype=torch.float64))
     return ones
+
+
+@torch.no_grad()
+def check_bits(name: str, bits: Tensor) -> None:
+    """See that `bits` (any shape and dtype) are 0 and 1 alone.
+
+    Raises:
+        NotBinary: they are not: `name`, the first offending value and its place.
+    """
+    wrong = (bits != 0) & (bits != 1)
+    if wrong.any():
+        place = tuple(wrong.nonzero()[0].tolist())
+        raise NotBinary(f"{name}{list(place)} is {bits[place].item():g}: a binary weight must be 0 or 1")

@@ -6,8 +6,12 @@ bf16, in which 0, ±1 and the pixels 0…255 are exact, and the sums fp32. All g
 below 2²⁴. Gradients are those of any linear layer; under bf16 autocast their operands are rounded to bf16.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from bnn_exp.nn.function import applied
 
 HAS_VNNI = getattr(torch.cpu, "_is_vnni_supported", lambda: False)() and hasattr(torch, "_int_mm")
 _WORTH_IT = 128  # rows, from which on the conversions cost less than they save (256² weights)
@@ -15,40 +19,68 @@ _WORTH_IT = 128  # rows, from which on the conversions cost less than they save 
 
 class _BinaryProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(x, v)
-        ctx.bf16 = _in_bf16(x)
+    def forward(x: Tensor, v: Tensor) -> Tensor:
         if _in_int8(x):
             return torch._int_mm(x.to(torch.int8), v.to(torch.int8).t()).to(v.dtype)
-        return matmul(x, v.t(), ctx.bf16 and x.is_cuda)
+        return matmul(x, v.t(), _in_bf16(x) and x.is_cuda)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.bf16 = _in_bf16(inputs[0])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, v = ctx.saved_tensors
         return matmul(grad, v, ctx.bf16) if ctx.needs_input_grad[0] else None, matmul(grad.t(), x, ctx.bf16)
 
+    @staticmethod
+    def vmap(info, in_dims: tuple, x: Tensor, v: Tensor) -> tuple[Tensor, int]:
+        return _of_many(binary_product, in_dims, x, v)
+
 
 class _PixelProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.bf16 = _in_bf16(x)
+    def forward(x: Tensor, v: Tensor) -> Tensor:
         return pixel_sums(x, v).div_(255)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.bf16 = _in_bf16(inputs[0])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
         return None, matmul(grad.t(), x.to(grad.dtype), ctx.bf16).div_(255)
 
+    @staticmethod
+    def vmap(info, in_dims: tuple, x: Tensor, v: Tensor) -> tuple[Tensor, int]:
+        return _of_many(pixel_product, in_dims, x, v)
+
+
+_binary_product, _pixel_product = applied(_BinaryProduct), applied(_PixelProduct)
+
+
+def _of_many(product: Callable[[Tensor, Tensor], Tensor], in_dims: tuple, x: Tensor, v: Tensor) -> tuple[Tensor, int]:
+    """A product under vmap: of many x with one v at once, of many v one after the other."""
+    of_x, of_v = in_dims
+    if of_v is None:
+        xs = x.movedim(of_x, 0)
+        return product(xs.flatten(0, 1), v).unflatten(0, xs.shape[:2]), 0
+    vs = v.movedim(of_v, 0)
+    xs = [x] * len(vs) if of_x is None else x.movedim(of_x, 0)
+    return torch.stack([product(*pair) for pair in zip(xs, vs, strict=True)]), 0
+
 
 def binary_product(x: Tensor, v: Tensor) -> Tensor:
     """x Vᵀ for x [batch, in] and v [out, in] that hold only 0 and ±1."""
-    return _BinaryProduct.apply(x, v)
+    return _binary_product(x, v)
 
 
 def pixel_product(x: Tensor, v: Tensor) -> Tensor:
     """x Vᵀ / 255 for pixels x, uint8 [batch, in], and v [out, in] that holds only 0 and ±1; in ≤ 2¹⁶."""
-    return _PixelProduct.apply(x, v)
+    return _pixel_product(x, v)
 
 
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from bnn_exp.nn import real_parameters
+from bnn_exp.nn import binary_parameters, real_parameters
 from bnn_exp.optim import eager
 from bnn_exp.optim.bold import Bold
 from bnn_exp.optim.bop import Bop, Bop2
 from bnn_exp.optim.cema import CEMA
 from bnn_exp.optim.counter import Counter
 from bnn_exp.optim.hypermask import HyperMask
-from bnn_exp.optim.latent import LatentAdam, LatentSGD
+from bnn_exp.optim.latent import LatentAdam, LatentSGD, latent_optimizer
 from bnn_exp.optim.rule import Rule
 from bnn_exp.optim.schedules import factor
 from bnn_exp.rules import RULES
@@ -30,6 +30,7 @@ __all__ = [
     "build_binary",
     "build_real",
     "check_ownership",
+    "latent_optimizer",
 ]
 
 
@@ -52,17 +53,21 @@ def build_real(settings, network: nn.Module, total_steps: int) -> list[tuple[tor
 
 
 def check_ownership(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Every parameter that wants a gradient must be trained by exactly one of the optimizers.
+    """Every parameter that wants a gradient must be trained by exactly one of the optimizers, bits by a rule for bits.
 
     Raises:
-        ValueError: naming the first parameter that is in none, or in several.
+        ValueError: naming the first parameter that is in none or in several, or bits that one of torch's optimizers trains.
     """
-    owners: dict[int, list[str]] = {}
+    owners: dict[int, list[torch.optim.Optimizer]] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                owners.setdefault(id(parameter), []).append(type(optimizer).__name__)
+                owners.setdefault(id(parameter), []).append(optimizer)
+    bits = {id(parameter) for _, parameter in binary_parameters(network)}
     for name, parameter in network.named_parameters():
-        names = owners.get(id(parameter), [])
-        if parameter.requires_grad and len(names) != 1:
-            raise ValueError(f"{name} is trained by {' and '.join(names) or 'no optimizer'}: it must be exactly one")
+        found = owners.get(id(parameter), [])
+        names = " and ".join(type(optimizer).__name__ for optimizer in found) or "no optimizer"
+        if parameter.requires_grad and len(found) != 1:
+            raise ValueError(f"{name} is trained by {names}: it must be exactly one")
+        if parameter.requires_grad and id(parameter) in bits and type(found[0]).__module__.startswith("torch.optim"):
+            raise ValueError(f"{name} holds bits and is trained by {names}: it must be a rule for bits, as HyperMask")

@@ -19,13 +19,11 @@ class Eager:
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
 
 
-class SGD(Eager, torch.optim.SGD):
-    """torch's."""
+def eager(kind: type[Optimizer]) -> type[Optimizer]:
+    """A class that does what the class `kind` of torch.optim does."""
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (Eager, kind), {"step": step, "__module__": __name__, "__doc__": kind.__doc__})
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
-
-class Adam(Eager, torch.optim.Adam):
-    """torch's."""
-
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+SGD = eager(torch.optim.SGD)
+Adam = eager(torch.optim.Adam)

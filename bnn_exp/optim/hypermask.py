@@ -94,14 +94,16 @@ class HyperMask(Rule):
         temperature: str = "gaussian",
         **training,
     ):
-        super().__init__(
-            params, {"delta": delta, "mask": mask, "scale": scale, "lr": lr, "temperature": temperature}, **training
-        )
+        hyper = {"delta": delta, "mask": mask, "scale": scale, "lr": lr, "temperature": temperature}
+        super().__init__(params, hyper, **training)
 
     @classmethod
     def of(cls, settings, network, batch_size, total_steps, seed):
-        settings = replace(settings, lr=settings.lr * (batch_size / 96) ** 0.5)
-        return super().of(settings, network, batch_size, total_steps, seed)
+        return super().of(replace(settings, lr=settings.lr * (batch_size / 96) ** 0.5), network, batch_size, total_steps, seed)
+
+    def strength_of(self, entries):
+        """The strength of the group's mask."""
+        return "lr" if entries["mask"] in ("ewm", "wpm") else "delta"
 
     @staticmethod
     def reads_entries(h):
@@ -138,4 +140,4 @@ class HyperMask(Rule):
     def strengths(self) -> dict[str, float | None]:
         """What the last step of the first group used: δ, or None and the lr of `ewm` and `wpm`."""
         used = super().strengths
-        return {"delta": used["delta"]} if self.param_groups[0]["mask"] in ("random", "top") else used | {"delta": None}
+        return {"delta": used["delta"]} if self.strength_of(self.param_groups[0]) == "delta" else used | {"delta": None}

@@ -1,67 +1,194 @@
 """The baseline: real latent weights, trained by the usual optimizers straight through the threshold that makes them bits."""
 
+import importlib
+import inspect
 from dataclasses import asdict
+from typing import Any
 
+import torch
+from torch.optim import Optimizer
+
+from bnn_exp.errors import UserError
 from bnn_exp.nn import latent_parameters, named_bits
 from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
 from bnn_exp.optim.rule import Trained
-from bnn_exp.optim.schedules import factor
 
 
-class _Latent(Trained):
-    """What makes a torch optimizer one of latents: a scheduled learning rate, and `flips`, the bits that changed by its steps.
+class OfLatents(Trained):
+    """Makes a torch optimizer one of latents: with a scheduled learning rate, and `flips`, the bits that changed by its steps.
 
-    A network of float weights has no bits (`bits=False`).
+    It stands before the torch optimizer among the bases of a class. A network of float weights has no bits (`bits=False`).
+
+    Args:
+        schedule: `constant`, `linear` or `cosine`: how the learning rate falls to 0 over `total_steps` steps.
+
+    Raises:
+        ValueError: a tensor holds the bits 0 and 1 alone, and no latents; or the schedule can't be.
     """
 
-    def _begin(self, schedule: str, total_steps: int | None, bits: bool) -> None:
-        factor(schedule, 0, total_steps)
-        for group in self.param_groups:
-            group |= {"full_lr": group["lr"], "schedule": schedule, "total_steps": total_steps, "steps": 0}
-        self.bits = bits
-        self.flips = self.no_flips() if bits else []
+    own = ("flips", "bits", "falls")
+    count = "steps"
+
+    def __init__(self, params, *arguments, schedule: str = "constant", total_steps: int | None = None, bits=True, **options):
+        self.falls = {"schedule": schedule, "total_steps": total_steps}
+        self.bits, self.flips = bits, []
+        super().__init__(params, *arguments, **options)
 
     @classmethod
     def of(cls, settings, network, batch_size, total_steps, seed):
         """The optimizer that `settings` describe, for the latents or floats of a network."""
-        hyper = {name: value for name, value in asdict(settings).items() if name != "name"}
+        return cls.for_latents(network, total_steps, **{k: v for k, v in asdict(settings).items() if k != "name"})
+
+    @classmethod
+    def for_latents(cls, network: torch.nn.Module, total_steps: int, **options):
+        """The optimizer with these options, for the latents or floats of a network."""
         bits = any(True for _ in named_bits(network))
-        return cls([weight for _, weight in latent_parameters(network)], **hyper, total_steps=total_steps, bits=bits)
+        return cls(list(latent_parameters(network)), **options, total_steps=total_steps, bits=bits)
+
+    def strength_of(self, entries: dict[str, Any]) -> str:
+        """Returns the entry that holds the learning rate before the schedule."""
+        return "full_lr"
+
+    def entries(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Returns a group with its schedule and its first learning rate; `lr` itself is computed, and not kept."""
+        lr = group.pop("lr", None)
+        return group if "full_lr" in group else self.falls | group | {"full_lr": lr, "steps": 0}
+
+    def check_group(self, group) -> None:
+        first = len(self.tensors()) - len(group["params"])
+        for i, p in enumerate(group["params"], first) if self.bits else ():
+            if _holds_bits(p):
+                name = type(self).__name__
+                raise ValueError(f"{self.name(i)} holds bits, 0 and 1 alone: {name} trains latents\nallowed: {ALLOWED}")
+        super().check_group(group)
+        if not self.bits:
+            self.flips = []
 
     @property
     def state_bytes(self) -> int:
-        """As for every rule, and the latents themselves, which are no bits."""
+        """Bytes of the optimizer state and of the latents themselves, which are no bits."""
         return super().state_bytes + sum(p.numel() * p.element_size() for p in self.tensors())
 
     @property
     def strengths(self) -> dict[str, float | None]:
         """The learning rate that the last step used; there is no δ."""
-        return {"delta": None, "lr": self.param_groups[0]["lr"]}
+        group = self.param_groups[0]
+        return {"delta": None, "lr": group.at("full_lr", max(group["steps"] - 1, 0))}
 
     def step(self, closure=None):
         """One step of the torch optimizer at the scheduled learning rate."""
-        for group in self.param_groups:
-            group["lr"] = group["full_lr"] * factor(group["schedule"], group["steps"], group["total_steps"])
-            group["steps"] += 1
         before = [quantize(p.detach()) for p in self.tensors()] if self.bits else []
         loss = super().step(closure)
+        for group in self.param_groups:
+            group["steps"] += 1
         for flips, old, p in zip(self.flips, before, self.tensors(), strict=False):
             flips += (quantize(p.detach()) != old).sum()
         return loss
 
 
-class LatentSGD(_Latent, eager.SGD):
+ALLOWED = "real numbers, as `latent_parameters` names them; a `Rule` for bits"
+
+
+def _holds_bits(p: torch.Tensor) -> bool:
+    """Whether it can be nothing but bits: both 0 and 1, and no other number."""
+    zeros, ones = p == 0, p == 1
+    return bool((zeros | ones).all() & zeros.any() & ones.any())
+
+
+class LatentSGD(OfLatents, eager.SGD):
     """SGD on latent weights."""
 
-    def __init__(self, params, lr=0.1, momentum=0.9, *, schedule="constant", total_steps=None, bits=True):
-        super().__init__(params, lr, momentum=momentum)
-        self._begin(schedule, total_steps, bits)
+    def __init__(self, params, lr=0.1, momentum=0.9, **training):
+        super().__init__(params, lr, momentum=momentum, **training)
 
 
-class LatentAdam(_Latent, eager.Adam):
+class LatentAdam(OfLatents, eager.Adam):
     """Adam on latent weights (Kingma & Ba, arXiv 1412.6980)."""
 
-    def __init__(self, params, lr=0.01, *, schedule="constant", total_steps=None, bits=True):
-        super().__init__(params, lr)
-        self._begin(schedule, total_steps, bits)
+    def __init__(self, params, lr=0.01, **training):
+        super().__init__(params, lr, **training)
+
+
+class Latent:
+    """Builds and checks the optimizer that `optimizer=latent` names: any torch optimizer on latent weights."""
+
+    @classmethod
+    def of(cls, settings, network, batch_size, total_steps, seed) -> OfLatents:
+        """The optimizer that `settings` describe, for the latents or floats of a network.
+
+        Raises:
+            UserError: the class or its options can't be, or it can't train these tensors.
+        """
+        kind = latent_optimizer(torch_class(settings.torch))
+        try:
+            options = {"lr": settings.lr, "schedule": settings.schedule, **(settings.options or {})}
+            return kind.for_latents(network, total_steps, **options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _refused(settings, error) from error
+
+    @classmethod
+    def check(cls, settings) -> None:
+        """Checks that the optimizer that `settings` describe can do a step.
+
+        Raises:
+            UserError: it can't, and why.
+        """
+        kind = torch_class(settings.torch)
+        options = settings.options or {}
+        if twice := options.keys() & {"lr", "schedule", "total_steps", "bits", "params"}:
+            name = min(twice)
+            raise UserError(
+                f"optimizer.options.{name}={options[name]}: no option of the class\nallowed: optimizer.lr, optimizer.schedule"
+            )
+        closure = inspect.signature(kind.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise UserError(f"optimizer.torch={settings.torch}: its steps need a closure\nallowed: {EXAMPLES}")
+        weight = torch.nn.Parameter(torch.zeros(2, 2))
+        weight.grad = torch.ones(2, 2)
+        try:
+            latent_optimizer(kind)([weight], lr=settings.lr, **options).step()
+        except Exception as error:  # whatever its author raises
+            raise _refused(settings, error) from error
+
+
+EXAMPLES = "a class of torch.optim, such as RMSprop, or package.module:Class"
+
+
+def latent_optimizer(kind: type[Optimizer]) -> type[OfLatents]:
+    """Returns the class that trains latents by the torch optimizer `kind`: by its options, a schedule, and with counted flips.
+
+    optimizer = latent_optimizer(torch.optim.RMSprop)(latents, lr=0.01, momentum=0.9, schedule="cosine", total_steps=100)
+    """
+    own = kind if kind.__module__.partition(".")[0] != "torch" else eager.eager(kind)
+    return type(f"Latent{kind.__name__}", (OfLatents, own), {"__module__": __name__, "__doc__": f"{kind.__name__} on latents."})
+
+
+def torch_class(name: str) -> type[Optimizer]:
+    """The optimizer class of a name: `RMSprop` or `torch.optim.RMSprop`, or "package.module:Class".
+
+    Raises:
+        UserError: there is no such class, or it is no optimizer.
+    """
+    module, _, kind = name.rpartition(":") if ":" in name else name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module or "torch.optim"), kind)
+    except Exception as error:  # importing runs the module
+        raise UserError(f"optimizer.torch={name}: {error}\nallowed: {EXAMPLES}") from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)) or found is Optimizer:
+        raise UserError(f"optimizer.torch={name}: no optimizer of torch\nallowed: {EXAMPLES}")
+    return found
+
+
+def _refused(settings, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    options = f" optimizer.options={settings.options}" if settings.options else ""
+    known = [
+        name
+        for name in inspect.signature(torch_class(settings.torch).__init__).parameters
+        if name not in ("self", "params", "lr")
+    ]
+    return UserError(
+        f"optimizer.torch={settings.torch}{options}: {type(error).__name__}: {reason}\n"
+        f"allowed: {EXAMPLES}; of this class the options {', '.join(known)}"
+    )

@@ -10,24 +10,35 @@ from torch import Tensor, nn
 
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.nn import binary_parameters
+from bnn_exp.nn.binary import NotBinary, check_bits
 from bnn_exp.optim.eager import Eager
-from bnn_exp.optim.schedules import factor
+from bnn_exp.optim.group import Group, Grouped
 from bnn_exp.randomness import Purpose, generator
 from bnn_exp.registry import name_of
 from bnn_exp.schema import check
 
 
-class Trained(Eager):
+class Trained(Grouped, Eager):
     """What is asked of an optimizer of binary weights beside its steps: which tensors, how many flips, how many bytes."""
 
     flips: list[Tensor]  # bits flipped in each tensor, int64 scalars on its device, until their reader sets them back
+    own: ClassVar[tuple[str, ...]] = ("flips",)  # attributes that a copy of the optimizer needs beside torch's
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {name: getattr(self, name) for name in self.own}
 
     def tensors(self) -> list[Tensor]:
         """The tensors it trains, in the order of `flips`."""
         return [p for group in self.param_groups for p in group["params"]]
 
-    def no_flips(self) -> list[Tensor]:
-        return [torch.zeros((), dtype=torch.int64, device=p.device) for p in self.tensors()]
+    def name(self, i: int) -> str:
+        """Returns the name of tensor i for messages: the one that the optimizer was given, else its number."""
+        names = [name for group in self.param_groups for name in group.get("param_names", [])]
+        return names[i] if names else f"tensor {i}"
+
+    def check_group(self, group: Group) -> None:
+        super().check_group(group)
+        self.flips += [torch.zeros((), dtype=torch.int64, device=p.device) for p in group["params"]]
 
     @property
     def state_bytes(self) -> int:
@@ -71,35 +82,85 @@ class Rule(Trained, torch.optim.Optimizer):
     """Trains binary weights (tensors of 0. and 1., see `bnn_exp.nn.BinaryLayer`) by flipping bits.
 
     A rule derives from it, names its `settings`, hands its hyperparameters to `__init__`, and says in `update` which bits flip.
-    Step t of tensor i draws from (seed, t, i) alone.
+    Step t of tensor i draws from (seed, t, i) alone. A group that is added later counts its own steps, and its schedule
+    goes by them. `lr` of a group is the strength of its coming step, see `bnn_exp.optim.group.Group`.
 
     Args:
-        params: binary tensors, or parameter groups of them.
+        params: binary tensors, or parameter groups of them, with names or without.
         hyper: the hyperparameters by name, checked by `settings`.
         schedule: `constant`, `linear` or `cosine`: how the `scheduled` ones fall to 0 over `total_steps` steps.
         seed: of what is drawn, ≥ 0.
 
     Raises:
-        ValueError: an argument outside of its range, by name.
+        ValueError: an argument outside of its range, by name; at a step, a value of a group that was set since.
+        NotBinary: a tensor holds something other than 0 and 1, here or in a later step. Numbers that are written past
+            autograd (`tensor.data`) after the first step are not looked at again.
     """
 
+    own = ("flips", "hyper")
     settings: ClassVar[type]  # a dataclass of bnn_exp.rules: names, types and ranges
     scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that fall by the schedule
 
     def __init__(
         self, params, hyper: dict[str, Any], schedule: str = "constant", total_steps: int | None = None, seed: int = 0
     ):
-        factor(schedule, 0, total_steps)
-        check(self.settings, {"name": name_of(self.settings), **hyper, "schedule": schedule})
+        self.hyper, self.flips = tuple(hyper), []
+        self._looked_at: dict[int, tuple[int, int]] = {}  # by tensor, when it was last known to hold bits
         super().__init__(params, hyper | {"schedule": schedule, "total_steps": total_steps, "seed": seed, "step": 0})
-        self.hyper = tuple(hyper)
-        self.flips = self.no_flips()
 
     @classmethod
     def of(cls, settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> "Rule":
         """The rule that `settings` describe, for the bits of a network."""
         hyper = {name: value for name, value in asdict(settings).items() if name != "name"}
-        return cls([weight for _, weight in binary_parameters(network)], **hyper, total_steps=total_steps, seed=seed)
+        return cls(list(binary_parameters(network)), **hyper, total_steps=total_steps, seed=seed)
+
+    def strength_of(self, entries: dict[str, Any]) -> str | None:
+        """Returns the scheduled hyperparameter that `lr` of a group stands for: the one of this name, else the first."""
+        return "lr" if "lr" in self.scheduled else next(iter(self.scheduled), None)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of binary tensors; `lr` sets its strength. The group counts its own steps, from 0; its tensors are
+        numbered after all that are there.
+
+        Raises:
+            ValueError: a hyperparameter outside of its range, by name.
+            NotBinary: a tensor holds something other than 0 and 1. The group is not added.
+        """
+        strength = self.strength_of(self.defaults | param_group)
+        if "lr" in param_group and strength not in (None, *param_group):
+            param_group = {strength if name == "lr" else name: value for name, value in param_group.items()}
+        super().add_param_group(param_group)
+
+    def check_group(self, group: Group) -> None:
+        self._check_values(group)
+        first = len(self.tensors()) - len(group["params"])
+        for i in range(first, len(self.tensors())):
+            self._looked_at.pop(i, None)  # of a group that was refused
+            self._look_at(i)
+        super().check_group(group)
+
+    def _check_values(self, group: Group) -> None:
+        """Checks the hyperparameters of a group that have changed since the last check."""
+        values = (*map(group.kept, self.hyper), group["schedule"])
+        if group.checked != values:
+            hyper = dict(zip(self.hyper, values, strict=False))
+            check(self.settings, {"name": name_of(self.settings), **hyper, "schedule": group["schedule"]})
+            group.checked = values
+
+    def _look_at(self, i: int) -> None:
+        """Checks that tensor i holds bits, unless only this rule has written to it since the last check."""
+        p = self.tensors()[i]
+        if p.dtype == torch.uint8 or p.is_meta or self._looked_at.get(i) == _written(p):
+            return
+        try:
+            check_bits(self.name(i), p)
+        except NotBinary as error:
+            raise NotBinary(f"{error}\nallowed: bits, as `binary_parameters` names them; LatentAdam, … for latents") from None
+        self._looked_at[i] = _written(p)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._looked_at = {}
 
     @staticmethod
     def reads_entries(h: SimpleNamespace) -> bool:
@@ -147,23 +208,25 @@ class Rule(Trained, torch.optim.Optimizer):
         self.flips[i] += w.flip(which)
 
     def _step(self, i: int, g: Tensor) -> None:
+        self._look_at(i)
         h, state, draw = self._at(i)
         w = _rows(self.tensors()[i])
         self.flips[i] += flip(w, self.update(g, w, h, state, draw))
+        self._looked_at[i] = _written(self.tensors()[i])
 
     def _at(self, i: int) -> tuple[SimpleNamespace, dict[str, Tensor], torch.Generator]:
         """What a step of tensor i goes by: its hyperparameters, state and chance."""
         p, (group, h) = self.tensors()[i], self._strength(i)
         return h, self.state[p], generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
 
-    def _strength(self, i: int) -> tuple[dict, SimpleNamespace]:
+    def _strength(self, i: int) -> tuple[Group, SimpleNamespace]:
         """Tensor i's group, and its hyperparameters at the coming step."""
         group = [group for group in self.param_groups for _ in group["params"]][i]
+        self._check_values(group)
         return group, self._now(group, group["step"])
 
-    def _now(self, group: dict, step: int) -> SimpleNamespace:
-        scale = factor(group["schedule"], step, group["total_steps"])
-        return SimpleNamespace(**{k: group[k] * scale if k in self.scheduled else group[k] for k in self.hyper})
+    def _now(self, group: Group, step: int) -> SimpleNamespace:
+        return SimpleNamespace(**{k: group.at(k, step) if k in self.scheduled else group.kept(k) for k in self.hyper})
 
     @property
     def strengths(self) -> dict[str, float | None]:
@@ -186,6 +249,11 @@ class Rule(Trained, torch.optim.Optimizer):
             if i in state_dict["state"]:
                 kept = copy.deepcopy(state_dict["state"][i])
                 self.state[p] = {name: v.to(p.device) if isinstance(v, Tensor) else v for name, v in kept.items()}
+
+
+def _written(p: Tensor) -> tuple[int, int]:
+    """Returns two numbers that change when a tensor is written to: its version and its address."""
+    return p._version, p.data_ptr()
 
 
 def _rows(p: Tensor) -> Tensor:

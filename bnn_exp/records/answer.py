@@ -1,4 +1,4 @@
-"""The answer of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, `report.html`, and the table printed."""
+"""The answer of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, `report.html`, `sweep_runs.csv`, and the table printed."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from bnn_exp.records.extras import attempt
 from bnn_exp.records.files import write_text
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import Study, label, reason, short_names, study
+from bnn_exp.records.study_runs import runs_csv
 from bnn_exp.records.words import console
 
-FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html")
+FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html", "sweep_runs.csv")
 
 
 def answer(
@@ -25,7 +26,8 @@ def answer(
     result = study(records, y)
     if result.rows:
         study_plot.axes_of(result, x, group)
-    for name, text in (("sweep.csv", result.csv()), ("sweep.md", result.markdown())):
+    texts = {"sweep.csv": result.csv(), "sweep_runs.csv": runs_csv(result, records, directory), "sweep.md": result.markdown()}
+    for name, text in texts.items():
         write_text(directory / name, text)
     if not (result.rows and attempt("sweep.png", study_plot.draw, directory / "sweep.png", result, x, group)):
         (directory / "sweep.png").unlink(missing_ok=True)  # of an earlier answer

@@ -22,6 +22,7 @@ from bnn_exp.nn.exact import home
 from bnn_exp.nn.norm import STATISTICS, make_affine, running_norms
 from bnn_exp.records import checkpoint, probe, runs
 from bnn_exp.records.files import replacing
+from bnn_exp.records.norms import trainable
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
@@ -66,6 +67,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     A network of one's own needs the plugin that registers it: the one that its configuration names is imported.
 
     On a CPU it evaluates bit for bit as the network that was saved. Its BatchNorms have a scale and a shift, and no statistics.
+    Its first `train()` gives them back what they had in training (`bnn_exp.records.norms`), from the checkpoint of the run.
 
     Raises:
         UserError: there is no such file, it is damaged, something else wrote it, its network is of another class than the one
@@ -79,7 +81,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         norm.reset_running_stats()
     network.load_state_dict({n: unpack(t, shapes[n]) if n in shapes else t for n, t in state.items()}, strict=False)
     check_probe(path, network.eval(), about)
-    return network, about
+    return trainable(network, model_file(path), about), about
 
 
 def check_probe(path: str | Path, network: nn.Module, about: dict[str, Any]) -> None:

@@ -34,6 +34,11 @@ class Row:
     mean: float
     std: float | None  # of the sample of seeds; None for a single one
     best: bool = False
+    every: dict[str, Any] = field(default_factory=dict)  # all settings of the configuration
+
+    def value(self, key: str) -> Any:
+        """A setting, a path by the part that differs; None where the configuration has no such key."""
+        return self.settings.get(key, self.every.get(key))
 
     @property
     def seeds(self) -> int:
@@ -69,6 +74,10 @@ class Study:
     varied: list[str]  # dotted keys, the fewest that tell the configurations apart; not the seed
     rows: list[Row]
     unfinished: list[Record] = field(default_factory=list)
+
+    def varies(self, key: str) -> bool:
+        """Whether configurations differ in a setting, be it a column or not."""
+        return key in self.varied or len({as_text(row.value(key)) for row in self.rows}) > 1
 
     @property
     def best(self) -> Row | None:
@@ -171,7 +180,8 @@ def study(records: Iterable[Record], y: str | None = None) -> Study:
     for i, places in enumerate(groups.values()):
         runs = [completed[place] for place in places]
         whole = {key: firsts[i].get(key) for key in varied}
-        rows.append(Row({key: shown[key][i] for key in varied}, whole, runs, *over_seeds(runs, y)))
+        row = Row({key: shown[key][i] for key in varied}, whole, runs, *over_seeds(runs, y), every=firsts[i])
+        rows.append(row)
     if rows:
         less = any(word in by for word in LESS_IS_BETTER)
         (min if less else max)(rows, key=lambda row: row.number(by)).best = True

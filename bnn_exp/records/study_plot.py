@@ -18,9 +18,9 @@ def axes_of(study: Study, x: str | None, group: str | None) -> tuple[str | None,
         UserError: a key that does not vary; for x, that is no number of the summaries either.
     """
     for name, key in (("x", x), ("group", group)):
-        if key is not None and key not in study.varied and (name == "group" or not is_measured(study, key)):
+        if key is not None and not study.varies(key) and (name == "group" or not is_measured(study, key)):
             raise UserError(f"report.{name}={key}: it does not vary\nallowed: {', '.join(study.varied) or 'nothing varies'}")
-    numeric = [key for key in study.varied if key != group and all(_is_number(row.settings[key]) for row in study.rows)]
+    numeric = [key for key in study.varied if key != group and all(_is_number(row.value(key)) for row in study.rows)]
     x = x or next(iter(numeric), next((key for key in study.varied if key != group), None))
     return x, group or next((key for key in study.varied if key != x), None)
 
@@ -37,21 +37,21 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
     axes = figure.subplots()
     lines: dict[str, list[Row]] = {}
     for row in study.rows:
-        lines.setdefault(as_text(row.settings[group]) if group else "", []).append(row)
-    measured = x is not None and x not in study.varied
-    numeric = measured or (x is not None and all(_is_number(row.settings[x]) for row in study.rows))
+        lines.setdefault(as_text(row.value(group)) if group else "", []).append(row)
+    measured = x is not None and not study.varies(x)
+    numeric = measured or (x is not None and all(_is_number(row.value(x)) for row in study.rows))
 
     def at(row: Row) -> float:
-        return row.number(x) if measured else row.settings[x]
+        return row.number(x) if measured else row.value(x)
 
-    names = [] if numeric else list(dict.fromkeys(as_text(row.settings[x]) if x else "all" for row in study.rows))
+    names = [] if numeric else list(dict.fromkeys(as_text(row.value(x)) if x else "all" for row in study.rows))
     for i, (name, rows) in enumerate(lines.items()):
         if numeric:
             rows = sorted(rows, key=at)
             places = [at(row) for row in rows]
         else:
             offset = (i - (len(lines) - 1) / 2) * 0.8 / len(lines)
-            places = [names.index(as_text(row.settings[x]) if x else "all") + offset for row in rows]
+            places = [names.index(as_text(row.value(x)) if x else "all") + offset for row in rows]
         means, stds = [row.mean for row in rows], [row.std or 0.0 for row in rows]
         axes.errorbar(
             places,

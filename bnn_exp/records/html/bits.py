@@ -36,7 +36,7 @@ def _flips(tensors: list[str], x: list[int], flips: np.ndarray, sizes: np.ndarra
     parts = np.log(np.maximum(rates, low) / low) / max(np.log(high / low), 1e-9)
     picture = pictures.shades(np.where(rates > 0, parts, np.nan))
     ramp = (pictures.RAMP, f"≤ {low:.2g}", f"{high:.2g} per {'weight and ' * bool(sizes.all())}epoch")
-    return heat("Flips per layer", _labels(tensors), x, picture, _values(flips, sizes, "flips"), EMPTY_FLIPS, ramp)
+    return heat("Flips per layer", tensors, x, picture, _values(flips, sizes, "flips"), EMPTY_FLIPS, ramp, _labels(tensors))
 
 
 def _ones(tensors: list[str], x: list[int], ones: np.ndarray, sizes: np.ndarray) -> Chart:
@@ -44,7 +44,7 @@ def _ones(tensors: list[str], x: list[int], ones: np.ndarray, sizes: np.ndarray)
     far = max(np.abs(shares - 0.5).max(), 0.005)
     picture = pictures.leanings((shares - 0.5) / far)
     ramp = (pictures.LEANING, f"{50 - 100 * far:.3g}%", f"{50 + 100 * far:.3g}% of the bits are 1")
-    return heat("Ones per layer", _labels(tensors), x, picture, _values(ones, sizes, "ones"), EMPTY_ONES, ramp)
+    return heat("Ones per layer", tensors, x, picture, _values(ones, sizes, "ones"), EMPTY_ONES, ramp, _labels(tensors))
 
 
 def _figures(key: str, x: list[int], epochs: list[dict[str, Any]]) -> Chart:
@@ -56,7 +56,7 @@ def _figures(key: str, x: list[int], epochs: list[dict[str, Any]]) -> Chart:
     values = _values(cells, np.zeros(len(names)), "")
     ramp = (pictures.RAMP, f"{low:.3g}", f"{high:.3g}")
     picture = pictures.shades((cells - low) / ((high - low) or 1))
-    return heat(key.replace("_", " ").capitalize(), _labels(names), x, picture, values, ramp=ramp)
+    return heat(key.replace("_", " ").capitalize(), names, x, picture, values, ramp=ramp, labels=_labels(names))
 
 
 def _labels(tensors: list[str]) -> list[str]:

@@ -82,13 +82,14 @@ def heat(
     values: dict[str, Any],
     note: str = "",
     ramp: tuple[str, str, str] | None = None,
+    labels: Sequence[str] = (),
 ) -> Chart:
     """A table of numbers as colours: `picture` is the data URI of an image with a pixel for each.
 
     Columns that are numbers are epochs; others are the same things as the rows. `values` is what the pointer shows: `cells`,
-    and the words about them.
+    and the words about them. `labels` stand beside the rows where their names are long.
     """
-    labels = [clipped(name) for name in rows]
+    labels = [clipped(name) for name in labels or rows]
     left = 14 + 7 * max(map(len, labels))
     over_epochs = isinstance(columns[0], int)
     each = min(max(150 / len(rows), 1.5), 40) if over_epochs else (WIDTH - RIGHT - left) / len(columns)
