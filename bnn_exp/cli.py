@@ -5,10 +5,11 @@ import re
 import secrets
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -68,7 +69,7 @@ def _main() -> int:
     before, typed = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        sys.argv = _with_program(_with_path_of_any_dataset(sys.argv))
+        sys.argv = _with_program(_with_the_rule_of_masks(_with_path_of_any_dataset(sys.argv)))
         with _taken_over(said.overrides(sys.argv[1:], CONF), said.config_dir(sys.argv[1:])):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what a run is to take over from another
@@ -126,6 +127,13 @@ def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:
     if not resumed or named:
         return arguments
     return ["++" + argument if argument.startswith("dataset.path=") else argument for argument in arguments]
+
+
+def _with_the_rule_of_masks(arguments: list[str]) -> list[str]:
+    """Returns the command line of `optimizer.mask=…` with the rule that alone has masks, where nothing names a rule."""
+    told = said.keys(arguments)
+    names_rule = {"optimizer", "experiment", "config", "init_from", "resume", "sweep.resume"} & told.keys()
+    return arguments if names_rule or "optimizer.mask" not in told else [*arguments, "optimizer=hypermask"]
 
 
 def _conclude(directory: Path, report: "Report") -> None:
@@ -295,9 +303,14 @@ def strength(own: float, *, _root_: DictConfig) -> float:
     return own if _root_.delta is None else _root_.delta
 
 
+def by(value: Any, choices: Mapping[Any, Any]) -> Any:
+    """Returns what `choices` has for a value, else what it has for `else`: a default that follows another setting."""
+    return choices[value] if value in choices else choices["else"]
+
+
 # when imported, since the processes of a sweep import no more than this; a directory is chosen once
 ONCE = (run_directory, sweep_directory)
-for resolver in (*ONCE, cores, weights_for, strength):
+for resolver in (*ONCE, cores, weights_for, strength, by):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=resolver in ONCE, replace=True)
 
 

@@ -1,16 +1,22 @@
-"""How a strength (δ, a learning rate) falls over training: factors from 1 at progress 0 to 0 at progress 1."""
+"""How a strength (δ, a learning rate) falls over training: factors from 1 at progress 0 to an end at progress 1.
+
+`linear` and `cosine` end at 0. `geometric` multiplies by the same factor each step and ends at `LAST`: the share of the weights
+that may flip then falls through every order of magnitude in equal time, where the others spend half of the run near the top.
+"""
 
 import math
 
+LAST = 1 / 1000  # of the strength, where `geometric` ends
 SCHEDULES = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "geometric": lambda progress: LAST**progress,
 }
 
 
 def factor(schedule: str, step: int, total_steps: int | None) -> float:
-    """The factor at `step` of `total_steps`; past the end it stays where it ended.
+    """Returns the factor at `step` of `total_steps`; past the end it stays where it ended.
 
     Raises:
         ValueError: an unknown schedule, or one that falls without `total_steps` to fall over.
