@@ -1,7 +1,6 @@
 """bnn-train: compose, validate, hand over. Until a run begins it imports Hydra alone, so that --help is instant."""
 
 import os
-import re
 import secrets
 import sys
 import traceback
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from bnn_exp import __version__, distributed, said, slurm, stopping
+from bnn_exp import __version__, distributed, experiments, refusals, said, slurm, stopping, typed
 from bnn_exp.errors import FULL, NotWritten, RankLost, UserError, WrongResult
+from bnn_exp.paths import at_home
 from bnn_exp.records.output import forgiving_output
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
-EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of pyproject.toml, by launcher
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
@@ -59,16 +58,18 @@ def _rank() -> int:
 
 
 def _main() -> int:
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:
         print(f"bnn-train {__version__}")
         return 0
     for state in (_checked, _sweep, _codes, _goes_on):
         state.clear()
-    before, typed = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+    before, given = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        sys.argv = _with_path_of_any_dataset(sys.argv)
-        with _taken_over(said.overrides(sys.argv[1:], CONF)):
+        sys.argv = _with_path_of_any_dataset([sys.argv[0], *typed.arguments(sys.argv[1:], CONF)])
+        overrides = said.overrides(sys.argv[1:], CONF)
+        experiments.check(sys.argv[1:], CONF)
+        with _taken_over(overrides):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what a run is to take over from another
         say(str(error))
@@ -88,7 +89,7 @@ def _main() -> int:
         say(f"failed: {in_words(error)}" if full else in_words(error))
         _codes.append(FAILED if full else BAD_INPUT)
     finally:
-        sys.argv = typed
+        sys.argv = given
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
     if _sweep and _sweep[0][0].is_dir():
         with stopping.stop_on_signals():
@@ -196,7 +197,7 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import sweep, tasks
 
-        self._note(config)
+        self._note(config, "hydra.run.dir")
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
         plan = self._or_leave(tasks.prepare, *given)
@@ -205,7 +206,7 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import sweep, tasks
 
-        self._note(config)
+        self._note(config, "hydra.sweep.dir")
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
         report = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
@@ -217,7 +218,13 @@ class Preflight(Callback):
         job_return.cfg = job_return.hydra_cfg = None  # which Hydra would keep, a quarter of a megabyte each, to a sweep's end
 
     @staticmethod
-    def _note(config: DictConfig) -> None:
+    def _note(config: DictConfig, place: str) -> None:
+        """Keeps what the command line or an experiment says of where the results go, with ~ expanded."""
+        given = OmegaConf.select(config, place)
+        if (path := at_home(given)) != given:
+            with read_write(config.hydra):
+                OmegaConf.update(config, place, path)
+                config.hydra.overrides.hydra.append(f"{place}={path}")  # jobs of a sweep are composed anew
         if "auto" in (config.resume, config.sweep.resume):
             _goes_on.append(True)
 
@@ -292,21 +299,9 @@ def say(message: str) -> None:
 
 def in_words(error: Exception) -> str:
     """A line or two for what Hydra or the file system refuses."""
-    text = str(error)
-    if match := re.search(r"Could not (?:override|delete from config|append to config|delete).*?'([^']+)'", text):
-        from bnn_exp import config, explain
-
-        return explain.unknown_key(match[1].partition("=")[0], config.keys())
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        if match[1] == "hydra/launcher" and match[2] in EXTRAS:
-            return f"hydra/launcher={match[2]}: not installed\npip install 'bnn-exp[{EXTRAS[match[2]]}]'"
-        choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"{match[1]}={match[2]}: no such choice\nallowed: {', '.join(choices)}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: can't be read as KEY=VALUE\n{text.splitlines()[0]}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return _unwritten(error)
-    return "\n".join(line.strip() for line in text.splitlines()[:2])
+    return refusals.in_words(error, sys.argv[1:])
 
 
 def _unwritten(error: OSError) -> str:

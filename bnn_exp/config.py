@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from bnn_exp import explain, rules
 from bnn_exp.errors import UserError
-from bnn_exp.schema import Count, NonNegative, Positive, Schedule, schema
+from bnn_exp.schema import Count, NonNegative, Place, Positive, Schedule, schema
 
 
 def _odd(size: int) -> int:
@@ -130,13 +130,15 @@ class Pictures(Rows):
 class HubDataset(Pictures):
     name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "food101"]
     hub: str  # OWNER/NAME, or OWNER/NAME:CONFIGURATION where it has several
-    path: str | None
+    path: Place | None
 
 
 @schema
 class Local(Pictures):
     name: Literal["local"]
-    path: Annotated[str, Field(description="a folder or file of your own pictures: train/CLASS/… and test/CLASS/…, or a table")]
+    path: Annotated[
+        Place, Field(description="a folder or file of your own pictures: train/CLASS/… and test/CLASS/…, or a table")
+    ]
 
 
 @schema
@@ -217,7 +219,7 @@ class Report:
 @schema
 class Export:
     format: Literal["onnx", "c", "torch"]
-    dir: str | None
+    dir: Place | None
 
 
 @schema
@@ -236,7 +238,7 @@ class Inference:
 class Training:
     name: Literal["training"]
     rounds: Annotated[int, Field(ge=3)]  # quartiles of fewer lie outside of them
-    seed_program: str | None
+    seed_program: Place | None
 
 
 @schema
@@ -245,11 +247,11 @@ class Request:
 
     task: Literal["train", "report", "evaluate", "predict", "export", "benchmark"]
     from_: Annotated[
-        str | tuple[str, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
+        Place | tuple[Place, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
     ]
     which: Literal["last", "best"]
     config: str | None
-    input: Annotated[str | tuple[str, ...] | None, Field(description="images, folders or patterns, or a list of them")]
+    input: Annotated[Place | tuple[Place, ...] | None, Field(description="images, folders or patterns, or a list of them")]
     report: Report
     export: Export
     sweep: Sweep

@@ -13,6 +13,7 @@ from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 from bnn_exp.places import State
 from bnn_exp.records import loggers
 
@@ -61,7 +62,7 @@ def values_of(composed: DictConfig) -> dict[str, Any]:
     values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST} | {"resume": None}
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
         if group.get(key):
-            group[key] = str(Path(group[key]).expanduser().resolve())
+            group[key] = str(Path(at_home(group[key])).resolve())
     return values
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp import config, places
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 from bnn_exp.places import CHECKPOINTS
 from bnn_exp.plan import Plan, device_for, make_plan, read, values_of, with_devices
 from bnn_exp.records import loggers, metrics, summary
@@ -156,7 +157,7 @@ def _changed(values: dict[str, Any], composed: DictConfig, overrides: Sequence[s
     for key in {_key(item) for item in overrides} & set(MAY_CHANGE[1:]):
         group, _, name = key.rpartition(".")
         asked = OmegaConf.select(composed, key)
-        (values[group] if group else values)[name] = str(Path(asked).expanduser().resolve()) if key == "dataset.path" else asked
+        (values[group] if group else values)[name] = str(Path(at_home(asked)).resolve()) if key == "dataset.path" else asked
     return values
 
 

@@ -32,7 +32,7 @@ def values(overrides: Iterable[str], key: str) -> list[str]:
 
 
 def overrides(arguments: Sequence[str], groups: Path) -> list[str]:
-    """The overrides of a command line.
+    """Returns the overrides of a command line.
 
     Args:
         groups: the folder of our own configuration.
