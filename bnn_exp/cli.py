@@ -17,7 +17,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from bnn_exp import __version__, distributed, experiments, refusals, said, slurm, stopping, typed
-from bnn_exp.errors import FULL, NotWritten, RankLost, UserError, WrongResult
+from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult
+from bnn_exp.gate import Gate
 from bnn_exp.paths import at_home
 from bnn_exp.records.output import forgiving_output
 
@@ -27,16 +28,17 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
+FAILED, BAD_INPUT, TOO_LOW, INTERRUPTED = 1, 2, 3, 130  # exit codes
 
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
-_sweep: list[tuple[Path, "Report"]] = []  # the directory of this command's sweep, if it is one, and how to report on it
+_sweep: list[tuple[Path, "Report", Gate]] = []  # the directory of this command's sweep, if it is one; how to report on it
 _codes: list[int] = []  # exit codes of what did not end well
 _goes_on: list[bool] = []  # not empty: the same command goes on where it was stopped, by resume=auto
 
 
 def main() -> int:
-    """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 130 interrupted."""
+    """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 3 below `min_accuracy`, 130
+    interrupted."""
     with forgiving_output(), stopping.listening() as stop:
         try:
             code = _rank()
@@ -115,7 +117,7 @@ def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:
     return ["++" + argument if argument.startswith("dataset.path=") else argument for argument in arguments]
 
 
-def _conclude(directory: Path, report: "Report") -> None:
+def _conclude(directory: Path, report: "Report", gate: Gate) -> None:
     from bnn_exp import sweep
 
     try:
@@ -128,7 +130,10 @@ def _conclude(directory: Path, report: "Report") -> None:
         _codes.append(FAILED)
     else:
         if completed is not None:  # in whatever process its jobs ran
-            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [FAILED] if _codes or not completed else []
+            failed = not completed or {*_codes} - {TOO_LOW}
+            low = sweep.below(directory, gate)
+            low and say(low)
+            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [FAILED] if failed else [TOO_LOW] if low else []
 
 
 @forgiving_output()  # which a job in another process has not yet
@@ -168,6 +173,9 @@ def job(composed: DictConfig) -> float | None:
         if result["status"] == "interrupted" or (_sweep and stopping.asked()):  # asked too late for this run, not for the next
             _codes.append(INTERRUPTED)
             raise KeyboardInterrupt  # which ends a sweep too
+        if low := Gate(composed.min_accuracy, composed.which).of_run(result):
+            say(low)
+            _codes.append(TOO_LOW)
         return result.get("best_validation_accuracy", result["test_accuracy"])
 
 
@@ -208,8 +216,8 @@ class Preflight(Callback):
 
         self._note(config, "hydra.sweep.dir")
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
-        report = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
-        _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
+        report, gate = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
+        _sweep.append((Path(config.hydra.sweep.dir).absolute(), report, gate))
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)
             sys.exit()  # Hydra's own sweeper has nothing left to do
@@ -237,6 +245,8 @@ class Preflight(Callback):
             _leave(str(error), BAD_INPUT)
         except WrongResult as error:
             _leave(str(error), FAILED)
+        except TooLow as error:
+            _leave(str(error), TOO_LOW)
         except NotWritten as error:
             _leave(f"failed: {error}", FAILED)
         except HydraException as error:

@@ -251,6 +251,7 @@ class Request:
     ]
     which: Literal["last", "best"]
     config: str | None
+    min_accuracy: Annotated[float, Field(ge=1, le=100, description="a percentage, 1 to 100")] | None = None
     input: Annotated[Place | tuple[Place, ...] | None, Field(description="images, folders or patterns, or a list of them")]
     report: Report
     export: Export
@@ -258,7 +259,7 @@ class Request:
     benchmark: Annotated[Inference | Training, Field(discriminator="name")]
 
 
-REQUEST = ("task", "from", "which", "config", "input", "report", "export", "sweep", "benchmark")
+REQUEST = ("task", "from", "which", "config", "min_accuracy", "input", "report", "export", "sweep", "benchmark")
 
 
 def _settings() -> type:

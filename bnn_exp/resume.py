@@ -18,6 +18,7 @@ from bnn_exp.records.runs import as_text, flat, run_of
 
 AUTO = "auto"  # resume=auto: go on if there is something to go on from, else begin
 SAID_TWICE = "delta"  # stands in optimizer.delta, which is compared
+OF_THE_COMMAND = ("min_accuracy", "which")  # no settings of a run
 MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine", "trainer.memory", "dataset.path")
 
 
@@ -29,7 +30,7 @@ def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Pa
     """
     resumed = Path(composed.resume)
     values = _values_in(resumed, f"resume={resumed}")
-    allowed = {*MAY_CHANGE, f"dataset={values.get('dataset', {}).get('name')}"}
+    allowed = {*MAY_CHANGE, *OF_THE_COMMAND, f"dataset={values.get('dataset', {}).get('name')}"}
     others = [item for item in overrides if _key(item) not in allowed and item not in allowed]
     if others:
         raise UserError(

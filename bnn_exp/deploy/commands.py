@@ -19,14 +19,14 @@ from bnn_exp.deploy.predict import FILES
 from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch
-from bnn_exp.errors import UserError, WrongResult
+from bnn_exp.errors import TooLow, UserError, WrongResult
 from bnn_exp.records import evaluations, html
 from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of, which_of
 from bnn_exp.records.words import bytes_in_words, console
-from bnn_exp.tasks import Asked
+from bnn_exp.tasks import Asked, gate_of
 
 SHOWN, LAST = 40, 10  # answers on the console, and how many of these are the last ones
 
@@ -36,6 +36,7 @@ def evaluate(asked: Asked) -> str:
 
     Raises:
         WrongResult: the accuracy is not the one that the run's summary has of these rows.
+        TooLow: it is below `min_accuracy`.
     """
     model, dataset = asked.model, _dataset(asked)
     run = run_of(model)
@@ -45,6 +46,8 @@ def evaluate(asked: Asked) -> str:
     said = _leave(result, into, run, arrays)
     if wrong := evaluations.disagreement(vars(result), run):
         raise WrongResult(f"{wrong}\n{said}")
+    if shortfall := gate_of(asked.request).shortfall(result.accuracy_float):
+        raise TooLow(f"{said}\n{shortfall}")
     return said
 
 
