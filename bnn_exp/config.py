@@ -148,6 +148,7 @@ class Trainer:
     final_batch_size: Annotated[int, Field(ge=2)] | None
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
+    limit_eval: Annotated[int, Field(ge=2)] | None = None
     loss: Literal["cross_entropy", "squared_hinge"]
     threads: Count | None
     precision: Literal["auto", "fp32", "bf16"]

@@ -86,7 +86,8 @@ def settle(settings: Settings, device: torch.device) -> None:
 
 def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:
     """The rows that the settings choose, on the device."""
-    return Dataset.from_arrays(arrays, device, settings.dataset.limit, settings.dataset.validation)
+    limits = settings.dataset.limit, settings.dataset.validation, settings.trainer.limit_eval
+    return Dataset.from_arrays(arrays, device, *limits)
 
 
 def first_network(settings: Settings, data: Dataset) -> nn.Module:

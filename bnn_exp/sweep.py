@@ -1,12 +1,13 @@
 """A sweep: where its jobs run, what of them is done already, and the answer at its end. Imports no torch."""
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import places
+from bnn_exp import further, places
 from bnn_exp.config import Report
 from bnn_exp.errors import UserError
 from bnn_exp.gate import Gate
@@ -125,6 +126,8 @@ def conclude(directory: Path, report: Report) -> bool | None:
         return None
     result = answer(found, directory, report.y, report.x, report.group)
     console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
+    if following := further.after_sweep(result, directory, sys.argv[1:]):
+        console().print(following)
     return not result.unfinished
 
 

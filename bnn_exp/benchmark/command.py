@@ -3,7 +3,7 @@
 import torch
 from rich.table import Table
 
-from bnn_exp import config, engine, models
+from bnn_exp import config, engine, further, models
 from bnn_exp.benchmark import memory, seed, times, ways
 from bnn_exp.benchmark.floor import floor
 from bnn_exp.benchmark.plot import training_plot
@@ -13,6 +13,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.prepare import first_network, load, settle
 from bnn_exp.records.files import write_json
+from bnn_exp.records.runs import own_overrides
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
 
@@ -39,7 +40,9 @@ def benchmark(asked: Asked) -> str:
     write_json(asked.directory / "benchmark.json", found)
     training_plot(asked.directory / "benchmark.png", found)
     _say(found)
-    return f"in {asked.directory}: benchmark.json, benchmark.png"
+    kept = [item for item in own_overrides(asked.overrides) if not item.startswith("benchmark")]
+    said = f"in {asked.directory}: benchmark.json, benchmark.png"
+    return f"{said}\n{further.line(kept, 'the training that was measured')}"
 
 
 def _measured(plan: Plan, wanted: Training) -> dict:

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from rich.table import Table
 
-from bnn_exp import config, models, places, plan, unread
+from bnn_exp import config, further, models, places, plan, unread
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
@@ -48,7 +48,8 @@ def evaluate(asked: Asked) -> str:
         raise WrongResult(f"{wrong}\n{said}")
     if shortfall := gate_of(asked.request).shortfall(result.accuracy_float):
         raise TooLow(f"{said}\n{shortfall}")
-    return said
+    able = result.accuracy_packed is not None
+    return _with_next(said, "export", asked, "for a device") if able else said
 
 
 def _say(result: evaluation.Evaluation) -> None:
@@ -109,7 +110,7 @@ def predict(asked: Asked) -> str:
         parts.append(f"{found.passed_over:,} other file{'s' * (found.passed_over != 1)} passed over")
     if found.together:
         parts.append(predicted.TOGETHER)
-    return "\n".join(parts)
+    return _with_next("\n".join(parts), "evaluate", asked, "how often it is right")
 
 
 def _show(found: predicted.Predictions) -> None:
@@ -143,7 +144,8 @@ def export(asked: Asked) -> str:
         if key.endswith("bytes")
     ]
     files = [file.name for file in facts.get("files", [facts.get("file")])]
-    return f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {len(images):,} test rows"
+    said = f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {len(images):,} test rows"
+    return _with_next(said, "benchmark", asked, "its speed")
 
 
 def benchmark(asked: Asked) -> str:
@@ -167,7 +169,12 @@ def benchmark(asked: Asked) -> str:
     with writable(folder):
         write_json(folder / f"{name}.json", found)
         speed_plot(folder / f"{name}.png", found)
-    return f"in {folder}: {name}.json, {name}.png"
+    return _with_next(f"in {folder}: {name}.json, {name}.png", "export", asked, "for a device")
+
+
+def _with_next(said: str, task: str, asked: Asked, why: str) -> str:
+    """Returns what a task says at its end, and the command of another task with the same network, if there is one."""
+    return "\n".join(filter(None, [said, further.of_network(task, asked.request, why)]))
 
 
 def _as_deployed(model: Path, folder: Path) -> Path:
