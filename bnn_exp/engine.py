@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from bnn_exp.packed import PackedMLP
 
 MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
-SPINNING = "GOMP_SPINCOUNT"  # how often GNU's OpenMP looks for work before a thread sleeps
+# How often GNU's OpenMP looks for work before a thread sleeps, and for how many milliseconds Intel's and LLVM's do.
+WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
 
@@ -100,15 +101,17 @@ def records(settings, device: str) -> bool:
     return not hindrance and trainer.graphs is not False
 
 
-def let_waiting_threads_sleep(settings) -> None:
-    """For the packed engine, before torch is loaded: have OpenMP's threads sleep soon when they have nothing to do.
+def let_waiting_threads_sleep(device: str) -> None:
+    """For work on a CPU, before torch is loaded: has OpenMP's threads sleep soon when they have nothing to do.
 
-    Torch's own wait for their next work by spinning, some 10 ms after every operation, on the cores that the threads of our
-    kernels want: with two threads on two cores a step of 1024² weights and batch 16384 took 430 ms, and 335 without it.
+    They wait for their next work by spinning, some 10 ms after every operation, on the cores that our kernels and other
+    processes want. Alone on two cores a step of 1024² weights and batch 16384 took 430 ms, and 335 without it; on a machine
+    with more processes than cores two threads took 12 times as long as one, and 1.15 times without it. What the user says by
+    OMP_WAIT_POLICY stays.
     """
-    hindrance = settings.device.startswith("cuda") or _hindrance(settings, "cpu")
-    if not hindrance and _chosen(settings, "cpu", "") == "packed" and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(SPINNING, "10000")
+    if not device.startswith("cuda") and "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in WAITING.items():
+            os.environ.setdefault(name, value)
 
 
 def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps: Callable[[], int], bf16: bool) -> "PackedMLP":

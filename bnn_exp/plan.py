@@ -129,7 +129,7 @@ def place(dataset: Rows) -> dict[str, Any]:
 
 def device_for(settings: Settings) -> str:
     """The device that can train by the engine and in the memory that the settings name."""
-    engine.let_waiting_threads_sleep(settings)
+    engine.let_waiting_threads_sleep(settings.device)
     device = device_of(settings.device, settings.trainer.devices)
     chosen = engine.choose(settings, device)
     engine.records(settings, device)

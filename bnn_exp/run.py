@@ -135,6 +135,7 @@ class Run:
                 self.report.stop_bar()
                 self._checkpoint("last")
                 return False
+            self.report.stop_bar()
             self.evaluation, self.confusion = trainer.evaluate()
             self.epochs.append(trained | self.evaluation)
             test = self.evaluation["test_accuracy"]
@@ -151,6 +152,7 @@ class Run:
     def _checkpoint(self, name: str) -> None:
         about = {"config": self.config, "image_shape": list(self.data.image_shape), "classes": list(self.data.classes)}
         state = {"data": self.data.key, "seconds": self._seconds(), "beginning": self.trainer.beginning}
+        about |= {"threads": torch.get_num_threads()}
         state |= about | {"metrics": self.epochs[-1] if self.epochs else None} | self.trainer.state()
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 

@@ -80,6 +80,7 @@ def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: 
     request = config.load_request(composed)
     unread.check_command(request, overrides)
     if request.task != "train":
+        engine.let_waiting_threads_sleep(str(composed.device))
         return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen))
     planned = _plan(composed, overrides, directory)
     if planned.finished and (shortfall := gate_of(request).of_run(summary.read(Path(directory)))):
@@ -181,8 +182,6 @@ def benchmark(asked: Asked) -> str:
     if not asked.request.from_:
         places.check_no_other_run(asked.directory)
         check_writable(asked.directory, "hydra.run.dir")  # before minutes of work
-    if asked.request.benchmark.name == "training":
-        engine.let_waiting_threads_sleep(settings)
     return pkgutil.resolve_name(BENCHMARKS[asked.request.benchmark.name])(asked)
 
 

@@ -14,6 +14,7 @@ from bnn_exp.plan import Plan, make_plan
 from bnn_exp.prepare import first_network, load, settle
 from bnn_exp.records.files import write_json
 from bnn_exp.records.runs import own_overrides
+from bnn_exp.records.terminal import progress
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
 
@@ -60,7 +61,10 @@ def _measured(plan: Plan, wanted: Training) -> dict:
         measured = times.measure(names, settings, data, wanted.rounds)
         sizes = times.batch_size(settings, data), times.rows_of_epoch(settings, data)
         least = floor(first_network(settings, data).to(device), data, *sizes, chosen)
-    sizes = {name: memory.measure(name, values, plan.device) for name in (chosen, *ways.plain(device), ways.ADAM)}
+    weighed, sizes = dict.fromkeys((chosen, *ways.plain(device), ways.ADAM)), {}
+    with progress("processes whose memory is measured", memory.PROCESSES * len(weighed)) as done:
+        for name in weighed:
+            sizes[name] = memory.measure(name, values, plan.device, done)
     ours = measured[0]["median"]
     for row in measured:
         row["speedup"] = row["median"] / ours
