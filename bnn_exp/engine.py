@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from bnn_exp.packed import PackedMLP
 
 MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
-# How often GNU's OpenMP looks for work before a thread sleeps, and for how many milliseconds Intel's and LLVM's do.
-WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
 
@@ -102,16 +101,14 @@ def records(settings, device: str) -> bool:
 
 
 def let_waiting_threads_sleep(device: str) -> None:
-    """For work on a CPU, before torch is loaded: has OpenMP's threads sleep soon when they have nothing to do.
+    """For work on a CPU, before torch is loaded: has OpenMP's threads sleep when they have nothing to do.
 
-    They wait for their next work by spinning, some 10 ms after every operation, on the cores that our kernels and other
-    processes want. Alone on two cores a step of 1024² weights and batch 16384 took 430 ms, and 335 without it; on a machine
-    with more processes than cores two threads took 12 times as long as one, and 1.15 times without it. What the user says by
-    OMP_WAIT_POLICY stays.
+    By default they wait for their next work by spinning, some 10 ms after every operation, on the cores that our kernels and
+    other processes want. With twice as many busy processes as cores or more, steps on two threads took 12 to 40 times as long as
+    on one; with threads that sleep no longer than on one. What the user says of it by OpenMP's variables stays.
     """
-    if not device.startswith("cuda") and "OMP_WAIT_POLICY" not in os.environ:
-        for name, value in WAITING.items():
-            os.environ.setdefault(name, value)
+    if not device.startswith("cuda"):
+        os.environ.setdefault(WAITING, "PASSIVE")
 
 
 def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps: Callable[[], int], bf16: bool) -> "PackedMLP":

@@ -80,7 +80,7 @@ class SeedProgram:
         if self.device.type == "cuda":
             index, seen = self.device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
             visible = seen.split(",")[index] if seen else str(index)
-        given = {name: value for name, value in os.environ.items() if name not in engine.WAITING}
+        given = {name: value for name, value in os.environ.items() if name != engine.WAITING}
         return given | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": visible}
 
 
