@@ -104,8 +104,8 @@ def let_waiting_threads_sleep(device: str) -> None:
     """For work on a CPU, before torch is loaded: has OpenMP's threads sleep when they have nothing to do.
 
     By default they wait for their next work by spinning, some 10 ms after every operation, on the cores that our kernels and
-    other processes want. With twice as many busy processes as cores or more, steps on two threads took 12 to 40 times as long as
-    on one; with threads that sleep no longer than on one. What the user says of it by OpenMP's variables stays.
+    other processes want. Beside several busy processes for each core, steps on two threads took 12 to 42 times as long as on
+    one; with threads that sleep, no longer than on one. What the user says of it by OpenMP's variables stays.
     """
     if not device.startswith("cuda"):
         os.environ.setdefault(WAITING, "PASSIVE")
