@@ -51,7 +51,7 @@ def _as_typed(override: str, keys: Collection[str], sweep: bool) -> str:
 def _value(value: str, sweep: bool) -> str:
     """Returns the text of a value for Hydra. What exists under the whole of it is meant, whatever its characters say."""
     if Path(at_home(value)).exists() and not (sweep and "," in value):
-        return _name(value)
+        return _quoted(at_home(value).replace("${", r"\${")) if "${" in value else _name(value)
     taken = PART.sub(_part, value)
     for text in (taken, value):  # the second: range(1,3), and other functions of numbers
         if _read(text) is not None:

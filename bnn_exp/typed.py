@@ -50,7 +50,7 @@ def flags_of(given: Sequence[str]) -> argparse.Namespace:
     """
 
     def refuse(message: str) -> NoReturn:
-        words = [word for word in given if re.match(r"-+\w+[\w.]*=", word) and not word.startswith("--config")]
+        words = [word for word in given if re.match(r"-+\w[\w.]+=", word) and not word.startswith("--config")]
         if words:
             raise _unknown(words[0], given)
         raise UserError(f"{message}\nallowed: what `bnn-train --hydra-help` lists")

@@ -3,6 +3,7 @@
 A setting without effect is a mistake that looks like a result: a sweep over it compares equal runs.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -247,4 +248,5 @@ def _check(table: tuple[Entry, ...], case: Case) -> None:
     for entry in table:
         for key in (found for group in entry.keys for found in _of(group, case.said)):
             if not entry.read(case):
-                raise UserError(f"{key}={case.said[key]}: {entry.why_not(case)}\nallowed: {entry.allowed(case)}")
+                shown = re.sub(r'^"(.*)"$', r"\1", case.said[key])  # the quotes of bnn_exp.names
+                raise UserError(f"{key}={shown}: {entry.why_not(case)}\nallowed: {entry.allowed(case)}")

@@ -97,9 +97,11 @@ def test_home_is_expanded_wherever_a_path_is_taken(monkeypatch):
 
 def test_what_exists_under_the_whole_text_is_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a,b", "[x]", "f(1)"):
+    for name in ("a,b", "[x]", "f(1)", "null,", "{a: 1}"):
         (tmp_path / name).mkdir()
         assert read(*names.as_typed([f"dataset.path={name}"], CONF, sweep=False)) == name
+    (tmp_path / "a${b}").mkdir()
+    assert read(*names.as_typed(["dataset.path=a${b}"], CONF, sweep=False)) == r"a\${b}"  # which OmegaConf reads as a${b}
     assert names.as_typed(["dataset.path=a,b"], CONF, sweep=True) == ["dataset.path=a,b"]  # the commas of a sweep stay commas
 
 
@@ -143,3 +145,13 @@ def test_home_in_an_experiment_is_expanded_too(bnn_train, tmp_path, monkeypatch)
     assert bnn_train(*SMALL, "--config-dir=my", "experiment=home").code == 0
     done = bnn_train(*SMALL, "--config-dir", "my", "experiment=home", "-m", "seed=0")
     assert done.code == 0 and done.runs == [tmp_path / "me" / "run", tmp_path / "me" / "sweep" / "0"]
+
+
+def test_a_run_in_a_folder_of_awkward_letters_goes_on_and_is_evaluated(bnn_train, tmp_path):
+    place = "we!rd #1 {x} 'q' \"p\" $HOME % ä=b,c (2) [3]"
+    (tmp_path / place).mkdir()
+    done = bnn_train(*SMALL, f"hydra.run.dir={place}")
+    assert done.code == 0 and done.runs == [tmp_path / place], done.err
+    assert "is finished" in bnn_train(f"resume={place}").err
+    assert bnn_train("task=evaluate", f"from={place}").code == 0
+    assert bnn_train(f"config={place}", "hydra.run.dir=b").code == 0

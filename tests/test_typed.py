@@ -48,6 +48,8 @@ ANSWERS = {
     "xyz": "allowed: KEY=VALUE, such as delta=0.1",
     "=3": "allowed: KEY=VALUE, such as delta=0.1",
     "-1": "allowed: KEY=VALUE, such as delta=0.1",
+    "-m=1": "ignored explicit argument '1'",
+    "from=0": "from=0: a training does not read it",
     "--config-dir": "expected one argument",
     "--cfg foo": "invalid choice: 'foo'",
     "model=MLP": "did you mean model=mlp?",
