@@ -1,7 +1,6 @@
 """bnn-train: compose, validate, hand over. Until a run begins it imports Hydra alone, so that --help is instant."""
 
 import os
-import re
 import secrets
 import sys
 import traceback
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from bnn_exp import __version__, distributed, plugins, said, slurm, stopping
-from bnn_exp.errors import FULL, NotWritten, RankLost, UserError, WrongResult
+from bnn_exp import __version__, distributed, experiments, plugins, refusals, said, slurm, stopping, typed
+from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult
+from bnn_exp.gate import Gate
+from bnn_exp.paths import at_home
 from bnn_exp.records.output import forgiving_output
 from bnn_exp.registry import CONF
 
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
     from bnn_exp.config import Report
     from bnn_exp.plan import Plan
 
-EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of pyproject.toml, by launcher
 TAKEN = {"config", "init_from", "from", "resume", "sweep.resume", "plugins"}  # keys that name runs or plugins
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
+FAILED, BAD_INPUT, TOO_LOW, INTERRUPTED = 1, 2, 3, 130  # exit codes
 
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
-_sweep: list[tuple[Path, "Report"]] = []  # the directory of this command's sweep, if it is one, and how to report on it
+_sweep: list[tuple[Path, "Report", Gate]] = []  # the directory of this command's sweep, if it is one; how to report on it
 _codes: list[int] = []  # exit codes of what did not end well
 _goes_on: list[bool] = []  # not empty: the same command goes on where it was stopped, by resume=auto
 
 
 def main() -> int:
-    """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 130 interrupted."""
+    """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 3 below `min_accuracy`, 130
+    interrupted."""
     plugins.end_loading()
     with forgiving_output(), stopping.listening() as stop:
         try:
@@ -61,16 +62,19 @@ def _rank() -> int:
 
 
 def _main() -> int:
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:
         print(f"bnn-train {__version__}")
         return 0
     for state in (_checked, _sweep, _codes, _goes_on):
         state.clear()
-    before, typed = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
+    before, given = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        sys.argv = _with_program(_with_the_rule_of_masks(_with_path_of_any_dataset(sys.argv)))
-        with _taken_over(said.overrides(sys.argv[1:], CONF), said.config_dir(sys.argv[1:])):
+        typed_here = typed.arguments(sys.argv[1:], CONF)
+        sys.argv = _with_program(_with_the_rule_of_masks(_with_path_of_any_dataset([sys.argv[0], *typed_here])))
+        overrides = said.overrides(sys.argv[1:], CONF)
+        experiments.check(sys.argv[1:], CONF)
+        with _taken_over(overrides, said.config_dir(sys.argv[1:])):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what a run is to take over from another
         say(str(error))
@@ -90,7 +94,7 @@ def _main() -> int:
         say(f"failed: {in_words(error)}" if full else in_words(error))
         _codes.append(FAILED if full else BAD_INPUT)
     finally:
-        sys.argv = typed
+        sys.argv = given
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
     if _sweep and _sweep[0][0].is_dir():
         with stopping.stop_on_signals():
@@ -136,7 +140,7 @@ def _with_the_rule_of_masks(arguments: list[str]) -> list[str]:
     return arguments if names_rule or "optimizer.mask" not in told else [*arguments, "optimizer=hypermask"]
 
 
-def _conclude(directory: Path, report: "Report") -> None:
+def _conclude(directory: Path, report: "Report", gate: Gate) -> None:
     from bnn_exp import sweep
 
     try:
@@ -149,7 +153,10 @@ def _conclude(directory: Path, report: "Report") -> None:
         _codes.append(FAILED)
     else:
         if completed is not None:  # in whatever process its jobs ran
-            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [FAILED] if _codes or not completed else []
+            failed = not completed or {*_codes} - {TOO_LOW}
+            low = sweep.below(directory, gate)
+            low and say(low)
+            _codes[:] = [INTERRUPTED] if INTERRUPTED in _codes else [FAILED] if failed else [TOO_LOW] if low else []
 
 
 @forgiving_output()  # which a job in another process has not yet
@@ -190,6 +197,9 @@ def job(composed: DictConfig) -> float | None:
         if result["status"] == "interrupted" or (_sweep and stopping.asked()):  # asked too late for this run, not for the next
             _codes.append(INTERRUPTED)
             raise KeyboardInterrupt  # which ends a sweep too
+        if low := Gate(composed.min_accuracy, composed.which).of_run(result):
+            say(low)
+            _codes.append(TOO_LOW)
         return result.get("best_validation_accuracy", result["test_accuracy"])
 
 
@@ -219,7 +229,7 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import sweep, tasks
 
-        self._note(config)
+        self._note(config, "hydra.run.dir")
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
         plan = self._or_leave(tasks.prepare, *given)
@@ -228,10 +238,10 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **_) -> None:
         from bnn_exp import sweep, tasks
 
-        self._note(config)
+        self._note(config, "hydra.sweep.dir")
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
-        report = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
-        _sweep.append((Path(config.hydra.sweep.dir).absolute(), report))
+        report, gate = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
+        _sweep.append((Path(config.hydra.sweep.dir).absolute(), report, gate))
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)
             sys.exit()  # Hydra's own sweeper has nothing left to do
@@ -240,7 +250,13 @@ class Preflight(Callback):
         job_return.cfg = job_return.hydra_cfg = None  # which Hydra would keep, a quarter of a megabyte each, to a sweep's end
 
     @staticmethod
-    def _note(config: DictConfig) -> None:
+    def _note(config: DictConfig, place: str) -> None:
+        """Keeps what the command line or an experiment says of where the results go, with ~ expanded."""
+        given = OmegaConf.select(config, place)
+        if (path := at_home(given)) != given:
+            with read_write(config.hydra):
+                OmegaConf.update(config, place, path)
+                config.hydra.overrides.hydra.append(f"{place}={path}")  # jobs of a sweep are composed anew
         if "auto" in (config.resume, config.sweep.resume):
             _goes_on.append(True)
 
@@ -253,6 +269,8 @@ class Preflight(Callback):
             _leave(str(error), BAD_INPUT)
         except WrongResult as error:
             _leave(str(error), FAILED)
+        except TooLow as error:
+            _leave(str(error), TOO_LOW)
         except NotWritten as error:
             _leave(f"failed: {error}", FAILED)
         except HydraException as error:
@@ -320,22 +338,9 @@ def say(message: str) -> None:
 
 def in_words(error: Exception) -> str:
     """A line or two for what Hydra or the file system refuses."""
-    text = str(error)
-    if match := re.search(r"Could not (?:override|delete from config|append to config|delete).*?'([^']+)'", text):
-        from bnn_exp import config, explain
-
-        return explain.unknown_key(match[1].partition("=")[0], config.keys())
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        if match[1] == "hydra/launcher" and match[2] in EXTRAS:
-            return f"hydra/launcher={match[2]}: not installed\npip install 'bnn-exp[{EXTRAS[match[2]]}]'"
-        choices = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        own = ", or one of your own: plugins=[FILE.py]" if match[1] in ("model", "optimizer", "dataset") else ""
-        return f"{match[1]}={match[2]}: no such choice\nallowed: {', '.join(choices)}{own}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: can't be read as KEY=VALUE\n{text.splitlines()[0]}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return _unwritten(error)
-    return "\n".join(line.strip() for line in text.splitlines()[:2])
+    return refusals.in_words(error, sys.argv[1:])
 
 
 def _unwritten(error: OSError) -> str:

@@ -16,7 +16,7 @@ from bnn_exp.data.registry import DATASETS, Rows
 from bnn_exp.errors import UserError
 from bnn_exp.losses import LOSSES
 from bnn_exp.networks import MODELS
-from bnn_exp.schema import Count, Named, NonNegative, Positive, Schedule, schema
+from bnn_exp.schema import Count, Named, NonNegative, Place, Positive, Schedule, schema
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
@@ -67,13 +67,15 @@ class Pictures(Rows):
 class HubDataset(Pictures):
     name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "food101"]
     hub: str  # OWNER/NAME, or OWNER/NAME:CONFIGURATION where it has several
-    path: str | None
+    path: Place | None
 
 
 @schema
 class Local(Pictures):
     name: Literal["local"]
-    path: Annotated[str, Field(description="a folder or file of your own pictures: train/CLASS/… and test/CLASS/…, or a table")]
+    path: Annotated[
+        Place, Field(description="a folder or file of your own pictures: train/CLASS/… and test/CLASS/…, or a table")
+    ]
 
 
 @schema
@@ -83,6 +85,7 @@ class Trainer:
     final_batch_size: Annotated[int, Field(ge=2)] | None
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
+    limit_eval: Annotated[int, Field(ge=2)] | None = None
     loss: Annotated[str, Named(LOSSES)]
     threads: Count | None
     precision: Literal["auto", "fp32", "bf16"]
@@ -153,7 +156,7 @@ class Report:
 @schema
 class Export:
     format: Literal["onnx", "c", "torch"]
-    dir: str | None
+    dir: Place | None
 
 
 @schema
@@ -172,7 +175,7 @@ class Inference:
 class Training:
     name: Literal["training"]
     rounds: Annotated[int, Field(ge=3)]  # quartiles of fewer lie outside of them
-    seed_program: str | None
+    seed_program: Place | None
 
 
 @schema
@@ -181,18 +184,19 @@ class Request:
 
     task: Literal["train", "report", "evaluate", "predict", "export", "benchmark"]
     from_: Annotated[
-        str | tuple[str, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
+        Place | tuple[Place, ...] | None, Field(alias="from", description="a run or sweep directory, or a list of them")
     ]
     which: Literal["last", "best"]
     config: str | None
-    input: Annotated[str | tuple[str, ...] | None, Field(description="images, folders or patterns, or a list of them")]
+    min_accuracy: Annotated[float, Field(ge=1, le=100, description="a percentage, 1 to 100")] | None = None
+    input: Annotated[Place | tuple[Place, ...] | None, Field(description="images, folders or patterns, or a list of them")]
     report: Report
     export: Export
     sweep: Sweep
     benchmark: Annotated[Inference | Training, Field(discriminator="name")]
 
 
-REQUEST = ("task", "from", "which", "config", "input", "report", "export", "sweep", "benchmark")
+REQUEST = ("task", "from", "which", "config", "min_accuracy", "input", "report", "export", "sweep", "benchmark")
 
 
 def _one_of(*kinds: type) -> Any:

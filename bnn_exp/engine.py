@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bnn_exp.packed import PackedMLP
 
 MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
-SPINNING = "GOMP_SPINCOUNT"  # how often GNU's OpenMP looks for work before a thread sleeps
+WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
 
@@ -100,15 +100,15 @@ def records(settings, device: str) -> bool:
     return not hindrance and trainer.graphs is not False
 
 
-def let_waiting_threads_sleep(settings) -> None:
-    """For the packed engine, before torch is loaded: have OpenMP's threads sleep soon when they have nothing to do.
+def let_waiting_threads_sleep(device: str) -> None:
+    """For work on a CPU, before torch is loaded: has OpenMP's threads sleep when they have nothing to do.
 
-    Torch's own wait for their next work by spinning, some 10 ms after every operation, on the cores that the threads of our
-    kernels want: with two threads on two cores a step of 1024² weights and batch 16384 took 430 ms, and 335 without it.
+    By default they wait for their next work by spinning, some 10 ms after every operation, on the cores that our kernels and
+    other processes want. Beside several busy processes for each core, steps on two threads took 12 to 42 times as long as on
+    one; with threads that sleep, no longer than on one. What the user says of it by OpenMP's variables stays.
     """
-    hindrance = settings.device.startswith("cuda") or _hindrance(settings, "cpu")
-    if not hindrance and _chosen(settings, "cpu", "") == "packed" and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(SPINNING, "10000")
+    if not device.startswith("cuda"):
+        os.environ.setdefault(WAITING, "PASSIVE")
 
 
 def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps: Callable[[], int], bf16: bool) -> "PackedMLP":

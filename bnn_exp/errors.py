@@ -17,5 +17,9 @@ class RankLost(Exception):
     """Another of a run's processes has ended before its time; the message says of what, where that is known."""
 
 
+class TooLow(Exception):
+    """A task is done, and its accuracy is below `min_accuracy`. The message is one to three lines; the exit code is 3."""
+
+
 class WrongResult(Exception):
     """A task is done, and its result is wrong. The message is one to three lines that say how; the exit code is 1."""

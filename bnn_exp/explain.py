@@ -9,11 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Key:
-    """A dotted key of the configuration, the values it takes, and the choices of its group that have it."""
+    """A dotted key of the configuration, the values it takes, and the choices of its group that have it.
+
+    `text` tells whether its value is a name, a path or another text of the user's own.
+    """
 
     name: str
     allowed: str
     choices: tuple[str, ...]
+    text: bool = False
 
 
 def keys(root: dict, node: dict | None = None, path: tuple[str, ...] = (), choices: tuple[str, ...] = ()) -> Iterator[Key]:
@@ -30,7 +34,7 @@ def keys(root: dict, node: dict | None = None, path: tuple[str, ...] = (), choic
         for key, child in node["properties"].items():
             yield from keys(root, child, (*path, key), choices)
     else:
-        yield Key(".".join(path), _in_words(node), choices)
+        yield Key(".".join(path), _in_words(node), choices, _is_text(node))
 
 
 def mistake(error: Mapping[str, Any], raw: dict, known: list[Key]) -> str:
@@ -79,6 +83,12 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value) if value == "" else str(value)
+
+
+def _is_text(node: dict) -> bool:
+    """Whether a JSON schema takes texts that it does not list, alone or in a list."""
+    parts = node.get("anyOf") or ([node["items"]] if "items" in node else [])
+    return any(map(_is_text, parts)) or (node.get("type") == "string" and not {"enum", "const"} & node.keys())
 
 
 def _in_words(node: dict) -> str:

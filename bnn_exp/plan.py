@@ -14,6 +14,7 @@ from bnn_exp.data.registry import DATASETS
 from bnn_exp.data.sources import Arrays
 from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 from bnn_exp.places import State
 from bnn_exp.records import loggers
 
@@ -67,7 +68,7 @@ def values_of(composed: DictConfig) -> dict[str, Any]:
     values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST} | {"resume": None}
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
         if group.get(key):
-            group[key] = str(Path(group[key]).expanduser().resolve())
+            group[key] = str(Path(at_home(group[key])).resolve())
     return values | {"plugins": plugins.entries(values.get("plugins"))}
 
 
@@ -122,7 +123,7 @@ def place(dataset: Rows) -> dict[str, Any]:
 
 def device_for(settings: Settings) -> str:
     """The device that can train by the engine and in the memory that the settings name."""
-    engine.let_waiting_threads_sleep(settings)
+    engine.let_waiting_threads_sleep(settings.device)
     device = device_of(settings.device, settings.trainer.devices)
     chosen = engine.choose(settings, device)
     engine.records(settings, device)

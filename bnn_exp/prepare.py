@@ -54,6 +54,8 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     if not settings.trainer.threads and ranks is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size(ranks.size)))
     settle(settings, device)
+    if ranks is None and plan.saved is not None:
+        _keep_threads(settings, device, plan.saved.get("threads"))
     data = load(settings, plan.arrays or read(settings.dataset), device)
     copied = bool(settings.init_from) and plan.saved is None
     network = first_network(settings, data) if copied else network_to_train(settings, data)
@@ -72,6 +74,17 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     return trainer
 
 
+def _keep_threads(settings: Settings, device: torch.device, threads: int | None) -> None:
+    """Takes as many threads for a run that goes on as it had, where sums depend on their number: torch's on a CPU.
+
+    Args:
+        threads: of the run; None where an earlier version wrote its checkpoint.
+    """
+    dense = device.type == "cpu" and engine.choose(settings, "cpu", models.kind(settings.model)) == "dense"
+    if dense and threads and not settings.trainer.threads:
+        torch.set_num_threads(threads)
+
+
 def settle(settings: Settings, device: torch.device) -> None:
     """Have this process compute as a run does on its device: threads, kept memory, the same numbers each time."""
     if settings.trainer.threads:
@@ -86,7 +99,8 @@ def settle(settings: Settings, device: torch.device) -> None:
 
 def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:
     """The rows that the settings choose, on the device."""
-    return Dataset.from_arrays(arrays, device, settings.dataset.limit, settings.dataset.validation)
+    limits = settings.dataset.limit, settings.dataset.validation, settings.trainer.limit_eval
+    return Dataset.from_arrays(arrays, device, *limits)
 
 
 def first_network(settings: Settings, data: Dataset) -> nn.Module:

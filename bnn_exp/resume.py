@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp import config, places, plugins
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 from bnn_exp.places import CHECKPOINTS
 from bnn_exp.plan import Plan, device_for, make_plan, read, values_of, with_devices
 from bnn_exp.records import loggers, metrics, summary
@@ -17,6 +18,7 @@ from bnn_exp.records.runs import as_text, flat, run_of
 
 AUTO = "auto"  # resume=auto: go on if there is something to go on from, else begin
 SAID_TWICE = "delta"  # stands in optimizer.delta, which is compared
+OF_THE_COMMAND = ("min_accuracy", "which")  # no settings of a run
 MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine", "trainer.memory", "dataset.path", "plugins")
 
 
@@ -28,7 +30,7 @@ def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Pa
     """
     resumed = Path(composed.resume)
     values = _values_in(resumed, f"resume={resumed}")
-    allowed = {*MAY_CHANGE, f"dataset={values.get('dataset', {}).get('name')}"}
+    allowed = {*MAY_CHANGE, *OF_THE_COMMAND, f"dataset={values.get('dataset', {}).get('name')}"}
     others = [item for item in overrides if _key(item) not in allowed and item not in allowed]
     if others:
         raise UserError(
@@ -158,7 +160,7 @@ def _changed(values: dict[str, Any], composed: DictConfig, overrides: Sequence[s
     for key in {_key(item) for item in overrides} & set(MAY_CHANGE[1:]):
         group, _, name = key.rpartition(".")
         asked = OmegaConf.select(composed, key)
-        (values[group] if group else values)[name] = str(Path(asked).expanduser().resolve()) if key == "dataset.path" else asked
+        (values[group] if group else values)[name] = str(Path(at_home(asked)).resolve()) if key == "dataset.path" else asked
     return values | {"plugins": plugins.entries(composed.get("plugins"))}
 
 

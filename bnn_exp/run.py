@@ -1,6 +1,5 @@
 """One run, top to bottom: data, network, optimizers, epochs, verification, artefacts."""
 
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from torch import nn
 
-from bnn_exp import places, plugins
+from bnn_exp import further, places, plugins
 from bnn_exp.bits import bits_sha256
 from bnn_exp.callbacks import Callbacks
 from bnn_exp.errors import NotWritten, UserError
@@ -25,7 +26,6 @@ from bnn_exp.records.files import alone_in, existing, remove_temporaries, replac
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
-from bnn_exp.records.runs import own_overrides
 from bnn_exp.records.words import best_in_words, bytes_in_words
 from bnn_exp.stopping import Stop, stop_on_signals
 from bnn_exp.transfer import Beginning
@@ -150,6 +150,7 @@ class Run:
                 self.report.stop_bar()
                 self._checkpoint("last")
                 return False
+            self.report.stop_bar()
             self.evaluation, self.confusion = trainer.evaluate()
             of_epoch = trained | self.evaluation
             self.epochs.append(of_epoch | self.callbacks.epoch(trainer, of_epoch))
@@ -168,6 +169,7 @@ class Run:
         about = {"config": self.config, "image_shape": list(self.data.image_shape), "classes": list(self.data.classes)}
         state = {"data": self.data.key, "seconds": self._seconds(), "beginning": self.trainer.beginning}
         state |= {"callbacks": kept} if (kept := self.callbacks.state()) else {}
+        about |= {"threads": torch.get_num_threads()}
         state |= about | {"metrics": self.epochs[-1] if self.epochs else None} | self.trainer.state()
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 
@@ -189,7 +191,10 @@ class Run:
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         bits, fp32 = self._sum("bytes_as_bits"), self._sum("bytes_as_fp32")
         best = f", {best_in_words(result)}" if self.epochs else ""
-        self.report.say(f"{status}: test {result['test_accuracy']:.2f}%{best}, {result['train_seconds']:.1f} s of training")
+        tested = f" of {self._limited()} rows" if self._limited() else ""
+        self.report.say(
+            f"{status}: test {result['test_accuracy']:.2f}%{tested}{best}, {result['train_seconds']:.1f} s of training"
+        )
         self.report.say(
             f"{result['binary_parameters']:,} binary weights, all verified to be 0 or 1, and "
             f"{result['real_parameters']:,} real parameters: {bytes_in_words(bits)} in place of {bytes_in_words(fp32)} as fp32"
@@ -200,8 +205,10 @@ class Run:
         self.report.say(f"in {directory}: {', '.join(existing(directory, FILES + PICTURES))}")
         for text in remarks:
             self.report.warn(text)
-        further = f"bnn-train resume={directory}" if status == "interrupted" else advice or self._next()
-        self.report.say(f"next: {further}")
+        if status == "interrupted":
+            self.report.say(further.line([f"resume={directory}"]))
+        elif following := f"next: {advice}" if advice else self._next():
+            self.report.say(following)
         return result
 
     def _beside_chance(self) -> tuple[list[str], str]:
@@ -217,20 +224,25 @@ class Run:
         return remarks, chance.advice(self.settings, self.data.image_shape[0], flips) if near else ""
 
     def _next(self) -> str:
-        """A command that goes on from here: a sweep around this run."""
-        if self.resumed:
-            return f"bnn-train task=evaluate from={self.directory}"
-        own = not self.settings.init_from  # else the layers of another run must fit
-        wide = own and isinstance(getattr(self.settings.model, "hidden_size", None), int)
-        sizes = ["model.hidden_size=128,256,512"] if wide else []
-        varied = [*sizes, "seed=0,1,2"]
-        keys, named = {item.partition("=")[0] for item in varied}, self.config.get("plugins") or []
-        kept = [item for item in own_overrides(self.plan.overrides, named) if item.lstrip("+").partition("=")[0] not in keys]
-        return f"{shlex.join(['bnn-train', '-m', *kept, *varied])}    (a sweep)"
+        """Returns the line of the command that makes sense after this run, if any."""
+        accuracies = self.epochs[-1]["train_accuracy"] if self.epochs else 0.0, self.evaluation["test_accuracy"]
+        where = self.settings, self.plan.overrides, self.directory
+        in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        about = self.data.image_shape[0], self.resumed, in_sweep, self.config.get("plugins") or ()
+        return further.Ended(*where, *accuracies, *about).next()
 
     def _rows(self) -> str:
         splits = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
-        return ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if split is not None) + " rows"
+        counts = {name: f"{len(split):,} {name}" for name, split in splits.items() if split is not None}
+        if limited := self._limited():
+            counts["test"] = f"{limited} test"
+        return f"{', '.join(counts.values())} rows"
+
+    def _limited(self) -> str:
+        """Returns "500 of 10,000" where not all test rows are evaluated; else ""."""
+        evaluated, limit = len(self.data.test), self.settings.trainer.limit_eval
+        there = len(self.plan.arrays.test_labels) if self.plan.arrays else evaluated
+        return f"{evaluated:,} of {there:,}" if limit and there > evaluated else ""
 
     def _sum(self, cost: str) -> int:
         return sum(getattr(layer, cost) for layer in self.layers)

@@ -47,7 +47,7 @@ def config_dir(arguments: Sequence[str]) -> str | None:
 
 
 def overrides(arguments: Sequence[str], groups: Path) -> list[str]:
-    """The overrides of a command line.
+    """Returns the overrides of a command line.
 
     Args:
         groups: the folder of our own configuration.

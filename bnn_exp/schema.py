@@ -3,15 +3,18 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, core_schema
+
+from bnn_exp.paths import at_home
 
 schema = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Place = Annotated[str, AfterValidator(at_home)]  # of a file or folder
 Count = Annotated[int, Field(ge=1)]
 Schedule = Literal["constant", "linear", "cosine", "geometric"]
 

@@ -1,14 +1,16 @@
 """A sweep: where its jobs run, what of them is done already, and the answer at its end. Imports no torch."""
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import places
+from bnn_exp import further, places
 from bnn_exp.config import Report
 from bnn_exp.errors import UserError
+from bnn_exp.gate import Gate
 from bnn_exp.plan import Plan, make_plan, values_of
 from bnn_exp.records import html, runs, summary
 from bnn_exp.records.answer import FILES, answer
@@ -124,7 +126,16 @@ def conclude(directory: Path, report: Report) -> bool | None:
         return None
     result = answer(found, directory, report.y, report.x, report.group)
     console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
+    if following := further.after_sweep(result, directory, sys.argv[1:]):
+        console().print(following)
     return not result.unfinished
+
+
+def below(directory: Path, gate: Gate) -> str:
+    """Returns a line where runs of the sweep in `directory` are below the accuracy that is asked for; else ""."""
+    found = list(runs.find([directory]))
+    low = [run for run in found if gate.of_run(run.summary)]
+    return f"{len(low)} of {len(found)} runs are below min_accuracy={gate.least:g}" if low else ""
 
 
 def own_report(directory: Path) -> Report | None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bnn_exp import config, engine, places, plugins, sweep, unread
+from bnn_exp import config, engine, places, plugins, said, sweep, unread
 from bnn_exp.config import Report, Request
 from bnn_exp.distributed import torchrun_size
-from bnn_exp.errors import FULL, NotWritten, UserError
+from bnn_exp.errors import FULL, NotWritten, TooLow, UserError
+from bnn_exp.gate import Gate
 from bnn_exp.plan import Plan, make_plan
-from bnn_exp.records import runs
+from bnn_exp.records import runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.files import check_writable, existing, writable
 from bnn_exp.resume import AUTO, asked_of_run, plan_to_go_on_or_begin, plan_to_resume
@@ -74,14 +75,23 @@ def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: 
 
     Raises:
         UserError: what is wrong with it.
+        TooLow, WrongResult: it is done, and what came out is not good.
     """
     request = config.load_request(composed)
     plugins.check_loaded(composed.get("plugins"))
     unread.check_command(request, overrides)
     if request.task != "train":
+        engine.let_waiting_threads_sleep(str(composed.device))
         return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen))
     planned = _plan(composed, overrides, directory)
+    if planned.finished and (shortfall := gate_of(request).of_run(summary.read(Path(directory)))):
+        raise TooLow(f"{planned.finished}\n{shortfall}")
     return planned.finished or planned
+
+
+def gate_of(request: Request) -> Gate:
+    """Returns the accuracy that is asked for."""
+    return Gate(request.min_accuracy, request.which)
 
 
 def _plan(composed: DictConfig, overrides: list[str], directory: str) -> Plan:
@@ -99,8 +109,10 @@ def _plan(composed: DictConfig, overrides: list[str], directory: str) -> Plan:
     return replace(plan, found=found)
 
 
-def prepare_sweep(composed: DictConfig, overrides: list[str], directory: str, swept: Mapping[str, str] | None = None) -> Report:
-    """Check what a sweep needs before its first job. Returns how its report is wanted.
+def prepare_sweep(
+    composed: DictConfig, overrides: list[str], directory: str, swept: Mapping[str, str] | None = None
+) -> tuple[Report, Gate]:
+    """Checks what a sweep needs before its first job. Returns how its report is wanted, and the accuracy that is asked for.
 
     Args:
         swept: what an experiment sweeps over, by keys.
@@ -124,7 +136,9 @@ def prepare_sweep(composed: DictConfig, overrides: list[str], directory: str, sw
     in_experiment = {key: value for key, value in (swept or {}).items() if key in ("config", "from", "init_from")}
     unread.check_named({"init_from": composed.get("init_from")} | in_experiment, overrides)
     _check_sweep(composed.get("resume") or request.sweep.resume, directory)
-    return request.report
+    if len(said.values(overrides, "min_accuracy")) > 1:
+        raise UserError("min_accuracy: one for all runs of a sweep\nallowed: min_accuracy=N")
+    return request.report, gate_of(request)
 
 
 def _check_sweep(resumed: str | None, directory: str) -> None:
@@ -169,8 +183,6 @@ def benchmark(asked: Asked) -> str:
     if not asked.request.from_:
         places.check_no_other_run(asked.directory)
         check_writable(asked.directory, "hydra.run.dir")  # before minutes of work
-    if asked.request.benchmark.name == "training":
-        engine.let_waiting_threads_sleep(settings)
     return pkgutil.resolve_name(BENCHMARKS[asked.request.benchmark.name])(asked)
 
 
@@ -188,11 +200,11 @@ def report(asked: Asked) -> str:
     if not found:
         raise UserError(f"from={','.join(map(str, sources))}: no run there\nallowed: directories of runs or sweeps")
     wanted = asked.request.report
-    said = wanted != Report(x=None, y=None, group=None)
+    asked_for = wanted != Report(x=None, y=None, group=None)
     own = sweep.own_report(sources[0]) if len(sources) == 1 else None
-    if not said:
+    if not asked_for:
         wanted = own or wanted
-    usual = sources[0] if len(sources) == 1 and (wanted == own or not said) else asked.directory
+    usual = sources[0] if len(sources) == 1 and (wanted == own or not asked_for) else asked.directory
     into = asked.into(usual)
     _check_report_into(into, sources[0] if len(sources) == 1 else None, wanted)
     anew = "; the report that was there is replaced" if places.holds_sweep(into) and not sweep.own_report(into) else ""

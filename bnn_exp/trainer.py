@@ -20,6 +20,7 @@ from bnn_exp.losses import loss_named
 from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.exact import home
 from bnn_exp.optim.rule import Factors
+from bnn_exp.records.terminal import progress
 
 
 @dataclass
@@ -264,7 +265,9 @@ class Trainer:
 def confusion_matrix(network: Callable[[Tensor], Tensor], split: Split, classes: int, batch_size: int) -> Tensor:
     """How often a row of class i was answered with class j: int64 [classes, classes] on the CPU."""
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
-    for rows in pieces(torch.arange(len(split), device=counts.device), batch_size):
-        x, labels = split.batch(rows)
-        counts += torch.bincount(labels * classes + network(x).argmax(1), minlength=classes * classes)
+    with progress("rows evaluated", len(split)) as done:
+        for rows in pieces(torch.arange(len(split), device=counts.device), batch_size):
+            x, labels = split.batch(rows)
+            counts += torch.bincount(labels * classes + network(x).argmax(1), minlength=classes * classes)
+            done(len(rows))
     return counts.reshape(classes, classes).cpu()

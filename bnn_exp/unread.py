@@ -3,6 +3,7 @@
 A setting without effect is a mistake that looks like a result: a sweep over it compares equal runs.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +96,11 @@ def _activations(case: Case) -> bool:
 
 RUN = "a training: task=train, or task=benchmark benchmark=training"
 FROM = "config=RUN (its configuration anew), init_from=RUN (fine-tune it), resume=RUN (go on), task=evaluate from=RUN, …"
-WHICH = "task=evaluate from=RUN which=best, …; init_from=RUN/checkpoints/best.pt"
+WHICH = "task=evaluate from=RUN which=best, …; min_accuracy=N which=best; init_from=RUN/checkpoints/best.pt"
 COMMAND = (
     _entry("from", lambda c: c.request.task != "train", "a training does not read it", FROM),
-    _entry("which", lambda c: c.request.task in OF_A_NETWORK and c.request.from_, _task, WHICH),
+    _entry("which", lambda c: _names_network(c.request), _task, WHICH),
+    _entry("min_accuracy", lambda c: c.request.task in ("train", "evaluate"), _task, "task=train, evaluate"),
     _entry("input", lambda c: c.request.task == "predict", _task, "task=predict input=IMAGES"),
     _entry("export", lambda c: c.request.task == "export", _task, "task=export"),
     _entry("benchmark", lambda c: c.request.task == "benchmark", _task, "task=benchmark"),
@@ -167,6 +169,13 @@ TRAINING = (
     _entry("trainer.sync_batch_norm", _several_devices, "there is one device", "trainer.devices=2 or more"),
     _entry("trainer.sync_batch_norm", _batch_norms, "this network has no BatchNorm", "a network with BatchNorm"),
 )
+
+
+def _names_network(request: Request) -> bool:
+    """Whether `which` says something: of a run that is read, or of the accuracy that a training has to reach."""
+    if request.task == "train":
+        return request.min_accuracy is not None
+    return request.task in OF_A_NETWORK and bool(request.from_)
 
 
 def _only_threads(case: Case) -> bool:
@@ -251,4 +260,5 @@ def _check(table: tuple[Entry, ...], case: Case) -> None:
             if case.settings and _of_ones_own(case, key):
                 continue
             if not entry.read(case):
-                raise UserError(f"{key}={case.said[key]}: {entry.why_not(case)}\nallowed: {entry.allowed(case)}")
+                shown = re.sub(r'^"(.*)"$', r"\1", case.said[key])  # the quotes of bnn_exp.names
+                raise UserError(f"{key}={shown}: {entry.why_not(case)}\nallowed: {entry.allowed(case)}")

@@ -307,32 +307,18 @@ def test_lean_memory_packs_bits_as_they_are_made_and_changes_none():
     assert bits_sha256(fast.network) == bits_sha256(lean.network)
 
 
-def test_waiting_threads_sleep_for_the_packed_engine_unless_the_user_says_how_they_wait(monkeypatch):
-    for name in (engine.SPINNING, "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, "")  # so that it is set back
-        monkeypatch.delenv(name)
-    engine.let_waiting_threads_sleep(settings_of("trainer.engine=dense"))
-    assert engine.SPINNING not in os.environ
-    with monkeypatch.context() as patch:
-        patch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-        engine.let_waiting_threads_sleep(settings_of("trainer.engine=packed"))
-    assert engine.SPINNING not in os.environ
-    engine.let_waiting_threads_sleep(settings_of("trainer.engine=packed"))
-    assert int(os.environ[engine.SPINNING]) < 300_000  # what GNU's OpenMP does when nothing is said
+def test_waiting_threads_sleep_on_a_cpu_unless_the_user_says_how_they_wait(monkeypatch):
+    for given, device, expected in (
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "cpu", {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({}, "cuda:0", {}),
+        ({}, "cpu", {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({}, "auto", {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ):
+        monkeypatch.setattr(engine.os, "environ", given)
+        engine.let_waiting_threads_sleep(device)
+        assert given == expected
 
 
 def test_auto_packs_bits_on_a_cpu():
     assert engine.choose(settings_of(*RANDOM), "cpu") == engine.choose(settings_of("optimizer=counter"), "cpu") == "packed"
     assert engine.choose(settings_of(*RANDOM), "cuda") == "dense"
-
-
-@pytest.mark.parametrize("where", ["cuda", "cuda:1", "auto"])
-def test_threads_are_settled_before_it_is_known_where_a_run_goes(where, monkeypatch):
-    """What a CPU can't train and a GPU can is not refused yet, and nothing is set for a GPU."""
-    monkeypatch.setattr(engine.os, "environ", {})
-    packed = settings_of("trainer.engine=packed", "trainer.precision=bf16", f"device={where}")
-    engine.let_waiting_threads_sleep(packed)
-    engine.let_waiting_threads_sleep(settings_of("trainer.engine=packed", "device=cuda"))
-    assert not engine.os.environ
-    engine.let_waiting_threads_sleep(settings_of("trainer.engine=packed"))
-    assert set(engine.os.environ) == {engine.SPINNING}

@@ -51,7 +51,7 @@ def test_a_run_leaves_all_that_it_promises(bnn_train, summary):
     assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
     log = (directory / "train.log").read_text()
     assert "epoch 4/4" in log and "layers.3" in log
-    for text in ("epoch 1/4", "epoch 4/4", "multiply-adds", "model.safetensors", "next:"):
+    for text in ("epoch 1/4", "epoch 4/4", "multiply-adds", "model.safetensors", "next (", ": bnn-train "):
         assert text in done.out
 
 

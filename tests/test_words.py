@@ -1,6 +1,7 @@
 """Output of the command: texts of users are shown as they are, and the best of a run is said with what it was chosen by."""
 
 import io
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -153,3 +154,26 @@ def test_the_best_is_said_with_what_chose_it(bnn_train, summary):
             said = f"best {result['best_test_accuracy']:.2f}% (epoch 1; chosen on the test itself: optimistic)"
             assert "chosen on the test itself" in (Path(by) / "report.html").read_text()
         assert f"completed: test {result['test_accuracy']:.2f}%, {said}" in done.out
+
+
+def test_what_takes_long_shows_how_far_it_is(bnn_train, copy_of_run, tmp_path, monkeypatch):
+    """Where each step takes ten seconds, every loop of the command says so: training's tests, benchmarks, exports."""
+    monkeypatch.setattr(terminal, "EVERY", 0.0)
+    small = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
+    assert "rows evaluated: 360 of 360" in bnn_train(*small, "hydra.run.dir=run").out
+    assert "images on bits: 360 of 360" in bnn_train("task=evaluate", "from=run").out
+    assert "test rows checked: 360 of 360" in bnn_train("task=export", "from=run", "export.format=torch").out
+    monkeypatch.setattr("bnn_exp.benchmark.memory.measure", lambda name, values, device, done: done(3))
+    found = bnn_train("task=benchmark", "benchmark=training", "benchmark.rounds=3", "model.hidden_size=8").out
+    assert re.search(r"rounds of training, of each way: (\d+) of \1$", found, re.MULTILINE)
+    assert re.search(r"processes whose memory is measured: (\d+) of \1$", found, re.MULTILINE)
+
+
+def test_a_bar_appears_on_a_terminal_only_where_it_takes_a_second(monkeypatch):
+    for seconds, shown in ((0.0, False), (2.0, True)):
+        screen, clock = io.StringIO(), itertools.count(0.0, seconds)
+        monkeypatch.setattr(terminal, "monotonic", lambda clock=clock: next(clock))
+        monkeypatch.setattr(terminal, "console", lambda screen=screen: Plain(file=screen, force_terminal=True, width=80))
+        with progress("rows [x]", 2) as done:
+            done(1), done(1)
+        assert ("rows [x]" in screen.getvalue()) is shown

@@ -3,7 +3,7 @@
 import torch
 from rich.table import Table
 
-from bnn_exp import config, engine, models
+from bnn_exp import config, engine, further, models
 from bnn_exp.benchmark import memory, seed, times, ways
 from bnn_exp.benchmark.floor import floor
 from bnn_exp.benchmark.plot import training_plot
@@ -13,6 +13,8 @@ from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.prepare import first_network, load, settle
 from bnn_exp.records.files import write_json
+from bnn_exp.records.runs import own_overrides
+from bnn_exp.records.terminal import progress
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
 
@@ -39,7 +41,9 @@ def benchmark(asked: Asked) -> str:
     write_json(asked.directory / "benchmark.json", found)
     training_plot(asked.directory / "benchmark.png", found)
     _say(found)
-    return f"in {asked.directory}: benchmark.json, benchmark.png"
+    kept = [item for item in own_overrides(asked.overrides) if not item.startswith("benchmark")]
+    said = f"in {asked.directory}: benchmark.json, benchmark.png"
+    return f"{said}\n{further.line(kept, 'the training that was measured')}"
 
 
 def _measured(plan: Plan, wanted: Training) -> dict:
@@ -57,7 +61,10 @@ def _measured(plan: Plan, wanted: Training) -> dict:
         measured = times.measure(names, settings, data, wanted.rounds)
         sizes = times.batch_size(settings, data), times.rows_of_epoch(settings, data)
         least = floor(first_network(settings, data).to(device), data, *sizes, chosen)
-    sizes = {name: memory.measure(name, values, plan.device) for name in (chosen, *ways.plain(device), ways.ADAM)}
+    weighed, sizes = dict.fromkeys((chosen, *ways.plain(device), ways.ADAM)), {}
+    with progress("processes whose memory is measured", memory.PROCESSES * len(weighed)) as done:
+        for name in weighed:
+            sizes[name] = memory.measure(name, values, plan.device, done)
     ours = measured[0]["median"]
     for row in measured:
         row["speedup"] = row["median"] / ours

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -38,12 +39,13 @@ PROCESSES = 3  # of each way
 WARM_ROWS, WARM_WIDTH, WARM_CHANNELS = 1024, 64, 8  # of the tiny training, at most
 
 
-def measure(name: str, values: dict, device: str) -> dict | None:
+def measure(name: str, values: dict, device: str, done: Callable[[int], None] = lambda count: None) -> dict | None:
     """The bytes of one way, in processes of its own, the one with the median peak; None where there is nothing to tell them.
 
     Args:
         name: of the way, see `bnn_exp.benchmark.ways`.
         values: the configuration, plain.
+        done: is told of each process that has ended.
 
     Returns:
         `before`; `built`: with network and optimizers, beyond `before`; `peak_bytes`: at the peak, beyond `before`;
@@ -55,7 +57,11 @@ def measure(name: str, values: dict, device: str) -> dict | None:
     """
     if device == "cpu" and not Path("/proc/self/status").exists():
         return None
-    found = sorted((_in_a_process(name, values, device) for _ in range(PROCESSES)), key=lambda sizes: sizes["peak_bytes"])
+    found = []
+    for _ in range(PROCESSES):
+        found.append(_in_a_process(name, values, device))
+        done(1)
+    found.sort(key=lambda sizes: sizes["peak_bytes"])
     return found[PROCESSES // 2] | {"peaks": [sizes["peak_bytes"] for sizes in found]}
 
 

@@ -15,6 +15,7 @@ from bnn_exp.config import Settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy.timing import summary
 from bnn_exp.errors import UserError
+from bnn_exp.records.terminal import progress
 from bnn_exp.trainer import Trainer
 
 ROUNDS, EPOCHS = 3, 2  # of each in turn
@@ -79,7 +80,7 @@ class SeedProgram:
         if self.device.type == "cuda":
             index, seen = self.device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
             visible = seen.split(",")[index] if seen else str(index)
-        given = {name: value for name, value in os.environ.items() if name != engine.SPINNING}
+        given = {name: value for name, value in os.environ.items() if name != engine.WAITING}
         return given | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": visible}
 
 
@@ -97,12 +98,14 @@ def beside(program: SeedProgram, trainer: Trainer, rows: int) -> dict:
         UserError: the program fails.
     """
     seconds: dict[str, list[float]] = {"seed": [], "ours": []}
-    for turn in range(ROUNDS):
-        seconds["seed"] += program.epochs(EPOCHS)
-        if not turn:
-            trainer.train_on(0, 0, next(whole_batches(trainer.data, trainer.batch_size(0))))  # compiles
-        epochs = [trainer.epoch() for _ in range(EPOCHS)]
-        seconds["ours"] += [epoch["train_seconds"] for epoch in epochs]
+    with progress("rounds beside the seed's program", ROUNDS) as done:
+        for turn in range(ROUNDS):
+            seconds["seed"] += program.epochs(EPOCHS)
+            if not turn:
+                trainer.train_on(0, 0, next(whole_batches(trainer.data, trainer.batch_size(0))))  # compiles
+            epochs = [trainer.epoch() for _ in range(EPOCHS)]
+            seconds["ours"] += [epoch["train_seconds"] for epoch in epochs]
+            done(1)
     images = {"seed": rows, "ours": round(epochs[-1]["train_seconds"] * epochs[-1]["images_per_second"])}
     found = {
         who: summary(times) | {"images_per_second": images[who] / summary(times)["median"]} for who, times in seconds.items()

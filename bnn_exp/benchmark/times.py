@@ -13,6 +13,7 @@ from bnn_exp.benchmark.ways import ENGINES, Step
 from bnn_exp.config import Settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.deploy.timing import WINDOW, seconds_of, summary
+from bnn_exp.records.terminal import progress
 
 MOST = 100  # batches of a round
 
@@ -44,10 +45,12 @@ def in_turns(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -> 
     probed = {name: _seconds(name, step, [first], warm=True)[0] for name, step in steps.items()}
     length = max(1, min(MOST, round(WINDOW / min(probed.values()))))
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        block = list(islice(batches, length))
-        for name, step in steps.items():
-            taken[name].append(_seconds(name, step, block))
+    with progress("rounds of training, of each way", rounds * len(steps)) as done:
+        for _ in range(rounds):
+            block = list(islice(batches, length))
+            for name, step in steps.items():
+                taken[name].append(_seconds(name, step, block))
+                done(1)
     return {
         name: summary([wall for wall, _ in times]) | {"processor_median": median(busy for _, busy in times)}
         for name, times in taken.items()

@@ -9,7 +9,7 @@ from torch import Tensor
 from bnn_exp.data.sources import Arrays
 from bnn_exp.randomness import Purpose, generator
 
-_SUBSET, _VALIDATION = 2, 3  # seeds of the choices of rows, which are the same in every run
+_SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # seeds of the choices of rows, which are the same in every run
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,18 @@ class Dataset:
     key: str
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays, device: torch.device, limit: int | None = None, validation: float = 0.0) -> "Dataset":
+    def from_arrays(
+        cls,
+        arrays: Arrays,
+        device: torch.device,
+        limit: int | None = None,
+        validation: float = 0.0,
+        limit_eval: int | None = None,
+    ) -> "Dataset":
         """`limit` uses that many train rows: the same random ones each time, since a dataset may be sorted by class.
         `validation` is the fraction of those that is kept back, of every class alike; it too is always the same. A validation
-        split of the dataset itself is used as it is."""
-        rows = np.arange(len(arrays.train_labels))
-        if limit is not None and limit < len(rows):
-            rows = np.sort(np.random.default_rng(_SUBSET).permutation(len(rows))[:limit])
+        split of the dataset itself is used as it is. `limit_eval` uses that many rows of test and of validation, likewise."""
+        rows = some_rows(len(arrays.train_labels), limit, _SUBSET)
         kept_back = stratified(arrays.train_labels[rows], validation)
 
         def split(images: np.ndarray, labels: np.ndarray) -> Split:
@@ -57,11 +62,18 @@ class Dataset:
             every = len(which) == len(arrays.train_labels)  # then nothing is copied
             return split(*(a if every else a[which] for a in (arrays.train_images, arrays.train_labels)))
 
+        def evaluated(whole: Split) -> Split:
+            if limit_eval is None or limit_eval >= len(whole):
+                return whole
+            chosen = torch.from_numpy(some_rows(len(whole), limit_eval, _EVALUATED)).to(device)
+            return Split(*whole.batch(chosen))
+
         own = None if arrays.validation_images is None else split(arrays.validation_images, arrays.validation_labels)
+        kept = train_rows(rows[kept_back]) if validation else own
         return cls(
             train_rows(rows[~kept_back]),
-            train_rows(rows[kept_back]) if validation else own,
-            split(arrays.test_images, arrays.test_labels),
+            None if kept is None else evaluated(kept),
+            evaluated(split(arrays.test_images, arrays.test_labels)),
             arrays.classes,
             arrays.mean,
             arrays.std,
@@ -72,6 +84,13 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return tuple(self.train.images.shape[1:])
+
+
+def some_rows(count: int, limit: int | None, seed: int) -> np.ndarray:
+    """Returns the indices of at most `limit` rows of `count`, random but the same each time, ascending: int64."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
 
 
 def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 from bnn_exp.data import archive, columns, idx, images, listed, npy, pixel_csv, tables
 from bnn_exp.data.rows import Found, Rows, Source, named, shown, split_among, split_of
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found"}  # beside all names that begin with a dot
 FORMS = (
@@ -30,7 +31,7 @@ def find(path: Path, label: str | None = None, part: str = "") -> Source:
     Raises:
         UserError: there is none, or there are several.
     """
-    where, path = f"dataset.path={shown(path)}", path.expanduser().absolute()
+    where, path = f"dataset.path={shown(path)}", Path(at_home(str(path))).absolute()
     if not path.exists():
         raise UserError(f"{where}: no such folder\nallowed: a folder, archive or file that holds {FORMS}")
     if path.is_file() and archive.is_archive(path):

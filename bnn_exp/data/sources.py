@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from bnn_exp.data import own
 from bnn_exp.data.registry import DATASETS
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 
 FORMAT = 3  # of the cache files; a change makes new ones
 # They stand in the metadata of a cache file.
@@ -100,7 +101,7 @@ class Arrays:
 def cache_folder() -> Path:
     """Returns the folder of decoded datasets: $BNN_EXP_CACHE, else the user's cache folder."""
     folder = os.environ.get("BNN_EXP_CACHE") or platformdirs.user_cache_dir("bnn_exp")
-    return Path(folder).expanduser() / "datasets"
+    return Path(at_home(folder)) / "datasets"
 
 
 def read(name: str, **settings: Any) -> Arrays:

@@ -9,6 +9,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.nn import BinaryLayer
 from bnn_exp.nn.exact import difference
 from bnn_exp.records import probe
+from bnn_exp.records.terminal import progress
 
 BATCH = 1024
 
@@ -26,7 +27,12 @@ class Evaluating(nn.Module):
 @torch.inference_mode()
 def predictions(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """The classes of images, uint8 [n, …], by a network that gives logits: int64 [n]; the first of equal logits counts."""
-    return torch.cat([network(batch).argmax(1) for batch in images.split(BATCH)])
+    found = []
+    with progress("test rows checked", len(images)) as done:
+        for batch in images.split(BATCH):
+            found.append(network(batch).argmax(1))
+            done(len(batch))
+    return torch.cat(found)
 
 
 def check_packed(format: str, network: nn.Module, *names: str) -> None:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import nn
 
-from bnn_exp import config, models, places, plan, plugins, unread
+from bnn_exp import config, further, models, places, plan, plugins, unread
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
@@ -21,7 +21,7 @@ from bnn_exp.deploy.predict import FILES
 from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch, write_torch
-from bnn_exp.errors import UserError, WrongResult
+from bnn_exp.errors import TooLow, UserError, WrongResult
 from bnn_exp.nn.exact import home, is_exactly
 from bnn_exp.records import evaluations, html
 from bnn_exp.records.files import writable, write_json
@@ -29,7 +29,7 @@ from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of, which_of
 from bnn_exp.records.words import bytes_in_words, console
-from bnn_exp.tasks import Asked
+from bnn_exp.tasks import Asked, gate_of
 
 FORMS = ("PackedMLP", "BNCVLNet")  # of packed networks that every format knows
 SHOWN, LAST = 40, 10  # answers on the console, and how many of these are the last ones
@@ -40,6 +40,7 @@ def evaluate(asked: Asked) -> str:
 
     Raises:
         WrongResult: the accuracy is not the one that the run's summary has of these rows.
+        TooLow: it is below `min_accuracy`.
     """
     model, dataset = asked.model, _dataset(asked)
     run = run_of(model)
@@ -51,7 +52,10 @@ def evaluate(asked: Asked) -> str:
     said = _leave(result, into, run, arrays)
     if wrong := evaluations.disagreement(vars(result), run):
         raise WrongResult(f"{wrong}\n{said}")
-    return said
+    if shortfall := gate_of(asked.request).shortfall(result.accuracy_float):
+        raise TooLow(f"{said}\n{shortfall}")
+    able = result.accuracy_packed is not None
+    return _with_next(said, "export", asked, "for a device") if able else said
 
 
 def _say(result: evaluation.Evaluation) -> None:
@@ -112,7 +116,7 @@ def predict(asked: Asked) -> str:
         parts.append(f"{found.passed_over:,} other file{'s' * (found.passed_over != 1)} passed over")
     if found.together:
         parts.append(predicted.TOGETHER)
-    return "\n".join(parts)
+    return _with_next("\n".join(parts), "evaluate", asked, "how often it is right")
 
 
 def _show(found: predicted.Predictions) -> None:
@@ -148,7 +152,8 @@ def export(asked: Asked) -> str:
         if key.endswith("bytes")
     ]
     files = [file.name for file in facts.get("files", [facts.get("file")])]
-    return f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {len(images):,} test rows"
+    said = f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {len(images):,} test rows"
+    return _with_next(said, "benchmark", asked, "its speed")
 
 
 def _check_format(format: str, network: nn.Module) -> None:
@@ -183,7 +188,12 @@ def benchmark(asked: Asked) -> str:
     with writable(folder):
         write_json(folder / f"{name}.json", found)
         speed_plot(folder / f"{name}.png", found)
-    return f"in {folder}: {name}.json, {name}.png"
+    return _with_next(f"in {folder}: {name}.json, {name}.png", "export", asked, "for a device")
+
+
+def _with_next(said: str, task: str, asked: Asked, why: str) -> str:
+    """Returns what a task says at its end, and the command of another task with the same network, if there is one."""
+    return "\n".join(filter(None, [said, further.of_network(task, asked.request, why)]))
 
 
 def _as_deployed(model: Path, folder: Path) -> Path:

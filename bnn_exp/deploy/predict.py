@@ -18,6 +18,7 @@ from bnn_exp.data.images import Pixels, is_picture, read_image
 from bnn_exp.deploy.evaluate import described
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 from bnn_exp.records.files import write_json, write_text
 from bnn_exp.records.model import load_model
 from bnn_exp.records.summary import surroundings
@@ -156,7 +157,7 @@ def find(given: Sequence[str]) -> Found:
     """
     found = Found()
     for item in given:
-        before, path = len(found.pictures), Path(item).expanduser()
+        before, path = len(found.pictures), Path(at_home(item))
         if path.is_file():
             found.pictures.append(path)
         else:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from bnn_exp.records.terminal import progress
+
 ROUNDS = 15
 WINDOW = 0.005  # seconds that a way is repeated for in a round, at least
 
@@ -15,9 +17,11 @@ def in_turns(ways: dict[str, Callable[[], Any]], device: torch.device, rounds: i
     """Per way the median seconds of a call, and the quartiles: `median`, `low`, `high`. Each is called once before that."""
     repeats = {name: max(1, round(WINDOW / max(seconds_of(way, 1, device, warm=True), 1e-9))) for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            seconds[name].append(seconds_of(way, repeats[name], device))
+    with progress("rounds, of each way", rounds * len(ways)) as done:
+        for _ in range(rounds):
+            for name, way in ways.items():
+                seconds[name].append(seconds_of(way, repeats[name], device))
+                done(1)
     return {name: summary(times) for name, times in seconds.items()}
 
 

@@ -42,7 +42,10 @@ def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
     """
     size, threads = plan.settings.trainer.devices, torch.get_num_threads()
     if size == 1:
-        yield None
+        try:
+            yield None
+        finally:
+            torch.set_num_threads(threads)  # of a run that has another number of its own
         return
     others: list[BaseProcess] = []
     try:

@@ -36,13 +36,16 @@ def picture_of(file: Path) -> Path:
     return file.with_name("mistakes.png") if file.name == OWN else file.with_suffix(".png")
 
 
-def told(record: Record, which: str) -> float | None:
-    """Returns the accuracy (percent) that a run's summary has of its network on its own data; None where it has none,
-    and of any other file.
+def told(record: Record, which: str, rows: int) -> float | None:
+    """Returns the accuracy (percent) that a run's summary has of its network on its own `rows` test rows; None where it has
+    none, and of any other file.
 
-    The summary of a run that was stopped tells of its last whole epoch, its last network may be a few steps further.
+    The summary of a run that was stopped tells of its last whole epoch, its last network may be a few steps further. One whose
+    test was limited tells of fewer rows.
     """
     if which == "last" and record.status != "completed":
+        return None
+    if (record.setting("trainer.limit_eval") or rows) < rows:
         return None
     return record.summary.get(ACCURACY.get(which))
 

@@ -12,7 +12,7 @@ from bnn_exp import said
 from bnn_exp.errors import UserError
 from bnn_exp.records import metrics, summary
 
-NOT_OF_A_RUN = ("sweep", "sweeper", "launcher", "report", "task", "from")
+NOT_OF_A_RUN = ("sweep", "sweeper", "launcher", "report", "task", "from", "which", "min_accuracy")
 MODELS = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # by the epoch that they hold
 EPOCHS = {file: which for which, file in MODELS.items()} | {"checkpoints/last.pt": "last"}
 

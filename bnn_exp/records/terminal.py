@@ -1,7 +1,7 @@
 """Consoles that show every text as it is, and bars of what takes long."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from time import monotonic
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.text import Text
 from bnn_exp.records.words import console, printable
 
 EVERY = 10.0  # seconds between two lines of progress, where there is no terminal
+PATIENCE = 1.0  # seconds before a bar appears
 
 
 class Plain(Console):
@@ -28,22 +29,34 @@ class Plain(Console):
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of `total` is done: a bar on a terminal, elsewhere a line every ten seconds.
+    """Shows how much of `total` is done, where it takes long: a bar on a terminal after a second, elsewhere a line every ten.
 
     Yields a function that takes how much more is done.
     """
-    said, done, speak = monotonic(), 0, console()
-    columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=speak, transient=True)
-    task = bar.add_task(what, total=total)
+    began = said = monotonic()
+    done, bar, speak = 0, None, console()
 
     def advance(count: int) -> None:
-        nonlocal said, done
+        nonlocal said, done, bar
         done += count
-        bar.update(task, advance=count)
-        if not speak.is_terminal and monotonic() - said >= EVERY:
+        if speak.is_terminal:
+            if bar is None and monotonic() - began >= PATIENCE:
+                bar = _bar(speak)
+                bar.add_task(what, total=total)
+                bar.start()
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done)
+        elif monotonic() - said >= EVERY:
             said = monotonic()
             speak.print(f"{what}: {done:,} of {total:,}")
 
-    with bar if speak.is_terminal else nullcontext():
+    try:
         yield advance
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)

@@ -1,0 +1,99 @@
+"""The command that makes sense after another one: the last line of what `bnn-train` says. Imports no torch."""
+
+import shlex
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnn_exp.config import Request, Settings
+from bnn_exp.records.runs import own_overrides
+
+if TYPE_CHECKING:
+    from bnn_exp.records.study import Study
+
+LEARNED = 80.0  # percent of the train rows, from which on a network has learned them
+GAP = 10.0  # percent between train and test accuracy, from which on more train pictures help
+SMOKE = ("trainer", "trainer.epochs", "trainer.limit_batches", "trainer.limit_eval")  # keys that shorten a run
+
+
+def line(arguments: Sequence[str], why: str = "") -> str:
+    """Returns a line that says what may come next: what it is for, and a `bnn-train` command to be pasted into a shell."""
+    return f"next{f' ({why})' if why else ''}: {shlex.join(['bnn-train', *arguments])}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A training that is completed, and what it reached in percent; `channels` are those of its pictures."""
+
+    settings: Settings
+    overrides: Sequence[str]
+    directory: Path
+    train_accuracy: float
+    test_accuracy: float
+    channels: int
+    resumed: bool = False
+    in_sweep: bool = False
+    plugins: Sequence[str] = ()
+
+    def next(self) -> str:
+        """Returns the line of the command that makes sense now; "" for a run of a sweep, which has one of its own."""
+        if self.in_sweep:
+            return ""
+        if self.settings.trainer.limit_batches or self.settings.trainer.limit_eval:
+            return line([*self._without(SMOKE)], "the whole run")
+        if self.resumed or self.settings.init_from:
+            return line(["task=evaluate", f"from={self.directory}"])
+        return self._better() or self._sweep()
+
+    def _better(self) -> str:
+        """The change that helps most where the network has not learned its rows, or knows them by heart."""
+        model, trainer = self.settings.model, self.settings.trainer
+        if self.train_accuracy < LEARNED:
+            if self.channels > 1 and model.name == "mlp":
+                kept = self._without(("experiment", "delta"), ("model", "optimizer", "trainer"))
+                return line([*kept, "model=bncvl"], "a convolutional network, for photos")
+            if model.weights == "bits" and self.settings.optimizer.name == "hypermask":
+                kept = self._without(("delta",), ("optimizer",))
+                return line([*kept, "optimizer=counter"], "a rule with a byte of memory a weight")
+            return line([*self._without(("trainer.epochs",)), f"trainer.epochs={2 * trainer.epochs}"], "more epochs")
+        if self.train_accuracy - self.test_accuracy > GAP and self.settings.dataset.augment == "none":
+            kept = self._without(("dataset.augment",))
+            return line([*kept, "dataset.augment=standard"], "each picture varied in training")
+        return ""
+
+    def _sweep(self) -> str:
+        size = getattr(self.settings.model, "hidden_size", None)
+        sizes = [f"model.hidden_size={size // 2},{size},{2 * size}"] if size and size > 1 else []
+        varied = [*sizes, "seed=0,1,2"]
+        return line(["-m", *self._without([item.partition("=")[0] for item in varied]), *varied], "a sweep")
+
+    def _without(self, keys: Collection[str], groups: Collection[str] = ()) -> Iterator[str]:
+        """Yields the overrides of the run without some keys, and without groups and all that is below them."""
+        for item in own_overrides(self.overrides, self.plugins):
+            key = item.lstrip("+~").partition("=")[0]
+            if key not in keys and key.partition(".")[0] not in groups:
+                yield item
+
+
+def of_network(task: str, request: Request, why: str) -> str:
+    """Returns the line of another task with the network of a request; "" where the request names none."""
+    if not request.from_:
+        return ""
+    place = request.from_ if isinstance(request.from_, str) else request.from_[0]
+    which = [] if request.which == "last" else [f"which={request.which}"]
+    return line([f"task={task}", f"from={place}", *which], why)
+
+
+def after_sweep(study: "Study", directory: Path, arguments: Sequence[str]) -> str:
+    """Returns the line that goes on with a sweep, or that evaluates its best run.
+
+    Args:
+        arguments: of the command that swept.
+    """
+    if any(run.status in ("interrupted", "unfinished") for run in study.unfinished):
+        known = any(item.partition("=")[0] == "sweep.resume" for item in arguments)
+        return line([*arguments, *([] if known else [f"sweep.resume={directory}"])], "what is missing")
+    if not study.best:
+        return ""
+    return line(["task=evaluate", f"from={study.best.runs[0].directory}"], "the best, on bits too")

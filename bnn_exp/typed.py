@@ -1,0 +1,120 @@
+"""Reads the command line as people type it, and refuses in a line or two what is neither a setting nor a flag. Imports no
+torch."""
+
+import argparse
+import difflib
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from bnn_exp import names
+from bnn_exp.errors import UserError
+
+DASHES = "-–—−"  # the last three come from pages and word processors
+FORM = "allowed: KEY=VALUE, such as delta=0.1; `bnn-train --help` lists every setting"
+HOME = re.compile(r"(--?[\w-]+=)?(~.*)")  # a path, perhaps with its flag
+
+
+def arguments(given: Sequence[str], groups: Path) -> list[str]:
+    """Returns a command line as Hydra takes it: overrides, wherever they stand, then flags. Names and paths are taken as they
+    are typed (see `bnn_exp.names`).
+
+    Args:
+        groups: the folder of our own configuration.
+
+    Raises:
+        UserError: an unknown flag, or a word that is no KEY=VALUE.
+    """
+    found, flags = flags_of(given), list(given)
+    for override in reversed(found.overrides):
+        last = len(flags) - 1 - flags[::-1].index(override)
+        del flags[last]
+    if found.shell_completion:
+        return [*found.overrides, *flags]
+    for i in range(len(found.overrides)):
+        _check_form(found.overrides, i, groups)
+    sweep = found.multirun or "hydra.mode=MULTIRUN" in found.overrides
+    at_home = (HOME.sub(lambda path: (path[1] or "") + at_home(path[2]), flag) for flag in flags)
+    return [*names.as_typed(found.overrides, groups, sweep), *at_home]
+
+
+def flags_of(given: Sequence[str]) -> argparse.Namespace:
+    """Returns Hydra's flags on a command line, and its `overrides`, in any order.
+
+    Raises:
+        UserError: an unknown flag, or one with a value that it does not take.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        words = [word for word in given if re.match(r"-+\w[\w.]+=", word) and not word.startswith("--config")]
+        if words:
+            raise _unknown(words[0], given)
+        raise UserError(f"{message}\nallowed: what `bnn-train --hydra-help` lists")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    found, unknown = parser.parse_known_intermixed_args(list(given))
+    if unknown:
+        raise _unknown(unknown[0], given)
+    return found
+
+
+def _unknown(flag: str, given: Sequence[str]) -> UserError:
+    """The error for a word with dashes that is no flag of Hydra's."""
+    word, after = flag.lstrip(DASHES), [*given, ""][list(given).index(flag) + 1]
+    if "=" in word:
+        hint = f"allowed: settings have no dashes: bnn-train {shlex.quote(word)}"
+    elif close := difflib.get_close_matches(flag, _options(), 1, 0.7):
+        hint = f"did you mean {close[0]}?"
+    elif after and after[0] not in DASHES and "=" not in after:
+        hint = f"allowed: settings have no dashes: bnn-train {shlex.quote(f'{word}={after}')}"
+    else:
+        hint = "allowed: KEY=VALUE, without dashes, and the flags that `bnn-train --hydra-help` lists"
+    return UserError(f"{flag}: no such flag\n{hint}")
+
+
+def _options() -> list[str]:
+    return re.findall(r"--[a-z][\w-]+", get_args_parser().format_usage())
+
+
+def _check_form(words: Sequence[str], i: int, groups: Path) -> None:
+    """Refuses word `i` of the overrides where it is no KEY=VALUE, and says what it may have been meant to be."""
+    word = words[i]
+    if re.match(r"~|[^=]+=", word) and word[0] not in DASHES:
+        return
+    before, after = words[i - 1] if i else "", words[i + 1] if i + 1 < len(words) else ""
+    if word[0] in DASHES:
+        bare = word.lstrip(DASHES) or after
+        hint = f"did you mean {'-' if len(bare) == 1 else '--'}{bare}?" if bare.isalpha() else FORM
+    elif meant := _meant(word, before, after, words[i + 2 :], groups):
+        hint = f"did you mean {shlex.quote(meant)}?"
+    else:
+        hint = FORM
+    raise UserError(f"{word}: not KEY=VALUE\n{hint}")
+
+
+def _meant(word: str, before: str, after: str, rest: Sequence[str], groups: Path) -> str | None:
+    """Returns the override that a word between two others may belong to."""
+    from bnn_exp import config
+
+    known, texts = {key.name: key for key in config.keys()}, names.keys_of_text(groups)  # noqa: SIM118
+    key, colon, value = word.partition(":")
+    if after == "=":
+        return f"{word}={''.join(rest[:1])}"
+    if after.startswith("="):
+        return word + after
+    if before.endswith("="):
+        return before + word
+    if key in known.keys() | texts and (colon or (after and "=" not in after)):
+        return f"{key}={value if colon else after}"
+    if word in known["task"].allowed.split(", "):
+        return f"task={word}"
+    if chosen := sorted(groups.glob(f"*/{word}.yaml")):
+        return f"{chosen[0].parent.name}={word}"
+    if before.partition("=")[0] in texts:
+        return f"{before} {word}"
+    return next((option for option in _options() if option == f"--{word}"), None)

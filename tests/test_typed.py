@@ -1,0 +1,130 @@
+"""The command line as people type it: what works, and what is answered in one to three lines (row C10 and the end of F)."""
+
+import pytest
+
+from bnn_exp.cli import CONF
+from bnn_exp.typed import arguments
+
+SMALL = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
+
+
+def test_flags_may_stand_anywhere(bnn_train):
+    done = bnn_train("model.hidden_size=8", "trainer=smoke", "-m", "seed=0,1", "trainer.epochs=1")
+    assert done.code == 0 and [run.name for run in done.runs] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["a=1", "-m", "b=1,2", "--config-dir", "x", "c=3"],
+        ["-m", "a=1", "--config-dir", "x", "b=1,2", "c=3"],
+        ["a=1", "b=1,2", "c=3", "--config-dir=x", "--multirun"],
+    ],
+)
+def test_overrides_come_first_in_their_order(given):
+    found = arguments(given, CONF)
+    assert found[:3] == ["a=1", "b=1,2", "c=3"] and sorted(found) == sorted(given)
+
+
+ANSWERS = {
+    "delta 0.1": "did you mean delta=0.1?",
+    "delta = 0.1": "did you mean delta=0.1?",
+    "delta= 0.1": "did you mean delta=0.1?",
+    "delta =0.1": "did you mean delta=0.1?",
+    "delta:0.1": "did you mean delta=0.1?",
+    "--delta=0.1": "bnn-train delta=0.1",
+    "--delta 0.1": "bnn-train delta=0.1",
+    "-delta 0.1": "bnn-train delta=0.1",
+    "-model=mlp": "bnn-train model=mlp",
+    "--hlep": "did you mean --help?",
+    "--mutirun seed=0": "did you mean --multirun?",
+    "- m seed=0": "did you mean -m?",
+    "—m seed=0,1": "did you mean -m?",
+    "–multirun seed=0,1": "did you mean --multirun?",
+    "help": "did you mean --help?",
+    "evaluate": "did you mean task=evaluate?",
+    "vgg": "did you mean model=vgg?",
+    "dataset=local dataset.path=my photos": "did you mean 'dataset.path=my photos'?",
+    "xyz": "allowed: KEY=VALUE, such as delta=0.1",
+    "=3": "allowed: KEY=VALUE, such as delta=0.1",
+    "-1": "allowed: KEY=VALUE, such as delta=0.1",
+    "-m=1": "ignored explicit argument '1'",
+    "from=0": "from=0: a training does not read it",
+    "--config-dir": "expected one argument",
+    "--cfg foo": "invalid choice: 'foo'",
+    "model=MLP": "did you mean model=mlp?",
+    "model=mpl": "did you mean model=mlp?",
+    "optimizer=conter": "did you mean optimizer=counter?",
+    "experiment=seed-mlp": "did you mean experiment=seed_mlp?",
+    "seed=0,1 delta=0.1": "bnn-train -m seed=0,1 delta=0.1",
+    "seed=range(0,3)": "bnn-train -m 'seed=range(0,3)'",
+    "model=mlp,vgg": "bnn-train -m model=mlp,vgg",
+    "task=report from=a,b": "'from=[a,b]' for a list",
+    "hydra.run.dir=a,b": "'hydra.run.dir=\"a,b\"' for one name",
+    "seed=a=b": "'seed=\"a=b\"'",
+    "seed=(1": "'seed=\"(1\"'",
+    "~delta": "allowed: delta=VALUE",
+    "~foo": "foo: no such setting",
+    "+foo=1": "foo: no such setting",
+    "dataset.background=#ff0000": "allowed: with dataset=",
+    "dataset=mnist dataset.background=#zz0000": 'allowed: white, grey, black or "#rrggbb"',
+}
+
+
+@pytest.mark.parametrize("line", ANSWERS)
+def test_what_is_mistyped_is_answered_in_a_line_with_what_to_type(bnn_train, tmp_path, line):
+    done = bnn_train(*line.split())
+    assert done.code == 2 and ANSWERS[line] in done.err and done.out == ""
+    assert 1 <= len(done.err.strip().splitlines()) <= 3 and "usage" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def experiment(folder, text: str, name: str = "mine.yaml"):
+    (folder / "experiment").mkdir(parents=True, exist_ok=True)
+    (folder / "experiment" / name).write_text(text)
+
+
+FIRST = "# @package _global_\n"
+FILES = {
+    "no first line": ("model:\n  hidden_size: 8\n", "allowed: `# @package _global_` as the first line"),
+    "below a comment": (f"# mine\n{FIRST}seed: 1\n", "allowed: `# @package _global_` as the first line"),
+    "misspelt": ("# @package _global\nseed: 1\n", "allowed: `# @package _global_` as the first line"),
+    "empty": ("", "allowed: `# @package _global_` as the first line"),
+    "no override": (f"{FIRST}defaults:\n  - /model: vgg\n", "allowed: `- override /model: vgg` in `defaults:`"),
+    "no slash": (f"{FIRST}defaults:\n  - override model: vgg\n", "allowed: `- override /model: vgg` in `defaults:`"),
+    "neither": (f"{FIRST}defaults:\n  - model: vgg\n", "allowed: `- override /model: vgg` in `defaults:`"),
+    "as a setting": (f"{FIRST}model: vgg\n", "allowed: `- override /model: vgg` in `defaults:`"),
+    "outside of defaults": (f"{FIRST}override /model: vgg\n", "allowed: `- override /model: vgg` in `defaults:`"),
+    "a tab": (f"{FIRST}model:\n\thidden_size: 8\n", "line 3: found character '\\t'"),
+    "a list": (f"{FIRST}- seed\n", "allowed: KEY: VALUE"),
+    "a brace": (f"{FIRST}model: {{hidden_size: 8\n", "line 3: expected"),
+}
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_mistake_in_an_experiment_is_named_with_its_file(bnn_train, tmp_path, kind, sweep):
+    text, said = FILES[kind]
+    experiment(tmp_path / "my", text)
+    done = bnn_train("--config-dir", "my", "experiment=mine", *(["-m", "seed=0,1"] if sweep else []))
+    assert done.code == 2 and "my/experiment/mine.yaml" in done.err and said in done.err
+    assert len(done.err.strip().splitlines()) <= 3 and [path.name for path in tmp_path.iterdir()] == ["my"]
+
+
+def test_an_experiment_is_found_by_its_name_alone(bnn_train, tmp_path):
+    experiment(tmp_path / "my", f"{FIRST}seed: 1\n", "mine.yml")
+    experiment(tmp_path / "my", f"{FIRST}seed: 1\n", "other.yaml")
+    assert "allowed: the name mine.yaml" in bnn_train("--config-dir", "my", "experiment=mine").err
+    said = bnn_train("experiment=my/experiment/other.yaml").err
+    assert "allowed: --config-dir my experiment=other" in said
+
+
+@pytest.mark.parametrize("where", ["--config-dir=my", "hydra.searchpath=[my]", "hydra.searchpath=[file://my]"])
+def test_experiments_of_ones_own_run_from_each_place(bnn_train, tmp_path, summary, where):
+    experiment(
+        tmp_path / "my", f"{FIRST}defaults:\n  - override /trainer: smoke\nseed: 7\nmodel:\n  hidden_size: 8\n", "2024.yaml"
+    )
+    experiment(tmp_path / "my", "seed: 7\n", "1.yaml")
+    assert "my/experiment/1.yaml" in bnn_train(where, "experiment=1").err
+    done = bnn_train(where, "experiment=2024", "trainer.epochs=1")
+    assert done.code == 0 and summary(done.runs[0])["seed"] == 7
