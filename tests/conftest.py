@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -27,6 +28,7 @@ def pytest_configure(config):
 
     This comes before anything imports torch or triton, whose kernels run in its interpreter then.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, by all processes of the tests too
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"
