@@ -15,7 +15,7 @@ from conftest import ROOT
 from bnn_exp import callbacks
 from bnn_exp.callbacks import Callback, CallbackFailed, register_callback
 
-SMALL = ("trainer=smoke", "model.hidden_size=8", "trainer.epochs=3", "hydra.run.dir=run")
+SMALL = ("trainer=smoke", "model.hidden_size=8", "trainer.limit_batches=3", "trainer.epochs=3", "hydra.run.dir=run")
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_a_callback_is_called_in_order_and_its_numbers_are_logged(bnn_train, opt
 
 def test_each_run_of_a_sweep_has_an_object_of_its_own(bnn_train):
     register_callback(Diary())
-    done = bnn_train("-m", *SMALL[:2], "trainer.epochs=1", "seed=0,1")
+    done = bnn_train("-m", *SMALL[:3], "trainer.epochs=1", "seed=0,1")
     assert done.code == 0 and len({lines(run)[0]["steps"] for run in done.runs}) == 1
 
 
