@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bnn_exp.trainer import Trainer
 
-KEPT = (int, float, str, bool, type(None))  # of a state, beside tensors, lists and dicts
+KEPT = (int, float, str, bool, type(None))  # of a state, beside tensors, lists, tuples and dicts
 
 
 class CallbackFailed(Exception):
@@ -62,15 +62,25 @@ Made = TypeVar("Made", bound=Callback | type[Callback])
 def register_callback(callback: Made) -> Made:
     """Registers `callback` for every run from now on: a class, which each run instantiates, or an object, which it copies.
 
+    A class that is defined anew, as in a notebook, replaces the earlier one.
+
     Raises:
         TypeError: it is neither a class derived from Callback nor an object of one.
     """
     kind = callback if isinstance(callback, type) else type(callback)
     if not issubclass(kind, Callback):
         raise TypeError(f"{callback!r}: must be derived from bnn_exp.callbacks.Callback")
-    if not any(known is callback for known in CALLBACKS):
-        CALLBACKS.append(callback)
+    CALLBACKS[:] = [known for known in CALLBACKS if known is not callback and not _same_class(known, callback)]
+    CALLBACKS.append(callback)
     return callback
+
+
+def _same_class(one: Any, other: Any) -> bool:
+    return isinstance(one, type) and isinstance(other, type) and _home(one) == _home(other)
+
+
+def _home(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 class Callbacks:
@@ -84,7 +94,7 @@ class Callbacks:
         self.made = {}  # by the names under which checkpoints hold their states
         for registered in CALLBACKS:
             kind = registered if isinstance(registered, type) else type(registered)
-            name, others = f"{kind.__module__}:{kind.__qualname__}", len(self.made)
+            name, others = _home(kind), len(self.made)
             made = _called(registered, "__init__", "", lambda r=registered: r() if isinstance(r, type) else copy.deepcopy(r))
             self.made[f"{name} {others}" if name in self.made else name] = made
 
@@ -139,8 +149,7 @@ def _called(callback: Any, method: str, where: str, function: Callable, *argumen
         frames, file = traceback.extract_tb(error.__traceback__), getattr(sys.modules.get(kind.__module__), "__file__", "")
         frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
         raise CallbackFailed(
-            f"{kind.__module__}:{kind.__qualname__}.{method}{where}: {type(error).__name__}: {error} "
-            f"({frame.filename}, line {frame.lineno})"
+            f"{_home(kind)}.{method}{where}: {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
         ) from error
 
 
@@ -178,11 +187,13 @@ def _number(callback: str, name: str, value: Any) -> float | int | None:
 
 def _check_kept(callback: str, state: Any) -> None:
     """Raises CallbackFailed unless a checkpoint can hold `state`, and give it back."""
-    if isinstance(state, dict):
+    from torch import Tensor
+
+    if type(state) is dict:
         parts = [*state, *state.values()]
-    elif isinstance(state, list | tuple):
+    elif type(state) in (list, tuple):
         parts = list(state)
-    elif type(state) in KEPT or type(state).__module__.partition(".")[0] == "torch":
+    elif type(state) in KEPT or isinstance(state, Tensor):
         return
     else:
         raise CallbackFailed(

@@ -168,9 +168,10 @@ class Run:
     def _checkpoint(self, name: str) -> None:
         about = {"config": self.config, "image_shape": list(self.data.image_shape), "classes": list(self.data.classes)}
         state = {"data": self.data.key, "seconds": self._seconds(), "beginning": self.trainer.beginning}
-        state |= {"callbacks": kept} if (kept := self.callbacks.state()) else {}
         about |= {"threads": torch.get_num_threads()}
         state |= about | {"metrics": self.epochs[-1] if self.epochs else None} | self.trainer.state()
+        if kept := self.callbacks.state():
+            state["callbacks"] = kept
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 
     def _finish(self, status: str) -> dict[str, Any]:

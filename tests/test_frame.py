@@ -24,7 +24,9 @@ def swept(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert command(patch, "-m", *SMOKE, "optimizer=hypermask,counter", "seed=0,1", "hydra.sweep.dir=SWEEP") == 0
-        assert command(patch, *SMOKE, "trainer.diagnostics=true", "delta=0.2", "hydra.run.dir=one/run") == 0
+        assert (
+            command(patch, *SMOKE, "optimizer=hypermask", "trainer.diagnostics=true", "delta=0.2", "hydra.run.dir=one/run") == 0
+        )
     return place
 
 

@@ -178,5 +178,5 @@ def test_delta_is_the_strength_of_a_rule_of_ones_own(tmp_path):
 def test_the_strength_of_each_rule_is_one_of_its_settings():
     assert {name: rule.strength for name, rule in RULES.items() if name != "patient"} == {
         "hypermask": "delta", "counter": "delta", "bop": "gamma", "bop2": "gamma", "cema": "alpha", "bold": "eta",
-        "latent_adam": "lr", "latent_sgd": "lr",
+        "latent_adam": "lr", "latent_sgd": "lr", "latent": "lr",
     }  # fmt: skip

@@ -7,20 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.deploy.check import check_packed
 from bnn_exp.deploy.load import pack_network
 from bnn_exp.errors import UserError
-from bnn_exp.nn import BinaryLayer
+from bnn_exp.nn import binary_layers
 from bnn_exp.records import probe
 
 
 def ready(
-    format: str, kinds: Sequence[str], network: nn.Module, images: Tensor | None, classes: Sequence[str] | None = None
-) -> tuple[nn.Module, Tensor, tuple[str, ...]]:
-    """Returns the packed form of `network`, the images, and the classes.
+    format: str, network: nn.Module, directory: str | Path, images: Tensor | None, classes: Sequence[str] | None = None
+) -> tuple[nn.Module, Path, Tensor, tuple[str, ...]]:
+    """Returns the packed form of `network`, the directory, the images, and the classes.
 
     Args:
-        kinds: the classes of packed networks that the format can hold, by name.
         network: a packed one, or one that `pack_network` packs.
         images: uint8 [n, channels, height, width]. None: random pixels for an MLP whose inputs are a square picture, grey or
             of three colours.
@@ -29,13 +27,11 @@ def ready(
     Raises:
         UserError: the network can't be packed, or the images are missing or not such pixels.
     """
-    if any(isinstance(module, BinaryLayer) for module in network.modules()):
+    if any(layer.weight.dtype != torch.uint8 for _, layer in binary_layers(network)):
         try:
             network = pack_network(network)
         except UserError as error:
             raise UserError(f"export.format={format}: {error}") from error
-    if not hasattr(type(network), format):  # else a packed form of one's own, which writes itself
-        check_packed(format, network, *kinds)
     if images is None:
         images = probe.pixels(_shape(format, network))
     if images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
@@ -46,13 +42,13 @@ def ready(
     if classes is None:
         with torch.inference_mode():
             classes = [str(i) for i in range(network(images[:1]).shape[1])]
-    return network, images, tuple(classes)
+    return network, Path(directory), images, tuple(classes)
 
 
-def made(directory: str | Path) -> Path:
-    """The directory, made where it is missing."""
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    return Path(directory)
+def in_folder(file: Path) -> Path:
+    """Returns `file`, whose folder is made where it is missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def _shape(format: str, network: nn.Module) -> tuple[int, int, int]:

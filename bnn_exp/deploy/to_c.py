@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.deploy.c_source import write_c
-from bnn_exp.deploy.check import check_equal, predictions
-from bnn_exp.deploy.given import made, ready
+from bnn_exp.deploy.check import check_equal, check_packed, predictions
+from bnn_exp.deploy.given import in_folder, ready
 from bnn_exp.errors import UserError
 from bnn_exp.records import probe
 from bnn_exp.records.files import replacing
@@ -42,10 +42,11 @@ def export_c(
         raise UserError(
             "export.format=c: only networks of bits can be written in integers\nallowed: model=mlp; or format onnx, torch"
         )
-    network, images, classes = ready("c", ("PackedMLP",), network, images, classes)
+    network, directory, images, classes = ready("c", network, directory, images, classes)
     if hasattr(type(network), "c"):
         (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}
     else:
+        check_packed("c", network, "PackedMLP")
         source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
         sizes = {"flash_bytes": flash, "ram_bytes": ram}
     with tempfile.TemporaryDirectory() as temporary:
@@ -55,9 +56,9 @@ def export_c(
         compile_c(folder)
         for pictures in (images, probe.pixels(tuple(images.shape[1:]))):
             check_equal("the compiled C", classify(folder / "network", pictures), predictions(network, pictures))
-    files = [made(directory) / name for name in ("network.c", "network.h")]
+    files = [directory / "network.c", directory / "network.h"]
     for file, text in zip(files, (source, header), strict=True):
-        with replacing(file) as temporary:
+        with replacing(in_folder(file)) as temporary:
             temporary.write_text(text)
     return {"files": files, **sizes}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.deploy.check import check_alike, check_equal, predictions
-from bnn_exp.deploy.given import made, ready
+from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
+from bnn_exp.deploy.given import in_folder, ready
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
@@ -31,6 +31,7 @@ def export_onnx(
         UserError: another kind of network, onnx or onnxruntime is not installed, or a prediction or logits differ; nothing is
             written.
     """
+    network, directory, images, classes = ready("onnx", network, directory, images, classes)
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -38,14 +39,16 @@ def export_onnx(
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
     from bnn_exp.deploy.onnx_graph import own_model, packed_model
 
-    network, images, classes = ready("onnx", ("PackedMLP", "BNCVLNet"), network, images, classes)
-    model = own_model if hasattr(type(network), "onnx") else packed_model
-    data = model(network, tuple(images.shape[1:]), classes).SerializeToString()
+    if hasattr(type(network), "onnx"):
+        data = own_model(network, tuple(images.shape[1:]), classes).SerializeToString()
+    else:
+        check_packed("onnx", network, "PackedMLP", "BNCVLNet")
+        data = packed_model(network, tuple(images.shape[1:]), classes).SerializeToString()
     run = session(data)
     check_equal("onnxruntime", predictions(run, images), predictions(network, images))
     check_alike("onnxruntime", run, network, tuple(images.shape[1:]))
-    file = made(directory) / "network.onnx"
-    with replacing(file) as temporary:
+    file = directory / "network.onnx"
+    with replacing(in_folder(file)) as temporary:
         temporary.write_bytes(data)
     return {"file": file, "bytes": len(data)}
 

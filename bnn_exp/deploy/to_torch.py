@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits import ops, reference
-from bnn_exp.deploy.check import check_alike, check_equal, predictions
-from bnn_exp.deploy.given import made, ready
+from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
+from bnn_exp.deploy.given import in_folder, ready
 from bnn_exp.records.files import replacing
 
 
@@ -30,12 +30,14 @@ def export_torch(network: nn.Module, directory: str | Path = ".", images: Tensor
     Raises:
         UserError: another kind of network, or a prediction or logits differ; nothing is written.
     """
-    network, images, _ = ready("torch", ("PackedMLP", "BNCVLNet"), network, images)
+    network, directory, images, _ = ready("torch", network, directory, images)
+    check_packed("torch", network, "PackedMLP", "BNCVLNet")
     return write_torch(network, network, directory, images)
 
 
-def write_torch(network: nn.Module, form: nn.Module, directory: str | Path, images: Tensor) -> dict:
+def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Tensor) -> dict:
     """Does what `export_torch` does, by a `form` of `network` that `torch.export` can follow."""
+    file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = {"x": {0: torch.export.Dim("batch", min=1)}}
     plain = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in ops.SCHEMAS}
@@ -47,8 +49,7 @@ def write_torch(network: nn.Module, form: nn.Module, directory: str | Path, imag
         again = torch.export.load(io.BytesIO(written.getvalue())).module()
     check_equal("torch.export", predictions(again, images), predictions(network, images))
     check_alike("torch.export", again, network, tuple(images.shape[1:]))
-    file = made(directory) / "network.pt2"
-    with replacing(file) as temporary:
+    with replacing(in_folder(file)) as temporary:
         temporary.write_bytes(written.getvalue())
     return {"file": file, "bytes": file.stat().st_size}
 
