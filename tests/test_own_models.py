@@ -292,7 +292,7 @@ WRONG = {
     "loss taken": (
         '"smooth"',
         '"squared_hinge"',
-        ["trainer.loss=squared_hinge: bnn_exp.nn.losses:squared_hinge has this name"],
+        ["trainer.loss=squared_hinge: bnn_exp.losses:squared_hinge has this name"],
     ),
 }
 

@@ -169,17 +169,19 @@ def _know_model(file: Path, config: dict[str, Any]) -> None:
 
     Raises:
         UserError: a plugin can't be loaded, or none has the model.
+        ValueError: no plugin is named.
     """
-    name = config["model"]["name"]
+    name, named = config["model"]["name"], config.get("plugins")
+    if name in MODELS:
+        return
+    if not isinstance(name, str) or not named or not all(isinstance(entry, str) for entry in named):
+        raise ValueError(f"model={name} is not known here, and no plugin is named that has it")
     try:
-        if name not in MODELS:
-            plugins.load(config.get("plugins"), f"from={runs.run_of(file)}")
+        plugins.load(named, f"from={runs.run_of(file)}")
     except UserError as error:
         raise _Unknown(str(error)) from error
     if name not in MODELS:
-        raise _Unknown(
-            f"{file}: model={name} is not known here\nallowed: with plugins=[FILE] that registers it, or {list(MODELS)}"
-        )
+        raise _Unknown(f"{file}: model={name} is not known here\nallowed: {', '.join(MODELS)}, or a plugin that registers it")
 
 
 def _about_run(run: Path) -> dict[str, Any]:
