@@ -25,7 +25,16 @@ from bnn_exp.records.files import replacing
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
-DAMAGED = (OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UserError)  # what a bad file can raise
+DAMAGED = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    UserError,
+)  # what a bad file can raise
 # Files that earlier versions wrote have none of these. Earlier versions read a file with them, since "sha256" leaves them out.
 IDENTITY = ("class", "probe")
 
