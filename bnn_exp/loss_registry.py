@@ -22,8 +22,8 @@ def register_loss(name: str, home: "str | Loss") -> None:
     """Make a loss known as `trainer.loss=NAME`.
 
     Args:
-        home: the function, or "module:function": logits [batch, classes], labels int64 [batch] → the mean over the batch, a
-            scalar with a gradient.
+        home: the function (or a module of `torch.nn`), or "module:function". It takes logits [batch, classes] and labels int64
+            [batch], and returns the mean over the batch, a scalar with a gradient.
 
     Raises:
         UserError: the name is taken.

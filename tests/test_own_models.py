@@ -94,11 +94,12 @@ def test_the_loss_is_the_one_that_is_named(bnn_train, resmlp, tmp_path):
         f"{losses}register_loss('twice', lambda logits, labels: 2 * cross_entropy(logits, labels))\n"
     )
     found = []
-    for loss in ("cross_entropy", "twice"):
+    (tmp_path / "module.py").write_text(f"{losses}from torch import nn\nregister_loss('module', nn.CrossEntropyLoss())\n")
+    for loss in ("cross_entropy", "twice", "module"):
         run = (f"hydra.run.dir={loss}", f"trainer.loss={loss}", "trainer.epochs=1", "trainer.limit_batches=1")
-        assert bnn_train("plugins=[resmlp.py,twice.py]", *SMALL, *run).code == 0
+        assert bnn_train("plugins=[resmlp.py,twice.py,module.py]", *SMALL, *run).code == 0
         found.append(json.loads(Path(loss, "metrics.jsonl").read_text())["train_loss"])
-    assert found[1] == pytest.approx(2 * found[0])
+    assert found[1] == pytest.approx(2 * found[0]) and found[2] == found[0]
 
 
 def with_method(tmp_path, text):
