@@ -41,7 +41,7 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "register_callback": "bnn_exp.callbacks",
     "real_parameters": "bnn_exp.nn",
     "register_dataset": "bnn_exp.data.registry",
-    "register_loss": "bnn_exp.losses",
+    "register_loss": "bnn_exp.loss_registry",
     "register_model": "bnn_exp.networks",
     "register_rule": "bnn_exp.rules:register",
     "verify_binary": "bnn_exp.nn",

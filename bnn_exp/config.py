@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from bnn_exp import explain, networks, rules
 from bnn_exp.data.registry import DATASETS, Rows
 from bnn_exp.errors import UserError
-from bnn_exp.losses import LOSSES
+from bnn_exp.loss_registry import LOSSES
 from bnn_exp.networks import MODELS
 from bnn_exp.schema import Count, Named, NonNegative, Place, Positive, Schedule, schema
 

@@ -60,8 +60,12 @@ def module_name(module: str) -> str:
 
 
 def home(defined: Any) -> str:
-    """Where a class or a function is defined: "module:qualified name"; a text of this form is returned as it is."""
-    return defined if isinstance(defined, str) else f"{module_name(defined.__module__)}:{defined.__qualname__}"
+    """Where a class, a function, or the class of another object is defined: "module:qualified name"; a text of this form is
+    returned as it is."""
+    if isinstance(defined, str):
+        return defined
+    named = defined if hasattr(defined, "__qualname__") else type(defined)
+    return f"{module_name(named.__module__)}:{named.__qualname__}"
 
 
 def found(defined: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import further, places
+from bnn_exp import further, places, plugins
 from bnn_exp.config import Report
 from bnn_exp.errors import UserError
 from bnn_exp.gate import Gate
@@ -49,7 +49,8 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
     found = places.state(directory)
     try:
         if earlier and earlier.config and can_go_on(directory):
-            plan = plan_to_go_on(directory, earlier.config, overrides)
+            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # which may have moved
+            plan = plan_to_go_on(directory, values, overrides)
         else:
             plan = make_plan(composed, overrides)
     except UserError as error:

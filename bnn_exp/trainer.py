@@ -16,7 +16,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.footprint import Footprint
 from bnn_exp.graphs import Graphs
 from bnn_exp.lean import Saving, consume_gradients
-from bnn_exp.losses import loss_named
+from bnn_exp.loss_registry import loss_named
 from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.exact import home
 from bnn_exp.optim.rule import Factors

@@ -125,10 +125,10 @@ def forget():
     """Forgets what was registered since the test began, when it is called and at the end: as a new process would."""
     from hydra.core.config_store import ConfigStore
 
-    from bnn_exp import losses, networks, plugins, rules
+    from bnn_exp import loss_registry, networks, plugins, rules
     from bnn_exp.data import registry as datasets
 
-    registries = [rules.RULES, networks.MODELS, datasets.DATASETS, losses.LOSSES]
+    registries = [rules.RULES, networks.MODELS, datasets.DATASETS, loss_registry.LOSSES]
     entries = [(dict(r), dict(r._definitions)) for r in registries]
     known, programs, modules, path = dict(plugins._loaded), dict(plugins._programs), set(sys.modules), list(sys.path)
 

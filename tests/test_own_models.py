@@ -94,11 +94,12 @@ def test_the_loss_is_the_one_that_is_named(bnn_train, resmlp, tmp_path):
         f"{losses}register_loss('twice', lambda logits, labels: 2 * cross_entropy(logits, labels))\n"
     )
     found = []
-    for loss in ("cross_entropy", "twice"):
+    (tmp_path / "module.py").write_text(f"{losses}from torch import nn\nregister_loss('module', nn.CrossEntropyLoss())\n")
+    for loss in ("cross_entropy", "twice", "module"):
         run = (f"hydra.run.dir={loss}", f"trainer.loss={loss}", "trainer.epochs=1", "trainer.limit_batches=1")
-        assert bnn_train("plugins=[resmlp.py,twice.py]", *SMALL, *run).code == 0
+        assert bnn_train("plugins=[resmlp.py,twice.py,module.py]", *SMALL, *run).code == 0
         found.append(json.loads(Path(loss, "metrics.jsonl").read_text())["train_loss"])
-    assert found[1] == pytest.approx(2 * found[0])
+    assert found[1] == pytest.approx(2 * found[0]) and found[2] == found[0]
 
 
 def with_method(tmp_path, text):
@@ -252,6 +253,54 @@ def test_a_packed_form_brings_its_exports(bnn_train, forget, tmp_path, form):
     assert not form or "around:Wrapped has no method onnx()" in done.err
 
 
+CONVOLUTION = """
+from typing import Literal
+
+from torch import nn
+
+from bnn_exp import BinaryLinear, register_model, with_packed_layers
+from bnn_exp.models.pixels import OfPixels
+from bnn_exp.nn import BinaryConv2d
+from bnn_exp.schema import Count, schema
+
+
+@schema
+class Settings:
+    name: Literal["small"]
+    channels: Count
+
+
+class Small(OfPixels):
+    def __init__(self, image_shape, num_classes, channels, mean, std):
+        super().__init__()
+        self.convolution, self.norm = BinaryConv2d(image_shape[0], channels), nn.BatchNorm2d(channels)
+        self.last = BinaryLinear(channels, num_classes)
+        self.keep_statistics(image_shape[0], mean, std)
+        assert len(mean) == len(std) == image_shape[0]
+
+    def forward(self, x):
+        return self.last(self.norm(self.convolution(self.standardized(x))).relu().mean((2, 3)))
+
+    def pack(self, state):
+        return with_packed_layers(self, state)
+
+
+register_model(Settings, Small, values={"channels": 8}, optimizer="counter")
+"""
+
+
+def test_a_network_gets_the_statistics_of_the_train_pixels(bnn_train, forget, tmp_path):
+    """It keeps them in buffers, which its file holds; `channels` is a number here, and a list in our own networks."""
+    (tmp_path / "small.py").write_text(CONVOLUTION)
+    assert bnn_train("plugins=[small.py]", "model=small", "trainer=smoke", "trainer.epochs=1", "hydra.run.dir=run").code == 0
+    forget()
+    network, digits = load_model("run")[0], sources.read("digits")
+    assert float(network.mean) == pytest.approx(digits.train_images.mean() / 255, rel=1e-5)
+    images = torch.from_numpy(digits.test_images)
+    torch.testing.assert_close(load_packed("run")[0](images), network(images))
+    assert bnn_train("task=export", "from=run", "export.format=torch").code == 0
+
+
 def test_layers_of_ones_own_are_packed_too():
     """A layer that derives from BinaryLayer, with bits as biases; nothing but torch's own product tells the numbers."""
     from bnn_exp import BNCVL
@@ -292,7 +341,7 @@ WRONG = {
     "loss taken": (
         '"smooth"',
         '"squared_hinge"',
-        ["trainer.loss=squared_hinge: bnn_exp.nn.losses:squared_hinge has this name"],
+        ["trainer.loss=squared_hinge: bnn_exp.losses:squared_hinge has this name"],
     ),
 }
 

@@ -167,7 +167,6 @@ BAD = {
     "exits.py": ("import sys\n\n\nsys.exit('stop')\n", ["SystemExit: stop (line 4)"]),
     "imports.py": ("import no_such_module\n", ["ModuleNotFoundError", "no_such_module", "(line 1)"]),
     "random.py": ("", ["random is the name of another module"]),
-    "": (None, ["Is a directory"]),
     "numpy.py": ("", ["numpy is the name of another module"]),
     "bytes.py": ("x = '\0'\n", ["null bytes"]),
 }

@@ -104,13 +104,16 @@ def cache_folder() -> Path:
     return Path(at_home(folder)) / "datasets"
 
 
-def read(name: str, **settings: Any) -> Arrays:
+def read(name: str, *place: Any, **settings: Any) -> Arrays:
     """Returns the rows of the dataset `name`, for the settings of it that decide them.
+
+    Args:
+        place, settings: the arguments of `_read`; of a dataset of one's own all its settings, by name.
 
     Raises:
         UserError: they can't be read.
     """
-    return _own(name, settings) if name in DATASETS else _read(name, **settings)
+    return _own(name, settings) if name in DATASETS else _read(name, *place, **settings)
 
 
 def _own(name: str, settings: Mapping[str, Any]) -> Arrays:

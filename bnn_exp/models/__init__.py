@@ -30,8 +30,8 @@ def build(
     del values["name"]
     if of := getattr(made, "of", None):
         return of(image_shape, num_classes, **values)
-    channels, taken = image_shape[0], signature(made).parameters
-    statistics = {"mean": mean or (0.0,) * channels, "std": std or (1.0,) * channels}
+    numbers = 1 if MODELS[settings.name].ours else image_shape[0]  # ours take one of all channels too
+    statistics, taken = {"mean": mean or (0.0,) * numbers, "std": std or (1.0,) * numbers}, signature(made).parameters
     return made(image_shape, num_classes, **values, **{name: value for name, value in statistics.items() if name in taken})
 
 

@@ -26,7 +26,16 @@ from bnn_exp.records.norms import trainable
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
-DAMAGED = (OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UserError)  # what a bad file can raise
+DAMAGED = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    UserError,
+)  # what a bad file can raise
 # Files that earlier versions wrote have none of these. Earlier versions read a file with them, since "sha256" leaves them out.
 IDENTITY = ("class", "probe")
 
@@ -171,17 +180,19 @@ def _know_model(file: Path, config: dict[str, Any]) -> None:
 
     Raises:
         UserError: a plugin can't be loaded, or none has the model.
+        ValueError: no plugin is named.
     """
-    name = config["model"]["name"]
+    name, named = config["model"]["name"], config.get("plugins")
+    if name in MODELS:
+        return
+    if not isinstance(name, str) or not named or not all(isinstance(entry, str) for entry in named):
+        raise ValueError(f"model={name} is not known here, and no plugin is named that has it")
     try:
-        if name not in MODELS:
-            plugins.load(config.get("plugins"), f"from={runs.run_of(file)}")
+        plugins.load(named, f"from={runs.run_of(file)}")
     except UserError as error:
         raise _Unknown(str(error)) from error
     if name not in MODELS:
-        raise _Unknown(
-            f"{file}: model={name} is not known here\nallowed: with plugins=[FILE] that registers it, or {list(MODELS)}"
-        )
+        raise _Unknown(f"{file}: model={name} is not known here\nallowed: {', '.join(MODELS)}, or a plugin that registers it")
 
 
 def _about_run(run: Path) -> dict[str, Any]:
