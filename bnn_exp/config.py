@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from bnn_exp import explain, rules
 from bnn_exp.errors import UserError
-from bnn_exp.schema import Count, NonNegative, Positive, Schedule, schema
+from bnn_exp.schema import Count, Fraction, Positive, Schedule, schema
 
 
 def _odd(size: int) -> int:
@@ -197,7 +197,7 @@ class Settings(Generic[Rule]):
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Dataset
     trainer: Trainer
-    delta: NonNegative | None
+    delta: Fraction | None  # of every rule; a counter takes more by optimizer.delta
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None
