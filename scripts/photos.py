@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 CLASSES = {"disc": None, "square": (4, np.pi / 4), "triangle": (3, -np.pi / 2)}  # corners, and the angle of the first
 SIDES = (40, 160)  # of a picture, in pixels: the least and the greatest
-LIGHTER = 40  # the shape than its ground, at least, in the mean of the channels
-NOISE = 40  # standard deviation of each value
+LIGHTER = 60  # the shape than its ground, at least, in the mean of the channels
+NOISE = 50  # standard deviation of each value
 
 
 def picture(kind: str, draw: np.random.Generator) -> Image.Image:
@@ -22,8 +22,8 @@ def picture(kind: str, draw: np.random.Generator) -> Image.Image:
     width, height = (int(side) for side in draw.integers(*SIDES, 2, endpoint=True))
     ground, ink = _colours(draw)
     image = Image.new("RGB", (width, height), ground)
-    centre = np.array([width, height]) * draw.uniform(0.43, 0.57, 2)
-    radius, turn = draw.uniform(0.25, 0.45) * min(width, height), draw.uniform(-0.25, 0.25)
+    centre = np.array([width, height]) * draw.uniform(0.45, 0.55, 2)
+    radius, turn = draw.uniform(0.25, 0.45) * min(width, height), draw.uniform(-0.3, 0.3)
     canvas = ImageDraw.Draw(image)
     if CLASSES[kind] is None:
         canvas.ellipse((*(centre - radius), *(centre + radius)), ink)
