@@ -83,6 +83,15 @@ def test_what_a_mask_reads_follows_the_mask():
     assert (preset["delta"], preset["scale"]) == (0.02, "factored")  # what a preset says stays
 
 
+@pytest.mark.parametrize("rule", ["latent_adam", "latent_sgd"])
+def test_the_rate_of_latents_follows_the_model(rule):
+    """Latents ~ N(0, 1) of an MLP need a larger rate; what computes with floats needs none of it."""
+    preset = plain_config(f"optimizer={rule}_mlp")["optimizer"]
+    assert plain_config(f"optimizer={rule}")["optimizer"] == preset
+    for other in ("model=bncvl", "model.weights=float"):
+        assert plain_config(other, f"optimizer={rule}")["optimizer"]["lr"] < preset["lr"]
+
+
 def test_a_bad_value_that_a_default_follows_is_named(bnn_train):
     for key, value in (("optimizer.bits", "x"), ("optimizer.bits", "9"), ("optimizer.mask", "best"), ("dataset.name", "foo")):
         done = bnn_train(f"{key}={value}")
