@@ -137,7 +137,10 @@ def _with_the_rule_of_masks(arguments: list[str]) -> list[str]:
     """Returns the command line of `optimizer.mask=…` with the rule that alone has masks, where nothing names a rule."""
     told = said.keys(arguments)
     names_rule = {"optimizer", "experiment", "config", "init_from", "resume", "sweep.resume"} & told.keys()
-    return arguments if names_rule or "optimizer.mask" not in told else [*arguments, "optimizer=hypermask"]
+    if names_rule or "optimizer.mask" not in told:
+        return arguments
+    beside = next(i for i, argument in enumerate(arguments) if argument.lstrip("+").startswith("optimizer.mask="))
+    return [*arguments[:beside], "optimizer=hypermask", *arguments[beside:]]
 
 
 def _conclude(directory: Path, report: "Report", gate: Gate) -> None:

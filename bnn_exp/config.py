@@ -16,7 +16,7 @@ from bnn_exp.data.registry import DATASETS, Rows
 from bnn_exp.errors import UserError
 from bnn_exp.loss_registry import LOSSES
 from bnn_exp.networks import MODELS
-from bnn_exp.schema import Count, Named, NonNegative, Place, Positive, Schedule, schema
+from bnn_exp.schema import Count, Fraction, Named, Place, Positive, Schedule, schema
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
@@ -135,7 +135,7 @@ class Settings(Generic[Rule, Model, Dataset]):
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Dataset
     trainer: Trainer
-    delta: NonNegative | None
+    delta: Fraction | None  # of every rule; a counter takes more by optimizer.delta
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None

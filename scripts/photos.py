@@ -1,7 +1,8 @@
 """Writes a small set of colour pictures of many sizes in three classes, always the same: `python scripts/photos.py FOLDER`.
 
-Each picture shows a disc, a square or a triangle of any colour, place, size and angle on a noisy ground of any other colour.
-So neither the mean colour nor a single pixel tells the classes apart. A third of the pictures are test pictures.
+Each picture shows a disc, a square or a triangle on a ground of another colour, under noise. Colours, place, size and angle are
+random, so that neither the mean colour nor a single pixel tells the classes apart; the shape is the lighter part. A quarter of
+the pictures are test pictures.
 """
 
 import argparse
@@ -10,39 +11,42 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-CLASSES = ("disc", "square", "triangle")
-CORNERS = {"square": 4, "triangle": 3}
-SMALLEST, LARGEST = 40, 160  # sides of a picture, in pixels
+CLASSES = {"disc": None, "square": (4, np.pi / 4), "triangle": (3, -np.pi / 2)}  # corners, and the angle of the first
+SIDES = (40, 160)  # of a picture, in pixels: the least and the greatest
+LIGHTER = 60  # the shape than its ground, at least, in the mean of the channels
+NOISE = 50  # standard deviation of each value
 
 
 def picture(kind: str, draw: np.random.Generator) -> Image.Image:
-    """Returns one picture of a class, RGB, with sides of SMALLEST to LARGEST pixels."""
-    width, height = (int(side) for side in draw.integers(SMALLEST, LARGEST + 1, 2))
-    ground, ink = draw.integers(0, 256, (2, 3))
-    while np.abs(ground - ink).sum() < 150:
-        ink = draw.integers(0, 256, 3)
-    image = Image.new("RGB", (width, height), tuple(int(value) for value in ground))
-    radius = draw.uniform(0.25, 0.4) * min(width, height)
-    x, y = draw.uniform(radius, width - radius), draw.uniform(radius, height - radius)
-    _shape(ImageDraw.Draw(image), kind, (x, y), radius, draw.uniform(0, 2 * np.pi), tuple(int(value) for value in ink))
-    noisy = np.asarray(image) + draw.normal(0, 20, (height, width, 3))
+    """Returns one RGB picture of a class."""
+    width, height = (int(side) for side in draw.integers(*SIDES, 2, endpoint=True))
+    ground, ink = _colours(draw)
+    image = Image.new("RGB", (width, height), ground)
+    centre = np.array([width, height]) * draw.uniform(0.45, 0.55, 2)
+    radius, turn = draw.uniform(0.25, 0.45) * min(width, height), draw.uniform(-0.3, 0.3)
+    canvas = ImageDraw.Draw(image)
+    if CLASSES[kind] is None:
+        canvas.ellipse((*(centre - radius), *(centre + radius)), ink)
+    else:
+        corners, first = CLASSES[kind]
+        angles = first + turn + 2 * np.pi * np.arange(corners) / corners
+        canvas.polygon([tuple(centre + radius * np.array([np.cos(a), np.sin(a)])) for a in angles], ink)
+    noisy = np.asarray(image) + draw.normal(0, NOISE, (height, width, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def _shape(canvas: ImageDraw.ImageDraw, kind: str, centre: tuple[float, float], radius: float, turn: float, ink) -> None:
-    if kind == "disc":
-        canvas.circle(centre, radius, ink)
-        return
-    angles = turn + 2 * np.pi * np.arange(CORNERS[kind]) / CORNERS[kind]
-    canvas.polygon([(centre[0] + radius * np.cos(a), centre[1] + radius * np.sin(a)) for a in angles], ink)
+def _colours(draw: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    while True:
+        ground, ink = draw.integers(0, 256, (2, 3)).tolist()
+        if sum(ink) - sum(ground) > 3 * LIGHTER:
+            return tuple(ground), tuple(ink)
 
 
-def write(folder: Path, train: int = 400, test: int = 200, seed: int = 0) -> Path:
-    """Writes train/CLASS/*.png and test/CLASS/*.png, so many pictures in all, and returns the folder."""
+def write(folder: Path, train: int = 450, test: int = 150, seed: int = 0) -> Path:
+    """Writes train/CLASS/*.png and test/CLASS/*.png, so many pictures of all classes together. Returns the folder."""
     draw = np.random.default_rng(seed)
     for split, count in (("train", train), ("test", test)):
-        for i in range(count):
-            kind = CLASSES[i % len(CLASSES)]
+        for i, kind in zip(range(count), list(CLASSES) * count, strict=False):
             place = folder / split / kind
             place.mkdir(parents=True, exist_ok=True)
             picture(kind, draw).save(place / f"{i:03}.png")

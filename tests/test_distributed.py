@@ -26,7 +26,14 @@ from bnn_exp.nn import BinaryLinear
 from bnn_exp.optim import HyperMask, hypermask
 from bnn_exp.randomness import bernoulli_positions
 
-RUN = ("model.hidden_size=32", "trainer.epochs=3", "trainer.batch_size=64", "seed=3", "optimizer.mask=random")
+RUN = (
+    "model.hidden_size=32",
+    "trainer.epochs=3",
+    "trainer.batch_size=64",
+    "seed=3",
+    "optimizer=hypermask",
+    "optimizer.mask=random",
+)
 RUN += ("dataset.augment=standard", "trainer.threads=1")
 
 

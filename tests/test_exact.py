@@ -24,7 +24,7 @@ from bnn_exp.nn.exact import home
 from bnn_exp.records import probe
 from bnn_exp.records.model import load_model, save_model
 
-SMALL = ("model.hidden_size=64", "trainer.epochs=1", "trainer.batch_size=128", "optimizer.mask=random")
+SMALL = ("model.hidden_size=64", "trainer.epochs=1", "trainer.batch_size=128", "optimizer=hypermask", "optimizer.mask=random")
 SHAPE, CLASSES = (1, 8, 8), tuple("0123456789")
 
 

@@ -112,7 +112,13 @@ def test_temperatures_follow_their_recursion(temperature):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "factors"), [("constant", [1, 1, 1]), ("linear", [1, 0.75, 0.5]), ("cosine", [1, 0.853553, 0.5])]
+    ("schedule", "factors"),
+    [
+        ("constant", [1, 1, 1]),
+        ("linear", [1, 0.75, 0.5]),
+        ("cosine", [1, 0.853553, 0.5]),
+        ("geometric", [1, 0.177828, 0.0316228, 0.00562341, 0.001, 0.001]),
+    ],
 )
 def test_delta_falls_by_its_schedule(schedule, factors):
     w = bits(100, 100)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, plain_config
 from omegaconf import OmegaConf
 
 from bnn_exp.models.bncvl import BNCVLNet
@@ -203,8 +203,7 @@ def test_every_rule_trains_linear_and_convolution(name):
     labels = torch.arange(128) % 2
     x = torch.rand(128, 2, 8, 8, generator=rng)
     x[labels == 1, :, ::2] *= 0.3
-    values = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/optimizer/{name}.yaml"))
-    values |= {"delta": {"hypermask": 0.1, "counter": 0.02}[name]} if "delta" in values else {}  # in the place of ${strength:…}
+    values = plain_config(f"optimizer={name}")["optimizer"]
     for network in networks():
         torch.manual_seed(0)
         for p in network.parameters():

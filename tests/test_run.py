@@ -288,7 +288,7 @@ def test_mnist_by_the_cnn(bnn_train, summary, mnist_folder):
 def test_mnist_by_the_top_mask(bnn_train, summary, mnist_folder):
     done = bnn_train(
         "model=mlp", "delta=0.01", "dataset=mnist", f"dataset.path={mnist_folder}", "model.hidden_size=256",
-        "trainer.epochs=20", "trainer.batch_size=1024", "optimizer.mask=top", "optimizer.schedule=linear",
+        "trainer.epochs=20", "trainer.batch_size=1024", "optimizer=hypermask_top",
     )  # fmt: skip
     assert summary(done.runs[0])["test_accuracy"] >= 93.5
 

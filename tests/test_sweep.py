@@ -69,7 +69,7 @@ def test_a_sweep_of_a_key_that_is_not_there_leaves_nothing(bnn_train, tmp_path):
 
 def test_a_report_of_several_places_and_its_axes(bnn_train, tmp_path):
     for name, arguments in (("a", ("delta=0.01",)), ("b", ("delta=0.3",)), ("c", ("delta=0.3", "optimizer.mask=random"))):
-        assert bnn_train(*arguments, "model.hidden_size=8", *SMALL, f"hydra.run.dir={name}").code == 0
+        assert bnn_train("optimizer=hypermask", *arguments, "model.hidden_size=8", *SMALL, f"hydra.run.dir={name}").code == 0
     done = bnn_train("task=report", "from=[a,b,c,a]", "report.y=train_loss", "hydra.run.dir=all")
     assert done.code == 0, done.err
     rows = table(tmp_path / "all")

@@ -95,7 +95,8 @@ CHECKPOINTS = {"first/checkpoints/best.pt": "best", "first/checkpoints/last.pt":
 @pytest.mark.parametrize("place", CHECKPOINTS)
 def test_a_checkpoint_is_fine_tuned_as_its_run_is(bnn_train, copy_of_run, tmp_path, summary, place):
     """With nothing learned, the network of that epoch comes back: the best epoch here is not the last one."""
-    first = copy_of_run(tmp_path / "first", *SMALL, "optimizer.schedule=constant", "delta=0.3", "trainer.epochs=5")
+    rule = ("optimizer=hypermask", "optimizer.scale=tensor", "optimizer.schedule=constant", "delta=0.3")
+    first = copy_of_run(tmp_path / "first", *SMALL, *rule, "trainer.epochs=5")
     assert summary(first)["best_epoch"] < 5, "else this shows nothing"
     shutil.copy(first / "checkpoints/best.pt", tmp_path / "away.pt")
     nothing = ("delta=0", "real_optimizer.lr=1e-30", "freeze=3", "trainer.epochs=1")

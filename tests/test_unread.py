@@ -20,12 +20,12 @@ NOT_BY_TRAINING = [  # the last one is what nothing reads
     ("optimizer=latent_adam", "delta=0.1"),
     ("optimizer=latent_sgd_mlp", "++delta=0.1"),
     ("optimizer=hypermask_ewm", "delta=0.1"),
-    ("optimizer.mask=wpm", "optimizer.delta=0.1"),
+    ("optimizer=hypermask", "optimizer.mask=wpm", "optimizer.delta=0.1"),
     ("optimizer.delta=0.2", "delta=0.1"),
-    ("optimizer.mask=random", "optimizer.scale=factored"),
-    ("optimizer.mask=ewm", "optimizer.scale=neuron"),
-    ("optimizer.mask=random", "optimizer.lr=1.0"),
-    ("optimizer.mask=top", "optimizer.temperature=const"),
+    ("optimizer=hypermask", "optimizer.mask=random", "optimizer.scale=factored"),
+    ("optimizer=hypermask", "optimizer.mask=ewm", "optimizer.scale=neuron"),
+    ("optimizer=hypermask", "optimizer.mask=random", "optimizer.lr=1.0"),
+    ("optimizer=hypermask", "optimizer.mask=top", "optimizer.temperature=const"),
     ("model.batch_norm.affine=false", "real_optimizer.lr=0.1"),
     ("model.batch_norm.affine=false", "real_optimizer=sgd"),
     (*CNN, "model.normalization=sample", "real_optimizer=sgd"),
@@ -93,7 +93,7 @@ def test_the_command_refuses_it_and_leaves_nothing(bnn_train, tmp_path, argument
 READ = [
     ("delta=0.2",),
     ("optimizer=counter_4bit", "delta=0.2"),
-    ("optimizer.mask=ewm", "optimizer.lr=1.0", "optimizer.temperature=const"),
+    ("optimizer=hypermask", "optimizer.mask=ewm", "optimizer.lr=1.0", "optimizer.temperature=const"),
     ("optimizer=counter", "optimizer.scale=neuron"),
     ("optimizer=latent_sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0"),
     ("model=vgg", "model.window=2.0", "real_optimizer.lr=0.1"),
@@ -124,7 +124,7 @@ def test_every_key_of_the_table_is_a_setting():
             if isinstance(value, dict):
                 note(value, f"{prefix}{key}.")
 
-    for choice in ([], ["model=vgg"], ["model=bncvl"], ["dataset=mnist"]):
+    for choice in ([], ["optimizer=hypermask"], ["model=vgg"], ["model=bncvl"], ["dataset=mnist"]):
         note(plain_config(*choice))
     named = {key for entry in (*unread.COMMAND, *unread.TRAINING) for key in entry.keys}
     assert named - known == {"sweeper", "launcher"}
@@ -155,8 +155,8 @@ def test_delta_is_the_strength_of_every_rule_that_has_one(name):
     ("overrides", "line"),
     [
         (["optimizer=counter_4bit", "delta=-1"], "delta=-1 is not allowed\nallowed: a number ≥ 0"),
-        (["delta=1.5"], "delta=1.5 is not allowed\nallowed: a number ≥ 0 and ≤ 1"),
-        (["optimizer.delta=1.5"], "optimizer.delta=1.5 is not allowed\nallowed: a number ≥ 0 and ≤ 1"),
+        (["delta=1.5"], "delta=1.5 is not allowed\nallowed: a number ≥ 0 and ≤ 1 or null"),
+        (["optimizer=hypermask", "optimizer.delta=1.5"], "optimizer.delta=1.5 is not allowed\nallowed: a number ≥ 0 and ≤ 1"),
         (["optimizer=hypermask_factored", "delta=x"], "delta=x is not allowed\nallowed: a number ≥ 0 and ≤ 1"),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_delta_out_of_range_is_named_as_it_was_said(overrides, line):
     with pytest.raises(UserError) as refused:
         settings_of(*overrides)
     assert str(refused.value) == line
-    assert settings_of("optimizer=counter", "delta=1.5").optimizer.delta == 1.5  # as its own range says
+    assert settings_of("optimizer=counter", "optimizer.delta=1.5").optimizer.delta == 1.5  # as its own range says
 
 
 def test_delta_is_the_strength_of_a_rule_of_ones_own(tmp_path):

@@ -91,7 +91,7 @@ def test_an_accuracy_beside_chance(accuracy, counts, expected):
 
 
 def test_a_run_near_chance_says_so_and_what_to_try(bnn_train, summary):
-    done = bnn_train(*SMOKE, "trainer.limit_batches=1", "delta=0.5")
+    done = bnn_train(*SMOKE, "trainer.limit_batches=1", "optimizer=hypermask", "delta=0.5")
     result, page = summary(done.runs[0]), (done.runs[0] / "report.html").read_text()
     log = (done.runs[0] / "train.log").read_text()
     assert len(result["warnings"]) == 3 and result["warnings"][1].startswith("test accuracy")
@@ -125,6 +125,9 @@ def test_advice_reads_the_strength_of_the_rule():
     assert "optimizer.delta" in chance.advice(settings_of("optimizer=hypermask_top"), 1, flips=9)
     assert "optimizer.delta" not in chance.advice(settings_of("optimizer=hypermask_ewm"), 1, flips=9)
     assert "model=bncvl" in chance.advice(settings_of(), 3, flips=9)
+    assert "optimizer=counter" not in chance.advice(settings_of(), 3, flips=9)
+    assert "a smaller trainer.batch_size than 128" in chance.advice(settings_of("trainer.batch_size=128"), 3, flips=9)
+    assert "trainer.batch_size" not in chance.advice(settings_of("trainer.batch_size=16"), 3, flips=9)
     assert "model=bncvl" not in chance.advice(settings_of("init_from=RUN"), 3, flips=9)
 
 

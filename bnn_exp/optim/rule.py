@@ -88,7 +88,8 @@ class Rule(Trained, torch.optim.Optimizer):
     Args:
         params: binary tensors, or parameter groups of them, with names or without.
         hyper: the hyperparameters by name, checked by `settings`.
-        schedule: `constant`, `linear` or `cosine`: how the `scheduled` ones fall to 0 over `total_steps` steps.
+        schedule: how the `scheduled` ones fall over `total_steps` steps: `constant`, `linear`, `cosine` or `geometric`, see
+            `bnn_exp.optim.schedules`.
         seed: of what is drawn, ≥ 0.
 
     Raises:

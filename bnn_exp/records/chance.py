@@ -5,6 +5,7 @@ from math import sqrt
 from bnn_exp import rules
 from bnn_exp.networks import weights_of
 
+FEW_ROWS = 32  # of a batch: with fewer, more steps no longer help
 CLEAR = 3.0  # standard deviations of a binomial count: one accuracy in 700 is so far above chance by luck
 
 
@@ -55,6 +56,8 @@ def advice(settings, channels: int, flips: int) -> str:
     if strength == "delta":
         tried.append(f"a smaller optimizer.delta than {value:g}")
     tried.append(f"more trainer.epochs than {settings.trainer.epochs}")
+    if settings.trainer.batch_size > FEW_ROWS:
+        tried.append(f"a smaller trainer.batch_size than {settings.trainer.batch_size}")
     if settings.model.name != "bncvl" and channels > 1 and not settings.init_from:
         tried.append("model=bncvl, for photos")
     return f"what to try: {'; '.join(tried)}"
