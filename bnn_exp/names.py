@@ -30,7 +30,8 @@ def as_typed(overrides: Sequence[str], groups: Path, sweep: bool) -> list[str]:
     """
     if all(PLAIN.fullmatch(item.partition("=")[2]) for item in overrides):
         return list(overrides)
-    return [_as_typed(item, keys_of_text(groups), sweep) for item in overrides]
+    keys = keys_of_text(groups)
+    return [_as_typed(item, keys, sweep) for item in overrides]
 
 
 def keys_of_text(groups: Path) -> set[str]:

@@ -40,7 +40,7 @@ ODD += ("a=1", "-m", "from=[")
 
 @pytest.mark.parametrize("first", ODD)
 def test_whatever_is_typed_is_taken_or_refused_in_words(first):
-    for second in ODD:
+    for second in ("", "=", "a=1", "-m", "~"):
         try:
             found = arguments([first, second], CONF)
         except UserError as error:
