@@ -76,7 +76,7 @@ def _main() -> int:
         experiments.check(sys.argv[1:], CONF)
         with _taken_over(overrides, said.config_dir(sys.argv[1:])):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    except UserError as error:  # in what a run is to take over from another
+    except UserError as error:  # in what is typed, or in what a run is to take over from another
         say(str(error))
         _codes.append(BAD_INPUT)
     except KeyboardInterrupt:

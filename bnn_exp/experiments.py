@@ -10,6 +10,7 @@ import yaml
 
 from bnn_exp import said
 from bnn_exp.errors import UserError
+from bnn_exp.paths import is_file
 from bnn_exp.typed import flags_of
 
 FIRST = "# @package _global_"
@@ -29,7 +30,7 @@ def check(arguments: Sequence[str], groups: Path) -> None:
     folders = [groups, *(Path(folder.removeprefix("file://")) for folder in others if folder)]
     chosen = {folder.name for folder in groups.iterdir() if folder.is_dir()} - {"experiment"}
     for name in said.values(flags.overrides, "experiment"):
-        if file := _find(name, folders):
+        if name.strip("/.") and (file := _find(name, folders)):
             _check(file, chosen)
 
 
@@ -37,13 +38,13 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
     """Returns the file of an experiment; None where Hydra will say that there is none."""
     places = [folder / "experiment" / name.removesuffix(".yaml") for folder in folders]
     for place in places:
-        if (file := place.with_name(f"{place.name}.yaml")).is_file():
+        if is_file(file := place.with_name(f"{place.name}.yaml")):
             return file
     for place in places:
         other = place if place.suffix == ".yml" else place.with_name(f"{place.name}.yml")
-        if other.is_file():
+        if is_file(other):
             raise UserError(f"experiment={name}: {other} is not read\nallowed: the name {other.stem}.yaml")
-    if "/" in name and (file := Path(name)).is_file():
+    if "/" in name and is_file(file := Path(name)):
         folder = file.parent.parent if file.parent.name == "experiment" else Path("FOLDER")
         moved = "" if file.parent.name == "experiment" else f", the file in {folder}/experiment/"
         raise UserError(f"experiment={name}: a path\nallowed: --config-dir {folder} experiment={file.stem}{moved}")

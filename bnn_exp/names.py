@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from bnn_exp.paths import at_home
+from bnn_exp.paths import at_home, is_there
 
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name", "hydra.searchpath")
 PLAIN = re.compile(r"(?!(?:true|false|nan|inf)$)(?:\.{0,2}/)?[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)
@@ -30,7 +30,8 @@ def as_typed(overrides: Sequence[str], groups: Path, sweep: bool) -> list[str]:
     """
     if all(PLAIN.fullmatch(item.partition("=")[2]) for item in overrides):
         return list(overrides)
-    return [_as_typed(item, keys_of_text(groups), sweep) for item in overrides]
+    keys = keys_of_text(groups)
+    return [_as_typed(item, keys, sweep) for item in overrides]
 
 
 def keys_of_text(groups: Path) -> set[str]:
@@ -50,7 +51,7 @@ def _as_typed(override: str, keys: Collection[str], sweep: bool) -> str:
 
 def _value(value: str, sweep: bool) -> str:
     """Returns the text of a value for Hydra. What exists under the whole of it is meant, whatever its characters say."""
-    if Path(at_home(value)).exists() and not (sweep and "," in value):
+    if is_there(value) and not (sweep and "," in value):
         return _quoted(at_home(value).replace("${", r"\${")) if "${" in value else _name(value)
     taken = PART.sub(_part, value)
     for text in (taken, value):  # the second: range(1,3), and other functions of numbers

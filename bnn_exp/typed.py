@@ -13,10 +13,11 @@ from hydra._internal.utils import get_args_parser
 
 from bnn_exp import names
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 
 DASHES = "-–—−"  # the last three come from pages and word processors
 FORM = "allowed: KEY=VALUE, such as delta=0.1; `bnn-train --help` lists every setting"
-HOME = re.compile(r"(--?[\w-]+=)?(~.*)")  # a path, perhaps with its flag
+HOME = re.compile(r"^(--?[\w-]+=)?(~.*)")  # a path, perhaps with its flag
 
 
 def arguments(given: Sequence[str], groups: Path) -> list[str]:
@@ -38,8 +39,8 @@ def arguments(given: Sequence[str], groups: Path) -> list[str]:
     for i in range(len(found.overrides)):
         _check_form(found.overrides, i, groups)
     sweep = found.multirun or "hydra.mode=MULTIRUN" in found.overrides
-    at_home = (HOME.sub(lambda path: (path[1] or "") + at_home(path[2]), flag) for flag in flags)
-    return [*names.as_typed(found.overrides, groups, sweep), *at_home]
+    flags = [HOME.sub(lambda path: (path[1] or "") + at_home(path[2]), flag) for flag in flags]
+    return [*names.as_typed(found.overrides, groups, sweep), *flags]
 
 
 def flags_of(given: Sequence[str]) -> argparse.Namespace:
@@ -70,7 +71,7 @@ def _unknown(flag: str, given: Sequence[str]) -> UserError:
         hint = f"allowed: settings have no dashes: bnn-train {shlex.quote(word)}"
     elif close := difflib.get_close_matches(flag, _options(), 1, 0.7):
         hint = f"did you mean {close[0]}?"
-    elif after and after[0] not in DASHES and "=" not in after:
+    elif word and after and after[0] not in DASHES and "=" not in after:
         hint = f"allowed: settings have no dashes: bnn-train {shlex.quote(f'{word}={after}')}"
     else:
         hint = "allowed: KEY=VALUE, without dashes, and the flags that `bnn-train --hydra-help` lists"
@@ -84,17 +85,18 @@ def _options() -> list[str]:
 def _check_form(words: Sequence[str], i: int, groups: Path) -> None:
     """Refuses word `i` of the overrides where it is no KEY=VALUE, and says what it may have been meant to be."""
     word = words[i]
-    if re.match(r"~|[^=]+=", word) and word[0] not in DASHES:
+    dashed = word.startswith(tuple(DASHES))
+    if re.match(r"~|[^=]+=", word) and not dashed:
         return
     before, after = words[i - 1] if i else "", words[i + 1] if i + 1 < len(words) else ""
-    if word[0] in DASHES:
+    if dashed:
         bare = word.lstrip(DASHES) or after
         hint = f"did you mean {'-' if len(bare) == 1 else '--'}{bare}?" if bare.isalpha() else FORM
     elif meant := _meant(word, before, after, words[i + 2 :], groups):
         hint = f"did you mean {shlex.quote(meant)}?"
     else:
         hint = FORM
-    raise UserError(f"{word}: not KEY=VALUE\n{hint}")
+    raise UserError(f"{word or repr(word)}: not KEY=VALUE\n{hint}")
 
 
 def _meant(word: str, before: str, after: str, rest: Sequence[str], groups: Path) -> str | None:
@@ -113,7 +115,7 @@ def _meant(word: str, before: str, after: str, rest: Sequence[str], groups: Path
         return f"{key}={value if colon else after}"
     if word in known["task"].allowed.split(", "):
         return f"task={word}"
-    if chosen := sorted(groups.glob(f"*/{word}.yaml")):
+    if re.fullmatch(r"[\w-]{1,99}", word) and (chosen := sorted(groups.glob(f"*/{word}.yaml"))):
         return f"{chosen[0].parent.name}={word}"
     if before.partition("=")[0] in texts:
         return f"{before} {word}"

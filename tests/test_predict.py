@@ -65,7 +65,7 @@ def test_a_broken_file_is_named_and_the_others_are_answered(bnn_train, run, pict
     assert (
         done.code == 0 and "2 not readable" in done.err and "a/bad.png" in done.err and "1 other file passed over" in done.err
     )
-    assert "Traceback" not in done.err and len(done.err.splitlines()) == 3
+    assert "Traceback" not in done.err and len(done.err.splitlines()) == 4
     found = answers(tmp_path / "out")
     assert [one["file"] for one in found["predictions"]] == ["a/0.png", "a/b/1.tif"]
     assert [one["file"] for one in found["skipped"]] == ["a/bad.png", "a/worse.jpg"]

@@ -10,7 +10,7 @@ import torch
 from bnn_exp import engine
 from bnn_exp.records import checkpoint
 
-SMALL = ("trainer=smoke", "trainer.epochs=2", "model.hidden_size=8")
+SMALL = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
 
 
 def test_the_command_has_threads_sleep_before_torch_is_loaded(tmp_path):

@@ -2,7 +2,9 @@
 
 import pytest
 
+from bnn_exp import experiments
 from bnn_exp.cli import CONF
+from bnn_exp.errors import UserError
 from bnn_exp.typed import arguments
 
 SMALL = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
@@ -24,6 +26,35 @@ def test_flags_may_stand_anywhere(bnn_train):
 def test_overrides_come_first_in_their_order(given):
     found = arguments(given, CONF)
     assert found[:3] == ["a=1", "b=1,2", "c=3"] and sorted(found) == sorted(given)
+
+
+def test_home_in_the_value_of_a_flag(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert arguments(["--config-dir=~/a", "a=1"], CONF) == ["a=1", "--config-dir=/home/me/a"]
+    assert arguments(["a=1", "-cd", "~/a"], CONF) == ["a=1", "-cd", "/home/me/a"]
+
+
+ODD = ("", "=", "==", "~", "-", "--", "'", '"', "[", "/", "**", "\x00", "from=\x00", "ä", "a" * 300, "from=" + "a" * 300)
+ODD += ("a=1", "-m", "from=[")
+
+
+@pytest.mark.parametrize("first", ODD)
+def test_whatever_is_typed_is_taken_or_refused_in_words(first):
+    for second in ("", "=", "a=1", "-m", "~"):
+        try:
+            found = arguments([first, second], CONF)
+        except UserError as error:
+            assert 1 <= len(str(error).splitlines()) <= 3
+        else:
+            assert len(found) == 2 or "--" in (first, second)
+
+
+@pytest.mark.parametrize("name", ["/", ".", "..", "", "a" * 300, "\x00", "a/b/c", "null"])
+def test_an_experiment_of_any_name_is_refused_or_left_to_hydra(name):
+    try:
+        experiments.check([f"experiment={name}"], CONF)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 2
 
 
 ANSWERS = {

@@ -32,6 +32,7 @@ from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked, gate_of
 
 FORMS = ("PackedMLP", "BNCVLNet")  # of packed networks that every format knows
+NOT_SAVED = "not saved"
 SHOWN, LAST = 40, 10  # answers on the console, and how many of these are the last ones
 
 
@@ -54,7 +55,7 @@ def evaluate(asked: Asked) -> str:
         raise WrongResult(f"{wrong}\n{said}")
     if shortfall := gate_of(asked.request).shortfall(result.accuracy_float):
         raise TooLow(f"{said}\n{shortfall}")
-    able = result.accuracy_packed is not None
+    able = result.accuracy_packed is not None and not said.startswith(NOT_SAVED)
     return _with_next(said, "export", asked, "for a device") if able else said
 
 
@@ -91,7 +92,7 @@ def _leave(result: evaluation.Evaluation, into: Path, run: Path, arrays: Arrays)
             if into == run and (run / "report.html").is_file():
                 html.write_run_page(run)
     except UserError as error:
-        return f"not saved: {error}"
+        return f"{NOT_SAVED}: {error}"
     pictures = f", {evaluations.picture_of(file).name}" if result.mistakes else ""
     return f"in {file.parent}: {file.name}{pictures}"
 
