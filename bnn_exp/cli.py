@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from bnn_exp import __version__, distributed, experiments, plugins, refusals, said, slurm, stopping, typed
+from bnn_exp import __version__, distributed, experiments, plugins, refusals, said, slurm, stopping, typed, versions
 from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult
 from bnn_exp.gate import Gate
 from bnn_exp.paths import at_home
@@ -41,6 +41,7 @@ def main() -> int:
     """The command. Returns its exit code: 0, or the worst of what went on: 1 failed, 2 bad input, 3 below `min_accuracy`, 130
     interrupted."""
     plugins.end_loading()
+    versions.hush()
     with forgiving_output(), stopping.listening() as stop:
         try:
             code = _rank()
@@ -72,10 +73,11 @@ def _main() -> int:
     try:
         typed_here = typed.arguments(sys.argv[1:], CONF)
         sys.argv = _with_program(_with_the_rule_of_masks(_with_path_of_any_dataset([sys.argv[0], *typed_here])))
+        if experiments.check(sys.argv[1:], CONF):
+            sys.argv.insert(1, "hydra.mode=MULTIRUN")  # Hydra 1.4 takes it from the command line alone
         overrides = said.overrides(sys.argv[1:], CONF)
-        experiments.check(sys.argv[1:], CONF)
         with _taken_over(overrides, said.config_dir(sys.argv[1:])):
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+            hydra.main(**versions.HYDRA, config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what is typed, or in what a run is to take over from another
         say(str(error))
         _codes.append(BAD_INPUT)
@@ -319,7 +321,7 @@ def weights_for(rule: str) -> str:
     return rules.trained_by(rule)
 
 
-def strength(own: float, *, _root_: DictConfig) -> float:
+def strength(own: float, *, _root_: DictConfig) -> Any:
     """The δ of a rule: `delta` where it is said, else its `own`."""
     return own if _root_.delta is None else _root_.delta
 
@@ -332,7 +334,7 @@ def by(value: Any, choices: Mapping[Any, Any]) -> Any:
 # when imported, since the processes of a sweep import no more than this; a directory is chosen once
 ONCE = (run_directory, sweep_directory)
 for resolver in (*ONCE, cores, weights_for, strength, by):
-    OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=resolver in ONCE, replace=True)
+    versions.register_resolver(resolver, use_cache=resolver in ONCE)
 
 
 def say(message: str) -> None:

@@ -16,8 +16,10 @@ from bnn_exp.typed import flags_of
 FIRST = "# @package _global_"
 
 
-def check(arguments: Sequence[str], groups: Path) -> None:
+def check(arguments: Sequence[str], groups: Path) -> bool:
     """Sees that the experiments of a command line are files that set what they seem to set.
+
+    Returns whether one of them asks for a sweep that the command line does not ask for.
 
     Args:
         groups: the folder of our own configuration.
@@ -29,9 +31,9 @@ def check(arguments: Sequence[str], groups: Path) -> None:
     others = [flags.config_dir, *said.values(flags.overrides, "hydra.searchpath")]
     folders = [groups, *(Path(folder.removeprefix("file://")) for folder in others if folder)]
     chosen = {folder.name for folder in groups.iterdir() if folder.is_dir()} - {"experiment"}
-    for name in said.values(flags.overrides, "experiment"):
-        if name.strip("/.") and (file := _find(name, folders)):
-            _check(file, chosen)
+    files = [_find(name, folders) for name in said.values(flags.overrides, "experiment") if name.strip("/.")]
+    asked = [_check(file, chosen) for file in files if file]
+    return any(asked) and not flags.multirun and "hydra.mode" not in said.keys(flags.overrides)
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path | None:
@@ -51,12 +53,13 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def _check(file: Path, groups: Collection[str]) -> None:
+def _check(file: Path, groups: Collection[str]) -> bool:
+    """Refuses a mistake. Returns whether the file asks for a sweep."""
     try:
         text = file.read_text()
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):  # Hydra refuses it
-        return
+        return False
     header = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if not re.fullmatch(r"#\s*@package\s+_global_", header):
         raise UserError(
@@ -71,6 +74,8 @@ def _check(file: Path, groups: Collection[str]) -> None:
             raise UserError(
                 f"{file}: `{key}: {value}` does not choose the {group}\nallowed: `- override /{group}: {value}` in `defaults:`"
             )
+    own = (content or {}).get("hydra")
+    return isinstance(own, dict) and own.get("mode") == "MULTIRUN"
 
 
 def _choices(content: dict) -> Iterator[tuple[str, str, Any]]:

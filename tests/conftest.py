@@ -214,9 +214,10 @@ def plain_config(*overrides: str) -> dict:
     import hydra
     from omegaconf import OmegaConf
 
+    from bnn_exp import versions
     from bnn_exp.cli import CONF
 
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), **versions.HYDRA):
         return OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
 
 
@@ -224,10 +225,10 @@ def settings_of(*overrides: str):
     """The settings that the overrides give."""
     from hydra import compose, initialize_config_dir
 
-    from bnn_exp import config
+    from bnn_exp import config, versions
     from bnn_exp.cli import CONF
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **versions.HYDRA):
         return config.load(compose("config", list(overrides)))
 
 

@@ -44,10 +44,11 @@ def config():
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
+    from bnn_exp import versions
     from bnn_exp.cli import CONF
 
     shape = ["model.hidden_size=64", "model.num_layers=3", "model.encoding=boolean", "model.window=null"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **versions.HYDRA):
         return OmegaConf.to_container(compose("config", shape), resolve=True)
 
 
