@@ -330,7 +330,7 @@ WRONG = {
     "images.astype": ("(np.uint8)", "(np.float32)", ["train images float32 [500, 8, 8]", "uint8 [rows, channels"]),
     "labels out of range": ("labels[:rows])", "labels[:rows] + 1)", ["no class for train row", "numbers from 0 to 2"]),
     "too few labels": ("labels[:rows])", "labels[:9])", ["train labels of shape [9]", "500 labels"]),
-    "no test": ('"test": (images[rows:], labels[rows:]), ', "", ['"test": (images, labels)']),
+    "no test": ('        "test": (images[rows:], labels[rows:]),\n', "", ['"test": (images, labels)']),
     "twice": ('["ring", "disc", "none"]', '["ring", "ring", "none"]', ["the classes"]),
     "error": ("np.stack(", "np.stuck(", ["rings:rings failed: AttributeError"]),
     "loss of rows": ("label_smoothing=0.1", 'reduction="none"', ["trainer.loss=smooth: it gives a tensor [2]", "a scalar"]),
