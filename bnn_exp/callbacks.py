@@ -17,6 +17,9 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bnn_exp import plugins
+from bnn_exp.registry import home
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -70,17 +73,14 @@ def register_callback(callback: Made) -> Made:
     kind = callback if isinstance(callback, type) else type(callback)
     if not issubclass(kind, Callback):
         raise TypeError(f"{callback!r}: must be derived from bnn_exp.callbacks.Callback")
+    plugins.note(sys._getframe(1))
     CALLBACKS[:] = [known for known in CALLBACKS if known is not callback and not _same_class(known, callback)]
     CALLBACKS.append(callback)
     return callback
 
 
 def _same_class(one: Any, other: Any) -> bool:
-    return isinstance(one, type) and isinstance(other, type) and _home(one) == _home(other)
-
-
-def _home(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
+    return isinstance(one, type) and isinstance(other, type) and home(one) == home(other)
 
 
 class Callbacks:
@@ -94,7 +94,7 @@ class Callbacks:
         self.made = {}  # by the names under which checkpoints hold their states
         for registered in CALLBACKS:
             kind = registered if isinstance(registered, type) else type(registered)
-            name, others = _home(kind), len(self.made)
+            name, others = home(kind), len(self.made)
             made = _called(registered, "__init__", "", lambda r=registered: r() if isinstance(r, type) else copy.deepcopy(r))
             self.made[f"{name} {others}" if name in self.made else name] = made
 
@@ -149,7 +149,7 @@ def _called(callback: Any, method: str, where: str, function: Callable, *argumen
         frames, file = traceback.extract_tb(error.__traceback__), getattr(sys.modules.get(kind.__module__), "__file__", "")
         frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
         raise CallbackFailed(
-            f"{_home(kind)}.{method}{where}: {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+            f"{home(kind)}.{method}{where}: {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
         ) from error
 
 

@@ -51,8 +51,6 @@ def _key(match: re.Match, text: str, arguments: Sequence[str]) -> str:
     from bnn_exp import config, explain
 
     key = match[2].partition("=")[0]
-    if match[1].startswith("delete") and key in {known.name for known in config.keys()}:  # noqa: SIM118
-        return f"~{key}: no setting can be left out\nallowed: {key}=VALUE; {key}=null where a setting takes null"
     return explain.unknown_key(key, config.keys())
 
 

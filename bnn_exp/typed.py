@@ -66,6 +66,7 @@ def flags_of(given: Sequence[str]) -> argparse.Namespace:
 
 def _unknown(flag: str, given: Sequence[str]) -> UserError:
     """The error for a word with dashes that is no flag of Hydra's."""
+    flag = next(item for item in given if item.endswith(flag.lstrip(DASHES)))  # argparse may make -odel=mlp of -model=mlp
     word, after = flag.lstrip(DASHES), [*given, ""][list(given).index(flag) + 1]
     if "=" in word:
         hint = f"allowed: settings have no dashes: bnn-train {shlex.quote(word)}"
@@ -85,6 +86,8 @@ def _options() -> list[str]:
 def _check_form(words: Sequence[str], i: int, groups: Path) -> None:
     """Refuses word `i` of the overrides where it is no KEY=VALUE, and says what it may have been meant to be."""
     word = words[i]
+    if word.startswith("~"):
+        _check_removal(word[1:].partition("=")[0])
     dashed = word.startswith(tuple(DASHES))
     if re.match(r"~|[^=]+=", word) and not dashed:
         return
@@ -97,6 +100,14 @@ def _check_form(words: Sequence[str], i: int, groups: Path) -> None:
     else:
         hint = FORM
     raise UserError(f"{word or repr(word)}: not KEY=VALUE\n{hint}")
+
+
+def _check_removal(key: str) -> None:
+    """Refuses to leave out a setting. Hydra leaves out choices of groups alone, and settings that an override added."""
+    from bnn_exp import config
+
+    if key in {known.name for known in config.keys()}:  # noqa: SIM118
+        raise UserError(f"~{key}: no setting can be left out\nallowed: {key}=VALUE; {key}=null where a setting takes null")
 
 
 def _meant(word: str, before: str, after: str, rest: Sequence[str], groups: Path) -> str | None:

@@ -125,11 +125,12 @@ def forget():
     """Forgets what was registered since the test began, when it is called and at the end: as a new process would."""
     from hydra.core.config_store import ConfigStore
 
-    from bnn_exp import loss_registry, networks, plugins, rules
+    from bnn_exp import callbacks, loss_registry, networks, plugins, rules
     from bnn_exp.data import registry as datasets
 
     registries = [rules.RULES, networks.MODELS, datasets.DATASETS, loss_registry.LOSSES]
     entries = [(dict(r), dict(r._definitions)) for r in registries]
+    called = list(callbacks.CALLBACKS)
     known, programs, modules, path = dict(plugins._loaded), dict(plugins._programs), set(sys.modules), list(sys.path)
 
     def again() -> None:
@@ -141,6 +142,7 @@ def forget():
             registry.clear()
             registry.update(own)
             registry._definitions = dict(definitions)
+        callbacks.CALLBACKS[:] = called
         for there, before in ((plugins._loaded, known), (plugins._programs, programs)):
             there.clear()
             there.update(before)

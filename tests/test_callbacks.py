@@ -19,7 +19,7 @@ SMALL = ("trainer=smoke", "model.hidden_size=8", "trainer.limit_batches=3", "tra
 
 
 @pytest.fixture(autouse=True)
-def _none_is_left(monkeypatch):
+def _none_is_left(monkeypatch, forget):
     monkeypatch.setattr(callbacks, "CALLBACKS", [])
 
 

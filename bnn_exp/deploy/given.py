@@ -29,7 +29,7 @@ def ready(
     """
     if any(layer.weight.dtype != torch.uint8 for _, layer in binary_layers(network)):
         try:
-            network = pack_network(network)
+            network = pack_network(network, None if images is None else tuple(images.shape[1:]))
         except UserError as error:
             raise UserError(f"export.format={format}: {error}") from error
     if images is None:

@@ -21,7 +21,7 @@ class OfLatents(Trained):
     It stands before the torch optimizer among the bases of a class. A network of float weights has no bits (`bits=False`).
 
     Args:
-        schedule: `constant`, `linear` or `cosine`: how the learning rate falls to 0 over `total_steps` steps.
+        schedule: `constant`, `linear`, `cosine` or `geometric`: how the learning rate falls over `total_steps` steps.
 
     Raises:
         ValueError: a tensor holds the bits 0 and 1 alone, and no latents; or the schedule can't be.
