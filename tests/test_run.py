@@ -118,7 +118,7 @@ def test_a_training_stopped_between_two_batches_goes_on_as_if_it_had_not(tmp_pat
 
 
 def small_trainer(*overrides, mask="top", real="sgd"):
-    return trainer_of(*SMALL, f"optimizer.mask={mask}", f"real_optimizer={real}", *overrides)
+    return trainer_of(*SMALL, "optimizer=hypermask", f"optimizer.mask={mask}", f"real_optimizer={real}", *overrides)
 
 
 BIG = ("model.hidden_size=512", "trainer.epochs=6", "trainer.batch_size=32", "trainer.threads=1", "real_optimizer=adam")
