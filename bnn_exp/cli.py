@@ -138,7 +138,7 @@ def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:
 def _with_the_rule_of_masks(arguments: list[str]) -> list[str]:
     """Returns the command line of `optimizer.mask=…` with the rule that alone has masks, where nothing names a rule."""
     told = said.keys(arguments)
-    names_rule = {"optimizer", "experiment", "config", "init_from", "resume", "sweep.resume"} & told.keys()
+    names_rule = {"optimizer", "experiment", "config", "init_from"} & told.keys()
     if names_rule or "optimizer.mask" not in told:
         return arguments
     beside = next(i for i, argument in enumerate(arguments) if argument.lstrip("+").startswith("optimizer.mask="))

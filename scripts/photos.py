@@ -56,4 +56,7 @@ def write(folder: Path, train: int = 450, test: int = 150, seed: int = 0) -> Pat
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    write(parser.parse_args().folder)
+    parser.add_argument("--train", type=int, default=450, help="pictures to train on")
+    parser.add_argument("--test", type=int, default=150, help="pictures to test by")
+    asked = parser.parse_args()
+    write(asked.folder, asked.train, asked.test)

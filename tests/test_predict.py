@@ -163,7 +163,8 @@ def test_pictures_are_read_as_in_training(bnn_train, tmp_path, fit):
                 values = rng.integers(0, 256 if i % 2 else 65536, shape).astype(np.uint8 if i % 2 else np.uint16)
                 Image.fromarray(values).save(tmp_path / f"d/{split}/{name}/{i}.png")
     settings = ("dataset.size=8", f"dataset.fit={fit}", "dataset.background=grey", "dataset.channels=1")
-    run = ("dataset=local", "dataset.path=d", *settings, "model.hidden_size=64", "trainer.epochs=2", "trainer.batch_size=8")
+    rule = ("optimizer=hypermask_top", "delta=0.1", "trainer.epochs=2", "trainer.batch_size=8")
+    run = ("dataset=local", "dataset.path=d", *settings, "model.hidden_size=64", *rule)
     assert bnn_train(*run, "hydra.run.dir=r").code == 0
     assert bnn_train("task=evaluate", "from=r").code == 0
     assert bnn_train("task=predict", "from=r", "input=d/test", "hydra.run.dir=p").code == 0

@@ -215,7 +215,7 @@ SEARCH = ("-m", "sweeper=optuna", *SMALL)
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["model.hidden_size=8,16", "optimizer=counter"], "optimizer=counter: the search in s has optimizer=hypermask"),
+        (["model.hidden_size=8,16", "optimizer=bop"], "optimizer=bop: the search in s has optimizer=counter"),
         (["model.hidden_size=8,16", "seed=3"], "seed=3: the search in s has seed=0"),
         (["model.num_layers=2,3"], "model.hidden_size: the search in s varies it"),
         (["model.hidden_size=8,16", "model.num_layers=2,3"], "model.num_layers: the search in s does not vary it"),
@@ -319,9 +319,9 @@ def test_a_preset_is_a_configuration_of_its_name():
     ("one", "other"),
     [
         (("optimizer=counter_4bit",), ("optimizer=counter", "optimizer.bits=4", "optimizer.delta=0.05")),
-        (("optimizer=hypermask_random",), ("optimizer.mask=random", "delta=0.01")),
-        ((), ("delta=0.1",)),
-        (("optimizer=hypermask",), ("optimizer.delta=0.1", "optimizer.lr=10")),
+        (("optimizer=hypermask_random",), ("optimizer=hypermask", "optimizer.mask=random", "delta=0.01")),
+        ((), ("delta=0.02",)),
+        (("optimizer=hypermask",), ("optimizer=hypermask", "optimizer.delta=0.1", "optimizer.lr=10")),
         (("optimizer=bop",), ("optimizer=bop", "optimizer.tau=1e-6")),
         (("model=mlp",), ("model=mlp", "model.num_layers=4")),
     ],
@@ -339,8 +339,8 @@ def test_one_configuration_in_other_words_is_one_row(one, other):
 def test_the_strength_has_one_column_and_its_own_value():
     said = (("delta=0.3",), ("optimizer.delta=0.2",), ())
     result = study(run(f"{i}", overrides, **plain_config(*overrides)) for i, overrides in enumerate(said))
-    assert [row.settings for row in result.rows] == [{"delta": 0.3}, {"delta": 0.2}, {"delta": 0.1}]
-    assert [line.split(",")[0] for line in result.csv().splitlines()] == ["delta", "0.3", "0.2", "0.1"]
+    assert [row.settings for row in result.rows] == [{"delta": 0.3}, {"delta": 0.2}, {"delta": 0.02}]
+    assert [line.split(",")[0] for line in result.csv().splitlines()] == ["delta", "0.3", "0.2", "0.02"]
 
 
 def test_the_table_and_its_file_have_one_label_for_a_preset(bnn_train):
