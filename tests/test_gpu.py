@@ -70,7 +70,7 @@ def test_recorded_steps_give_the_bits_of_steps_that_are_not(model, engine, rule)
 def test_packed_trains_as_dense_by_counters_in_fp32(recorded):
     """One step. Gradients are sums of the same terms in another order, so that a bit differs only where rounding decides.
 
-    Later steps multiply each such difference. test_cuda_training compares both engines to the bit, where rounding decides nothing.
+    Later steps multiply each difference. test_cuda_training compares the engines to the bit, where rounding decides nothing.
     """
     overrides = ("optimizer=counter", "trainer.precision=fp32", "trainer.limit_batches=1", f"trainer.graphs={recorded}")
     dense, packed = (trained(*overrides, f"trainer.engine={engine}") for engine in ("dense", "packed"))
