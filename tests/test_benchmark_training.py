@@ -131,6 +131,7 @@ def test_what_is_measured_begins_at_full_strength():
     assert values["trainer"]["threads"] == 1
 
 
+@pytest.mark.slow
 def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch):
     """Under Adam n latents, n gradients, 2n moments are there at once, in fp32; under HyperMask n weights and n gradients."""
     n = 64 * 1024 + 2 * 1024**2 + 10 * 1024

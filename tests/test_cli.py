@@ -115,6 +115,7 @@ def test_a_resume_is_no_sweep(bnn_train, tmp_path):
     assert done.code == 2 and "can't be swept" in done.err and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_runs_started_in_the_same_second_have_directories_of_their_own(tmp_path):
     runs = [forkserver().Process(target=_smoke, args=(tmp_path,)) for _ in range(8)]
     for run in runs:

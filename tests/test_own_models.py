@@ -135,6 +135,7 @@ def test_a_network_that_can_not_be_trained(bnn_train, forget, tmp_path, old, new
     assert [file.name for file in tmp_path.iterdir()] == ["resmlp.py"]
 
 
+@pytest.mark.slow
 def test_a_network_without_methods_trains_and_is_exported(bnn_train, forget, tmp_path, summary):
     body = MODEL[MODEL.index("    def stages") : MODEL.index("\n\nregister_model")]
     (tmp_path / "resmlp.py").write_text(MODEL.replace(body, ""))

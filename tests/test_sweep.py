@@ -115,6 +115,7 @@ def test_bad_requests_leave_nothing(bnn_train, tmp_path, arguments, text):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path, bnn_train):
     arguments = ["-m", "model.hidden_size=8,64", "trainer.epochs=12", "trainer.batch_size=64"]
     process = subprocess.Popen([*COMMAND, *arguments, "seed=0,1", "hydra.sweep.dir=s"], cwd=tmp_path, stdout=subprocess.DEVNULL)

@@ -134,7 +134,7 @@ def test_advice_reads_the_strength_of_the_rule():
 def test_a_run_that_has_learned_says_nothing_of_chance(bnn_train, summary):
     done = bnn_train("model.hidden_size=32", "trainer.epochs=3", "trainer.batch_size=64")
     assert summary(done.runs[0])["warnings"] == [] and "warning" not in done.out
-    assert "what to try" not in done.out and ": bnn-train model.hidden_size=32 trainer.epochs=3" in done.out
+    assert "what to try" not in done.out and "next (a sweep): bnn-train -m trainer.epochs=3 trainer.batch_size=64" in done.out
 
 
 def test_the_next_line_names_keys_that_the_model_has(bnn_train):
