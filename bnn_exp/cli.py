@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from bnn_exp import __version__, distributed, experiments, plugins, refusals, said, slurm, stopping, typed, versions
-from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult
+from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult, place, reason
 from bnn_exp.gate import Gate
 from bnn_exp.paths import at_home
 from bnn_exp.records.output import forgiving_output
@@ -196,7 +196,8 @@ def job(composed: DictConfig) -> float | None:
         say(f"failed: {error}; bnn-train resume={directory} goes on from the last epoch")
         _codes.append(FAILED)
     except Exception as error:
-        say(f"failed: {error or type(error).__name__}\n{directory / 'train.log'} says more")
+        log = directory / "train.log"
+        say(f"failed: {reason(error)} ({place(error)})" + (f"\n{log} says more" if log.is_file() else ""))
         _codes.append(FAILED)
     else:
         if result["status"] == "interrupted" or (_sweep and stopping.asked()):  # asked too late for this run, not for the next

@@ -1,19 +1,22 @@
-"""Tries networks and losses of one's own on two rows, before anything is written. Imports torch only where there are such."""
+"""Tries rules, networks and losses of one's own in a small way, before anything is written. Imports torch only where there are
+such."""
 
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from bnn_exp.data.sources import Arrays
-from bnn_exp.errors import UserError
+from bnn_exp.errors import UserError, place, reason
 from bnn_exp.loss_registry import LOSSES
 from bnn_exp.networks import MODELS
 from bnn_exp.registry import home, is_ours
+from bnn_exp.rules import RULES
 
 
 def check(settings: Any, arrays: Arrays) -> None:
-    """Builds the network of the settings and computes its loss, where one of both is not part of this package.
+    """Builds the network of the settings, computes its loss, and does two steps of the rule on a small network.
+
+    Each is done only where it is not part of this package.
 
     Raises:
         UserError: it fails, or it does not give what a training needs.
@@ -22,6 +25,8 @@ def check(settings: Any, arrays: Arrays) -> None:
         _check_network(settings, arrays)
     if not is_ours(home(LOSSES[settings.trainer.loss])):
         _check_loss(settings.trainer.loss, len(arrays.classes))
+    if not is_ours(home(RULES[settings.optimizer.name].home)):
+        _check_rule(settings)
 
 
 def _check_network(settings: Any, arrays: Arrays) -> None:
@@ -60,6 +65,43 @@ def _check_loss(name: str, classes: int) -> None:
         raise UserError(f"trainer.loss={name}: it gives {got}\nallowed: the mean over the batch, a scalar with a gradient")
 
 
+def _check_rule(settings: Any) -> None:
+    import torch
+    from torch import nn
+
+    from bnn_exp.nn import BinaryLinear
+
+    rule = RULES[settings.optimizer.name]
+    allowed = "__init__(self, params, SETTING=…, **training) and update(g, w, h, state, draw), as in docs/add_a_rule.md"
+    torch.manual_seed(settings.seed)
+    weights = getattr(settings.model, "weights", rule.trains[0])
+    network = nn.Sequential(*(BinaryLinear(*sizes, weights=weights) for sizes in ((5, 4), (4, 3))))
+    with _own_code(f"optimizer={settings.optimizer.name}: {home(rule.home)}", allowed):
+        optimizer = rule.load().of(settings.optimizer, network, 2, 2, settings.seed)
+        if hasattr(optimizer, "update"):
+            optimizer.update = _watched(optimizer.update)
+        for _ in range(2):
+            for p in network.parameters():
+                p.grad = torch.randn(p.shape)
+            optimizer.step()
+
+
+def _watched(update: Callable) -> Callable:
+    """Returns `update` of a rule, which refuses positions that are not there, or that come twice."""
+    import torch
+
+    def watched(g, w, *others):
+        which = update(g, w, *others)
+        if isinstance(which, torch.Tensor) and which.dtype == torch.int64 and which.dim() == 1:
+            if len(which.unique()) != len(which):
+                raise ValueError("update returned a position twice: must be each once")
+            if len(which) and not 0 <= (first := int(which.min())) <= (last := int(which.max())) < w.numel():
+                raise ValueError(f"update returned positions from {first} to {last}: must be from 0 to {w.numel() - 1}")
+        return which
+
+    return watched
+
+
 @contextmanager
 def _own_code(what: str, allowed: str) -> Iterator[None]:
     """Within the block an error is one of somebody's own code. It becomes a UserError that names the line."""
@@ -68,6 +110,4 @@ def _own_code(what: str, allowed: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"{what}: {reason} ({frame.filename}, line {frame.lineno})\nallowed: {allowed}") from error
+        raise UserError(f"{what}: {reason(error)} ({place(error)})\nallowed: {allowed}") from error

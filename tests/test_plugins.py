@@ -182,6 +182,33 @@ def test_a_plugin_that_can_not_be_loaded_is_refused(bnn_train, forget, tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+FAULTS = {  # of patient.py: what is in place of what, and words of the refusal
+    "no update": ("def update(", "def updat(", "NotImplementedError: Patient has no method update(g, w, h, state, draw)"),
+    "no **training": (", **training):", "):", "unexpected keyword argument 'schedule'"),
+    "no schedule": ("    schedule: Schedule\n", "", "optimizer.schedule"),
+    "a name": ("h.patience", "h.patienc", "AttributeError", "patient.py, line "),
+    "a float mask": ("return (waited", "return g\n        return (waited", "torch.float32 [4, 5]: must be bool [4, 5], or"),
+    "another shape": ("return (waited", "return g[:1] > 0\n        return (waited", "torch.bool [1, 5]: must be bool [4, 5]"),
+    "columns of rows": ("return (waited", "return g.topk(2, 1).indices\n        return (waited", "returned torch.int64 [4, 2]"),
+    "outside": ("return (waited", "return torch.tensor([20])\n        return (waited", "from 20 to 20: must be from 0 to 19"),
+    "twice": ("return (waited", "return torch.tensor([3, 3])\n        return (waited", "a position twice"),
+    "unscheduled": ('"delta": delta}', '"deltas": delta}', "Patient.scheduled names delta: must be of patience, deltas"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_rule_that_can_not_train_is_refused_before_anything_is_written(bnn_train, forget, patient, tmp_path, fault):
+    right, wrong, *words = FAULTS[fault]
+    code = patient.read_text()
+    assert right in code
+    code = code.replace(right, wrong)
+    patient.write_text(code)
+    before = sorted(tmp_path.rglob("*"))
+    told = bnn_train("plugins=[patient.py]", *PATIENT)
+    refused(told, *words)
+    assert [file for file in sorted(tmp_path.rglob("*")) if "__pycache__" not in file.parts] == before
+
+
 @pytest.mark.parametrize("value", ["['']", ".x", "a..b", "[3]", "null", "no.such.module"])
 def test_no_plugin_at_all(bnn_train, tmp_path, value):
     told = bnn_train(f"plugins={value}")

@@ -105,6 +105,10 @@ class Rule(Trained, torch.optim.Optimizer):
     def __init__(
         self, params, hyper: dict[str, Any], schedule: str = "constant", total_steps: int | None = None, seed: int = 0
     ):
+        if missing := set(self.scheduled) - set(hyper):
+            raise ValueError(
+                f"{type(self).__name__}.scheduled names {', '.join(sorted(missing))}: must be of {', '.join(hyper)}"
+            )
         self.hyper, self.flips = tuple(hyper), []
         self._looked_at: dict[int, tuple[int, int]] = {}  # by tensor, when it was last known to hold bits
         super().__init__(params, hyper | {"schedule": schedule, "total_steps": total_steps, "seed": seed, "step": 0})
@@ -181,7 +185,7 @@ class Rule(Trained, torch.optim.Optimizer):
         Returns:
             bool [neurons, inputs], or the flat positions, int64 and each once.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method update(g, w, h, state, draw)")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -206,14 +210,24 @@ class Rule(Trained, torch.optim.Optimizer):
             which = self.update(g, w, h, state, draw)
         else:
             which = self.update(g.whole(), w.unpack(), h, state, draw)
-        self.flips[i] += w.flip(which)
+        self.flips[i] += w.flip(self._checked(which, (len(w.packed), w.columns)))
 
     def _step(self, i: int, g: Tensor) -> None:
         self._look_at(i)
         h, state, draw = self._at(i)
         w = _rows(self.tensors()[i])
-        self.flips[i] += flip(w, self.update(g, w, h, state, draw))
+        self.flips[i] += flip(w, self._checked(self.update(g, w, h, state, draw), w.shape))
         self._looked_at[i] = _written(self.tensors()[i])
+
+    def _checked(self, which: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Returns what `update` gave, if it can say which bits of a tensor of this shape flip."""
+        if isinstance(which, Tensor):
+            mask = which.dtype == torch.bool and tuple(which.shape) == tuple(shape)
+            if mask or (which.dtype == torch.int64 and which.dim() == 1):
+                return which
+        got = f"{which.dtype} {list(which.shape)}" if isinstance(which, Tensor) else type(which).__name__
+        kind = type(self).__name__
+        raise TypeError(f"{kind}.update returned {got}: must be bool {list(shape)}, or flat positions, int64 [count]")
 
     def _at(self, i: int) -> tuple[SimpleNamespace, dict[str, Tensor], torch.Generator]:
         """What a step of tensor i goes by: its hyperparameters, state and chance."""
