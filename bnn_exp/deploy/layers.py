@@ -45,6 +45,9 @@ def traceable(network: nn.Module) -> nn.Module:
     for _, layer in binary_layers(network):
         kind = type(layer)
         layer.__class__ = type(kind.__name__, (_Traceable, kind), {"__module__": kind.__module__})
+        weight = layer.weight.detach()
+        del layer.weight
+        layer.register_buffer("weight", weight)  # torch 2.9 reads no program back whose parameters are integers
     return network
 
 
