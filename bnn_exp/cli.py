@@ -151,7 +151,7 @@ def _conclude(directory: Path, report: "Report", gate: Gate) -> None:
     from bnn_exp import sweep
 
     try:
-        completed = sweep.conclude(directory, report)
+        completed = sweep.conclude(directory, report, INTERRUPTED in _codes)
     except UserError as error:
         say(str(error))
         _codes.append(BAD_INPUT)

@@ -5,7 +5,6 @@ submitit starts two processes a job: the job, and one beside it that waits for t
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +32,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
     def __call__(self, *arguments: Any) -> JobReturn:
         """Runs a job, in its own process."""
         with stopping.listening():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
             result = super().__call__(*arguments)
         result.outcome = cli.outcome()
         return result
@@ -43,7 +43,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         Raises:
             KeyboardInterrupt: a signal has asked for the end; the jobs have ended before.
         """
-        with stopping.stop_on_signals() as stop, _ignored(PASSED_ON):
+        with stopping.stop_on_signals() as stop, _held(PASSED_ON):
             jobs = self._start(job_overrides, initial_job_idx)
         try:
             if stop():
@@ -78,17 +78,13 @@ def use() -> None:
 
 
 @contextmanager
-def _ignored(numbers: set[int]) -> Iterator[None]:
-    """Within the block the signals are ignored: a process that starts in it goes on to ignore them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+def _held(numbers: set[int]) -> Iterator[None]:
+    """Within the block the signals wait. A process that starts in it never gets them, unless it lets them in."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
