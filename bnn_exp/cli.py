@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,6 +35,7 @@ FAILED, BAD_INPUT, TOO_LOW, INTERRUPTED = 1, 2, 3, 130  # exit codes
 _checked: list["Plan"] = []  # what Preflight made for the one job of this command
 _sweep: list[tuple[Path, "Report", Gate]] = []  # the directory of this command's sweep, if it is one; how to report on it
 _codes: list[int] = []  # exit codes of what did not end well
+_said: list[str] = []  # the messages of this process
 _goes_on: list[bool] = []  # not empty: the same command goes on where it was stopped, by resume=auto
 
 
@@ -66,7 +68,7 @@ def _main() -> int:
     if "--version" in sys.argv[1:]:
         print(f"bnn-train {__version__}")
         return 0
-    for state in (_checked, _sweep, _codes, _goes_on):
+    for state in (_checked, _sweep, _codes, _said, _goes_on):
         state.clear()
     before, given = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
@@ -149,7 +151,7 @@ def _conclude(directory: Path, report: "Report", gate: Gate) -> None:
     from bnn_exp import sweep
 
     try:
-        completed = sweep.conclude(directory, report)
+        completed = sweep.conclude(directory, report, INTERRUPTED in _codes)
     except UserError as error:
         say(str(error))
         _codes.append(BAD_INPUT)
@@ -248,6 +250,10 @@ class Preflight(Callback):
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
         report, gate = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report, gate))
+        if "submitit_launcher.LocalLauncher" in config.hydra.launcher.get("_target_", ""):
+            from bnn_exp import jobs
+
+            jobs.use()
         if config.sweep.search == "optuna":
             self._or_leave(tasks.search, config, job)
             sys.exit()  # Hydra's own sweeper has nothing left to do
@@ -338,7 +344,28 @@ for resolver in (*ONCE, cores, weights_for, strength, by):
     versions.register_resolver(resolver, use_cache=resolver in ONCE)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a job in another process said, and the exit codes of what did not end well."""
+
+    said: list[str]
+    codes: list[int]
+
+
+def outcome() -> Outcome:
+    """Returns the outcome of this process, so far."""
+    return Outcome(_said, _codes)
+
+
+def take_over(outcome: Outcome) -> None:
+    """Says what a job in another process said, and lets it count as if it had run in this one."""
+    for message in outcome.said:
+        say(message)
+    _codes.extend(outcome.codes)
+
+
 def say(message: str) -> None:
+    _said.append(message)
     print(f"bnn-train: {message}", file=sys.stderr)
 
 

@@ -85,13 +85,14 @@ def of_network(task: str, request: Request, why: str) -> str:
     return line([f"task={task}", f"from={place}", *which], why)
 
 
-def after_sweep(study: "Study", directory: Path, arguments: Sequence[str]) -> str:
+def after_sweep(study: "Study", directory: Path, arguments: Sequence[str], cut: bool = False) -> str:
     """Returns the line that goes on with a sweep, or that evaluates its best run.
 
     Args:
         arguments: of the command that swept.
+        cut: a signal has ended it.
     """
-    if any(run.status in ("interrupted", "unfinished") for run in study.unfinished):
+    if cut or any(run.status in ("interrupted", "unfinished") for run in study.unfinished):
         known = any(item.partition("=")[0] == "sweep.resume" for item in arguments)
         return line([*arguments, *([] if known else [f"sweep.resume={directory}"])], "what is missing")
     if not study.best:

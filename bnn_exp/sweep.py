@@ -1,10 +1,12 @@
 """A sweep: where its jobs run, what of them is done already, and the answer at its end. Imports no torch."""
 
 import itertools
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp import further, places, plugins
@@ -114,8 +116,8 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
-def conclude(directory: Path, report: Report) -> bool | None:
-    """Leave the answer of the sweep in `directory`, as `report` says, and print it.
+def conclude(directory: Path, report: Report, cut: bool = False) -> bool | None:
+    """Leave the answer of the sweep in `directory`, as `report` says, and print it. `cut` tells that a signal has ended it.
 
     Returns whether all its runs completed; None where there is none, since nothing could begin: then the directory goes too.
     """
@@ -125,11 +127,25 @@ def conclude(directory: Path, report: Report) -> bool | None:
         if not any(directory.iterdir()):
             directory.rmdir()
         return None
-    result = answer(found, directory, report.y, report.x, report.group)
+    result = answer(found, directory, report.y, report.x, report.group, max(planned(directory) - len(found), 0) if cut else 0)
     console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
-    if following := further.after_sweep(result, directory, sys.argv[1:]):
+    if following := further.after_sweep(result, directory, sys.argv[1:], cut):
         console().print(following)
     return not result.unfinished
+
+
+def planned(directory: Path) -> int:
+    """Returns how many jobs the sweep in `directory` was to have, by its multirun.yaml; 0 where this does not say it."""
+    try:
+        saved = OmegaConf.load(directory / "multirun.yaml")
+        if saved.sweep.search == "optuna":
+            return saved.sweep.trials
+        swept = [f"{key}={value}" for key, value in (saved.hydra.sweeper.get("params") or {}).items()]
+        told = OverridesParser.create().parse_overrides([*swept, *saved.hydra.overrides.task])
+        values = {o.key_or_group: len(list(o.sweep_string_iterator())) for o in told if o.is_discrete_sweep()}
+    except Exception:  # no such file, a damaged one, or a foreign one: YAML's and OmegaConf's errors have no common base
+        return 0
+    return math.prod(values.values())
 
 
 def below(directory: Path, gate: Gate) -> str:

@@ -16,14 +16,21 @@ FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html", "sweep_runs.csv")
 
 
 def answer(
-    records: list[Record], directory: Path, y: str | None = None, x: str | None = None, group: str | None = None
+    records: list[Record],
+    directory: Path,
+    y: str | None = None,
+    x: str | None = None,
+    group: str | None = None,
+    missing: int = 0,
 ) -> Study:
     """Folds `records` into a study of `y`, prints it and leaves it in `directory`; the plot is over `x`, a line a `group`.
+    `missing` jobs of the sweep have not begun.
 
     Raises:
         UserError: a key that does not vary, or a number that the runs don't have.
     """
     result = study(records, y)
+    result.missing = missing
     if result.rows:
         study_plot.axes_of(result, x, group)
     texts = {"sweep.csv": result.csv(), "sweep_runs.csv": runs_csv(result, records, directory), "sweep.md": result.markdown()}

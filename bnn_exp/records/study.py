@@ -74,6 +74,7 @@ class Study:
     varied: list[str]  # dotted keys, the fewest that tell the configurations apart; not the seed
     rows: list[Row]
     unfinished: list[Record] = field(default_factory=list)
+    missing: int = 0  # jobs of the sweep that have not begun
 
     def varies(self, key: str) -> bool:
         """Whether configurations differ in a setting, be it a column or not."""
@@ -104,6 +105,8 @@ class Study:
     def notes(self) -> list[str]:
         """Sentences below the table: by what the best was chosen, and what counts as a seed."""
         notes = []
+        if self.missing:
+            notes.append(f"Not the whole sweep: {self.missing} of its jobs {'have' if self.missing > 1 else 'has'} not begun.")
         if len(self.rows) > 1 and self.by in BY_TEST:
             way = "without report.y it is" if self.validated else "with dataset.validation=0.1 rows are kept back, and it is"
             notes.append(
@@ -243,5 +246,10 @@ def label(run: Record, keys: Iterable[str]) -> str:
 
 
 def reason(run: Record) -> str:
-    """Why a run did not complete, in a line."""
-    return f"{run.status}: {run.summary.get('error') or 'no more is known'}".replace("\n", "; ")
+    """Why a run did not complete, in a line: its error, else how far it came."""
+    error = run.summary.get("error")
+    if error and run.status == "failed":
+        return f"failed: {error}".replace("\n", "; ")
+    done, total = len(run.epochs), run.setting("trainer.epochs")
+    how_far = f"after {done}{f' of {total}' if total else ''} epochs" if run.config else "before it began"
+    return f"{run.status} {how_far}{' (under way, or killed)' * (run.status == 'unfinished')}"
