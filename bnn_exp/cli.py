@@ -236,8 +236,8 @@ class Preflight(Callback):
 
         self._note(config, "hydra.run.dir")
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
-        given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
-        plan = self._or_leave(tasks.prepare, *given)
+        given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir
+        plan = self._or_leave(tasks.prepare, *given, chosen, said.flags(config.hydra))
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:

@@ -185,8 +185,8 @@ def _tuned(name: str, place: Path) -> dict[str, Any]:
     def taken(values: dict) -> dict:
         found = config.load(values)
         groups, rule = {group: asdict(getattr(found, group)) for group in TUNED}, found.optimizer
-        if (strength := rules.strength(rule)) and not found.init_from:  # else it is gentle already
-            groups["optimizer"][strength] /= rules.RULES[rule.name].gentler
+        if not found.init_from:  # else it is gentle already
+            groups["optimizer"] = asdict(rules.gentler(rule))
         return groups
 
     return _checked(name, place, taken)
