@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from bnn_exp import config, plugins, rules, said
 from bnn_exp.errors import UserError
-from bnn_exp.records.runs import as_text, flat, metadata
+from bnn_exp.records.runs import as_text, flat, metadata, of_several
 
 TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
 KEYS = ("resume", "config", "init_from", "from", "sweep.resume")  # of the command line that name runs
@@ -149,6 +149,8 @@ def _file(name: str, place: Path) -> Path:
         return place
     files = [place / file for file in ("config.yaml", "model.safetensors") if (place / file).is_file()]
     if not files:
+        if several := of_several(name.partition("=")[0], place):
+            raise UserError(several)
         what = "no config.yaml in it" if place.is_dir() else "no such file or folder"
         raise UserError(f"{name}: {what}\nallowed: the directory of a run, outputs/DATE/TIME-…")
     return files[0]
