@@ -1,10 +1,13 @@
 """Choices of one's own in `--config-dir` and `hydra.searchpath`: the commands that are printed name them too."""
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, code_of
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from test_further import SMALL, following
 
 from bnn_exp.records import summary
@@ -54,3 +57,26 @@ def test_a_run_that_goes_on_keeps_the_flags_of_its_command(tmp_path, monkeypatch
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     (tmp_path / "summary.json").write_text('{"flags": ["--config-dir", "mine"]}')
     assert summary.write(tmp_path, "completed")["flags"] == ["--config-dir", "mine"]
+
+
+def test_the_experiment_of_the_page_about_sweeps_runs(bnn_train, forget, tmp_path):
+    """With the plugin of the page about rules beside it, from wherever it is called."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), re.DOTALL)
+    (tmp_path / "elsewhere/confs/experiment").mkdir(parents=True)
+    (tmp_path / "elsewhere/confs/experiment/mine.yaml").write_text(text)
+    (tmp_path / "elsewhere/confs/experiment/patient.py").write_text(code_of("add_a_rule.md")[0])
+    done = bnn_train("--config-dir", "elsewhere/confs", "experiment=mine", "--cfg", "job")
+    values = OmegaConf.create(done.out)
+    assert done.code == 0 and (values.model.name, values.optimizer.patience) == ("vgg", 5), done.err
+    forget()
+    quick = ("model.channels=[2,2,2]", "trainer.epochs=1", "trainer.limit_batches=1")
+    done = bnn_train("--config-dir", "elsewhere/confs", "experiment=mine", *quick, "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert OmegaConf.load("run/config.yaml").plugins == [str(tmp_path / "elsewhere/confs/experiment/patient.py")]
+
+
+def test_a_resumed_run_that_is_to_be_longer_is_pointed_to_a_new_one(bnn_train, copy_of_run, tmp_path):
+    copy_of_run(tmp_path / "run", *SMALL)
+    done = bnn_train("resume=run", "trainer.epochs=60")
+    assert done.code == 2 and "init_from=run trainer.epochs=60" in done.err and len(done.err.splitlines()) == 3
+    assert bnn_train("init_from=run", "trainer.epochs=60", "--cfg", "job").code == 0
