@@ -78,7 +78,9 @@ def _main() -> int:
         if experiments.check(sys.argv[1:], CONF):
             sys.argv.insert(1, "hydra.mode=MULTIRUN")  # Hydra 1.4 takes it from the command line alone
         overrides = said.overrides(sys.argv[1:], CONF)
-        with _taken_over(overrides, said.config_dir(sys.argv[1:])):
+        with _taken_over(overrides, said.config_dir(sys.argv[1:])) as beside:
+            if beside:
+                sys.argv.insert(1, said.override("plugins", beside))
             hydra.main(**versions.HYDRA, config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what is typed, or in what a run is to take over from another
         say(str(error))
@@ -106,12 +108,12 @@ def _main() -> int:
     return max(_codes, default=0)
 
 
-def _taken_over(overrides: list[str], folder: str | None) -> AbstractContextManager:
-    """For Hydra to compose in: what the command takes over from an earlier run, and its plugins."""
+def _taken_over(overrides: list[str], folder: str | None) -> AbstractContextManager[list[str]]:
+    """For Hydra to compose in: what the command takes over from an earlier run, and its plugins; see `inherit.taken_over`."""
     plugins.load_installed()
     told = said.keys(overrides).keys()
-    if not TAKEN & told and not plugins.program() and not (folder and "experiment" in told):
-        return nullcontext()
+    if not (TAKEN | {"experiment"}) & told and not plugins.program():
+        return nullcontext([])
     from bnn_exp import inherit
 
     return inherit.taken_over(overrides, folder)
@@ -239,8 +241,8 @@ class Preflight(Callback):
 
         self._note(config, "hydra.run.dir")
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
-        given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir, chosen
-        plan = self._or_leave(tasks.prepare, *given)
+        given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir
+        plan = self._or_leave(tasks.prepare, *given, chosen, said.flags(config.hydra))
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:

@@ -28,12 +28,25 @@ def check(arguments: Sequence[str], groups: Path) -> bool:
         UserError: the first mistake, with its file.
     """
     flags = flags_of(arguments)
-    others = [flags.config_dir, *said.values(flags.overrides, "hydra.searchpath")]
-    folders = [groups, *(Path(folder.removeprefix("file://")) for folder in others if folder)]
     chosen = {folder.name for folder in groups.iterdir() if folder.is_dir()} - {"experiment"}
-    files = [_find(name, folders) for name in said.values(flags.overrides, "experiment") if name.strip("/.")]
-    asked = [_check(file, chosen) for file in files if file]
+    asked = [_check(file, chosen) for _, file in files(flags.overrides, flags.config_dir, groups)]
     return any(asked) and not flags.multirun and "hydra.mode" not in said.keys(flags.overrides)
+
+
+def files(overrides: Sequence[str], folder: str | None, groups: Path) -> list[tuple[str, Path]]:
+    """Returns the experiments that overrides name, each with its file, as far as there is one.
+
+    Args:
+        folder: that of --config-dir.
+        groups: the folder of our own configuration.
+
+    Raises:
+        UserError: a name that is a path, or a file of another suffix.
+    """
+    others = [folder, *said.values(overrides, "hydra.searchpath")]
+    folders = [groups, *(Path(other.removeprefix("file://")) for other in others if other)]
+    found = [(name, _find(name, folders)) for name in said.values(overrides, "experiment") if name.strip("/.")]
+    return [(name, file) for name, file in found if file]
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path | None:

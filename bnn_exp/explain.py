@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+STRENGTH = "delta"  # the key that sets optimizer.delta
+SYNONYMS = {"learning_rate": "lr", "batchsize": "batch_size", "bs": "batch_size"}  # of other tools
+
 
 @dataclass(frozen=True)
 class Key:
@@ -67,10 +70,37 @@ def unknown_key(name: str, known: list[Key]) -> str:
         return f"{name}: not a setting here\nallowed: with {name.split('.')[0]}={', '.join(elsewhere)}"
     if above := next((key for key in known if name.startswith(f"{key.name}.")), None):
         return f"{name}: no such setting\nallowed: {above.name}={above.allowed}"
-    by_end = {key.name.split(".")[-1]: key.name for key in known}
-    close = difflib.get_close_matches(name, [key.name for key in known], 1)
-    close = close or [by_end[end] for end in difflib.get_close_matches(name.split(".")[-1], by_end, 1)]
-    return f"{name}: no such setting\n" + (f"did you mean {close[0]}?" if close else "`bnn-train --help` lists them all")
+    found = meant(name, known)
+    found = [_with_choices(one, known) for one in found] if len(found) > 1 else found
+    if any(one.startswith("optimizer.lr") for one in found):
+        found.append(f"{STRENGTH} (the strength of most rules for bits)")
+    return f"{name}: no such setting\n" + (f"did you mean {in_a_row(found)}?" if found else "`bnn-train --help` lists them all")
+
+
+def meant(name: str, known: list[Key]) -> list[str]:
+    """Returns the keys that an unknown one may stand for: all that end like it, else the nearest."""
+    end = SYNONYMS.get(last := name.split(".")[-1], last)
+    by_end: dict[str, dict[str, None]] = {}
+    for key in known:
+        by_end.setdefault(key.name.split(".")[-1], {})[key.name] = None
+    if end != "name" and end in by_end:
+        return sorted(by_end[end], key=lambda one: (one.count("."), one))
+    if close := difflib.get_close_matches(name, [key.name for key in known], 1):
+        return close
+    return [one for near in difflib.get_close_matches(end, by_end, 1) for one in list(by_end[near])[:1]]
+
+
+def in_a_row(words: list[str]) -> str:
+    """["a", "b", "c"] → "a, b or c"."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _with_choices(name: str, known: list[Key]) -> str:
+    """Returns a key, and the choices of its group that have it, where others do not."""
+    group = name.split(".")[0]
+    own = {choice for key in known if key.name == name for choice in key.choices}
+    every = {choice for key in known if key.name.startswith(f"{group}.") for choice in key.choices}
+    return f"{name} (with {group}={', '.join(sorted(own))})" if own != every else name
 
 
 def _lookup(raw: Any, path: list[str]) -> Any:

@@ -35,6 +35,7 @@ class Ended:
     resumed: bool = False
     in_sweep: bool = False
     plugins: Sequence[str] = ()
+    flags: Sequence[str] = ()  # of its command line, see `said.flags`
 
     def next(self) -> str:
         """Returns the line of the command that makes sense now; "" for a run of a sweep, which has one of its own."""
@@ -69,20 +70,21 @@ class Ended:
         return line(["-m", *self._without([item.partition("=")[0] for item in varied]), *varied], "a sweep")
 
     def _without(self, keys: Collection[str], groups: Collection[str] = ()) -> Iterator[str]:
-        """Yields the overrides of the run without some keys, and without groups and all that is below them."""
+        """Yields the flags of the run, and its overrides without some keys, and without groups and all that is below them."""
+        yield from self.flags
         for item in own_overrides(self.overrides, self.plugins):
             key = item.lstrip("+~").partition("=")[0]
             if key not in keys and key.partition(".")[0] not in groups:
                 yield item
 
 
-def of_network(task: str, request: Request, why: str) -> str:
-    """Returns the line of another task with the network of a request; "" where the request names none."""
+def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) -> str:
+    """Returns the line of another task with the network of a request, and `more` overrides; "" where the request names none."""
     if not request.from_:
         return ""
     place = request.from_ if isinstance(request.from_, str) else request.from_[0]
     which = [] if request.which == "last" else [f"which={request.which}"]
-    return line([f"task={task}", f"from={place}", *which], why)
+    return line([f"task={task}", f"from={place}", *which, *more], why)
 
 
 def after_sweep(study: "Study", directory: Path, arguments: Sequence[str], cut: bool = False) -> str:

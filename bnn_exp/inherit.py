@@ -19,9 +19,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from bnn_exp import config, plugins, rules, said
+from bnn_exp import config, experiments, plugins, rules, said
 from bnn_exp.errors import UserError
-from bnn_exp.records.runs import as_text, flat, metadata
+from bnn_exp.records.runs import as_text, flat, metadata, of_several
+from bnn_exp.registry import CONF
 
 TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
 KEYS = ("resume", "config", "init_from", "from", "sweep.resume")  # of the command line that name runs
@@ -29,8 +30,9 @@ OF_A_NETWORK = ("evaluate", "predict", "export", "benchmark")  # tasks
 
 
 @contextmanager
-def taken_over(overrides: list[str], folder: str | None = None) -> Iterator[None]:
-    """Within it Hydra composes with what a command of these overrides takes over, and with the plugins that it needs.
+def taken_over(overrides: list[str], folder: str | None = None) -> Iterator[list[str]]:
+    """Within it Hydra composes with what a command of these overrides takes over, and with the plugins that it needs. Yields
+    the plugins that the command line has to name, since an experiment names them by their places beside its own file.
 
     Args:
         folder: that of --config-dir.
@@ -46,7 +48,7 @@ def taken_over(overrides: list[str], folder: str | None = None) -> Iterator[None
             values["plugins"] = loaded
         if values:
             _offer(values)
-        yield
+        yield loaded if _names_beside(overrides, folder) else []
     finally:
         _forget()
 
@@ -65,8 +67,8 @@ def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[s
 
     A file that can't be read has none here: who reads it next says what is wrong with it.
     """
-    for name in said.values(overrides, "experiment") if folder else []:
-        yield f"experiment={name}", _plugins_in(Path(folder) / "experiment" / f"{name}.yaml")
+    for name, file in experiments.files(overrides, folder, CONF):
+        yield f"experiment={name}", _plugins_in(file, file)
     told, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
     keys = [key for key in KEYS if not (key == "from" and task == "report")]  # which reads files alone
     here = [("resume", "hydra.run.dir"), ("sweep.resume", "hydra.sweep.dir"), ("resume", "hydra.sweep.dir")]
@@ -79,6 +81,12 @@ def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[s
             yield f"{key}={value}", _plugins_of_run(f"{key}={value}", Path(value))
 
 
+def _names_beside(overrides: list[str], folder: str | None) -> bool:
+    """Whether an experiment names a plugin that lies beside its file, and not in the folder of the shell."""
+    found = () if "plugins" in said.keys(overrides) else experiments.files(overrides, folder, CONF)
+    return any(_plugins_in(file, file) != _plugins_in(file) for _, file in found)
+
+
 def _plugins_of_run(name: str, place: Path) -> list[str]:
     try:
         return plugins.entries(_read(_file(name, place)).get("plugins"))
@@ -86,9 +94,9 @@ def _plugins_of_run(name: str, place: Path) -> list[str]:
         return []
 
 
-def _plugins_in(file: Path) -> list[str]:
+def _plugins_in(file: Path, beside: Path | None = None) -> list[str]:
     try:
-        return plugins.entries(OmegaConf.to_container(OmegaConf.load(file)).get("plugins"))
+        return plugins.entries(OmegaConf.to_container(OmegaConf.load(file)).get("plugins"), beside)
     except Exception:  # as above
         return []
 
@@ -149,6 +157,8 @@ def _file(name: str, place: Path) -> Path:
         return place
     files = [place / file for file in ("config.yaml", "model.safetensors") if (place / file).is_file()]
     if not files:
+        if several := of_several(name.partition("=")[0], place):
+            raise UserError(several)
         what = "no config.yaml in it" if place.is_dir() else "no such file or folder"
         raise UserError(f"{name}: {what}\nallowed: the directory of a run, outputs/DATE/TIME-…")
     return files[0]
@@ -185,8 +195,8 @@ def _tuned(name: str, place: Path) -> dict[str, Any]:
     def taken(values: dict) -> dict:
         found = config.load(values)
         groups, rule = {group: asdict(getattr(found, group)) for group in TUNED}, found.optimizer
-        if (strength := rules.strength(rule)) and not found.init_from:  # else it is gentle already
-            groups["optimizer"][strength] /= rules.RULES[rule.name].gentler
+        if not found.init_from:  # else it is gentle already
+            groups["optimizer"] = asdict(rules.gentler(rule))
         return groups
 
     return _checked(name, place, taken)

@@ -55,10 +55,20 @@ _programs: dict[str, None] = {}  # entries of modules that registered something 
 _loading: list[str] = []
 
 
-def entries(value: str | Iterable[str] | None) -> list[str]:
-    """The setting `plugins` as a list of entries, which config.yaml keeps: files with absolute paths, and modules."""
+def entries(value: str | Iterable[str] | None, beside: Path | None = None) -> list[str]:
+    """The setting `plugins` as a list of entries, which config.yaml keeps: files with absolute paths, and modules.
+
+    Args:
+        beside: a file that names them. A relative path begins in its folder if a file is there, else in the current folder.
+    """
     given = [value] if isinstance(value, str) else value or ()
-    return list(dict.fromkeys(str(Path(entry).expanduser().absolute()) if is_file(entry) else entry for entry in given))
+    return list(dict.fromkeys(_absolute(entry, beside) if is_file(entry) else entry for entry in given))
+
+
+def _absolute(entry: str, beside: Path | None) -> str:
+    path = Path(entry).expanduser()
+    near = beside and beside.parent / path
+    return str((near if near and near.is_file() else path).absolute())
 
 
 def is_file(entry: str) -> bool:

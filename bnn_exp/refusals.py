@@ -9,6 +9,10 @@ import yaml
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import OverrideParseException
 
+from bnn_exp import explain
+from bnn_exp.registry import CONF, RESERVED
+
+BY_MODEL = "of_"  # begins the choices that a model has when nothing is said
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of pyproject.toml, by launcher
 
 
@@ -34,11 +38,32 @@ def in_words(error: Exception, arguments: Sequence[str]) -> str:
 
 
 def no_such_choice(group: str, choice: str, choices: Sequence[str]) -> str:
-    """Returns two lines: the nearest choice of a group, and all of them."""
-    nearest = difflib.get_close_matches(choice.lower(), choices, 1)
-    hint = f"; did you mean {group}={nearest[0]}?" if nearest else ""
-    own = ", or one of your own: plugins=[FILE.py]" if group in ("model", "optimizer", "dataset") else ""
-    return f"{group}={choice}: no such choice{hint}\nallowed: {', '.join(choices)}{own}"
+    """Returns two or three lines: the choices of a group, or of another one, that may be meant, and all of the group."""
+    if choice.startswith(BY_MODEL) and group in ("optimizer", "trainer"):
+        return _no_default(choice.removeprefix(BY_MODEL))
+    shown = [one for one in choices if not one.startswith(BY_MODEL) and one not in RESERVED]
+    found = [f"{group}={one}" for one in difflib.get_close_matches(choice.lower(), shown, 1) or _with_word(choice, shown)]
+    others = [file.parent.name for file in sorted(CONF.glob("*/*.yaml")) if file.stem == choice]
+    found += [f"{other}={choice}" for other in others if other != group]
+    hint = f"; did you mean {explain.in_a_row(found)}?" if found else ""
+    plugin = "plugins=[FILE.py], or " if group in ("model", "optimizer", "dataset") else ""
+    own = f"{plugin}--config-dir FOLDER with FOLDER/{group}/{choice}.yaml"
+    return f"{group}={choice}: no such choice{hint}\nallowed: {', '.join(shown)}; or one of your own: {own}"
+
+
+def _with_word(choice: str, choices: Sequence[str]) -> list[str]:
+    """Returns the choices that have this one as a word: latent_adam has adam."""
+    return [one for one in choices if choice.lower() in one.split("_")]
+
+
+def _no_default(model: str) -> str:
+    """Says what a model of --config-dir needs beside its own file."""
+    files = " and ".join(f"{group}/{BY_MODEL}{model}.yaml" for group in ("optimizer", "trainer"))
+    return (
+        f"model={model}: no file says by what it is trained\n"
+        "allowed: optimizer=NAME trainer=NAME beside it, such as optimizer=counter trainer=default\n"
+        f"or, in the folder of model/{model}.yaml, the files {files}, each with `defaults: [NAME]`"
+    )
 
 
 def _unread(override: str) -> str:
@@ -48,7 +73,7 @@ def _unread(override: str) -> str:
 
 
 def _key(match: re.Match, text: str, arguments: Sequence[str]) -> str:
-    from bnn_exp import config, explain
+    from bnn_exp import config
 
     key = match[2].partition("=")[0]
     return explain.unknown_key(key, config.keys())

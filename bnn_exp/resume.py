@@ -35,7 +35,8 @@ def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Pa
     if others:
         raise UserError(
             f"{others[0]}: a resumed run keeps its own configuration\n"
-            f"allowed beside resume: {', '.join(MAY_CHANGE[1:])}; a new run for anything else"
+            f"allowed beside resume: {', '.join(MAY_CHANGE[1:])}; "
+            f"or a new run: init_from={resumed} {others[0]} begins with its bits, config={resumed} {others[0]} from nothing"
         )
     places.check_same(directory, resumed, "hydra.run.dir", "resume")
     earlier = (summary.read(resumed) or {}).get("overrides", [])

@@ -4,10 +4,10 @@ Nothing else knows which rules there are. One of your own joins by `register` (d
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from bnn_exp import plugins
 from bnn_exp.registry import Registry, found, name_of, offer
@@ -125,8 +125,8 @@ def register(
         settings: a `bnn_exp.schema.schema` dataclass, its first field `name: Literal["NAME"]`, then what can be set.
         home: the class, as a rule derived from `bnn_exp.optim.Rule`.
         values: of the settings but `name`, in the place of a `conf/optimizer/NAME.yaml`.
-        strength: the setting that says how much a step changes, if it has such a one.
-        gentler: what `init_from` divides the strength of a run by, see docs/rules.md.
+        strength: the setting that says how much a step changes. A rule without a setting of this name has no strength.
+        gentler: what `init_from` divides the strength of a run by, see docs/rules.md. A whole number stays one, of at least 1.
 
     Raises:
         UserError: the name is taken, or `settings` has none.
@@ -145,6 +145,20 @@ def strength(settings: Any) -> str | None:
     if settings.name == "hypermask" and settings.mask in ("ewm", "wpm"):
         return "lr"
     return RULES[settings.name].strength
+
+
+def gentler(settings: Any) -> Any:
+    """Returns the settings of a rule at the strength that suits fine-tuning. A whole number stays one, of at least 1. A
+    strength stays as it is where the rule has none, or does not take the gentler one."""
+    key = strength(settings)
+    own = getattr(settings, key) if key else None
+    if not isinstance(own, int | float):
+        return settings
+    wanted = own / RULES[settings.name].gentler
+    try:
+        return replace(settings, **{key: max(1, round(wanted)) if isinstance(own, int) else wanted})
+    except ValidationError:
+        return settings
 
 
 def trainers(weights: str) -> list[str]:

@@ -208,7 +208,7 @@ class Run:
             self.report.warn(text)
         if status == "interrupted":
             self.report.say(further.line([f"resume={directory}"]))
-        elif following := f"next: {advice}" if advice else self._next():
+        elif following := f"next: {advice}" if advice else self._next(result.get("flags", [])):
             self.report.say(following)
         return result
 
@@ -224,12 +224,12 @@ class Run:
         flips = sum(sum(epoch["flips"].values()) for epoch in self.epochs)
         return remarks, chance.advice(self.settings, self.data.image_shape[0], flips) if near else ""
 
-    def _next(self) -> str:
+    def _next(self, flags: list[str]) -> str:
         """Returns the line of the command that makes sense after this run, if any."""
         accuracies = self.epochs[-1]["train_accuracy"] if self.epochs else 0.0, self.evaluation["test_accuracy"]
         where = self.settings, self.plan.overrides, self.directory
         in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        about = self.data.image_shape[0], self.resumed, in_sweep, self.config.get("plugins") or ()
+        about = self.data.image_shape[0], self.resumed, in_sweep, self.config.get("plugins") or (), flags
         return further.Ended(*where, *accuracies, *about).next()
 
     def _rows(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
 from bnn_exp.errors import UserError
 
@@ -39,6 +40,21 @@ def override(key: str, values: Iterable[str]) -> str:
 
 def _quoted(value: str) -> str:
     return value if re.fullmatch(r"[\w./-]+", value) else "'" + value.replace("'", r"\'") + "'"
+
+
+def flags(hydra: DictConfig) -> list[str]:
+    """Returns the words of a command line that tell where the choices of its configuration lie, as a shell takes them:
+    --config-dir, --config-name and hydra.searchpath.
+
+    Args:
+        hydra: the section `hydra` of the configuration. A job of a sweep has it too, in whatever process it runs.
+    """
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    here = Path(hydra.runtime.cwd)
+    shown = [str(folder.relative_to(here) if folder.is_relative_to(here) else folder) for folder in folders]
+    named = [] if hydra.job.config_name in (None, "config") else ["--config-name", hydra.job.config_name]
+    searched = [item for item in hydra.overrides.hydra if item.partition("=")[0] == "hydra.searchpath"]
+    return [*(word for folder in shown for word in ("--config-dir", folder)), *named, *searched]
 
 
 def config_dir(arguments: Sequence[str]) -> str | None:

@@ -4,6 +4,8 @@ Not Hydra's own Optuna sweeper, whose last release wants Optuna 2. The space is 
 are kept in the sweep's directory, and they run under any launcher, as many at a time as `hydra.sweeper.max_batch_size` says.
 """
 
+import copy
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from bnn_exp.config import load
 from bnn_exp.errors import UserError
 from bnn_exp.plan import values_of
 from bnn_exp.records.files import replacing, writing_to
@@ -47,9 +50,11 @@ def search(config: DictConfig, job: TaskFunction) -> None:
     fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
     if not space:
         raise UserError("sweep.search=optuna: nothing to search\nallowed: KEY=interval(A,B), KEY=A,B,…")
-    _check_names(loader, config, fixed, space)
+    first = _check_names(loader, config, fixed, space)
     directory = Path(config.hydra.sweep.dir)
     _check_same_search(directory, config, space)
+    for one in filter(Override.is_sweep_override, overrides):
+        _check_values(one, space[one.get_key_element()], first)
     launcher = Plugins.instance().instantiate_launcher(HydraContext(loader, Callbacks(config)), job, config)
     with writing_to(directory):
         with replacing(directory / "multirun.yaml") as file:
@@ -160,17 +165,50 @@ def _difference(directory: Path, config: DictConfig, space: Space) -> tuple[str,
     return difference(with_moved_data(there, asked), asked, {*PER_RUN, *varied})
 
 
-def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], space: Space) -> None:
-    """Composes configurations that together have every choice of every group.
+def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], space: Space) -> list[DictConfig]:
+    """Returns composed configurations that together have every choice of every group.
 
     Raises:
         HydraException: a key or a choice does not exist.
     """
     values = {key: d.choices if isinstance(d, CategoricalDistribution) else (d.low,) for key, d in space.items()}
     groups = [len(choices) for key, choices in values.items() if loader.get_group_options(key)]
+    composed = []
     for number in range(max(groups, default=1)):
         trial = [f"{key}={choices[min(number, len(choices) - 1)]}" for key, choices in values.items()]
-        loader.load_sweep_config(config, [*fixed, *trial])
+        composed.append(loader.load_sweep_config(config, [*fixed, *trial]))
+    return composed
+
+
+def _check_values(override: Override, space: BaseDistribution, composed: list[DictConfig]) -> None:
+    """Sees that the numbers of a space are allowed, up to its ends, in one of the composed configurations at least.
+
+    Raises:
+        UserError: they are not.
+    """
+    if isinstance(space, CategoricalDistribution):
+        return
+    key, (low, high) = override.get_key_element(), (space.low, space.high)
+    inner = (low, high) if isinstance(space, IntDistribution) else (math.nextafter(low, high), math.nextafter(high, low))
+    for number in inner:
+        refused = [_refused(key, number, one) for one in composed]
+        if all(refused):
+            n = math.ceil(low)
+            whole = any(_refused(key, float(n), one) and not _refused(key, n, one) for one in composed)
+            cure = f": {key}=int({override.input_line.partition('=')[2]})" if whole else ""
+            raise UserError(f"{override.input_line}: some of its numbers are not allowed\n{refused[0]}{cure}")
+
+
+def _refused(key: str, value: float, composed: DictConfig) -> str:
+    """Returns what is allowed where a configuration does not take a value of a key; "" where it does, or is wrong elsewhere."""
+    asked = copy.deepcopy(without_hydra(composed))
+    OmegaConf.update(asked, key, value)
+    try:
+        load(asked)
+    except UserError as error:
+        lines = str(error).splitlines()
+        return next((after for line, after in itertools.pairwise(lines) if line.startswith(f"{key}=")), "")
+    return ""
 
 
 def distribution(override: Override) -> BaseDistribution:

@@ -1,7 +1,7 @@
 """Tasks of `bnn-train`: to train, which Hydra runs as a job, and others, which are done at once. Imports no torch."""
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,13 +31,14 @@ BENCHMARKS = {"inference": "bnn_exp.deploy.commands:benchmark", "training": "bnn
 @dataclass(frozen=True)
 class Asked:
     """Arguments of a task: the request, the composed configuration, the command line, and a directory that it may make;
-    `chosen` tells that the user named this directory."""
+    `chosen` tells that the user named this directory, `flags` are those of the command line (see `said.flags`)."""
 
     request: Request
     composed: DictConfig
     overrides: list[str]
     directory: Path
     chosen: bool = False
+    flags: Sequence[str] = ()
 
     def into(self, usual: Path) -> Path:
         """The directory for the results: the one that the user named, else the `usual` one."""
@@ -69,9 +70,11 @@ class Asked:
         return runs.model_file(first, self.request.which)
 
 
-def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: bool = False) -> Plan | str:
+def prepare(
+    composed: DictConfig, overrides: list[str], directory: str, chosen: bool = False, flags: Sequence[str] = ()
+) -> Plan | str:
     """The plan of the run that is asked for, or, where it is nothing to train, do it and return what there is to say.
-    `directory` is where the results go; `chosen` tells that the user named it.
+    `directory` is where the results go; `chosen` and `flags` are as in `Asked`.
 
     Raises:
         UserError: what is wrong with it.
@@ -82,7 +85,7 @@ def prepare(composed: DictConfig, overrides: list[str], directory: str, chosen: 
     unread.check_command(request, overrides)
     if request.task != "train":
         engine.let_waiting_threads_sleep(str(composed.device))
-        return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen))
+        return pkgutil.resolve_name(TASKS[request.task])(Asked(request, composed, overrides, Path(directory), chosen, flags))
     planned = _plan(composed, overrides, directory)
     if planned.finished and (shortfall := gate_of(request).of_run(summary.read(Path(directory)))):
         raise TooLow(f"{planned.finished}\n{shortfall}")

@@ -11,9 +11,9 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from bnn_exp import names
+from bnn_exp import explain, names, said
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home
+from bnn_exp.paths import at_home, is_there
 
 DASHES = "-–—−"  # the last three come from pages and word processors
 FORM = "allowed: KEY=VALUE, such as delta=0.1; `bnn-train --help` lists every setting"
@@ -64,16 +64,28 @@ def flags_of(given: Sequence[str]) -> argparse.Namespace:
     return found
 
 
+def _undashed(word: str) -> str:
+    """Says that settings have no dashes, with the commands that KEY=VALUE may stand for."""
+    from bnn_exp import config
+
+    key, _, value = word.partition("=")
+    known = config.keys()
+    groups = {one.name.partition(".")[0] for one in known}
+    keys = [key] if key in {one.name for one in known} | groups else explain.meant(key, known) or [key]
+    commands = [f"bnn-train {shlex.quote(f'{one}={value}')}" for one in keys]
+    return f"allowed: settings have no dashes: {explain.in_a_row(commands)}"
+
+
 def _unknown(flag: str, given: Sequence[str]) -> UserError:
     """The error for a word with dashes that is no flag of Hydra's."""
     flag = next(item for item in given if item.endswith(flag.lstrip(DASHES)))  # argparse may make -odel=mlp of -model=mlp
     word, after = flag.lstrip(DASHES), [*given, ""][list(given).index(flag) + 1]
     if "=" in word:
-        hint = f"allowed: settings have no dashes: bnn-train {shlex.quote(word)}"
+        hint = _undashed(word)
     elif close := difflib.get_close_matches(flag, _options(), 1, 0.7):
         hint = f"did you mean {close[0]}?"
     elif word and after and after[0] not in DASHES and "=" not in after:
-        hint = f"allowed: settings have no dashes: bnn-train {shlex.quote(f'{word}={after}')}"
+        hint = _undashed(f"{word}={after}")
     else:
         hint = "allowed: KEY=VALUE, without dashes, and the flags that `bnn-train --hydra-help` lists"
     return UserError(f"{flag}: no such flag\n{hint}")
@@ -97,9 +109,28 @@ def _check_form(words: Sequence[str], i: int, groups: Path) -> None:
         hint = f"did you mean {'-' if len(bare) == 1 else '--'}{bare}?" if bare.isalpha() else FORM
     elif meant := _meant(word, before, after, words[i + 2 :], groups):
         hint = f"did you mean {shlex.quote(meant)}?"
+    elif is_there(word) and (ways := _ways_with(word, words)):
+        hint = f"did you mean {explain.in_a_row(ways)}?"
     else:
         hint = FORM
     raise UserError(f"{word or repr(word)}: not KEY=VALUE\n{hint}")
+
+
+def _ways_with(word: str, words: Sequence[str]) -> list[str]:
+    """Returns what a file or folder may be meant as beside the other words, quoted for a shell."""
+    task, path = said.keys(words).get("task", "train"), Path(at_home(word))
+    if task != "train":
+        return [shlex.quote(f"{'input' if task == 'predict' and 'from' in said.keys(words) else 'from'}={word}")]
+    if path.suffix == ".py":
+        return [shlex.quote(f"plugins=[{word}]")]
+    if path.suffix == ".yaml" and path.parent.name == "experiment":
+        return [shlex.join(["--config-dir", str(path.parent.parent), f"experiment={path.stem}"])]
+    if any((path / file).is_file() for file in ("multirun.yaml", "sweep.csv")):
+        return [shlex.quote(f"sweep.resume={word}"), f"task=report {shlex.quote(f'from={word}')}"]
+    if path.suffix in (".yaml", ".safetensors", ".pt") or (path / "config.yaml").is_file():
+        keys = ["task=evaluate from", "resume", "init_from", "config"] if path.is_dir() else ["config"]
+        return [f"{key}={shlex.quote(word)}" for key in keys]
+    return [f"dataset=local dataset.path={shlex.quote(word)}"] if path.is_dir() else []
 
 
 def _check_removal(key: str) -> None:
@@ -128,6 +159,7 @@ def _meant(word: str, before: str, after: str, rest: Sequence[str], groups: Path
         return f"task={word}"
     if re.fullmatch(r"[\w-]{1,99}", word) and (chosen := sorted(groups.glob(f"*/{word}.yaml"))):
         return f"{chosen[0].parent.name}={word}"
-    if before.partition("=")[0] in texts:
+    key, _, value = before.partition("=")
+    if key in texts and (is_there(f"{value} {word}") or not is_there(word)):
         return f"{before} {word}"
     return next((option for option in _options() if option == f"--{word}"), None)

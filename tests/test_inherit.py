@@ -218,6 +218,46 @@ def test_each_rule_has_a_strength_that_suits(rule, bnn_train):
     assert tuned["model"] == values["model"]
 
 
+WHOLE = """
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bnn_exp import register_rule
+from bnn_exp.optim import HyperMask
+from bnn_exp.schema import Schedule, schema
+
+
+@schema
+class Settings:
+    name: Literal["whole"]
+    k: Annotated[int, Field(ge=LEAST)]
+    schedule: Schedule
+
+
+register_rule(Settings, HyperMask, values={"k": 12, "schedule": "constant"}, STRENGTH)
+"""
+
+
+@pytest.mark.parametrize(
+    ("least", "strength", "k", "expected"),
+    [
+        (1, "strength='k', gentler=4", 12, 3),
+        (1, "strength='k', gentler=4", 2, 1),  # not a half
+        (0, "strength='k', gentler=4", 2, 1),  # with none it would not learn
+        (8, "strength='k', gentler=4", 12, 12),  # the gentler one is not allowed
+        (1, "gentler=4", 12, 12),  # no setting is its strength
+    ],
+)
+def test_a_strength_that_is_a_whole_number_stays_one(bnn_train, forget, tmp_path, least, strength, k, expected):
+    (tmp_path / "whole.py").write_text(WHOLE.replace("LEAST", str(least)).replace("STRENGTH", strength))
+    values = composed(bnn_train, "plugins=[whole.py]", "optimizer=whole", f"optimizer.k={k}")
+    Path("run").mkdir()
+    OmegaConf.save(OmegaConf.create(kept_of(values)), "run/config.yaml")
+    found = composed(bnn_train, "init_from=run")["optimizer"]["k"]
+    assert (found, type(found)) == (expected, int)
+
+
 KNOWN, FEW = (
     ("trainer.epochs=60", "model.hidden_size=64", "trainer.batch_size=128"),
     ("trainer.epochs=5", "trainer.batch_size=128"),

@@ -4,7 +4,16 @@ import pickle
 import pytest
 import torch
 
-from bnn_exp.nn import BinaryLayer, BinaryLinear, NotBinary, binarize, binary_parameters, real_parameters, verify_binary
+from bnn_exp.nn import (
+    BinaryConv2d,
+    BinaryLayer,
+    BinaryLinear,
+    NotBinary,
+    binarize,
+    binary_parameters,
+    real_parameters,
+    verify_binary,
+)
 
 
 @pytest.mark.parametrize(("encoding", "low"), [("boolean", 0.0), ("bipolar", -1.0)])
@@ -18,6 +27,17 @@ def test_a_linear_layer_multiplies_by_the_values_and_hands_on_their_gradient(enc
     y.backward(grad)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(layer.weight.grad, values.grad)
+
+
+@pytest.mark.parametrize("weights", ["bits", "latent", "float"])
+@pytest.mark.parametrize("encoding", ["boolean", "bipolar", "centred"])
+def test_layers_take_pixels_as_numbers_from_0_to_1(weights, encoding):
+    pixels = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
+    for layer, x in (
+        (BinaryConv2d(3, 4, 3, encoding, weights), pixels),
+        (BinaryLinear(75, 4, encoding, weights=weights), pixels.flatten(1)),
+    ):
+        torch.testing.assert_close(layer(x), layer(x.float() / 255))
 
 
 @pytest.mark.parametrize(("window", "passed"), [(None, [1, 1, 1, 1, 1]), (1.0, [0, 1, 1, 1, 0]), (0.5, [0, 0, 1, 0, 0])])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import code_of
+from test_further import following
 from torch import nn
 
 from bnn_exp import BinaryLinear, load_model, load_packed, pack_network, verify_binary, with_packed_layers
@@ -57,6 +58,7 @@ def test_the_page_about_a_model(bnn_train, resmlp, forget, summary):
     packed = load_packed("run")[0]
     torch.testing.assert_close(packed(images), expected)
     assert all(layer.weight.dtype == torch.uint8 for _, layer in binary_layers(packed))
+    assert following(done.err) == ["task=export", "from=run"]  # onnx, whose method the page has
     for format, file in (("torch", "network.pt2"), ("onnx", "network.onnx")):
         pytest.importorskip("onnxruntime")
         forget()
@@ -133,6 +135,20 @@ def test_a_network_that_can_not_be_trained(bnn_train, forget, tmp_path, old, new
     for word in words:
         assert word in done.err, done.err
     assert [file.name for file in tmp_path.iterdir()] == ["resmlp.py"]
+
+
+def test_the_next_command_exports_a_network_in_a_format_that_it_has(bnn_train, forget, tmp_path):
+    (tmp_path / "resmlp.py").write_text(MODEL)
+    assert bnn_train("plugins=[resmlp.py]", *SMALL, "hydra.run.dir=run").code == 0
+    exported = following(bnn_train("task=evaluate", "from=run").err)
+    assert exported == ["task=export", "from=run", "export.format=torch"] and bnn_train(*exported).code == 0
+
+
+@pytest.mark.slow
+def test_the_next_command_after_a_benchmark_is_in_such_a_format_too(bnn_train, forget, tmp_path):
+    (tmp_path / "resmlp.py").write_text(MODEL)
+    assert bnn_train("plugins=[resmlp.py]", *SMALL, "hydra.run.dir=run").code == 0
+    assert following(bnn_train("task=benchmark", "from=run").err)[-1] == "export.format=torch"
 
 
 @pytest.mark.slow
@@ -257,6 +273,7 @@ def test_a_packed_form_brings_its_exports(bnn_train, forget, tmp_path, form):
 CONVOLUTION = """
 from typing import Literal
 
+from test_further import following
 from torch import nn
 
 from bnn_exp import BinaryLinear, register_model, with_packed_layers

@@ -266,6 +266,34 @@ def test_an_experiment_names_plugins(bnn_train, forget, patient, tmp_path):
     assert done.code == 0 and OmegaConf.load("run/config.yaml").optimizer.name == "patient", done.err
 
 
+@pytest.mark.parametrize("flags", [("--config-dir=mine",), ("hydra.searchpath=[file://mine]",)])
+def test_an_experiment_names_a_plugin_beside_its_file(bnn_train, forget, patient, tmp_path, flags):
+    (tmp_path / "mine/experiment/rules").mkdir(parents=True)
+    plugin = patient.rename(tmp_path / "mine/experiment/rules/patient.py")
+    text = "# @package _global_\nplugins: [rules/patient.py]\ndefaults:\n  - override /optimizer: patient\n"
+    (tmp_path / "mine/experiment/waiting.yaml").write_text(text)
+    named = (*flags, "experiment=waiting", *SMALL)
+    assert bnn_train(*named, "hydra.run.dir=run").code == 0
+    assert OmegaConf.load("run/config.yaml").plugins == [str(plugin)]
+    forget()
+    assert bnn_train("-m", *named, "seed=0,1", "hydra.sweep.dir=s").code == 0
+    assert OmegaConf.load("s/1/config.yaml").plugins == [str(plugin)]
+    forget()
+    assert bnn_train(*named, "init_from=run", "hydra.run.dir=tuned").code == 0
+
+
+@pytest.mark.slow
+def test_jobs_in_other_processes_find_a_plugin_beside_the_file_of_an_experiment(bnn_train, forget, patient, tmp_path):
+    pytest.importorskip("submitit")
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    plugin = patient.rename(tmp_path / "mine/experiment/patient.py")
+    text = "# @package _global_\nplugins: [patient.py]\ndefaults:\n  - override /optimizer: patient\n"
+    (tmp_path / "mine/experiment/waiting.yaml").write_text(text)
+    sweep = ("--config-dir=mine", "experiment=waiting", *SMALL, "seed=0,1", "launcher=local", "hydra.sweep.dir=s")
+    assert bnn_train("-m", *sweep).code == 0
+    assert OmegaConf.load("s/0/config.yaml").plugins == [str(plugin)]
+
+
 def test_a_choice_that_no_plugin_has(bnn_train, tmp_path):
     for group in ("optimizer", "model", "dataset"):
         assert "plugins=[FILE.py]" in refused(bnn_train(f"{group}=mine"), f"{group}=mine: no such choice")

@@ -190,13 +190,28 @@ def test_a_search_asks_for_trials_and_resumes(bnn_train):
         ("model.hidden_size=range(8,4)", "A < B"),
         ("dleta=interval(0.1,0.5)", "did you mean delta"),
         ("optimizer=bop,cuonter", "counter"),
+        ("delta=interval(-1,0.5)", "delta=interval(-1,0.5): some of its numbers are not allowed\nallowed: a number ≥ 0"),
+        ("real_optimizer.momentum=interval(0,2)", "not allowed\nallowed: a number ≥ 0 and < 1"),
+        ("model.hidden_size=interval(1,16)", "allowed: a whole number ≥ 1: model.hidden_size=int(interval(1,16))"),
+        ("model.hidden_size=tag(log,interval(2,16))", "≥ 1: model.hidden_size=int(tag(log,interval(2,16)))"),
+        ("model.hidden_size=int(interval(0,16))", "not allowed\nallowed: a whole number ≥ 1"),
+        ("trainer.epochs=range(-4,9,4)", "not allowed\nallowed: a whole number ≥ "),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(bnn_train, tmp_path, sweep, allowed):
     pytest.importorskip("optuna")
-    done = bnn_train("-m", "sweeper=optuna", "sweep.trials=2", *SMALL, sweep, "hydra.sweep.dir=s")
+    rule = ("real_optimizer=sgd", "optimizer=hypermask")
+    done = bnn_train("-m", "sweeper=optuna", "sweep.trials=2", *SMALL, *rule, sweep, "hydra.sweep.dir=s")
     assert done.code == 2 and allowed in done.err and "Traceback" not in done.err
     assert not (tmp_path / "s").exists()
+
+
+def test_a_search_up_to_an_end_that_is_not_allowed(bnn_train, tmp_path):
+    """No trial is drawn at the ends themselves: momentum < 1 is allowed, and a rule at least takes δ > 1."""
+    pytest.importorskip("optuna")
+    for space in (["real_optimizer.momentum=interval(0,1)"], ["optimizer=hypermask,counter", "optimizer.delta=interval(0,2)"]):
+        done = bnn_train("-m", "sweeper=optuna", "sweep.trials=1", *SMALL, "real_optimizer=sgd", *space)
+        assert done.code == 0, done.err
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """The command line as people type it: what works, and what is answered in one to three lines (row C10 and the end of F)."""
 
+import json
+
 import pytest
 
 from bnn_exp import experiments
@@ -87,6 +89,17 @@ ANSWERS = {
     "model=mpl": "did you mean model=mlp?",
     "optimizer=conter": "did you mean optimizer=counter?",
     "experiment=seed-mlp": "did you mean experiment=seed_mlp?",
+    "--epochs 3": "bnn-train trainer.epochs=3",
+    "--epochs=3": "bnn-train trainer.epochs=3",
+    "--lr 0.1": "bnn-train optimizer.lr=0.1 or bnn-train real_optimizer.lr=0.1",
+    "lr=0.1": "latent_adam, latent_sgd), real_optimizer.lr or delta (the strength",
+    "learning_rate=0.1": "real_optimizer.lr or delta",
+    "schedule=linear": "did you mean optimizer.schedule or real_optimizer.schedule?",
+    "dataset.batch_size=64": "did you mean trainer.batch_size?",
+    "optimizer=adam": "did you mean optimizer=latent_adam, optimizer=latent_adam_mlp or real_optimizer=adam?",
+    "model=counter": "did you mean optimizer=counter?",
+    "trainer=fast": "allowed: default, smoke; or",
+    "experiment=mine": "--config-dir FOLDER with FOLDER/experiment/mine.yaml",
     "seed=0,1 delta=0.1": "bnn-train -m seed=0,1 delta=0.1",
     "seed=range(0,3)": "bnn-train -m 'seed=range(0,3)'",
     "model=mlp,vgg": "bnn-train -m model=mlp,vgg",
@@ -159,3 +172,53 @@ def test_experiments_of_ones_own_run_from_each_place(bnn_train, tmp_path, summar
     assert "my/experiment/1.yaml" in bnn_train(where, "experiment=1").err
     done = bnn_train(where, "experiment=2024", "trainer.epochs=1")
     assert done.code == 0 and summary(done.runs[0])["seed"] == 7
+
+
+PLACES = {
+    "task=evaluate sweep/0": "did you mean from=sweep/0?",
+    "task=predict from=sweep/0 pictures": "did you mean input=pictures?",
+    "task=report sweep": "did you mean from=sweep?",
+    "sweep/0": "did you mean task=evaluate from=sweep/0, resume=sweep/0, init_from=sweep/0 or config=sweep/0?",
+    "sweep": "did you mean sweep.resume=sweep or task=report from=sweep?",
+    "mine.py": "did you mean 'plugins=[mine.py]'?",
+    "model=mlp own/experiment/mine.yaml": "did you mean --config-dir own experiment=mine?",
+    "pictures": "did you mean dataset=local dataset.path=pictures?",
+    "dataset=local dataset.path=my pictures": "did you mean 'dataset.path=my pictures'?",
+    "--config-dir own model=thin": "allowed: optimizer=NAME trainer=NAME beside it",
+}
+
+
+@pytest.mark.parametrize("line", PLACES)
+def test_a_path_without_its_key_is_answered_with_it(bnn_train, tmp_path, line):
+    for folder in ("sweep/0", "own/experiment", "own/model", "pictures", "my pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("sweep/multirun.yaml", "sweep/0/config.yaml", "mine.py", "own/experiment/mine.yaml"):
+        (tmp_path / file).write_text("")
+    (tmp_path / "own/model/thin.yaml").write_text("defaults: [mlp]\n")
+    done = bnn_train(*line.split())
+    assert done.code == 2 and PLACES[line] in done.err and len(done.err.strip().splitlines()) <= 3, done.err
+
+
+def test_a_model_of_a_folder_trains_as_the_answer_says(bnn_train, tmp_path):
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/thin.yaml").write_text("defaults: [mlp]\nhidden_size: 8\n")
+    said = ("optimizer=counter", "trainer=default")
+    assert bnn_train("--config-dir", "own", "model=thin", *said, "--cfg", "job").code == 0
+    for group in ("optimizer", "trainer"):
+        (tmp_path / "own" / group).mkdir()
+        (tmp_path / f"own/{group}/of_thin.yaml").write_text(f"defaults: [{dict(item.split('=') for item in said)[group]}]\n")
+    done = bnn_train("--config-dir", "own", "model=thin", "--cfg", "job")
+    assert done.code == 0 and "hidden_size: 8" in done.out
+
+
+@pytest.mark.parametrize("key", ["task=evaluate from", "task=export from", "init_from", "config"])
+def test_a_sweep_where_a_run_is_needed_is_answered_with_its_best_run(bnn_train, tmp_path, key):
+    for name, accuracy in (("0", 90.0), ("1", 95.0)):
+        (tmp_path / "s" / name).mkdir(parents=True)
+        ended = {"status": "completed", "test_accuracy": accuracy, "train_seconds": 1, "epochs": 1}
+        (tmp_path / "s" / name / "summary.json").write_text(json.dumps(ended))
+        (tmp_path / "s" / name / "config.yaml").write_text(f"model: {{name: mlp, width: {name}}}\n")
+    (tmp_path / "s/multirun.yaml").write_text("")
+    done, name = bnn_train(*f"{key}=s".split()), key.split()[-1]
+    assert done.code == 2 and f"{name}=s: a sweep of 2 runs, and no run" in done.err, done.err
+    assert f"allowed: {name}=s/1, the best; or s/0" in done.err

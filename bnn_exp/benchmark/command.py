@@ -43,7 +43,7 @@ def benchmark(asked: Asked) -> str:
     _say(found)
     kept = [item for item in own_overrides(asked.overrides) if not item.startswith("benchmark")]
     said = f"in {asked.directory}: benchmark.json, benchmark.png"
-    return f"{said}\n{further.line(kept, 'the training that was measured')}"
+    return f"{said}\n{further.line([*asked.flags, *kept], 'the training that was measured')}"
 
 
 def _measured(plan: Plan, wanted: Training) -> dict:

@@ -1,6 +1,7 @@
 """The tasks of `bnn-train` that begin with a trained network: evaluate, predict, export, benchmark."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def evaluate(asked: Asked) -> str:
     if shortfall := gate_of(asked.request).shortfall(result.accuracy_float):
         raise TooLow(f"{said}\n{shortfall}")
     able = result.accuracy_packed is not None and not said.startswith(NOT_SAVED)
-    return _with_next(said, "export", asked, "for a device") if able else said
+    return _with_export(said, asked) if able else said
 
 
 def _say(result: evaluation.Evaluation) -> None:
@@ -159,13 +160,18 @@ def export(asked: Asked) -> str:
 
 def _check_format(format: str, network: nn.Module) -> None:
     """Refuses a format that needs a method that a network of another class does not bring."""
-    if format == "torch" or is_exactly(type(network), *FORMS) or hasattr(type(network), format):
+    if _has_format(format, network):
         return
     arguments = {"onnx": "graph, pixels", "c": "shape, classes"}[format]
     raise UserError(
         f"export.format={format}: {home(type(network))} has no method {format}()\n"
         f"allowed: export.format=torch, or a method {format}({arguments}) of it (docs/add_a_model.md)"
     )
+
+
+def _has_format(format: str, network: nn.Module) -> bool:
+    """Tells whether a packed network can be exported in a format. The class of a network of one's own may lack the method."""
+    return format == "torch" or is_exactly(type(network), *FORMS) or hasattr(type(network), format)
 
 
 def benchmark(asked: Asked) -> str:
@@ -189,12 +195,20 @@ def benchmark(asked: Asked) -> str:
     with writable(folder):
         write_json(folder / f"{name}.json", found)
         speed_plot(folder / f"{name}.png", found)
-    return _with_next(f"in {folder}: {name}.json, {name}.png", "export", asked, "for a device")
+    said = f"in {folder}: {name}.json, {name}.png"
+    return _with_export(said, asked) if file else said
 
 
-def _with_next(said: str, task: str, asked: Asked, why: str) -> str:
+def _with_next(said: str, task: str, asked: Asked, why: str, more: Sequence[str] = ()) -> str:
     """Returns what a task says at its end, and the command of another task with the same network, if there is one."""
-    return "\n".join(filter(None, [said, further.of_network(task, asked.request, why)]))
+    return "\n".join(filter(None, [said, further.of_network(task, asked.request, why, more)]))
+
+
+def _with_export(said: str, asked: Asked) -> str:
+    """Returns what a task says at its end, and the command that exports its network in a format that the network has."""
+    network, _ = load_deployed(asked.model)
+    more = [] if _has_format("onnx", network) else ["export.format=torch"]
+    return _with_next(said, "export", asked, "for a device", more)
 
 
 def _as_deployed(model: Path, folder: Path) -> Path:

@@ -221,7 +221,10 @@ class BinaryLinear(BinaryLayer):
 
 @exact
 class BinaryConv2d(BinaryLayer):
-    """y = x ∗ V with V the values of the bits: [batch, in, H, W] → [batch, out, H, W], zero-padded, no bias.
+    """y = x ∗ V with V the values of the bits: [batch, in, H, W] → [batch, out, H, W], no bias. Its input is always
+    padded by zeros, kernel_size // 2 at each side, and the stride is 1.
+
+    Inputs of dtype uint8 are pixels, and stand for x/255.
 
     Args:
         kernel_size: odd.
@@ -239,6 +242,7 @@ class BinaryConv2d(BinaryLayer):
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x / 255 if x.dtype == torch.uint8 else x
         return F.conv2d(x, self.value, padding=self.kernel_size // 2)
 
     def extra_repr(self) -> str:

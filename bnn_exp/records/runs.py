@@ -14,6 +14,7 @@ from bnn_exp.records import metrics, summary
 
 NOT_OF_A_RUN = ("sweep", "sweeper", "launcher", "report", "task", "from", "which", "min_accuracy")
 MODELS = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # by the epoch that they hold
+SHOWN = 5  # runs of a folder in a message
 EPOCHS = {file: which for which, file in MODELS.items()} | {"checkpoints/last.pt": "last"}
 
 
@@ -91,8 +92,27 @@ def model_file(place: Path, which: str) -> Path:
     others = [name for name in (*MODELS.values(), "checkpoints/last.pt") if (place / name).is_file()]
     if others:
         raise UserError(f"from={place}: it has no {MODELS[which]}\nallowed: from={place / others[0]}")
+    if several := of_several("from", place):
+        raise UserError(several)
     problem = "no trained network in it" if place.is_dir() else "no such run"
     raise UserError(f"from={place}: {problem}\nallowed: a run directory, its model.safetensors, or a file of its checkpoints/")
+
+
+def of_several(key: str, place: Path) -> str:
+    """Says of a sweep, or of another folder of runs, that `key` needs one of them, the best first; "" where no run is below."""
+    found = [run.directory for run in find([place])] if place.is_dir() else []
+    if not found:
+        return ""
+    from bnn_exp.records.study import study
+
+    best = study(find([place])).best
+    first, *others = dict.fromkeys([*([best.runs[0].directory] if best else []), *found])
+    more = f"; or {', '.join(map(str, others[:SHOWN]))}{', …' * (len(others) > SHOWN)}" if others else ""
+    kind = "a sweep" if (place / "multirun.yaml").is_file() else "a folder"
+    return (
+        f"{key}={place}: {kind} of {len(found)} run{'s' * (len(found) > 1)}, and no run\n"
+        f"allowed: {key}={first}{', the best' * bool(best)}{more}"
+    )
 
 
 def run_of(file: Path) -> Path:

@@ -62,7 +62,8 @@ class Row:
     def command(self) -> str:
         """The command line of its first run."""
         run = self.runs[0]
-        return shlex.join(["bnn-train", *own_overrides(run.summary.get("overrides") or [], run.config.get("plugins") or [])])
+        own = own_overrides(run.summary.get("overrides") or [], run.config.get("plugins") or [])
+        return shlex.join(["bnn-train", *(run.summary.get("flags") or []), *own])
 
 
 @dataclass

@@ -71,7 +71,8 @@ def thinned(epochs: list, most: int) -> list:
 
 def command(summary: dict[str, Any]) -> str:
     """The command line that made a run: its own overrides where they are known, else what was typed."""
-    arguments = summary.get("overrides") or summary.get("command") or []
+    own = summary.get("overrides")
+    arguments = [*(summary.get("flags") or []), *own] if own else summary.get("command") or []
     return shlex.join(["bnn-train", *map(str, arguments)])
 
 
