@@ -8,7 +8,6 @@ import shutil
 import signal
 import struct
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,7 +120,7 @@ def copy_of_run(tmp_path_factory) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def forget():
+def forget(tmp_path_factory):
     """Forgets what was registered since the test began, when it is called and at the end: as a new process would."""
     from hydra.core.config_store import ConfigStore
 
@@ -147,7 +146,7 @@ def forget():
             there.clear()
             there.update(before)
         for name in set(sys.modules) - modules:
-            if Path(getattr(sys.modules[name], "__file__", None) or __file__).is_relative_to(tempfile.gettempdir()):
+            if Path(getattr(sys.modules[name], "__file__", None) or __file__).is_relative_to(tmp_path_factory.getbasetemp()):
                 del sys.modules[name]
         sys.path[:] = path
 
