@@ -74,7 +74,12 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
 def use() -> None:
     """Has Hydra take this launcher in the place of submitit's own for local processes."""
     own = submitit_launcher.LocalLauncher
-    Plugins.instance().class_name_to_class[f"{own.__module__}.{own.__name__}"] = LocalLauncher
+
+    def made(**params: Any) -> LocalLauncher:
+        return LocalLauncher(**params)
+
+    made.__module__, made.__qualname__ = own.__module__, own.__qualname__  # Hydra 1.4 makes nothing of another name
+    Plugins.instance().class_name_to_class[f"{own.__module__}.{own.__name__}"] = made
 
 
 @contextmanager
