@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
-from bnn_exp import cli, stopping
+from bnn_exp import cli, stopping, versions
 
 if TYPE_CHECKING:
     from submitit import LocalJob
@@ -79,7 +79,7 @@ def use() -> None:
         return LocalLauncher(**params)
 
     made.__module__, made.__qualname__ = own.__module__, own.__qualname__  # Hydra 1.4 makes nothing of another name
-    Plugins.instance().class_name_to_class[f"{own.__module__}.{own.__name__}"] = made
+    Plugins.instance().class_name_to_class[f"{own.__module__}.{own.__name__}"] = LocalLauncher if versions.HYDRA else made
 
 
 @contextmanager
