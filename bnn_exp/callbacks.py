@@ -11,13 +11,13 @@ See docs/callbacks.md.
 import copy
 import math
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bnn_exp import plugins
+from bnn_exp.errors import place, reason
 from bnn_exp.registry import home
 
 if TYPE_CHECKING:
@@ -146,11 +146,7 @@ def _called(callback: Any, method: str, where: str, function: Callable, *argumen
         return function(*arguments)
     except Exception as error:
         kind = callback if isinstance(callback, type) else type(callback)
-        frames, file = traceback.extract_tb(error.__traceback__), getattr(sys.modules.get(kind.__module__), "__file__", "")
-        frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
-        raise CallbackFailed(
-            f"{home(kind)}.{method}{where}: {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
-        ) from error
+        raise CallbackFailed(f"{home(kind)}.{method}{where}: {reason(error)} ({place(error)})") from error
 
 
 def _numbers(callback: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:

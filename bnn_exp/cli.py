@@ -348,7 +348,7 @@ for resolver in (*ONCE, cores, weights_for, strength, by):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job in another process said, and the exit codes of what did not end well."""
+    """The messages of a job in another process, and the exit codes of all that did not end well."""
 
     said: list[str]
     codes: list[int]

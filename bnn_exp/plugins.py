@@ -278,8 +278,8 @@ def not_loaded(value: str | Iterable[str] | None) -> str:
 
 
 def facts(value: str | Iterable[str] | None) -> list[dict[str, str | None]]:
-    """What summary.json keeps of the plugins of a run: `plugin`, as config.yaml names it; `file`; `sha256` of its source; and
-    `package`, name and version, of an installed one."""
+    """Returns the facts on the plugins of a run for summary.json: `plugin`, as config.yaml names it; `file`; `sha256` of its
+    source; and `package`, name and version, of an installed one."""
     return [
         {"plugin": p.entry, "file": p.file and str(p.file), "sha256": p.sha256} | ({"package": p.package} if p.package else {})
         for p in used(value)

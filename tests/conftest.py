@@ -287,7 +287,7 @@ def own(path, **settings):
 
 
 def refused(path, **settings) -> str:
-    """What is said where a folder is refused: two or three lines."""
+    """Returns the two or three lines that refuse a folder."""
     from bnn_exp.errors import UserError
 
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""What only a GPU can show: `pytest -m gpu` on a machine with one."""
+"""Tests that need a GPU: `pytest -m gpu` on a machine with one."""
 
 import json
 from pathlib import Path
