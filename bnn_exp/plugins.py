@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 from bnn_exp.registry import module_name
 
 GROUP = "bnn_exp.plugins"  # of entry points
@@ -66,7 +67,7 @@ def entries(value: str | Iterable[str] | None, beside: Path | None = None) -> li
 
 
 def _absolute(entry: str, beside: Path | None) -> str:
-    path = Path(entry).expanduser()
+    path = Path(at_home(entry))
     near = beside and beside.parent / path
     return str((near if near and near.is_file() else path).absolute())
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -39,7 +40,7 @@ def override(key: str, values: Iterable[str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    return value if re.fullmatch(r"[\w./-]+", value) else "'" + value.replace("'", r"\'") + "'"
+    return value if re.fullmatch(r"[\w./-]+", value) else QuotedString(value, Quote.single).with_quotes()
 
 
 def flags(hydra: DictConfig) -> list[str]:

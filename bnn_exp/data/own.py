@@ -10,7 +10,7 @@ import numpy as np
 
 from bnn_exp import plugins
 from bnn_exp.data.registry import DATASETS, Entry
-from bnn_exp.errors import UserError
+from bnn_exp.errors import UserError, reason
 from bnn_exp.registry import found, home, module_name
 
 SPLITS = ("train", "validation", "test")
@@ -74,9 +74,8 @@ def _called(name: str, function: Callable, settings: Mapping[str, Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # of somebody's own code
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"dataset={name}: {home(function)} failed: {type(error).__name__}: {reason}\nallowed: settings that it can read"
+            f"dataset={name}: {home(function)} failed: {reason(error)}\nallowed: settings that it can read"
         ) from error
 
 

@@ -11,7 +11,7 @@ from bnn_exp.bits import deployed_state
 from bnn_exp.deploy.bncvl import pack_bncvl
 from bnn_exp.deploy.layers import with_packed_layers
 from bnn_exp.deploy.mlp import PackedMLP
-from bnn_exp.errors import UserError
+from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.exact import altered, difference, home, is_exactly
 from bnn_exp.records import probe
@@ -69,8 +69,7 @@ def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = 
         packed = _packed(copy.deepcopy(network).to("meta" if ours else "cpu"), deployed_state(network))
         found = probe.difference(probe.logits(packed, shape), probe.logits(network, shape))
     except ALTERED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{home(type(network))} can't be packed: {type(error).__name__}: {reason[:300]}\n{ALLOWED}") from error
+        raise UserError(f"{home(type(network))} can't be packed: {reason(error)}\n{ALLOWED}") from error
     if found:
         raise UserError(f"{home(type(network))}: its packed form gives {found}, so that it is not packed")
     return packed
@@ -86,7 +85,7 @@ def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # of somebody's own code
-        raise UserError(f"{name}.pack failed: {type(error).__name__}: {str(error)[:300]}\n{ALLOWED}") from error
+        raise UserError(f"{name}.pack failed: {reason(error)}\n{ALLOWED}") from error
     if not isinstance(packed, nn.Module) or any(layer.weight.dtype != torch.uint8 for _, layer in binary_layers(packed)):
         raise UserError(
             f"{name}.pack returns no packed network\nallowed: a module without float weights, see with_packed_layers"

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from bnn_exp import registry
+from bnn_exp.registry import home
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # torch's names
@@ -33,11 +33,6 @@ def exact(kind: Kind) -> Kind:
 
 for _plain in (nn.ModuleList, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Identity):
     exact(_plain)
-
-
-def home(kind: type) -> str:
-    """Where a class is defined: "module:qualified name"."""
-    return registry.home(kind)
 
 
 def is_exactly(kind: type, *names: str) -> bool:

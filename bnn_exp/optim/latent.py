@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from bnn_exp.errors import UserError
+from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import latent_parameters, named_bits
 from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
@@ -181,7 +181,6 @@ def torch_class(name: str) -> type[Optimizer]:
 
 
 def _refused(settings, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
     options = f" optimizer.options={settings.options}" if settings.options else ""
     known = [
         name
@@ -189,6 +188,6 @@ def _refused(settings, error: Exception) -> UserError:
         if name not in ("self", "params", "lr")
     ]
     return UserError(
-        f"optimizer.torch={settings.torch}{options}: {type(error).__name__}: {reason}\n"
+        f"optimizer.torch={settings.torch}{options}: {reason(error)}\n"
         f"allowed: {EXAMPLES}; of this class the options {', '.join(known)}"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnn_exp.errors import UserError
+from bnn_exp.paths import at_home
 from bnn_exp.records import runs
 from bnn_exp.records.runs import Record, as_text
 from bnn_exp.records.varied import filled, varied_keys
@@ -57,7 +58,7 @@ def _places(paths: Paths) -> list[Path]:
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     found: list[Path] = []
     for path in given:
-        there = Path(path).expanduser()
+        there = Path(at_home(str(path)))
         found += [there] if there.exists() else map(Path, sorted(glob(str(there), recursive=True)))  # noqa: PTH207 absolute too
     return [place if place.is_dir() else runs.run_of(place) for place in found]
 
