@@ -11,13 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
-from bnn_exp import cli, stopping, versions
+from bnn_exp import cli, stopping
 
 if TYPE_CHECKING:
     from submitit import LocalJob
@@ -72,14 +71,8 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
 
 
 def use() -> None:
-    """Has Hydra take this launcher in the place of submitit's own for local processes."""
-    own = submitit_launcher.LocalLauncher
-
-    def made(**params: Any) -> LocalLauncher:
-        return LocalLauncher(**params)
-
-    made.__module__, made.__qualname__ = own.__module__, own.__qualname__  # Hydra 1.4 makes nothing of another name
-    Plugins.instance().class_name_to_class[f"{own.__module__}.{own.__name__}"] = LocalLauncher if versions.HYDRA else made
+    """Has Hydra take this launcher in the place of submitit's own for local processes: it looks that up by its name."""
+    submitit_launcher.LocalLauncher = LocalLauncher
 
 
 @contextmanager
