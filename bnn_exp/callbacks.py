@@ -16,9 +16,9 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bnn_exp import plugins
+from bnn_exp.config import plugins
+from bnn_exp.config.registry import home
 from bnn_exp.errors import place, reason
-from bnn_exp.registry import home
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,15 +18,16 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from bnn_exp import __version__, distributed, experiments, plugins, refusals, said, slurm, stopping, typed, versions
+from bnn_exp import __version__, distributed, slurm, stopping
+from bnn_exp.config import argv, command_line, experiments, hydra_errors, plugins, versions
+from bnn_exp.config.paths import at_home
+from bnn_exp.config.registry import CONF
 from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult, place, reason
 from bnn_exp.gate import Gate
-from bnn_exp.paths import at_home
 from bnn_exp.records.output import forgiving_output
-from bnn_exp.registry import CONF
 
 if TYPE_CHECKING:
-    from bnn_exp.config import Report
+    from bnn_exp.config.settings import Report
     from bnn_exp.plan import Plan
 
 TAKEN = {"config", "init_from", "from", "resume", "sweep.resume", "plugins"}  # keys that name runs or plugins
@@ -49,8 +50,8 @@ def main() -> int:
             code = _rank()
         except KeyboardInterrupt:
             code = INTERRUPTED
-        if code == INTERRUPTED and _goes_on and (said := slurm.requeue(stop.number)):
-            say(said)
+        if code == INTERRUPTED and _goes_on and (message := slurm.requeue(stop.number)):
+            say(message)
         return code
 
 
@@ -73,14 +74,14 @@ def _main() -> int:
     before, given = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, to be said in a line
     try:
-        typed_here = typed.arguments(sys.argv[1:], CONF)
+        typed_here = argv.arguments(sys.argv[1:], CONF)
         sys.argv = _with_program(_with_the_rule_of_masks(_with_path_of_any_dataset([sys.argv[0], *typed_here])))
         if experiments.check(sys.argv[1:], CONF):
             sys.argv.insert(1, "hydra.mode=MULTIRUN")  # Hydra 1.4 takes it from the command line alone
-        overrides = said.overrides(sys.argv[1:], CONF)
-        with _taken_over(overrides, said.config_dir(sys.argv[1:])) as beside:
+        overrides = command_line.overrides(sys.argv[1:], CONF)
+        with _taken_over(overrides, command_line.config_dir(sys.argv[1:])) as beside:
             if beside:
-                sys.argv.insert(1, said.override("plugins", beside))
+                sys.argv.insert(1, command_line.override("plugins", beside))
             hydra.main(**versions.HYDRA, config_path=str(CONF), config_name="config")(job)()
     except UserError as error:  # in what is typed, or in what a run is to take over from another
         say(str(error))
@@ -111,7 +112,7 @@ def _main() -> int:
 def _taken_over(overrides: list[str], folder: str | None) -> AbstractContextManager[list[str]]:
     """For Hydra to compose in: what the command takes over from an earlier run, and its plugins; see `inherit.taken_over`."""
     plugins.load_installed()
-    told = said.keys(overrides).keys()
+    told = command_line.keys(overrides).keys()
     if not (TAKEN | {"experiment"}) & told and not plugins.program():
         return nullcontext([])
     from bnn_exp import inherit
@@ -124,10 +125,10 @@ def _with_program(arguments: list[str]) -> list[str]:
     own, given = plugins.program(), [i for i, argument in enumerate(arguments) if argument.startswith("plugins=")]
     if not own or not given:
         return arguments
-    named = said.values([arguments[given[-1]]], "plugins")
+    named = command_line.values([arguments[given[-1]]], "plugins")
     added = [entry for entry in own if entry not in plugins.entries(named)]
     others = [argument for i, argument in enumerate(arguments) if i not in given]
-    return [*others, said.override("plugins", [*named, *added])] if added else arguments
+    return [*others, command_line.override("plugins", [*named, *added])] if added else arguments
 
 
 def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:
@@ -141,7 +142,7 @@ def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:
 
 def _with_the_rule_of_masks(arguments: list[str]) -> list[str]:
     """Returns the command line of `optimizer.mask=…` with the rule that alone has masks, where nothing names a rule."""
-    told = said.keys(arguments)
+    told = command_line.keys(arguments)
     names_rule = {"optimizer", "experiment", "config", "init_from"} & told.keys()
     if names_rule or "optimizer.mask" not in told:
         return arguments
@@ -242,7 +243,7 @@ class Preflight(Callback):
         self._note(config, "hydra.run.dir")
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.run.dir
-        plan = self._or_leave(tasks.prepare, *given, chosen, said.flags(config.hydra))
+        plan = self._or_leave(tasks.prepare, *given, chosen, command_line.flags(config.hydra))
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
@@ -325,7 +326,7 @@ def _now() -> str:
 
 def weights_for(rule: str) -> str:
     """The weights that a network has for a rule when nothing else is said."""
-    from bnn_exp import rules
+    from bnn_exp.config import rules
 
     return rules.trained_by(rule)
 
@@ -375,7 +376,7 @@ def in_words(error: Exception) -> str:
     """A line or two for what Hydra or the file system refuses."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return _unwritten(error)
-    return refusals.in_words(error, sys.argv[1:])
+    return hydra_errors.in_words(error, sys.argv[1:])
 
 
 def _unwritten(error: OSError) -> str:

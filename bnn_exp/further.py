@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnn_exp.config import Request, Settings
+from bnn_exp.config.settings import Request, Settings
 from bnn_exp.records.runs import own_overrides
 
 if TYPE_CHECKING:

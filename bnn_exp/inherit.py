@@ -19,10 +19,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from bnn_exp import config, experiments, plugins, rules, said
+from bnn_exp.config import command_line, experiments, plugins, rules
+from bnn_exp.config.registry import CONF
+from bnn_exp.config.settings import dataset_settings, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import as_text, flat, metadata, of_several
-from bnn_exp.registry import CONF
 
 TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
 KEYS = ("resume", "config", "init_from", "from", "sweep.resume")  # of the command line that name runs
@@ -56,8 +57,8 @@ def taken_over(overrides: list[str], folder: str | None = None) -> Iterator[list
 def _load_plugins(overrides: list[str], folder: str | None) -> list[str]:
     """Loads the plugins that the command names, else those of its experiments and of the runs that it reads, and those of the
     program that is running. Returns their entries."""
-    said_here = "plugins" in said.keys(overrides)
-    named = [("", said.values(overrides, "plugins"))] if said_here else list(_named_plugins(overrides, folder))
+    said_here = "plugins" in command_line.keys(overrides)
+    named = [("", command_line.values(overrides, "plugins"))] if said_here else list(_named_plugins(overrides, folder))
     found = [entry for of, entries in named for entry in plugins.load(entries, of)]
     return list(dict.fromkeys([*found, *plugins.load(plugins.program())]))
 
@@ -69,11 +70,13 @@ def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[s
     """
     for name, file in experiments.files(overrides, folder, CONF):
         yield f"experiment={name}", _plugins_in(file, file)
-    told, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
+    told, task = command_line.keys(overrides), next(iter(command_line.values(overrides, "task")), "train")
     keys = [key for key in KEYS if not (key == "from" and task == "report")]  # which reads files alone
     here = [("resume", "hydra.run.dir"), ("sweep.resume", "hydra.sweep.dir"), ("resume", "hydra.sweep.dir")]
-    places = [(key, value) for key in keys if key in told for value in said.values(overrides, key) if value != "auto"]
-    places += [(place, value) for key, place in here if told.get(key) == "auto" for value in said.values(overrides, place)]
+    places = [(key, value) for key in keys if key in told for value in command_line.values(overrides, key) if value != "auto"]
+    places += [
+        (place, value) for key, place in here if told.get(key) == "auto" for value in command_line.values(overrides, place)
+    ]
     for key, value in places:
         if (Path(value) / "multirun.yaml").is_file() and key in ("sweep.resume", "hydra.sweep.dir"):
             yield f"{key}={value}", _plugins_in(Path(value) / "multirun.yaml")
@@ -83,7 +86,7 @@ def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[s
 
 def _names_beside(overrides: list[str], folder: str | None) -> bool:
     """Whether an experiment names a plugin that lies beside its file, and not in the folder of the shell."""
-    found = () if "plugins" in said.keys(overrides) else experiments.files(overrides, folder, CONF)
+    found = () if "plugins" in command_line.keys(overrides) else experiments.files(overrides, folder, CONF)
     return any(_plugins_in(file, file) != _plugins_in(file) for _, file in found)
 
 
@@ -103,8 +106,8 @@ def _plugins_in(file: Path, beside: Path | None = None) -> list[str]:
 
 def _values_to_take(overrides: list[str]) -> dict[str, Any]:
     """The plain values of the configuration that a command of these overrides takes over; groups as dictionaries."""
-    told, task = said.keys(overrides), next(iter(said.values(overrides, "task")), "train")
-    runs = {key: said.values(overrides, key) for key in ("config", "init_from", "from")}
+    told, task = command_line.keys(overrides), next(iter(command_line.values(overrides, "task")), "train")
+    runs = {key: command_line.values(overrides, key) for key in ("config", "init_from", "from")}
     if runs["config"]:
         if len(runs["config"]) > 1:
             raise UserError(f"config={told['config']}: it takes one run\nallowed: a command for each, or -m init_from=A,B")
@@ -129,11 +132,11 @@ def settings(name: str, place: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    return _checked(name, place, lambda values: asdict(config.load(values)))
+    return _checked(name, place, lambda values: asdict(load_settings(values)))
 
 
 def _dataset(name: str, place: Path) -> dict[str, Any]:
-    return _checked(name, place, lambda values: asdict(config.dataset(values["dataset"])))
+    return _checked(name, place, lambda values: asdict(dataset_settings(values["dataset"])))
 
 
 def _checked(name: str, place: Path, check: Callable[[dict], dict]) -> dict[str, Any]:
@@ -193,7 +196,7 @@ def _tuned(name: str, place: Path) -> dict[str, Any]:
     """Model and rule of a run, the rule at the strength that suits fine-tuning."""
 
     def taken(values: dict) -> dict:
-        found = config.load(values)
+        found = load_settings(values)
         groups, rule = {group: asdict(getattr(found, group)) for group in TUNED}, found.optimizer
         if not found.init_from:  # else it is gentle already
             groups["optimizer"] = asdict(rules.gentler(rule))

@@ -2,8 +2,8 @@
 
 import ctypes
 
+from bnn_exp.config.models import weights_of
 from bnn_exp.errors import UserError
-from bnn_exp.networks import weights_of
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's names for them (malloc.h)
 

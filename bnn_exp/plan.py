@@ -7,14 +7,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from bnn_exp import config, engine, memory, networks, plugins, tryout, unread
-from bnn_exp.config import Rows, Settings
+from bnn_exp import engine, memory, tryout, unread
+from bnn_exp.config import models, plugins
+from bnn_exp.config.datasets import DATASETS
+from bnn_exp.config.paths import at_home
+from bnn_exp.config.settings import REQUEST, Rows, Settings, load_settings, resolved
 from bnn_exp.data import sources
-from bnn_exp.data.registry import DATASETS
 from bnn_exp.data.sources import Arrays
 from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home
 from bnn_exp.places import State
 from bnn_exp.records import loggers
 
@@ -43,7 +44,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     Raises:
         UserError: what is wrong with it.
     """
-    settings = config.load(composed)
+    settings = load_settings(composed)
     loggers.check(settings.logger)
     values, devices = values_of(composed), settings.trainer.devices
     settings = with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
@@ -54,7 +55,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
         Latent.check(settings.optimizer)
     arrays = read(settings.dataset)
     unread.check_data(arrays, overrides)
-    networks.check_images(settings.model, arrays.train_images.shape[2:])
+    models.check_images(settings.model, arrays.train_images.shape[2:])
     tryout.check(settings, arrays)
     if settings.init_from or settings.freeze or settings.fresh:
         from bnn_exp import transfer
@@ -65,7 +66,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
 
 def values_of(composed: DictConfig) -> dict[str, Any]:
     """Returns the values of a composed configuration that config.yaml keeps: the settings of the run, with absolute paths."""
-    values = {key: value for key, value in config.resolved(composed).items() if key not in config.REQUEST} | {"resume": None}
+    values = {key: value for key, value in resolved(composed).items() if key not in REQUEST} | {"resume": None}
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
         if group.get(key):
             group[key] = str(Path(at_home(group[key])).resolve())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bnn_exp import engine, models, transfer
-from bnn_exp.config import Settings
+from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.data.legacy import are_same
 from bnn_exp.data.sources import Arrays

@@ -8,9 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import config, places, plugins
+from bnn_exp import places
+from bnn_exp.config import plugins
+from bnn_exp.config.paths import at_home
+from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home
 from bnn_exp.places import CHECKPOINTS
 from bnn_exp.plan import Plan, device_for, make_plan, read, values_of, with_devices
 from bnn_exp.records import loggers, metrics, summary
@@ -53,7 +55,7 @@ def plan_to_go_on_or_begin(composed: DictConfig, overrides: Sequence[str], direc
         _check_nothing_lost(directory)
         return replace(make_plan(composed, overrides), remark=f"nothing to go on from in {directory}: the run begins")
     values = _values_in(directory, f"hydra.run.dir={directory}")
-    config.load(composed)
+    load_settings(composed)
     if different := difference(values, values_of(composed)):
         key, there, asked = different
         raise UserError(
@@ -85,7 +87,7 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
     Raises:
         UserError: there is nothing to go on from, or its data have gone.
     """
-    settings = with_devices(config.load(values), values, _asked_devices(values, overrides))
+    settings = with_devices(load_settings(values), values, _asked_devices(values, overrides))
     ended = summary.read(directory)
     if ended and ended["status"] == "completed":
         test = ended["test_accuracy"]
@@ -140,7 +142,7 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
     values: Any = {}
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
-        config.load(values)
+        load_settings(values)
     except Exception as error:
         reason = str(error).splitlines()[0]
         hint = plugins.not_loaded(values.get("plugins")) if isinstance(values, dict) else ""
@@ -185,7 +187,7 @@ def difference(there: dict[str, Any], asked: dict[str, Any], but: Collection[str
     """
     one, other = flat(there), flat(asked)
     if one.keys() != other.keys():
-        one, other = (flat(asdict(config.load(values))) for values in (there, asked))
+        one, other = (flat(asdict(load_settings(values))) for values in (there, asked))
     for key in one | other:
         if key not in (*but, SAID_TWICE) and one.get(key) != other.get(key):
             return key, one.get(key), other.get(key)

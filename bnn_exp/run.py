@@ -12,9 +12,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from torch import nn
 
-from bnn_exp import further, places, plugins
+from bnn_exp import further, places
 from bnn_exp.bits import bits_sha256
 from bnn_exp.callbacks import Callbacks
+from bnn_exp.config import plugins
 from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary

@@ -25,7 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from bnn_exp.config import load
+from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.plan import values_of
 from bnn_exp.records.files import replacing, writing_to
@@ -204,7 +204,7 @@ def _refused(key: str, value: float, composed: DictConfig) -> str:
     asked = copy.deepcopy(without_hydra(composed))
     OmegaConf.update(asked, key, value)
     try:
-        load(asked)
+        load_settings(asked)
     except UserError as error:
         lines = str(error).splitlines()
         return next((after for line, after in itertools.pairwise(lines) if line.startswith(f"{key}=")), "")

@@ -9,8 +9,9 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import further, places, plugins
-from bnn_exp.config import Report
+from bnn_exp import further, places
+from bnn_exp.config import plugins
+from bnn_exp.config.settings import Report
 from bnn_exp.errors import UserError
 from bnn_exp.gate import Gate
 from bnn_exp.plan import Plan, make_plan, values_of

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bnn_exp import config, engine, places, plugins, said, sweep, unread
-from bnn_exp.config import Report, Request
+from bnn_exp import engine, places, sweep, unread
+from bnn_exp.config import command_line, plugins
+from bnn_exp.config.settings import Report, Request, load_request, load_settings
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.errors import FULL, NotWritten, TooLow, UserError
 from bnn_exp.gate import Gate
@@ -80,7 +81,7 @@ def prepare(
         UserError: what is wrong with it.
         TooLow, WrongResult: it is done, and what came out is not good.
     """
-    request = config.load_request(composed)
+    request = load_request(composed)
     plugins.check_loaded(composed.get("plugins"))
     unread.check_command(request, overrides)
     if request.task != "train":
@@ -123,7 +124,7 @@ def prepare_sweep(
     Raises:
         UserError: what is wrong with it.
     """
-    request = config.load_request(composed)
+    request = load_request(composed)
     if request.task != "train":
         raise UserError(f"task={request.task}: can't be swept over\nallowed: bnn-train task={request.task}, without -m")
     if torchrun_size() > 1:
@@ -139,7 +140,7 @@ def prepare_sweep(
     in_experiment = {key: value for key, value in (swept or {}).items() if key in ("config", "from", "init_from")}
     unread.check_named({"init_from": composed.get("init_from")} | in_experiment, overrides)
     _check_sweep(composed.get("resume") or request.sweep.resume, directory)
-    if len(said.values(overrides, "min_accuracy")) > 1:
+    if len(command_line.values(overrides, "min_accuracy")) > 1:
         raise UserError("min_accuracy: one for all runs of a sweep\nallowed: min_accuracy=N")
     return request.report, gate_of(request)
 
@@ -181,7 +182,7 @@ def search(composed: DictConfig, job) -> None:
 
 def benchmark(asked: Asked) -> str:
     """`task=benchmark`: of a trained network, or of training."""
-    settings = config.load(asked.composed)
+    settings = load_settings(asked.composed)
     unread.check_training(settings, asked.overrides)
     if not asked.request.from_:
         places.check_no_other_run(asked.directory)

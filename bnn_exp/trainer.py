@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnn_exp import engine, optim, transfer
 from bnn_exp.bits import load_state, packed_state
+from bnn_exp.config.losses import loss_named
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, piece_count, pieces
 from bnn_exp.diagnostics import Diagnostics, dead_outputs
@@ -16,7 +17,6 @@ from bnn_exp.errors import UserError
 from bnn_exp.footprint import Footprint
 from bnn_exp.graphs import Graphs
 from bnn_exp.lean import Saving, consume_gradients
-from bnn_exp.loss_registry import loss_named
 from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.exact import home
 from bnn_exp.optim.rule import Factors

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp import config, models, rules
+from bnn_exp import models
 from bnn_exp.bits import load_state
-from bnn_exp.config import Settings
+from bnn_exp.config import rules
+from bnn_exp.config.settings import Settings, load_settings, model_settings
 from bnn_exp.errors import UserError
 from bnn_exp.nn import BinaryLayer, binary_layers
 from bnn_exp.records import checkpoint
@@ -104,7 +105,7 @@ def _beginning(network: nn.Module, settings: Settings, loaded: int = 0, trained:
     """The first `loaded` layers are those of a run of the configuration `trained`."""
     of_layers = {id(layer): name for name, layer in binary_layers(network)}
     names = [", ".join(of_layers[id(m)] for m in stage if id(m) in of_layers) for stage in models.stages(network)]
-    rule_of_run = trained and _in_words(config.load(trained).optimizer)
+    rule_of_run = trained and _in_words(load_settings(trained).optimizer)
     parts = (names[:loaded], names[loaded:], names[: settings.freeze])
     return Beginning(settings.init_from, *parts, _in_words(settings.optimizer), rule_of_run)
 
@@ -119,7 +120,7 @@ def _source(place: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
     """Returns the network of a checkpoint, statistics included, its classes and its configuration."""
     file = _checkpoint(place)
     _, _, about = read_model(file)
-    network = models.build(config.model(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
+    network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
     load_state(network, checkpoint.load(file)["network"])
     return network, tuple(about["classes"]), about["config"]
 

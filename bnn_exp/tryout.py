@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from bnn_exp.config.losses import LOSSES
+from bnn_exp.config.models import MODELS
+from bnn_exp.config.registry import home, is_ours
+from bnn_exp.config.rules import RULES
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError, place, reason
-from bnn_exp.loss_registry import LOSSES
-from bnn_exp.networks import MODELS
-from bnn_exp.registry import home, is_ours
-from bnn_exp.rules import RULES
 
 
 def check(settings: Any, arrays: Arrays) -> None:
@@ -53,7 +53,7 @@ def _check_network(settings: Any, arrays: Arrays) -> None:
 def _check_loss(name: str, classes: int) -> None:
     import torch
 
-    from bnn_exp.loss_registry import loss_named
+    from bnn_exp.config.losses import loss_named
 
     logits = torch.linspace(-1, 1, 2 * classes).reshape(2, classes).requires_grad_()
     with _own_code(f"trainer.loss={name}: {home(LOSSES[name])}", "a function of logits [batch, classes] and labels [batch]"):

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bnn_exp import rules, said
-from bnn_exp.config import Request, Settings
-from bnn_exp.data.registry import DATASETS, SHARED
+from bnn_exp.config import command_line, rules
+from bnn_exp.config.datasets import DATASETS, SHARED
+from bnn_exp.config.models import MODELS
+from bnn_exp.config.settings import Request, Settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
 from bnn_exp.inherit import OF_A_NETWORK
-from bnn_exp.networks import MODELS
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def check_data(arrays: Arrays, overrides: Iterable[str]) -> None:
 
 
 def _asked(overrides: Iterable[str]) -> dict[str, str]:
-    return {key: value for key, value in said.keys(overrides).items() if value != "null"}
+    return {key: value for key, value in command_line.keys(overrides).items() if value != "null"}
 
 
 def _of_ones_own(case: Case, key: str) -> bool:
@@ -260,5 +260,5 @@ def _check(table: tuple[Entry, ...], case: Case) -> None:
             if case.settings and _of_ones_own(case, key):
                 continue
             if not entry.read(case):
-                shown = re.sub(r'^"(.*)"$', r"\1", case.said[key])  # the quotes of bnn_exp.names
+                shown = re.sub(r'^"(.*)"$', r"\1", case.said[key])  # the quotes of bnn_exp.config.quoting
                 raise UserError(f"{key}={shown}: {entry.why_not(case)}\nallowed: {entry.allowed(case)}")

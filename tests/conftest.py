@@ -124,10 +124,11 @@ def forget(tmp_path_factory):
     """Forgets what was registered since the test began, when it is called and at the end: as a new process would."""
     from hydra.core.config_store import ConfigStore
 
-    from bnn_exp import callbacks, loss_registry, networks, plugins, rules
-    from bnn_exp.data import registry as datasets
+    from bnn_exp import callbacks
+    from bnn_exp.config import datasets as datasets
+    from bnn_exp.config import losses, models, plugins, rules
 
-    registries = [rules.RULES, networks.MODELS, datasets.DATASETS, loss_registry.LOSSES]
+    registries = [rules.RULES, models.MODELS, datasets.DATASETS, losses.LOSSES]
     entries = [(dict(r), dict(r._definitions)) for r in registries]
     called = list(callbacks.CALLBACKS)
     known, programs, modules, path = dict(plugins._loaded), dict(plugins._programs), set(sys.modules), list(sys.path)
@@ -215,8 +216,8 @@ def plain_config(*overrides: str) -> dict:
     import hydra
     from omegaconf import OmegaConf
 
-    from bnn_exp import versions
     from bnn_exp.cli import CONF
+    from bnn_exp.config import versions
 
     with hydra.initialize_config_dir(str(CONF), **versions.HYDRA):
         return OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
@@ -226,11 +227,12 @@ def settings_of(*overrides: str):
     """The settings that the overrides give."""
     from hydra import compose, initialize_config_dir
 
-    from bnn_exp import config, versions
     from bnn_exp.cli import CONF
+    from bnn_exp.config import versions
+    from bnn_exp.config.settings import load_settings
 
     with initialize_config_dir(str(CONF), **versions.HYDRA):
-        return config.load(compose("config", list(overrides)))
+        return load_settings(compose("config", list(overrides)))
 
 
 def trainer_of(*overrides: str):

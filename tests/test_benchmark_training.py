@@ -119,7 +119,7 @@ def test_a_peak_is_seen_after_it_is_gone(watch):
 def config_of(*overrides: str) -> dict:
     from conftest import plain_config
 
-    from bnn_exp.config import REQUEST
+    from bnn_exp.config.settings import REQUEST
 
     values = plain_config(*RANDOM, *overrides)
     return ways.held({key: value for key, value in values.items() if key not in REQUEST}, 1)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import trainer_of
 
 from bnn_exp import load_model
+from bnn_exp.config.rules import RULES
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import (
     BNCVL,
@@ -21,7 +22,6 @@ from bnn_exp.nn import (
     verify_binary,
 )
 from bnn_exp.optim import HyperMask, LatentAdam, LatentSGD
-from bnn_exp.rules import RULES
 
 VALUES = {"boolean": (0.0, 1.0), "bipolar": (-1.0, 1.0), "centred": (-0.5, 0.5)}
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import plain_config, write_dataset
 from omegaconf import OmegaConf
 
-from bnn_exp.config import REQUEST
+from bnn_exp.config.settings import REQUEST
 from bnn_exp.data import sources
 
 SMALL = ("model.hidden_size=16", "trainer.batch_size=128")
@@ -225,7 +225,7 @@ from pydantic import Field
 
 from bnn_exp import register_rule
 from bnn_exp.optim import HyperMask
-from bnn_exp.schema import Schedule, schema
+from bnn_exp.config.schema import Schedule, schema
 
 
 @schema

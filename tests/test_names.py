@@ -9,8 +9,8 @@ from conftest import pictures
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from bnn_exp import names
 from bnn_exp.cli import CONF
+from bnn_exp.config import quoting
 
 SMALL = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
 NUMBERS = ("0", "2024", "007", "1e3", "1_000", "-5", ".5", "true", "False", "nan", "inf")
@@ -41,32 +41,32 @@ def read(override: str):
 @pytest.mark.parametrize("text", NUMBERS + AWKWARD)
 def test_hydra_reads_a_name_as_it_is_typed(text):
     keys = ("from", "resume", "hydra.run.dir", "experiment", "++dataset.path", "dataset.label")
-    overrides = names.as_typed([f"{key}={text}" for key in keys], CONF, sweep=False)
+    overrides = quoting.as_typed([f"{key}={text}" for key in keys], CONF, sweep=False)
     assert [read(override) for override in overrides] == [text] * len(keys)
     assert [override.partition("=")[0] for override in overrides] == list(keys)
 
 
 @pytest.mark.parametrize("text", NUMBERS)
 def test_names_of_a_list_and_of_a_sweep_are_taken_alike(text):
-    (listed,) = names.as_typed([f"from=[{text},b]"], CONF, sweep=False)
+    (listed,) = quoting.as_typed([f"from=[{text},b]"], CONF, sweep=False)
     assert read(listed) == [text, "b"]
-    (swept,) = names.as_typed([f"dataset.path={text},{text}"], CONF, sweep=True)
+    (swept,) = quoting.as_typed([f"dataset.path={text},{text}"], CONF, sweep=True)
     jobs = OverridesParser.create().parse_override(swept).sweep_string_iterator()
     assert [read(f"dataset.path={job}") for job in jobs] == [text, text]
 
 
 @pytest.mark.parametrize("override", ["delta=0.1", "seed=1,2", "dataset.validation=0.1", "model.channels=[16,32]", "~delta"])
 def test_what_is_no_name_stays_as_it_is(override):
-    assert names.as_typed([override], CONF, sweep=True) == [override]
+    assert quoting.as_typed([override], CONF, sweep=True) == [override]
 
 
 @pytest.mark.parametrize("value", ["null", "", "${seed}", '"a,b"', "choice(a,b)", "glob(*)", "range(1,3)", r"a\,b", "a,b"])
 def test_hydras_own_forms_stay_what_they_are(value):
-    assert names.as_typed([f"from={value}"], CONF, sweep=True) == [f"from={value}"]
+    assert quoting.as_typed([f"from={value}"], CONF, sweep=True) == [f"from={value}"]
 
 
 def test_every_path_and_name_of_the_configuration_is_known():
-    known = names.keys_of_text(CONF)
+    known = quoting.keys_of_text(CONF)
     paths = {
         "dataset.path",
         "resume",
@@ -92,7 +92,7 @@ def test_home_is_expanded_wherever_a_path_is_taken(monkeypatch):
         "init_from=a~",
         "resume=~nobody-here/x",
     ]
-    found = [read(override) for override in names.as_typed(given, CONF, sweep=False)]
+    found = [read(override) for override in quoting.as_typed(given, CONF, sweep=False)]
     assert found == [["/home/me/a", "/home/me/b"], "/home/me/c d", "/home/me/e", "/home/me", "a~", "~nobody-here/x"]
 
 
@@ -100,10 +100,10 @@ def test_what_exists_under_the_whole_text_is_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a,b", "[x]", "f(1)", "null,", "{a: 1}"):
         (tmp_path / name).mkdir()
-        assert read(*names.as_typed([f"dataset.path={name}"], CONF, sweep=False)) == name
+        assert read(*quoting.as_typed([f"dataset.path={name}"], CONF, sweep=False)) == name
     (tmp_path / "a${b}").mkdir()
-    assert read(*names.as_typed(["dataset.path=a${b}"], CONF, sweep=False)) == r"a\${b}"  # which OmegaConf reads as a${b}
-    assert names.as_typed(["dataset.path=a,b"], CONF, sweep=True) == ["dataset.path=a,b"]  # the commas of a sweep stay commas
+    assert read(*quoting.as_typed(["dataset.path=a${b}"], CONF, sweep=False)) == r"a\${b}"  # which OmegaConf reads as a${b}
+    assert quoting.as_typed(["dataset.path=a,b"], CONF, sweep=True) == ["dataset.path=a,b"]  # the commas of a sweep stay commas
 
 
 def test_runs_and_folders_that_look_like_numbers(bnn_train, copy_of_run, tmp_path, summary):

@@ -216,7 +216,7 @@ from typing import Literal
 from torch import nn
 
 from bnn_exp import MLP, register_model
-from bnn_exp.schema import Count, schema
+from bnn_exp.config.schema import Count, schema
 
 
 @schema
@@ -279,7 +279,7 @@ from torch import nn
 from bnn_exp import BinaryLinear, register_model, with_packed_layers
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn import BinaryConv2d
-from bnn_exp.schema import Count, schema
+from bnn_exp.config.schema import Count, schema
 
 
 @schema
@@ -375,7 +375,7 @@ def test_data_and_losses_that_can_not_be_trained_with(bnn_train, resmlp, tmp_pat
 
 
 def test_labels_by_name_and_a_validation_split(tmp_path, forget, monkeypatch):
-    from bnn_exp import plugins
+    from bnn_exp.config import plugins
 
     text = DATA.replace('"classes": ["ring", "disc", "none"]', '"validation": (images[:7], labels[:7])')
     text = text.replace("labels = rng", "labels = np.array(['b', 'a', 'c'])[rng").replace("2 * rows)\n", "2 * rows)]\n", 1)
@@ -392,7 +392,7 @@ def test_labels_by_name_and_a_validation_split(tmp_path, forget, monkeypatch):
 @pytest.mark.parametrize("cached", [True, False])
 def test_rows_are_made_anew_when_a_file_changes(tmp_path, forget, monkeypatch, cached):
     """Rows whose files are named come from the cache until a file changes; others are always made."""
-    from bnn_exp import plugins
+    from bnn_exp.config import plugins
 
     (tmp_path / "level").write_text("100")
     code = DATA.replace("rows: Count", "path: str").replace("rings(rows)", "rings(path)")

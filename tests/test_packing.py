@@ -44,8 +44,8 @@ def config():
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from bnn_exp import versions
     from bnn_exp.cli import CONF
+    from bnn_exp.config import versions
 
     shape = ["model.hidden_size=64", "model.num_layers=3", "model.encoding=boolean", "model.window=null"]
     with initialize_config_dir(str(CONF), **versions.HYDRA):

@@ -305,7 +305,7 @@ def test_help_lists_what_installed_packages_register(patient, tmp_path):
     """An entry point; torch is not imported for a plugin that names its class by text."""
     (tmp_path / "waiting.py").write_text(
         "from typing import Literal\nfrom bnn_exp import register_rule\n"
-        "from bnn_exp.schema import Fraction, Schedule, schema\n\n\n"
+        "from bnn_exp.config.schema import Fraction, Schedule, schema\n\n\n"
         "@schema\nclass Settings:\n    name: Literal['waiting']\n    delta: Fraction\n    schedule: Schedule\n\n\n"
         "register_rule(Settings, 'patient:Patient', values={'delta': 0.1, 'schedule': 'linear'})\n"
     )

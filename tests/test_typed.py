@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from bnn_exp import experiments
 from bnn_exp.cli import CONF
+from bnn_exp.config import experiments
+from bnn_exp.config.argv import arguments
 from bnn_exp.errors import UserError
-from bnn_exp.typed import arguments
 
 SMALL = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
 

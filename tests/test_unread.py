@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT, plain_config, settings_of
 
 from bnn_exp import unread
+from bnn_exp.config.rules import RULES
 from bnn_exp.errors import UserError
-from bnn_exp.rules import RULES
 
 FLOAT = ("optimizer=latent_adam", "model.weights=float")
 CNN = ("model=bncvl", "model.channels=[4,6]")

@@ -3,11 +3,11 @@
 import torch
 from rich.table import Table
 
-from bnn_exp import config, engine, further, models
+from bnn_exp import engine, further, models
 from bnn_exp.benchmark import memory, seed, times, ways
 from bnn_exp.benchmark.floor import floor
 from bnn_exp.benchmark.plot import training_plot
-from bnn_exp.config import Settings, Training
+from bnn_exp.config.settings import Settings, Training, load_settings
 from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
@@ -36,7 +36,7 @@ def benchmark(asked: Asked) -> str:
     Raises:
         UserError: the configuration can't be trained or measured, or the seed's program fails.
     """
-    _check(asked, config.load(asked.composed))
+    _check(asked, load_settings(asked.composed))
     found = _measured(make_plan(asked.composed, []), asked.request.benchmark)
     write_json(asked.directory / "benchmark.json", found)
     training_plot(asked.directory / "benchmark.png", found)
@@ -50,7 +50,7 @@ def _measured(plan: Plan, wanted: Training) -> dict:
     """The content of `benchmark.json`."""
     device, threads = torch.device(plan.device), plan.settings.trainer.threads or torch.get_num_threads()
     values = ways.held(plan.config, threads)
-    settings = config.load(values)
+    settings = load_settings(values)
     chosen = engine.choose(settings, device.type, models.kind(settings.model))
     with using_threads(threads):
         program = wanted.seed_program and seed.SeedProgram.of(wanted.seed_program, settings, plan.arrays, device)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from bnn_exp import optim
-from bnn_exp.config import Settings
+from bnn_exp.config.losses import loss_named
+from bnn_exp.config.settings import Settings
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split
-from bnn_exp.loss_registry import loss_named
 from bnn_exp.nn import BinaryLinear, binary_layers, encode
 from bnn_exp.prepare import first_network
 

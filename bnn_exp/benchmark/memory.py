@@ -26,10 +26,11 @@ from typing import Protocol
 
 import torch
 
-from bnn_exp import config, plan, plugins
+from bnn_exp import plan
 from bnn_exp.benchmark import ways
 from bnn_exp.benchmark.times import batch_size, whole_batches
-from bnn_exp.config import Settings
+from bnn_exp.config import plugins
+from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.errors import UserError
 from bnn_exp.prepare import load, settle
@@ -184,4 +185,4 @@ def _status(what: str) -> int:
 if __name__ == "__main__":
     job = json.load(sys.stdin)
     plugins.load(job["config"].get("plugins"))
-    print(json.dumps(of_this_process(job["way"], config.load(job["config"]), torch.device(job["device"]))))
+    print(json.dumps(of_this_process(job["way"], load_settings(job["config"]), torch.device(job["device"]))))

@@ -11,7 +11,7 @@ import torch
 
 from bnn_exp import engine
 from bnn_exp.benchmark.times import whole_batches
-from bnn_exp.config import Settings
+from bnn_exp.config.settings import Settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy.timing import summary
 from bnn_exp.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnn_exp.benchmark import ways
 from bnn_exp.benchmark.ways import ENGINES, Step
-from bnn_exp.config import Settings
+from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.deploy.timing import WINDOW, seconds_of, summary
 from bnn_exp.records.terminal import progress

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnn_exp.benchmark.loops import adam_loop, in_floats, same_rule
-from bnn_exp.config import Settings
+from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.prepare import network_to_train
 from bnn_exp.trainer import Trainer

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bnn_exp.config.paths import at_home
 from bnn_exp.data import archive, columns, idx, images, listed, npy, pixel_csv, tables
 from bnn_exp.data.rows import Found, Rows, Source, named, shown, split_among, split_of
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home
 
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found"}  # beside all names that begin with a dot
 FORMS = (

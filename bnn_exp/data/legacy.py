@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bnn_exp.data.registry import DATASETS
+from bnn_exp.config.datasets import DATASETS
 from bnn_exp.data.sources import DIGITS
 
 FORMAT = b"2"

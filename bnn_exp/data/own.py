@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bnn_exp import plugins
-from bnn_exp.data.registry import DATASETS, Entry
+from bnn_exp.config import plugins
+from bnn_exp.config.datasets import DATASETS, Entry
+from bnn_exp.config.registry import found, home, module_name
 from bnn_exp.errors import UserError, reason
-from bnn_exp.registry import found, home, module_name
 
 SPLITS = ("train", "validation", "test")
 IMAGES = "images uint8 [rows, channels, height, width] or [rows, height, width]"

@@ -20,10 +20,10 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from bnn_exp.config.datasets import DATASETS
+from bnn_exp.config.paths import at_home
 from bnn_exp.data import own
-from bnn_exp.data.registry import DATASETS
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home
 
 FORMAT = 3  # of the cache files; a change makes new ones
 # They stand in the metadata of a cache file.

@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import nn
 
-from bnn_exp import config, further, models, places, plan, plugins, unread
+from bnn_exp import further, models, places, plan, unread
+from bnn_exp.config import plugins
+from bnn_exp.config.settings import Rows, Settings, load_settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import benchmark as measured
@@ -179,7 +181,7 @@ def benchmark(asked: Asked) -> str:
 
     Without `from` the network is that of the configuration, its weights as they begin.
     """
-    settings = config.load(asked.composed)
+    settings = load_settings(asked.composed)
     device = torch.device(plan.device_of(settings.device))
     file = asked.model if asked.request.from_ else None
     folder, name = (_into(asked, file, run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
@@ -239,7 +241,7 @@ def _named(what: str, model: Path) -> str:
     return what if which == "last" else f"{what}-{which}"
 
 
-def _untrained(settings: config.Settings, composed: DictConfig, folder: Path) -> Path:
+def _untrained(settings: Settings, composed: DictConfig, folder: Path) -> Path:
     """A model file of the network that the settings describe."""
     arrays = plan.read(settings.dataset)
     torch.manual_seed(settings.seed)
@@ -263,12 +265,12 @@ def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
     console().print(table)
 
 
-def _dataset(asked: Asked) -> config.Rows:
+def _dataset(asked: Asked) -> Rows:
     """Returns the dataset of the run, but for what the command line says of it (see `bnn_exp.inherit`).
 
     Raises:
         UserError: it says something that nothing reads.
     """
-    settings = config.load(asked.composed)
+    settings = load_settings(asked.composed)
     unread.check_rows(settings, asked.overrides)
     return settings.dataset

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits import bits_sha256
-from bnn_exp.config import Rows
+from bnn_exp.config.settings import Rows
 from bnn_exp.data.dataset import pieces
 from bnn_exp.data.legacy import are_same
 from bnn_exp.data.rows import some

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnn_exp.config.paths import at_home
 from bnn_exp.data.folder import walk
 from bnn_exp.data.images import Pixels, is_picture, read_image
 from bnn_exp.deploy.evaluate import described
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home
 from bnn_exp.records.files import write_json, write_text
 from bnn_exp.records.model import load_model
 from bnn_exp.records.summary import surroundings

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from bnn_exp import plugins
+from bnn_exp.config import plugins
 from bnn_exp.distributed import torchrun_size
 from bnn_exp.distributed.ranks import PATIENCE, Ranks
 from bnn_exp.errors import RankLost, UserError

@@ -6,10 +6,10 @@ from inspect import signature
 
 from torch import nn
 
+from bnn_exp.config.models import MODELS
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
-from bnn_exp.networks import MODELS
 
 __all__ = ["MLP", "VGG", "BNCVLNet", "build", "kind", "stages"]
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from bnn_exp.registry import home
+from bnn_exp.config.registry import home
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # torch's names

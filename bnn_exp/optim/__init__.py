@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from bnn_exp.config.rules import RULES
 from bnn_exp.nn import binary_parameters, real_parameters
 from bnn_exp.optim import eager
 from bnn_exp.optim.bold import Bold
@@ -15,7 +16,6 @@ from bnn_exp.optim.hypermask import HyperMask
 from bnn_exp.optim.latent import LatentAdam, LatentSGD, latent_optimizer
 from bnn_exp.optim.rule import Rule
 from bnn_exp.optim.schedules import factor
-from bnn_exp.rules import RULES
 
 __all__ = [
     "CEMA",

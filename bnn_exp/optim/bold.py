@@ -2,7 +2,7 @@
 
 import torch
 
-from bnn_exp import rules
+from bnn_exp.config import rules
 from bnn_exp.optim.rule import Rule, remembered, signs
 
 

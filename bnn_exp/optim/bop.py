@@ -1,6 +1,6 @@
 """Bop and its second-order sibling: a bit flips when a moving average of its gradient has long enough wanted it to."""
 
-from bnn_exp import rules
+from bnn_exp.config import rules
 from bnn_exp.optim.rule import Rule, remembered, signs
 
 

@@ -1,6 +1,6 @@
 """Cascaded moving averages: the latent weight understood as a filter of the gradient, and replaced by one."""
 
-from bnn_exp import rules
+from bnn_exp.config import rules
 from bnn_exp.optim.rule import Rule, remembered, signs
 
 

@@ -6,7 +6,7 @@ from operator import or_
 import torch
 from torch import Tensor
 
-from bnn_exp import rules
+from bnn_exp.config import rules
 from bnn_exp.optim.rule import Rule, scaled
 
 

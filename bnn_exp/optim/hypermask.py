@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bnn_exp import device, rules
+from bnn_exp import device
 from bnn_exp.bits.packing import PackedBits
+from bnn_exp.config import rules
 from bnn_exp.optim.rule import Factors, Rule, scaled, signs
 from bnn_exp.randomness import Purpose, bernoulli_positions, number
 

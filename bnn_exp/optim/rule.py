@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits.packing import PackedBits
+from bnn_exp.config.registry import name_of
+from bnn_exp.config.schema import check
 from bnn_exp.nn import binary_parameters
 from bnn_exp.nn.binary import NotBinary, check_bits
 from bnn_exp.optim.eager import Eager
 from bnn_exp.optim.group import Group, Grouped
 from bnn_exp.randomness import Purpose, generator
-from bnn_exp.registry import name_of
-from bnn_exp.schema import check
 
 
 class Trained(Grouped, Eager):
@@ -99,7 +99,7 @@ class Rule(Trained, torch.optim.Optimizer):
     """
 
     own = ("flips", "hyper")
-    settings: ClassVar[type]  # a dataclass of bnn_exp.rules: names, types and ranges
+    settings: ClassVar[type]  # a dataclass of bnn_exp.config.rules: names, types and ranges
     scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that fall by the schedule
 
     def __init__(

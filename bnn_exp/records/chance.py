@@ -2,8 +2,8 @@
 
 from math import sqrt
 
-from bnn_exp import rules
-from bnn_exp.networks import weights_of
+from bnn_exp.config import rules
+from bnn_exp.config.models import weights_of
 
 FEW_ROWS = 32  # of a batch: with fewer, more steps no longer help
 CLEAR = 3.0  # standard deviations of a binomial count: one accuracy in 700 is so far above chance by luck

@@ -5,8 +5,8 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnn_exp.config.paths import at_home
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home
 from bnn_exp.records import runs
 from bnn_exp.records.runs import Record, as_text
 from bnn_exp.records.varied import filled, varied_keys

@@ -12,11 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bnn_exp import models, plugins
+from bnn_exp import models
 from bnn_exp.bits import deployed_state, load_state, unpack
-from bnn_exp.config import model as model_settings
+from bnn_exp.config import plugins
+from bnn_exp.config.models import MODELS, weights_of
+from bnn_exp.config.settings import model_settings
 from bnn_exp.errors import UserError
-from bnn_exp.networks import MODELS, weights_of
 from bnn_exp.nn import binary_parameters
 from bnn_exp.nn.exact import home
 from bnn_exp.nn.norm import STATISTICS, make_affine, running_norms

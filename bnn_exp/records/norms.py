@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnn_exp import models
 from bnn_exp.bits import deployed_state, load_state
-from bnn_exp.config import model as model_settings
+from bnn_exp.config.settings import model_settings
 from bnn_exp.errors import UserError
 from bnn_exp.nn.norm import running_norms
 from bnn_exp.records import checkpoint, runs

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bnn_exp import said
+from bnn_exp.config import command_line
 from bnn_exp.errors import UserError
 from bnn_exp.records import metrics, summary
 
@@ -72,8 +72,8 @@ def own_overrides(overrides: Iterable[str], plugins: Iterable[str] = ()) -> list
         plugins: those of the run, which the command line of a program that registers something does not say.
     """
     own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] not in NOT_OF_A_RUN]
-    named = {"plugins", "config", "init_from"} & said.keys(own).keys()
-    return own if named or not plugins else [*own, said.override("plugins", plugins)]
+    named = {"plugins", "config", "init_from"} & command_line.keys(own).keys()
+    return own if named or not plugins else [*own, command_line.override("plugins", plugins)]
 
 
 def model_file(place: Path, which: str) -> Path:

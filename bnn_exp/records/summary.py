@@ -11,7 +11,8 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from bnn_exp import __version__, said
+from bnn_exp import __version__
+from bnn_exp.config import command_line
 from bnn_exp.records.files import write_json
 
 PACKAGES = ("torch", "hydra-core", "numpy", "datasets")
@@ -20,7 +21,7 @@ STATUS = ("completed", "failed", "interrupted")
 
 def write(directory: Path, status: str, **facts: Any) -> dict[str, Any]:
     """Write the summary of a run that ended with `status`, with where and by what it was run beside `facts`."""
-    flags = said.flags(HydraConfig.get()) if HydraConfig.initialized() else []
+    flags = command_line.flags(HydraConfig.get()) if HydraConfig.initialized() else []
     flags = flags or (read(directory) or {}).get("flags")  # of a run that goes on
     summary = {"status": status, **facts, **({"flags": flags} if flags else {}), "command": sys.argv[1:], **surroundings()}
     write_json(directory / "summary.json", summary)

@@ -18,10 +18,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 
+from bnn_exp.config.paths import at_home
+from bnn_exp.config.registry import module_name
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home
-from bnn_exp.registry import module_name
 
+MOVED = {"bnn_exp.schema": "bnn_exp.config.schema", "bnn_exp.networks": "bnn_exp.config.models"}  # since 0.1.0
 GROUP = "bnn_exp.plugins"  # of entry points
 FOLDER = "plugins"  # of a run, with copies of its files
 ALLOWED = "allowed: a Python file, my_rule.py, or a module that Python finds, package.module"
@@ -225,6 +226,8 @@ def _described(name: str, module: ModuleType, package: str | None = None) -> Plu
 @contextmanager
 def _importing(name: str, what: str, allowed: str, file: Path | None = None) -> Iterator[None]:
     """Within the block a plugin is imported. What it raises becomes a UserError of two lines."""
+    for old, new in MOVED.items():  # a run keeps the plugin that trained it, as it was written then
+        sys.modules.setdefault(old, importlib.import_module(new))
     _loading.append(name)
     try:
         yield

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bnn_exp import plugins
-from bnn_exp.registry import Registry, found, name_of, offer
-from bnn_exp.schema import schema
+from bnn_exp.config import plugins
+from bnn_exp.config.registry import Registry, found, name_of, offer
+from bnn_exp.config.schema import schema
 
 
 @schema
@@ -56,7 +56,7 @@ def register_dataset(
     """Make a dataset known under the name that its `settings` have.
 
     Args:
-        settings: a `bnn_exp.schema.schema` dataclass derived from `bnn_exp.Rows`, with the field `name: Literal["NAME"]`, then
+        settings: a `bnn_exp.schema` dataclass derived from `bnn_exp.Rows`, with the field `name: Literal["NAME"]`, then
             what can be set.
         home: the function that makes the rows, or "module:function". It takes the settings that `Rows` does not have, by name,
             and returns `{"train": (images, labels), "test": (images, labels)}`, perhaps with `"validation"` and `"classes"`.

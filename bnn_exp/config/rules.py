@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from bnn_exp import plugins
-from bnn_exp.registry import Registry, found, name_of, offer
-from bnn_exp.schema import Fraction, NonNegative, Positive, Schedule, schema
+from bnn_exp.config import plugins
+from bnn_exp.config.registry import Registry, found, name_of, offer
+from bnn_exp.config.schema import Fraction, NonNegative, Positive, Schedule, schema
 
 Scale = Literal["tensor", "neuron", "factored"]  # see bnn_exp.optim.rule.scaled
 
@@ -122,7 +122,7 @@ def register(
     """Make a rule known under the name that its `settings` have.
 
     Args:
-        settings: a `bnn_exp.schema.schema` dataclass, its first field `name: Literal["NAME"]`, then what can be set.
+        settings: a `bnn_exp.schema` dataclass, its first field `name: Literal["NAME"]`, then what can be set.
         home: the class, as a rule derived from `bnn_exp.optim.Rule`.
         values: of the settings but `name`, in the place of a `conf/optimizer/NAME.yaml`.
         strength: the setting that says how much a step changes. A rule without a setting of this name has no strength.

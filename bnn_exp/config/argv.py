@@ -11,9 +11,9 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from bnn_exp import explain, names, said
+from bnn_exp.config import command_line, explain, quoting
+from bnn_exp.config.paths import at_home, is_there
 from bnn_exp.errors import UserError
-from bnn_exp.paths import at_home, is_there
 
 DASHES = "-–—−"  # the last three come from pages and word processors
 FORM = "allowed: KEY=VALUE, such as delta=0.1; `bnn-train --help` lists every setting"
@@ -22,7 +22,7 @@ HOME = re.compile(r"^(--?[\w-]+=)?(~.*)")  # a path, perhaps with its flag
 
 def arguments(given: Sequence[str], groups: Path) -> list[str]:
     """Returns a command line as Hydra takes it: overrides, wherever they stand, then flags. Names and paths are taken as they
-    are typed (see `bnn_exp.names`).
+    are typed (see `bnn_exp.config.quoting`).
 
     Args:
         groups: the folder of our own configuration.
@@ -40,7 +40,7 @@ def arguments(given: Sequence[str], groups: Path) -> list[str]:
         _check_form(found.overrides, i, groups)
     sweep = found.multirun or "hydra.mode=MULTIRUN" in found.overrides
     flags = [HOME.sub(lambda path: (path[1] or "") + at_home(path[2]), flag) for flag in flags]
-    return [*names.as_typed(found.overrides, groups, sweep), *flags]
+    return [*quoting.as_typed(found.overrides, groups, sweep), *flags]
 
 
 def flags_of(given: Sequence[str]) -> argparse.Namespace:
@@ -66,10 +66,10 @@ def flags_of(given: Sequence[str]) -> argparse.Namespace:
 
 def _undashed(word: str) -> str:
     """Says that settings have no dashes, with the commands that KEY=VALUE may stand for."""
-    from bnn_exp import config
+    from bnn_exp.config.settings import known_keys
 
     key, _, value = word.partition("=")
-    known = config.keys()
+    known = known_keys()
     groups = {one.name.partition(".")[0] for one in known}
     keys = [key] if key in {one.name for one in known} | groups else explain.meant(key, known) or [key]
     commands = [f"bnn-train {shlex.quote(f'{one}={value}')}" for one in keys]
@@ -118,9 +118,9 @@ def _check_form(words: Sequence[str], i: int, groups: Path) -> None:
 
 def _ways_with(word: str, words: Sequence[str]) -> list[str]:
     """Returns what a file or folder may be meant as beside the other words, quoted for a shell."""
-    task, path = said.keys(words).get("task", "train"), Path(at_home(word))
+    task, path = command_line.keys(words).get("task", "train"), Path(at_home(word))
     if task != "train":
-        return [shlex.quote(f"{'input' if task == 'predict' and 'from' in said.keys(words) else 'from'}={word}")]
+        return [shlex.quote(f"{'input' if task == 'predict' and 'from' in command_line.keys(words) else 'from'}={word}")]
     if path.suffix == ".py":
         return [shlex.quote(f"plugins=[{word}]")]
     if path.suffix == ".yaml" and path.parent.name == "experiment":
@@ -135,17 +135,17 @@ def _ways_with(word: str, words: Sequence[str]) -> list[str]:
 
 def _check_removal(key: str) -> None:
     """Refuses to leave out a setting. Hydra leaves out choices of groups alone, and settings that an override added."""
-    from bnn_exp import config
+    from bnn_exp.config.settings import known_keys
 
-    if key in {known.name for known in config.keys()}:  # noqa: SIM118
+    if key in {known.name for known in known_keys()}:
         raise UserError(f"~{key}: no setting can be left out\nallowed: {key}=VALUE; {key}=null where a setting takes null")
 
 
 def _meant(word: str, before: str, after: str, rest: Sequence[str], groups: Path) -> str | None:
     """Returns the override that a word between two others may belong to."""
-    from bnn_exp import config
+    from bnn_exp.config.settings import known_keys
 
-    known, texts = {key.name: key for key in config.keys()}, names.keys_of_text(groups)  # noqa: SIM118
+    known, texts = {key.name: key for key in known_keys()}, quoting.keys_of_text(groups)
     key, colon, value = word.partition(":")
     if after == "=":
         return f"{word}={''.join(rest[:1])}"

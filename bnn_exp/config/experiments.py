@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from bnn_exp import said
+from bnn_exp.config import command_line
+from bnn_exp.config.argv import flags_of
+from bnn_exp.config.paths import is_file
 from bnn_exp.errors import UserError
-from bnn_exp.paths import is_file
-from bnn_exp.typed import flags_of
 
 FIRST = "# @package _global_"
 
@@ -30,7 +30,7 @@ def check(arguments: Sequence[str], groups: Path) -> bool:
     flags = flags_of(arguments)
     chosen = {folder.name for folder in groups.iterdir() if folder.is_dir()} - {"experiment"}
     asked = [_check(file, chosen) for _, file in files(flags.overrides, flags.config_dir, groups)]
-    return any(asked) and not flags.multirun and "hydra.mode" not in said.keys(flags.overrides)
+    return any(asked) and not flags.multirun and "hydra.mode" not in command_line.keys(flags.overrides)
 
 
 def files(overrides: Sequence[str], folder: str | None, groups: Path) -> list[tuple[str, Path]]:
@@ -43,9 +43,9 @@ def files(overrides: Sequence[str], folder: str | None, groups: Path) -> list[tu
     Raises:
         UserError: a name that is a path, or a file of another suffix.
     """
-    others = [folder, *said.values(overrides, "hydra.searchpath")]
+    others = [folder, *command_line.values(overrides, "hydra.searchpath")]
     folders = [groups, *(Path(other.removeprefix("file://")) for other in others if other)]
-    found = [(name, _find(name, folders)) for name in said.values(overrides, "experiment") if name.strip("/.")]
+    found = [(name, _find(name, folders)) for name in command_line.values(overrides, "experiment") if name.strip("/.")]
     return [(name, file) for name, file in found if file]
 
 

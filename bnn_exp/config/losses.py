@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bnn_exp import plugins
-from bnn_exp.registry import Registry, found
+from bnn_exp.config import plugins
+from bnn_exp.config.registry import Registry, found
 
 if TYPE_CHECKING:
     from torch import Tensor

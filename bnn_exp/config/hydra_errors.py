@@ -9,8 +9,8 @@ import yaml
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import OverrideParseException
 
-from bnn_exp import explain
-from bnn_exp.registry import CONF, RESERVED
+from bnn_exp.config import explain
+from bnn_exp.config.registry import CONF, RESERVED
 
 BY_MODEL = "of_"  # begins the choices that a model has when nothing is said
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of pyproject.toml, by launcher
@@ -73,10 +73,10 @@ def _unread(override: str) -> str:
 
 
 def _key(match: re.Match, text: str, arguments: Sequence[str]) -> str:
-    from bnn_exp import config
+    from bnn_exp.config.settings import known_keys
 
     key = match[2].partition("=")[0]
-    return explain.unknown_key(key, config.keys())
+    return explain.unknown_key(key, known_keys())
 
 
 def _choice(match: re.Match, text: str, arguments: Sequence[str]) -> str:
@@ -87,14 +87,15 @@ def _choice(match: re.Match, text: str, arguments: Sequence[str]) -> str:
 
 
 def _several(match: re.Match, text: str, arguments: Sequence[str]) -> str:
-    from bnn_exp import config, names
+    from bnn_exp.config import quoting
+    from bnn_exp.config.settings import known_keys
 
     key, _, values = match[1].partition("=")
-    known = [one for one in config.keys() if one.name == key]  # noqa: SIM118
+    known = [one for one in known_keys() if one.name == key]
     forms = [] if key.startswith("hydra.") else [shlex.join(["bnn-train", "-m", *arguments])]
     if "(" not in values and any("a list" in one.allowed for one in known):
         forms.append(f"{shlex.quote(f'{key}=[{values}]')} for a list")
-    if "(" not in values and (key in names.OF_HYDRA or any(one.text for one in known)):
+    if "(" not in values and (key in quoting.OF_HYDRA or any(one.text for one in known)):
         forms.append(f"""{shlex.quote(f'{key}="{values}"')} for one name""")
     return f"{match[1]}: several values, and no sweep\nallowed: {'; '.join(forms)}"
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from bnn_exp import plugins
+from bnn_exp.config import plugins
+from bnn_exp.config.registry import Registry, found, home, is_ours, name_of, offer
+from bnn_exp.config.schema import Count, Positive, schema
 from bnn_exp.errors import UserError
-from bnn_exp.registry import Registry, found, home, is_ours, name_of, offer
-from bnn_exp.schema import Count, Positive, schema
 
 
 def _odd(size: int) -> int:
@@ -112,8 +112,8 @@ def register_model(
     """Make a network known under the name that its `settings` have.
 
     Args:
-        settings: a `bnn_exp.schema.schema` dataclass, its first field `name: Literal["NAME"]`, then what can be set. A field
-            `weights: bnn_exp.networks.Weights` says that latent optimizers can train it too.
+        settings: a `bnn_exp.schema` dataclass, its first field `name: Literal["NAME"]`, then what can be set. A field
+            `weights: bnn_exp.Weights` says that latent optimizers can train it too.
         home: the class, a `torch.nn.Module`, or "module:class". It is called as `Class(image_shape, num_classes, **settings)`,
             image_shape (channels, height, width), with `mean=` and `std=` of the train pixels where it takes these. Its
             `forward` takes uint8 [batch, channels, height, width] and gives logits [batch, classes]. It may have `stages()`,

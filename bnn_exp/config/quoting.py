@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from bnn_exp.paths import at_home, is_there
+from bnn_exp.config.paths import at_home, is_there
 
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name", "hydra.searchpath")
 PLAIN = re.compile(r"(?!(?:true|false|nan|inf)$)(?:\.{0,2}/)?[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)
@@ -36,9 +36,9 @@ def as_typed(overrides: Sequence[str], groups: Path, sweep: bool) -> list[str]:
 
 def keys_of_text(groups: Path) -> set[str]:
     """Returns the keys whose value is any text, those of `groups` and of Hydra among them."""
-    from bnn_exp import config
+    from bnn_exp.config.settings import known_keys
 
-    known, chosen = config.keys(), {folder.name for folder in groups.iterdir() if folder.is_dir()}
+    known, chosen = known_keys(), {folder.name for folder in groups.iterdir() if folder.is_dir()}
     return {key.name for key in known if key.text} | chosen | {*OF_HYDRA}
 
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, core_schema
 
-from bnn_exp.paths import at_home
+from bnn_exp.config.paths import at_home
 
 schema = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 

@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from bnn_exp import explain, networks, rules
-from bnn_exp.data.registry import DATASETS, Rows
+from bnn_exp.config import explain, models, rules
+from bnn_exp.config.datasets import DATASETS, Rows
+from bnn_exp.config.losses import LOSSES
+from bnn_exp.config.models import MODELS
+from bnn_exp.config.schema import Count, Fraction, Named, Place, Positive, Schedule, schema
 from bnn_exp.errors import UserError
-from bnn_exp.loss_registry import LOSSES
-from bnn_exp.networks import MODELS
-from bnn_exp.schema import Count, Fraction, Named, Place, Positive, Schedule, schema
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
@@ -130,8 +130,8 @@ Rule, Model, Dataset = TypeVar("Rule"), TypeVar("Model"), TypeVar("Dataset")
 
 @schema
 class Settings(Generic[Rule, Model, Dataset]):
-    model: Model  # one of bnn_exp.networks.MODELS
-    optimizer: Rule  # one of bnn_exp.rules.RULES
+    model: Model  # one of bnn_exp.config.models.MODELS
+    optimizer: Rule  # one of bnn_exp.config.rules.RULES
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Dataset
     trainer: Trainer
@@ -224,14 +224,14 @@ def _sendable(optimizer, weights: str) -> tuple[str, ...]:
     return ("fp32", "int8", "sign") if getattr(optimizer, "mask", None) == "random" else ("fp32", "int8")
 
 
-def load(config: DictConfig | dict) -> Settings:
+def load_settings(config: DictConfig | dict) -> Settings:
     """The typed settings of a configuration: a composed one (without Hydra's own node), or plain values as a run keeps them.
 
     Raises:
         UserError: all that is wrong with it, a line each.
     """
     settings = _checked(_settings(), config)
-    weights = networks.weights_of(settings.model)
+    weights = models.weights_of(settings.model)
     able = rules.trainers(weights)
     if settings.optimizer.name not in able:
         raise UserError(
@@ -264,12 +264,12 @@ def _checked(kind: type, config: DictConfig | dict):
         return TypeAdapter(kind).validate_json(json.dumps(values))  # strictly: no text for a number
     except ValidationError as error:
         found: dict[str, str] = {}
-        for mistake in (explain.mistake(e, raw, keys()) for e in error.errors()):
+        for mistake in (explain.mistake(e, raw, known_keys()) for e in error.errors()):
             found.setdefault(mistake.splitlines()[0], mistake)  # delta, which is optimizer.delta too, once
         raise UserError("\n".join(found.values())) from error
 
 
-def model(values: dict) -> Any:
+def model_settings(values: dict) -> Any:
     """The settings of a network alone, from plain values: whichever rule trained it.
 
     Raises:
@@ -278,7 +278,7 @@ def model(values: dict) -> Any:
     return TypeAdapter(_models()).validate_json(json.dumps(values))
 
 
-def dataset(values: dict) -> Rows:
+def dataset_settings(values: dict) -> Rows:
     """The settings of a dataset alone, from plain values.
 
     Raises:
@@ -299,6 +299,6 @@ def resolved(config: DictConfig) -> dict:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
-def keys() -> list[explain.Key]:
+def known_keys() -> list[explain.Key]:
     """Every dotted key of every choice of every group."""
     return [key for kind in (_settings(), Request) for key in explain.keys(TypeAdapter(kind).json_schema())]
