@@ -115,7 +115,7 @@ def _taken_over(overrides: list[str], folder: str | None) -> AbstractContextMana
     told = command_line.keys(overrides).keys()
     if not (TAKEN | {"experiment"}) & told and not plugins.program():
         return nullcontext([])
-    from bnn_exp import inherit
+    from bnn_exp.records import inherit
 
     return inherit.taken_over(overrides, folder)
 
@@ -216,7 +216,7 @@ def job(composed: DictConfig) -> float | None:
 
 def _again(directory: Path) -> str:
     """The command that goes on with the run in `directory`, or begins it anew where it has no checkpoint."""
-    from bnn_exp import places
+    from bnn_exp.records import places
 
     if places.has_checkpoint(directory):
         return f"bnn-train resume={directory}"

@@ -16,8 +16,8 @@ from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
-from bnn_exp.places import State
 from bnn_exp.records import loggers
+from bnn_exp.records.places import State
 
 PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range", "test_fraction")
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import places
 from bnn_exp.config import plugins
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.places import CHECKPOINTS
 from bnn_exp.plan import Plan, device_for, make_plan, read, values_of, with_devices
-from bnn_exp.records import loggers, metrics, summary
+from bnn_exp.records import loggers, metrics, places, summary
+from bnn_exp.records.places import CHECKPOINTS
 from bnn_exp.records.runs import as_text, flat, run_of
 
 AUTO = "auto"  # resume=auto: go on if there is something to go on from, else begin

@@ -12,7 +12,6 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from torch import nn
 
-from bnn_exp import further, places
 from bnn_exp.bits import bits_sha256
 from bnn_exp.callbacks import Callbacks
 from bnn_exp.config import plugins
@@ -21,7 +20,7 @@ from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
 from bnn_exp.plan import Plan
 from bnn_exp.prepare import prepare
-from bnn_exp.records import chance, checkpoint, html, loggers, metrics, plots, summary
+from bnn_exp.records import chance, checkpoint, html, loggers, metrics, next_command, places, plots, summary
 from bnn_exp.records.extras import attempt
 from bnn_exp.records.files import alone_in, existing, remove_temporaries, replacing, write_json
 from bnn_exp.records.log import log, logging_to
@@ -208,7 +207,7 @@ class Run:
         for text in remarks:
             self.report.warn(text)
         if status == "interrupted":
-            self.report.say(further.line([f"resume={directory}"]))
+            self.report.say(next_command.line([f"resume={directory}"]))
         elif following := f"next: {advice}" if advice else self._next(result.get("flags", [])):
             self.report.say(following)
         return result
@@ -231,7 +230,7 @@ class Run:
         where = self.settings, self.plan.overrides, self.directory
         in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         about = self.data.image_shape[0], self.resumed, in_sweep, self.config.get("plugins") or (), flags
-        return further.Ended(*where, *accuracies, *about).next()
+        return next_command.Ended(*where, *accuracies, *about).next()
 
     def _rows(self) -> str:
         splits = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}

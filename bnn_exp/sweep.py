@@ -9,13 +9,12 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp import further, places
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Report
 from bnn_exp.errors import UserError
 from bnn_exp.gate import Gate
 from bnn_exp.plan import Plan, make_plan, values_of
-from bnn_exp.records import html, runs, summary
+from bnn_exp.records import html, next_command, places, runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.extras import attempt
 from bnn_exp.records.files import existing
@@ -130,7 +129,7 @@ def conclude(directory: Path, report: Report, cut: bool = False) -> bool | None:
         return None
     result = answer(found, directory, report.y, report.x, report.group, max(planned(directory) - len(found), 0) if cut else 0)
     console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
-    if following := further.after_sweep(result, directory, sys.argv[1:], cut):
+    if following := next_command.after_sweep(result, directory, sys.argv[1:], cut):
         console().print(following)
     return not result.unfinished
 

@@ -14,7 +14,7 @@ from bnn_exp.config.models import MODELS
 from bnn_exp.config.settings import Request, Settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
-from bnn_exp.inherit import OF_A_NETWORK
+from bnn_exp.records.inherit import OF_A_NETWORK
 
 
 @dataclass(frozen=True)

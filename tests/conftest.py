@@ -62,10 +62,11 @@ def triton_runs():
         import torch
         from triton.runtime.errors import InterpreterError
 
-        from bnn_exp.bits import cuda, pack, to_tiles
+        from bnn_exp.bits import pack, to_tiles
+        from bnn_exp.bits.cuda.inference import inference
 
         try:
-            cuda.bit_sums(pack(torch.ones(1, 64)), to_tiles(pack(torch.ones(1, 64))), 1, 0)
+            inference.bit_sums(pack(torch.ones(1, 64)), to_tiles(pack(torch.ones(1, 64))), 1, 0)
         except InterpreterError as error:
             if "only 0-dimensional arrays can be converted" in str(error):
                 pytest.skip("this version of Triton's interpreter does not run with NumPy 2.5 or later")

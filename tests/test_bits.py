@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import on_both, where
 
-from bnn_exp.bits import bit_steps, bit_sums, from_tiles, ops, pack, pixel_steps, pixel_sums, real_product, to_tiles
+from bnn_exp.bits import bit_steps, bit_sums, from_tiles, operators, pack, pixel_steps, pixel_sums, real_product, to_tiles
 
 SIZES = [(1, 1024, 1024), (1, 1, 1), (0, 8, 64), (5, 70, 5), (6, 785, 130), (4, 64, 64), (33, 257, 10), (3, 2100, 66)]
 
@@ -102,7 +102,7 @@ def test_the_operators_are_known_to_torch(name):
     constants = (0.0, 1.0) if name == "real_product" else (0,)
     arguments = (x, tiles, *(thresholds if name.endswith("steps") else (70,)), *constants)
     torch.library.opcheck(getattr(torch.ops.bnn_exp, name).default, arguments)
-    function = getattr(ops, name)
+    function = getattr(operators, name)
     compiled = torch.compile(lambda x: function(x, *arguments[1:]), backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), function(*arguments))
 
@@ -132,11 +132,11 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_threads_work_in_a_forked_process():
-    from bnn_exp.bits import cpu
+    from bnn_exp.bits.cpu.inference import inference
 
     def both() -> list:
         parts = []
-        cpu.share(lambda begin, end: parts.append((begin, end)), 10, 2)
+        inference.share(lambda begin, end: parts.append((begin, end)), 10, 2)
         return sorted(parts)
 
     assert both() == [(0, 5), (5, 10)]
@@ -161,7 +161,7 @@ def test_other_processors_compute_the_same(features, tmp_path):
 @pytest.mark.parametrize("zero", [pytest.param(zero, marks=on_both()) for zero in (0, -1)])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 70, 5), (3, 300, 70), (17, 40, 64), (0, 8, 8)])
 def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero, triton_runs):
-    from bnn_exp.bits import cuda
+    from bnn_exp.bits.cuda.inference import inference
 
     values, tiles = weights(outputs, inputs, zero)
     bits = torch.randint(0, 2, (rows, inputs))
@@ -171,8 +171,8 @@ def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero, triton
     flips = torch.zeros(8 * len(tiles), dtype=torch.uint8)
     there = [x.to(where()) for x in (bits_of(bits), pixels, tiles, thresholds, flips)]
     bits_there, pixels_there, tiles_there, *steps_there = there
-    assert torch.equal(cuda.bit_sums(bits_there, tiles_there, outputs, zero).cpu().long(), bits @ values.T)
-    assert torch.equal(cuda.pixel_sums(pixels_there, tiles_there, outputs, zero).cpu().long(), pixels.long() @ values.T)
+    assert torch.equal(inference.bit_sums(bits_there, tiles_there, outputs, zero).cpu().long(), bits @ values.T)
+    assert torch.equal(inference.pixel_sums(pixels_there, tiles_there, outputs, zero).cpu().long(), pixels.long() @ values.T)
     if rows:
-        steps, found = pack(bits @ values.T >= inputs // 4), cuda.bit_steps(bits_there, tiles_there, *steps_there, zero)
+        steps, found = pack(bits @ values.T >= inputs // 4), inference.bit_steps(bits_there, tiles_there, *steps_there, zero)
         assert torch.equal(found.cpu()[:, : steps.shape[1]], steps)

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from conftest import on_both, trainer_of, where
 from test_graphs import NeverWaits
 
-from bnn_exp import device
-from bnn_exp.bits import bits_sha256, pack, unpack
+from bnn_exp.bits import bits_sha256, device, pack, unpack
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.models.mlp import MLP
 from bnn_exp.packed import PackedMLP
 
 pytest.importorskip("triton")
-from bnn_exp.bits import cuda_training as gpu
+from bnn_exp.bits.cuda.inference import training as gpu
 
 pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
 SMALL = (

@@ -16,6 +16,7 @@ from conftest import forkserver, settings_of, trainer_for
 from torch import nn
 
 from bnn_exp.bits import bits_sha256
+from bnn_exp.bits.draws import bernoulli_positions
 from bnn_exp.data.augment import Augment
 from bnn_exp.distributed.batch_norm import synchronize
 from bnn_exp.distributed.gradients import SEND
@@ -24,7 +25,6 @@ from bnn_exp.distributed.ranks import Ranks, share, voters
 from bnn_exp.errors import RankLost, UserError
 from bnn_exp.nn import BinaryLinear
 from bnn_exp.optim import HyperMask, hypermask
-from bnn_exp.randomness import bernoulli_positions
 
 RUN = (
     "model.hidden_size=32",

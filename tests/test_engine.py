@@ -7,14 +7,15 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
+from bnn_exp.bits.cpu.inference.backward import BitFactors, PixelFactors, ToInputs
+from bnn_exp.bits.cpu.inference.forward import bit_sums, columns_of, filled, pixel_sums, transposed
+from bnn_exp.bits.cpu.inference.passes import OnCPU
 from conftest import settings_of, trainer_of
 
 from bnn_exp import engine
-from bnn_exp.bits import bits_sha256, gradients, pack, pixels, unpack
-from bnn_exp.bits.gradients import BitFactors, PixelFactors, ToInputs
-from bnn_exp.bits.on_cpu import OnCPU
+from bnn_exp.bits import bits_sha256, pack, unpack
+from bnn_exp.bits.cpu.inference import backward, pixels
 from bnn_exp.bits.packing import PackedBits
-from bnn_exp.bits.training import bit_sums, columns_of, filled, pixel_sums, transposed
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
@@ -118,9 +119,9 @@ def test_the_gradient_of_weights_on_pixels(rows, neurons, inputs):
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 @pytest.mark.parametrize("look_up", [True, False])
 def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, zero, look_up, monkeypatch):
-    if look_up and not gradients.LOOKS_UP:
+    if look_up and not backward.LOOKS_UP:
         pytest.skip("this processor has no AVX-512")
-    monkeypatch.setattr(gradients, "LOOKS_UP", look_up)
+    monkeypatch.setattr(backward, "LOOKS_UP", look_up)
     errors, v, width = normal(rows, neurons), bits(neurons, inputs), -(-inputs // 64) * 64
     to_inputs, found = ToInputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
     to_inputs.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
@@ -206,7 +207,7 @@ def test_both_engines_end_with_the_same_bits(overrides):
 
 @pytest.mark.parametrize("rule", [(*RANDOM, "delta=0.1"), ("optimizer=counter",)])
 def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
-    monkeypatch.setattr(gradients, "LOOKS_UP", False)
+    monkeypatch.setattr(backward, "LOOKS_UP", False)
     test_both_engines_end_with_the_same_bits(rule)
 
 

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bnn_exp import device
 from bnn_exp.benchmark.floor import floor, products, rates, step_of_mlp
+from bnn_exp.bits import device
 
 
 @pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg model.channels=[8,16]"])
@@ -46,7 +46,7 @@ class Moved(TorchDispatchMode):
 
 def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     pytest.importorskip("triton")
-    from bnn_exp.bits import cuda_training as gpu
+    from bnn_exp.bits.cuda.inference import training as gpu
 
     moved = Moved()
 

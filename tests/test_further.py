@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import pictures, settings_of
 
-from bnn_exp.further import Ended
+from bnn_exp.records.next_command import Ended
 
 SMALL = ("trainer.epochs=1", "model.hidden_size=8")
 

@@ -10,8 +10,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnn_exp import device, engine
-from bnn_exp.bits import bits_sha256
+from bnn_exp import engine
+from bnn_exp.bits import bits_sha256, device
 from bnn_exp.errors import UserError
 from bnn_exp.graphs import Graphs
 

@@ -11,10 +11,10 @@ from conftest import ROOT
 from torch.optim import lr_scheduler, swa_utils
 
 from bnn_exp import AveragedModel, binary_parameters, check_ownership, latent_optimizer, real_parameters, verify_binary
+from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import NotBinary
 from bnn_exp.optim import CEMA, Bold, Bop, Bop2, Counter, HyperMask, LatentAdam, LatentSGD
-from bnn_exp.randomness import Purpose, bernoulli_positions, generator
 
 RULES = [
     (HyperMask, "delta", {"mask": "top"}),

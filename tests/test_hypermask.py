@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
 from bnn_exp.optim import HyperMask
-from bnn_exp.randomness import Purpose, bernoulli_positions, generator
 
 
 def bits(*shape):

@@ -12,9 +12,8 @@ from conftest import forkserver, write_dataset
 from test_cli import command
 from test_run import epochs, timeless
 
-from bnn_exp import places
 from bnn_exp.errors import UserError
-from bnn_exp.records import checkpoint
+from bnn_exp.records import checkpoint, places
 
 TINY = ("model.hidden_size=8", "trainer.epochs=3", "trainer.batch_size=64", "trainer.limit_batches=4")
 

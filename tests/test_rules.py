@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import ROOT, plain_config
 from omegaconf import OmegaConf
 
+from bnn_exp.bits.draws import Purpose, generator
 from bnn_exp.config.rules import RULES
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
@@ -20,7 +21,6 @@ from bnn_exp.nn import binary_parameters, verify_binary
 from bnn_exp.optim import CEMA, Bold, Bop, Bop2, Counter, HyperMask, LatentAdam, LatentSGD, build_binary
 from bnn_exp.optim.counter import pack, unpack
 from bnn_exp.optim.rule import scaled
-from bnn_exp.randomness import Purpose, generator
 
 STEPS = 60
 

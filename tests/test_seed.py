@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_parameters, real_parameters
 from bnn_exp.optim import HyperMask, check_ownership
-from bnn_exp.randomness import Purpose, bernoulli_positions, generator
 
 EPS, MOMENTUM, RATE, DELTA, SEED = 1e-5, 0.1, 0.01, 0.1, 3
 

@@ -3,7 +3,7 @@
 import torch
 from rich.table import Table
 
-from bnn_exp import engine, further, models
+from bnn_exp import engine, models
 from bnn_exp.benchmark import memory, seed, times, ways
 from bnn_exp.benchmark.floor import floor
 from bnn_exp.benchmark.plot import training_plot
@@ -12,6 +12,7 @@ from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.errors import UserError
 from bnn_exp.plan import Plan, make_plan
 from bnn_exp.prepare import first_network, load, settle
+from bnn_exp.records import next_command
 from bnn_exp.records.files import write_json
 from bnn_exp.records.runs import own_overrides
 from bnn_exp.records.terminal import progress
@@ -43,7 +44,7 @@ def benchmark(asked: Asked) -> str:
     _say(found)
     kept = [item for item in own_overrides(asked.overrides) if not item.startswith("benchmark")]
     said = f"in {asked.directory}: benchmark.json, benchmark.png"
-    return f"{said}\n{further.line([*asked.flags, *kept], 'the training that was measured')}"
+    return f"{said}\n{next_command.line([*asked.flags, *kept], 'the training that was measured')}"
 
 
 def _measured(plan: Plan, wanted: Training) -> dict:

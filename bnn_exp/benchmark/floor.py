@@ -2,7 +2,7 @@
 
 Operations are those of the products of a training: each weight meets each image forward, for its own gradient, and, but in the
 first layer, for that of the layer's inputs. Bytes are counted where the engine's own passes over memory are known: an MLP of
-bits on a GPU (`bnn_exp.bits.cuda_training`), of which every kernel reads its inputs once and writes its outputs once. A product
+bits on a GPU (`bnn_exp.bits.cuda.training`), of which every kernel reads its inputs once and writes its outputs once. A product
 takes the longer of its operations and its bytes; all else its bytes. The rates are measured, on numbers that are not all 0.
 """
 

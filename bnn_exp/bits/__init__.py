@@ -1,6 +1,6 @@
 """Bits as bits: packing, and what is computed on packed words."""
 
-from bnn_exp.bits.ops import bit_steps, bit_sums, pixel_steps, pixel_sums, real_product
+from bnn_exp.bits.operators import bit_steps, bit_sums, pixel_steps, pixel_sums, real_product
 from bnn_exp.bits.packing import bits_sha256, deployed_state, load_state, pack, packed_state, unpack
 from bnn_exp.bits.reference import LANES, from_tiles, to_tiles
 

@@ -12,7 +12,7 @@ from bnn_exp.errors import UserError
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 PROGRAMS = ("__main__", "__mp_main__")  # the names of a module that is run as a program, the second in its subprocesses
-RESERVED = ("saved",)  # names of `bnn_exp.inherit`
+RESERVED = ("saved",)  # names of `bnn_exp.records.inherit`
 
 Entry = TypeVar("Entry")
 

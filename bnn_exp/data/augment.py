@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnn_exp.randomness import Purpose, generator
+from bnn_exp.bits.draws import Purpose, generator
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import nn
 
-from bnn_exp import further, models, places, plan, unread
+from bnn_exp import models, plan, unread
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Rows, Settings, load_settings
 from bnn_exp.data import sources
@@ -26,7 +26,7 @@ from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import TooLow, UserError, WrongResult
 from bnn_exp.nn.exact import home, is_exactly
-from bnn_exp.records import evaluations, html
+from bnn_exp.records import evaluations, html, next_command, places
 from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
@@ -203,7 +203,7 @@ def benchmark(asked: Asked) -> str:
 
 def _with_next(said: str, task: str, asked: Asked, why: str, more: Sequence[str] = ()) -> str:
     """Returns what a task says at its end, and the command of another task with the same network, if there is one."""
-    return "\n".join(filter(None, [said, further.of_network(task, asked.request, why, more)]))
+    return "\n".join(filter(None, [said, next_command.of_network(task, asked.request, why, more)]))
 
 
 def _with_export(said: str, asked: Asked) -> str:
@@ -266,7 +266,7 @@ def _speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
 
 
 def _dataset(asked: Asked) -> Rows:
-    """Returns the dataset of the run, but for what the command line says of it (see `bnn_exp.inherit`).
+    """Returns the dataset of the run, but for what the command line says of it (see `bnn_exp.records.inherit`).
 
     Raises:
         UserError: it says something that nothing reads.

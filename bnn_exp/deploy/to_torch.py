@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits import ops, reference
+from bnn_exp.bits import operators, reference
 from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
 from bnn_exp.records.files import replacing
@@ -40,7 +40,7 @@ def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Te
     file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = {"x": {0: torch.export.Dim("batch", min=1)}}
-    plain = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in ops.SCHEMAS}
+    plain = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in operators.SCHEMAS}
     written = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own parts among themselves

@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bnn_exp import device
+from bnn_exp.bits import device
+from bnn_exp.bits.draws import Purpose, bernoulli_positions, number
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.config import rules
 from bnn_exp.optim.rule import Factors, Rule, scaled, signs
-from bnn_exp.randomness import Purpose, bernoulli_positions, number
 
 
 def random_mask(w: Tensor, delta: float, draw: torch.Generator) -> Tensor:
@@ -124,7 +124,7 @@ class HyperMask(Rule):
         w, (group, h) = self.tensors()[i].data, self._strength(i)
         if h.mask != "random" or device.on_host(w):
             return super().step_packed(i, g)
-        from bnn_exp.bits.cuda_training import flip_at_random
+        from bnn_exp.bits.cuda.inference.training import flip_at_random
 
         key = number(Purpose.MASK, group["seed"], group["step"], i) >> 1
         return flip_at_random(PackedBits(w, g.inputs), g.whole(), h.delta, key, self.flips[i])

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from bnn_exp.bits.draws import Purpose, generator
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.config.registry import name_of
 from bnn_exp.config.schema import check
@@ -15,7 +16,6 @@ from bnn_exp.nn import binary_parameters
 from bnn_exp.nn.binary import NotBinary, check_bits
 from bnn_exp.optim.eager import Eager
 from bnn_exp.optim.group import Group, Grouped
-from bnn_exp.randomness import Purpose, generator
 
 
 class Trained(Grouped, Eager):

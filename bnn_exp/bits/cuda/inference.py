@@ -1,4 +1,4 @@
-"""The operators of `bnn_exp.bits.ops` on CUDA, by Triton: one kernel for the matches of bits. Not measured on a GPU yet.
+"""The operators of `bnn_exp.bits.operators` on CUDA, by Triton: one kernel for the matches of bits. Not measured on a GPU yet.
 
 A tile lies in memory in one piece, and neighbouring lanes are neighbouring bytes, so that its loads are whole. Few rows are
 counted by popcount, many multiplied by the tensor cores as int8; both are exact. Pixels are their eight planes of bits.

@@ -1,4 +1,4 @@
-"""The operators of `bnn_exp.bits.ops` on a CPU: memory, threads and the numba kernels."""
+"""The operators of `bnn_exp.bits.operators` on a CPU: memory, threads and the numba kernels."""
 
 import os
 from collections.abc import Callable
@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnn_exp.bits import kernels, reference
+from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
+from bnn_exp.bits.cpu.inference import kernels
 from bnn_exp.bits.reference import LANES
 
 _THREAD_WORK = 2**18  # bytes of input × tiles that a thread must have to do, to be worth its waking

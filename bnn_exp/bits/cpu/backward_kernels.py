@@ -5,7 +5,7 @@ error are one vector, which is added where the 16 bits of the input are 1. `inpu
 Russians (Arlazarov et al. 1970) within registers: the 16 sums that 4 weights can make with 4 errors are one vector, and one
 permutation looks up those of 16 inputs. All sums are fp32; they differ from a matrix product's by the order of their terms.
 
-Arguments of kernels are addresses and sizes, as in `bnn_exp.bits.kernels`; errors are float32 [rows, row].
+Arguments of kernels are addresses and sizes, as in `bnn_exp.bits.cpu.kernels`; errors are float32 [rows, row].
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from bnn_exp.bits.kernels import _all, _at, _compiled, _emit, _f32, _function, _i32, float_at
+from bnn_exp.bits.cpu.inference.kernels import _all, _at, _compiled, _emit, _f32, _function, _i32, float_at
 
 WIDTH = 16  # float32 of a vector: rows of `entries_of_*`, inputs of `input_gradient`
 BLOCK = 1024  # rows at a time: the errors of 16 neurons (64 KiB) stay in the cache

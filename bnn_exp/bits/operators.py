@@ -65,19 +65,19 @@ _ON_CPU: dict[str, Callable] = {}  # filled when numba is first needed
 
 
 def _on_cpu(name: str) -> Callable:
-    from bnn_exp.bits import cpu
+    from bnn_exp.bits.cpu.inference import inference
 
-    _ON_CPU.update({each: getattr(cpu, each) for each in SCHEMAS})
+    _ON_CPU.update({each: getattr(inference, each) for each in SCHEMAS})
     return _ON_CPU[name]
 
 
 @cache
 def _on_cuda(name: str) -> Callable:
     try:
-        from bnn_exp.bits import cuda
+        from bnn_exp.bits.cuda.inference import inference
     except ImportError:  # no Triton here
         return getattr(reference, name)
-    return getattr(cuda, name)
+    return getattr(inference, name)
 
 
 def _shape(name: str, x: Tensor, tiles: Tensor, *constants) -> Tensor:

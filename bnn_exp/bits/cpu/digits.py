@@ -11,7 +11,19 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from bnn_exp.bits.kernels import BYTES, LANES, _all, _at, _compiled, _emit, _f32, _function, _i8, bytes_at, no_bytes
+from bnn_exp.bits.cpu.inference.kernels import (
+    BYTES,
+    LANES,
+    _all,
+    _at,
+    _compiled,
+    _emit,
+    _f32,
+    _function,
+    _i8,
+    bytes_at,
+    no_bytes,
+)
 
 DIGIT = 7  # the greatest
 BASE = 2 * DIGIT + 1

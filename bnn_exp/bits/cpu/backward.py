@@ -1,4 +1,4 @@
-"""The gradients of a layer of bits in training on a CPU, as `bnn_exp.bits.training` computes it, by numba's kernels."""
+"""The gradients of a layer of bits in training on a CPU, as `bnn_exp.bits.cpu.forward` computes it, by numba's kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnn_exp.bits import backward, norms
-from bnn_exp.bits.backward import WIDTH
-from bnn_exp.bits.norms import CHUNK
+from bnn_exp.bits.cpu.inference import backward_kernels, batch_norm
+from bnn_exp.bits.cpu.inference.backward_kernels import WIDTH
+from bnn_exp.bits.cpu.inference.batch_norm import CHUNK
+from bnn_exp.bits.cpu.inference.forward import Norm, Sums, columns_of, filled, share_out, share_rows, transposed, up_to
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
-from bnn_exp.bits.training import Norm, Sums, columns_of, filled, share_out, share_rows, transposed, up_to
 
 LOOKS_UP = torch.backends.cpu.get_cpu_capability() == "AVX512"  # permutes the 16 float32 of a register
 _CACHED = 2**18  # errors, 1 MiB, that stay in the cache from one kernel to the next
@@ -40,7 +40,7 @@ class Gate:
 
     def pass_on(self, errors: np.ndarray, begin: int, end: int) -> None:
         """Set errors of rows `begin` to `end` of float32 [rows, width] to 0 where they don't pass."""
-        norms.pass_on(errors, *self.arguments, begin, end, *self.partial)
+        batch_norm.pass_on(errors, *self.arguments, begin, end, *self.partial)
 
     def all(self, errors: Tensor) -> None:
         """The same of all errors."""
@@ -65,7 +65,7 @@ class Centering:
 
     def rows(self, errors: np.ndarray, begin: int, end: int) -> None:
         """Of rows `begin` to `end` of float32 [rows, width], in place."""
-        norms.center(errors, *self.arguments, begin, end)
+        batch_norm.center(errors, *self.arguments, begin, end)
 
     def all(self, errors: Tensor) -> None:
         """The same of all errors."""
@@ -99,7 +99,7 @@ class ToInputs:
 def _look_up(errors: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: int, end: int) -> None:
     start, to = (t.data_ptr() + 4 * t.stride(0) * begin for t in (errors, out))
     sizes = errors.stride(0), end - begin, errors.shape[1]
-    backward.input_gradient(start, *sizes, words.data_ptr(), out.shape[1], factors.data_ptr(), to)
+    backward_kernels.input_gradient(start, *sizes, words.data_ptr(), out.shape[1], factors.data_ptr(), to)
 
 
 def go_back(errors: Tensor, center: Centering, to_inputs: ToInputs, gate: Gate) -> Tensor:
@@ -155,7 +155,7 @@ class BitFactors:
 
         def kernel(errors, row, rows, neurons, x, column, starts, inputs, out):
             values = np.float32(self.zero), np.float32(1)
-            backward.entries_of_bits(errors, row, rows, neurons, x, column, starts, inputs, *values, out)
+            backward_kernels.entries_of_bits(errors, row, rows, neurons, x, column, starts, inputs, *values, out)
 
         return _entries(kernel, self, self.columns, positions)
 
@@ -183,7 +183,7 @@ def by_neuron(errors: Tensor, neurons: int) -> Tensor:
     turned = torch.empty(neurons, up_to(rows, LANES))
     turned[:, rows:] = 0
     here, to = errors.numpy(), turned.numpy()
-    share_out(lambda first, last: norms.turn_floats(here, WIDTH * first, WIDTH * last, to), neurons // WIDTH)
+    share_out(lambda first, last: batch_norm.turn_floats(here, WIDTH * first, WIDTH * last, to), neurons // WIDTH)
     return turned
 
 
@@ -201,7 +201,7 @@ class PixelFactors:
 
     def entries(self, positions: Tensor) -> Tensor:
         """As those of BitFactors."""
-        return _entries(backward.entries_of_pixels, self, transposed(self.pixels), positions).div_(255)
+        return _entries(backward_kernels.entries_of_pixels, self, transposed(self.pixels), positions).div_(255)
 
     def whole(self) -> Tensor:
         """As that of BitFactors."""

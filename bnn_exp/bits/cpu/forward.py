@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits import kernels, norms, pixels
-from bnn_exp.bits.backward import WIDTH
-from bnn_exp.bits.cpu import share
-from bnn_exp.bits.norms import CHUNK
+from bnn_exp.bits.cpu.inference import batch_norm, kernels, pixels
+from bnn_exp.bits.cpu.inference.backward_kernels import WIDTH
+from bnn_exp.bits.cpu.inference.batch_norm import CHUNK
+from bnn_exp.bits.cpu.inference.inference import share
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift
@@ -61,7 +61,7 @@ def bit_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     if not zero:
         return Sums(z, 1.0, torch.zeros(LANES * groups))
     ones = np.empty(len(weights.packed), np.int64)
-    norms.count_ones(weights.packed.numpy(), ones)
+    batch_norm.count_ones(weights.packed.numpy(), ones)
     of_weights = 2 * torch.from_numpy(ones).float() - weights.columns
     return Sums(z, 2.0, filled(-of_weights, z.shape[1]))  # Σ (2b − 1)·v = 2·Σ b·v − Σ v
 
@@ -110,7 +110,7 @@ def moments(sums: Sums) -> tuple[Tensor, Tensor]:
 
     def of_groups(first: int, last: int) -> None:
         for group in range(first, last):
-            norms.moments(z, a, c, LANES * group, LANES * (group + 1), mean, squares)
+            batch_norm.moments(z, a, c, LANES * group, LANES * (group + 1), mean, squares)
 
     share_out(of_groups, z.shape[1] // LANES)
     return torch.from_numpy(mean), torch.from_numpy(squares).double() / len(z)
@@ -140,14 +140,14 @@ def activations(sums: Sums, norm: Norm) -> Tensor:
     """The bits 1[y ≥ 0], uint8 [rows, width / 8]."""
     bits = torch.empty(len(sums.z), sums.z.shape[1] // 8, dtype=torch.uint8)
     arguments, to = (*sums.arrays, *norm.arrays), bits.numpy()
-    share_rows(lambda begin, end: norms.activations(*arguments, begin, end, to), len(bits))
+    share_rows(lambda begin, end: batch_norm.activations(*arguments, begin, end, to), len(bits))
     return bits
 
 
 def normalized(sums: Sums, norm: Norm) -> Tensor:
     """y, float32 [rows, width]."""
     y = torch.empty(sums.z.shape)
-    norms.normalized(*sums.arrays, *norm.arrays, 0, len(y), y.numpy())
+    batch_norm.normalized(*sums.arrays, *norm.arrays, 0, len(y), y.numpy())
     return y
 
 
@@ -156,7 +156,7 @@ def columns_of(bits: Tensor) -> Tensor:
     by_byte = transposed(bits)
     columns = torch.empty(8 * bits.shape[1], by_byte.shape[1] // 8, dtype=torch.uint8)
     given, out = by_byte.numpy(), columns.numpy()
-    share_out(lambda first, last: norms.transpose_bits(given[first:last], out[8 * first : 8 * last]), len(given))
+    share_out(lambda first, last: batch_norm.transpose_bits(given[first:last], out[8 * first : 8 * last]), len(given))
     return columns
 
 
@@ -167,7 +167,7 @@ def transposed(x: Tensor) -> Tensor:
     out[:, rows:] = 0
     given, to = x.contiguous().numpy(), out.numpy()
     tiles = -(-columns // WIDTH)
-    share_out(lambda first, last: norms.turn_bytes(given, WIDTH * first, min(WIDTH * last, columns), to), tiles)
+    share_out(lambda first, last: batch_norm.turn_bytes(given, WIDTH * first, min(WIDTH * last, columns), to), tiles)
     return out
 
 

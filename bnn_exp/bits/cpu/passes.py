@@ -5,11 +5,11 @@ from math import inf
 
 from torch import Tensor
 
-from bnn_exp.bits import training
-from bnn_exp.bits.gradients import BitFactors, Centering, Gate, PixelFactors, ToInputs, go_back
+from bnn_exp.bits.cpu.inference import forward
+from bnn_exp.bits.cpu.inference.backward import BitFactors, Centering, Gate, PixelFactors, ToInputs, go_back
+from bnn_exp.bits.cpu.inference.forward import Norm, Sums, columns_of, filled
+from bnn_exp.bits.cpu.inference.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
 from bnn_exp.bits.packing import PackedBits
-from bnn_exp.bits.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
-from bnn_exp.bits.training import Norm, Sums, columns_of, filled
 
 
 class OnCPU:
@@ -19,11 +19,11 @@ class OnCPU:
         rounding: how errors are rounded, of a layer and which of its gradients (0: its inputs', 1: its weights'); None: not.
     """
 
-    bit_sums = staticmethod(training.bit_sums)
-    pixel_sums = staticmethod(training.pixel_sums)
-    normalization = staticmethod(training.normalization)
-    activations = staticmethod(training.activations)
-    normalized = staticmethod(training.normalized)
+    bit_sums = staticmethod(forward.bit_sums)
+    pixel_sums = staticmethod(forward.pixel_sums)
+    normalization = staticmethod(forward.normalization)
+    activations = staticmethod(forward.activations)
+    normalized = staticmethod(forward.normalized)
     kept = staticmethod(columns_of)  # of a layer's inputs, for the backward pass
 
     def __init__(self, rounding: Callable[[int, int], Rounding] | None = None):
