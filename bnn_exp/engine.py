@@ -17,7 +17,7 @@ from bnn_exp.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from bnn_exp.bits.cpu.inference.passes import OnCPU
+    from bnn_exp.bits.cpu.passes import OnCPU
     from bnn_exp.models import MLP
     from bnn_exp.optim.rule import Factors
     from bnn_exp.packed import PackedMLP
@@ -123,14 +123,14 @@ def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps
 
     if device.on_host(network.layers[0].weight):
         return PackedMLP(network, _on_cpu(settings, steps), take, settings.freeze)
-    from bnn_exp.bits.cuda.inference.training import OnGPU
+    from bnn_exp.bits.cuda.training import OnGPU
 
     return PackedMLP(network, OnGPU(bf16), take, settings.freeze)
 
 
 def _on_cpu(settings, steps: Callable[[], int]) -> "OnCPU":
-    from bnn_exp.bits.cpu.inference.passes import OnCPU
-    from bnn_exp.bits.cpu.inference.rounding import Rounding
+    from bnn_exp.bits.cpu.passes import OnCPU
+    from bnn_exp.bits.cpu.rounding import Rounding
     from bnn_exp.bits.draws import Purpose, number
 
     def rounding(layer: int, gradient: int) -> Rounding:

@@ -14,8 +14,8 @@ from bnn_exp.nn import binarize
 from bnn_exp.optim.rule import Factors
 
 if TYPE_CHECKING:
-    from bnn_exp.bits.cpu.inference.passes import OnCPU
-    from bnn_exp.bits.cuda.inference.training import OnGPU
+    from bnn_exp.bits.cpu.passes import OnCPU
+    from bnn_exp.bits.cuda.training import OnGPU
 
 
 class PackedMLP:

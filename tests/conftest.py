@@ -63,7 +63,7 @@ def triton_runs():
         from triton.runtime.errors import InterpreterError
 
         from bnn_exp.bits import pack, to_tiles
-        from bnn_exp.bits.cuda.inference import inference
+        from bnn_exp.bits.cuda import inference
 
         try:
             inference.bit_sums(pack(torch.ones(1, 64)), to_tiles(pack(torch.ones(1, 64))), 1, 0)

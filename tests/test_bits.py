@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_threads_work_in_a_forked_process():
-    from bnn_exp.bits.cpu.inference import inference
+    from bnn_exp.bits.cpu import inference
 
     def both() -> list:
         parts = []
@@ -161,7 +161,7 @@ def test_other_processors_compute_the_same(features, tmp_path):
 @pytest.mark.parametrize("zero", [pytest.param(zero, marks=on_both()) for zero in (0, -1)])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 70, 5), (3, 300, 70), (17, 40, 64), (0, 8, 8)])
 def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero, triton_runs):
-    from bnn_exp.bits.cuda.inference import inference
+    from bnn_exp.bits.cuda import inference
 
     values, tiles = weights(outputs, inputs, zero)
     bits = torch.randint(0, 2, (rows, inputs))

@@ -16,7 +16,7 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.packed import PackedMLP
 
 pytest.importorskip("triton")
-from bnn_exp.bits.cuda.inference import training as gpu
+from bnn_exp.bits.cuda import training as gpu
 
 pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
 SMALL = (
@@ -238,14 +238,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bnn_exp.bits import cuda_kernels
+from bnn_exp.bits.cuda import kernels
 
 VECTORS = dict.fromkeys("means squares sums products scale shift mean inverse slope offset of_weight of_bias".split(), "*fp32")
 VECTORS |= dict.fromkeys("weight bias running_mean running_variance errors gradient".split(), "*fp32")
 OTHERS = {"packed": "*u8", "bits": "*u8", "flips": "*i64", "out": "*bf16", "key": "i64", "z": "*i16"}
 OTHERS |= dict.fromkeys(("a", "eps", "momentum", "zero", "window", "delta"), "fp32")
 for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center", "flip_at_random"):
-    kernel = getattr(cuda_kernels, name)
+    kernel = getattr(kernels, name)
     kinds = {n: "constexpr" if n.isupper() else (VECTORS | OTHERS).get(n, "i32") for n in kernel.arg_names}
     flags = {n: True for n, kind in kinds.items() if kind == "constexpr"}
     for capability in (80, 90):

@@ -7,14 +7,14 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
-from bnn_exp.bits.cpu.inference.backward import BitFactors, PixelFactors, ToInputs
-from bnn_exp.bits.cpu.inference.forward import bit_sums, columns_of, filled, pixel_sums, transposed
-from bnn_exp.bits.cpu.inference.passes import OnCPU
 from conftest import settings_of, trainer_of
 
 from bnn_exp import engine
 from bnn_exp.bits import bits_sha256, pack, unpack
-from bnn_exp.bits.cpu.inference import backward, pixels
+from bnn_exp.bits.cpu import backward, pixels
+from bnn_exp.bits.cpu.backward import BitFactors, PixelFactors, ToInputs
+from bnn_exp.bits.cpu.forward import bit_sums, columns_of, filled, pixel_sums, transposed
+from bnn_exp.bits.cpu.passes import OnCPU
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP

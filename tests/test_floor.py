@@ -46,7 +46,7 @@ class Moved(TorchDispatchMode):
 
 def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     pytest.importorskip("triton")
-    from bnn_exp.bits.cuda.inference import training as gpu
+    from bnn_exp.bits.cuda import training as gpu
 
     moved = Moved()
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from bnn_exp.bits.cpu.inference.digits import MOST, MOST_ROWS
-from bnn_exp.bits.cpu.inference.forward import columns_of, filled
-from bnn_exp.bits.cpu.inference.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
 from conftest import settings_of, trainer_of
 
 from bnn_exp import engine
 from bnn_exp.bits import bits_sha256, pack
-from bnn_exp.bits.cpu.inference import rounding
+from bnn_exp.bits.cpu import rounding
+from bnn_exp.bits.cpu.digits import MOST, MOST_ROWS
+from bnn_exp.bits.cpu.forward import columns_of, filled
+from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.errors import UserError
 

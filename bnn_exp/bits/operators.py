@@ -65,7 +65,7 @@ _ON_CPU: dict[str, Callable] = {}  # filled when numba is first needed
 
 
 def _on_cpu(name: str) -> Callable:
-    from bnn_exp.bits.cpu.inference import inference
+    from bnn_exp.bits.cpu import inference
 
     _ON_CPU.update({each: getattr(inference, each) for each in SCHEMAS})
     return _ON_CPU[name]
@@ -74,7 +74,7 @@ def _on_cpu(name: str) -> Callable:
 @cache
 def _on_cuda(name: str) -> Callable:
     try:
-        from bnn_exp.bits.cuda.inference import inference
+        from bnn_exp.bits.cuda import inference
     except ImportError:  # no Triton here
         return getattr(reference, name)
     return getattr(inference, name)

@@ -56,7 +56,7 @@ class PackedBits:
 
     def __getitem__(self, positions: Tensor) -> Tensor:
         """The bits at flat positions, int64: float32, as many. On the CPU."""
-        from bnn_exp.bits.cpu.inference.batch_norm import bits_at
+        from bnn_exp.bits.cpu.batch_norm import bits_at
 
         found = torch.empty(len(positions))
         bits_at(self.packed.numpy(), self.columns, positions.numpy(), found.numpy())
@@ -68,7 +68,7 @@ class PackedBits:
         Gives their number, on a GPU as int64 that is not waited for.
         """
         if which.dtype != torch.bool:
-            from bnn_exp.bits.cpu.inference.batch_norm import flip_at
+            from bnn_exp.bits.cpu.batch_norm import flip_at
 
             flip_at(self.packed.numpy(), self.columns, which.numpy())
             return len(which)

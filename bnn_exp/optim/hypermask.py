@@ -124,7 +124,7 @@ class HyperMask(Rule):
         w, (group, h) = self.tensors()[i].data, self._strength(i)
         if h.mask != "random" or device.on_host(w):
             return super().step_packed(i, g)
-        from bnn_exp.bits.cuda.inference.training import flip_at_random
+        from bnn_exp.bits.cuda.training import flip_at_random
 
         key = number(Purpose.MASK, group["seed"], group["step"], i) >> 1
         return flip_at_random(PackedBits(w, g.inputs), g.whole(), h.delta, key, self.flips[i])

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnn_exp.bits.cpu.inference import backward_kernels, batch_norm
-from bnn_exp.bits.cpu.inference.backward_kernels import WIDTH
-from bnn_exp.bits.cpu.inference.batch_norm import CHUNK
-from bnn_exp.bits.cpu.inference.forward import Norm, Sums, columns_of, filled, share_out, share_rows, transposed, up_to
+from bnn_exp.bits.cpu import backward_kernels, batch_norm
+from bnn_exp.bits.cpu.backward_kernels import WIDTH
+from bnn_exp.bits.cpu.batch_norm import CHUNK
+from bnn_exp.bits.cpu.forward import Norm, Sums, columns_of, filled, share_out, share_rows, transposed, up_to
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
 

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from bnn_exp.bits.cpu.inference.kernels import _all, _at, _compiled, _emit, _f32, _function, _i32, float_at
+from bnn_exp.bits.cpu.kernels import _all, _at, _compiled, _emit, _f32, _function, _i32, float_at
 
 WIDTH = 16  # float32 of a vector: rows of `entries_of_*`, inputs of `input_gradient`
 BLOCK = 1024  # rows at a time: the errors of 16 neurons (64 KiB) stay in the cache

@@ -11,7 +11,7 @@ Functions take some rows or some columns of all, for threads to share; what they
 import numpy as np
 from numba import njit
 
-from bnn_exp.bits.cpu.inference.backward_kernels import (
+from bnn_exp.bits.cpu.backward_kernels import (
     WIDTH,
     all_of,
     floats_at,
@@ -26,7 +26,7 @@ from bnn_exp.bits.cpu.inference.backward_kernels import (
     transpose_floats,
     zeros,
 )
-from bnn_exp.bits.cpu.inference.kernels import LANES, byte_at, ones, set_planes
+from bnn_exp.bits.cpu.kernels import LANES, byte_at, ones, set_planes
 
 CHUNK = 256  # rows of errors whose float32 sums are taken one after the other
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from bnn_exp.bits.cpu.inference.kernels import (
+from bnn_exp.bits.cpu.kernels import (
     BYTES,
     LANES,
     _all,

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits.cpu.inference import batch_norm, kernels, pixels
-from bnn_exp.bits.cpu.inference.backward_kernels import WIDTH
-from bnn_exp.bits.cpu.inference.batch_norm import CHUNK
-from bnn_exp.bits.cpu.inference.inference import share
+from bnn_exp.bits.cpu import batch_norm, kernels, pixels
+from bnn_exp.bits.cpu.backward_kernels import WIDTH
+from bnn_exp.bits.cpu.batch_norm import CHUNK
+from bnn_exp.bits.cpu.inference import share
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
-from bnn_exp.bits.cpu.inference import kernels
+from bnn_exp.bits.cpu import kernels
 from bnn_exp.bits.reference import LANES
 
 _THREAD_WORK = 2**18  # bytes of input × tiles that a thread must have to do, to be worth its waking

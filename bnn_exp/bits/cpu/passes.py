@@ -5,10 +5,10 @@ from math import inf
 
 from torch import Tensor
 
-from bnn_exp.bits.cpu.inference import forward
-from bnn_exp.bits.cpu.inference.backward import BitFactors, Centering, Gate, PixelFactors, ToInputs, go_back
-from bnn_exp.bits.cpu.inference.forward import Norm, Sums, columns_of, filled
-from bnn_exp.bits.cpu.inference.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
+from bnn_exp.bits.cpu import forward
+from bnn_exp.bits.cpu.backward import BitFactors, Centering, Gate, PixelFactors, ToInputs, go_back
+from bnn_exp.bits.cpu.forward import Norm, Sums, columns_of, filled
+from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
 from bnn_exp.bits.packing import PackedBits
 
 

@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bnn_exp.bits.cpu.inference.backward_kernels import FLOATS, INTS, WIDTH, _floats, _ints, all_of, over, set_floats
-from bnn_exp.bits.cpu.inference.kernels import _all, _at, _compiled, _emit, _function, _i32
+from bnn_exp.bits.cpu.backward_kernels import FLOATS, INTS, WIDTH, _floats, _ints, all_of, over, set_floats
+from bnn_exp.bits.cpu.kernels import _all, _at, _compiled, _emit, _function, _i32
 from bnn_exp.nn import product
 
 HAS_VNNI = product.HAS_VNNI and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.cpu.inference import digits
-from bnn_exp.bits.cpu.inference.backward import LOOKS_UP, BitFactors, PixelFactors, by_neuron
-from bnn_exp.bits.cpu.inference.digits import BASE, MOST, MOST_ROWS
-from bnn_exp.bits.cpu.inference.forward import columns_of, filled, share_out, transposed, up_to
+from bnn_exp.bits.cpu import digits
+from bnn_exp.bits.cpu.backward import LOOKS_UP, BitFactors, PixelFactors, by_neuron
+from bnn_exp.bits.cpu.digits import BASE, MOST, MOST_ROWS
+from bnn_exp.bits.cpu.forward import columns_of, filled, share_out, transposed, up_to
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.product import pixel_sums

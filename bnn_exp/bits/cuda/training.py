@@ -1,4 +1,4 @@
-"""A layer of bits in training on a GPU: what `bnn_exp.bits.cpu.forward` and `gradients` are on a CPU. Not measured on a GPU yet.
+"""A layer of bits in training on a GPU: what `bnn_exp.bits.cpu.forward` and `backward` are on a CPU.
 
 Products are torch's. Forward they are int8 × int8 → int32, so that sums are exact; backward the values of bits and pixels,
 exact in bf16 too, meet errors that are rounded to bf16 (or are float32), summed up in fp32. Operands are unpacked when they are
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor, nn
 
-from bnn_exp.bits.cuda.inference import kernels as kernels
+from bnn_exp.bits.cuda import kernels
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.norm import scale_and_shift
