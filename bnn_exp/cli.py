@@ -18,17 +18,18 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from bnn_exp import __version__, distributed, slurm, stopping
+from bnn_exp import __version__, slurm
 from bnn_exp.config import argv, command_line, experiments, hydra_errors, plugins, versions
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.registry import CONF
 from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult, place, reason
 from bnn_exp.gate import Gate
 from bnn_exp.records.output import forgiving_output
+from bnn_exp.training import distributed, signals
 
 if TYPE_CHECKING:
     from bnn_exp.config.settings import Report
-    from bnn_exp.plan import Plan
+    from bnn_exp.training.plan import Plan
 
 TAKEN = {"config", "init_from", "from", "resume", "sweep.resume", "plugins"}  # keys that name runs or plugins
 FAILED, BAD_INPUT, TOO_LOW, INTERRUPTED = 1, 2, 3, 130  # exit codes
@@ -45,7 +46,7 @@ def main() -> int:
     interrupted."""
     plugins.end_loading()
     versions.hush()
-    with forgiving_output(), stopping.listening() as stop:
+    with forgiving_output(), signals.listening() as stop:
         try:
             code = _rank()
         except KeyboardInterrupt:
@@ -57,9 +58,9 @@ def main() -> int:
 
 def _rank() -> int:
     if distributed.torchrun_rank() > 0:
-        from bnn_exp.distributed import launch
+        from bnn_exp.training.distributed import launch
 
-        with stopping.stop_on_signals():
+        with signals.stop_on_signals():
             return launch.follow_torchrun()
     with distributed.leading():
         return _main()
@@ -104,7 +105,7 @@ def _main() -> int:
         sys.argv = given
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
     if _sweep and _sweep[0][0].is_dir():
-        with stopping.stop_on_signals():
+        with signals.stop_on_signals():
             _conclude(*_sweep[0])
     return max(_codes, default=0)
 
@@ -186,8 +187,8 @@ def job(composed: DictConfig) -> float | None:
         if plan.finished:
             say(plan.finished)
             return plan.accuracy
-        from bnn_exp.distributed.launch import ranks_of  # and torch with it
-        from bnn_exp.run import Run
+        from bnn_exp.training.distributed.launch import ranks_of  # and torch with it
+        from bnn_exp.training.run import Run
 
         with ranks_of(plan, directory) as ranks:
             result = Run(plan, directory, ranks).execute()
@@ -205,7 +206,7 @@ def job(composed: DictConfig) -> float | None:
         say(f"failed: {reason(error)} ({place(error)})" + (f"\n{log} says more" if log.is_file() else ""))
         _codes.append(FAILED)
     else:
-        if result["status"] == "interrupted" or (_sweep and stopping.asked()):  # asked too late for this run, not for the next
+        if result["status"] == "interrupted" or (_sweep and signals.asked()):  # asked too late for this run, not for the next
             _codes.append(INTERRUPTED)
             raise KeyboardInterrupt  # which ends a sweep too
         if low := Gate(composed.min_accuracy, composed.which).of_run(result):
@@ -225,7 +226,7 @@ def _again(directory: Path) -> str:
 
 def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:
     from bnn_exp import sweep
-    from bnn_exp.resume import asked_of_run
+    from bnn_exp.training.resume import asked_of_run
 
     if "sweep" not in composed:
         raise UserError("--config-name: that configuration lacks ours\nallowed: one whose defaults begin with `- config`")

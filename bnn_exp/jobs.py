@@ -16,13 +16,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
-from bnn_exp import cli, stopping
+from bnn_exp import cli
+from bnn_exp.training import signals
 
 if TYPE_CHECKING:
     from submitit import LocalJob
 
 PAUSE = 0.1  # seconds between two looks at the jobs
-PASSED_ON = stopping.SIGNALS - {signal.SIGTERM}  # what this process alone reacts to: the jobs get SIGTERM from it
+PASSED_ON = signals.SIGNALS - {signal.SIGTERM}  # what this process alone reacts to: the jobs get SIGTERM from it
 
 
 class LocalLauncher(submitit_launcher.LocalLauncher):
@@ -30,7 +31,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """Runs a job, in its own process."""
-        with stopping.listening():
+        with signals.listening():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
             result = super().__call__(*arguments)
         result.outcome = cli.outcome()
@@ -42,7 +43,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         Raises:
             KeyboardInterrupt: a signal has asked for the end; the jobs have ended before.
         """
-        with stopping.stop_on_signals() as stop, _held(PASSED_ON):
+        with signals.stop_on_signals() as stop, _held(PASSED_ON):
             jobs = self._start(job_overrides, initial_job_idx)
         try:
             if stop():
@@ -119,7 +120,7 @@ def _end(jobs: Sequence["LocalJob"]) -> None:
 
     Each is asked again and again: one that is only beginning does not listen yet.
     """
-    with stopping.stop_on_signals(), suppress(KeyboardInterrupt):
+    with signals.stop_on_signals(), suppress(KeyboardInterrupt):
         left = [job for job in jobs if not job.done()]
         if left:
             cli.say(f"waiting for {len(left)} job{'s' * (len(left) > 1)} to end, each with a checkpoint")

@@ -27,11 +27,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.plan import values_of
 from bnn_exp.records.files import replacing, writing_to
 from bnn_exp.records.runs import as_text, flat
-from bnn_exp.resume import difference
 from bnn_exp.sweep import PER_RUN, with_moved_data, without_hydra
+from bnn_exp.training.plan import values_of
+from bnn_exp.training.resume import difference
 
 JOURNAL, NAME = "optuna.log", "search"
 ENDED = "ended"  # of a trial that ran to an end, good or bad

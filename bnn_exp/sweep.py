@@ -13,7 +13,6 @@ from bnn_exp.config import plugins
 from bnn_exp.config.settings import Report
 from bnn_exp.errors import UserError
 from bnn_exp.gate import Gate
-from bnn_exp.plan import Plan, make_plan, values_of
 from bnn_exp.records import html, next_command, places, runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.extras import attempt
@@ -21,7 +20,8 @@ from bnn_exp.records.files import existing
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.runs import Record
 from bnn_exp.records.words import console
-from bnn_exp.resume import can_go_on, difference, plan_to_go_on
+from bnn_exp.training.plan import Plan, make_plan, values_of
+from bnn_exp.training.resume import can_go_on, difference, plan_to_go_on
 
 PER_RUN = ("resume", "device", "plugins")  # may differ from one start of a sweep to the next
 

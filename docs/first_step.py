@@ -34,10 +34,10 @@ def child(began: float) -> None:
     job = cli.job
 
     def with_imports(composed):
-        from bnn_exp import prepare, run, trainer
+        from bnn_exp.training import run, setup, trainer
 
         note("import the rest")
-        after(prepare, "_prepare", "network, optimizers, data as tensors")
+        after(setup, "_prepare", "network, optimizers, data as tensors")
         after(run.plots, "samples", "layers counted, samples.png")
         after(trainer.Trainer, "evaluate", "the first evaluation")
         after(run.checkpoint, "save", "the first checkpoint")

@@ -125,9 +125,9 @@ def forget(tmp_path_factory):
     """Forgets what was registered since the test began, when it is called and at the end: as a new process would."""
     from hydra.core.config_store import ConfigStore
 
-    from bnn_exp import callbacks
     from bnn_exp.config import datasets as datasets
     from bnn_exp.config import losses, models, plugins, rules
+    from bnn_exp.training import callbacks
 
     registries = [rules.RULES, models.MODELS, datasets.DATASETS, losses.LOSSES]
     entries = [(dict(r), dict(r._definitions)) for r in registries]
@@ -168,10 +168,10 @@ def summary():
 
 def forkserver():
     """Starts processes from a server that has imported torch once, as the ranks of the command are."""
-    from bnn_exp.distributed.launch import PRELOAD
+    from bnn_exp.training.distributed.launch import PRELOAD
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "bnn_exp.run", "pytest", "conftest"])
+    context.set_forkserver_preload([*PRELOAD, "bnn_exp.training.run", "pytest", "conftest"])
     return context
 
 
@@ -243,8 +243,8 @@ def trainer_of(*overrides: str):
 
 def trainer_for(settings, ranks=None):
     """The same for settings; with `ranks`, that of one rank."""
-    from bnn_exp.plan import Plan
-    from bnn_exp.prepare import prepare
+    from bnn_exp.training.plan import Plan
+    from bnn_exp.training.setup import prepare
 
     return prepare(Plan(settings, {}, None, device="cuda:0" if settings.device == "cuda" else "cpu"), Path(), ranks)
 

@@ -14,7 +14,7 @@ from bnn_exp.benchmark import loops, memory, times, ways
 from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers
-from bnn_exp.plan import read
+from bnn_exp.training.plan import read
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "optimizer.schedule=constant", "trainer.threads=1", "device=cpu")
 TRAINING = ("task=benchmark", "benchmark=training", "benchmark.rounds=3")

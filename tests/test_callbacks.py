@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from bnn_exp import callbacks
-from bnn_exp.callbacks import Callback, CallbackFailed, register_callback
+from bnn_exp.training import callbacks
+from bnn_exp.training.callbacks import Callback, CallbackFailed, register_callback
 
 SMALL = ("trainer=smoke", "model.hidden_size=8", "trainer.limit_batches=3", "trainer.epochs=3", "hydra.run.dir=run")
 

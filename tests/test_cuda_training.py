@@ -13,7 +13,7 @@ from test_graphs import NeverWaits
 from bnn_exp.bits import bits_sha256, device, pack, unpack
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.models.mlp import MLP
-from bnn_exp.packed import PackedMLP
+from bnn_exp.training.steps.packed import PackedMLP
 
 pytest.importorskip("triton")
 from bnn_exp.bits.cuda import training as gpu

@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import trainer_of
 
-from bnn_exp.diagnostics import Diagnostics, dead_outputs
-from bnn_exp.losses import squared_hinge
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BinaryLinear, named_bits
 from bnn_exp.records import checkpoint
+from bnn_exp.training.diagnostics import Diagnostics, dead_outputs
+from bnn_exp.training.losses import squared_hinge
 
 SMALL = ("model.hidden_size=16", "trainer.epochs=3", "trainer.batch_size=128", "trainer.diagnostics=true")
 FIGURES = ("flip_ratio", "flips_back", "never_flipped", "ones_ratio", "gradient_snr", "dead_outputs")

@@ -18,13 +18,13 @@ from torch import nn
 from bnn_exp.bits import bits_sha256
 from bnn_exp.bits.draws import bernoulli_positions
 from bnn_exp.data.augment import Augment
-from bnn_exp.distributed.batch_norm import synchronize
-from bnn_exp.distributed.gradients import SEND
-from bnn_exp.distributed.launch import HERE
-from bnn_exp.distributed.ranks import Ranks, share, voters
 from bnn_exp.errors import RankLost, UserError
 from bnn_exp.nn import BinaryLinear
 from bnn_exp.optim import HyperMask, hypermask
+from bnn_exp.training.distributed.batch_norm import synchronize
+from bnn_exp.training.distributed.gradients import SEND
+from bnn_exp.training.distributed.launch import HERE
+from bnn_exp.training.distributed.ranks import Ranks, share, voters
 
 RUN = (
     "model.hidden_size=32",
@@ -328,7 +328,7 @@ def test_two_devices_give_the_bits_of_one(bnn_train, summary, alone):
 
 def to_a_rank(monkeypatch, number, epoch):
     """Sends the signal to rank 1 when rank 0 is about to do the sixth step of an epoch (from 0)."""
-    from bnn_exp.distributed.trainer import RankTrainer
+    from bnn_exp.training.distributed.trainer import RankTrainer
 
     original = RankTrainer.train_on
 

@@ -18,10 +18,10 @@ from conftest import COMMAND
 from test_places import TINY, stopping_at  # noqa: F401
 from test_run import epochs, timeless
 
-from bnn_exp import stopping
 from bnn_exp.errors import NotWritten
 from bnn_exp.records import checkpoint, files, metrics
 from bnn_exp.records.output import Forgiving, forgiving_output
+from bnn_exp.training import signals
 
 ENDLESS = ("model.hidden_size=8", "trainer.epochs=100000", "trainer.batch_size=64")
 
@@ -50,7 +50,7 @@ def test_an_ignored_hangup_stays_ignored_as_under_nohup(bnn_train, stopping_at):
 
 
 def test_a_signal_before_the_training_ends_the_command_and_leaves_nothing(bnn_train, tmp_path, monkeypatch):
-    from bnn_exp import plan
+    from bnn_exp.training import plan
 
     monkeypatch.setattr(plan, "read", lambda dataset: os.kill(os.getpid(), signal.SIGTERM))
     done = bnn_train(*TINY, "hydra.run.dir=k")
@@ -58,7 +58,7 @@ def test_a_signal_before_the_training_ends_the_command_and_leaves_nothing(bnn_tr
 
 
 def test_a_signal_that_a_library_swallows_ends_the_run_before_its_first_step(bnn_train, summary, monkeypatch):
-    from bnn_exp import run
+    from bnn_exp.training import run
 
     prepare = run.prepare
 
@@ -73,7 +73,7 @@ def test_a_signal_that_a_library_swallows_ends_the_run_before_its_first_step(bnn
 
 
 def test_a_signal_while_the_end_is_written_comes_too_late_for_a_run_and_ends_a_sweep(bnn_train, summary, monkeypatch):
-    from bnn_exp import run
+    from bnn_exp.training import run
 
     save = run.save_model
     monkeypatch.setattr(run, "save_model", lambda *given: os.kill(os.getpid(), signal.SIGTERM) or save(*given))
@@ -84,20 +84,20 @@ def test_a_signal_while_the_end_is_written_comes_too_late_for_a_run_and_ends_a_s
 
 
 def test_only_a_second_ctrl_c_ends_a_training_at_once():
-    with stopping.stop_on_signals() as stop:
+    with signals.stop_on_signals() as stop:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
         assert stop() and stop.number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert not stopping.asked()
+    assert not signals.asked()
 
 
 def test_the_handler_of_a_library_gets_the_signal_when_the_training_has_ended():
     got, before = [], signal.getsignal(signal.SIGUSR2)
     signal.signal(signal.SIGUSR2, lambda number, frame: got.append(number))
     try:
-        with stopping.stop_on_signals():
+        with signals.stop_on_signals():
             signal.raise_signal(signal.SIGUSR2)
             assert got == []
         assert got == [signal.SIGUSR2]

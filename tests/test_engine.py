@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from conftest import settings_of, trainer_of
 
-from bnn_exp import engine
 from bnn_exp.bits import bits_sha256, pack, unpack
 from bnn_exp.bits.cpu import backward, pixels
 from bnn_exp.bits.cpu.backward import BitFactors, PixelFactors, ToInputs
@@ -21,8 +20,9 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.binary import packed_at_once
 from bnn_exp.optim import Rule
-from bnn_exp.packed import PackedMLP
-from bnn_exp.trainer import Trainer
+from bnn_exp.training import engine
+from bnn_exp.training.steps.packed import PackedMLP
+from bnn_exp.training.trainer import Trainer
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "trainer.epochs=3", "trainer.batch_size=512")
 UNIT = 2.0**-24  # of fp32: half the distance of 1 to the next number

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bnn_exp import engine, models
+from bnn_exp import models
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy import export_onnx, export_torch, load_packed, pack_network
 from bnn_exp.errors import UserError
@@ -23,6 +23,7 @@ from bnn_exp.nn import BinaryLinear, binarize
 from bnn_exp.nn.exact import home
 from bnn_exp.records import probe
 from bnn_exp.records.model import load_model, save_model
+from bnn_exp.training import engine
 
 SMALL = ("model.hidden_size=64", "trainer.epochs=1", "trainer.batch_size=128", "optimizer=hypermask", "optimizer.mask=random")
 SHAPE, CLASSES = (1, 8, 8), tuple("0123456789")

@@ -6,7 +6,8 @@ import sys
 LATER = ("matplotlib", "jinja2", "datasets", "pandas", "pyarrow", "sklearn", "sympy", "torch._dynamo", "submitit", "numba")
 PROGRAM = """
 import sys
-from bnn_exp import cli, trainer
+from bnn_exp import cli
+from bnn_exp.training import trainer
 
 def step(*_):
     print(*sys.modules, file=sys.stderr)
@@ -24,7 +25,7 @@ def test_what_comes_after_the_first_step_is_imported_after_it(tmp_path):
     )
     assert done.returncode == 130, done.stderr
     imported = set(done.stderr.split())
-    assert {"torch", "torch.optim.adam", "bnn_exp.run"} <= imported
+    assert {"torch", "torch.optim.adam", "bnn_exp.training.run"} <= imported
     assert imported.isdisjoint(LATER)
     assert (tmp_path / "run/samples.png").exists()
 

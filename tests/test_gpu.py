@@ -117,7 +117,7 @@ def losses(run: str) -> list[float]:
 
 @pytest.mark.parametrize("engine", ["dense", "packed"])
 def test_a_resumed_run_ends_as_an_unbroken_one(bnn_train, engine, summary, monkeypatch):
-    from bnn_exp.trainer import Trainer
+    from bnn_exp.training.trainer import Trainer
 
     overrides = (*RUN, *MODELS["mlp"], f"trainer.engine={engine}", "optimizer=counter")
     assert bnn_train(*overrides, "hydra.run.dir=whole").code == 0

@@ -10,10 +10,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnn_exp import engine
 from bnn_exp.bits import bits_sha256, device
 from bnn_exp.errors import UserError
-from bnn_exp.graphs import Graphs
+from bnn_exp.training import engine
+from bnn_exp.training.steps.recorded import Graphs
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.unique_dim}

@@ -44,7 +44,7 @@ def test_a_sweep_knows_how_many_jobs_it_was_to_have(tmp_path, arguments, count):
 
 
 def test_a_sweep_that_was_cut_says_what_is_missing_and_goes_on(bnn_train, stopping_at, monkeypatch):  # noqa: F811
-    from bnn_exp import run
+    from bnn_exp.training import run
 
     ends, save = [], run.save_model
 

@@ -8,8 +8,8 @@ import torch
 from conftest import trainer_of
 
 from bnn_exp.bits import bits_sha256
-from bnn_exp.footprint import saved_by_mlp
-from bnn_exp.lean import Bits, Saving, Whole, compact, restored
+from bnn_exp.training.memory.footprint import saved_by_mlp
+from bnn_exp.training.steps.low_memory import Bits, Saving, Whole, compact, restored
 
 SMALL = ("trainer.epochs=2", "trainer.batch_size=128", "dataset.limit=512", "trainer.engine=dense", "trainer.threads=1")
 MLP = ("model.hidden_size=64",)

@@ -53,7 +53,7 @@ READ = {"tensorboard": events_of, "mlflow": history_of_mlflow, "wandb": records_
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", pytest.param("mlflow", marks=pytest.mark.slow)])
 def test_a_stopped_and_resumed_run_is_there_once_and_whole(bnn_train, monkeypatch, name):
     """Stopped in the third epoch, after its second was lost on the way to the logger, as by a kill at that moment."""
-    from bnn_exp.trainer import Trainer
+    from bnn_exp.training.trainer import Trainer
 
     pytest.importorskip(name)
     step, log = Trainer.step, loggers.Forgiving.log

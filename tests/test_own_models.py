@@ -359,7 +359,7 @@ WRONG = {
     "loss taken": (
         '"smooth"',
         '"squared_hinge"',
-        ["trainer.loss=squared_hinge: bnn_exp.losses:squared_hinge has this name"],
+        ["trainer.loss=squared_hinge: bnn_exp.training.losses:squared_hinge has this name"],
     ),
 }
 

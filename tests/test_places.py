@@ -21,7 +21,7 @@ TINY = ("model.hidden_size=8", "trainer.epochs=3", "trainer.batch_size=64", "tra
 @pytest.fixture
 def stopping_at(monkeypatch):
     """Once called, it sends `signals` to a training just before step `batch` of epoch `epoch`, both counted from 0."""
-    from bnn_exp.trainer import Trainer
+    from bnn_exp.training.trainer import Trainer
 
     original = Trainer.step
 
@@ -162,7 +162,7 @@ def test_auto_needs_a_place(bnn_train, tmp_path):
 
 
 def test_auto_begins_anew_where_a_run_died_before_its_first_checkpoint(bnn_train, summary, monkeypatch, tmp_path):
-    from bnn_exp.run import Run
+    from bnn_exp.training.run import Run
 
     def die(self, name):
         raise RuntimeError("out of luck")
@@ -200,7 +200,7 @@ def test_a_killed_sweep_goes_on_by_auto_in_its_directory(bnn_train, summary, sto
 def test_a_job_that_a_queue_starts_again_goes_on_in_its_directory(bnn_train, summary, stopping_at, monkeypatch):
     """Asks the queue for the job again, with the same overrides, as submitit's signal handler does."""
     from bnn_exp import cli
-    from bnn_exp.trainer import Trainer
+    from bnn_exp.training.trainer import Trainer
 
     jobs, original, given = [], cli.job, Trainer.step
 
@@ -208,7 +208,7 @@ def test_a_job_that_a_queue_starts_again_goes_on_in_its_directory(bnn_train, sum
         before = signal.signal(signal.SIGUSR2, lambda *_: jobs.append("asked for again"))
         try:
             with monkeypatch.context() as patch:
-                patch.setattr("bnn_exp.stopping._listening", None)  # another process than that of the command
+                patch.setattr("bnn_exp.training.signals._listening", None)  # another process than that of the command
                 result = original(composed)
         except KeyboardInterrupt:
             assert jobs == ["asked for again"]
@@ -242,7 +242,7 @@ def test_a_kill_between_the_files_of_an_epoch_loses_none_of_them(
     bnn_train, summary, copy_of_run, tmp_path, monkeypatch, moment
 ):
     """Killed after an epoch's best.pt, or after its last.pt, and before its line in metrics.jsonl: it is not trained again."""
-    from bnn_exp.trainer import Trainer
+    from bnn_exp.training.trainer import Trainer
 
     straight = copy_of_run(tmp_path / "straight", *TINY)
 
@@ -258,7 +258,7 @@ def test_a_kill_between_the_files_of_an_epoch_loses_none_of_them(
                 kill()
 
         patch.setattr(checkpoint, "save", save_and_die)
-        patch.setattr("bnn_exp.run.Run._fail", kill)
+        patch.setattr("bnn_exp.training.run.Run._fail", kill)
         assert bnn_train(*TINY, "hydra.run.dir=k").code == 9
     trained, epoch = [], Trainer.epoch
     monkeypatch.setattr(Trainer, "epoch", lambda self, *given: trained.append(self.progress.epoch) or epoch(self, *given))
@@ -321,7 +321,7 @@ def test_a_finished_run_of_a_sweep_stays_when_its_logger_is_gone(bnn_train, copy
 def test_configurations_are_compared_but_for_what_may_change():
     from conftest import plain_config
 
-    from bnn_exp.resume import difference
+    from bnn_exp.training.resume import difference
 
     values = {key: value for key, value in plain_config().items() if key in ("model", "optimizer", "trainer", "seed")}
     assert difference(values, dict(values)) is None

@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import settings_of, trainer_of
 
-from bnn_exp import engine
 from bnn_exp.bits import bits_sha256, pack
 from bnn_exp.bits.cpu import rounding
 from bnn_exp.bits.cpu.digits import MOST, MOST_ROWS
@@ -12,6 +11,7 @@ from bnn_exp.bits.cpu.forward import columns_of, filled
 from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.errors import UserError
+from bnn_exp.training import engine
 
 COUNTER = ("optimizer=counter", "trainer.epochs=8")
 

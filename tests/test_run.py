@@ -173,7 +173,7 @@ def test_ctrl_c_ends_cleanly_and_resumes(never_stopped, tmp_path, bnn_train, sum
 def test_ctrl_c_in_the_first_epoch_ends_as_cleanly(bnn_train, summary, monkeypatch):
     import os
 
-    from bnn_exp.trainer import Trainer
+    from bnn_exp.training.trainer import Trainer
 
     original = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
@@ -251,7 +251,7 @@ def test_a_loss_that_is_no_number_ends_the_run(bnn_train, summary):
 
 
 def test_an_unexpected_error_is_a_line_here_and_a_traceback_in_the_log(bnn_train, summary, monkeypatch):
-    from bnn_exp.trainer import Trainer
+    from bnn_exp.training.trainer import Trainer
 
     def broken(self, x, labels):
         raise RuntimeError("out of luck")

@@ -7,15 +7,15 @@ import sys
 import pytest
 import torch
 
-from bnn_exp import engine
 from bnn_exp.records import checkpoint
+from bnn_exp.training import engine
 
 SMALL = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
 
 
 def test_the_command_has_threads_sleep_before_torch_is_loaded(tmp_path):
     code = (
-        "import os, sys; from bnn_exp import cli, plan; seen = []\n"
+        "import os, sys; from bnn_exp import cli; from bnn_exp.training import plan; seen = []\n"
         "known = plan.device_of\n"
         "look = lambda: seen.append(('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY')))\n"
         "plan.device_of = lambda *asked: look() or known(*asked)\n"

@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import random_images, settings_of, write_dataset
 
-from bnn_exp import load_model, models, transfer
+from bnn_exp import load_model, models
 from bnn_exp.data.sources import read
 from bnn_exp.nn import named_bits
+from bnn_exp.training import finetune
 
 SMALL = ("model.hidden_size=16", "trainer.batch_size=128")
 
@@ -134,7 +135,7 @@ def test_classes_in_another_order_are_matched_by_name(first, optimizer):
     source, about = load_model(first)
     other = tuple(reversed(about["classes"]))
     network = models.build(settings.model, (1, 8, 8), 10).eval()
-    beginning = transfer.begin(network, settings, other)
+    beginning = finetune.begin(network, settings, other)
     pixels = torch.from_numpy(read("digits").test_images)
     with torch.no_grad():
         found, expected = network.eval()(pixels), source(pixels)

@@ -3,21 +3,22 @@
 import torch
 from rich.table import Table
 
-from bnn_exp import engine, models
+from bnn_exp import models
 from bnn_exp.benchmark import memory, seed, times, ways
 from bnn_exp.benchmark.floor import floor
 from bnn_exp.benchmark.plot import training_plot
 from bnn_exp.config.settings import Settings, Training, load_settings
 from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.errors import UserError
-from bnn_exp.plan import Plan, make_plan
-from bnn_exp.prepare import first_network, load, settle
 from bnn_exp.records import next_command
 from bnn_exp.records.files import write_json
 from bnn_exp.records.runs import own_overrides
 from bnn_exp.records.terminal import progress
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked
+from bnn_exp.training import engine
+from bnn_exp.training.plan import Plan, make_plan
+from bnn_exp.training.setup import first_network, load, settle
 
 
 def benchmark(asked: Asked) -> str:

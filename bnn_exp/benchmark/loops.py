@@ -18,7 +18,7 @@ from bnn_exp.config.settings import Settings
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split
 from bnn_exp.nn import BinaryLinear, binary_layers, encode
-from bnn_exp.prepare import first_network
+from bnn_exp.training.setup import first_network
 
 
 def in_floats(data: Dataset) -> Dataset:

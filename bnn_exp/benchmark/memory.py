@@ -6,8 +6,8 @@ them), and a training of a tiny network of the same kind behind it, so that the 
 what torch loads at its first step are there; what that left free was given back.
 
 On a CPU these are resident bytes, by the system's own high-water mark or, where that can't be set back, by looking every
-millisecond; on a GPU those of torch's allocator. A run of ours keeps freed memory (`bnn_exp.memory`), which counts; the loops
-of plain torch have the allocator as it comes.
+millisecond; on a GPU those of torch's allocator. A run of ours keeps freed memory (`training.memory.allocator`), which counts; the
+loops of plain torch have the allocator as it comes.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from typing import Protocol
 
 import torch
 
-from bnn_exp import plan
 from bnn_exp.benchmark import ways
 from bnn_exp.benchmark.times import batch_size, whole_batches
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.errors import UserError
-from bnn_exp.prepare import load, settle
+from bnn_exp.training import plan
+from bnn_exp.training.setup import load, settle
 
 STEPS = 3
 PROCESSES = 3  # of each way

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from bnn_exp import engine
 from bnn_exp.benchmark.times import whole_batches
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy.timing import summary
 from bnn_exp.errors import UserError
 from bnn_exp.records.terminal import progress
-from bnn_exp.trainer import Trainer
+from bnn_exp.training import engine
+from bnn_exp.training.trainer import Trainer
 
 ROUNDS, EPOCHS = 3, 2  # of each in turn
 LAYERS, PIXELS, CLASSES, BATCH = 4, (28, 28), 10, 16384  # of the program, unchangeably

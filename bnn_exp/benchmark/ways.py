@@ -11,10 +11,10 @@ from torch import Tensor
 from bnn_exp.benchmark.loops import adam_loop, in_floats, same_rule
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.prepare import network_to_train
-from bnn_exp.trainer import Trainer
+from bnn_exp.training.setup import network_to_train
+from bnn_exp.training.trainer import Trainer
 
-ENGINES = ("packed", "dense")  # of bnn_exp.engine
+ENGINES = ("packed", "dense")  # of bnn_exp.training.engine
 FP32, BF16, ADAM = "torch fp32", "torch bf16", "torch Adam"
 
 Step = Callable[[Tensor], object]

@@ -37,5 +37,5 @@ def loss_named(name: str) -> "Loss":
     return found(LOSSES[name])
 
 
-register_loss("cross_entropy", "bnn_exp.losses:cross_entropy")
-register_loss("squared_hinge", "bnn_exp.losses:squared_hinge")
+register_loss("cross_entropy", "bnn_exp.training.losses:cross_entropy")
+register_loss("squared_hinge", "bnn_exp.training.losses:squared_hinge")

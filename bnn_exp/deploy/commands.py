@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import nn
 
-from bnn_exp import models, plan, unread
+from bnn_exp import models
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Rows, Settings, load_settings
 from bnn_exp.data import sources
@@ -33,6 +33,7 @@ from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of, which_of
 from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.tasks import Asked, gate_of
+from bnn_exp.training import plan, unread
 
 FORMS = ("PackedMLP", "BNCVLNet")  # of packed networks that every format knows
 NOT_SAVED = "not saved"

@@ -13,7 +13,7 @@ from bnn_exp.bits.packing import PackedBits
 
 
 class OnCPU:
-    """What `bnn_exp.packed` computes with.
+    """What `bnn_exp.training.steps.packed` computes with.
 
     Args:
         rounding: how errors are rounded, of a layer and which of its gradients (0: its inputs', 1: its weights'); None: not.

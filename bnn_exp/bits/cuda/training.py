@@ -159,7 +159,7 @@ class Backward:
 
 
 class OnGPU:
-    """What `bnn_exp.packed` computes with, as `bnn_exp.bits.cpu.passes.OnCPU`.
+    """What `bnn_exp.training.steps.packed` computes with, as `bnn_exp.bits.cpu.passes.OnCPU`.
 
     Args:
         bf16: whether errors are rounded to bfloat16 in products; else they are float32.

@@ -12,10 +12,10 @@ from bnn_exp.config import plugins
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.plan import Plan, device_for, make_plan, read, values_of, with_devices
 from bnn_exp.records import loggers, metrics, places, summary
 from bnn_exp.records.places import CHECKPOINTS
 from bnn_exp.records.runs import as_text, flat, run_of
+from bnn_exp.training.plan import Plan, device_for, make_plan, read, values_of, with_devices
 
 AUTO = "auto"  # resume=auto: go on if there is something to go on from, else begin
 SAID_TWICE = "delta"  # stands in optimizer.delta, which is compared

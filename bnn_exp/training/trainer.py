@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bnn_exp import engine, optim, transfer
+from bnn_exp import optim
 from bnn_exp.bits import load_state, packed_state
 from bnn_exp.config.losses import loss_named
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, piece_count, pieces
-from bnn_exp.diagnostics import Diagnostics, dead_outputs
 from bnn_exp.errors import UserError
-from bnn_exp.footprint import Footprint
-from bnn_exp.graphs import Graphs
-from bnn_exp.lean import Saving, consume_gradients
 from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.exact import home
 from bnn_exp.optim.rule import Factors
 from bnn_exp.records.terminal import progress
+from bnn_exp.training import engine, finetune
+from bnn_exp.training.diagnostics import Diagnostics, dead_outputs
+from bnn_exp.training.memory.footprint import Footprint
+from bnn_exp.training.steps.low_memory import Saving, consume_gradients
+from bnn_exp.training.steps.recorded import Graphs
 
 
 @dataclass
@@ -50,8 +51,8 @@ class Trainer:
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.loss = loss_named(settings.trainer.loss)
         self.progress = Progress()
-        self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see bnn_exp.transfer
-        self.frozen = transfer.freeze(network, settings.freeze)
+        self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see bnn_exp.training.finetune
+        self.frozen = finetune.freeze(network, settings.freeze)
         self.engine = engine.choose(settings, self.device.type, network)
         self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
         self.recorded = engine.records(settings, self.device.type)
@@ -73,7 +74,7 @@ class Trainer:
             consume_gradients(self.binary, self.footprint.note_gradients)
         self.passes = self._replayed if self.recorded else self._passes
         self.graphs = Graphs(self._with_gradients, settings.trainer.graphs is True)
-        self.after_step: Callable[[Trainer, Tensor], None] | None = None  # of bnn_exp.callbacks
+        self.after_step: Callable[[Trainer, Tensor], None] | None = None  # of bnn_exp.training.callbacks
 
     @property
     def batches(self) -> int:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.distributed.batch_norm import synchronize
-from bnn_exp.distributed.gradients import SEND
-from bnn_exp.distributed.ranks import Ranks, share, voters
-from bnn_exp.trainer import Trainer
+from bnn_exp.training.distributed.batch_norm import synchronize
+from bnn_exp.training.distributed.gradients import SEND
+from bnn_exp.training.distributed.ranks import Ranks, share, voters
+from bnn_exp.training.trainer import Trainer
 
 
 class RankTrainer(Trainer):

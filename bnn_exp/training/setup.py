@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bnn_exp import engine, models, transfer
+from bnn_exp import models
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.data.legacy import are_same
 from bnn_exp.data.sources import Arrays
-from bnn_exp.distributed import local_size
 from bnn_exp.errors import UserError
-from bnn_exp.memory import keep_freed_memory, return_freed_memory
 from bnn_exp.nn.binary import packed_at_once
 from bnn_exp.nn.exact import home
-from bnn_exp.plan import Plan, read
-from bnn_exp.trainer import Trainer
+from bnn_exp.training import engine, finetune
+from bnn_exp.training.distributed import local_size
+from bnn_exp.training.memory.allocator import keep_freed_memory, return_freed_memory
+from bnn_exp.training.plan import Plan, read
+from bnn_exp.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from bnn_exp.distributed.ranks import Ranks
+    from bnn_exp.training.distributed.ranks import Ranks
 
 
 def prepare(plan: Plan, directory: Path, ranks: "Ranks | None" = None) -> Trainer:
@@ -60,12 +61,12 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     copied = bool(settings.init_from) and plan.saved is None
     network = first_network(settings, data) if copied else network_to_train(settings, data)
     new = plan.saved is None and (settings.init_from or settings.freeze)
-    beginning = asdict(transfer.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
+    beginning = asdict(finetune.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
     network = network.to(device)
     if ranks is None:
         trainer = Trainer(settings, network, data)
     else:
-        from bnn_exp.distributed.trainer import RankTrainer
+        from bnn_exp.training.distributed.trainer import RankTrainer
 
         trainer = RankTrainer(settings, network, data, ranks)
     trainer.beginning = beginning

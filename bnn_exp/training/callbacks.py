@@ -23,7 +23,7 @@ from bnn_exp.errors import place, reason
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bnn_exp.trainer import Trainer
+    from bnn_exp.training.trainer import Trainer
 
 KEPT = (int, float, str, bool, type(None))  # of a state, beside tensors, lists, tuples and dicts
 
@@ -72,7 +72,7 @@ def register_callback(callback: Made) -> Made:
     """
     kind = callback if isinstance(callback, type) else type(callback)
     if not issubclass(kind, Callback):
-        raise TypeError(f"{callback!r}: must be derived from bnn_exp.callbacks.Callback")
+        raise TypeError(f"{callback!r}: must be derived from bnn_exp.training.callbacks.Callback")
     plugins.note(sys._getframe(1))
     CALLBACKS[:] = [known for known in CALLBACKS if known is not callback and not _same_class(known, callback)]
     CALLBACKS.append(callback)

@@ -34,6 +34,6 @@ def leading() -> Iterator[None]:
         yield
     finally:
         if torchrun_size() > 1:
-            from bnn_exp.distributed import launch
+            from bnn_exp.training.distributed import launch
 
             launch.dismiss()

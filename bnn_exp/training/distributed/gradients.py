@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bnn_exp.bits import pack, unpack
-from bnn_exp.distributed.ranks import Ranks
+from bnn_exp.training.distributed.ranks import Ranks
 
 
 def fp32(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor, voters: int) -> tuple[Tensor, int]:

@@ -13,13 +13,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from bnn_exp.bits import bits_sha256
-from bnn_exp.callbacks import Callbacks
 from bnn_exp.config import plugins
 from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
-from bnn_exp.plan import Plan
-from bnn_exp.prepare import prepare
 from bnn_exp.records import chance, checkpoint, html, loggers, metrics, next_command, places, plots, summary
 from bnn_exp.records.extras import attempt
 from bnn_exp.records.files import alone_in, existing, remove_temporaries, replacing, write_json
@@ -27,11 +24,14 @@ from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
 from bnn_exp.records.report import Report
 from bnn_exp.records.words import best_in_words, bytes_in_words
-from bnn_exp.stopping import Stop, stop_on_signals
-from bnn_exp.transfer import Beginning
+from bnn_exp.training.callbacks import Callbacks
+from bnn_exp.training.finetune import Beginning
+from bnn_exp.training.plan import Plan
+from bnn_exp.training.setup import prepare
+from bnn_exp.training.signals import Stop, stop_on_signals
 
 if TYPE_CHECKING:
-    from bnn_exp.distributed.ranks import Ranks
+    from bnn_exp.training.distributed.ranks import Ranks
 
 FILES = ("report.html", "model.safetensors", "metrics.jsonl", "summary.json", "checkpoints/")
 PICTURES = ("curves.png", "samples.png", "kernels.png")

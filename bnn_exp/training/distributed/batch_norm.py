@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnn_exp.distributed.ranks import Ranks
 from bnn_exp.nn.norm import NO_EPS
+from bnn_exp.training.distributed.ranks import Ranks
 
 
 class _Normalize(torch.autograd.Function):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bnn_exp.bits.cpu.passes import OnCPU
     from bnn_exp.models import MLP
     from bnn_exp.optim.rule import Factors
-    from bnn_exp.packed import PackedMLP
+    from bnn_exp.training.steps.packed import PackedMLP
 
 MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
 WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
@@ -82,7 +82,7 @@ def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | No
 
 
 def records(settings, device: str) -> bool:
-    """Whether steps on that kind of device become CUDA graphs (`bnn_exp.graphs`). Imports no torch.
+    """Whether steps on that kind of device become CUDA graphs (`bnn_exp.training.steps.recorded`). Imports no torch.
 
     Raises:
         UserError: `trainer.graphs` asks for them, and they can't be.
@@ -112,14 +112,14 @@ def let_waiting_threads_sleep(device: str) -> None:
 
 
 def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps: Callable[[], int], bf16: bool) -> "PackedMLP":
-    """`network` on packed bits (see `bnn_exp.packed`), whose gradients `take` gets.
+    """`network` on packed bits (see `bnn_exp.training.steps.packed`), whose gradients `take` gets.
 
     Args:
         steps: gives how many steps are done, by which errors are rounded.
         bf16: whether products on a GPU take errors in bfloat16.
     """
     from bnn_exp.bits import device
-    from bnn_exp.packed import PackedMLP
+    from bnn_exp.training.steps.packed import PackedMLP
 
     if device.on_host(network.layers[0].weight):
         return PackedMLP(network, _on_cpu(settings, steps), take, settings.freeze)

@@ -7,17 +7,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from bnn_exp import engine, memory, tryout, unread
 from bnn_exp.config import models, plugins
 from bnn_exp.config.datasets import DATASETS
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import REQUEST, Rows, Settings, load_settings, resolved
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
-from bnn_exp.distributed import local_size, torchrun_size
 from bnn_exp.errors import UserError
 from bnn_exp.records import loggers
 from bnn_exp.records.places import State
+from bnn_exp.training import engine, tryout, unread
+from bnn_exp.training.distributed import local_size, torchrun_size
+from bnn_exp.training.memory import allocator
 
 PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range", "test_fraction")
 
@@ -58,9 +59,9 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     models.check_images(settings.model, arrays.train_images.shape[2:])
     tryout.check(settings, arrays)
     if settings.init_from or settings.freeze or settings.fresh:
-        from bnn_exp import transfer
+        from bnn_exp.training import finetune
 
-        transfer.check(settings, arrays.train_images.shape[1:], arrays.classes)
+        finetune.check(settings, arrays.train_images.shape[1:], arrays.classes)
     return Plan(settings, values, arrays, device_for(settings), overrides=list(overrides))
 
 
@@ -128,7 +129,7 @@ def device_for(settings: Settings) -> str:
     device = device_of(settings.device, settings.trainer.devices)
     chosen = engine.choose(settings, device)
     engine.records(settings, device)
-    memory.check(settings)
+    allocator.check(settings)
     if chosen == "packed":
         from bnn_exp import models
 
