@@ -18,12 +18,13 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from bnn_exp import __version__, slurm
+from bnn_exp import __version__
+from bnn_exp.commands import slurm
+from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import argv, command_line, experiments, hydra_errors, plugins, versions
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.registry import CONF
 from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult, place, reason
-from bnn_exp.gate import Gate
 from bnn_exp.records.output import forgiving_output
 from bnn_exp.training import distributed, signals
 
@@ -152,7 +153,7 @@ def _with_the_rule_of_masks(arguments: list[str]) -> list[str]:
 
 
 def _conclude(directory: Path, report: "Report", gate: Gate) -> None:
-    from bnn_exp import sweep
+    from bnn_exp.commands import sweep
 
     try:
         completed = sweep.conclude(directory, report, INTERRUPTED in _codes)
@@ -225,7 +226,7 @@ def _again(directory: Path) -> str:
 
 
 def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:
-    from bnn_exp import sweep
+    from bnn_exp.commands import sweep
     from bnn_exp.training.resume import asked_of_run
 
     if "sweep" not in composed:
@@ -239,7 +240,7 @@ class Preflight(Callback):
     """Checks what is asked for before Hydra makes a directory, so that bad input leaves nothing behind."""
 
     def on_run_start(self, config: DictConfig, **_) -> None:
-        from bnn_exp import sweep, tasks
+        from bnn_exp.commands import sweep, tasks
 
         self._note(config, "hydra.run.dir")
         chosen = any(item.startswith("hydra.run.dir=") for item in config.hydra.overrides.hydra)
@@ -248,14 +249,14 @@ class Preflight(Callback):
         _checked.append(plan)
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
-        from bnn_exp import sweep, tasks
+        from bnn_exp.commands import sweep, tasks
 
         self._note(config, "hydra.sweep.dir")
         given = sweep.without_hydra(config), list(config.hydra.overrides.task), config.hydra.sweep.dir
         report, gate = self._or_leave(tasks.prepare_sweep, *given, config.hydra.sweeper.get("params"))
         _sweep.append((Path(config.hydra.sweep.dir).absolute(), report, gate))
         if "submitit_launcher.LocalLauncher" in config.hydra.launcher.get("_target_", ""):
-            from bnn_exp import jobs
+            from bnn_exp.commands import jobs
 
             jobs.use()
         if config.sweep.search == "optuna":

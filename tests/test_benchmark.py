@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import plain_config
 
-from bnn_exp.deploy import benchmark as module
-from bnn_exp.deploy.benchmark import benchmark
-from bnn_exp.deploy.timing import in_turns
+from bnn_exp.commands.benchmark import inference as module
+from bnn_exp.commands.benchmark.inference import benchmark
+from bnn_exp.commands.benchmark.timing import in_turns
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
@@ -35,7 +35,7 @@ def test_times_are_taken_in_turns(monkeypatch):
 @pytest.mark.slow
 def test_a_benchmark_is_plain_data(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LAYERS", ((784, 64, 2), (64, 70, 1)))
-    monkeypatch.setattr("bnn_exp.deploy.timing.WINDOW", 1e-4)
+    monkeypatch.setattr("bnn_exp.commands.benchmark.timing.WINDOW", 1e-4)
     if kind == "cnn":  # processes of their own take seconds
         monkeypatch.setattr(module, "measure", lambda *_: None)
     network = MLP(16, 3, 9, 3) if kind == "mlp" else BNCVLNet((1, 4, 4), 3, (2,), 1, dense=(3,))

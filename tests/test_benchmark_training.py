@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import settings_of, trainer_for, write_dataset
 
-from bnn_exp.benchmark import loops, memory, times, ways
 from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
+from bnn_exp.commands.benchmark import loops, memory, times, ways
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers
 from bnn_exp.training.plan import read

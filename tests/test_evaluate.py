@@ -304,10 +304,10 @@ def test_exports_say_what_they_made(bnn_train, run, tmp_path, kind, file):
 
 @pytest.mark.slow
 def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
-    from bnn_exp.deploy import benchmark
+    from bnn_exp.commands.benchmark import inference
 
-    monkeypatch.setattr(benchmark, "LAYERS", ((64, 32, 1),))
-    monkeypatch.setattr(benchmark.benchmark, "__defaults__", ((1, 16), 3, 1))
+    monkeypatch.setattr(inference, "LAYERS", ((64, 32, 1),))
+    monkeypatch.setattr(inference.benchmark, "__defaults__", ((1, 16), 3, 1))
     done = bnn_train("task=benchmark", "from=run")
     assert done.code == 0, done.err
     found = json.loads((run / "benchmark.json").read_text())

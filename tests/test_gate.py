@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bnn_exp.gate import Gate
+from bnn_exp.commands.min_accuracy import Gate
 
 SMALL = ("trainer=smoke", "trainer.epochs=2", "model.hidden_size=8")
 TOO_LOW = 3

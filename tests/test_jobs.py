@@ -15,9 +15,9 @@ from conftest import COMMAND
 from test_further import following
 from test_places import TINY, stopping_at  # noqa: F401
 
+from bnn_exp.commands.sweep import planned
 from bnn_exp.records.runs import Record
 from bnn_exp.records.study import reason
-from bnn_exp.sweep import planned
 
 LOCAL = ("launcher=local", "hydra.sweeper.max_batch_size=2", "hydra.sweep.dir=s")
 LONG = ("model.hidden_size=8", "trainer.epochs=3000", "trainer.batch_size=64")
@@ -146,7 +146,8 @@ def test_a_local_job_without_a_result_fails_alone(capfd, tmp_path):
     pytest.importorskip("submitit")
     from hydra.core.utils import JobReturn, JobStatus
 
-    from bnn_exp import cli, jobs
+    from bnn_exp import cli
+    from bnn_exp.commands import jobs
 
     class Job:
         job_id, paths = "1", SimpleNamespace(result_pickle=tmp_path / "none", stderr=tmp_path / "log")

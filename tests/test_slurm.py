@@ -12,7 +12,7 @@ import pytest
 from conftest import COMMAND
 from test_places import TINY, stopping_at  # noqa: F401
 
-from bnn_exp import slurm
+from bnn_exp.commands import slurm
 
 SHOWN = "JobId=17 JobName=x\n   JobState={state} Reason={reason} Dependency=(null)\n   Requeue=1 Restarts=0 BatchFlag={batch}\n"
 

@@ -294,7 +294,7 @@ def test_hydras_sweep_syntax_as_a_space():
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    from bnn_exp.search import distribution
+    from bnn_exp.commands.search import distribution
 
     for text, expected in {
         "a=interval(0.1,2)": FloatDistribution(0.1, 2.0),

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.bits import bit_sums, pack, pixel_sums, to_tiles
+from bnn_exp.commands.benchmark.machine import machine, using_threads
+from bnn_exp.commands.benchmark.resident import measure
+from bnn_exp.commands.benchmark.timing import ROUNDS, in_turns
 from bnn_exp.deploy.load import load_packed
-from bnn_exp.deploy.machine import machine, using_threads
-from bnn_exp.deploy.resident import measure
-from bnn_exp.deploy.timing import ROUNDS, in_turns
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.exact import is_exactly
 from bnn_exp.records.model import load_model

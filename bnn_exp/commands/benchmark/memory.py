@@ -1,4 +1,4 @@
-"""The memory that a training takes, each way in a process of its own: `python -m bnn_exp.benchmark.memory`, a job on stdin.
+"""Measures the memory of a training, each way in a process of its own that takes a job on standard input.
 
 What counts is the network, its optimizers and three steps on whole batches: the greatest number of bytes at any moment of that,
 beyond what the process had before. It had, alike in every way, Python with torch and this package, the data (as that way keeps
@@ -6,7 +6,7 @@ them), and a training of a tiny network of the same kind behind it, so that the 
 what torch loads at its first step are there; what that left free was given back.
 
 On a CPU these are resident bytes, by the system's own high-water mark or, where that can't be set back, by looking every
-millisecond; on a GPU those of torch's allocator. A run of ours keeps freed memory (`training.memory.allocator`), which counts; the
+millisecond; on a GPU those of torch's allocator. A run of ours keeps freed memory (`training.memory`), which counts; the
 loops of plain torch have the allocator as it comes.
 """
 
@@ -26,8 +26,8 @@ from typing import Protocol
 
 import torch
 
-from bnn_exp.benchmark import ways
-from bnn_exp.benchmark.times import batch_size, whole_batches
+from bnn_exp.commands.benchmark import ways
+from bnn_exp.commands.benchmark.times import batch_size, whole_batches
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.data.dataset import Dataset
@@ -44,7 +44,7 @@ def measure(name: str, values: dict, device: str, done: Callable[[int], None] = 
     """The bytes of one way, in processes of its own, the one with the median peak; None where there is nothing to tell them.
 
     Args:
-        name: of the way, see `bnn_exp.benchmark.ways`.
+        name: of the way, see `bnn_exp.commands.benchmark.ways`.
         values: the configuration, plain.
         done: is told of each process that has ended.
 
@@ -68,7 +68,9 @@ def measure(name: str, values: dict, device: str, done: Callable[[int], None] = 
 
 def _in_a_process(name: str, values: dict, device: str) -> dict[str, int]:
     job = json.dumps({"way": name, "config": values, "device": device})
-    done = subprocess.run([sys.executable, "-m", "bnn_exp.benchmark.memory"], input=job, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bnn_exp.commands.benchmark.memory"], input=job, capture_output=True, text=True
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"the process that measures the memory of {name} failed: {last}")

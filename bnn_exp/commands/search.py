@@ -25,11 +25,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from bnn_exp.commands.sweep import PER_RUN, with_moved_data, without_hydra
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing, writing_to
 from bnn_exp.records.runs import as_text, flat
-from bnn_exp.sweep import PER_RUN, with_moved_data, without_hydra
 from bnn_exp.training.plan import values_of
 from bnn_exp.training.resume import difference
 

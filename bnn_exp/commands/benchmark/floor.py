@@ -14,8 +14,8 @@ from math import ceil
 import torch
 from torch import nn
 
+from bnn_exp.commands.benchmark.timing import seconds_of
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.deploy.timing import seconds_of
 from bnn_exp.models import cost
 from bnn_exp.models.mlp import MLP
 

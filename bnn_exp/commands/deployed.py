@@ -10,14 +10,15 @@ from rich.table import Table
 from torch import nn
 
 from bnn_exp import models
+from bnn_exp.commands.benchmark import inference as measured
+from bnn_exp.commands.benchmark.inference_plot import speed_plot
+from bnn_exp.commands.tasks import Asked, gate_of
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Rows, Settings, load_settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
-from bnn_exp.deploy import benchmark as measured
 from bnn_exp.deploy import evaluate as evaluation
 from bnn_exp.deploy import predict as predicted
-from bnn_exp.deploy.benchmark_plot import speed_plot
 from bnn_exp.deploy.layers import traceable
 from bnn_exp.deploy.load import load_deployed
 from bnn_exp.deploy.predict import FILES
@@ -32,7 +33,6 @@ from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of, which_of
 from bnn_exp.records.words import bytes_in_words, console
-from bnn_exp.tasks import Asked, gate_of
 from bnn_exp.training import plan, unread
 
 FORMS = ("PackedMLP", "BNCVLNet")  # of packed networks that every format knows

@@ -4,18 +4,18 @@ import torch
 from rich.table import Table
 
 from bnn_exp import models
-from bnn_exp.benchmark import memory, seed, times, ways
-from bnn_exp.benchmark.floor import floor
-from bnn_exp.benchmark.plot import training_plot
+from bnn_exp.commands.benchmark import memory, reference_program, times, ways
+from bnn_exp.commands.benchmark.floor import floor
+from bnn_exp.commands.benchmark.machine import machine, using_threads
+from bnn_exp.commands.benchmark.plot import training_plot
+from bnn_exp.commands.tasks import Asked
 from bnn_exp.config.settings import Settings, Training, load_settings
-from bnn_exp.deploy.machine import machine, using_threads
 from bnn_exp.errors import UserError
 from bnn_exp.records import next_command
 from bnn_exp.records.files import write_json
 from bnn_exp.records.runs import own_overrides
 from bnn_exp.records.terminal import progress
 from bnn_exp.records.words import bytes_in_words, console
-from bnn_exp.tasks import Asked
 from bnn_exp.training import engine
 from bnn_exp.training.plan import Plan, make_plan
 from bnn_exp.training.setup import first_network, load, settle
@@ -55,10 +55,10 @@ def _measured(plan: Plan, wanted: Training) -> dict:
     settings = load_settings(values)
     chosen = engine.choose(settings, device.type, models.kind(settings.model))
     with using_threads(threads):
-        program = wanted.seed_program and seed.SeedProgram.of(wanted.seed_program, settings, plan.arrays, device)
+        program = wanted.seed_program and reference_program.SeedProgram.of(wanted.seed_program, settings, plan.arrays, device)
         settle(settings, device)
         data, rows = load(settings, plan.arrays, device), len(plan.arrays.train_labels)
-        beside = seed.beside(program, ways.trainer(chosen, settings, data), rows) if program else None
+        beside = reference_program.beside(program, ways.trainer(chosen, settings, data), rows) if program else None
         names = tuple(dict.fromkeys((chosen, "dense", *ways.plain(device))))
         measured = times.measure(names, settings, data, wanted.rounds)
         sizes = times.batch_size(settings, data), times.rows_of_epoch(settings, data)

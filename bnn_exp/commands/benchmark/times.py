@@ -8,11 +8,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bnn_exp.benchmark import ways
-from bnn_exp.benchmark.ways import ENGINES, Step
+from bnn_exp.commands.benchmark import ways
+from bnn_exp.commands.benchmark.timing import WINDOW, seconds_of, summary
+from bnn_exp.commands.benchmark.ways import ENGINES, Step
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.deploy.timing import WINDOW, seconds_of, summary
 from bnn_exp.records.terminal import progress
 
 MOST = 100  # batches of a round

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bnn_exp import sweep
+from bnn_exp.commands import sweep
+from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import command_line, plugins
 from bnn_exp.config.settings import Report, Request, load_request, load_settings
 from bnn_exp.errors import FULL, NotWritten, TooLow, UserError
-from bnn_exp.gate import Gate
 from bnn_exp.records import places, runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.files import check_writable, existing, writable
@@ -21,13 +21,13 @@ from bnn_exp.training.plan import Plan, make_plan
 from bnn_exp.training.resume import AUTO, asked_of_run, plan_to_go_on_or_begin, plan_to_resume
 
 TASKS = {
-    "report": "bnn_exp.tasks:report",
-    "evaluate": "bnn_exp.deploy.commands:evaluate",
-    "predict": "bnn_exp.deploy.commands:predict",
-    "export": "bnn_exp.deploy.commands:export",
-    "benchmark": "bnn_exp.tasks:benchmark",
+    "report": "bnn_exp.commands.tasks:report",
+    "evaluate": "bnn_exp.commands.deployed:evaluate",
+    "predict": "bnn_exp.commands.deployed:predict",
+    "export": "bnn_exp.commands.deployed:export",
+    "benchmark": "bnn_exp.commands.tasks:benchmark",
 }
-BENCHMARKS = {"inference": "bnn_exp.deploy.commands:benchmark", "training": "bnn_exp.benchmark.command:benchmark"}
+BENCHMARKS = {"inference": "bnn_exp.commands.deployed:benchmark", "training": "bnn_exp.commands.benchmark.command:benchmark"}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def search(composed: DictConfig, job) -> None:
         NotWritten: the disk is full.
     """
     try:
-        from bnn_exp.search import search
+        from bnn_exp.commands.search import search
     except ImportError as error:
         raise UserError(f"sweep.search=optuna: {error}\nallowed: after pip install 'bnn-exp[optuna]'") from error
     try:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bnn_exp.benchmark.loops import adam_loop, in_floats, same_rule
+from bnn_exp.commands.benchmark.loops import adam_loop, in_floats, same_rule
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.training.setup import network_to_train

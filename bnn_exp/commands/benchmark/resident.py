@@ -1,6 +1,6 @@
 """The memory of a process that loads a network and predicts with it: run as a program, in a process of its own.
 
-    python -m bnn_exp.deploy.resident packed|float MODEL BATCH
+    python -m bnn_exp.commands.benchmark.resident packed|float MODEL BATCH
 
 prints JSON: `imported`, `loaded`, `used` (bytes of memory resident after each of these) and `peak`.
 """
@@ -16,7 +16,7 @@ def measure(kind: str, model: Path, batch: int) -> dict[str, int] | None:
     """The bytes of a process with the network of `model`, packed or float; None where /proc is not there to tell."""
     if not Path("/proc/self/status").exists():
         return None
-    command = [sys.executable, "-m", "bnn_exp.deploy.resident", kind, str(model), str(batch)]
+    command = [sys.executable, "-m", "bnn_exp.commands.benchmark.resident", kind, str(model), str(batch)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

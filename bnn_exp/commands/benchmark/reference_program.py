@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from bnn_exp.benchmark.times import whole_batches
+from bnn_exp.commands.benchmark.times import whole_batches
+from bnn_exp.commands.benchmark.timing import summary
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.sources import Arrays
-from bnn_exp.deploy.timing import summary
 from bnn_exp.errors import UserError
 from bnn_exp.records.terminal import progress
 from bnn_exp.training import engine

@@ -8,7 +8,7 @@ from bnn_exp.records.files import replacing
 
 
 def speed_plot(file: Path, found: dict[str, Any]) -> None:
-    """Draw what `bnn_exp.deploy.benchmark.benchmark` found of the network; the bars reach from quartile to quartile."""
+    """Draws the speeds that `benchmark.inference` measured; error bars reach from quartile to quartile."""
     figure = new_figure(8, 4.8, layout="constrained")
     axes = figure.subplots()
     ways: dict[str, list[dict]] = {}

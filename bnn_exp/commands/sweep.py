@@ -9,10 +9,10 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Report
 from bnn_exp.errors import UserError
-from bnn_exp.gate import Gate
 from bnn_exp.records import html, next_command, places, runs, summary
 from bnn_exp.records.answer import FILES, answer
 from bnn_exp.records.extras import attempt
