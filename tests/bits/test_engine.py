@@ -1,0 +1,330 @@
+"""The packed engine against the dense one and against sums in float64: same draws, same flips but for the rounding of fp32."""
+
+import copy
+import os
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import settings_of, trainer_of
+
+from bnn_exp.bits import bits_sha256, pack, unpack
+from bnn_exp.bits.cpu import backward, pixels
+from bnn_exp.bits.cpu.backward import BitFactors, PixelFactors, ToInputs
+from bnn_exp.bits.cpu.forward import bit_sums, columns_of, filled, pixel_sums, transposed
+from bnn_exp.bits.cpu.passes import OnCPU
+from bnn_exp.bits.packing import PackedBits
+from bnn_exp.errors import UserError
+from bnn_exp.models.mlp import MLP
+from bnn_exp.nn import binary_layers
+from bnn_exp.nn.binary import packed_at_once
+from bnn_exp.optim import Rule
+from bnn_exp.training import engine
+from bnn_exp.training.steps.packed import PackedMLP
+from bnn_exp.training.trainer import Trainer
+
+RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "trainer.epochs=3", "trainer.batch_size=512")
+UNIT = 2.0**-24  # of fp32: half the distance of 1 to the next number
+SHAPES = [(16, 32, 32), (1, 3, 5), (37, 10, 64), (1030, 33, 100), (2500, 64, 96)]  # rows, neurons, inputs
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Of torch's BatchNorm sums differ in their last bits by the number of threads; ours add up as it does with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def bits(*shape):
+    return torch.full(shape, 0.5).bernoulli_(generator=torch.Generator().manual_seed(2))
+
+
+def some_positions(n):
+    return (torch.rand(n, generator=torch.Generator().manual_seed(3)) < 0.3).nonzero().squeeze(1)
+
+
+def near(found, exact, terms, rows):
+    """Within the bound of any order of summation: rows · u · Σ|terms| (Higham 2002, eq. 4.4)."""
+    return ((found.double() - exact).abs() <= (rows + 2) * UNIT * terms).all()
+
+
+def bit_factors(errors, x, zero):
+    """Of errors [rows, neurons] and bits x [rows, inputs]."""
+    neurons, inputs = errors.shape[1], x.shape[1]
+    return BitFactors(filled(errors, -(-neurons // 64) * 64), columns_of(pack(x)), neurons, inputs, zero)
+
+
+def values(x, zero):
+    return x * (1 - zero) + zero
+
+
+@pytest.mark.parametrize(("rows", "neurons", "inputs"), SHAPES)
+@pytest.mark.parametrize("zero", [0.0, -1.0])
+def test_the_gradient_of_weights_is_errors_times_inputs(rows, neurons, inputs, zero):
+    errors, x = normal(rows, neurons), bits(rows, inputs)
+    at, factors = some_positions(neurons * inputs), bit_factors(errors, x, zero)
+    exact, terms = (f(errors.double()).T @ f(values(x, zero).double()) for f in (lambda t: t, torch.abs))
+    found = factors.entries(at)
+    # of values −1 and 1, Σ g·x is taken as 2·Σ g[x = 1] − Σ g
+    assert found.shape == at.shape and near(found, exact.flatten()[at], (1 - 2 * zero) * terms.flatten()[at], rows)
+    assert near(factors.whole(), exact, terms, rows)
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (37, 10, 64), (600, 70, 100)])
+@pytest.mark.parametrize("zero", [0.0, -1.0])
+def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
+    x, v = bits(rows, inputs), bits(outputs, inputs)
+    sums = bit_sums(pack(x), PackedBits(pack(v), inputs), zero)
+    numbers = (sums.a * sums.z + sums.c)[:, :outputs]
+    assert numbers.tolist() == (values(x, zero).double() @ values(v, zero).double().T).tolist()
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (37, 10, 64), (600, 70, 101)])
+@pytest.mark.parametrize("zero", [0.0, -1.0])
+@pytest.mark.parametrize("ink", [0.1, 1.0])  # the fraction of pixels that are not 0, about
+@pytest.mark.parametrize("vnni", [True, False])
+def test_sums_of_pixels_are_exact(rows, outputs, inputs, zero, ink, vnni, monkeypatch):
+    if vnni and not pixels.HAS_VNNI:
+        pytest.skip("this processor has no AVX-512 VNNI")
+    monkeypatch.setattr(pixels, "HAS_VNNI", vnni)
+    chance = torch.Generator().manual_seed(6)
+    x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=chance)
+    x[torch.rand(rows, inputs, generator=chance) > ink] = 0
+    w = bits(outputs, inputs)
+    exact = x.double() @ values(w, zero).double().T
+    found = pixel_sums(x, PackedBits(pack(w), inputs), zero)
+    assert torch.equal(found.z[:, :outputs], exact.float() / 255)
+
+
+@pytest.mark.parametrize(("rows", "neurons", "inputs"), SHAPES)
+def test_the_gradient_of_weights_on_pixels(rows, neurons, inputs):
+    errors = normal(rows, neurons)
+    x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    x[:, 0] = 0  # a pixel that is never lit has the gradient 0
+    at, factors = some_positions(neurons * inputs), PixelFactors(filled(errors, 128), x, neurons)
+    exact, terms = (e.T @ (x.double() / 255) for e in (errors.double(), errors.double().abs()))
+    found = factors.entries(at)
+    assert near(found, exact.flatten()[at], terms.flatten()[at], rows) and near(factors.whole(), exact, terms, rows)
+    assert (found[at % inputs == 0] == 0).all()
+
+
+@pytest.mark.parametrize(("rows", "neurons", "inputs"), [(64, 32, 32), (67, 96, 64), (300, 64, 100), (70, 10, 32), (3, 32, 5)])
+@pytest.mark.parametrize("zero", [0.0, -1.0])
+@pytest.mark.parametrize("look_up", [True, False])
+def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, zero, look_up, monkeypatch):
+    if look_up and not backward.LOOKS_UP:
+        pytest.skip("this processor has no AVX-512")
+    monkeypatch.setattr(backward, "LOOKS_UP", look_up)
+    errors, v, width = normal(rows, neurons), bits(neurons, inputs), -(-inputs // 64) * 64
+    to_inputs, found = ToInputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
+    to_inputs.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
+    exact, terms = (f(errors.double()) @ f(values(v, zero).double()) for f in (lambda t: t, torch.abs))
+    assert near(found[:, :inputs], exact, terms, neurons)
+
+
+@pytest.mark.parametrize("rows", [2, 64, 333])
+def test_transposed_bytes_and_bits(rows):
+    x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(transposed(x), F.pad(x.T, (0, -rows % 64)))
+    assert torch.equal(columns_of(x), pack(F.pad(unpack(x, (rows, 8 * 37)).T, (0, -rows % 64))))
+
+
+def test_packed_bits_are_read_and_flipped_where_they_lie():
+    x, at = bits(7, 13), some_positions(7 * 13)
+    packed = PackedBits(pack(x), 13)
+    assert packed.numel() == 91 and torch.equal(packed[at], x.flatten()[at])
+    assert packed.flip(at) == len(at)
+    x.view(-1)[at] = 1 - x.view(-1)[at]
+    assert torch.equal(packed.unpack(), x)
+    assert packed.flip(x == 1) == int(x.sum()) and not packed.packed.any()
+
+
+@pytest.mark.parametrize("window", [1.0, None])
+@pytest.mark.parametrize("encoding", ["bipolar", "boolean"])
+def test_a_pass_is_that_of_the_network(encoding, window):
+    """Forward, running statistics and the gradients of BatchNorms, of weights in double precision beside it."""
+    torch.manual_seed(0)
+    network = MLP(37, 5, hidden_size=70, encoding=encoding, window=window)
+    exact, received, rows = copy.deepcopy(network), {}, 300
+    x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
+    labels = torch.arange(rows) % 5
+    packed = PackedMLP(network, OnCPU(), lambda layer, factors: received.update({layer: factors.whole()}))
+    for model in (packed, exact):
+        F.cross_entropy(model(x), labels).backward()
+    for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):
+        ours = network.norms[i]
+        torch.testing.assert_close(received[i], layer.weight.grad, rtol=1e-4, atol=1e-7)
+        assert torch.equal(ours.running_mean, norm.running_mean) and ours.num_batches_tracked == 1
+        torch.testing.assert_close(ours.running_var, norm.running_var)
+        for name in ("weight", "bias"):
+            torch.testing.assert_close(getattr(ours, name).grad, getattr(norm, name).grad, rtol=1e-4, atol=1e-7)
+    network.eval(), exact.eval()
+    torch.testing.assert_close(packed(x), exact(x))
+
+
+def test_threads_share_the_work_and_change_nothing():
+    before, ends = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            trainer = trainer_of(*RANDOM, "trainer.engine=packed", "trainer.batch_size=700")
+            ends.append((trainer.epoch()["train_loss"], bits_sha256(trainer.network), trainer.network.norms[0].weight.tolist()))
+    finally:
+        torch.set_num_threads(before)
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*RANDOM, "delta=0.1"),
+        (*RANDOM, "model.encoding=boolean", "delta=0.01", "real_optimizer=sgd"),
+        (*RANDOM, "model.hidden_size=100", "trainer.batch_size=100"),
+        (*RANDOM, "delta=0.9", "model.binarize_logits=true"),
+        ("optimizer=hypermask_top", "delta=0.1", "model.batch_norm.affine=false"),
+        ("optimizer=counter_4bit", "freeze=1"),
+        ("optimizer=bop", "model.num_layers=1"),
+    ],
+    ids=" ".join,
+)
+def test_both_engines_end_with_the_same_bits(overrides):
+    few = ("trainer.epochs=3", "trainer.batch_size=512")  # steps: sooner or later rounding decides a flip
+    dense, packed = (trainer_of(*few, *overrides, f"trainer.engine={name}") for name in ("dense", "packed"))
+    assert (dense.engine, packed.engine) == ("dense", "packed")
+    start = bits_sha256(dense.network)
+    for _ in range(3):
+        metrics = [{k: v for k, v in t.epoch().items() if k in ("flips", "delta", "train_accuracy")} for t in (dense, packed)]
+        assert metrics[0] == metrics[1]
+        assert bits_sha256(dense.network) == bits_sha256(packed.network) != start
+
+
+@pytest.mark.parametrize("rule", [(*RANDOM, "delta=0.1"), ("optimizer=counter",)])
+def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
+    monkeypatch.setattr(backward, "LOOKS_UP", False)
+    test_both_engines_end_with_the_same_bits(rule)
+
+
+def test_a_loss_that_is_no_number_is_named():
+    trainer = trainer_of("trainer.engine=packed", "real_optimizer=sgd", "real_optimizer.lr=1e38")
+    with pytest.raises(UserError, match="the loss is inf at epoch 1, batch 2"):
+        trainer.epoch()
+
+
+def differing_flips(overrides, steps, monkeypatch):
+    """Steps of both trainers from the same state: flips, those that differ, and of these the ones with |g| above rounding.
+
+    Rounding is what the order of summation may change: rows · u · Σ |error · input|, where no input is greater than 1, once for
+    each engine and once for the errors, which are sums in another order themselves.
+    """
+    rounding, original = {}, Rule.step_packed
+
+    def watched(rule, i, g):
+        rounding[i] = 3 * len(g.errors) * UNIT * g.errors.abs().sum(0)[: g.neurons, None]
+        original(rule, i, g)
+
+    monkeypatch.setattr(Rule, "step_packed", watched)
+    dense, packed = (trainer_of(*RANDOM, *overrides, f"trainer.engine={name}") for name in ("dense", "packed"))
+    flips = differing = unexplained = 0
+    batches = [(epoch, batch, rows) for epoch in range(3) for batch, rows in enumerate(dense._batches(epoch))]
+    for epoch, batch, rows in batches[:steps]:
+        packed.load(dense.state())
+        before = [p.clone() for p in dense.binary.tensors()]
+        for trainer in (dense, packed):
+            trainer.network.train()
+            for module in trainer.frozen:
+                module.eval()
+            trainer.train_on(epoch, batch, rows)
+        theirs = [layer.bits()["weight"] for _, layer in binary_layers(packed.network)]
+        for i, (old, p, q) in enumerate(zip(before, dense.binary.tensors(), theirs, strict=True)):
+            flips += int((p != old).sum())
+            if (p != q).any():
+                differing += int((p != q).sum())
+                unexplained += int(((p != q) & (p.grad.abs() > rounding[i])).sum())
+    return flips, differing, unexplained
+
+
+def test_flips_that_differ_have_a_gradient_below_rounding(monkeypatch):
+    """A frozen beginning has outputs that never change: the gradients of the weights on them are nothing but rounding."""
+    flips, differing, unexplained = differing_flips(("freeze=2", "delta=0.5"), 9, monkeypatch)
+    assert flips > 1000 and unexplained == 0 and differing <= flips / 100
+
+
+def test_mnist_flips_are_the_same(mnist_folder, monkeypatch):
+    overrides = ("dataset=mnist", f"dataset.path={mnist_folder}", "trainer.batch_size=4096", "delta=0.1")
+    flips, differing, unexplained = differing_flips(overrides, 6, monkeypatch)
+    assert flips > 10_000 and unexplained == 0 and differing <= flips / 1000
+
+
+def test_a_run_goes_on_by_the_other_engine():
+    straight, first, second = (trainer_of(*RANDOM, f"trainer.engine={name}") for name in ("dense", "dense", "packed"))
+    for _ in range(3):
+        straight.epoch()
+    first.epoch()
+    second.load(first.state())
+    second.epoch()
+    first.load(second.state())
+    first.epoch()
+    assert bits_sha256(first.network) == bits_sha256(straight.network)
+
+
+def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
+    original = Trainer.step
+    small = (*RANDOM, "model.hidden_size=32")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
+        run = bnn_train(*small, "trainer.engine=dense").runs[0]
+    done = bnn_train(f"resume={run}", "trainer.engine=packed")
+    assert done.code == 0 and "resumed after epoch 0, batch 1" in done.out
+    assert "engine: packed" in (run / "config.yaml").read_text()
+    straight = bnn_train(*small, "hydra.run.dir=straight").runs
+    assert summary(run)["bits_sha256"] == summary(next(d for d in straight if d.name == "straight"))["bits_sha256"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true", "trainer.precision=bf16",
+     "trainer.compile=true", "trainer.devices=2", "model.encoding=centred", "model.hidden_size=40000"],
+)  # fmt: skip
+def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, overrides):
+    rule = () if overrides.startswith("optimizer") else RANDOM  # latent_adam chooses model.weights=latent
+    refused = bnn_train(*rule, overrides, "trainer.engine=packed")
+    assert refused.code == 2 and refused.err.count("\n") <= 2 and "trainer.engine=packed" in refused.err
+    assert overrides.partition("=")[0].partition(".")[2] in refused.err and not refused.runs
+    assert engine.choose(settings_of(*rule, overrides), "cpu") == "dense"
+
+
+def test_lean_memory_packs_bits_as_they_are_made_and_changes_none():
+    fast, lean = (trainer_of(*RANDOM, "trainer.engine=packed", f"trainer.memory={memory}") for memory in ("fast", "lean"))
+    with packed_at_once():
+        network = MLP(37, 5, hidden_size=70)
+    assert [layer.weight.shape for layer in network.layers] == [(70, 5), (70, 9), (70, 9), (5, 9)]
+    fast.epoch(), lean.epoch()
+    assert bits_sha256(fast.network) == bits_sha256(lean.network)
+
+
+def test_waiting_threads_sleep_on_a_cpu_unless_the_user_says_how_they_wait(monkeypatch):
+    for given, device, expected in (
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "cpu", {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({}, "cuda:0", {}),
+        ({}, "cpu", {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({}, "auto", {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ):
+        monkeypatch.setattr(engine.os, "environ", given)
+        engine.let_waiting_threads_sleep(device)
+        assert given == expected
+
+
+def test_auto_packs_bits_on_a_cpu():
+    assert (
+        engine.choose(settings_of(*RANDOM), "cpu")
+        == engine.choose(settings_of("optimizer=counter", "trainer.batch_size=512"), "cpu")
+        == "packed"
+    )
+    assert engine.choose(settings_of(*RANDOM), "cuda") == "dense"

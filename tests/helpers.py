@@ -1,0 +1,352 @@
+"""What several tests share: settings and trainers, small datasets, the command, the pages of a run."""
+
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import struct
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnn_exp.errors import UserError
+from bnn_exp.models.mlp import MLP
+from bnn_exp.records.runs import Record
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, "-m", "bnn_exp")  # bnn-train, wherever it is installed, or in a source tree
+RNG = np.random.default_rng(0)
+TINY = ("model.hidden_size=8", "trainer.epochs=3", "trainer.batch_size=64", "trainer.limit_batches=4")
+VOID = {"meta", "img", "link", "br", "input"}
+EVIL = ["<script>alert(1)</script>", "\"'&amp;</table>", "{{ 7 * 7 }}"]
+HARD = (0.0, -0.0, 1.0, -1.0, 1e-30, -1e-38, 1e-45, 1e5, -3e3)  # scales and shifts that a step of arithmetic may trip on
+SMALL = ("model.hidden_size=32", "trainer.epochs=4", "trainer.batch_size=64", "seed=3")
+TIMES = {"train_seconds", "eval_seconds", "images_per_second"}
+aten = torch.ops.aten
+WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.unique_dim}
+MAKES = {torch.tensor, torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.rand, torch.randn, torch.randint}
+
+
+def where() -> str:
+    """The device of tests that run on both: `cuda` in `pytest -m gpu`, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_both() -> list[pytest.MarkDecorator]:
+    """The marks of tests that run on the device `where()`."""
+    return [pytest.mark.gpu] if where() == "cuda" else []
+
+
+def command(patch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command in this process and folder: its exit code."""
+    from bnn_exp.cli import main
+
+    patch.setattr(sys, "argv", ["bnn-train", *arguments])
+    try:
+        return main()
+    except SystemExit as error:
+        return error.code or 0
+
+
+def code_of(page: str) -> list[str]:
+    """The Python code of a page of docs/, block by block."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def forkserver():
+    """Starts processes from a server that has imported torch once, as the ranks of the command are."""
+    from bnn_exp.training.distributed.launch import PRELOAD
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, "bnn_exp.training.run", "pytest", "helpers"])
+    return context
+
+
+def real(name: str) -> Path:
+    folder = Path(os.environ.get("BNN_EXP_DATA", "")) / name
+    if "BNN_EXP_DATA" not in os.environ or not folder.is_dir():
+        pytest.skip(f"needs the real dataset: set BNN_EXP_DATA to a folder that holds {name}/ in the hub's layout")
+    return folder.resolve()
+
+
+def write_dataset(folder: Path, train, test, label_names=("no", "yes"), labels=True) -> Path:
+    """A dataset as the hub serves it: one parquet a split. `train` and `test` are lists of images (uint8 arrays)."""
+    import datasets
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, images in (("train", train), ("test", test)):
+        features = {"picture": datasets.Image()} | ({"kind": datasets.ClassLabel(names=list(label_names))} if labels else {})
+        columns = {"picture": images} | ({"kind": [i % len(label_names) for i in range(len(images))]} if labels else {})
+        table = datasets.Dataset.from_dict(columns, datasets.Features(features))
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def random_images(count: int, height: int = 6, width: int = 5) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (height, width), dtype=np.uint8) for _ in range(count)]
+
+
+def plain_config(*overrides: str) -> dict:
+    """The plain values of a configuration."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    from bnn_exp.cli import CONF
+    from bnn_exp.config import versions
+
+    with hydra.initialize_config_dir(str(CONF), **versions.HYDRA):
+        return OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)
+
+
+def settings_of(*overrides: str):
+    """The settings that the overrides give."""
+    from hydra import compose, initialize_config_dir
+
+    from bnn_exp.cli import CONF
+    from bnn_exp.config import versions
+    from bnn_exp.config.settings import load_settings
+
+    with initialize_config_dir(str(CONF), **versions.HYDRA):
+        return load_settings(compose("config", list(overrides)))
+
+
+def trainer_of(*overrides: str):
+    """A new Trainer on digits, on the CPU unless they say `device=cuda`, for the configuration that the overrides give."""
+    return trainer_for(settings_of(*overrides))
+
+
+def trainer_for(settings, ranks=None):
+    """The same for settings; with `ranks`, that of one rank."""
+    from bnn_exp.training.plan import Plan
+    from bnn_exp.training.setup import prepare
+
+    return prepare(Plan(settings, {}, None, device="cuda:0" if settings.device == "cuda" else "cpu"), Path(), ranks)
+
+
+def picture():
+    return Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+
+def pictures(root, classes, n=4, make=picture, suffix="png", splits=("train/", "test/")) -> Path:
+    """SPLIT/CLASS/0.png … of `n` pictures each; the splits end in a slash."""
+    for split in splits:
+        for name in classes:
+            folder = Path(f"{root}/{split}{name}")
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(n):
+                make().save(folder / f"{i}.{suffix}")
+    return Path(root)
+
+
+def table(file, labels, names, images=None):
+    """A parquet file with the classes `names`; labels are plain values where `names` is None."""
+    import datasets
+
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value(names or _kind(labels))
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"image": images or [picture() for _ in labels], "label": labels}
+    datasets.Dataset.from_dict(columns, features).to_parquet(file)
+
+
+def _kind(labels):
+    return {str: "string", bool: "bool", int: "int64"}[type(labels[0])]
+
+
+def own(path, **settings):
+    """The dataset in a folder of one's own."""
+    from bnn_exp.data.sources import read
+
+    return read("local", path=str(path), **settings)
+
+
+def refused(path, **settings) -> str:
+    """Returns the two or three lines that refuse a folder."""
+
+    with pytest.raises(UserError) as error:
+        own(path, **settings)
+    lines = str(error.value).splitlines()
+    assert 2 <= len(lines) <= 3 and max(map(len, lines)) < 500
+    return str(error.value)
+
+
+def idx(values: np.ndarray) -> bytes:
+    """The content of an IDX file."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+class Page(HTMLParser):
+    """The elements of a page as (tag, attributes, text), in the order in which they end; every one must be closed."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.text, self.open, self.elements = text, [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        if tag in VOID:
+            self.elements.append((tag, dict(attributes), ""))
+        else:
+            self.open.append((tag, dict(attributes), []))
+
+    def handle_endtag(self, tag):
+        name, attributes, texts = self.open.pop()
+        assert name == tag
+        self.elements.append((tag, attributes, "".join(texts)))
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), ""))
+
+    def handle_data(self, data):
+        for _, _, texts in self.open:
+            texts.append(data)
+
+    def all(self, tag, **having):
+        return [e for e in self.elements if e[0] == tag and all(e[1].get(key) == value for key, value in having.items())]
+
+    def rows(self):
+        """The cells of every row of every table, as texts."""
+        rows, cells = [], []
+        for tag, _, text in self.elements:
+            if tag in ("td", "th"):
+                cells.append(" ".join(text.split()))
+            elif tag == "tr":
+                rows.append(cells)
+                cells = []
+        return rows
+
+    def charts(self):
+        """The values of each chart by its title."""
+        titles = [e[2] for e in self.elements if e[0] in ("h3", "script")]
+        return {title: json.loads(values) for title, values in pairwise(titles) if values.startswith('{"')}
+
+
+def record_of(count: int, layers: int, classes: list[str], **summary) -> Record:
+    """A run of `count` epochs as its files would tell it; all numbers random."""
+    rng = np.random.default_rng(0)
+    names = [f"layers.{i}.weight" for i in range(layers)]
+    lines = []
+    for i in range(count):
+        numbers = rng.random(6).tolist()
+        line = {"epoch": i + 1, "train_loss": numbers[0], "train_seconds": numbers[1], "eval_seconds": numbers[2]}
+        line |= {"images_per_second": 1e4 * numbers[3], "train_accuracy": 100 * numbers[4], "test_accuracy": 100 * numbers[5]}
+        line |= {"delta": 0.1, "flips": dict(zip(names, rng.integers(0, 999, layers).tolist(), strict=True))}
+        lines.append(line | {"ones": dict(zip(names, rng.integers(450, 550, layers).tolist(), strict=True))})
+    about = {"kind": "BinaryLinear", "output": [64], "binary": 1000, "real": 0, "multiply_adds": 1000}
+    facts = {
+        "status": "completed",
+        "classes": classes,
+        "confusion": rng.integers(0, 50, (len(classes), len(classes))).tolist(),
+        "layers": [{"name": name.removesuffix(".weight"), **about} for name in names],
+    }
+    return Record(Path("run"), {"trainer": {"epochs": count}}, facts | summary, lines)
+
+
+@torch.no_grad()
+def with_any_norms(network: nn.Module) -> nn.Module:
+    """The network in evaluation, its BatchNorms drawn anew: a third of their numbers from `HARD`, variances down to 0."""
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)):
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            if tensor is not None:
+                tensor.normal_(0, 10 ** torch.empty(()).uniform_(-3, 2).item())
+                hard = torch.tensor(HARD)[torch.randint(0, len(HARD), tensor.shape)]
+                tensor.copy_(torch.where(torch.rand_like(tensor) < 1 / 3, hard, tensor))
+        norm.running_var.uniform_(0, 100).mul_(torch.rand_like(norm.running_var) > 0.1)
+    return network.eval()
+
+
+def following(text: str) -> list[str]:
+    """The arguments of the only `next` line in what a command says, as a shell reads it."""
+    (line,) = re.findall(r"^next(?: \([^)]*\))?: bnn-train ?(.*)$", text, re.MULTILINE)
+    return shlex.split(line)
+
+
+def epochs(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(lines):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def small_trainer(*overrides, mask="top", real="sgd"):
+    return trainer_of(*SMALL, "optimizer=hypermask", f"optimizer.mask={mask}", f"real_optimizer={real}", *overrides)
+
+
+def other_data(folder, seed=0):
+    """A folder of 8×8 pictures of ten classes, two test pictures each, of another content for each seed."""
+    rng = np.random.default_rng(seed)
+    for split in ("train", "test"):
+        for name in "0123456789":
+            (folder / split / name).mkdir(parents=True)
+            for i in range(2):
+                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def study_run(directory: Path, seed: int, accuracy: float, epochs: int = 4, status="completed", **config) -> Record:
+    lines = record_of(epochs, 1, []).epochs
+    lines[-1]["test_accuracy"] = accuracy
+    summary = {"status": status, "test_accuracy": accuracy, "train_seconds": 3.0, "epochs": epochs, "error": None}
+    return Record(directory, {**config, "seed": seed}, summary, lines)
+
+
+class WaitsForTheGPU(RuntimeError):
+    pass
+
+
+class NeverWaits(TorchDispatchMode):
+    """Refuses what would make Python wait for a GPU: to read a number there, and tensors that are made on the CPU."""
+
+    def __enter__(self):
+        self.makes = Makes()
+        self.makes.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.makes.__exit__(*error)
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        packet = operator.overloadpacket
+        boolean = packet == aten.index and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if packet in WAITS or boolean:
+            raise WaitsForTheGPU(operator)
+        return operator(*args, **(kwargs or {}))
+
+
+class Makes(TorchFunctionMode):
+    """Refuses to make a tensor where nobody says."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in MAKES and (kwargs or {}).get("device") is None:
+            raise WaitsForTheGPU(function)
+        return function(*args, **(kwargs or {}))
+
+
+def random_mlp(seed: int) -> tuple[MLP, torch.Tensor]:
+    """A network of any shape and norms in evaluation, and pictures for it."""
+    torch.manual_seed(seed)
+    inputs, hidden = (int(torch.randint(1, n, ())) for n in (100, 90))
+    encoding = ("boolean", "bipolar", "centred")[seed % 3]
+    network = with_any_norms(MLP(inputs, 10, hidden, 1 + seed % 4, encoding, 1.0, seed % 5 == 4))
+    return network, torch.randint(0, 256, (200, 1, 1, inputs), dtype=torch.uint8)

@@ -1,0 +1,196 @@
+"""Steps as a GPU gets them: recorded and replayed, and never waited for. Here a stand-in for CUDA notes every operation."""
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import NeverWaits, WaitsForTheGPU, settings_of, trainer_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bnn_exp.bits import bits_sha256, device
+from bnn_exp.errors import UserError
+from bnn_exp.training import engine
+from bnn_exp.training.steps.recorded import Graphs
+
+SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "trainer.engine=dense")
+RULES = [
+    *(f"optimizer=hypermask optimizer.mask={mask}" for mask in ("random", "top", "ewm", "wpm")),
+    *(f"optimizer={name}" for name in ("counter", "bop", "bop2", "cema", "bold", "latent_sgd model.weights=latent")),
+]
+
+
+class Tape(TorchDispatchMode):
+    """In place of a CUDA graph: what happens in it, to be done on the same tensors later. As it ends nothing has happened."""
+
+    def __init__(self):
+        super().__init__()
+        self.notes, self.undo = [], []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = (
+            zip(operator._schema.arguments, args, strict=False),
+            ((a, kwargs.get(a.name)) for a in operator._schema.arguments),
+        )
+        for argument, x in (pair for pairs in given for pair in pairs):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written or argument.name.startswith("running_"):  # of batch norm, which does not say so
+                self.undo += [(t, t.detach().clone()) for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
+        results = operator(*args, **kwargs)
+        self.notes.append((operator, args, kwargs, results))
+        return results
+
+    @torch.no_grad()
+    def rewind(self):
+        for t, before in reversed(self.undo):
+            t.copy_(before)
+
+    def pool(self):
+        return "a pool"
+
+    @torch.no_grad()
+    def replay(self):
+        for operator, args, kwargs, results in self.notes:
+            again = operator(*args, **kwargs)
+            for place, x in zip(tree_leaves(results), tree_leaves(again), strict=True):
+                if isinstance(x, torch.Tensor) and x.data_ptr() != place.data_ptr():
+                    place.copy_(x)
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """All tapes that were recorded."""
+    made, stream = [], SimpleNamespace(wait_stream=lambda other: None)
+
+    def new():
+        made.append(Tape())
+        return made[-1]
+
+    @contextmanager
+    def record(tape, pool, stream):
+        assert pool == (None if len(made) == 1 else "a pool") and stream is not None
+        with tape, NeverWaits():
+            yield
+        tape.rewind()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", new)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    return made
+
+
+def test_what_was_recorded_is_done_anew_for_every_shape(tapes):
+    kept = torch.zeros(())
+    graphs = Graphs(lambda x: (kept.add_(1), [x * 2.0 + kept]))
+    for i, x in enumerate(
+        [torch.arange(3.0), torch.ones(3), torch.zeros(2), torch.full((3,), 5.0), torch.ones(2), -torch.ones(2)]
+    ):
+        _, (found,) = graphs(x)
+        assert found.tolist() == (2 * x + i + 1).tolist()
+    assert len(tapes) == 2
+
+
+def waits(x):
+    return torch.tensor(x.sum().item())
+
+
+def test_what_cant_be_recorded_is_done_as_usual_and_said_once(tapes, caplog):
+    graphs, x = Graphs(waits), torch.ones(3)
+    assert [graphs(i * x).item() for i in range(4)] == [0, 3, 6, 9] and len(tapes) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "aten._local_scalar_dense" in caplog.text
+
+
+def test_a_recording_that_is_required_must_be_made(tapes):
+    graphs, x = Graphs(waits, required=True), torch.ones(3)
+    graphs(x)
+    with pytest.raises(WaitsForTheGPU):
+        graphs(x)
+
+
+@pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg model.channels=[8,8]"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_replayed_training_is_the_same_training(model, precision, tapes):
+    ends = []
+    for replayed in (False, True):
+        overrides = (f"model={model} dataset.limit=150 trainer.batch_size=32 trainer.engine=dense trainer.epochs=2").split()
+        trainer = trainer_of(*overrides, f"trainer.precision={precision}")
+        if replayed:
+            trainer.passes = trainer._replayed
+        metrics = [trainer.epoch() for _ in range(2)]
+        ends.append((bits_sha256(trainer.network), [(m["train_loss"], m["train_accuracy"], m["flips"]) for m in metrics]))
+        state = trainer.network.state_dict()
+        ends[-1] += ({name: t.tolist() for name, t in state.items() if "norm" in name},)
+    assert ends[0] == ends[1] and len(tapes) == 2  # of whole batches and of the last
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("model", ["mlp", "bncvl"])
+def test_no_step_waits_for_a_gpu(rule, model, monkeypatch):
+    if "latent" not in rule:
+        rule += " model.weights=bits"
+    trainer = trainer_of(f"model={model}", *rule.split(), "real_optimizer=sgd", *SMALL[2:])
+    monkeypatch.setattr(device, "on_host", lambda where: False)
+    rows = trainer._batches(0)
+    before = trainer.binary.flips[0].clone()
+    with NeverWaits():
+        for batch in range(2):
+            trainer.train_on(0, batch, rows[batch])
+    assert trainer.binary.flips[0] >= before
+
+
+def test_a_wait_would_be_seen():
+    x = torch.ones(3)
+    for wait in (
+        lambda: x.sum().item(),
+        lambda: x[x > 0],
+        lambda: (x > 0).nonzero(),
+        lambda: bool(x[0]),
+        lambda: torch.zeros(3),
+    ):
+        with pytest.raises(WaitsForTheGPU), NeverWaits():
+            wait()
+
+
+def test_a_mask_on_a_gpu_flips_what_one_on_the_cpu_flips(monkeypatch):
+    for mask in ("top", "ewm", "wpm"):
+        ends = []
+        for there in (True, False):
+            with monkeypatch.context() as patch:
+                patch.setattr(device, "on_host", lambda where, there=there: there)
+                trainer = trainer_of("optimizer=hypermask", f"optimizer.mask={mask}", *SMALL)
+                trainer.epoch()
+            ends.append(bits_sha256(trainer.network))
+        assert ends[0] == ends[1]
+
+
+def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
+    monkeypatch.setattr(device, "on_host", lambda where: False)
+    trainer = trainer_of("optimizer=hypermask", "optimizer.mask=random", "delta=0.3", "optimizer.schedule=constant", *SMALL)
+    w = trainer.binary.tensors()[1]
+    before = w.detach().clone()
+    w.grad = torch.where(before > 0, 1.0, -1.0)  # wants every bit flipped
+    trainer.binary.step()
+    flipped = (w != before).double().mean()
+    assert abs(flipped - 0.3) < 5 * (0.3 * 0.7 / w.numel()) ** 0.5 and trainer.binary.flips[1] == (w != before).sum()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hindrance"),
+    [
+        ((), "device=cpu"),
+        (("trainer.memory=lean",), "trainer.memory=lean"),
+        (("trainer.final_batch_size=128",), "trainer.final_batch_size=128"),
+        (("trainer.devices=2",), "trainer.devices=2"),
+    ],
+)
+def test_where_steps_are_recorded(overrides, hindrance):
+    on = "cpu" if not overrides else "cuda:0"
+    assert engine.records(settings_of("trainer.graphs=true"), "cuda:0")
+    assert engine.records(settings_of(), "cuda") and not engine.records(settings_of("trainer.graphs=false"), "cuda")
+    assert not engine.records(settings_of(*overrides), on)
+    with pytest.raises(UserError, match=f"trainer.graphs=true: not with {hindrance}"):
+        engine.records(settings_of("trainer.graphs=true", *overrides), on)

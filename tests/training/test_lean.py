@@ -1,0 +1,169 @@
+"""trainer.memory=lean: the same bits as `fast`, in fewer bytes; and the table of where the bytes go."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from helpers import trainer_of
+
+from bnn_exp.bits import bits_sha256
+from bnn_exp.training.memory.footprint import saved_by_mlp
+from bnn_exp.training.steps.low_memory import Bits, Saving, Whole, compact, restored
+
+SMALL = ("trainer.epochs=2", "trainer.batch_size=128", "dataset.limit=512", "trainer.engine=dense", "trainer.threads=1")
+MLP = ("model.hidden_size=64",)
+RULE = ("optimizer=counter",)
+BNCVL = ("model=bncvl", "model.weights=bits", "model.channels=[8,16]", "model.dense=[32]")
+VGG = ("model=vgg", "model.channels=[16,32]")
+
+
+def trainer(*overrides):
+    return trainer_of(*SMALL, *overrides)
+
+
+def random(shape, *ends, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(*ends, shape, generator=draw).to(dtype)
+
+
+def nhwc(t):
+    return t.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind", "size"),
+    [
+        (random((65, 33), 0, 2), Bits, -(-65 * 33 // 8)),
+        (random((65, 33), 0, 2) - 0.5, Bits, -(-65 * 33 // 8)),
+        (2 * random((64, 40), 0, 2, dtype=torch.bfloat16).t() - 1, Bits, 320),
+        (nhwc(random((8, 4, 9, 11), 0, 2, dtype=torch.bool)), Bits, 396),
+        (torch.full((2000,), -1.5), Bits, 250),
+        (random((50, 60), -(2**15), 2**15), Whole, 6000),
+        (nhwc(random((2, 8, 16, 16), -(2**15), 2**15) / 4), Whole, 8192),
+        (random((50, 60), 0, 900, dtype=torch.int64), Whole, 6000),
+        (random((50, 60), -(2**16), 2**16), torch.Tensor, None),
+        (torch.cat([torch.zeros(5000), torch.tensor([0.3, 1.0])]), torch.Tensor, None),
+        (torch.cat([torch.zeros(5000), torch.tensor([float("nan"), 1.0])]), torch.Tensor, None),
+        (random((1, 30), 0, 2).expand(100, 30), torch.Tensor, None),
+    ],
+)
+def test_a_saved_tensor_comes_back_as_it_was(tensor, kind, size):
+    kept = compact(tensor)
+    assert isinstance(kept, kind) and (size is None or kept.data.nbytes == size)
+    back = restored(kept)
+    torch.testing.assert_close(back, tensor, rtol=0, atol=0, equal_nan=True)
+    assert back.dtype == tensor.dtype and back.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MLP,
+        (*MLP, "model.encoding=boolean"),
+        (*MLP, "model.encoding=centred"),
+        (*MLP, "trainer.precision=bf16"),
+        (*BNCVL, *RULE),
+        VGG,
+    ],
+)
+def test_gradients_are_the_same_to_the_bit(model):
+    gradients, saved = [], []
+    for memory in ("fast", "lean"):
+        one = trainer(*model)
+        if memory == "lean":
+            one.footprint.hooks = Saving(one.network)
+        one.network.train()
+        one.predict(*one.first_pictures(128))[0].backward()
+        gradients.append([p.grad for p in one.network.parameters()])
+        saved.append(one.footprint.bytes().saved)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert saved[1] < saved[0]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*MLP, *RULE),
+        (*MLP, "optimizer=hypermask", "optimizer.mask=random", "model.encoding=boolean"),
+        (*MLP, "optimizer=hypermask", "optimizer.mask=top", "freeze=1", "trainer.final_batch_size=200"),
+        (*MLP, "optimizer=hypermask", "optimizer.mask=ewm", "model.encoding=centred"),
+        (*MLP, "optimizer=bop2", "real_optimizer=sgd"),
+        (*BNCVL, *RULE, "model.normalization=sample"),
+        (*VGG, "optimizer=bop"),
+    ],
+)
+def test_it_ends_with_the_bits_of_fast_also_where_they_take_turns(overrides):
+    straight = trainer(*overrides)
+    expected = [straight.epoch(), straight.epoch()]
+    for first, second in (("fast", "lean"), ("lean", "fast")):
+        begun, resumed = (trainer(*overrides, f"trainer.memory={memory}") for memory in (first, second))
+        lines = [begun.epoch()]
+        resumed.load(begun.state())
+        lines.append(resumed.epoch())
+        assert bits_sha256(resumed.network) == bits_sha256(straight.network)
+        for line, of_fast in zip(lines, expected, strict=True):
+            assert (line["train_loss"], line["flips"]) == (of_fast["train_loss"], of_fast["flips"])
+
+
+def test_no_gradient_of_bits_is_kept():
+    lean, fast = trainer(*MLP, "trainer.memory=lean"), trainer(*MLP)
+    bits = [p.nbytes for p in lean.binary.tensors()]
+    reals = sum(p.nbytes for p in lean.network.parameters()) - sum(bits)
+    for one, most in ((lean, max(bits)), (fast, sum(bits))):
+        one.predict(*one.first_pictures(128))[0].backward()
+        one.update()
+        assert all((p.grad is None) == (one is lean) for p in one.binary.tensors())
+        assert most <= one.footprint.bytes().gradients <= most + reals
+
+
+@pytest.mark.parametrize("model", [MLP, (*MLP, "model.encoding=boolean", "model.window=null"), BNCVL])
+def test_the_bytes_under_adam_are_those_of_such_a_training(model):
+    ours = trainer(*model, *RULE, "trainer.memory=lean")
+    ours.epoch()
+    model = [override for override in model if not override.startswith("model.weights")]
+    twin = trainer(*model, "model.weights=latent", "optimizer=latent_adam", "real_optimizer=adam")
+    twin.epoch()
+    real = asdict(twin.footprint.bytes(twin.binary, *(optimizer for optimizer, _ in twin.real)))
+    expected = asdict(ours.footprint.under_adam(dense=True))
+    steps = 4 * len(list(twin.network.parameters()))  # which Adam counts for each
+    assert real == expected | {"state": expected["state"] + steps}
+    if ours.settings.model.name == "mlp":
+        assert saved_by_mlp(ours.network, ours.footprint.rows) == real["saved"]
+
+
+def test_the_table_is_in_the_summary_and_on_the_page(bnn_train, summary):
+    run = bnn_train("trainer=smoke", "trainer.memory=lean", *MLP, *RULE, "trainer.engine=dense").runs[0]
+    memory = summary(run)["memory"]
+    weights = 64 * 64 + 2 * 64**2 + 64 * 10
+    reals = 2 * (3 * 64 + 10)
+    assert memory["run"]["weights"] == 4 * (weights + reals)
+    assert memory["run"]["state"] - 8 * reals - weights in range(100)
+    assert memory["adam"]["state"] == 8 * (weights + reals)
+    page = (run / "report.html").read_text()
+    for numbers in memory.values():
+        assert all(f"{number:,}" in page for number in (*numbers.values(), sum(numbers.values())))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("trainer.diagnostics=true",), "trainer.diagnostics=true"),
+        (("trainer.devices=2",), "trainer.devices=2"),
+        (("trainer.compile=true",), "trainer.compile=true"),
+        (("model.weights=latent", "optimizer=latent_adam"), "optimizer=latent_adam"),
+        (("trainer.memory=tiny",), "fast"),
+    ],
+)
+def test_what_needs_all_gradients_is_refused(bnn_train, tmp_path, overrides, said):
+    done = bnn_train("trainer.memory=lean", *overrides)
+    assert done.code == 2 and said in done.err and "allowed: " in done.err and len(done.err.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resume_may_name_the_memory(copy_of_run, bnn_train, tmp_path):
+    run = copy_of_run(tmp_path / "run", "trainer=smoke", *MLP)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
+    done = bnn_train(f"resume={run}", "trainer.memory=lean")
+    assert done.code == 0 and "memory: lean" in (run / "config.yaml").read_text(), done.err
