@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     rng = random.Random(asked.seed)
-    overrides = list(dict.fromkeys(["trainer.threads=1", *asked.overrides]))
+    overrides = list(dict.fromkeys(["engine.threads=1", *asked.overrides]))
     signal.signal(signal.SIGHUP, lambda *_: None)  # under nohup the runs would ignore it too; a handler is not inherited
     try:
         if asked.on_disk:

@@ -188,7 +188,7 @@ def benchmark(asked: Asked) -> str:
     folder, name = (_into(asked, file, run_of(file)), _named("benchmark", file)) if file else (asked.directory, "benchmark")
     with tempfile.TemporaryDirectory() as temporary:
         model = _as_deployed(file, Path(temporary)) if file else _untrained(settings, asked.composed, Path(temporary))
-        found = measured.benchmark(model, device, threads=settings.trainer.threads or 1, say=console().print)
+        found = measured.benchmark(model, device, threads=settings.engine.threads or 1, say=console().print)
     machine = found["machine"]
     where = f"{machine['name']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     _speeds(f"the network, on {where}", ("batch",), found["network"])

@@ -26,6 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from bnn_exp.commands.sweep import PER_RUN, with_moved_data, without_hydra
+from bnn_exp.config.migrate import migrated
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing, writing_to
@@ -157,7 +158,7 @@ def _check_same_search(directory: Path, config: DictConfig, space: Space) -> Non
 def _difference(directory: Path, config: DictConfig, space: Space) -> tuple[str, Any, Any] | None:
     """Returns the first fixed setting that differs from those of the search in `directory`, and its two values."""
     try:
-        there = values_of(without_hydra(OmegaConf.load(directory / "multirun.yaml")))
+        there = migrated(values_of(without_hydra(OmegaConf.load(directory / "multirun.yaml"))))
     except Exception:  # no such file, or a damaged one: YAML's and OmegaConf's errors have no common base
         return None
     asked = values_of(without_hydra(config))

@@ -131,7 +131,7 @@ def prepare_sweep(
     if torchrun_size() > 1:
         raise UserError(
             "-m under torchrun: its processes are for one run, not for a sweep\n"
-            "allowed: bnn-train -m … trainer.devices=N without torchrun, or torchrun without -m"
+            "allowed: bnn-train -m … engine.devices=N without torchrun, or torchrun without -m"
         )
     if composed.get("resume") not in (None, AUTO):
         raise UserError(

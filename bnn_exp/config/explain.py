@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bnn_exp.config.migrate import MOVED
+
 STRENGTH = "delta"  # the key that sets optimizer.delta
 SYNONYMS = {"learning_rate": "lr", "batchsize": "batch_size", "bs": "batch_size"}  # of other tools
 
@@ -65,6 +67,8 @@ def mistake(error: Mapping[str, Any], raw: dict, known: list[Key]) -> str:
 
 def unknown_key(name: str, known: list[Key]) -> str:
     """One or two lines for a key that the configuration does not have, or does not have with these choices."""
+    if new := MOVED.get(name):
+        return f"{name}: has moved\nallowed: {new}=…"
     elsewhere = sorted({choice for key in known if key.name == name for choice in key.choices})
     if elsewhere:
         return f"{name}: not a setting here\nallowed: with {name.split('.')[0]}={', '.join(elsewhere)}"

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from bnn_exp.config import explain, models, rules
 from bnn_exp.config.datasets import DATASETS, Rows
 from bnn_exp.config.losses import LOSSES
+from bnn_exp.config.migrate import migrated
 from bnn_exp.config.models import MODELS
 from bnn_exp.config.schema import Count, Fraction, Named, Place, Positive, Schedule, schema
 from bnn_exp.errors import UserError
@@ -87,14 +88,18 @@ class Trainer:
     eval_batch_size: Annotated[int, Field(ge=2)]
     limit_eval: Annotated[int, Field(ge=2)] | None = None
     loss: Annotated[str, Named(LOSSES)]
-    threads: Count | None
+    diagnostics: bool
+
+
+@schema
+class Engine:
+    name: Literal["auto", "dense", "packed"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     graphs: bool | None
-    engine: Literal["auto", "dense", "packed"]
-    error_bits: Literal[4, 8] | None
+    gradient_bits: Literal[4, 8] | None
     memory: Literal["fast", "lean"]
-    diagnostics: bool
+    threads: Count | None
     devices: Count
     sync_batch_norm: bool
     all_reduce: Literal["fp32", "int8", "sign"]
@@ -135,6 +140,7 @@ class Settings(Generic[Rule, Model, Dataset]):
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Dataset
     trainer: Trainer
+    engine: Engine
     delta: Fraction | None  # of every rule; a counter takes more by optimizer.delta
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
@@ -175,7 +181,7 @@ class Inference:
 class Training:
     name: Literal["training"]
     rounds: Annotated[int, Field(ge=3)]  # quartiles of fewer lie outside of them
-    seed_program: Place | None
+    reference_program: Place | None
 
 
 @schema
@@ -238,11 +244,11 @@ def load_settings(config: DictConfig | dict) -> Settings:
             f"optimizer={settings.optimizer.name}: can't train model.weights={weights}\n"
             f"allowed: {', '.join(f'optimizer={name}' for name in able)}"
         )
-    sent, sendable = settings.trainer.all_reduce, _sendable(settings.optimizer, weights)
+    sent, sendable = settings.engine.all_reduce, _sendable(settings.optimizer, weights)
     if sent not in sendable:
         mask = getattr(settings.optimizer, "mask", None)
         rule = f"optimizer={settings.optimizer.name}" + (f" optimizer.mask={mask}" if mask else "")
-        raise UserError(f"trainer.all_reduce={sent}: too little of a gradient for {rule}\nallowed: {', '.join(sendable)}")
+        raise UserError(f"engine.all_reduce={sent}: too little of a gradient for {rule}\nallowed: {', '.join(sendable)}")
     return settings
 
 
@@ -256,9 +262,10 @@ def load_request(config: DictConfig) -> Request:
 
 
 def _checked(kind: type, config: DictConfig | dict):
-    raw = values = config
     if isinstance(config, DictConfig):
         raw, values = OmegaConf.to_container(config), resolved(config)
+    else:
+        raw = values = migrated(config)
     values = {key: value for key, value in values.items() if (key in REQUEST) == (kind is Request)}
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))  # strictly: no text for a number

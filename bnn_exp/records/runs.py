@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from bnn_exp.config import command_line
+from bnn_exp.config.migrate import migrated
 from bnn_exp.errors import UserError
 from bnn_exp.records import metrics, summary
 
@@ -49,7 +50,9 @@ def read(directory: Path) -> Record | None:
         values = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
     except Exception:  # a damaged file: YAML's and OmegaConf's errors have no common base
         values = {}
-    return Record(directory, values if isinstance(values, dict) else {}, ended or {}, metrics.read(directory / "metrics.jsonl"))
+    return Record(
+        directory, migrated(values) if isinstance(values, dict) else {}, ended or {}, metrics.read(directory / "metrics.jsonl")
+    )
 
 
 def find(places: Iterable[Path]) -> Iterator[Record]:

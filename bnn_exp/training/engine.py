@@ -28,7 +28,7 @@ LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the f
 
 
 def choose(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
-    """`dense` or `packed`, whichever `trainer.engine` names; of `auto` the faster one. Imports no torch.
+    """`dense` or `packed`, whichever `engine` names; of `auto` the faster one. Imports no torch.
 
     Args:
         network: the network or its class, once it is known: `packed` trains an MLP, and nothing derived from it.
@@ -36,30 +36,30 @@ def choose(settings, device: str, network: "nn.Module | type[nn.Module] | None" 
     Raises:
         UserError: what is asked for needs `packed`, which can't compute this training.
     """
-    trainer, hindrance = settings.trainer, _hindrance(settings, device, network)
-    if trainer.engine == "packed" and hindrance:
-        raise UserError(f"trainer.engine=packed: not with {hindrance}\nallowed: trainer.engine=auto or dense")
-    if trainer.error_bits and (hindrance or trainer.engine == "dense"):
+    engine, hindrance = settings.engine, _hindrance(settings, device, network)
+    if engine.name == "packed" and hindrance:
+        raise UserError(f"engine=packed: not with {hindrance}\nallowed: engine=auto or dense")
+    if engine.gradient_bits and (hindrance or engine.name == "dense"):
         raise UserError(
-            f"trainer.error_bits={trainer.error_bits}: not with {hindrance or 'trainer.engine=dense'}\n"
-            "allowed: trainer.error_bits=null, or what trainer.engine=packed can train"
+            f"engine.gradient_bits={engine.gradient_bits}: not with {hindrance or 'engine=dense'}\n"
+            "allowed: engine.gradient_bits=null, or what engine=packed can train"
         )
     return _chosen(settings, device, hindrance)
 
 
 def _chosen(settings, device: str, hindrance: str) -> str:
-    trainer = settings.trainer
-    if trainer.engine != "auto":
-        return trainer.engine
+    engine = settings.engine
+    if engine.name != "auto":
+        return engine.name
     if hindrance or device != "cpu":  # on a GPU neither is measured yet
         return "dense"
-    large = trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
-    return "packed" if large or trainer.error_bits or trainer.memory == "lean" else "dense"
+    large = settings.trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
+    return "packed" if large or engine.gradient_bits or engine.memory == "lean" else "dense"
 
 
 def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
     """Returns the first setting that the packed engine can't train, in words; "" where there is none."""
-    model, trainer = settings.model, settings.trainer
+    model, engine = settings.model, settings.engine
     if model.name != "mlp":
         return f"model={model.name}, only mlp"
     needs = (
@@ -67,11 +67,11 @@ def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | No
         (model.encoding != "centred", "model.encoding=centred"),
         (model.hidden_size <= MOST_INPUTS, f"model.hidden_size={model.hidden_size}, only up to {MOST_INPUTS}"),
         (device == "cpu" or find_spec("triton"), f"device={device}, for which the package triton is missing"),
-        (device != "cpu" or trainer.precision != "bf16", "trainer.precision=bf16 on a CPU"),
-        (device == "cpu" or not trainer.error_bits, f"device={device} and trainer.error_bits={trainer.error_bits}"),
-        (not trainer.compile, "trainer.compile=true"),
-        (not trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
-        (trainer.devices == 1, f"trainer.devices={trainer.devices}, which send all gradients"),
+        (device != "cpu" or engine.precision != "bf16", "engine.precision=bf16 on a CPU"),
+        (device == "cpu" or not engine.gradient_bits, f"device={device} and engine.gradient_bits={engine.gradient_bits}"),
+        (not engine.compile, "engine.compile=true"),
+        (not settings.trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
+        (engine.devices == 1, f"engine.devices={engine.devices}, which send all gradients"),
     )
     found = next((hindrance for able, hindrance in needs if not able), "")
     if found or network is None:
@@ -85,19 +85,19 @@ def records(settings, device: str) -> bool:
     """Whether steps on that kind of device become CUDA graphs (`bnn_exp.training.steps.recorded`). Imports no torch.
 
     Raises:
-        UserError: `trainer.graphs` asks for them, and they can't be.
+        UserError: `engine.graphs` asks for them, and they can't be.
     """
-    trainer = settings.trainer
+    engine, growing = settings.engine, settings.trainer.final_batch_size
     needs = (
         (device != "cpu", f"device={device}"),
-        (trainer.devices == 1, f"trainer.devices={trainer.devices}"),
-        (trainer.memory == "fast", f"trainer.memory={trainer.memory}, which looks at what it keeps"),
-        (trainer.final_batch_size is None, f"trainer.final_batch_size={trainer.final_batch_size}: one for each epoch"),
+        (engine.devices == 1, f"engine.devices={engine.devices}"),
+        (engine.memory == "fast", f"engine.memory={engine.memory}, which looks at what it keeps"),
+        (growing is None, f"trainer.final_batch_size={growing}: one for each epoch"),
     )
     hindrance = next((hindrance for able, hindrance in needs if not able), "")
-    if trainer.graphs and hindrance:
-        raise UserError(f"trainer.graphs=true: not with {hindrance}\nallowed: trainer.graphs=null or false")
-    return not hindrance and trainer.graphs is not False
+    if engine.graphs and hindrance:
+        raise UserError(f"engine.graphs=true: not with {hindrance}\nallowed: engine.graphs=null or false")
+    return not hindrance and engine.graphs is not False
 
 
 def let_waiting_threads_sleep(device: str) -> None:
@@ -135,6 +135,6 @@ def _on_cpu(settings, steps: Callable[[], int]) -> "OnCPU":
 
     def rounding(layer: int, gradient: int) -> Rounding:
         key = number(Purpose.ROUNDING, settings.seed, steps(), layer, gradient)
-        return Rounding(settings.trainer.error_bits, key & 0xFFFFFFFF)
+        return Rounding(settings.engine.gradient_bits, key & 0xFFFFFFFF)
 
-    return OnCPU(rounding if settings.trainer.error_bits else None)
+    return OnCPU(rounding if settings.engine.gradient_bits else None)

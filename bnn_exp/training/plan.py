@@ -47,8 +47,8 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
     """
     settings = load_settings(composed)
     loggers.check(settings.logger)
-    values, devices = values_of(composed), settings.trainer.devices
-    settings = with_devices(settings, values, None if devices == 1 and not _says(overrides, "trainer.devices") else devices)
+    values, devices = values_of(composed), settings.engine.devices
+    settings = with_devices(settings, values, None if devices == 1 and not _says(overrides, "engine.devices") else devices)
     unread.check_training(settings, overrides)
     if settings.optimizer.name == "latent":
         from bnn_exp.optim.latent import Latent
@@ -83,14 +83,14 @@ def with_devices(settings: Settings, values: dict, asked: int | None) -> Setting
     started = torchrun_size()
     if started > 1 and asked not in (None, started):
         raise UserError(
-            f"trainer.devices={asked}: torchrun has started {started} processes\n"
-            f"allowed: trainer.devices={started}, or nothing said of it"
+            f"engine.devices={asked}: torchrun has started {started} processes\n"
+            f"allowed: engine.devices={started}, or nothing said of it"
         )
-    devices = started if started > 1 else asked or settings.trainer.devices
-    if devices > 127 and settings.trainer.all_reduce == "int8":
-        raise UserError(f"trainer.all_reduce=int8: the sum of {devices} devices has no room in 8 bits\nallowed: up to 127")
-    values["trainer"]["devices"] = devices
-    return replace(settings, trainer=replace(settings.trainer, devices=devices))
+    devices = started if started > 1 else asked or settings.engine.devices
+    if devices > 127 and settings.engine.all_reduce == "int8":
+        raise UserError(f"engine.all_reduce=int8: the sum of {devices} devices has no room in 8 bits\nallowed: up to 127")
+    values["engine"]["devices"] = devices
+    return replace(settings, engine=replace(settings.engine, devices=devices))
 
 
 def read(dataset: Rows) -> Arrays:
@@ -126,7 +126,7 @@ def place(dataset: Rows) -> dict[str, Any]:
 def device_for(settings: Settings) -> str:
     """The device that can train by the engine and in the memory that the settings name."""
     engine.let_waiting_threads_sleep(settings.device)
-    device = device_of(settings.device, settings.trainer.devices)
+    device = device_of(settings.device, settings.engine.devices)
     chosen = engine.choose(settings, device)
     engine.records(settings, device)
     allocator.check(settings)
@@ -147,7 +147,7 @@ def device_of(name: str, devices: int = 1) -> str:
     here = local_size(devices)
     if devices > 1 and (name.startswith("cuda:") or (here > count and (count or name == "cuda"))):
         raise UserError(
-            f"trainer.devices={devices}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}, device={name}\n"
+            f"engine.devices={devices}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}, device={name}\n"
             f"allowed: {f'up to {count} with device=cuda, ' * (count > 1)}any number with device=cpu"
         )
     if name == "auto":

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp.config import plugins
+from bnn_exp.config.migrate import migrated
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
@@ -20,7 +21,7 @@ from bnn_exp.training.plan import Plan, device_for, make_plan, read, values_of, 
 AUTO = "auto"  # resume=auto: go on if there is something to go on from, else begin
 SAID_TWICE = "delta"  # stands in optimizer.delta, which is compared
 OF_THE_COMMAND = ("min_accuracy", "which")  # no settings of a run
-MAY_CHANGE = ("resume", "device", "trainer.devices", "trainer.engine", "trainer.memory", "dataset.path", "plugins")
+MAY_CHANGE = ("resume", "device", "engine.devices", "engine.name", "engine.memory", "dataset.path", "plugins")
 
 
 def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Path) -> Plan:
@@ -140,7 +141,7 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
         raise UserError(f"{asked}: {reason}")
     values: Any = {}
     try:
-        values = OmegaConf.to_container(OmegaConf.load(file))
+        values = migrated(OmegaConf.to_container(OmegaConf.load(file)))
         load_settings(values)
     except Exception as error:
         reason = str(error).splitlines()[0]
@@ -167,7 +168,7 @@ def _changed(values: dict[str, Any], composed: DictConfig, overrides: Sequence[s
 
 
 def _asked_devices(values: dict[str, Any], overrides: Sequence[str]) -> int | None:
-    return values["trainer"]["devices"] if "trainer.devices" in map(_key, overrides) else None
+    return values["engine"]["devices"] if "engine.devices" in map(_key, overrides) else None
 
 
 def asked_of_run(overrides: Sequence[str]) -> list[str]:
@@ -176,7 +177,8 @@ def asked_of_run(overrides: Sequence[str]) -> list[str]:
 
 
 def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+    key = override.lstrip("+~").partition("=")[0]
+    return "engine.name" if key == "engine" else key
 
 
 def difference(there: dict[str, Any], asked: dict[str, Any], but: Collection[str] = MAY_CHANGE) -> tuple[str, Any, Any] | None:

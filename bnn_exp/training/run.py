@@ -94,7 +94,7 @@ class Run:
             self.report.say(self.plan.remark)
         self.report.network(self.layers)
         where = f"{trainer.device}, {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else f"{trainer.device}"
-        if (devices := self.settings.trainer.devices) > 1:
+        if (devices := self.settings.engine.devices) > 1:
             where = f"{devices} devices ({where} each)"
         self.report.say(
             f"{self.settings.dataset.name}: {self._rows()}, {len(self.data.classes)} classes; on {where}; in {directory}"

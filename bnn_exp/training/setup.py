@@ -45,14 +45,14 @@ def _check_class(homes: list[str]) -> None:
     """Ranks are processes of their own: a class that one of them has replaced is not replaced in the others."""
     if other := next((there for there in homes if there != homes[0]), None):
         raise UserError(
-            f"trainer.devices={len(homes)}: the network is {homes[0]}, in another process {other}\n"
-            "allowed: trainer.devices=1, or torchrun with the program that makes it so"
+            f"engine.devices={len(homes)}: the network is {homes[0]}, in another process {other}\n"
+            "allowed: engine.devices=1, or torchrun with the program that makes it so"
         )
 
 
 def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | None") -> Trainer:
     settings = plan.settings
-    if not settings.trainer.threads and ranks is not None and "OMP_NUM_THREADS" not in os.environ:
+    if not settings.engine.threads and ranks is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size(ranks.size)))
     settle(settings, device)
     if ranks is None and plan.saved is not None:
@@ -82,16 +82,16 @@ def _keep_threads(settings: Settings, device: torch.device, threads: int | None)
         threads: of the run; None where an earlier version wrote its checkpoint.
     """
     dense = device.type == "cpu" and engine.choose(settings, "cpu", models.kind(settings.model)) == "dense"
-    if dense and threads and not settings.trainer.threads:
+    if dense and threads and not settings.engine.threads:
         torch.set_num_threads(threads)
 
 
 def settle(settings: Settings, device: torch.device) -> None:
     """Have this process compute as a run does on its device: threads, kept memory, the same numbers each time."""
-    if settings.trainer.threads:
-        torch.set_num_threads(settings.trainer.threads)
+    if settings.engine.threads:
+        torch.set_num_threads(settings.engine.threads)
     if device.type == "cpu":
-        {"fast": keep_freed_memory, "lean": return_freed_memory}[settings.trainer.memory]()
+        {"fast": keep_freed_memory, "lean": return_freed_memory}[settings.engine.memory]()
     else:
         torch.cuda.set_device(device)  # where Triton's kernels and recordings go
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -113,7 +113,7 @@ def first_network(settings: Settings, data: Dataset) -> nn.Module:
 def network_to_train(settings: Settings, data: Dataset) -> nn.Module:
     """Returns a new network to be trained. Where memory is dear, bits for the packed engine lie packed from the first."""
     device = data.train.labels.device.type
-    if settings.trainer.memory == "lean" and engine.choose(settings, device, models.kind(settings.model)) == "packed":
+    if settings.engine.memory == "lean" and engine.choose(settings, device, models.kind(settings.model)) == "packed":
         with packed_at_once():
             network = first_network(settings, data)
         if engine.choose(settings, device, network) == "packed":

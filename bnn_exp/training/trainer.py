@@ -54,26 +54,26 @@ class Trainer:
         self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see bnn_exp.training.finetune
         self.frozen = finetune.freeze(network, settings.freeze)
         self.engine = engine.choose(settings, self.device.type, network)
-        self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.trainer.precision]
+        self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.engine.precision]
         self.recorded = engine.records(settings, self.device.type)
         self.kept: dict[int, Factors] = {}  # gradients of packed bits, until recorded passes have ended
         if self.engine == "packed":
             self.forward = self.answer = engine.pack(settings, network, self._take, self._steps, self.bf16)
         else:
             self.answer = network
-            self.forward = torch.compile(network, dynamic=False) if settings.trainer.compile else network
+            self.forward = torch.compile(network, dynamic=False) if settings.engine.compile else network
         total_steps = sum(self.batches_in(epoch) for epoch in range(settings.trainer.epochs))
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
         self.names = [name for name, _ in named_bits(network)]
         self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
-        lean = settings.trainer.memory == "lean"
+        lean = settings.engine.memory == "lean"
         self.footprint = Footprint(network, Saving(network) if lean and self.engine == "dense" else None)
         if lean:
             consume_gradients(self.binary, self.footprint.note_gradients)
         self.passes = self._replayed if self.recorded else self._passes
-        self.graphs = Graphs(self._with_gradients, settings.trainer.graphs is True)
+        self.graphs = Graphs(self._with_gradients, settings.engine.graphs is True)
         self.after_step: Callable[[Trainer, Tensor], None] | None = None  # of bnn_exp.training.callbacks
 
     @property

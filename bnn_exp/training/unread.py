@@ -73,7 +73,7 @@ def _masks(*masks: str) -> Callable[[Case], bool]:
 
 
 def _several_devices(case: Case) -> bool:
-    return case.settings.trainer.devices > 1
+    return case.settings.engine.devices > 1
 
 
 def _batch_norms(case: Case) -> bool:
@@ -110,7 +110,8 @@ COMMAND = (
     _entry(
         "config model optimizer real_optimizer delta seed resume init_from fresh freeze logger", lambda c: c.trains, _task, RUN
     ),
-    _entry("trainer", lambda c: c.trains or (c.request.task == "benchmark" and _only_threads(c)), _task, RUN),
+    _entry("trainer", lambda c: c.trains, _task, RUN),
+    _entry("engine", lambda c: c.trains or (c.request.task == "benchmark" and _only_threads(c)), _task, RUN),
     _entry(
         "device", lambda c: c.request.task in ("train", "benchmark") or c.said["device"] in ("cpu", "auto"), _task, "cpu, auto"
     ),
@@ -165,9 +166,9 @@ TRAINING = (
         "it is the last epoch's",
         "trainer.epochs=2 or more",
     ),
-    _entry("trainer.all_reduce", _several_devices, "one device sends nothing", "trainer.devices=2 or more"),
-    _entry("trainer.sync_batch_norm", _several_devices, "there is one device", "trainer.devices=2 or more"),
-    _entry("trainer.sync_batch_norm", _batch_norms, "this network has no BatchNorm", "a network with BatchNorm"),
+    _entry("engine.all_reduce", _several_devices, "one device sends nothing", "engine.devices=2 or more"),
+    _entry("engine.sync_batch_norm", _several_devices, "there is one device", "engine.devices=2 or more"),
+    _entry("engine.sync_batch_norm", _batch_norms, "this network has no BatchNorm", "a network with BatchNorm"),
 )
 
 
@@ -179,7 +180,7 @@ def _names_network(request: Request) -> bool:
 
 
 def _only_threads(case: Case) -> bool:
-    return set(_of("trainer", case.said)) == {"trainer.threads"}
+    return set(_of("engine", case.said)) == {"engine.threads"}
 
 
 def _of(key: str, keys: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ SMALL = (
     "model.hidden_size=40",
     "dataset.limit=150",
     "trainer.batch_size=60",
-    "trainer.precision=fp32",
+    "engine.precision=fp32",
 )
 
 
@@ -186,7 +186,7 @@ def test_a_training_ends_with_the_bits_of_the_dense_engine(rule, recorded, on_gp
     """By rules that draw nothing, or draw by torch; in one with passes that keep gradients for later, as recorded ones do."""
     ends = []
     for engine in ("dense", "packed"):
-        trainer = trainer_of(f"optimizer={rule}".split()[0], *rule.split()[1:], f"trainer.engine={engine}", *SMALL)
+        trainer = trainer_of(f"optimizer={rule}".split()[0], *rule.split()[1:], f"engine={engine}", *SMALL)
         if recorded:
             record(trainer)
         metrics = [trainer.epoch() for _ in range(2)]
@@ -206,9 +206,7 @@ def test_no_step_waits_for_a_gpu(rule, recorded, on_gpu, monkeypatch):
     """Nor goes Python by what a kernel wrote: here they write nothing."""
     for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center", "flip_at_random"):
         monkeypatch.setattr(gpu.kernels, name, NoKernel())
-    trainer = trainer_of(
-        f"optimizer={rule}".split()[0], *rule.split()[1:], "trainer.engine=packed", "real_optimizer=sgd", *SMALL
-    )
+    trainer = trainer_of(f"optimizer={rule}".split()[0], *rule.split()[1:], "engine=packed", "real_optimizer=sgd", *SMALL)
     if recorded:
         record(trainer)
     rows = trainer._batches(0)
@@ -219,7 +217,7 @@ def test_no_step_waits_for_a_gpu(rule, recorded, on_gpu, monkeypatch):
 
 def test_a_random_mask_trains_the_same_each_time_and_goes_on_after_a_stop(on_gpu):
     def new():
-        trainer = trainer_of("optimizer=hypermask", "optimizer.mask=random", "delta=0.1", "trainer.engine=packed", *SMALL)
+        trainer = trainer_of("optimizer=hypermask", "optimizer.mask=random", "delta=0.1", "engine=packed", *SMALL)
         record(trainer)
         return trainer
 

@@ -174,7 +174,7 @@ def test_threads_share_the_work_and_change_nothing():
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            trainer = trainer_of(*RANDOM, "trainer.engine=packed", "trainer.batch_size=700")
+            trainer = trainer_of(*RANDOM, "engine=packed", "trainer.batch_size=700")
             ends.append((trainer.epoch()["train_loss"], bits_sha256(trainer.network), trainer.network.norms[0].weight.tolist()))
     finally:
         torch.set_num_threads(before)
@@ -196,7 +196,7 @@ def test_threads_share_the_work_and_change_nothing():
 )
 def test_both_engines_end_with_the_same_bits(overrides):
     few = ("trainer.epochs=3", "trainer.batch_size=512")  # steps: sooner or later rounding decides a flip
-    dense, packed = (trainer_of(*few, *overrides, f"trainer.engine={name}") for name in ("dense", "packed"))
+    dense, packed = (trainer_of(*few, *overrides, f"engine={name}") for name in ("dense", "packed"))
     assert (dense.engine, packed.engine) == ("dense", "packed")
     start = bits_sha256(dense.network)
     for _ in range(3):
@@ -212,7 +212,7 @@ def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_is_named():
-    trainer = trainer_of("trainer.engine=packed", "real_optimizer=sgd", "real_optimizer.lr=1e38")
+    trainer = trainer_of("engine=packed", "real_optimizer=sgd", "real_optimizer.lr=1e38")
     with pytest.raises(UserError, match="the loss is inf at epoch 1, batch 2"):
         trainer.epoch()
 
@@ -230,7 +230,7 @@ def differing_flips(overrides, steps, monkeypatch):
         original(rule, i, g)
 
     monkeypatch.setattr(Rule, "step_packed", watched)
-    dense, packed = (trainer_of(*RANDOM, *overrides, f"trainer.engine={name}") for name in ("dense", "packed"))
+    dense, packed = (trainer_of(*RANDOM, *overrides, f"engine={name}") for name in ("dense", "packed"))
     flips = differing = unexplained = 0
     batches = [(epoch, batch, rows) for epoch in range(3) for batch, rows in enumerate(dense._batches(epoch))]
     for epoch, batch, rows in batches[:steps]:
@@ -263,7 +263,7 @@ def test_mnist_flips_are_the_same(mnist_folder, monkeypatch):
 
 
 def test_a_run_goes_on_by_the_other_engine():
-    straight, first, second = (trainer_of(*RANDOM, f"trainer.engine={name}") for name in ("dense", "dense", "packed"))
+    straight, first, second = (trainer_of(*RANDOM, f"engine={name}") for name in ("dense", "dense", "packed"))
     for _ in range(3):
         straight.epoch()
     first.epoch()
@@ -279,29 +279,29 @@ def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
     small = (*RANDOM, "model.hidden_size=32")
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
-        run = bnn_train(*small, "trainer.engine=dense").runs[0]
-    done = bnn_train(f"resume={run}", "trainer.engine=packed")
+        run = bnn_train(*small, "engine=dense").runs[0]
+    done = bnn_train(f"resume={run}", "engine=packed")
     assert done.code == 0 and "resumed after epoch 0, batch 1" in done.out
-    assert "engine: packed" in (run / "config.yaml").read_text()
+    assert "name: packed" in (run / "config.yaml").read_text()
     straight = bnn_train(*small, "hydra.run.dir=straight").runs
     assert summary(run)["bits_sha256"] == summary(next(d for d in straight if d.name == "straight"))["bits_sha256"]
 
 
 @pytest.mark.parametrize(
     "overrides",
-    ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true", "trainer.precision=bf16",
-     "trainer.compile=true", "trainer.devices=2", "model.encoding=centred", "model.hidden_size=40000"],
+    ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true", "engine.precision=bf16",
+     "engine.compile=true", "engine.devices=2", "model.encoding=centred", "model.hidden_size=40000"],
 )  # fmt: skip
 def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, overrides):
     rule = () if overrides.startswith("optimizer") else RANDOM  # latent_adam chooses model.weights=latent
-    refused = bnn_train(*rule, overrides, "trainer.engine=packed")
-    assert refused.code == 2 and refused.err.count("\n") <= 2 and "trainer.engine=packed" in refused.err
+    refused = bnn_train(*rule, overrides, "engine=packed")
+    assert refused.code == 2 and refused.err.count("\n") <= 2 and "engine=packed" in refused.err
     assert overrides.partition("=")[0].partition(".")[2] in refused.err and not refused.runs
     assert engine.choose(settings_of(*rule, overrides), "cpu") == "dense"
 
 
 def test_lean_memory_packs_bits_as_they_are_made_and_changes_none():
-    fast, lean = (trainer_of(*RANDOM, "trainer.engine=packed", f"trainer.memory={memory}") for memory in ("fast", "lean"))
+    fast, lean = (trainer_of(*RANDOM, "engine=packed", f"engine.memory={memory}") for memory in ("fast", "lean"))
     with packed_at_once():
         network = MLP(37, 5, hidden_size=70)
     assert [layer.weight.shape for layer in network.layers] == [(70, 5), (70, 9), (70, 9), (5, 9)]

@@ -81,13 +81,13 @@ def test_rounded_errors_train_and_threads_change_nothing(width):
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            trainer = trainer_of(*COUNTER, f"trainer.error_bits={width}")
+            trainer = trainer_of(*COUNTER, f"engine.gradient_bits={width}")
             for _ in range(8):
                 trainer.epoch()
             ends.append((bits_sha256(trainer.network), trainer.evaluate()[0]["test_accuracy"]))
     finally:
         torch.set_num_threads(before)
-    exact = trainer_of(*COUNTER, "trainer.engine=packed")
+    exact = trainer_of(*COUNTER, "engine=packed")
     for _ in range(8):
         exact.epoch()
     assert ends[0] == ends[1] and ends[0][0] != bits_sha256(exact.network)
@@ -95,15 +95,15 @@ def test_rounded_errors_train_and_threads_change_nothing(width):
 
 
 def test_a_resumed_training_rounds_the_same():
-    straight, first, second = (trainer_of(*COUNTER, "trainer.error_bits=4") for _ in range(3))
+    straight, first, second = (trainer_of(*COUNTER, "engine.gradient_bits=4") for _ in range(3))
     straight.epoch(), straight.epoch(), first.epoch()
     second.load(first.state())
     second.epoch()
     assert bits_sha256(second.network) == bits_sha256(straight.network)
 
 
-@pytest.mark.parametrize("overrides", ["model=bncvl", "trainer.engine=dense", "trainer.diagnostics=true"])
-def test_error_bits_are_refused_where_the_packed_engine_can_not_train(overrides):
-    with pytest.raises(UserError, match=r"trainer\.error_bits=4: not with") as refused:
-        engine.choose(settings_of(overrides, "trainer.error_bits=4"), "cpu")
+@pytest.mark.parametrize("overrides", ["model=bncvl", "engine=dense", "trainer.diagnostics=true"])
+def test_gradient_bits_are_refused_where_the_packed_engine_can_not_train(overrides):
+    with pytest.raises(UserError, match=r"engine\.gradient_bits=4: not with") as refused:
+        engine.choose(settings_of(overrides, "engine.gradient_bits=4"), "cpu")
     assert overrides in str(refused.value) and str(refused.value).count("\n") == 1

@@ -16,7 +16,7 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers
 from bnn_exp.training.plan import read
 
-RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "optimizer.schedule=constant", "trainer.threads=1", "device=cpu")
+RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "optimizer.schedule=constant", "engine.threads=1", "device=cpu")
 TRAINING = ("task=benchmark", "benchmark=training", "benchmark.rounds=3")
 UNIT = 2.0**-24  # of fp32: half the distance of 1 to the next number
 
@@ -35,7 +35,7 @@ def begin_alike(loop: loops.Loop, trainer) -> None:
 
 @pytest.mark.parametrize("encoding", ["boolean", "bipolar", "centred"])
 def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monkeypatch):
-    settings = settings_of(*RANDOM, "trainer.engine=dense", f"model.encoding={encoding}", "delta=0.3", "model.hidden_size=64")
+    settings = settings_of(*RANDOM, "engine=dense", f"model.encoding={encoding}", "delta=0.3", "model.hidden_size=64")
     trainer, loop = trainer_for(settings), loops.same_rule(settings, loops.in_floats(digits))
     begin_alike(loop, trainer)
     before = [w.clone() for w, _, _ in loop.weights]
@@ -126,9 +126,9 @@ def config_of(*overrides: str) -> dict:
 
 
 def test_what_is_measured_begins_at_full_strength():
-    values = config_of("optimizer.schedule=cosine", "trainer.final_batch_size=4096", "trainer.threads=2")
+    values = config_of("optimizer.schedule=cosine", "trainer.final_batch_size=4096", "engine.threads=2")
     assert values["optimizer"]["schedule"] == "constant" and values["trainer"]["final_batch_size"] is None
-    assert values["trainer"]["threads"] == 1
+    assert values["engine"]["threads"] == 1
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def small_folder(tmp_path):
 
 def program(tmp_path, text: str) -> str:
     (tmp_path / "seed.py").write_text(textwrap.dedent(text))
-    return f"benchmark.seed_program={tmp_path / 'seed.py'}"
+    return f"benchmark.reference_program={tmp_path / 'seed.py'}"
 
 
 def test_the_seeds_program_is_measured_beside_ours(bnn_train, tmp_path, small_folder, monkeypatch):
@@ -196,17 +196,17 @@ def test_the_seeds_program_is_measured_beside_ours(bnn_train, tmp_path, small_fo
 
 BAD = {
     ("benchmark=nonsense",): ("benchmark=nonsense", "inference, training"),
-    ("benchmark.seed_program=x",): ("benchmark.seed_program", "benchmark=training"),
+    ("benchmark.reference_program=x",): ("benchmark.reference_program", "benchmark=training"),
     (*TRAINING, "benchmark.rounds=2"): ("benchmark.rounds=2", "a whole number ≥ 3"),
     (*TRAINING, "from=x"): ("from=x", "null"),
     (*TRAINING, "resume=x"): ("resume=x", "null"),
     (*TRAINING, "freeze=1"): ("freeze=1", "0"),
-    (*TRAINING, "trainer.devices=2"): ("trainer.devices=2", "1"),
-    (*TRAINING, "trainer.engine=packed", "model=vgg"): ("trainer.engine=packed", "auto or dense"),
-    (*TRAINING, "benchmark.seed_program=/nowhere.py"): ("benchmark.seed_program=/nowhere.py", "no such file"),
-    (*TRAINING, f"benchmark.seed_program={__file__}"): ("dataset=digits", "dataset.path=FOLDER"),
-    (*TRAINING, f"benchmark.seed_program={__file__}", "model=vgg"): ("model=vgg", "model=mlp"),
-    (*TRAINING, f"benchmark.seed_program={__file__}", "model.num_layers=3"): ("model.num_layers", "4"),
+    (*TRAINING, "engine.devices=2"): ("engine.devices=2", "1"),
+    (*TRAINING, "engine=packed", "model=vgg"): ("engine=packed", "auto or dense"),
+    (*TRAINING, "benchmark.reference_program=/nowhere.py"): ("benchmark.reference_program=/nowhere.py", "no such file"),
+    (*TRAINING, f"benchmark.reference_program={__file__}"): ("dataset=digits", "dataset.path=FOLDER"),
+    (*TRAINING, f"benchmark.reference_program={__file__}", "model=vgg"): ("model=vgg", "model=mlp"),
+    (*TRAINING, f"benchmark.reference_program={__file__}", "model.num_layers=3"): ("model.num_layers", "4"),
 }
 
 

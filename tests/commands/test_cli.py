@@ -129,4 +129,4 @@ def test_runs_started_in_the_same_second_have_directories_of_their_own(tmp_path)
 def _smoke(folder):
     os.chdir(folder)
     with open(os.devnull, "w") as sys.stdout, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123
-        sys.exit(command(patch, "trainer=smoke", "trainer.epochs=1", "model.hidden_size=8", "trainer.threads=1"))
+        sys.exit(command(patch, "trainer=smoke", "trainer.epochs=1", "model.hidden_size=8", "engine.threads=1"))

@@ -106,7 +106,7 @@ def test_the_handler_of_a_library_gets_the_signal_when_the_training_has_ended():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
 def test_a_signal_ends_ranks_together(tmp_path, name):
-    arguments = [*ENDLESS, "trainer.devices=2", "hydra.run.dir=k"]
+    arguments = [*ENDLESS, "engine.devices=2", "hydra.run.dir=k"]
     run = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in run.stdout:
         if line.startswith("epoch 2/"):

@@ -58,7 +58,7 @@ def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     monkeypatch.setattr(gpu, "matmul", lambda a, b, bf16: a.new_empty(len(a), b.shape[1], dtype=torch.float32))
     for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center", "flip_at_random"):
         monkeypatch.setattr(gpu.kernels, name, Kernel())
-    overrides = "trainer.engine=packed optimizer=hypermask optimizer.mask=random model.hidden_size=512 trainer.batch_size=1024"
+    overrides = "engine=packed optimizer=hypermask optimizer.mask=random model.hidden_size=512 trainer.batch_size=1024"
     trainer = trainer_of(*overrides.split(), "real_optimizer=sgd")
     trainer.forward.bits = gpu.OnGPU(True)
     trainer.network.train()

@@ -91,7 +91,7 @@ def no_cluster() -> bool:
     return bool(subprocess.run(["scontrol", "ping"], capture_output=True, timeout=60).returncode)
 
 
-LONG = ("model.hidden_size=8", "trainer.epochs=400", "trainer.batch_size=64", "trainer.threads=1")
+LONG = ("model.hidden_size=8", "trainer.epochs=400", "trainer.batch_size=64", "engine.threads=1")
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_a_sweep_of_an_earlier_version_is_known_again(bnn_train):
 def test_processes_of_a_local_launcher_give_the_same_table(bnn_train):
     pytest.importorskip("submitit")
     arguments = ["-m", "trainer.batch_size=64,-1", "model.hidden_size=8", "trainer=smoke"]
-    here = bnn_train(*arguments, "hydra.sweep.dir=here", "trainer.threads=1")
+    here = bnn_train(*arguments, "hydra.sweep.dir=here", "engine.threads=1")
     there = bnn_train(*arguments, "hydra.sweep.dir=there", "launcher=local")
     assert (here.code, there.code) == (1, 1)
     columns = ("trainer.batch_size", "runs", "test_accuracy_mean", "best")

@@ -34,9 +34,9 @@ BAD = {
     "device=cuda:99": ("device=cuda:99", "auto, cpu"),
     "delta=[": ("delta=[", "KEY=VALUE"),
     "resume=/nowhere": ("resume=/nowhere", "no such folder"),
-    "trainer.devices=0": ("trainer.devices=0", "a whole number ≥ 1"),
-    "trainer.all_reduce=sign": ("trainer.all_reduce=sign", "optimizer=counter", "allowed: fp32, int8"),
-    "trainer.all_reduce=fp16": ("trainer.all_reduce=fp16", "fp32, int8, sign"),
+    "engine.devices=0": ("engine.devices=0", "a whole number ≥ 1"),
+    "engine.all_reduce=sign": ("engine.all_reduce=sign", "optimizer=counter", "allowed: fp32, int8"),
+    "engine.all_reduce=fp16": ("engine.all_reduce=fp16", "fp32, int8, sign"),
     "hydra.run.dir=/dev/null/x": ("/dev/null", "hydra.run.dir=FOLDER"),
 }
 

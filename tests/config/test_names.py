@@ -76,7 +76,7 @@ def test_every_path_and_name_of_the_configuration_is_known():
         "input",
         "export.dir",
         "sweep.resume",
-        "benchmark.seed_program",
+        "benchmark.reference_program",
     }
     assert paths | {"dataset.label", "dataset.hub", "logger.experiment", "experiment", "model", "hydra.sweep.dir"} <= known
     assert not known & {"task", "which", "delta", "seed", "trainer.loss", "model.encoding", "report", "export.format"}

@@ -13,7 +13,7 @@ import torch
 from helpers import code_of
 from omegaconf import OmegaConf
 
-SMALL = ("model.hidden_size=8", "trainer=smoke", "trainer.epochs=2", "trainer.threads=1", "device=cpu")
+SMALL = ("model.hidden_size=8", "trainer=smoke", "trainer.epochs=2", "engine.threads=1", "device=cpu")
 PATIENT = (*SMALL, "optimizer=patient", "optimizer.patience=1")
 STOPPING = """
 import os, signal
@@ -103,7 +103,7 @@ def test_ranks_and_jobs_in_processes_of_their_own(patient, tmp_path, how, summar
     """A job of launcher=local that shares its training with another process."""
     pytest.importorskip("submitit")
     program, named = {"plugin": (["-m", "bnn_exp"], ["plugins=[patient.py]"]), "program": (["patient.py"], [])}[how]
-    command = [sys.executable, *program, "-m", *named, *PATIENT, "launcher=local", "trainer.devices=2", "hydra.sweep.dir=sweep"]
+    command = [sys.executable, *program, "-m", *named, *PATIENT, "launcher=local", "engine.devices=2", "hydra.sweep.dir=sweep"]
     done = subprocess.run([*command, "seed=1"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert summary(tmp_path / "sweep/0")["status"] == "completed"

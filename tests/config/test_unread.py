@@ -41,9 +41,9 @@ NOT_BY_TRAINING = [  # the last one is what nothing reads
     (*CNN, "optimizer=counter", "model.latent_std=one"),
     (*CNN, *FLOAT, "model.latent_std=one"),
     ("trainer.epochs=1", "trainer.final_batch_size=600"),
-    ("trainer.sync_batch_norm=false",),
-    ("trainer.all_reduce=int8",),
-    (*CNN, "model.normalization=channel", "trainer.devices=2", "trainer.sync_batch_norm=false"),
+    ("engine.sync_batch_norm=false",),
+    ("engine.all_reduce=int8",),
+    (*CNN, "model.normalization=channel", "engine.devices=2", "engine.sync_batch_norm=false"),
 ]
 NOT_BY_THE_COMMAND = [
     ("input=x.png",),
@@ -103,7 +103,7 @@ READ = [
     ("fresh=null", "delta=null", "trainer.final_batch_size=null"),
     ("model.num_layers=1", "model.binarize_logits=true", "model.window=null", "model.window=2.0"),
     (*CNN, "model.pool=3", "model.latent_std=one"),
-    ("trainer.devices=2", "trainer.sync_batch_norm=false", "trainer.all_reduce=int8"),
+    ("engine.devices=2", "engine.sync_batch_norm=false", "engine.all_reduce=int8"),
     ("trainer.epochs=2", "trainer.final_batch_size=600"),
     (*FLOAT, "model.encoding=boolean"),
 ]

@@ -110,8 +110,8 @@ def test_what_is_not_exactly_a_known_class_is_neither_packed_nor_trained_packed(
     with pytest.raises(UserError, match="can't be packed"):
         pack_network(other)
     assert engine.choose(settings_of(*SMALL), "cpu", other) == "dense"
-    with pytest.raises(UserError, match=r"trainer\.engine=packed: not with"):
-        engine.choose(settings_of(*SMALL, "trainer.engine=packed"), "cpu", other)
+    with pytest.raises(UserError, match=r"engine=packed: not with"):
+        engine.choose(settings_of(*SMALL, "engine=packed"), "cpu", other)
 
 
 def test_another_forward_of_the_class_itself_is_seen(monkeypatch):
@@ -122,10 +122,10 @@ def test_another_forward_of_the_class_itself_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("memory", ["fast", "lean"])
 def test_a_replaced_class_trains_dense_as_what_it_is(monkeypatch, memory):
-    plain = trainer_of(*SMALL, "trainer.engine=dense").epoch()
+    plain = trainer_of(*SMALL, "engine=dense").epoch()
     monkeypatch.setattr(models, "MLP", ResMLP)
-    expected = trainer_of(*SMALL, "trainer.engine=dense")
-    chosen = trainer_of(*SMALL, f"trainer.memory={memory}")
+    expected = trainer_of(*SMALL, "engine=dense")
+    chosen = trainer_of(*SMALL, f"engine.memory={memory}")
     assert chosen.engine == "dense" and type(chosen.network) is ResMLP
     losses = [trainer.epoch()["train_loss"] for trainer in (expected, chosen)]
     assert losses[0] == losses[1] != plain["train_loss"]
@@ -139,21 +139,21 @@ def test_a_hook_that_the_class_registers_trains_dense_with_lean_memory_too(monke
         self.norms[0].register_forward_hook(lambda _m, _x, y: -y)
 
     monkeypatch.setattr(MLP, "__init__", begin)
-    trainer = trainer_of(*SMALL, "trainer.memory=lean")
+    trainer = trainer_of(*SMALL, "engine.memory=lean")
     assert trainer.engine == "dense" and trainer.epoch()["train_loss"] > 0
 
 
 def test_the_command_refuses_to_train_it_packed(bnn_train, monkeypatch, tmp_path):
     monkeypatch.setattr(models, "MLP", ResMLP)
-    done = bnn_train(*SMALL, "trainer.engine=packed")
-    assert done.code == 2 and "trainer.engine=packed" in done.err and "ResMLP" in done.err
+    done = bnn_train(*SMALL, "engine=packed")
+    assert done.code == 2 and "engine=packed" in done.err and "ResMLP" in done.err
     assert len(done.err.splitlines()) == 2 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_ranks_train_one_class_of_network(bnn_train, monkeypatch, summary):
     monkeypatch.setattr(models, "MLP", ResMLP)
-    done = bnn_train(*SMALL, "trainer.devices=2", "device=cpu", "hydra.run.dir=run")
+    done = bnn_train(*SMALL, "engine.devices=2", "device=cpu", "hydra.run.dir=run")
     assert done.code == 2 and home(ResMLP) in done.err and home(MLP) in done.err and len(done.err.splitlines()) == 2, done.err
 
 
@@ -256,7 +256,7 @@ def test_the_file_says_which_class_and_which_logits(load, tmp_path):
 
 @pytest.mark.parametrize("name", ["dense", "packed"])
 def test_saving_changes_nothing_of_a_network_in_training(name, tmp_path):
-    trainer = trainer_of(*SMALL, f"trainer.engine={name}")
+    trainer = trainer_of(*SMALL, f"engine={name}")
     trainer.network.train()
     before = copy.deepcopy(trainer.network.state_dict())
     save_model(tmp_path / "model.safetensors", trainer.network, plain_config(*SMALL), SHAPE, CLASSES, trainer.answer)

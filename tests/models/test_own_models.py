@@ -19,7 +19,7 @@ from bnn_exp.nn import binary_layers
 from bnn_exp.records import probe
 
 MODEL, ONNX, DATA = code_of("add_a_model.md")
-SMALL = ("model=resmlp", "model.width=16", "trainer=smoke", "trainer.threads=1")
+SMALL = ("model=resmlp", "model.width=16", "trainer=smoke", "engine.threads=1")
 
 
 def refused(done, *words, lines=2):
@@ -163,7 +163,7 @@ def test_a_network_without_methods_trains_and_is_exported(bnn_train, forget, tmp
     assert bnn_train("init_from=run", "trainer=smoke", "trainer.epochs=1", "hydra.run.dir=tuned").code == 0
     for key in ("freeze=1", "fresh=1"):
         refused(bnn_train("init_from=run", key), f"{key}: model=resmlp does not say what its layers are", "stages()")
-    refused(bnn_train("plugins=[resmlp.py]", *SMALL, "trainer.engine=packed"), "model=resmlp, only mlp")
+    refused(bnn_train("plugins=[resmlp.py]", *SMALL, "engine=packed"), "model=resmlp, only mlp")
     assert summary("tuned")["beginning"]["anew"] == []
 
 

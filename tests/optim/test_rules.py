@@ -254,7 +254,7 @@ def test_the_page_about_a_rule_of_ones_own(tmp_path, summary):
         command = [sys.executable, "patient.py", "optimizer=patient", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
-    few = ("trainer.epochs=8", "trainer.batch_size=64", "model.hidden_size=128", "trainer.threads=1", "hydra.run.dir=run")
+    few = ("trainer.epochs=8", "trainer.batch_size=64", "model.hidden_size=128", "engine.threads=1", "hydra.run.dir=run")
     done = run("optimizer.patience=2", *few)
     result = summary(tmp_path / "run")
     assert done.returncode == 0 and result["binary_verified"] and result["test_accuracy"] > 80, done.stderr

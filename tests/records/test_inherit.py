@@ -108,7 +108,7 @@ def test_every_value_comes_back_as_it_was(bnn_train, tmp_path):
     values = plain_config("dataset=mnist", "model=bncvl", "optimizer=latent_sgd", "logger=wandb", "init_from=x")
     kept = kept_of(values)
     kept["dataset"]["path"] = PHOTOGRAPHS
-    kept["model"]["channels"], kept["trainer"]["threads"], kept["logger"]["project"] = [3, 5], 2, "null"
+    kept["model"]["channels"], kept["engine"]["threads"], kept["logger"]["project"] = [3, 5], 2, "null"
     (tmp_path / "run").mkdir()
     OmegaConf.save(OmegaConf.create(kept | {"dataset": kept["dataset"] | {"path": "x"}}), tmp_path / "run/config.yaml")
     text = (tmp_path / "run/config.yaml").read_text()

@@ -98,7 +98,7 @@ def _run_here(folder, seed):
 
     os.chdir(folder)
     with open(os.devnull, "w") as sys.stdout, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123
-        sys.exit(command(patch, *TINY, f"seed={seed}", "trainer.threads=1", "hydra.run.dir=k"))
+        sys.exit(command(patch, *TINY, f"seed={seed}", "engine.threads=1", "hydra.run.dir=k"))
 
 
 def test_auto_begins_goes_on_and_is_finished(bnn_train, summary, copy_of_run, tmp_path, stopping_at, monkeypatch):
@@ -295,10 +295,10 @@ def test_configurations_are_compared_but_for_what_may_change():
 
     from bnn_exp.training.resume import difference
 
-    values = {key: value for key, value in plain_config().items() if key in ("model", "optimizer", "trainer", "seed")}
+    values = {key: value for key, value in plain_config().items() if key in ("model", "optimizer", "trainer", "engine", "seed")}
     assert difference(values, dict(values)) is None
     assert difference(values, values | {"seed": 1}) == ("seed", 0, 1)
-    assert difference(values, values | {"trainer": values["trainer"] | {"engine": "dense"}}) is None
-    assert difference(values, values | {"trainer": values["trainer"] | {"engine": "dense"}}, ()) == (
-        "trainer.engine", "auto", "dense",
+    assert difference(values, values | {"engine": values["engine"] | {"name": "dense"}}) is None
+    assert difference(values, values | {"engine": values["engine"] | {"name": "dense"}}, ()) == (
+        "engine.name", "auto", "dense",
     )  # fmt: skip

@@ -66,7 +66,7 @@ def markdown_rows(text: str) -> list[list[str]]:
     ("key", "values"),
     [
         ("dataset.path", ("/data/d1", "/data/d2")),
-        ("trainer.threads", (1, 2)),
+        ("engine.threads", (1, 2)),
         ("device", ("cpu", "cuda")),
         ("dataset.limit", (10, None)),
     ],

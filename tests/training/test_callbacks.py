@@ -57,7 +57,7 @@ class Diary(Callback):
         self.steps = state["steps"]
 
 
-@pytest.mark.parametrize("options", [(), ("trainer.engine=packed",), ("trainer.memory=lean",)])
+@pytest.mark.parametrize("options", [(), ("engine=packed",), ("engine.memory=lean",)])
 def test_a_callback_is_called_in_order_and_its_numbers_are_logged(bnn_train, options):
     Diary.entries.clear()
     register_callback(Diary)

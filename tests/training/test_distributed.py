@@ -34,7 +34,7 @@ RUN = (
     "optimizer=hypermask",
     "optimizer.mask=random",
 )
-RUN += ("dataset.augment=standard", "trainer.threads=1")
+RUN += ("dataset.augment=standard", "engine.threads=1")
 
 
 def on_ranks(size: int, work, folder) -> list:
@@ -132,7 +132,7 @@ def test_batch_norm_over_ranks_is_batch_norm_over_the_batch(size, tmp_path):
 
 # Networks, and batches of them: on four ranks shares of 16 and 17, of 3 and none, of 2 and 3
 BATCHES = (
-    (("model.hidden_size=32", "delta=0.0", "trainer.engine=dense"), (65, 3)),
+    (("model.hidden_size=32", "delta=0.0", "engine=dense"), (65, 3)),
     (("model=bncvl", "model.channels=[4,6]", "model.convolutions=1", "model.dense=[8]"), (9,)),
 )
 
@@ -293,8 +293,8 @@ def test_without_synchronisation_each_rank_normalises_its_own_rows_and_all_train
         "trainer.limit_batches=3",
         "trainer.batch_size=5",
         "model.hidden_size=16",
-        "trainer.sync_batch_norm=false",
-        "trainer.engine=dense",
+        "engine.sync_batch_norm=false",
+        "engine=dense",
     )
     by_rank = on_ranks(4, partial(_train_unsynchronized, settings_of(*small)), tmp_path)  # shares of 2, 3 and no rows
     assert all(flips == by_rank[0][0] for flips, _ in by_rank)
@@ -317,7 +317,7 @@ def alone():
 
 
 def test_two_devices_give_the_bits_of_one(bnn_train, summary, alone):
-    done = bnn_train(*RUN, "trainer.devices=2")
+    done = bnn_train(*RUN, "engine.devices=2")
     assert done.code == 0 and done.err == "" and len(done.runs) == 1 and "2 devices" in done.out
     assert summary(done.runs[0])["bits_sha256"] == alone
     lines = [json.loads(line) for line in (done.runs[0] / "metrics.jsonl").read_text().splitlines()]
@@ -342,18 +342,18 @@ def to_a_rank(monkeypatch, number, epoch):
 
 def test_killed_and_interrupted_runs_resume_with_other_numbers_to_the_same_bits(bnn_train, summary, alone, monkeypatch):
     to_a_rank(monkeypatch, signal.SIGKILL, 1)
-    done = bnn_train(*RUN, "trainer.devices=2")
+    done = bnn_train(*RUN, "engine.devices=2")
     run = done.runs[0]
     assert done.code == 1 and len(done.err.splitlines()) == 1 and f"another rank has ended; bnn-train resume={run}" in done.err
     assert summary(run)["status"] == "failed" and summary(run)["epochs"] == 1
     monkeypatch.undo()
     to_a_rank(monkeypatch, signal.SIGINT, 2)
-    done = bnn_train(f"resume={run}", "trainer.devices=3")
+    done = bnn_train(f"resume={run}", "engine.devices=3")
     assert done.code == 130 and done.err == "" and "resumed after epoch 1, batch 0" in done.out
     assert summary(run)["status"] == "interrupted" and summary(run)["binary_verified"]
     assert multiprocessing.active_children() == []
     monkeypatch.undo()
-    done = bnn_train(f"resume={run}", "trainer.devices=1")
+    done = bnn_train(f"resume={run}", "engine.devices=1")
     assert done.code == 0 and "resumed after epoch 2, batch" in done.out and "devices: 1" in (run / "config.yaml").read_text()
     assert summary(run)["bits_sha256"] == alone
 
@@ -385,7 +385,7 @@ def _as_torchrun(port, rank, arguments, file):
     "arguments, code, said",
     [
         (("-m", "seed=0,1"), 2, "-m under torchrun"),
-        (("trainer.devices=3",), 2, "trainer.devices=3: torchrun has started 2 processes"),
+        (("engine.devices=3",), 2, "engine.devices=3: torchrun has started 2 processes"),
         (("--version",), 0, ""),
     ],
 )
@@ -408,11 +408,11 @@ def test_under_torchrun_the_first_rank_speaks_and_the_others_go_when_nothing_is_
 def test_more_devices_than_gpus_are_refused(bnn_train, tmp_path, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    done = bnn_train("trainer.devices=2", f"device={device}")
-    assert done.code == 2 and "trainer.devices=2: this machine has 1 CUDA device" in done.err
+    done = bnn_train("engine.devices=2", f"device={device}")
+    assert done.code == 2 and "engine.devices=2: this machine has 1 CUDA device" in done.err
     assert len(done.err.splitlines()) == 2 and list(tmp_path.iterdir()) == []
 
 
 def test_more_devices_than_eight_bits_can_sum_are_refused(bnn_train):
-    done = bnn_train("trainer.devices=128", "trainer.all_reduce=int8")
-    assert done.code == 2 and "trainer.all_reduce=int8: the sum of 128 devices" in done.err and "up to 127" in done.err
+    done = bnn_train("engine.devices=128", "engine.all_reduce=int8")
+    assert done.code == 2 and "engine.all_reduce=int8: the sum of 128 devices" in done.err and "up to 127" in done.err

@@ -19,7 +19,7 @@ sys.exit(cli.main())
 
 
 def test_what_comes_after_the_first_step_is_imported_after_it(tmp_path):
-    arguments = ["trainer.engine=dense", "trainer.threads=1", "optimizer=counter", "real_optimizer=adam", "hydra.run.dir=run"]
+    arguments = ["engine=dense", "engine.threads=1", "optimizer=counter", "real_optimizer=adam", "hydra.run.dir=run"]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )

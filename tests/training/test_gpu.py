@@ -49,7 +49,7 @@ def end(*overrides: str, epochs: int = 1) -> tuple:
 def test_an_epoch_of_every_rule_gives_the_same_bits_twice(model, engine, rule):
     if engine == "packed" and rule in ON_LATENTS:
         pytest.skip("the packed engine trains bits alone")
-    overrides = (*MODELS[model], f"trainer.engine={engine}", *(ON_BITS | ON_LATENTS)[rule])
+    overrides = (*MODELS[model], f"engine={engine}", *(ON_BITS | ON_LATENTS)[rule])
     first = end(*overrides)
     assert any(first[1][0][0].values()), "no bit flipped"
     assert end(*overrides) == first
@@ -60,10 +60,10 @@ def test_an_epoch_of_every_rule_gives_the_same_bits_twice(model, engine, rule):
 def test_recorded_steps_give_the_bits_of_steps_that_are_not(model, engine, rule):
     if engine == "packed" and rule in ON_LATENTS:
         pytest.skip("the packed engine trains bits alone")
-    overrides = (*MODELS[model], f"trainer.engine={engine}", *(ON_BITS | ON_LATENTS)[rule])
-    trainer, _ = trained(*overrides, "trainer.graphs=true")
+    overrides = (*MODELS[model], f"engine={engine}", *(ON_BITS | ON_LATENTS)[rule])
+    trainer, _ = trained(*overrides, "engine.graphs=true")
     assert trainer.recorded and len(trainer.graphs.recorded) == 1  # of the batch size that comes more than once
-    assert end(*overrides, "trainer.graphs=true") == end(*overrides, "trainer.graphs=false")
+    assert end(*overrides, "engine.graphs=true") == end(*overrides, "engine.graphs=false")
 
 
 @pytest.mark.parametrize("recorded", ["true", "false"])
@@ -73,8 +73,8 @@ def test_packed_trains_as_dense_by_counters_in_fp32(recorded):
     In some rows a sum is the mean of its neuron. There rounding decides of an activation, and with it of the row's share of
     each gradient. test_cuda_training compares the engines to the bit, on a network and rows without such a case.
     """
-    overrides = ("optimizer=counter", "trainer.precision=fp32", "trainer.limit_batches=1", f"trainer.graphs={recorded}")
-    dense, packed = (trained(*overrides, f"trainer.engine={engine}") for engine in ("dense", "packed"))
+    overrides = ("optimizer=counter", "engine.precision=fp32", "trainer.limit_batches=1", f"engine.graphs={recorded}")
+    dense, packed = (trained(*overrides, f"engine={engine}") for engine in ("dense", "packed"))
     ends = [packed_state(trainer.network) for trainer, _ in (dense, packed)]
     for i in range(4):
         one, other = (end[f"layers.{i}.weight"].cpu().numpy() for end in ends)
@@ -84,8 +84,8 @@ def test_packed_trains_as_dense_by_counters_in_fp32(recorded):
 
 def test_lean_memory_gives_the_same_bits():
     for engine in ("dense", "packed"):
-        overrides = ("optimizer=counter", f"trainer.engine={engine}", "trainer.graphs=false", *MODELS["mlp"])
-        assert end(*overrides, "trainer.memory=lean") == end(*overrides, "trainer.memory=fast")
+        overrides = ("optimizer=counter", f"engine={engine}", "engine.graphs=false", *MODELS["mlp"])
+        assert end(*overrides, "engine.memory=lean") == end(*overrides, "engine.memory=fast")
 
 
 def test_a_step_waits_for_nothing():
@@ -119,7 +119,7 @@ def losses(run: str) -> list[float]:
 def test_a_resumed_run_ends_as_an_unbroken_one(bnn_train, engine, summary, monkeypatch):
     from bnn_exp.training.trainer import Trainer
 
-    overrides = (*RUN, *MODELS["mlp"], f"trainer.engine={engine}", "optimizer=counter")
+    overrides = (*RUN, *MODELS["mlp"], f"engine={engine}", "optimizer=counter")
     assert bnn_train(*overrides, "hydra.run.dir=whole").code == 0
     step, steps = Trainer.step, []
 

@@ -14,7 +14,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.training import engine
 from bnn_exp.training.steps.recorded import Graphs
 
-SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "trainer.engine=dense")
+SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "engine=dense")
 RULES = [
     *(f"optimizer=hypermask optimizer.mask={mask}" for mask in ("random", "top", "ewm", "wpm")),
     *(f"optimizer={name}" for name in ("counter", "bop", "bop2", "cema", "bold", "latent_sgd model.weights=latent")),
@@ -116,8 +116,8 @@ def test_a_recording_that_is_required_must_be_made(tapes):
 def test_a_replayed_training_is_the_same_training(model, precision, tapes):
     ends = []
     for replayed in (False, True):
-        overrides = (f"model={model} dataset.limit=150 trainer.batch_size=32 trainer.engine=dense trainer.epochs=2").split()
-        trainer = trainer_of(*overrides, f"trainer.precision={precision}")
+        overrides = (f"model={model} dataset.limit=150 trainer.batch_size=32 engine=dense trainer.epochs=2").split()
+        trainer = trainer_of(*overrides, f"engine.precision={precision}")
         if replayed:
             trainer.passes = trainer._replayed
         metrics = [trainer.epoch() for _ in range(2)]
@@ -182,15 +182,15 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
     ("overrides", "hindrance"),
     [
         ((), "device=cpu"),
-        (("trainer.memory=lean",), "trainer.memory=lean"),
+        (("engine.memory=lean",), "engine.memory=lean"),
         (("trainer.final_batch_size=128",), "trainer.final_batch_size=128"),
-        (("trainer.devices=2",), "trainer.devices=2"),
+        (("engine.devices=2",), "engine.devices=2"),
     ],
 )
 def test_where_steps_are_recorded(overrides, hindrance):
     on = "cpu" if not overrides else "cuda:0"
-    assert engine.records(settings_of("trainer.graphs=true"), "cuda:0")
-    assert engine.records(settings_of(), "cuda") and not engine.records(settings_of("trainer.graphs=false"), "cuda")
+    assert engine.records(settings_of("engine.graphs=true"), "cuda:0")
+    assert engine.records(settings_of(), "cuda") and not engine.records(settings_of("engine.graphs=false"), "cuda")
     assert not engine.records(settings_of(*overrides), on)
-    with pytest.raises(UserError, match=f"trainer.graphs=true: not with {hindrance}"):
-        engine.records(settings_of("trainer.graphs=true", *overrides), on)
+    with pytest.raises(UserError, match=f"engine.graphs=true: not with {hindrance}"):
+        engine.records(settings_of("engine.graphs=true", *overrides), on)

@@ -1,4 +1,4 @@
-"""trainer.memory=lean: the same bits as `fast`, in fewer bytes; and the table of where the bytes go."""
+"""engine.memory=lean: the same bits as `fast`, in fewer bytes; and the table of where the bytes go."""
 
 import json
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from bnn_exp.bits import bits_sha256
 from bnn_exp.training.memory.footprint import saved_by_mlp
 from bnn_exp.training.steps.low_memory import Bits, Saving, Whole, compact, restored
 
-SMALL = ("trainer.epochs=2", "trainer.batch_size=128", "dataset.limit=512", "trainer.engine=dense", "trainer.threads=1")
+SMALL = ("trainer.epochs=2", "trainer.batch_size=128", "dataset.limit=512", "engine=dense", "engine.threads=1")
 MLP = ("model.hidden_size=64",)
 RULE = ("optimizer=counter",)
 BNCVL = ("model=bncvl", "model.weights=bits", "model.channels=[8,16]", "model.dense=[32]")
@@ -62,7 +62,7 @@ def test_a_saved_tensor_comes_back_as_it_was(tensor, kind, size):
         MLP,
         (*MLP, "model.encoding=boolean"),
         (*MLP, "model.encoding=centred"),
-        (*MLP, "trainer.precision=bf16"),
+        (*MLP, "engine.precision=bf16"),
         (*BNCVL, *RULE),
         VGG,
     ],
@@ -97,7 +97,7 @@ def test_it_ends_with_the_bits_of_fast_also_where_they_take_turns(overrides):
     straight = trainer(*overrides)
     expected = [straight.epoch(), straight.epoch()]
     for first, second in (("fast", "lean"), ("lean", "fast")):
-        begun, resumed = (trainer(*overrides, f"trainer.memory={memory}") for memory in (first, second))
+        begun, resumed = (trainer(*overrides, f"engine.memory={memory}") for memory in (first, second))
         lines = [begun.epoch()]
         resumed.load(begun.state())
         lines.append(resumed.epoch())
@@ -107,7 +107,7 @@ def test_it_ends_with_the_bits_of_fast_also_where_they_take_turns(overrides):
 
 
 def test_no_gradient_of_bits_is_kept():
-    lean, fast = trainer(*MLP, "trainer.memory=lean"), trainer(*MLP)
+    lean, fast = trainer(*MLP, "engine.memory=lean"), trainer(*MLP)
     bits = [p.nbytes for p in lean.binary.tensors()]
     reals = sum(p.nbytes for p in lean.network.parameters()) - sum(bits)
     for one, most in ((lean, max(bits)), (fast, sum(bits))):
@@ -119,7 +119,7 @@ def test_no_gradient_of_bits_is_kept():
 
 @pytest.mark.parametrize("model", [MLP, (*MLP, "model.encoding=boolean", "model.window=null"), BNCVL])
 def test_the_bytes_under_adam_are_those_of_such_a_training(model):
-    ours = trainer(*model, *RULE, "trainer.memory=lean")
+    ours = trainer(*model, *RULE, "engine.memory=lean")
     ours.epoch()
     model = [override for override in model if not override.startswith("model.weights")]
     twin = trainer(*model, "model.weights=latent", "optimizer=latent_adam", "real_optimizer=adam")
@@ -133,7 +133,7 @@ def test_the_bytes_under_adam_are_those_of_such_a_training(model):
 
 
 def test_the_table_is_in_the_summary_and_on_the_page(bnn_train, summary):
-    run = bnn_train("trainer=smoke", "trainer.memory=lean", *MLP, *RULE, "trainer.engine=dense").runs[0]
+    run = bnn_train("trainer=smoke", "engine.memory=lean", *MLP, *RULE, "engine=dense").runs[0]
     memory = summary(run)["memory"]
     weights = 64 * 64 + 2 * 64**2 + 64 * 10
     reals = 2 * (3 * 64 + 10)
@@ -149,14 +149,14 @@ def test_the_table_is_in_the_summary_and_on_the_page(bnn_train, summary):
     ("overrides", "said"),
     [
         (("trainer.diagnostics=true",), "trainer.diagnostics=true"),
-        (("trainer.devices=2",), "trainer.devices=2"),
-        (("trainer.compile=true",), "trainer.compile=true"),
+        (("engine.devices=2",), "engine.devices=2"),
+        (("engine.compile=true",), "engine.compile=true"),
         (("model.weights=latent", "optimizer=latent_adam"), "optimizer=latent_adam"),
-        (("trainer.memory=tiny",), "fast"),
+        (("engine.memory=tiny",), "fast"),
     ],
 )
 def test_what_needs_all_gradients_is_refused(bnn_train, tmp_path, overrides, said):
-    done = bnn_train("trainer.memory=lean", *overrides)
+    done = bnn_train("engine.memory=lean", *overrides)
     assert done.code == 2 and said in done.err and "allowed: " in done.err and len(done.err.splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
 
@@ -165,5 +165,5 @@ def test_a_resume_may_name_the_memory(copy_of_run, bnn_train, tmp_path):
     run = copy_of_run(tmp_path / "run", "trainer=smoke", *MLP)
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
-    done = bnn_train(f"resume={run}", "trainer.memory=lean")
+    done = bnn_train(f"resume={run}", "engine.memory=lean")
     assert done.code == 0 and "memory: lean" in (run / "config.yaml").read_text(), done.err

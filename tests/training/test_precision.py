@@ -34,7 +34,7 @@ def test_sums_of_bits_stay_exact_and_gradients_round_to_bf16(rows, pixels):
 def test_bf16_learns_as_fp32_does(model):
     losses = {}
     for precision in ("fp32", "bf16"):
-        trainer = trainer_of(f"model={model}", f"trainer.precision={precision}", "delta=0.01", "trainer.batch_size=96")
+        trainer = trainer_of(f"model={model}", f"engine.precision={precision}", "delta=0.01", "trainer.batch_size=96")
         losses[precision] = [trainer.epoch()["train_loss"] for _ in range(5)]
     assert losses["bf16"] != losses["fp32"]  # it is on
     assert losses["bf16"][-1] < 0.8 * losses["bf16"][0]
@@ -47,6 +47,6 @@ def test_bf16_learns_as_fp32_does(model):
 def test_a_compiled_network_learns_the_same(model):
     losses = []
     for choice in ("true", "false"):
-        trainer = trainer_of(f"model={model}", f"trainer.compile={choice}", "dataset.limit=512", "trainer.batch_size=128")
+        trainer = trainer_of(f"model={model}", f"engine.compile={choice}", "dataset.limit=512", "trainer.batch_size=128")
         losses.append([trainer.epoch()["train_loss"] for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # the same sums in another order

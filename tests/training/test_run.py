@@ -104,7 +104,7 @@ def test_a_training_stopped_between_two_batches_goes_on_as_if_it_had_not(tmp_pat
         assert torch.equal(a, b)
 
 
-BIG = ("model.hidden_size=512", "trainer.epochs=6", "trainer.batch_size=32", "trainer.threads=1", "real_optimizer=adam")
+BIG = ("model.hidden_size=512", "trainer.epochs=6", "trainer.batch_size=32", "engine.threads=1", "real_optimizer=adam")
 
 
 def start(folder, *arguments):
@@ -220,7 +220,7 @@ def test_a_weight_that_is_no_bit_ends_the_run(bnn_train, summary, monkeypatch):
                 self.param_groups[0]["params"][2][4, 7] = 0.5
 
     monkeypatch.setattr(HyperMask, "step", faulty)
-    done = bnn_train(*SMALL, "optimizer=hypermask", "trainer.engine=dense")
+    done = bnn_train(*SMALL, "optimizer=hypermask", "engine=dense")
     result = summary(done.runs[0])
     assert done.code == 1 and "layers.2.weight[4, 7] is 0.5" in done.err
     assert result["status"] == "failed" and result["binary_verified"] is False and "layers.2.weight[4, 7]" in result["error"]

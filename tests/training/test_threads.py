@@ -19,7 +19,7 @@ def test_the_command_has_threads_sleep_before_torch_is_loaded(tmp_path):
         "known = plan.device_of\n"
         "look = lambda: seen.append(('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY')))\n"
         "plan.device_of = lambda *asked: look() or known(*asked)\n"
-        "sys.argv = ['bnn-train', 'trainer=smoke', 'trainer.epochs=1', 'model.hidden_size=8', 'trainer.engine=dense']\n"
+        "sys.argv = ['bnn-train', 'trainer=smoke', 'trainer.epochs=1', 'model.hidden_size=8', 'engine=dense']\n"
         "cli.main(); sys.exit(seen != [(False, 'PASSIVE')])"
     )
     given = {name: value for name, value in os.environ.items() if name != engine.WAITING}
@@ -46,19 +46,19 @@ def stopped(bnn_train, tmp_path, *overrides: str):
 
 @pytest.mark.parametrize("engine_, expected", [("dense", 3), ("packed", 1)])
 def test_a_dense_run_goes_on_with_the_threads_that_it_had(bnn_train, summary, tmp_path, threads, engine_, expected):
-    stopped(bnn_train, tmp_path, f"trainer.engine={engine_}")
+    stopped(bnn_train, tmp_path, f"engine={engine_}")
     assert bnn_train("resume=run").code == 0
     assert summary(tmp_path / "run")["threads"] == expected  # of the packed engine the number changes no bit
     assert torch.get_num_threads() == 1  # the next run of this process has its own
 
 
 def test_a_number_that_is_said_wins(bnn_train, summary, tmp_path, threads):
-    stopped(bnn_train, tmp_path, "trainer.engine=dense", "trainer.threads=3")
+    stopped(bnn_train, tmp_path, "engine=dense", "engine.threads=3")
     assert bnn_train("resume=run").code == 0 and summary(tmp_path / "run")["threads"] == 3
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on(bnn_train, summary, tmp_path, threads):
-    stopped(bnn_train, tmp_path, "trainer.engine=dense")
+    stopped(bnn_train, tmp_path, "engine=dense")
     for name in ("last.pt", "best.pt"):
         saved = checkpoint.load(tmp_path / "run" / "checkpoints" / name)
         del saved["threads"]
@@ -68,5 +68,5 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(bnn_train, summary, tmp_path
 
 def test_a_sweep_gives_each_run_its_own_threads(bnn_train, summary, threads):
     torch.set_num_threads(2)
-    done = bnn_train(*SMALL, "trainer.threads=1,null", "-m")
+    done = bnn_train(*SMALL, "engine.threads=1,null", "-m")
     assert done.code == 0 and [summary(run)["threads"] for run in done.runs] == [1, 2]

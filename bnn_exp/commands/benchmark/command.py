@@ -50,12 +50,14 @@ def benchmark(asked: Asked) -> str:
 
 def _measured(plan: Plan, wanted: Training) -> dict:
     """The content of `benchmark.json`."""
-    device, threads = torch.device(plan.device), plan.settings.trainer.threads or torch.get_num_threads()
+    device, threads = torch.device(plan.device), plan.settings.engine.threads or torch.get_num_threads()
     values = ways.held(plan.config, threads)
     settings = load_settings(values)
     chosen = engine.choose(settings, device.type, models.kind(settings.model))
     with using_threads(threads):
-        program = wanted.seed_program and reference_program.SeedProgram.of(wanted.seed_program, settings, plan.arrays, device)
+        program = wanted.reference_program and reference_program.SeedProgram.of(
+            wanted.reference_program, settings, plan.arrays, device
+        )
         settle(settings, device)
         data, rows = load(settings, plan.arrays, device), len(plan.arrays.train_labels)
         beside = reference_program.beside(program, ways.trainer(chosen, settings, data), rows) if program else None
@@ -96,7 +98,7 @@ def _check(asked: Asked, settings: Settings) -> None:
         "resume": (settings.resume, "null; the configuration is measured, as it begins"),
         "init_from": (settings.init_from, "null; the configuration is measured, as it begins"),
         "freeze": (settings.freeze, "0"),
-        "trainer.devices": (settings.trainer.devices > 1 and settings.trainer.devices, "1"),
+        "engine.devices": (settings.engine.devices > 1 and settings.engine.devices, "1"),
     }
     for key, (value, allowed) in given.items():
         if value:

@@ -82,7 +82,7 @@ def of_this_process(name: str, settings: Settings, device: torch.device) -> dict
     if name in ways.ENGINES:
         settle(settings, device)
     else:
-        torch.set_num_threads(settings.trainer.threads)
+        torch.set_num_threads(settings.engine.threads)
     data = ways.data_for(name, load(settings, plan.read(settings.dataset), device))
     _train(name, tiny(settings), data, steps=2)
     watch = watching(device)

@@ -41,7 +41,7 @@ class SeedProgram:
             UserError: there is no such file, or it can't train such a network or such data.
         """
         if not Path(path).is_file():
-            raise UserError(f"benchmark.seed_program={path}: no such file\nallowed: the path of the seed's program")
+            raise UserError(f"benchmark.reference_program={path}: no such file\nallowed: the path of the seed's program")
         model, pixels = settings.model, arrays.train_images.shape[1:]
         able = (
             (model.name == "mlp", f"model={model.name}", "model=mlp"),
@@ -52,7 +52,7 @@ class SeedProgram:
         )
         for possible, what, allowed in able:
             if not possible:
-                raise UserError(f"benchmark.seed_program: the seed's program can't train {what}\nallowed: {allowed}")
+                raise UserError(f"benchmark.reference_program: the seed's program can't train {what}\nallowed: {allowed}")
         optimizer = settings.optimizer
         delta = optimizer.delta if optimizer.name == "hypermask" else DELTA
         return cls(Path(path).resolve(), Path(settings.dataset.path).resolve(), model.hidden_size, delta, device)
@@ -69,7 +69,8 @@ class SeedProgram:
         if done.returncode or len(found) != count:
             last = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"])[-1]
             raise UserError(
-                f"benchmark.seed_program={self.path}: exit code {done.returncode}, {len(found)} of {count} epochs: {last}\n"
+                f"benchmark.reference_program={self.path}: exit code {done.returncode}, "
+                f"{len(found)} of {count} epochs: {last}\n"
                 "allowed: a program that takes FOLDER HIDDEN EPOCHS DELTA and prints train_s SECONDS for each epoch"
             )
         return found

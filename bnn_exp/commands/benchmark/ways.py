@@ -27,7 +27,7 @@ def held(values: dict, threads: int) -> dict:
     for group in ("optimizer", "real_optimizer"):
         if "schedule" in values[group]:
             values[group]["schedule"] = "constant"
-    values["trainer"] |= {"threads": threads, "final_batch_size": None}
+    values["trainer"]["final_batch_size"], values["engine"]["threads"] = None, threads
     return values
 
 
@@ -47,8 +47,8 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
 
 def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
     """The configuration's own training, by that engine."""
-    error_bits = settings.trainer.error_bits if engine == "packed" else None
-    settings = replace(settings, trainer=replace(settings.trainer, engine=engine, error_bits=error_bits))
+    gradient_bits = settings.engine.gradient_bits if engine == "packed" else None
+    settings = replace(settings, engine=replace(settings.engine, name=engine, gradient_bits=gradient_bits))
     return Trainer(settings, network_to_train(settings, data).to(data.train.labels.device), data)
 
 

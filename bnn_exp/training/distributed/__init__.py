@@ -3,7 +3,7 @@
 Rank 0 does all that a run of one process does: it reads the command line, checks it, makes the run directory, evaluates,
 records and speaks. The others are given the checked plan and do nothing but compute their share of every batch.
 
-Rank 0 starts them itself (`trainer.devices=N`, see `launch`), or torchrun, or whatever else sets torchrun's variables, has.
+Rank 0 starts them itself (`engine.devices=N`, see `launch`), or torchrun, or whatever else sets torchrun's variables, has.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The gradients of all ranks made one, by `trainer.all_reduce`: what is sent of the binary weights' gradients.
+"""The gradients of all ranks made one, by `engine.all_reduce`: what is sent of the binary weights' gradients.
 
 Each rank's gradients are those of its share of the rows, already divided by the rows of the whole batch, so the sum over the
 ranks is the gradient of the batch whatever the sizes of the shares. All other parameters' gradients, and the scalars of the

@@ -1,4 +1,4 @@
-"""Ranks begun and ended: those that rank 0 starts for `trainer.devices=N`, and those of torchrun."""
+"""Ranks begun and ended: those that rank 0 starts for `engine.devices=N`, and those of torchrun."""
 
 import multiprocessing
 import os
@@ -40,7 +40,7 @@ def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
     Raises:
         RankLost: a rank could not begin.
     """
-    size, threads = plan.settings.trainer.devices, torch.get_num_threads()
+    size, threads = plan.settings.engine.devices, torch.get_num_threads()
     if size == 1:
         try:
             yield None

@@ -21,11 +21,11 @@ class RankTrainer(Trainer):
 
     def __init__(self, settings, network: nn.Module, data: Dataset, ranks: Ranks):
         super().__init__(settings, network, data)
-        self.ranks, self.send = ranks, SEND[settings.trainer.all_reduce]
+        self.ranks, self.send = ranks, SEND[settings.engine.all_reduce]
         self.bits = [p for p in self.binary.tensors() if p.requires_grad]
         binary = {id(p) for p in self.bits}
         self.reals = [p for p in network.parameters() if id(p) not in binary and p.requires_grad]
-        if settings.trainer.sync_batch_norm:
+        if settings.engine.sync_batch_norm:
             synchronize(network, ranks)
 
     def epoch(self, stop: Callable[[], bool] = lambda: False, tick: Callable[[int], None] = lambda batch: None) -> dict | None:

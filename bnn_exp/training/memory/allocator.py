@@ -1,4 +1,4 @@
-"""`trainer.memory`: which trainings can be lean, and what becomes of freed memory. Imports no torch."""
+"""`engine.memory`: which trainings can be lean, and what becomes of freed memory. Imports no torch."""
 
 import ctypes
 
@@ -9,21 +9,21 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's names for 
 
 
 def check(settings) -> None:
-    """Refuse `trainer.memory=lean` for what needs all gradients at once.
+    """Refuse `engine.memory=lean` for what needs all gradients at once.
 
     Raises:
         UserError: it names what that is.
     """
-    trainer = settings.trainer
+    engine = settings.engine
     needs = (
         (weights_of(settings.model) != "bits", f"optimizer={settings.optimizer.name}, whose step needs all gradients"),
-        (trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
-        (trainer.devices > 1, f"trainer.devices={trainer.devices}, which send all gradients"),
-        (trainer.compile, "trainer.compile=true, which computes all gradients before it gives the first"),
+        (settings.trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
+        (engine.devices > 1, f"engine.devices={engine.devices}, which send all gradients"),
+        (engine.compile, "engine.compile=true, which computes all gradients before it gives the first"),
     )
     hindrance = next((what for hinders, what in needs if hinders), "")
-    if trainer.memory == "lean" and hindrance:
-        raise UserError(f"trainer.memory=lean: not with {hindrance}\nallowed: trainer.memory=fast")
+    if engine.memory == "lean" and hindrance:
+        raise UserError(f"engine.memory=lean: not with {hindrance}\nallowed: engine.memory=fast")
 
 
 def keep_freed_memory() -> bool:

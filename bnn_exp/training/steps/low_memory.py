@@ -1,4 +1,4 @@
-"""`trainer.memory=lean`: what a step keeps, in as few bytes as hold exactly the same numbers.
+"""`engine.memory=lean`: what a step keeps, in as few bytes as hold exactly the same numbers.
 
 Gradients: a rule flips the bits of a tensor as soon as its gradient is there, in the backward pass, which then drops it.
 

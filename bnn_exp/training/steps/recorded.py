@@ -47,7 +47,7 @@ class Graphs:
                 if self.required:
                     raise
                 self.failed = True
-                log.warning("steps are not recorded as CUDA graphs (trainer.graphs=false says so beforehand): %s", error)
+                log.warning("steps are not recorded as CUDA graphs (engine.graphs=false says so beforehand): %s", error)
                 return self._aside(arguments)
         graph, places, results = self.recorded[shapes]
         for place, x in zip(places, arguments, strict=True):
