@@ -192,19 +192,6 @@ class OnGPU:
         return ComputedGradient(matmul(errors.t(), pixels.to(self.dtype), self.bf16)[:neurons].div_(255))
 
 
-def flip_at_random(weights: PackedBits, gradient: Tensor, delta: float, key: int, flips: Tensor) -> None:
-    """HyperMask with a random mask, in place; `flips`, an int64 scalar, += the bits that change.
-
-    Args:
-        gradient: float32 [neurons, inputs], its rows in one piece each.
-        key: of the draws, below 2⁶³.
-    """
-    rows, row = weights.packed.shape
-    grid = triton.cdiv(rows, kernels.UPDATE.value), triton.cdiv(row, kernels.UPDATE.value)
-    stride = gradient.stride(0)
-    kernels.flip_at_random[grid](weights.packed, row, rows, weights.columns, gradient, stride, delta, key, flips)
-
-
 def _partial(z: Tensor) -> tuple[Tensor, Tensor]:
     """Room for two vectors of every block of rows."""
     blocks = triton.cdiv(len(z), _BLOCK)
