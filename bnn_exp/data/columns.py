@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bnn_exp.data.rows import some
+from bnn_exp.data.undecoded import some
 from bnn_exp.errors import UserError
 
 LABELS = ("label", "labels", "class", "classes", "class_name", "classname", "category", "target", "targets", "y", "digit")

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bnn_exp.config.paths import at_home
-from bnn_exp.data import archive, columns, idx, images, listed, npy, pixel_csv, tables
-from bnn_exp.data.rows import Found, Rows, Source, named, shown, split_among, split_of
+from bnn_exp.data import columns, images
+from bnn_exp.data.formats import archive, idx, image_table, npy, parquet, pixel_csv
+from bnn_exp.data.undecoded import Found, Rows, Source, named, shown, split_among, split_of
 from bnn_exp.errors import UserError
 
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found"}  # beside all names that begin with a dot
@@ -108,17 +109,17 @@ def _without_wrapper(root: Path, files: list[Path]) -> Path:
 def _pictures(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
     """Finds pictures with a table called metadata, else in class folders, else with any table that names them."""
     pictures = [file for file in files if images.is_picture(file)]
-    about = [file for file in files if file.stem.lower() == "metadata" and listed.is_table(file)]
-    tables_ = [file for file in files if listed.is_table(file) and file not in about]
+    about = [file for file in files if file.stem.lower() == "metadata" and image_table.is_table(file)]
+    tables_ = [file for file in files if image_table.is_table(file) and file not in about]
     folders = class_folders(root, pictures, where)
-    if about and (found := listed.find(root, about + pictures, label, where, sure=folders is None)):
+    if about and (found := image_table.find(root, about + pictures, label, where, sure=folders is None)):
         return found
     if folders is None and about and pictures:
         raise UserError(
             f"{where}: {shown(about[0].relative_to(root))} names no picture that is there\n"
             f"allowed: UTF-8 text with a column of files ({', '.join(columns.FILES[:4])}, …) and one of classes"
         )
-    return folders or listed.find(root, tables_ + pictures, label, where) or None
+    return folders or image_table.find(root, tables_ + pictures, label, where) or None
 
 
 def class_folders(root: Path, pictures: list[Path], where: str) -> Found | None:
@@ -224,4 +225,4 @@ def _what_is_there(root: Path, files: list[Path], forms: list[Found]) -> str:
     return "holds no dataset: " + ", ".join(f"{count} {shown(kind)}" for kind, count in kinds) + " files"
 
 
-READERS = (tables.find, idx.find, npy.find, pixel_csv.find, _pictures)
+READERS = (parquet.find, idx.find, npy.find, pixel_csv.find, _pictures)

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from bnn_exp.config.datasets import DATASETS
 from bnn_exp.config.paths import at_home
-from bnn_exp.data import own
+from bnn_exp.data import plugin_dataset
 from bnn_exp.errors import UserError
 
 FORMAT = 3  # of the cache files; a change makes new ones
@@ -120,9 +120,9 @@ def _own(name: str, settings: Mapping[str, Any]) -> Arrays:
     """Returns a dataset of one's own, from the cache where it is known which files decide its rows."""
 
     def make() -> Arrays:
-        return _arrays(own.decoded(name, settings))
+        return _arrays(plugin_dataset.decoded(name, settings))
 
-    content = own.found_by(name, settings)
+    content = plugin_dataset.found_by(name, settings)
     return make() if content is None else _kept(name, content, make)
 
 
@@ -160,7 +160,7 @@ def _read(
     if name == "digits":
         return _digits()
     from bnn_exp.data import decode, folder
-    from bnn_exp.data import hub as of_hub
+    from bnn_exp.data.formats import hub as of_hub
     from bnn_exp.data.images import Pixels
 
     pixels = Pixels(fit, background, range and tuple(range), reduced=size is not None)

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bnn_exp.errors import NotWritten, UserError
-from bnn_exp.records.words import bytes_in_words
+from bnn_exp.records.formatting import bytes_in_words
 
 TEMPORARY = re.compile(r"\..+\.\d+\.part")  # the names of `replacing`'s temporary files
 

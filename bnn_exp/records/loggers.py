@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bnn_exp.errors import UserError
-from bnn_exp.records.extras import attempt
 from bnn_exp.records.log import log
+from bnn_exp.records.optional import attempt
 from bnn_exp.records.runs import as_text, flat
 
 Metrics = dict[str, Any]  # a line of metrics.jsonl

@@ -21,9 +21,9 @@ from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_parameters
 from bnn_exp.nn.exact import home
 from bnn_exp.nn.norm import STATISTICS, make_affine, running_norms
-from bnn_exp.records import checkpoint, probe, runs
+from bnn_exp.records import checkpoint, probe_logits, runs
 from bnn_exp.records.files import replacing
-from bnn_exp.records.norms import trainable
+from bnn_exp.records.restore_norms import trainable
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
@@ -52,14 +52,14 @@ def save_model(
     """Write the network atomically.
 
     The metadata hold the configuration, the classes, the class of the network ("module:name") and its logits for the probe
-    (`bnn_exp.records.probe`), so that a reader knows whether it has built the same network.
+    (`bnn_exp.records.probe_logits`), so that a reader knows whether it has built the same network.
 
     Args:
         config: the resolved configuration of the run.
         image_shape: (channels, height, width).
         answer: computes what `network` computes, where something does so in less memory.
     """
-    state, found = deployed_state(network), probe.logits(network, image_shape, answer)
+    state, found = deployed_state(network), probe_logits.logits(network, image_shape, answer)
     rows = found if found is None else [[float(f"{number:.6g}") for number in row] for row in found.tolist()]
     values = (config, image_shape, classes, home(type(network)), rows)
     about = {key: json.dumps(value) for key, value in zip((*ABOUT, *IDENTITY), values, strict=True)}
@@ -77,7 +77,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     A network of one's own needs the plugin that registers it: the one that its configuration names is imported.
 
     On a CPU it evaluates bit for bit as the network that was saved. Its BatchNorms have a scale and a shift, and no statistics.
-    Its first `train()` gives them back what they had in training (`bnn_exp.records.norms`), from the checkpoint of the run.
+    Its first `train()` restores their statistics from the checkpoint of the run (`bnn_exp.records.restore_norms`).
 
     Raises:
         UserError: there is no such file, it is damaged, something else wrote it, its network is of another class than the one
@@ -103,8 +103,8 @@ def check_probe(path: str | Path, network: nn.Module, about: dict[str, Any]) -> 
     expected = about.pop("probe")
     if expected is None:
         return
-    found = probe.logits(network, tuple(about["image_shape"]))
-    if wrong := probe.difference(found, torch.tensor(expected)):
+    found = probe_logits.logits(network, tuple(about["image_shape"]))
+    if wrong := probe_logits.difference(found, torch.tensor(expected)):
         raise UserError(
             f"{path}: the network gives {wrong}, compared with the one that was saved\n"
             "allowed: the program that wrote the file, with the same layers"
@@ -242,8 +242,8 @@ def _check_shape(about: dict[str, Any]) -> None:
     """Raises ValueError unless the probe is a row of numbers, one a class, for each of its images."""
     if about["probe"] is not None:
         shape = tuple(torch.tensor(about["probe"], dtype=torch.float32).shape)
-        if shape != (probe.ROWS, len(about["classes"])):
-            raise ValueError(f"its probe has the shape {list(shape)}: must be {[probe.ROWS, len(about['classes'])]}")
+        if shape != (probe_logits.ROWS, len(about["classes"])):
+            raise ValueError(f"its probe has the shape {list(shape)}: must be {[probe_logits.ROWS, len(about['classes'])]}")
 
 
 def _skeleton(about: dict[str, Any], tensors: int) -> nn.Module:

@@ -10,11 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bnn_exp.models.cost import Layer
-from bnn_exp.records import words
-from bnn_exp.records.extras import attempt
+from bnn_exp.records import formatting
+from bnn_exp.records.formatting import bytes_in_words, taken_for
 from bnn_exp.records.log import log
+from bnn_exp.records.optional import attempt
 from bnn_exp.records.terminal import Plain
-from bnn_exp.records.words import bytes_in_words, taken_for
 
 WIDTHS = {
     "epoch": 9, "loss": 8, "train %": 8, "valid %": 8, "test %": 8, "flips": 11, "ones %": 7, "seconds": 8, "images/s": 10,
@@ -27,7 +27,7 @@ class Report:
 
     def __init__(self, epochs: int, batches: int, binary_weights: int, console: Console | None = None):
         self.epochs, self.batches, self.binary_weights = epochs, batches, binary_weights
-        self.console = console or words.console()
+        self.console = console or formatting.console()
         self.seconds: list[float] = []
         self.bar: Progress | None = None
         self.epoch_began = 0.0

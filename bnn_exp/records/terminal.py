@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bnn_exp.records.words import console, printable
+from bnn_exp.records.formatting import console, printable
 
 EVERY = 10.0  # seconds between two lines of progress, where there is no terminal
 PATIENCE = 1.0  # seconds before a bar appears

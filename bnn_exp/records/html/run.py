@@ -8,13 +8,13 @@ import numpy as np
 
 from bnn_exp.records import runs
 from bnn_exp.records.files import write_text
+from bnn_exp.records.formatting import bytes_in_words, taken_for
 from bnn_exp.records.html import pictures
 from bnn_exp.records.html.bits import bits_charts
 from bnn_exp.records.html.charts import Chart, Series, heat, lines
 from bnn_exp.records.html.evaluations import evaluated
 from bnn_exp.records.html.render import render
 from bnn_exp.records.runs import Record
-from bnn_exp.records.words import bytes_in_words, taken_for
 
 DRAWN = 300  # epochs at most in charts and table; of more every second, third, …
 COUNTED = 20  # classes at most in a table of counts; more are a picture

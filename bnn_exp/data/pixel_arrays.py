@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bnn_exp.data.images import NotEightBits, in_a_line, scaled
-from bnn_exp.data.rows import WHOLE, Rows, Source, shown, some
+from bnn_exp.data.undecoded import WHOLE, Rows, Source, shown, some
 from bnn_exp.errors import UserError
 
 DARK = 32  # of 255: pictures of which no value is as high are worth a warning

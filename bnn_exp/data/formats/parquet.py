@@ -14,8 +14,8 @@ import numpy as np
 
 from bnn_exp.data.columns import LABELS, NO_LABELS, label_column
 from bnn_exp.data.images import Encoded, in_a_line
-from bnn_exp.data.rows import WHOLE, Found, Rows, Source, by_split, shown
-from bnn_exp.data.values import LEAST_PIXELS, as_pictures
+from bnn_exp.data.pixel_arrays import LEAST_PIXELS, as_pictures
+from bnn_exp.data.undecoded import WHOLE, Found, Rows, Source, by_split, shown
 from bnn_exp.errors import UserError
 
 KINDS = ((".parquet", ".pq"), (".arrow",), (".jsonl", ".ndjson"))

@@ -15,7 +15,7 @@ from typing import Any
 from bnn_exp.errors import UserError
 from bnn_exp.records import markdown
 from bnn_exp.records.runs import Record, as_text, own_overrides
-from bnn_exp.records.varied import filled, settings, shortened, varied_keys
+from bnn_exp.records.sweeps.varied_settings import filled, settings, shortened, varied_keys
 
 STATE = "state_bytes_per_weight"
 VALIDATION = "best_validation_accuracy"
@@ -67,7 +67,7 @@ class Row:
 
 
 @dataclass
-class Study:
+class Comparison:
     """Runs by configuration, the one whose number `by` is best marked; `unfinished` are all that did not complete."""
 
     y: str
@@ -163,7 +163,7 @@ class Study:
         return "\n\n".join(parts) + "\n"
 
 
-def study(records: Iterable[Record], y: str | None = None) -> Study:
+def compare(records: Iterable[Record], y: str | None = None) -> Comparison:
     """Folds runs into a study of `y`: a number of the summaries, or of the last lines of metrics.jsonl. When nothing is said it
     is the test accuracy, and the best is chosen by validation, if every run kept rows back for it.
 
@@ -189,7 +189,7 @@ def study(records: Iterable[Record], y: str | None = None) -> Study:
     if rows:
         less = any(word in by for word in LESS_IS_BETTER)
         (min if less else max)(rows, key=lambda row: row.number(by)).best = True
-    return Study(y, by, varied, rows, [record for record in records if record not in completed])
+    return Comparison(y, by, varied, rows, [record for record in records if record not in completed])
 
 
 def over_seeds(runs: list[Record], key: str) -> tuple[float, float | None]:

@@ -6,7 +6,7 @@ from pathlib import Path, PureWindowsPath
 
 from bnn_exp.data import images
 from bnn_exp.data.columns import FILES, LABELS, label_column
-from bnn_exp.data.rows import Found, Rows, Source, named, shown, some, split_in, split_of
+from bnn_exp.data.undecoded import Found, Rows, Source, named, shown, some, split_in, split_of
 from bnn_exp.errors import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")

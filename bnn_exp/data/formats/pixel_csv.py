@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from bnn_exp.data.columns import LABELS, NO_LABELS
-from bnn_exp.data.rows import Found, Rows, Source, shown, some, split_in
-from bnn_exp.data.values import LEAST_PIXELS, Damaged, paired, read
+from bnn_exp.data.pixel_arrays import LEAST_PIXELS, Damaged, paired, read
+from bnn_exp.data.undecoded import Found, Rows, Source, shown, some, split_in
 from bnn_exp.errors import UserError
 
 LONGEST_LINE = 4_000_000  # characters of a line that are looked at

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bnn_exp.data.images import in_a_line
-from bnn_exp.data.rows import WHOLE, Rows, Source, shown
+from bnn_exp.data.undecoded import WHOLE, Rows, Source, shown
 from bnn_exp.errors import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
