@@ -41,9 +41,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         done += count
         if speak.is_terminal:
             if bar is None and monotonic() - began >= PATIENCE:
-                bar = _bar(speak)
-                bar.add_task(what, total=total)
-                bar.start()
+                bar = started_bar(speak, what, total)
             if bar is not None:
                 bar.update(bar.task_ids[0], completed=done)
         elif monotonic() - said >= EVERY:
@@ -57,6 +55,10 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
             bar.stop()
 
 
-def _bar(console: Console) -> Progress:
+def started_bar(on: Console, what: str, total: int) -> Progress:
+    """Returns a progress bar of one task, shown on the console `on` until its `stop`."""
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
+    bar = Progress(*columns, console=on, transient=True)
+    bar.add_task(what, total=total)
+    bar.start()
+    return bar

@@ -18,7 +18,8 @@ from helpers import COMMAND, command, plain_config
 
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import Record
-from bnn_exp.records.sweeps.comparison import compare, varied_keys
+from bnn_exp.records.sweeps.comparison import compare
+from bnn_exp.records.sweeps.varied_settings import varied_keys
 
 SMALL = ("trainer=smoke", "trainer.epochs=1", "trainer.limit_batches=1")
 

@@ -5,7 +5,8 @@ import threading
 import urllib.error
 import urllib.request
 
-from bnn_exp.data.formats.parquet import HubSplit, rows_of
+from bnn_exp.data.formats.arrow_table import HubSplit
+from bnn_exp.data.formats.parquet import rows_of
 from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 

@@ -9,7 +9,9 @@ from bnn_exp.records.html.axes import Axis, spread
 from bnn_exp.records.html.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, clipped, grid, svg
 from bnn_exp.records.html.render import short
 from bnn_exp.records.runs import as_text
-from bnn_exp.records.sweeps.comparison import Comparison, Row, in_words, number, short_names
+from bnn_exp.records.sweeps.comparison import Comparison, Row
+from bnn_exp.records.sweeps.numbers import number
+from bnn_exp.records.sweeps.text import short_names
 
 APART = 7  # units of the drawing between lines that have a value at the same place
 MARK = Markup('<circle class="{} {}" cx="{}" cy="{}" r="{}"/>')
@@ -38,11 +40,11 @@ def over(key: str, comparison: Comparison) -> Chart:
             parts.append(Markup('<polyline class="line thin {}" points="{}"/>').format(style, path))
         for x, row in zip(places, rows, strict=True):
             parts.extend(_marks(x, row, up, style, comparison.y))
-            words = f"{settings(row, [key], names)} {name}".strip() + f"\n{in_words(row)} of {len(row.runs)} run"
+            words = f"{settings(row, [key], names)} {name}".strip() + f"\n{row.in_words} of {len(row.runs)} run"
             points.append([x, up(row.mean), words + "s" * (len(row.runs) != 1) + ", best" * row.best, style])
     legend = [(f"c{i}", name) for i, name in enumerate(groups)] if 1 < len(groups) <= COLOURS else []
     title = f"{in_title(comparison.y)} over {names[key]}"
-    said = (f"{settings(row, comparison.varied, names)}: {in_words(row)}" for row in comparison.rows[:12])
+    said = (f"{settings(row, comparison.varied, names)}: {row.in_words}" for row in comparison.rows[:12])
     words = f"{title}. {'; '.join(said)}"
     return Chart(title, svg(HEIGHT, words, parts), {"kind": "points", "points": points}, legend=legend)
 

@@ -10,7 +10,9 @@ from bnn_exp.records.html.render import render
 from bnn_exp.records.html.run import thinned
 from bnn_exp.records.html.scatter import in_title, over, settings
 from bnn_exp.records.runs import Record, as_text
-from bnn_exp.records.sweeps.comparison import VALIDATION, Comparison, in_words, label, reason, short_names, spread_in_words
+from bnn_exp.records.sweeps.comparison import VALIDATION, Comparison
+from bnn_exp.records.sweeps.numbers import over_seeds
+from bnn_exp.records.sweeps.text import label, mean_and_deviation, reason, short_names
 
 KEYS = 5  # settings at most that have a chart of their own
 DRAWN = 20_000  # points at most of all curves together
@@ -40,8 +42,8 @@ def sweep_page(comparison: Comparison, directory: Path) -> str:
             {
                 "values": [as_text(row.settings[key]) for key in comparison.varied],
                 "costs": [f"{row.number(key):.3g}" for key in comparison.costs],
-                "validation": spread_in_words(row.runs, VALIDATION) if comparison.validated else "",
-                "y": in_words(row),
+                "validation": mean_and_deviation(*over_seeds(row.runs, VALIDATION)) if comparison.validated else "",
+                "y": row.in_words,
                 "seconds": f"{row.seconds_per_epoch:.3g}",
                 "runs": [_link(run, directory) for run in row.runs],
                 "best": row.best,
@@ -54,7 +56,7 @@ def sweep_page(comparison: Comparison, directory: Path) -> str:
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     names = short_names(comparison.varied)
-    tiles = [("best", in_words(row), settings(row, comparison.varied, names)) for row in comparison.rows if row.best]
+    tiles = [("best", row.in_words, settings(row, comparison.varied, names)) for row in comparison.rows if row.best]
     runs = [run for row in comparison.rows for run in row.runs]
     most = max((len(row.runs) for row in comparison.rows), default=0)
     tiles.append(("configurations", str(len(comparison.rows)), f"of up to {most} run{'s' * (most != 1)} each"))
