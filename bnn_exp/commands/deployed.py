@@ -27,12 +27,12 @@ from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import TooLow, UserError, WrongResult
 from bnn_exp.nn.exact import home, is_exactly
-from bnn_exp.records import evaluations, html, next_command, places
+from bnn_exp.records import directories, evaluations, html, next_command
 from bnn_exp.records.files import writable, write_json
+from bnn_exp.records.formatting import bytes_in_words, console
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of, which_of
-from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.training import plan, unread
 
 FORMS = ("PackedMLP", "BNCVLNet")  # of packed networks that every format knows
@@ -232,7 +232,7 @@ def _into(asked: Asked, model: Path, usual: Path) -> Path:
     into, run = asked.into(usual), run_of(model)
     if into.resolve() == run.resolve():
         return run
-    places.check_no_other_run(into)
+    directories.check_no_other_run(into)
     return into
 
 

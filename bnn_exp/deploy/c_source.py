@@ -10,7 +10,7 @@ from torch import Tensor
 from bnn_exp.bits import from_tiles, pack
 from bnn_exp.deploy.mlp import HiddenLayer, LastLayer, PackedMLP
 from bnn_exp.errors import UserError
-from bnn_exp.records.words import in_a_line
+from bnn_exp.records.formatting import in_a_line
 
 _PLAIN = (string.ascii_letters + string.digits + " _-.").encode()  # what stands for itself in a C string
 

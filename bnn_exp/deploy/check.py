@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bnn_exp.errors import UserError
 from bnn_exp.nn import BinaryLayer
 from bnn_exp.nn.exact import difference
-from bnn_exp.records import probe
+from bnn_exp.records import probe_logits
 from bnn_exp.records.terminal import progress
 
 BATCH = 1024
@@ -44,9 +44,9 @@ def check_packed(format: str, network: nn.Module, *names: str) -> None:
 
 def check_alike(what: str, form: Callable[[Tensor], Tensor], network: nn.Module, shape: tuple[int, ...]) -> None:
     """Raises UserError if `form` gives other logits than `network` on images of random pixels of `shape`."""
-    images = probe.pixels(shape)
+    images = probe_logits.pixels(shape)
     with torch.inference_mode():
-        if found := probe.difference(form(images), network(images)):
+        if found := probe_logits.difference(form(images), network(images)):
             raise UserError(f"{what}: {found}, so that it is not exported")
 
 

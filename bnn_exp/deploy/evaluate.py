@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bnn_exp.bits import bits_sha256
 from bnn_exp.config.settings import Rows
 from bnn_exp.data.dataset import pieces
-from bnn_exp.data.legacy import are_same
-from bnn_exp.data.rows import some
+from bnn_exp.data.messages import some
+from bnn_exp.data.old_keys import are_same
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.errors import UserError

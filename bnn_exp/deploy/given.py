@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bnn_exp.deploy.load import pack_network
 from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_layers
-from bnn_exp.records import probe
+from bnn_exp.records import probe_logits
 
 
 def ready(
@@ -33,7 +33,7 @@ def ready(
         except UserError as error:
             raise UserError(f"export.format={format}: {error}") from error
     if images is None:
-        images = probe.pixels(_shape(format, network))
+        images = probe_logits.pixels(_shape(format, network))
     if images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
         raise UserError(
             f"export.format={format}: images are {images.dtype} {list(images.shape)}\n"

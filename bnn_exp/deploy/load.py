@@ -14,7 +14,7 @@ from bnn_exp.deploy.mlp import PackedMLP
 from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.exact import altered, difference, home, is_exactly
-from bnn_exp.records import probe
+from bnn_exp.records import probe_logits
 from bnn_exp.records.model import check_probe, load_model, read_model
 
 ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build, or one with a method pack()"
@@ -67,7 +67,7 @@ def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = 
     try:
         shape = image_shape or _image_shape(network)
         packed = _packed(copy.deepcopy(network).to("meta" if ours else "cpu"), deployed_state(network))
-        found = probe.difference(probe.logits(packed, shape), probe.logits(network, shape))
+        found = probe_logits.difference(probe_logits.logits(packed, shape), probe_logits.logits(network, shape))
     except ALTERED as error:
         raise UserError(f"{home(type(network))} can't be packed: {reason(error)}\n{ALLOWED}") from error
     if found:

@@ -20,7 +20,7 @@ from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import encode
 from bnn_exp.nn.bncvl import Standardize
-from bnn_exp.records.words import in_a_line
+from bnn_exp.records.formatting import in_a_line
 
 OPSET, IR = 18, 10  # what onnxruntime has known since 2023
 

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn_exp.config.paths import at_home
 from bnn_exp.data.folder import walk
-from bnn_exp.data.images import Pixels, is_picture, read_image
+from bnn_exp.data.image_suffixes import is_image
+from bnn_exp.data.images import Pixels, read_image
 from bnn_exp.deploy.evaluate import described
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.errors import UserError
@@ -176,7 +177,7 @@ def _look(paths: Sequence[str], found: Found) -> None:
     """Adds the pictures among `paths` and in the folders among them to `found`."""
     for path in map(Path, paths):
         for file in [path] if path.is_file() else walk(path, f"input={path}"):
-            if not file.name.startswith(".") and is_picture(file):
+            if not file.name.startswith(".") and is_image(file):
                 found.pictures.append(file)
             else:
                 found.passed_over += 1

@@ -15,7 +15,7 @@ from bnn_exp.deploy.c_source import write_c
 from bnn_exp.deploy.check import check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
 from bnn_exp.errors import UserError
-from bnn_exp.records import probe
+from bnn_exp.records import probe_logits
 from bnn_exp.records.files import replacing
 
 
@@ -54,7 +54,7 @@ def export_c(
         (folder / "network.c").write_text(source)
         (folder / "network.h").write_text(header)
         compile_c(folder)
-        for pictures in (images, probe.pixels(tuple(images.shape[1:]))):
+        for pictures in (images, probe_logits.pixels(tuple(images.shape[1:]))):
             check_equal("the compiled C", classify(folder / "network", pictures), predictions(network, pictures))
     files = [directory / "network.c", directory / "network.h"]
     for file, text in zip(files, (source, header), strict=True):

@@ -12,7 +12,7 @@ from torch import nn
 from bnn_exp import models
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.data.legacy import are_same
+from bnn_exp.data.old_keys import are_same
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
 from bnn_exp.nn.binary import packed_at_once

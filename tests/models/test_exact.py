@@ -21,7 +21,7 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import BinaryLinear, binarize
 from bnn_exp.nn.exact import home
-from bnn_exp.records import probe
+from bnn_exp.records import probe_logits
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.training import engine
 
@@ -243,7 +243,7 @@ def test_an_altered_network_is_refused_in_words(kind):
 @pytest.mark.parametrize("load", [load_model, load_packed])
 def test_the_file_says_which_class_and_which_logits(load, tmp_path):
     file, made = saved(tmp_path)
-    images = probe.pixels(SHAPE)
+    images = probe_logits.pixels(SHAPE)
     with torch.no_grad():
         expected = made(images)
         torch.testing.assert_close(load(file)[0](images), expected, rtol=1e-5, atol=1e-5)
@@ -269,7 +269,7 @@ def test_saving_changes_nothing_of_a_network_in_training(name, tmp_path):
 @pytest.mark.parametrize("load", [load_model, load_packed])
 def test_another_class_and_other_logits_are_refused(load, tmp_path):
     file, made = saved(tmp_path)
-    few = made(probe.pixels(SHAPE)).tolist()
+    few = made(probe_logits.pixels(SHAPE)).tolist()
     few[0], few[3] = few[1], [-x for x in few[3]]  # as rounding on another processor may, rarely
     rewritten(file, probe=json.dumps(few))
     load(file)
@@ -285,7 +285,7 @@ def test_another_class_and_other_logits_are_refused(load, tmp_path):
 def test_a_file_of_an_earlier_version_is_read(load, tmp_path):
     file, made = saved(tmp_path)
     rewritten(file, **{"class": None, "probe": None, "identity_sha256": None})
-    images = probe.pixels(SHAPE)
+    images = probe_logits.pixels(SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(load(file)[0](images), made(images), rtol=1e-5, atol=1e-5)
     with safe_open(file, framework="pt") as opened:
@@ -309,7 +309,7 @@ def test_a_half_identity_is_damage(tmp_path):
 
 
 def test_exports_refuse_what_can_not_be_packed(tmp_path):
-    images = probe.pixels(SHAPE)
+    images = probe_logits.pixels(SHAPE)
     pytest.importorskip("onnxruntime")
 
     class Other(BNCVLNet):

@@ -16,7 +16,7 @@ from bnn_exp.data import sources
 from bnn_exp.errors import UserError
 from bnn_exp.models import stages
 from bnn_exp.nn import binary_layers
-from bnn_exp.records import probe
+from bnn_exp.records import probe_logits
 
 MODEL, ONNX, DATA = code_of("add_a_model.md")
 SMALL = ("model=resmlp", "model.width=16", "trainer=smoke", "engine.threads=1")
@@ -179,7 +179,7 @@ def test_packing_is_compared_with_the_network(bnn_train, resmlp, monkeypatch):
     bnn_train(resmlp, *SMALL, "trainer.epochs=1", "hydra.run.dir=run")
     own, shape = module().ResMLP, (1, 8, 8)
     network = own(shape, 10, 16).eval()
-    torch.testing.assert_close(pack_network(network, shape)(probe.pixels(shape)), network(probe.pixels(shape)))
+    torch.testing.assert_close(pack_network(network, shape)(probe_logits.pixels(shape)), network(probe_logits.pixels(shape)))
     with pytest.raises(UserError, match="image_shape"):
         pack_network(network)
 

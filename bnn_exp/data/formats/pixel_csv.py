@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bnn_exp.data.columns import LABELS, NO_LABELS
-from bnn_exp.data.rows import Found, Rows, Source, shown, some, split_in
-from bnn_exp.data.values import LEAST_PIXELS, Damaged, paired, read
+from bnn_exp.data.columns import LABELS, NO_LABELS, separator
+from bnn_exp.data.messages import shown, some
+from bnn_exp.data.pixel_arrays import LEAST_PIXELS, Damaged, paired, read
+from bnn_exp.data.split_names import split_in
+from bnn_exp.data.undecoded import Found, Rows, Source
 from bnn_exp.errors import UserError
 
 LONGEST_LINE = 4_000_000  # characters of a line that are looked at
@@ -66,20 +68,18 @@ def _form(file: Path, label: str | None, where: str) -> Form | None:
             first, second = stream.readline(LONGEST_LINE), stream.readline(LONGEST_LINE)
     except (OSError, EOFError):
         return None
-    separator = max(",;\t", key=first.count)
-    head, cells = (
-        [cell.strip().strip('"') for cell in line.rstrip("\r\n").split(separator)] for line in (first, second or first)
-    )
+    sign = separator(first)
+    head, cells = ([cell.strip().strip('"') for cell in line.rstrip("\r\n").split(sign)] for line in (first, second or first))
     if len(cells) != len(head) or len(head) <= LEAST_PIXELS or sum(map(_is_number, cells)) < len(cells) - 1:
         return None
     if sum(map(_is_number, head)) >= len(head) - 1:
-        return Form(separator, (), None) if isqrt(len(head) - 1) ** 2 == len(head) - 1 else None
+        return Form(sign, (), None) if isqrt(len(head) - 1) ** 2 == len(head) - 1 else None
     wanted = (label.lower(),) if label else LABELS
     named = [name for known in wanted for name in head if name.lower() == known]
     pixels = [name for name in head if name.lower() not in NO_LABELS and name]
     if not named and isqrt(len(pixels) - 1) ** 2 == len(pixels) - 1 > 0:
         raise UserError(f"{where}: no column is called label\nallowed: dataset.label=COLUMN, the column of the classes")
-    return Form(separator, tuple(head), named[0]) if named else None
+    return Form(sign, tuple(head), named[0]) if named else None
 
 
 def csv(file: Path, how: tuple[Form, tuple[str, ...]]) -> tuple[np.ndarray, list]:

@@ -8,14 +8,15 @@ import csv
 import io
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bnn_exp.errors import UserError
 from bnn_exp.records import markdown
 from bnn_exp.records.runs import Record, as_text, own_overrides
-from bnn_exp.records.varied import filled, settings, shortened, varied_keys
+from bnn_exp.records.sweeps.numbers import has_all, over_seeds
+from bnn_exp.records.sweeps.text import label, mean_and_deviation, reason
+from bnn_exp.records.sweeps.varied_settings import filled, shortened, varied_keys
 
 STATE = "state_bytes_per_weight"
 VALIDATION = "best_validation_accuracy"
@@ -59,6 +60,11 @@ class Row:
         """
         return over_seeds(self.runs, key)[0]
 
+    @property
+    def in_words(self) -> str:
+        """The mean with its standard deviation, such as 97.31 ± 0.12."""
+        return mean_and_deviation(self.mean, self.std)
+
     def command(self) -> str:
         """The command line of its first run."""
         run = self.runs[0]
@@ -67,7 +73,7 @@ class Row:
 
 
 @dataclass
-class Study:
+class Comparison:
     """Runs by configuration, the one whose number `by` is best marked; `unfinished` are all that did not complete."""
 
     y: str
@@ -142,8 +148,8 @@ class Study:
                 str(len(row.runs)),
                 *([str(row.seeds)] if seeds else []),
                 *(f"{row.number(key):.3g}" for key in self.costs),
-                *([spread_in_words(row.runs, VALIDATION)] if validated else []),
-                in_words(row),
+                *([mean_and_deviation(*over_seeds(row.runs, VALIDATION))] if validated else []),
+                row.in_words,
                 f"{row.seconds_per_epoch:.3g}",
                 "best" * row.best,
             ]
@@ -163,7 +169,7 @@ class Study:
         return "\n\n".join(parts) + "\n"
 
 
-def study(records: Iterable[Record], y: str | None = None) -> Study:
+def compare(records: Iterable[Record], y: str | None = None) -> Comparison:
     """Folds runs into a study of `y`: a number of the summaries, or of the last lines of metrics.jsonl. When nothing is said it
     is the test accuracy, and the best is chosen by validation, if every run kept rows back for it.
 
@@ -189,68 +195,8 @@ def study(records: Iterable[Record], y: str | None = None) -> Study:
     if rows:
         less = any(word in by for word in LESS_IS_BETTER)
         (min if less else max)(rows, key=lambda row: row.number(by)).best = True
-    return Study(y, by, varied, rows, [record for record in records if record not in completed])
-
-
-def over_seeds(runs: list[Record], key: str) -> tuple[float, float | None]:
-    """The mean of a number over the seeds of `runs`, and its standard deviation; None for a single seed.
-
-    Raises:
-        UserError: a run has no such number.
-    """
-    seeds: dict[Any, list[float]] = {}
-    for run in runs:
-        seeds.setdefault(run.setting("seed"), []).append(number(run, key))
-    means = [statistics.fmean(numbers) for numbers in seeds.values()]
-    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None
-
-
-def has_all(runs: Sequence[Record], key: str) -> bool:
-    """Whether there are runs, and all their summaries have this number."""
-    return bool(runs) and all(run.summary.get(key) is not None for run in runs)
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by its last part, as far as that is one key's alone; by its group where that is all it says."""
-    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
-    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
-
-
-def number(run: Record, y: str) -> float:
-    value = run.summary.get(y, run.epochs[-1].get(y) if run.epochs else None)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        sources = (run.summary, *run.epochs[-1:])
-        known = {key for source in sources for key, v in source.items() if type(v) in (int, float)}
-        raise UserError(f"report.y={y}: {run.directory} has no such number\nallowed: {', '.join(sorted(known))}")
-    return float(value)
-
-
-def in_words(row: Row) -> str:
-    """97.31 ± 0.12."""
-    return f"{row.mean:.2f}" if row.std is None else f"{row.mean:.2f} ± {row.std:.2f}"
-
-
-def spread_in_words(runs: list[Record], key: str) -> str:
-    """Mean and deviation of a number of the runs: 97.31 ± 0.12."""
-    mean, std = over_seeds(runs, key)
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    return Comparison(y, by, varied, rows, [record for record in records if record not in completed])
 
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else as_text(value)
-
-
-def label(run: Record, keys: Iterable[str]) -> str:
-    """Returns the overrides of the command line, else the values of `keys`."""
-    values = settings(run)
-    return " ".join(run.summary.get("overrides") or [f"{key}={as_text(values.get(key))}" for key in keys if values])
-
-
-def reason(run: Record) -> str:
-    """Why a run did not complete, in a line: its error, else how far it came."""
-    error = run.summary.get("error")
-    if error and run.status == "failed":
-        return f"failed: {error}".replace("\n", "; ")
-    done, total = len(run.epochs), run.setting("trainer.epochs")
-    how_far = f"after {done}{f' of {total}' if total else ''} epochs" if run.config else "before it began"
-    return f"{run.status} {how_far}{' (under way, or killed)' * (run.status == 'unfinished')}"

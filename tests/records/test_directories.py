@@ -11,7 +11,7 @@ import torch
 from helpers import TINY, command, contents, epochs, forkserver, timeless, write_dataset
 
 from bnn_exp.errors import UserError
-from bnn_exp.records import checkpoint, places
+from bnn_exp.records import checkpoint, directories
 
 
 def test_a_run_is_not_written_over_however_its_place_is_named(bnn_train, copy_of_run, tmp_path):
@@ -24,7 +24,7 @@ def test_a_run_is_not_written_over_however_its_place_is_named(bnn_train, copy_of
         assert f"resume={name} " in done.err and "resume=auto" in done.err and len(done.err.splitlines()) == 2
     for name in ("k/", "./k", f"../{tmp_path.name}/k", tmp_path / "k"):
         with pytest.raises(UserError, match="a run is there already"):
-            places.check_free_for_run(Path(name))
+            directories.check_free_for_run(Path(name))
     assert contents(tmp_path) == before
 
 
@@ -36,10 +36,10 @@ def test_what_a_killed_run_or_sweep_leaves_is_not_written_over(tmp_path, left):
     file.parent.mkdir(parents=True)
     file.write_text("{}")
     with pytest.raises(UserError, match="k: a "):
-        places.check_free_for_sweep(tmp_path / "k")
+        directories.check_free_for_sweep(tmp_path / "k")
     if "0" not in left:
         with pytest.raises(UserError, match="k: a "):
-            places.check_free_for_run(tmp_path / "k")
+            directories.check_free_for_run(tmp_path / "k")
 
 
 def test_an_empty_folder_and_one_with_foreign_files_are_free(tmp_path):
@@ -47,11 +47,11 @@ def test_an_empty_folder_and_one_with_foreign_files_are_free(tmp_path):
     (tmp_path / "queue/0").mkdir(parents=True)
     (tmp_path / "queue/slurm-17.out").write_text("begun")
     for name in ("empty", "queue", "new/one"):
-        places.check_free_for_run(tmp_path / name)
-        places.check_free_for_sweep(tmp_path / name)
+        directories.check_free_for_run(tmp_path / name)
+        directories.check_free_for_sweep(tmp_path / name)
     for name in ("queue/slurm-17.out", "queue/slurm-17.out/below"):
         with pytest.raises(UserError, match="is a file"):
-            places.check_free_for_run(tmp_path / name)
+            directories.check_free_for_run(tmp_path / name)
 
 
 def test_sweeps_and_runs_keep_out_of_each_other(bnn_train, copy_of_run, tmp_path):

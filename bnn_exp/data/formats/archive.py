@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from bnn_exp.data.images import in_a_line
-from bnn_exp.data.rows import WHOLE, Rows, Source, shown
+from bnn_exp.data.messages import WHOLE, short_reason, shown
+from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -61,4 +61,4 @@ def _unpack(file: Path, into: Path, where: str) -> None:
             with tarfile.open(file) as archive:
                 archive.extractall(into, filter="data")
     except UNPACKING as error:
-        raise UserError(f"{where}: {shown(file.name)} can't be unpacked ({in_a_line(error)})\n{WHOLE}") from error
+        raise UserError(f"{where}: {shown(file.name)} can't be unpacked ({short_reason(error)})\n{WHOLE}") from error

@@ -4,9 +4,11 @@ import csv
 import json
 from pathlib import Path, PureWindowsPath
 
-from bnn_exp.data import images
-from bnn_exp.data.columns import FILES, LABELS, label_column
-from bnn_exp.data.rows import Found, Rows, Source, named, shown, some, split_in, split_of
+from bnn_exp.data.columns import FILES, LABELS, label_column, refuse_identifiers, separator
+from bnn_exp.data.image_suffixes import is_image
+from bnn_exp.data.messages import named, shown, some
+from bnn_exp.data.split_names import split_in, split_of
+from bnn_exp.data.undecoded import Found, Rows, Source
 from bnn_exp.errors import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -30,7 +32,7 @@ def find(root: Path, files: list[Path], label: str | None, where: str, sure: boo
     Raises:
         UserError: a row names a picture that is not there, a split that is none, or a picture that another row names.
     """
-    pictures = [file for file in files if images.is_picture(file)]
+    pictures = [file for file in files if is_image(file)]
     rows: list[Listing] = []
     used, by_name = [], _unique(pictures)
     for file in sorted(filter(is_table, files), key=str) if pictures else []:
@@ -78,9 +80,8 @@ def _label_column(table: Table, files: str, label: str | None, where: str, sure:
     if not sure and label is None and not any(name.lower() in LABELS for name in plain):
         return None
     chosen = label_column(plain, label, where, some(list(table), 12))
-    values = table[chosen]
-    if label is None and chosen.lower() not in LABELS and len(set(values)) == len(values) > 2:
-        return label_column({}, None, where, some(list(table), 12))  # a value of its own in every row is no class
+    if label is None:
+        refuse_identifiers(chosen, table[chosen], where, some(list(table), 12))
     return chosen
 
 
@@ -119,8 +120,8 @@ def _table(file: Path) -> Table | None:
         if file.suffix.lower() in (".jsonl", ".ndjson"):
             records = [json.loads(line) for line in text.splitlines() if line.strip()]
             return {name: [record.get(name) for record in records] for name in records[0]}
-        first = text.lstrip().split("\n", 1)[0]
-        head, *lines = csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count), skipinitialspace=True)
+        delimiter = separator(text.lstrip().split("\n", 1)[0])
+        head, *lines = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
     except (OSError, ValueError, AttributeError, LookupError, csv.Error):
         return None
     names = [name.strip() for name in head]

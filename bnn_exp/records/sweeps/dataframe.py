@@ -9,7 +9,7 @@ from bnn_exp.config.paths import at_home
 from bnn_exp.errors import UserError
 from bnn_exp.records import runs
 from bnn_exp.records.runs import Record, as_text
-from bnn_exp.records.varied import filled, varied_keys
+from bnn_exp.records.sweeps.varied_settings import filled, varied_keys
 
 if TYPE_CHECKING:
     from pandas import DataFrame

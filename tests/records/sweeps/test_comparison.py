@@ -13,12 +13,12 @@ from helpers import Page, other_data, write_dataset
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from bnn_exp.records import study_plot
-from bnn_exp.records.html import study_page
+from bnn_exp.records.formatting import drawn, printable
+from bnn_exp.records.html import sweep_page
 from bnn_exp.records.runs import Record
-from bnn_exp.records.study import Study, study
-from bnn_exp.records.varied import shortened
-from bnn_exp.records.words import drawn, printable
+from bnn_exp.records.sweeps import plot
+from bnn_exp.records.sweeps.comparison import Comparison, compare
+from bnn_exp.records.sweeps.varied_settings import shortened
 
 SMOKE = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
 ODD = [
@@ -45,7 +45,7 @@ def run(seed=0, test=50.0, validation=None, data="k", overrides=(), **config) ->
     return Record(Path(f"r{seed}"), config | {"seed": seed}, facts, [])
 
 
-def table(result: Study) -> list[dict[str, str]]:
+def table(result: Comparison) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(result.csv())))
 
 
@@ -77,25 +77,27 @@ def test_only_the_seed_is_folded(key, values):
         group, _, name = key.partition(".")
         config = {group: {name: value}} if name else {group: value}
         runs += [run(seed, test, **config) for seed, test in enumerate(seeds)]
-    result = study(runs)
+    result = compare(runs)
     assert result.varied == [key]
     assert [(row.mean, len(row.runs), row.seeds) for row in result.rows] == [(52.0, 2, 2), (75.0, 2, 2)]
     assert result.rows[1].std == pytest.approx(statistics.stdev((70.0, 80.0)))
 
 
 def test_what_can_not_change_a_result_is_folded():
-    result = study([run(seed, logger={"name": name}, resume=name) for seed, name in enumerate(("none", "wandb"))])
+    result = compare([run(seed, logger={"name": name}, resume=name) for seed, name in enumerate(("none", "wandb"))])
     assert result.varied == [] and [row.seeds for row in result.rows] == [2]
 
 
 def test_other_files_under_the_same_path_are_another_row():
-    result = study([run(seed, 50 + seed, data=key, dataset={"path": "/d"}) for seed, key in enumerate(("a1" * 32, "b2" * 32))])
+    result = compare(
+        [run(seed, 50 + seed, data=key, dataset={"path": "/d"}) for seed, key in enumerate(("a1" * 32, "b2" * 32))]
+    )
     assert result.varied == ["dataset.content"]
     assert [row.settings["dataset.content"] for row in result.rows] == ["a1a1a1a1", "b2b2b2b2"]
 
 
 def test_runs_of_one_seed_are_repeats_and_give_no_deviation():
-    result = study(
+    result = compare(
         [run(0, 50.0, delta=1), run(0, 60.0, delta=1), run(0, 70.0, delta=2), run(1, 80.0, delta=2), run(1, 84.0, delta=2)]
     )
     first, second = result.rows
@@ -104,13 +106,13 @@ def test_runs_of_one_seed_are_repeats_and_give_no_deviation():
     assert [(row["runs"], row["seeds"]) for row in table(result)] == [("2", "1"), ("3", "2")]
     head, rows = result.cells()
     assert rows[0][head.index("seeds")] == "1" and any("repeats" in note for note in result.notes)
-    assert "seeds" not in study([run(0, delta=1), run(1, delta=1)]).cells()[0]
+    assert "seeds" not in compare([run(0, delta=1), run(1, delta=1)]).cells()[0]
 
 
 def test_runs_of_an_earlier_version_lack_new_keys():
     older = [run(seed, 50.0, trainer={"name": "t", "epochs": 3}) for seed in (0, 1)]
     newer = [run(seed, 60.0, trainer={"name": "t", "epochs": 3, "new": False}) for seed in (2, 3)]
-    assert [row.seeds for row in study([*older, *newer]).rows] == [4]
+    assert [row.seeds for row in compare([*older, *newer]).rows] == [4]
 
 
 @pytest.mark.parametrize(
@@ -132,27 +134,27 @@ def test_the_best_is_chosen_by_validation_where_every_run_kept_rows_back():
         run(0, 90.0, 70.0, delta=1, overrides=["delta=1"]),
         run(0, 80.0, 75.0, delta=2, overrides=["delta=2", "sweep.trials=3"]),
     ]
-    result = study(runs)
+    result = compare(runs)
     assert [row.best for row in result.rows] == [False, True] and result.by == "best_validation_accuracy"
-    for text in (result.markdown(), study_page(result, Path())):
+    for text in (result.markdown(), sweep_page(result, Path())):
         assert "best in validation" in text and "75.00" in text and "80.00" in text and "chosen by best_validation" in text
         assert "bnn-train delta=2" in text and "sweep.trials" not in text
     assert [row["best_validation_accuracy_mean"] for row in table(result)] == ["70.0", "75.0"]
-    said = study(runs, "test_accuracy")
+    said = compare(runs, "test_accuracy")
     assert [row.best for row in said.rows] == [True, False] and "optimistic" in said.markdown()
-    mixed = study([*runs, run(0, 95.0, delta=3)])
+    mixed = compare([*runs, run(0, 95.0, delta=3)])
     assert [row.best for row in mixed.rows] == [False, False, True] and not mixed.validated
-    for text in (mixed.markdown(), study_page(mixed, Path())):
+    for text in (mixed.markdown(), sweep_page(mixed, Path())):
         assert "chosen on the test rows themselves" in text
 
 
 def test_texts_of_users_mark_nothing_up_in_markdown_and_csv():
-    result = study([run(0, 50 + i, x=text, overrides=[f"x={text}"]) for i, text in enumerate(ODD)])
+    result = compare([run(0, 50 + i, x=text, overrides=[f"x={text}"]) for i, text in enumerate(ODD)])
     shown = [" ".join(text.split()) for text in ODD]
     rows = markdown_rows(result.markdown())
     assert [row[0] for row in rows[1:]] == shown and all(len(row) == len(rows[0]) for row in rows)
     assert [row["x"] for row in table(result)] == ODD
-    page = Page(study_page(result, Path()))
+    page = Page(sweep_page(result, Path()))
     assert not page.all("s") and {e[1].get("class") for e in page.all("b")} == {"mark"}
     code = next(token for token in MarkdownIt().parse(result.markdown()) if "The best: " in token.content).children[1]
     assert shlex.split(code.content)[1] == f"x={shown[-1]}"
@@ -228,11 +230,11 @@ def test_a_report_goes_where_it_is_wanted_and_leaves_the_sweeps_own_alone(bnn_tr
 def test_odd_names_in_the_plot_of_a_study(tmp_path, numeric):
     """Of every odd text, and of lines by it, a picture is drawn, without a warning of a name that is left out."""
     texts = [*ODD, "_leading", "$", "$$x$$", "\\$"]
-    result = study([run(0, 50 + i, x=text, n=i % 2 if numeric else 0) for i, text in enumerate(texts)])
+    result = compare([run(0, 50 + i, x=text, n=i % 2 if numeric else 0) for i, text in enumerate(texts)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="Glyph|constrained_layout")
-        study_plot.draw(tmp_path / "sweep.png", result)
+        plot.draw(tmp_path / "sweep.png", result)
     assert Image.open(tmp_path / "sweep.png").size[0] > 500
 
 

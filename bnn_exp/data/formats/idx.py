@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bnn_exp.data.rows import Found, Rows, Source, shown, some, split_of
-from bnn_exp.data.values import Damaged, paired, read, refuse_labels_alone
+from bnn_exp.data.messages import shown, some
+from bnn_exp.data.pixel_arrays import Damaged, paired, read, refuse_labels_alone
+from bnn_exp.data.split_names import split_of
+from bnn_exp.data.undecoded import Found, Rows, Source
 from bnn_exp.errors import UserError
 
 NAME = re.compile(

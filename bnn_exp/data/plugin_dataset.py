@@ -1,6 +1,5 @@
 """The rows of a dataset of one's own, checked, and kept in the cache where its files are known."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from bnn_exp.config import plugins
 from bnn_exp.config.datasets import DATASETS, Entry
 from bnn_exp.config.registry import found, home, module_name
 from bnn_exp.errors import UserError, reason
+from bnn_exp.records.files import file_sha256
 
 SPLITS = ("train", "validation", "test")
 IMAGES = "images uint8 [rows, channels, height, width] or [rows, height, width]"
@@ -62,8 +62,7 @@ def _source(entry: Entry) -> str:
 
 def _digest(name: str, file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(file)
     except OSError as error:
         raise UserError(f"dataset={name}: {file} can't be read ({error.strerror})\nallowed: files that you may read") from error
 

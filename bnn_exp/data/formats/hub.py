@@ -5,8 +5,9 @@ import threading
 import urllib.error
 import urllib.request
 
-from bnn_exp.data.rows import Rows, Source
-from bnn_exp.data.tables import HubSplit, rows_of
+from bnn_exp.data.formats.arrow_table import HubSplit
+from bnn_exp.data.formats.parquet import rows_of
+from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 
 PROBE_SECONDS = 2.5  # how long the hub may take to answer at all; `datasets` itself gives up only after 25 s

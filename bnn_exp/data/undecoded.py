@@ -1,8 +1,6 @@
 """Describes a dataset before decoding: the rows of each split as they lie in files, and the files that decide them."""
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,28 +9,9 @@ from typing import Any
 import numpy as np
 
 from bnn_exp.data.images import Encoded
+from bnn_exp.data.messages import WHOLE, shown
 from bnn_exp.errors import UserError
-
-SPLITS = {
-    "train": ("train", "training", "trn"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "tst", "eval", "evaluation", "t10k"),
-}
-"""The words in names of files and folders that stand for a split, in any case."""
-
-
-WHOLE = "allowed: a whole file that you may read; perhaps copy or download it again"
-
-
-def split_of(word: str) -> str | None:
-    """Returns the split that a word stands for: train, validation, test, or None."""
-    return next((split for split, words in SPLITS.items() if word.lower() in words), None)
-
-
-def split_among(name: str) -> str | None:
-    """Returns the split that a name says among other words, as seg_train, train_images or train2017 do."""
-    found = {split for word in re.findall(r"t10k|[a-z]+", name.lower()) if (split := split_of(word))}
-    return found.pop() if len(found) == 1 else None
+from bnn_exp.records.files import file_sha256
 
 
 @dataclass
@@ -88,8 +67,7 @@ class Source:
         digest = hashlib.sha256(self.plan.encode())
         for file in self.files:
             try:
-                with file.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                content = file_sha256(file)
             except OSError as error:
                 raise UserError(f"{self.where}: {shown(file)} can't be read ({error.strerror})\n{WHOLE}") from error
             digest.update(f"{shown(file.relative_to(self.root))} {content}\n".encode())
@@ -113,38 +91,3 @@ class Found:
     load: Callable[[Source], dict[str, Rows]]
     plan: str = ""
     columns: bool = True
-
-
-def shown(path: Path | str) -> str:
-    """Returns a name as text that UTF-8 can hold, accents composed. A name that is no UTF-8 is taken for Latin-1."""
-    raw = str(path)
-    try:
-        raw.encode()
-    except UnicodeEncodeError:
-        raw = raw.encode("utf-8", "surrogateescape").decode("latin-1")
-    return unicodedata.normalize("NFC", raw)
-
-
-def named(paths: Sequence[Path]) -> Callable[[int], str]:
-    """Returns the function that names a row by its number and its file."""
-    return lambda i: f"image {i} ({shown(paths[i])})"
-
-
-def split_in(path: Path) -> str | None:
-    """Returns the split of a table's file, by its relative path: its own name decides, else its folders' from the top."""
-    return next(filter(None, map(split_among, (path.name, *path.parts[:-1]))), None)
-
-
-def by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Returns the files of each split; where no name says a split, all are train files."""
-    splits: dict[str, list[Path]] = {}
-    for file in sorted(files, key=str):
-        if split := split_in(file.relative_to(root)):
-            splits.setdefault(split, []).append(file)
-    return splits or {"train": sorted(files, key=str)}
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """Returns the first names, and how many more there are: a, b, c and 5 more."""
-    first = ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in names[:most])
-    return first + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bnn_exp.data.images import NotEightBits, in_a_line, scaled
-from bnn_exp.data.rows import WHOLE, Rows, Source, shown, some
+from bnn_exp.data.images import NotEightBits, scaled
+from bnn_exp.data.messages import WHOLE, short_reason, shown, some
+from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 
 DARK = 32  # of 255: pictures of which no value is as high are worth a warning
@@ -30,7 +31,7 @@ def read(source: Source, file: Path, how: Any, reader: Callable) -> Any:
         return reader(file, how)
     except UNREADABLE as error:
         raise UserError(
-            f"{source.where}: {shown(file.relative_to(source.root))} can't be read ({in_a_line(error)})\n{WHOLE}"
+            f"{source.where}: {shown(file.relative_to(source.root))} can't be read ({short_reason(error)})\n{WHOLE}"
         ) from error
 
 

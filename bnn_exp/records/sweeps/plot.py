@@ -4,47 +4,48 @@ from pathlib import Path
 from typing import Any
 
 from bnn_exp.errors import UserError
-from bnn_exp.records.figures import new_figure
 from bnn_exp.records.files import replacing
+from bnn_exp.records.formatting import drawn
+from bnn_exp.records.matplotlib_figure import new_figure
 from bnn_exp.records.runs import as_text
-from bnn_exp.records.study import Row, Study
-from bnn_exp.records.words import drawn
+from bnn_exp.records.sweeps.comparison import Comparison, Row
 
 
-def axes_of(study: Study, x: str | None, group: str | None) -> tuple[str | None, str | None]:
+def axes_of(comparison: Comparison, x: str | None, group: str | None) -> tuple[str | None, str | None]:
     """The keys of the horizontal axis and of the lines: what is asked for, else the first numeric key and the first other one.
 
     Raises:
         UserError: a key that does not vary; for x, that is no number of the summaries either.
     """
+    allowed = ", ".join(comparison.varied) or "nothing varies"
     for name, key in (("x", x), ("group", group)):
-        if key is not None and not study.varies(key) and (name == "group" or not is_measured(study, key)):
-            raise UserError(f"report.{name}={key}: it does not vary\nallowed: {', '.join(study.varied) or 'nothing varies'}")
-    numeric = [key for key in study.varied if key != group and all(_is_number(row.value(key)) for row in study.rows)]
-    x = x or next(iter(numeric), next((key for key in study.varied if key != group), None))
-    return x, group or next((key for key in study.varied if key != x), None)
+        if key is not None and not comparison.varies(key) and (name == "group" or not is_measured(comparison, key)):
+            raise UserError(f"report.{name}={key}: it does not vary\nallowed: {allowed}")
+    numeric = [key for key in comparison.varied if key != group and all(_is_number(row.value(key)) for row in comparison.rows)]
+    x = x or next(iter(numeric), next((key for key in comparison.varied if key != group), None))
+    return x, group or next((key for key in comparison.varied if key != x), None)
 
 
-def draw(file: Path, study: Study, x: str | None = None, group: str | None = None) -> None:
+def draw(file: Path, comparison: Comparison, x: str | None = None, group: str | None = None) -> None:
     """Mean with its standard deviation over `x`, a line for each value of `group`, the best row ringed. Over a number that was
     measured and not set, points with their settings instead of lines.
 
     Raises:
         UserError: a key that does not vary.
     """
-    x, group = axes_of(study, x, group)
+    x, group = axes_of(comparison, x, group)
     figure = new_figure(8, 4.8, layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[Row]] = {}
-    for row in study.rows:
+    for row in comparison.rows:
         lines.setdefault(as_text(row.value(group)) if group else "", []).append(row)
-    measured = x is not None and not study.varies(x)
-    numeric = measured or (x is not None and all(_is_number(row.value(x)) for row in study.rows))
+    measured = x is not None and not comparison.varies(x)
+    numeric = measured or (x is not None and all(_is_number(row.value(x)) for row in comparison.rows))
 
     def at(row: Row) -> float:
         return row.number(x) if measured else row.value(x)
 
-    names = [] if numeric else list(dict.fromkeys(as_text(row.value(x)) if x else "all" for row in study.rows))
+    names = [] if numeric else list(dict.fromkeys(as_text(row.value(x)) if x else "all" for row in comparison.rows))
     for i, (name, rows) in enumerate(lines.items()):
         if numeric:
             rows = sorted(rows, key=at)
@@ -66,7 +67,7 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
         for place, row in zip(places, rows, strict=True):
             if row.best:
                 axes.plot(place, row.mean, "o", markersize=13, fillstyle="none", color="black")
-    values = [at(row) for row in study.rows] if numeric else []
+    values = [at(row) for row in comparison.rows] if numeric else []
     if numeric and min(values) > 0 and max(values) >= 8 * min(values):
         axes.set_xscale("log", base=2 if all(isinstance(value, int) for value in values) else 10)
     if numeric and not measured and len(set(values)) <= 12:
@@ -78,16 +79,16 @@ def draw(file: Path, study: Study, x: str | None = None, group: str | None = Non
         axes.margins(x=0.25)  # for the names
     elif group and len(lines) > 1:
         axes.legend(title=group, fontsize="small")
-    axes.set(xlabel=x or "", ylabel=study.y)
+    axes.set(xlabel=x or "", ylabel=comparison.y)
     axes.grid(alpha=0.25)
     if measured:
-        _name(axes, {(at(row), row.mean): _settings_of(row, study) for row in study.rows})
+        _name(axes, {(at(row), row.mean): _settings_of(row, comparison) for row in comparison.rows})
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _settings_of(row: Row, study: Study) -> str:
-    return " ".join(drawn(as_text(row.settings[key])) for key in study.varied if row.settings[key] is not None)
+def _settings_of(row: Row, comparison: Comparison) -> str:
+    return " ".join(drawn(as_text(row.settings[key])) for key in comparison.varied if row.settings[key] is not None)
 
 
 def _name(axes, points: dict[tuple[float, float], str]) -> None:
@@ -105,10 +106,10 @@ def _name(axes, points: dict[tuple[float, float], str]) -> None:
         taken.append(box)
 
 
-def is_measured(study: Study, key: str) -> bool:
+def is_measured(comparison: Comparison, key: str) -> bool:
     """Whether all completed runs have this number."""
     try:
-        return all(row.number(key) is not None for row in study.rows)
+        return all(row.number(key) is not None for row in comparison.rows)
     except UserError:
         return False
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from bnn_exp.config.datasets import DATASETS
 from bnn_exp.data.sources import DIGITS
+from bnn_exp.records.files import file_sha256
 
 FORMAT = b"2"
 DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tar", ".zip"}
@@ -30,8 +31,5 @@ def _key(*parts: bytes) -> str:
 
 
 def _digests(folder: Path) -> list[bytes]:
-    digests = []
-    for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() in DATA_FILES and file.is_file()):
-        with file.open("rb") as stream:
-            digests.append(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
-    return digests
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in DATA_FILES and file.is_file())
+    return [f"{file.relative_to(folder)} {file_sha256(file)}".encode() for file in files]
