@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnn_exp.bits.cpu.passes import OnCPU
-    from bnn_exp.models import MLP
+    from bnn_exp.models.mlp import MLP
     from bnn_exp.optim.rule import Factors
     from bnn_exp.training.steps.packed import PackedMLP
 

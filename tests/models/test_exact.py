@@ -123,7 +123,7 @@ def test_another_forward_of_the_class_itself_is_seen(monkeypatch):
 @pytest.mark.parametrize("memory", ["fast", "lean"])
 def test_a_replaced_class_trains_dense_as_what_it_is(monkeypatch, memory):
     plain = trainer_of(*SMALL, "engine=dense").epoch()
-    monkeypatch.setattr(models, "MLP", ResMLP)
+    monkeypatch.setattr(mlp, "MLP", ResMLP)
     expected = trainer_of(*SMALL, "engine=dense")
     chosen = trainer_of(*SMALL, f"engine.memory={memory}")
     assert chosen.engine == "dense" and type(chosen.network) is ResMLP
@@ -144,7 +144,7 @@ def test_a_hook_that_the_class_registers_trains_dense_with_lean_memory_too(monke
 
 
 def test_the_command_refuses_to_train_it_packed(bnn_train, monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "MLP", ResMLP)
+    monkeypatch.setattr(mlp, "MLP", ResMLP)
     done = bnn_train(*SMALL, "engine=packed")
     assert done.code == 2 and "engine=packed" in done.err and "ResMLP" in done.err
     assert len(done.err.splitlines()) == 2 and not list(tmp_path.iterdir())
@@ -152,14 +152,14 @@ def test_the_command_refuses_to_train_it_packed(bnn_train, monkeypatch, tmp_path
 
 @pytest.mark.slow
 def test_ranks_train_one_class_of_network(bnn_train, monkeypatch, summary):
-    monkeypatch.setattr(models, "MLP", ResMLP)
+    monkeypatch.setattr(mlp, "MLP", ResMLP)
     done = bnn_train(*SMALL, "engine.devices=2", "device=cpu", "hydra.run.dir=run")
     assert done.code == 2 and home(ResMLP) in done.err and home(MLP) in done.err and len(done.err.splitlines()) == 2, done.err
 
 
 def test_a_run_of_a_replaced_class_is_evaluated_as_it_or_not_at_all(bnn_train, monkeypatch, summary):
     with monkeypatch.context() as patch:
-        patch.setattr(models, "MLP", ResMLP)
+        patch.setattr(mlp, "MLP", ResMLP)
         assert bnn_train(*SMALL, "hydra.run.dir=run").code == 0
         done = bnn_train("task=evaluate", "from=run")
         assert done.code == 0 and "ResMLP" in done.out
