@@ -32,7 +32,7 @@ class Layer:
 
 @torch.no_grad()
 def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
-    """Returns the layers with parameters, in the order of the forward pass of `sample`, a batch of ≥ 1. Buffers do not count."""
+    """Returns the layers with parameters, in the order of their use for `sample`, a batch of ≥ 1. Buffers do not count."""
     found: list[Layer] = []
 
     def note(name: str, module: nn.Module):

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bnn_exp import models
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy import export_onnx, export_torch, load_packed, pack_network
 from bnn_exp.errors import UserError
+from bnn_exp.models import mlp
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
