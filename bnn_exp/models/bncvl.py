@@ -72,9 +72,8 @@ class BNCVLNet(OfPixels):
         """Returns the modules that hold parameters, a list for each layer."""
         return [[layer] for layer in (*self.convolutions, *self.dense)]
 
-    @property
     def suitable_shape(self) -> tuple[int, int, int]:
-        """The shape (channels, height, width) of a small image that the poolings leave at least one pixel of."""
+        """Returns a shape (channels, height, width) of small images that the network can pool."""
         first, poolings = self.convolutions[0], (len(self.convolutions) - 1) // self.depth
         side = max(8, self.pool**poolings)
         return first.in_channels, side, side

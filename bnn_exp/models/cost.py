@@ -9,7 +9,7 @@ from bnn_exp.nn import BinaryLayer
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCost:
     """The cost of one layer of a network."""
 
     name: str
@@ -31,9 +31,9 @@ class Layer:
 
 
 @torch.no_grad()
-def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
+def layers(network: nn.Module, sample: Tensor) -> list[LayerCost]:
     """Returns the layers with parameters, in the order of their use for `sample`, a batch of ≥ 1. Buffers do not count."""
-    found: list[Layer] = []
+    found: list[LayerCost] = []
 
     def note(name: str, module: nn.Module):
         def hook(_module, _inputs, output: Tensor) -> None:
@@ -44,7 +44,7 @@ def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
             positions = output[0].numel() // len(bits["weight"]) if bits else 0
             adds = bits["weight"].numel() * positions if bits else 0
             tensors = tuple(f"{name}.{own}" if name else own for own in bits)
-            found.append(Layer(name, type(module).__name__, shape, binary, real, adds, tensors))
+            found.append(LayerCost(name, type(module).__name__, shape, binary, real, adds, tensors))
 
         return hook
 

@@ -61,9 +61,8 @@ class MLP(nn.Module):
         """Returns the modules that hold parameters, a list for each layer."""
         return [[layer, norm] for layer, norm in zip(self.layers, self.norms, strict=True)]
 
-    @property
     def suitable_shape(self) -> tuple[int]:
-        """The shape of a suitable input for one sample: a vector."""
+        """Returns the shape of one input: a vector."""
         return (self.layers[0].in_features,)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def test_the_c_program_is_clean_and_classifies_as_the_float_network(compiler, se
     (tmp_path / "raw").write_bytes(x[:3].numpy().tobytes() + b"\0" * (x[0].numel() > 1))
     done = subprocess.run([tmp_path / "again", tmp_path / "raw"], capture_output=True, text=True)
     assert [line.split(" ", 1)[1] for line in done.stdout.splitlines()] == [names[i] for i in predictions(network, x[:3])]
-    assert (done.returncode, "less than a picture" in done.stderr) == ((1, True) if x[0].numel() > 1 else (0, False))
+    assert (done.returncode, "less than an image" in done.stderr) == ((1, True) if x[0].numel() > 1 else (0, False))
     assert subprocess.run([tmp_path / "again"], capture_output=True).returncode == 2
 
 
@@ -192,7 +192,7 @@ def test_an_export_says_what_it_needs(form, tmp_path):
     if form is export_onnx:
         pytest.importorskip("onnxruntime")
     small = MLP(7, 10, 16, 3).eval()
-    with pytest.raises(UserError, match="nothing tells the size of its pictures\nallowed: images"):
+    with pytest.raises(UserError, match="the size of the images is unknown\nallowed: images"):
         form(small, tmp_path)
     for wrong in (torch.zeros(2, 1, 1, 7), torch.zeros(2, 7, dtype=torch.uint8), torch.zeros(0, 1, 1, 7, dtype=torch.uint8)):
         with pytest.raises(UserError, match=r"images are torch\.\S+ \["):

@@ -233,9 +233,9 @@ class Around(nn.Module):
         return self.inner(x)
 
     def pack(self, state):
-        from bnn_exp.deploy.mlp import PackedMLP
+        from bnn_exp.deploy.mlp import DeployedMLP
 
-        return FORM(PackedMLP(self.inner, {name.removeprefix("inner."): tensor for name, tensor in state.items()}))
+        return FORM(DeployedMLP(self.inner, {name.removeprefix("inner."): tensor for name, tensor in state.items()}))
 
 
 class Wrapped(nn.Module):
