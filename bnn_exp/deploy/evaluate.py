@@ -68,6 +68,7 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
     split = "test" if own or arrays.own_test else "all"
     arrays = _in_its_terms(file, about, arrays if split == "test" else arrays.all_as_test())
     images, labels = torch.from_numpy(arrays.test_images), torch.from_numpy(arrays.test_labels)
+    # Without running statistics a prediction depends on its batch, so the batch size is that of the training
     size = about["config"].get("trainer", {}).get("eval_batch_size", BATCH)
     logits, seconds = timed(network, images, size, "as floats")
     answers = logits.argmax(1)
