@@ -10,7 +10,7 @@ from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
 from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.exact import exact
-from bnn_exp.nn.norm import make_affine
+from bnn_exp.nn.norm import affine_norm
 
 
 @exact
@@ -78,10 +78,7 @@ def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> BNCVLNet:
 def _norm(norm: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     if "norm.weight" not in state:
         return norm
-    own = type(norm)(norm.num_features, device="cpu")
-    make_affine(own)
-    own.load_state_dict({"weight": state["norm.weight"], "bias": state["norm.bias"]}, strict=False)
-    return own
+    return affine_norm(type(norm), state["norm.weight"], state["norm.bias"])
 
 
 def _bias(layer: BNCVL | BinaryNormalizedLinear, state: dict[str, Tensor]) -> Tensor | None:

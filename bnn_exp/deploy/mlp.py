@@ -16,9 +16,9 @@ from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
 from bnn_exp.nn.exact import exact
-from bnn_exp.nn.norm import make_affine
+from bnn_exp.nn.norm import affine_norm
 
-_NEVER = torch.iinfo(torch.int32).max
+_NEVER = torch.iinfo(torch.int32).max  # a threshold that no sum reaches
 
 
 class DeployedLayer(Evaluating):
@@ -112,7 +112,7 @@ class DeployedMLP(Evaluating):
         layers = []
         for i, layer in enumerate(network.layers):
             kind = LastLayer if i == len(network.layers) - 1 else HiddenLayer
-            norm = _norm(state[f"norms.{i}.weight"], state[f"norms.{i}.bias"])
+            norm = affine_norm(nn.BatchNorm1d, state[f"norms.{i}.weight"], state[f"norms.{i}.bias"])
             layers.append(kind(state[f"layers.{i}.weight"], layer.in_features, network.encoding, i == 0, norm))
         self.layers = nn.ModuleList(layers)
         self.eval()
@@ -125,10 +125,3 @@ class DeployedMLP(Evaluating):
         for layer in self.layers:
             h = layer(h)
         return binarize(h, self.encoding, self.window) if self.binarize_logits else h
-
-
-def _norm(scale: Tensor, shift: Tensor) -> nn.BatchNorm1d:
-    norm = nn.BatchNorm1d(len(scale))
-    make_affine(norm)
-    norm.load_state_dict({"weight": scale, "bias": shift}, strict=False)
-    return norm.eval().requires_grad_(False)

@@ -108,7 +108,7 @@ def bncvl(graph: Graph, network: BNCVLNet, pixels: str) -> str:
     h = graph("Div", graph.cast(pixels, TensorProto.FLOAT), graph.floats(255.0))
     h = graph("Div", graph("Sub", h, graph.floats(network.mean)), graph.floats(network.std))
     for i, layer in enumerate(network.convolutions):
-        if i and i % network.depth == 0:
+        if i and i % network.per_width == 0:
             h = graph("MaxPool", h, kernel_shape=[network.pool] * 2, strides=[network.pool] * 2)
         inputs = [h, _convolution_weight(graph, layer)] + ([graph.floats(layer.bias)] if layer.bias is not None else [])
         h = _finish(graph, graph("Conv", *inputs, pads=[layer.padding] * 4), layer, (-1, 1, 1))

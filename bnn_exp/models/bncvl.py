@@ -51,7 +51,7 @@ class BNCVLNet(OfPixels):
             raise ValueError(
                 f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels) - 1} times by {pool}"
             )
-        self.pool, self.depth = pool, convolutions
+        self.pool, self.per_width = pool, convolutions
         kind = {"encoding": encoding, "weights": weights}
         self.convolutions, self.dense = nn.ModuleList(), nn.ModuleList()
         for width in channels:
@@ -74,7 +74,7 @@ class BNCVLNet(OfPixels):
 
     def suitable_shape(self) -> tuple[int, int, int]:
         """Returns a shape (channels, height, width) of small images that the network can pool."""
-        first, poolings = self.convolutions[0], (len(self.convolutions) - 1) // self.depth
+        first, poolings = self.convolutions[0], (len(self.convolutions) - 1) // self.per_width
         side = max(8, self.pool**poolings)
         return first.in_channels, side, side
 
@@ -82,7 +82,7 @@ class BNCVLNet(OfPixels):
         """Computes logits [batch, num_classes] of pixels [batch, channels, height, width]: uint8, or numbers from 0 to 1."""
         h = self.standardized(x)
         for i, convolution in enumerate(self.convolutions):
-            if i and i % self.depth == 0:
+            if i and i % self.per_width == 0:
                 h = F.max_pool2d(h, self.pool)
             h = convolution(h)
         h = h.mean((2, 3))

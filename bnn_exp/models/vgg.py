@@ -48,7 +48,7 @@ class VGG(OfPixels):
         height, width = (n // 2 ** len(channels) for n in side)
         if min(height, width) < 1:
             raise ValueError(f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels)} times by 2")
-        self.depth, self.encoding, self.window = convolutions, encoding, window
+        self.per_width, self.encoding, self.window = convolutions, encoding, window
         kind = {"encoding": encoding, "weights": weights}
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for outputs in channels:
@@ -69,6 +69,6 @@ class VGG(OfPixels):
         h = self.standardized(x)
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
             h = convolution(h)
-            h = F.max_pool2d(h, 2) if i % self.depth == 0 else h
+            h = F.max_pool2d(h, 2) if i % self.per_width == 0 else h
             h = binarize(norm(h), self.encoding, self.window)
         return self.last_norm(self.last(h.flatten(1)))

@@ -51,26 +51,30 @@ def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
     if not is_exactly(kind, *names):
         return f"the network {home(kind)}, only exactly {' or '.join(home(_known[name].kind) for name in names)}"
     modules = {} if isinstance(network, type) else dict(network.named_modules())
-    return next(filter(None, (_of_class(kind), *(_of_module(name or "the network", m) for name, m in modules.items()))), "")
+    return next(
+        filter(None, (_other_class(kind), *(_altered_module(name or "the network", m) for name, m in modules.items()))), ""
+    )
 
 
 def altered(network: nn.Module) -> str:
     """Returns which module of `network` may not compute what its class computes, and why; "" if none."""
-    return next(filter(None, (_of_instance(name or "the network", module) for name, module in network.named_modules())), "")
+    return next(
+        filter(None, (_altered_instance(name or "the network", module) for name, module in network.named_modules())), ""
+    )
 
 
-def _of_module(name: str, module: nn.Module) -> str:
-    found = _of_class(type(module))
-    return _of_instance(name, module) or (found and f"{name}: {found}")
+def _altered_module(name: str, module: nn.Module) -> str:
+    found = _other_class(type(module))
+    return _altered_instance(name, module) or (found and f"{name}: {found}")
 
 
-def _of_instance(name: str, module: nn.Module) -> str:
+def _altered_instance(name: str, module: nn.Module) -> str:
     if "forward" in vars(module):
         return f"{name}: its forward was replaced"
     return f"{name}: it has hooks" if any(getattr(module, hooks) for hooks in HOOKS) else ""
 
 
-def _of_class(kind: type[nn.Module]) -> str:
+def _other_class(kind: type[nn.Module]) -> str:
     known = _known.get(kind.__name__)
     if known is None or known.kind is not kind:
         return f"a layer of the class {home(kind)}"

@@ -32,6 +32,18 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale[0], shift[0]
 
 
+def affine_norm(kind: type[_BatchNorm], scale: Tensor, shift: Tensor) -> _BatchNorm:
+    """Returns a BatchNorm of class `kind`, in evaluation mode, that computes scale · x + shift.
+
+    Args:
+        scale, shift: float32 [channels] on the CPU.
+    """
+    norm = kind(len(scale), device="cpu")
+    make_affine(norm)
+    norm.load_state_dict({"weight": scale, "bias": shift}, strict=False)
+    return norm.eval().requires_grad_(False)
+
+
 def make_affine(norm: _BatchNorm) -> None:
     """Resets `norm` in place: in evaluation it then applies only its scale and shift, which start as 1 and 0."""
     device = norm.running_mean.device

@@ -21,7 +21,7 @@ STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
 def trained_like(network: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
-    """In evaluation, with the running statistics of x."""
+    """Returns the network in evaluation mode, with the running statistics of x."""
     network.train()(x)
     return network.eval()
 
@@ -48,7 +48,7 @@ def test_the_c_program_is_clean_and_classifies_as_the_float_network(compiler, se
 
 @pytest.mark.parametrize("kind", ["c", "onnx"])
 def test_any_name_of_a_class_can_be_exported(kind, tmp_path):
-    """A line for each, whatever is in it."""
+    """Each class name takes one line of the output, whatever characters are in the name."""
     if kind == "c" and shutil.which("cc") is None:
         pytest.skip("no C compiler")
     odd = ("a\nb", "caf\udce9", '*/ "%s"', "\x1b[31m", "??/", "[/b]", "é", "x" * 300, "", "\0")
@@ -112,6 +112,7 @@ def test_a_cnn_as_onnx_and_as_a_torch_program(normalization, tmp_path):
 
 def test_onnx_takes_a_bit_for_a_weight(tmp_path):
     pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
     x = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8)
     made = export_onnx(pack_network(trained_like(MLP(784, 10, 1024, 4), x)), tmp_path, x, TEN)
     weights, neurons = 784 * 1024 + 2 * 1024**2 + 10 * 1024, 3 * 1024
@@ -171,7 +172,7 @@ def test_no_prediction_of_mnist_differs_in_any_export(mnist_folder, tmp_path):
 
 @pytest.mark.parametrize("form", [export_onnx, export_torch, export_c])
 def test_a_trained_network_is_exported_in_a_line(form, tmp_path, monkeypatch):
-    """A network of one's own training loop, grey and in colour; into this folder when no other is named."""
+    """A network of the user's training loop, for grey and for colour images. The default folder is the current one."""
     if form is export_onnx:
         pytest.importorskip("onnxruntime")
     if form is export_c and shutil.which("cc") is None:

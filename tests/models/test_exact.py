@@ -1,4 +1,4 @@
-"""Only exactly the classes that have a packed form are packed, trained packed, exported and loaded."""
+"""Tests that only exact built-in classes are packed, trained packed and exported, and that files name the class."""
 
 import copy
 import hashlib
@@ -30,7 +30,7 @@ SHAPE, CLASSES = (1, 8, 8), tuple("0123456789")
 
 
 class ResMLP(MLP):
-    """Adds the activations of the layer before."""
+    """An MLP in which each layer also adds its input to its activations."""
 
     def forward(self, x):
         h = x.flatten(1)
@@ -41,7 +41,7 @@ class ResMLP(MLP):
 
 
 class Renamed(MLP):
-    """Computes what an MLP does, and is none exactly."""
+    """A subclass that computes what MLP computes."""
 
 
 class OtherLinear(BinaryLinear):
@@ -166,7 +166,7 @@ def test_a_run_of_a_replaced_class_is_evaluated_as_it_or_not_at_all(bnn_train, m
         assert f"{summary('run')['test_accuracy']:.2f}" in done.out
         refused = bnn_train("task=export", "from=run")
         assert refused.code == 2 and "ResMLP" in refused.err and len(refused.err.splitlines()) <= 2
-    Path("run/summary.json").unlink()  # as if it had been killed
+    Path("run/summary.json").unlink()  # like a run that was killed
     for arguments in ("task=evaluate from=run", "task=predict from=run input=run/samples.png", "task=export from=run",
                       "init_from=run", "resume=run"):  # fmt: skip
         refused = bnn_train(*arguments.split())
@@ -197,7 +197,7 @@ def saved(tmp_path, kind=MLP):
 
 
 def rewritten(file, **changes):
-    """The file with other metadata, and the right fingerprints; None takes a key away."""
+    """Changes metadata of a file and corrects its fingerprints. The value None removes a key."""
     with safe_open(file, framework="pt") as opened:
         about = opened.metadata() | changes
     about = {key: value for key, value in about.items() if value is not None}
@@ -270,7 +270,7 @@ def test_saving_changes_nothing_of_a_network_in_training(name, tmp_path):
 def test_another_class_and_other_logits_are_refused(load, tmp_path):
     file, made = saved(tmp_path)
     few = made(probe.pixels(SHAPE)).tolist()
-    few[0], few[3] = few[1], [-x for x in few[3]]  # as rounding on another processor may, rarely
+    few[0], few[3] = few[1], [-x for x in few[3]]  # rounding on another processor may, rarely, change a few rows
     rewritten(file, probe=json.dumps(few))
     load(file)
     rewritten(file, probe=json.dumps([[-x for x in row] for row in few]))
@@ -295,7 +295,7 @@ def test_a_file_of_an_earlier_version_is_read(load, tmp_path):
         for name in sorted(opened.keys()):
             tensor = opened.get_tensor(name)
             earlier.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
-        assert opened.metadata()["sha256"] == earlier.hexdigest()  # which an earlier version asks for
+        assert opened.metadata()["sha256"] == earlier.hexdigest()  # an earlier version checks this fingerprint
 
 
 def test_a_half_identity_is_damage(tmp_path):
