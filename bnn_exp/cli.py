@@ -22,6 +22,7 @@ from bnn_exp import __version__
 from bnn_exp.commands import slurm
 from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import argv, command_line, experiments, hydra_errors, plugins, versions
+from bnn_exp.config import models as _models  # noqa: F401 (Hydra finds the default training of each model)
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.registry import CONF
 from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult, place, reason

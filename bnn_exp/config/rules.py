@@ -98,7 +98,7 @@ class Entry:
 
     settings: type
     home: str | type
-    trains: tuple[str, ...]  # of bnn_exp.nn.binary.WEIGHTS
+    trains: tuple[str, ...]  # bits, latent, float
     strength: str | None = None  # the setting that says how much a step changes
     gentler: float = 1.0  # how many times less of it fine-tunes a trained network, see docs/rules.md
 

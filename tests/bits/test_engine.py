@@ -20,7 +20,7 @@ from bnn_exp.bits.packing import PackedBits
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.binary import packed_at_once
+from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.optim import Rule
 from bnn_exp.training import engine
 from bnn_exp.training.steps.packed import PackedMLP
