@@ -13,7 +13,7 @@ from bnn_exp import models
 from bnn_exp.commands.benchmark import inference as measured
 from bnn_exp.commands.benchmark.inference_plot import speed_plot
 from bnn_exp.commands.tasks import Asked, gate_of
-from bnn_exp.config import plugins
+from bnn_exp.config import plugins, unread
 from bnn_exp.config.settings import Rows, Settings, load_settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
@@ -33,7 +33,7 @@ from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of, which_of
 from bnn_exp.records.words import bytes_in_words, console
-from bnn_exp.training import plan, unread
+from bnn_exp.training import plan
 
 FORMS = ("PackedMLP", "BNCVLNet")  # of packed networks that every format knows
 NOT_SAVED = "not saved"

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bnn_exp.config import plugins
 from bnn_exp.config.registry import Registry, found, name_of, offer
-from bnn_exp.config.schema import schema
+from bnn_exp.config.schema import Count, Place, schema
+
+
+def _rising(limits: tuple[float, float]) -> tuple[float, float]:
+    if not limits[0] < limits[1]:
+        raise ValueError("LOW is not below HIGH")
+    return limits
 
 
 @schema
@@ -23,6 +29,44 @@ class Rows:
     shift: Annotated[int, Field(ge=0)] | None
     flip: bool
     cutout: Annotated[int, Field(ge=0)]
+
+
+@schema
+class Digits(Rows):
+    name: Literal["digits"]
+
+
+@schema
+class Pictures(Rows):
+    """Settings of a dataset of pictures: how rows are read, and how a picture becomes pixels."""
+
+    label: str | None
+    size: Count | None
+    channels: Literal[1, 3] | None = None
+    fit: Literal["squash", "crop", "pad"] = "squash"
+    background: Annotated[
+        str, Field(pattern=r"^(white|grey|black|#[0-9a-fA-F]{6})$", description='white, grey, black or "#rrggbb"')
+    ] = "white"
+    range: (
+        Annotated[tuple[float, float], AfterValidator(_rising), Field(description="[LOW,HIGH], two numbers with LOW < HIGH")]
+        | None
+    ) = None
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+
+
+@schema
+class HubDataset(Pictures):
+    name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "food101"]
+    hub: str  # OWNER/NAME, or OWNER/NAME:CONFIGURATION where it has several
+    path: Place | None
+
+
+@schema
+class Local(Pictures):
+    name: Literal["local"]
+    path: Annotated[
+        Place, Field(description="a folder or file of your own pictures: train/CLASS/… and test/CLASS/…, or a table")
+    ]
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from omegaconf import OmegaConf
 
 from bnn_exp.config import command_line, experiments, plugins, rules
 from bnn_exp.config.registry import CONF
+from bnn_exp.config.request import NETWORK_TASKS
 from bnn_exp.config.settings import dataset_settings, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import as_text, flat, metadata, of_several
 
 TUNED = ("model", "optimizer", "real_optimizer")  # groups that a fine-tuning takes over
 KEYS = ("resume", "config", "init_from", "from", "sweep.resume")  # of the command line that name runs
-OF_A_NETWORK = ("evaluate", "predict", "export", "benchmark")  # tasks
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _values_to_take(overrides: list[str]) -> dict[str, Any]:
         return values | without
     if runs["init_from"] and task == "train":
         return _agreed(runs["init_from"], told)
-    if task in OF_A_NETWORK and len(runs["from"]) == 1 and Path(runs["from"][0]).exists():
+    if task in NETWORK_TASKS and len(runs["from"]) == 1 and Path(runs["from"][0]).exists():
         return {"dataset": _dataset(f"from={runs['from'][0]}", Path(runs["from"][0]))}
     return {}
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from bnn_exp.config import command_line, rules
 from bnn_exp.config.datasets import DATASETS, SHARED
+from bnn_exp.config.groups import Settings
 from bnn_exp.config.models import MODELS
-from bnn_exp.config.settings import Request, Settings
-from bnn_exp.data.sources import Arrays
+from bnn_exp.config.request import NETWORK_TASKS, Request
 from bnn_exp.errors import UserError
-from bnn_exp.records.inherit import OF_A_NETWORK
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def _names_network(request: Request) -> bool:
     """Whether `which` says something: of a run that is read, or of the accuracy that a training has to reach."""
     if request.task == "train":
         return request.min_accuracy is not None
-    return request.task in OF_A_NETWORK and bool(request.from_)
+    return request.task in NETWORK_TASKS and bool(request.from_)
 
 
 def _only_threads(case: Case) -> bool:
@@ -232,14 +231,14 @@ def check_rows(settings: Settings, overrides: Iterable[str]) -> None:
     _check(ROWS, Case(_asked(overrides), settings))
 
 
-def check_data(arrays: Arrays, overrides: Iterable[str]) -> None:
+def check_data(own_test: bool, overrides: Iterable[str]) -> None:
     """See that what `overrides` say of the rows is read with this dataset.
 
     Raises:
         UserError: as `check_command`.
     """
     key, said_ = "dataset.test_fraction", _asked(overrides)
-    if key in said_ and arrays.own_test:
+    if key in said_ and own_test:
         raise UserError(f"{key}={said_[key]}: the data have test rows of their own\nallowed: data without test rows")
 
 
