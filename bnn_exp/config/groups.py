@@ -1,6 +1,6 @@
-"""A dataclass for each group of the configuration that a run keeps, and `Settings`, which holds them all.
+"""`Settings`, the settings that a run keeps, and a dataclass for each of their groups: types and ranges.
 
-The values and the sentences that explain them stand in `conf/`; here stand types and ranges. Imports no torch.
+`conf/` holds the default values and explains each setting. Imports no torch.
 """
 
 from typing import Annotated, Generic, Literal, TypeVar
@@ -29,7 +29,7 @@ class Adam:
 @schema
 class Trainer:
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]  # BatchNorm can't take one sample
+    batch_size: Annotated[int, Field(ge=2)]  # BatchNorm cannot take one sample
     final_batch_size: Annotated[int, Field(ge=2)] | None
     limit_batches: Count | None
     eval_batch_size: Annotated[int, Field(ge=2)]
@@ -82,13 +82,15 @@ Rule, Model, Dataset = TypeVar("Rule"), TypeVar("Model"), TypeVar("Dataset")
 
 @schema
 class Settings(Generic[Rule, Model, Dataset]):
-    model: Model  # one of bnn_exp.config.models.MODELS
-    optimizer: Rule  # one of bnn_exp.config.rules.RULES
+    """The settings of a run, checked and typed. `bnn_exp.config.settings` makes them from a configuration."""
+
+    model: Model  # settings of an entry of bnn_exp.config.models.MODELS
+    optimizer: Rule  # settings of an entry of bnn_exp.config.rules.RULES
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
     dataset: Dataset
     trainer: Trainer
     engine: Engine
-    delta: Fraction | None  # of every rule; a counter takes more by optimizer.delta
+    delta: Fraction | None  # at most 1 for every rule; optimizer.delta of a counter may be larger
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None

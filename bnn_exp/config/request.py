@@ -1,4 +1,4 @@
-"""Dataclasses of the settings that tell the command what to do, and that no run keeps. Imports no torch."""
+"""`Request`, the settings that say what a command does and that no run keeps: types and ranges. Imports no torch."""
 
 from typing import Annotated, Literal
 
@@ -35,13 +35,13 @@ class Inference:
 @schema
 class Training:
     name: Literal["training"]
-    rounds: Annotated[int, Field(ge=3)]  # quartiles of fewer lie outside of them
+    rounds: Annotated[int, Field(ge=3)]  # the quartiles of fewer rounds lie outside the measured times
     reference_program: Place | None
 
 
 @schema
 class Request:
-    """Keys of the configuration that ask the command for something and that no run keeps."""
+    """The settings that say what a command does. No run keeps them."""
 
     task: Literal["train", "report", "evaluate", "predict", "export", "benchmark"]
     from_: Annotated[

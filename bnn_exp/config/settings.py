@@ -11,9 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
-from bnn_exp.config import compatibility, explain
+from bnn_exp.config import compatibility, mistakes
 from bnn_exp.config.datasets import DATASETS, Digits, HubDataset, Local, Rows
 from bnn_exp.config.groups import Settings
+from bnn_exp.config.keys import Key, keys_of
 from bnn_exp.config.migrate import migrated
 from bnn_exp.config.models import MODELS
 from bnn_exp.config.request import REQUEST, Report, Request, Training
@@ -90,9 +91,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
-def known_keys() -> list[explain.Key]:
+def known_keys() -> list[Key]:
     """Returns every dotted key of the configuration, for every choice of every group."""
-    return [key for kind in (_settings_type(), Request) for key in explain.keys(TypeAdapter(kind).json_schema())]
+    return [key for kind in (_settings_type(), Request) for key in keys_of(TypeAdapter(kind).json_schema())]
 
 
 def _settings_type() -> type:
@@ -123,6 +124,6 @@ def _checked(kind: type, config: DictConfig | dict[str, Any]) -> Any:
         return TypeAdapter(kind).validate_json(json.dumps(values))  # pydantic is strict: it takes no text for a number
     except ValidationError as error:
         found: dict[str, str] = {}
-        for mistake in (explain.mistake(e, raw, known_keys()) for e in error.errors()):
+        for mistake in (mistakes.mistake(e, raw, known_keys()) for e in error.errors()):
             found.setdefault(mistake.splitlines()[0], mistake)  # a wrong delta is a wrong optimizer.delta too: name it once
         raise UserError("\n".join(found.values())) from error
