@@ -113,14 +113,14 @@ def _main() -> int:
 
 
 def _taken_over(overrides: list[str], folder: str | None) -> AbstractContextManager[list[str]]:
-    """For Hydra to compose in: what the command takes over from an earlier run, and its plugins; see `inherit.taken_over`."""
+    """For Hydra to compose in: what the command takes over from an earlier run, and its plugins; see `inherit.inherited`."""
     plugins.load_installed()
     told = command_line.keys(overrides).keys()
     if not (TAKEN | {"experiment"}) & told and not plugins.program():
         return nullcontext([])
     from bnn_exp.records import inherit
 
-    return inherit.taken_over(overrides, folder)
+    return inherit.inherited(overrides, folder)
 
 
 def _with_program(arguments: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from bnn_exp import models
 from bnn_exp.commands.benchmark import inference as measured
 from bnn_exp.commands.benchmark.inference_plot import speed_plot
 from bnn_exp.commands.tasks import Asked, gate_of
-from bnn_exp.config import plugins
+from bnn_exp.config import plugins, unread
 from bnn_exp.config.settings import Rows, Settings, load_settings
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
@@ -34,7 +34,7 @@ from bnn_exp.records.formatting import bytes_in_words, console
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of, which_of
-from bnn_exp.training import plan, unread
+from bnn_exp.training import plan
 
 NOT_SAVED = "not saved"
 SHOWN, LAST = 40, 10  # answers on the console, and how many of these are the last ones

@@ -9,13 +9,13 @@ from omegaconf import DictConfig
 
 from bnn_exp.commands import sweep
 from bnn_exp.commands.min_accuracy import Gate
-from bnn_exp.config import command_line, plugins
+from bnn_exp.config import command_line, plugins, unread
 from bnn_exp.config.settings import Report, Request, load_request, load_settings
 from bnn_exp.errors import FULL, NotWritten, TooLow, UserError
 from bnn_exp.records import directories, runs, summary
 from bnn_exp.records.files import check_writable, existing, writable
 from bnn_exp.records.sweeps.results import FILES, write_results
-from bnn_exp.training import engine, unread
+from bnn_exp.training import engine
 from bnn_exp.training.distributed import torchrun_size
 from bnn_exp.training.plan import Plan, make_plan
 from bnn_exp.training.resume import AUTO, asked_of_run, plan_to_go_on_or_begin, plan_to_resume
