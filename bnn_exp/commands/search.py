@@ -25,7 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from bnn_exp.commands.sweep import PER_RUN, with_moved_data, without_hydra
+from bnn_exp.commands.sweep_jobs import PER_RUN, with_moved_data, without_hydra
 from bnn_exp.config.migrate import migrated
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError

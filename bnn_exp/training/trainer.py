@@ -12,7 +12,7 @@ from bnn_exp.bits import load_state, packed_state
 from bnn_exp.config.losses import loss_named
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split, epoch_batches, piece_count, pieces
-from bnn_exp.errors import UserError
+from bnn_exp.errors import Diverged
 from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.exact import home
 from bnn_exp.optim.rule import Factors
@@ -110,7 +110,7 @@ class Trainer:
         """Train the next epoch, or the rest of it; its metrics, or None where `stop` ended it between two batches.
 
         Raises:
-            UserError: the loss is no number; the first such batch is named.
+            Diverged: the loss is no number; the first such batch is named.
         """
         p, began = self.progress, time.perf_counter()
         before = p.seconds
@@ -132,7 +132,7 @@ class Trainer:
         p.seconds = before + time.perf_counter() - began
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0]) + 1
-            raise UserError(
+            raise Diverged(
                 f"the loss is {float(losses[first - 1]):g} at epoch {p.epoch + 1}, batch {first} of {self.batches}\n"
                 "what may help: a smaller real_optimizer.lr or delta, data without extreme values"
             )

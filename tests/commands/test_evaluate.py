@@ -294,10 +294,10 @@ def test_exports_say_what_they_made(bnn_train, run, tmp_path, kind, file):
 
 @pytest.mark.slow
 def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
-    from bnn_exp.commands.benchmark import inference
+    from bnn_exp.commands.benchmark import inference_speed
 
-    monkeypatch.setattr(inference, "LAYERS", ((64, 32, 1),))
-    monkeypatch.setattr(inference.benchmark, "__defaults__", ((1, 16), 3, 1))
+    monkeypatch.setattr(inference_speed, "LAYERS", ((64, 32, 1),))
+    monkeypatch.setattr(inference_speed.measure, "__defaults__", ((1, 16), 3, 1))
     done = bnn_train("task=benchmark", "from=run")
     assert done.code == 0, done.err
     found = json.loads((run / "benchmark.json").read_text())

@@ -144,8 +144,8 @@ def test_a_local_job_without_a_result_fails_alone(capfd, tmp_path):
     pytest.importorskip("submitit")
     from hydra.core.utils import JobReturn, JobStatus
 
-    from bnn_exp import cli
-    from bnn_exp.commands import jobs
+    from bnn_exp.commands import command, jobs
+    from bnn_exp.errors import FAILED, TOO_LOW
 
     class Job:
         job_id, paths = "1", SimpleNamespace(result_pickle=tmp_path / "none", stderr=tmp_path / "log")
@@ -161,17 +161,16 @@ def test_a_local_job_without_a_result_fails_alone(capfd, tmp_path):
 
         def result(self):
             returned = JobReturn(status=JobStatus.COMPLETED)
-            returned.return_value, returned.outcome = 97.0, cli.Outcome(["below"], [cli.TOO_LOW])
+            returned.return_value, returned.command = 97.0, command.Command(messages=["below"], codes=[TOO_LOW])
             return returned
 
     class Raised(Good):
         def result(self):
             raise RuntimeError("Job failed with trace:\n---\nValueError: no such key\n")
 
-    cli._codes.clear()
+    now = command.begin()
     results = jobs._results([Job(), Good(), Raised()])
     assert [result.return_value for result in results] == [None, 97.0, None]
-    assert sorted(cli._codes) == [cli.FAILED, cli.FAILED, cli.TOO_LOW]
+    assert sorted(now.codes) == [FAILED, FAILED, TOO_LOW]
     err = capfd.readouterr().err
     assert "it ended without a result\n" in err and "ValueError: no such key\n" in err and "bnn-train: below\n" in err
-    cli._codes.clear()
