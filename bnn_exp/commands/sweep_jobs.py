@@ -15,18 +15,22 @@ from bnn_exp.records.runs import Record
 from bnn_exp.training.plan import Plan, make_plan, values_of
 from bnn_exp.training.resume import can_go_on, difference, plan_to_go_on
 
-PER_RUN = ("resume", "device", "plugins")  # may differ from one start of a sweep to the next
+MAY_DIFFER = ("resume", "device", "plugins")  # a sweep may continue with other values of these settings
 
 
 def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed: Path | None) -> tuple[Plan, Path]:
-    """The plan of a job that Hydra wants in `directory`, and where it is to run.
+    """Returns the plan of a job, and the directory of its run.
 
-    A job whose run is in `directory` goes on with it: a queue has started the job again. In a sweep that is `resumed` the run
-    may be anywhere in the sweep, and a job that is new there gets a directory of its own. A plan that can't be leaves its
-    reason there.
+    If a queue starts a job again, the run of the job is already in `directory` and continues. In a resumed sweep this run may
+    be in any directory of the sweep, and a new job gets a new directory. If the plan fails, the reason is written into the
+    run's directory.
+
+    Args:
+        directory: the directory that Hydra chose for the job.
+        resumed: the directory of the sweep if it is resumed, else None.
 
     Raises:
-        UserError: what is wrong with the configuration, or the run of another one is in `directory`.
+        UserError: the configuration is wrong, or the run of another configuration is in `directory`.
     """
     earlier, given = _earlier([directory, *([resumed] if resumed else [])], composed, overrides), directory
     if earlier:
@@ -43,12 +47,12 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
     found = places.state(directory)
     try:
         if earlier and earlier.config and can_go_on(directory):
-            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # which may have moved
+            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # the files may have moved
             plan = plan_to_go_on(directory, values, overrides)
         else:
             plan = make_plan(composed, overrides)
     except UserError as error:
-        if not can_go_on(directory):  # else what is there says more
+        if not can_go_on(directory):  # the files of a run that can continue say more
             summary.write(directory, "failed", error=str(error), overrides=overrides)
             with logging_to(directory / "train.log"):
                 log.error("failed: %s", error)
@@ -58,9 +62,10 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
 
 
 def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> Record | None:
-    """The run of this configuration; one that could not begin is known by what was asked for.
+    """Returns the run of the same configuration in the directories `where`; None if there is no such run.
 
-    Where the data of the sweep have been moved, its configuration names the folder where they lie now.
+    A run that could not begin has no configuration, and is found by its overrides. If the data have been moved since, the
+    configuration of the result names the new folder.
     """
     try:
         wanted = values_of(composed)
@@ -78,13 +83,13 @@ def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> R
 
 def _same(there: dict, asked: dict | None) -> bool:
     try:
-        return asked is not None and difference(there, asked, PER_RUN) is None
-    except UserError:  # one of them is no configuration
+        return asked is not None and difference(there, asked, MAY_DIFFER) is None
+    except UserError:  # one of them is not a valid configuration
         return False
 
 
 def with_moved_data(there: dict, asked: dict) -> dict:
-    """The configuration of a run whose folder of data has gone, with the folder that is asked for."""
+    """Returns the configuration `there` with the data folder of `asked`, if the folder that it names no longer exists."""
     path, moved = (values["dataset"].get("path") for values in (there, asked))
     if not path or not moved or Path(path).exists():
         return there
@@ -92,7 +97,10 @@ def with_moved_data(there: dict, asked: dict) -> dict:
 
 
 def _free(directory: Path) -> Path:
-    """`directory`, or the first number after it, that no run has yet: made now, so that no other job takes it."""
+    """Returns `directory` if it is empty, else a new directory beside it, named by the next free number.
+
+    The new directory is made here, so no other job takes it.
+    """
     if not any(directory.iterdir()):
         return directory
     for number in itertools.count(int(directory.name) + 1 if directory.name.isdigit() else 1):
