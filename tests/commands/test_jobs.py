@@ -1,4 +1,4 @@
-"""Sweeps that are cut, and jobs of launcher=local: they end with their command, and it says what is missing."""
+"""Interrupted sweeps, and jobs of launcher=local: jobs end with their command, and the command names what is missing."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_a_sweep_knows_how_many_jobs_it_was_to_have(tmp_path, arguments, count):
     saved = {"sweep": {"search": "grid", "trials": 20}, "hydra": {"sweeper": {}, "overrides": {"task": list(arguments)}}}
     (tmp_path / "multirun.yaml").write_text(json.dumps(saved))
     assert planned(tmp_path) == count and planned(tmp_path / "nowhere") == 0
-    saved["hydra"]["sweeper"] = {"params": {"optimizer": "bop,counter"}}  # of an experiment file
+    saved["hydra"]["sweeper"] = {"params": {"optimizer": "bop,counter"}}  # an experiment file sets these
     (tmp_path / "multirun.yaml").write_text(json.dumps(saved))
     assert planned(tmp_path) == 2 * count
     saved["sweep"]["search"] = "optuna"
@@ -82,7 +82,7 @@ def wait_for(*files: Path) -> None:
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Starts a sweep of long local jobs in a process group of its own, which ends with the test."""
+    """A running sweep of long local jobs, in a process group that is killed after the test."""
     pytest.importorskip("submitit")
     command = [*COMMAND, "-m", *LONG, "seed=0,1,2,3", *LOCAL]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -105,7 +105,7 @@ def alive(group: int) -> bool:
     ("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.killpg, signal.SIGUSR1)]
 )
 def test_local_jobs_end_with_their_command_and_with_a_checkpoint(tmp_path, sweep, send, number):
-    """To the command alone, as `kill` does; to the group, as Ctrl-C and queues do."""
+    """`kill` signals the command alone; Ctrl-C and queues signal the whole process group."""
     wait_for(*(tmp_path / "s" / job / "metrics.jsonl" for job in "01"))
     send(sweep.pid, number)
     out, err = sweep.communicate(timeout=100)
@@ -129,7 +129,7 @@ def test_local_jobs_end_with_a_command_that_is_stopped_while_they_begin(tmp_path
 
 @pytest.mark.slow
 def test_what_local_jobs_refuse_is_said_by_their_command(bnn_train, summary):
-    """The directory of one job is in use, as by a job whose command was killed."""
+    """The directory of one job is locked, as if the job of a killed command still used it."""
     pytest.importorskip("submitit")
     from filelock import FileLock
 

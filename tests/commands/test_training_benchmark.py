@@ -1,4 +1,4 @@
-"""task=benchmark benchmark=training: its loops are the same training, its figures what they are called, its refusals short."""
+"""benchmark=training: its loops train as our engines do, its numbers fit their names, its refusals are short."""
 
 import json
 import mmap
@@ -18,7 +18,7 @@ from bnn_exp.training.plan import read
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "optimizer.schedule=constant", "engine.threads=1", "device=cpu")
 TRAINING = ("task=benchmark", "benchmark=training", "benchmark.rounds=3")
-UNIT = 2.0**-24  # of fp32: half the distance of 1 to the next number
+UNIT = 2.0**-24  # unit roundoff of fp32
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def digits() -> Dataset:
 
 @torch.no_grad()
 def begin_alike(loop: torch_loops.Loop, trainer) -> None:
-    """Give the loop's network the bits of the trainer's."""
+    """Copies the bits of the trainer's network into the network of the loop."""
     for (_, own), (_, other) in zip(binary_layers(loop.network), binary_layers(trainer.network), strict=True):
         own.weight.copy_(other.value if own.weights == "float" else other.weight)
 
@@ -52,7 +52,7 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
         unsure = w.grad.abs() < 512 * UNIT * w.grad.abs().max()
         assert ((layer.value == w) | unsure).all()
         flips, differing = flips + int((w != old).sum()), differing + int((layer.value != w).sum())
-    assert flips > 0.3 * sum(int(m.sum()) for m in masks)  # about half of what a mask selects is on the wrong side
+    assert flips > 0.3 * sum(int(m.sum()) for m in masks)  # about half of the bits under a mask have the wrong sign
     assert differing <= flips / 1000
 
 
@@ -83,7 +83,7 @@ def test_the_loop_of_adam_trains_latents_by_their_signs(digits):
 
 
 def test_every_way_takes_the_same_whole_batches(monkeypatch, digits):
-    """By a clock of the test's own: a step of a takes 1 s and one of b 3 s; a needs two steps for a round's 2 s."""
+    """The test replaces the clock: a step of a takes 1 s, a step of b 3 s. A round of 2 s then has two batches."""
     now, taken = [0.0], {"a": [], "b": []}
 
     def way(name: str, seconds: float):
@@ -96,9 +96,9 @@ def test_every_way_takes_the_same_whole_batches(monkeypatch, digits):
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(training_times, "WINDOW", 2.0)
     found = training_times.time_steps({"a": way("a", 1.0), "b": way("b", 3.0)}, training_times.whole_batches(digits, 400), 3)
-    assert taken["a"] == taken["b"] and len(taken["a"]) == 2 + 3 * 2  # two to begin with, then two in each round
+    assert taken["a"] == taken["b"] and len(taken["a"]) == 2 + 3 * 2  # two steps before the rounds, then two in each round
     assert all(len(rows) == 400 for rows in taken["a"])
-    assert not {*taken["a"][1]} & {*taken["a"][2]}  # of one permutation
+    assert not {*taken["a"][1]} & {*taken["a"][2]}  # two batches of one permutation share no row
     assert (found["a"]["median"], found["b"]["median"]) == (1.0, 3.0)
 
 
@@ -110,7 +110,7 @@ def test_a_peak_is_seen_after_it_is_gone(watch):
     if not isinstance(began, watch):
         pytest.skip("the high-water mark can't be set back")
     before = began.now()
-    with mmap.mmap(-1, 8 * 10**7) as block:  # no allocator that would keep it
+    with mmap.mmap(-1, 8 * 10**7) as block:  # an allocator would keep the memory
         block.write(bytes(8 * 10**7))
         time.sleep(0.1)  # long enough to be sampled
     assert began.now() < before + 10**8 and 7 * 10**7 < began.peak() - before < 2 * 10**8
@@ -133,7 +133,7 @@ def test_what_is_measured_begins_at_full_strength():
 
 @pytest.mark.slow
 def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch):
-    """Under Adam n latents, n gradients, 2n moments are there at once, in fp32; under HyperMask n weights and n gradients."""
+    """Memory in fp32 for n weights: Adam holds n latent weights, n gradients and 2n moments, HyperMask n weights and n gradients."""
     n = 64 * 1024 + 2 * 1024**2 + 10 * 1024
     monkeypatch.setattr(training_memory, "PROCESSES", 1)
     sizes = ("model.hidden_size=1024", "trainer.batch_size=64", "trainer.limit_batches=2")
@@ -168,11 +168,11 @@ def small_folder(tmp_path):
 
 
 def program(tmp_path, text: str) -> str:
-    (tmp_path / "seed.py").write_text(textwrap.dedent(text))
-    return f"benchmark.reference_program={tmp_path / 'seed.py'}"
+    (tmp_path / "reference.py").write_text(textwrap.dedent(text))
+    return f"benchmark.reference_program={tmp_path / 'reference.py'}"
 
 
-def test_the_seeds_program_is_measured_beside_ours(bnn_train, tmp_path, small_folder, monkeypatch):
+def test_the_reference_program_is_measured_beside_ours(bnn_train, tmp_path, small_folder, monkeypatch):
     says = """
         import sys, os
         _, folder, hidden, epochs, delta = sys.argv
@@ -181,7 +181,7 @@ def test_the_seeds_program_is_measured_beside_ours(bnn_train, tmp_path, small_fo
         for epoch in range(int(epochs)):
             print(f"epoch {epoch + 1} loss 0.1 train 9.00 test 9.00 train_s 0.50 eval_s 1.00")
     """
-    monkeypatch.setattr(training_memory, "measure", lambda *_: None)  # processes of their own take seconds
+    monkeypatch.setattr(training_memory, "measure", lambda *_: None)  # new processes take seconds
     data = ("dataset=mnist", f"dataset.path={small_folder}", "model.hidden_size=32", "trainer.batch_size=16", "delta=0.25")
     done = bnn_train(*TRAINING, *RANDOM, *data, program(tmp_path, says), "hydra.run.dir=out")
     assert done.code == 0, done.err
