@@ -81,7 +81,7 @@ def test_a_floor_is_the_time_of_its_operations_at_the_measured_rate(monkeypatch)
 
 
 def test_rates_are_measured(monkeypatch):
-    monkeypatch.setattr("bnn_exp.commands.benchmark.floor._SIDE", {"cpu": 128})
-    monkeypatch.setattr("bnn_exp.commands.benchmark.floor._COPIED", {"cpu": 2**20})
+    monkeypatch.setattr("bnn_exp.commands.benchmark.floor.SIDE", {"cpu": 128})
+    monkeypatch.setattr("bnn_exp.commands.benchmark.floor.COPIED", {"cpu": 2**20})
     found = rates({"float32", "int8"}, torch.device("cpu"))
     assert set(found) == {"float32", "int8", "bytes"} and min(found.values()) > 1e6
