@@ -130,9 +130,7 @@ class WandB:
 
 
 Logger = Annotated[NoLogger | TensorBoard | MLflow | WandB, Field(discriminator="name")]
-Rule = TypeVar("Rule")
-Model = TypeVar("Model")
-Dataset = TypeVar("Dataset")
+Rule, Model, Dataset = TypeVar("Rule"), TypeVar("Model"), TypeVar("Dataset")
 
 
 @schema
