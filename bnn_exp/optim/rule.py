@@ -1,14 +1,15 @@
 """What every rule for binary weights has in common, so that a rule is its equations alone."""
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits.draws import Purpose, generator
+from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.config.registry import name_of
 from bnn_exp.config.schema import check
@@ -45,37 +46,6 @@ class Trained(Grouped, Eager):
         """Bytes that it keeps between two steps beside the bits themselves, as its tensors are at this moment."""
         kept = (v for state in self.state.values() for v in state.values() if isinstance(v, Tensor))
         return sum(v.numel() * v.element_size() for v in kept)
-
-
-class Factors(Protocol):
-    """A gradient [neurons, inputs] that is not computed, but what it is computed from."""
-
-    inputs: int
-
-    def entries(self, positions: Tensor) -> Tensor:
-        """The gradient at flat positions, int64, sorted: float32, as many."""
-
-    def whole(self) -> Tensor:
-        """The gradient, float32 [neurons, inputs]."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A gradient that is computed, float32 [neurons, inputs], in the place of Factors."""
-
-    gradient: Tensor
-
-    @property
-    def inputs(self) -> int:
-        return self.gradient.shape[1]
-
-    def entries(self, positions: Tensor) -> Tensor:
-        """As that of Factors."""
-        return self.gradient.flatten()[positions]
-
-    def whole(self) -> Tensor:
-        """The gradient."""
-        return self.gradient
 
 
 class Rule(Trained, torch.optim.Optimizer):
@@ -199,7 +169,7 @@ class Rule(Trained, torch.optim.Optimizer):
         return loss
 
     @torch.no_grad()
-    def step_packed(self, i: int, g: "Factors") -> None:
+    def step_packed(self, i: int, g: Factors) -> None:
         """The part of the coming `step` that is tensor i's, whose bits are packed, from its gradient as factors.
 
         It is called in the backward pass, after the last use of the tensor in it.
