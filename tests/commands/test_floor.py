@@ -62,7 +62,7 @@ def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     trainer = trainer_of(*overrides.split(), "real_optimizer=sgd")
     trainer.forward.bits = gpu.OnGPU(True)
     trainer.network.train()
-    rows = trainer._batches(0)[0]
+    rows = trainer.batches.of_epoch(0)[0]
     x, labels = trainer.data.train.batch(rows)
     with moved:
         trainer.step(x, labels)
@@ -81,7 +81,7 @@ def test_a_floor_is_the_time_of_its_operations_at_the_measured_rate(monkeypatch)
 
 
 def test_rates_are_measured(monkeypatch):
-    monkeypatch.setattr("bnn_exp.commands.benchmark.floor.SIDE", {"cpu": 128})
-    monkeypatch.setattr("bnn_exp.commands.benchmark.floor.COPIED", {"cpu": 2**20})
+    monkeypatch.setattr("bnn_exp.commands.benchmark.floor._SIDE", {"cpu": 128})
+    monkeypatch.setattr("bnn_exp.commands.benchmark.floor._COPIED", {"cpu": 2**20})
     found = rates({"float32", "int8"}, torch.device("cpu"))
     assert set(found) == {"float32", "int8", "bytes"} and min(found.values()) > 1e6

@@ -19,8 +19,8 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.models import cost
 from bnn_exp.models.mlp import MLP
 
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices by whose product a rate is measured
-COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes
+_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices by whose product a rate is measured
+_COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes
 _REPEATS = 5
 Z, PIXEL_SUM, INTEGER, REAL, ERROR = 2, 4, 4, 4, 2  # bytes: a sum, one of pixels, a product of integers, of errors, an error
 
@@ -64,14 +64,14 @@ def step_of_mlp(network: MLP, rows: int) -> Iterator[Work]:
 
 def rates(kinds: set[str], device: torch.device) -> dict[str, float]:
     """Operations a second of torch's product for each kind, and `bytes` a second, read and written, of a copy."""
-    side = SIDE[device.type]
+    side = _SIDE[device.type]
     numbers = torch.randint(-1, 2, (side, side), device=device, dtype=torch.int8)
     found = {}
     for kind in sorted(kinds):
         a = numbers.to(getattr(torch, kind))
         product = (lambda a=a: torch._int_mm(a, a.t())) if kind == "int8" else (lambda a=a: a @ a.t())
         found[kind] = 2 * side**3 / seconds_of(product, _REPEATS, device, warm=True)
-    source = torch.randint(256, (COPIED[device.type],), device=device, dtype=torch.uint8)
+    source = torch.randint(256, (_COPIED[device.type],), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     return found | {"bytes": 2 * len(source) / seconds_of(lambda: target.copy_(source), _REPEATS, device, warm=True)}
 
