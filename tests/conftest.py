@@ -190,7 +190,7 @@ def stopping_at(monkeypatch):
     """
     from bnn_exp.training.trainer import Trainer
 
-    original = Trainer.step
+    original = Trainer.train_on
 
     def stopping(epoch, batch, *signals):
         def step(self, *given):
@@ -199,7 +199,7 @@ def stopping_at(monkeypatch):
                     os.kill(os.getpid(), number)
             return original(self, *given)
 
-        monkeypatch.setattr(Trainer, "step", step)
+        monkeypatch.setattr(Trainer, "train_on", step)
 
     yield stopping
-    monkeypatch.setattr(Trainer, "step", original)
+    monkeypatch.setattr(Trainer, "train_on", original)
