@@ -44,6 +44,8 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "register_loss": "bnn_exp.config.losses",
     "register_model": "bnn_exp.config.models",
     "register_rule": "bnn_exp.config.rules:register",
+    "remembered": "bnn_exp.optim.rule",
+    "signs": "bnn_exp.optim.rule",
     "schema": "bnn_exp.config.schema",
     "Count": "bnn_exp.config.schema",
     "Fraction": "bnn_exp.config.schema",
