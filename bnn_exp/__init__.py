@@ -36,6 +36,7 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "latent_parameters": "bnn_exp.nn",
     "load_model": "bnn_exp.records.model",
     "load_packed": "bnn_exp.deploy",
+    "named_bits": "bnn_exp.nn",
     "pack_network": "bnn_exp.deploy",
     "load_runs": "bnn_exp.records.frame",
     "register_callback": "bnn_exp.training.callbacks",

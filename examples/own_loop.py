@@ -1,6 +1,6 @@
 """Trains a binary network in a plain PyTorch loop, without Hydra and without a configuration.
 
-    python examples/own_loop.py
+python examples/own_loop.py
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Adds a network. It becomes a choice of the command:
 
-    python examples/own_model.py model=resmlp model.width=128
-    bnn-train plugins=[examples/own_model.py] model=resmlp model.width=128
+python examples/own_model.py model=resmlp model.width=128
+bnn-train plugins=[examples/own_model.py] model=resmlp model.width=128
 """
 
 import sys
@@ -31,10 +31,10 @@ class ResMLP(nn.Module):
         self.layers = nn.ModuleList(BinaryLinear(i, o, "bipolar", n > 0, weights) for n, (i, o) in enumerate(sizes))
         self.norms = nn.ModuleList(nn.BatchNorm1d(o) for _, o in sizes)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Maps pixels, uint8 [batch, channels, height, width], to logits, float32 [batch, num_classes]."""
         first, *blocks, last = zip(self.layers, self.norms, strict=True)
-        h = first[1](first[0](pixels.flatten(1)))
+        h = first[1](first[0](x.flatten(1)))
         for layer, norm in blocks:
             h = h + norm(layer(binarize(h)))
         return last[1](last[0](binarize(h)))

@@ -1,7 +1,7 @@
 """Adds an optimizer of binary weights. It becomes a choice of the command:
 
-    python examples/own_rule.py optimizer=patient optimizer.patience=2
-    bnn-train plugins=[examples/own_rule.py] optimizer=patient optimizer.patience=2
+python examples/own_rule.py optimizer=patient optimizer.patience=2
+bnn-train plugins=[examples/own_rule.py] optimizer=patient optimizer.patience=2
 """
 
 import sys
