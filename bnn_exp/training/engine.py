@@ -8,7 +8,6 @@ same terms in another order, so that a flip can differ only where rounding decid
 """
 
 import os
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,6 @@ from bnn_exp.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from bnn_exp.bits.cpu.passes import OnCPU
-    from bnn_exp.models import MLP
-    from bnn_exp.optim.rule import Factors
-    from bnn_exp.training.steps.packed import PackedMLP
 
 MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
 WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
@@ -109,32 +104,3 @@ def let_waiting_threads_sleep(device: str) -> None:
     """
     if not device.startswith("cuda"):
         os.environ.setdefault(WAITING, "PASSIVE")
-
-
-def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps: Callable[[], int], bf16: bool) -> "PackedMLP":
-    """`network` on packed bits (see `bnn_exp.training.steps.packed`), whose gradients `take` gets.
-
-    Args:
-        steps: gives how many steps are done, by which errors are rounded.
-        bf16: whether products on a GPU take errors in bfloat16.
-    """
-    from bnn_exp.bits import device
-    from bnn_exp.training.steps.packed import PackedMLP
-
-    if device.on_host(network.layers[0].weight):
-        return PackedMLP(network, _on_cpu(settings, steps), take, settings.freeze)
-    from bnn_exp.bits.cuda.training import OnGPU
-
-    return PackedMLP(network, OnGPU(bf16), take, settings.freeze)
-
-
-def _on_cpu(settings, steps: Callable[[], int]) -> "OnCPU":
-    from bnn_exp.bits.cpu.passes import OnCPU
-    from bnn_exp.bits.cpu.rounding import Rounding
-    from bnn_exp.bits.draws import Purpose, number
-
-    def rounding(layer: int, gradient: int) -> Rounding:
-        key = number(Purpose.ROUNDING, settings.seed, steps(), layer, gradient)
-        return Rounding(settings.engine.gradient_bits, key & 0xFFFFFFFF)
-
-    return OnCPU(rounding if settings.engine.gradient_bits else None)
