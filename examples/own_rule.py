@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from bnn_exp import Count, Fraction, Rule, Schedule, register_rule, remembered, schema, signs
+from bnn_exp import Count, Fraction, Rule, Schedule, register_rule, remembered, schema, signs, uniform
 from bnn_exp.cli import main
 
 
@@ -32,7 +32,7 @@ class Patient(Rule):
     def update(self, g, w, h, state, draw):
         waited = remembered(state, "waited", g.to(torch.uint8))
         waited.add_(waited < 255).mul_(g * signs(w) > 0)
-        return (waited >= h.patience) & (torch.rand(g.shape, generator=draw, device=g.device) < h.delta)
+        return (waited >= h.patience) & (uniform(g, draw) < h.delta)
 
 
 register_rule(Settings, Patient, values={"patience": 3, "delta": 0.1, "schedule": "linear"})
