@@ -69,4 +69,4 @@ def test_the_version_is_the_same_everywhere():
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml"])
 def test_all_install_and_test_alike(file):
     text = (ROOT / file).read_text()
-    assert re.search(r"pip install (-q )?'\.\[test\]'", text) and re.search(r"\bpytest\b", text)
+    assert re.search(r"pip install (-q |-e )?'\.\[test\]'", text) and re.search(r"\bpytest\b", text)
