@@ -9,13 +9,13 @@ from bnn_exp.commands.benchmark.floor import floor
 from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.plot import training_plot
 from bnn_exp.commands.tasks import Asked
-from bnn_exp.config.settings import Settings, Training, load_settings
-from bnn_exp.errors import UserError
+from bnn_exp.config import compatibility
+from bnn_exp.config.settings import Training, load_settings
 from bnn_exp.records import next_command
 from bnn_exp.records.files import write_json
+from bnn_exp.records.formatting import bytes_in_words, console
 from bnn_exp.records.runs import own_overrides
 from bnn_exp.records.terminal import progress
-from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.training import engine
 from bnn_exp.training.plan import Plan, make_plan
 from bnn_exp.training.setup import first_network, load, settle
@@ -38,7 +38,7 @@ def benchmark(asked: Asked) -> str:
     Raises:
         UserError: the configuration can't be trained or measured, or the seed's program fails.
     """
-    _check(asked, load_settings(asked.composed))
+    compatibility.check_measured(load_settings(asked.composed), asked.request)
     found = _measured(make_plan(asked.composed, []), asked.request.benchmark)
     write_json(asked.directory / "benchmark.json", found)
     training_plot(asked.directory / "benchmark.png", found)
@@ -84,25 +84,6 @@ def _measured(plan: Plan, wanted: Training) -> dict:
         "speedup_over_seed": beside and beside["speedup"],
         "memory_saved_over_adam": 1 - sizes[chosen]["peak_bytes"] / sizes[ways.ADAM]["peak_bytes"] if known else None,
     }
-
-
-def _check(asked: Asked, settings: Settings) -> None:
-    """What is measured is a training that begins, in one process."""
-    if "weights" not in type(settings.model).__dataclass_fields__:
-        raise UserError(
-            f"model={settings.model.name}: it has no setting weights, by which plain torch trains it with real weights\n"
-            "allowed: a model that has it, or benchmark=inference"
-        )
-    given = {
-        "from": (asked.request.from_, "null; the configuration is measured, as it begins"),
-        "resume": (settings.resume, "null; the configuration is measured, as it begins"),
-        "init_from": (settings.init_from, "null; the configuration is measured, as it begins"),
-        "freeze": (settings.freeze, "0"),
-        "engine.devices": (settings.engine.devices > 1 and settings.engine.devices, "1"),
-    }
-    for key, (value, allowed) in given.items():
-        if value:
-            raise UserError(f"{key}={value}: not with benchmark=training\nallowed: {key}={allowed}")
 
 
 def _say(found: dict) -> None:
