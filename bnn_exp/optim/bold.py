@@ -1,4 +1,4 @@
-"""Boolean logic backpropagation's optimizer, for gradients that are real numbers."""
+"""Bold: the optimizer of Boolean logic backpropagation, for gradients that are real numbers."""
 
 import torch
 

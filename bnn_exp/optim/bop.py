@@ -1,4 +1,4 @@
-"""Bop and its second-order sibling: a bit flips when a moving average of its gradient has long enough wanted it to."""
+"""Bop and Bop2: a bit flips when a moving average of its gradient exceeds a threshold."""
 
 from bnn_exp.config import rules
 from bnn_exp.optim.gradients import remembered, signs

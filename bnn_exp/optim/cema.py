@@ -1,4 +1,4 @@
-"""Cascaded moving averages: the latent weight understood as a filter of the gradient, and replaced by one."""
+"""CEMA: a latent weight is a filter of the gradient, so two cascaded moving averages can replace it."""
 
 from bnn_exp.config import rules
 from bnn_exp.optim.gradients import remembered, signs
