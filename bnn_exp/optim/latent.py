@@ -1,4 +1,4 @@
-"""The baseline: the usual optimizers train real latent weights, and gradients pass straight through the binary threshold."""
+"""The baseline: usual optimizers train real latent weights; gradients pass straight through the binary threshold."""
 
 import importlib
 import inspect
@@ -22,7 +22,7 @@ class OfLatents(Trained):
     It stands before the torch optimizer in the list of base classes. A network of float weights has no bits (`bits=False`).
 
     Args:
-        schedule: `constant`, `linear`, `cosine` or `geometric`: the form in which the learning rate falls over `total_steps` steps.
+        schedule: `constant`, `linear`, `cosine` or `geometric`: how the learning rate falls over `total_steps` steps.
 
     Raises:
         ValueError: a tensor holds bits (0 and 1 alone) in place of latent weights; or the schedule is unknown.
