@@ -65,8 +65,8 @@ def test_other_classes_get_a_fresh_last_layer(bnn_train, first, tmp_path):
     ("arguments", "text"),
     [
         (["model.hidden_size=8"], "layer 1 does not fit"),
-        (["model.hidden_size=8"], "(when nothing is said of model), on pictures of its size and channels\n"),  # and no fresh=4
-        (["model.num_layers=3"], "allowed: a model of 3"),
+        (["model.hidden_size=8"], "(without any model=…), on images of its size and channels\n"),  # and no fresh=4
+        (["model.num_layers=3"], "allowed: a run whose network has 3 layers"),
         (["freeze=4"], "allowed: 0 to 3"),
         (["fresh=5"], "allowed: 0 to 4"),
         (["model.weights=float", "optimizer=latent_adam"], "model.weights=bits there, float here"),
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_fine_tuned_as_its_run_is(bnn_train, copy_of_run, tmp_pa
     assert not all(torch.equal(a, b) for a, b in zip(of["best"], of["last"], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(of[CHECKPOINTS[place]], bits("second"), strict=True))
     again = bnn_train(f"init_from={place}", "trainer.epochs=1", "hydra.run.dir=third")
-    assert again.code == 0 and "optimizer.delta=0.06; of that run: optimizer=hypermask optimizer.delta=0.3" in again.out
+    assert again.code == 0 and "optimizer.delta=0.06; in the earlier run: optimizer=hypermask optimizer.delta=0.3" in again.out
 
 
 @pytest.mark.parametrize(
