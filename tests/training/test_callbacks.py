@@ -131,7 +131,7 @@ def test_an_error_ends_the_run_and_a_resume_goes_on(bnn_train, summary, monkeypa
     (3, "returned 3: must be a dict"),
     ({"a": "x"}, "returned a='x': must be a number"),
     ({"a": torch.zeros(2)}, "returned a: "),
-    ({"test_accuracy": 3.0}, "returned the name 'test_accuracy': the run's own name"),
+    ({"test_accuracy": 3.0}, "returned the name 'test_accuracy': the metrics have this name already"),
     ({"a": {"b": None}}, "returned a/b=None"),
 ])  # fmt: skip
 def test_what_is_no_number_is_refused(bnn_train, returned, said):
