@@ -63,7 +63,7 @@ Made = TypeVar("Made", bound=Callback | type[Callback])
 
 
 def register_callback(callback: Made) -> Made:
-    """Registers a callback for every later run. Each run instantiates a class, or copies an object.
+    """Registers a callback for every later run. Each run instantiates a registered class, or copies a registered object.
 
     A class that is defined again, for example in a notebook, replaces the earlier class.
 

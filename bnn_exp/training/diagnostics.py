@@ -24,8 +24,8 @@ class Diagnostics:
         device = next(network.parameters()).device
         self.steps = torch.zeros((), dtype=torch.int64, device=device)  # the steps of this epoch
         self.moved = {name: torch.zeros_like(bits) for name, bits in self.before.items()}  # True: flipped in this run
-        self.gradients = {name: torch.zeros_like(self.parameters[name]) for name in self.before}  # Σ g
-        self.squares = {name: g.new_zeros(()) for name, g in self.gradients.items()}  # Σ ‖g‖²
+        self.gradients = {name: torch.zeros_like(self.parameters[name]) for name in self.before}  # Σ g over this epoch
+        self.squares = {name: g.new_zeros(()) for name, g in self.gradients.items()}  # Σ ‖g‖² over this epoch
 
     def _begin(self) -> None:
         for t in (self.steps, *self.gradients.values(), *self.squares.values()):
@@ -88,7 +88,7 @@ class Diagnostics:
         return {"steps": int(self.steps), **{name: getattr(self, name) for name in OBSERVED}}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores the result of `state`."""
+        """Restores observations that the method `state` has returned."""
         self.steps.fill_(state["steps"])
         for kind in OBSERVED:
             for name, tensor in getattr(self, kind).items():

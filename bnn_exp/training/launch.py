@@ -37,7 +37,7 @@ _joined = False  # True once this process is connected to torchrun's other ranks
 def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
     """Context manager: starts the ranks of the plan, of which this process is rank 0. Its value is None for a single process.
 
-    The other ranks receive the plan and train in step with rank 0. They are ended with the block.
+    The other ranks receive the plan and train in step with rank 0. At the end of the block they end too.
 
     Raises:
         RankLost: a rank could not start.

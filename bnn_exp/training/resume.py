@@ -110,8 +110,8 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
 def _newest_whole(directory: Path) -> tuple[dict[str, Any], str]:
     """Returns the newest checkpoint that can be read, and a remark for the user ("" if all is well).
 
-    best.pt is the newest one if the process was killed after writing it and before writing last.pt. It is also taken if last.pt
-    is damaged.
+    The newest checkpoint is best.pt if the process was killed between writing best.pt and last.pt. best.pt also replaces a
+    damaged last.pt.
     """
     from bnn_exp.records import checkpoint
 

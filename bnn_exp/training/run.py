@@ -43,8 +43,8 @@ class Run:
         self.network, self.data = self.trainer.network, self.trainer.data
         self.layers = layers(self.network, self.data.train.images[:2])
         self.epochs: list[dict] = []  # the lines of metrics.jsonl
-        self.evaluation: dict | None = None  # the newest one
-        self.confusion: torch.Tensor | None = None  # of the newest evaluation
+        self.evaluation: dict | None = None  # the metrics of the newest evaluation
+        self.confusion: torch.Tensor | None = None  # the confusion matrix of the newest evaluation
         self.notes = plan.arrays.notes if plan.arrays else ()  # remarks on how the data were read
         self.warnings: list[str] = list(plan.arrays.warnings if plan.arrays else ())  # the run adds its own
         self.resumed = plan.saved is not None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """The progress of a training: the number of finished epochs and of finished batches of the next epoch, and their sums."""
+    """The progress of a training: finished epochs, finished batches of the next epoch, and sums over these batches."""
 
     epoch: int = 0
     batch: int = 0

@@ -10,7 +10,7 @@ from bnn_exp.training.distributed.ranks import Ranks
 
 
 class _Normalize(torch.autograd.Function):
-    """γ·(x − mean)/√(var + ε) + β with mean and variance over all ranks' samples (Ioffe & Szegedy 2015, arXiv 1502.03167).
+    """BatchNorm over the samples of all ranks: γ·(x − mean)/√(var + ε) + β (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
     x is [samples, channels, …], with any number of samples, also 0. The other results are mean, biased variance and the number
     of values per channel. Statistics are summed in float64, so their order hardly matters. torch's own kernels compute the

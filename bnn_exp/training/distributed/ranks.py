@@ -38,7 +38,7 @@ def share(rows: int, rank: int, size: int) -> slice:
 
 
 class Ranks:
-    """This process as rank `rank` of the `size` ranks of a run.
+    """The connection of this process, rank `rank` of `size`, to the other ranks of its run.
 
     Args:
         store: the key-value store through which the ranks connect.
@@ -71,7 +71,11 @@ class Ranks:
         self.store.set(FAILURE, f"rank {self.rank} failed: {line}\n{''.join(traceback.format_exception(error))}")
 
     def device(self, name: str) -> torch.device:
-        """Returns the device of this rank, if rank 0 computes on `name`: the CPU, or a GPU per rank. Connects GPUs by NCCL."""
+        """Returns the device of this rank, and connects GPUs by NCCL.
+
+        Args:
+            name: the device of rank 0. For `cpu` every rank computes on the CPU, else every rank on its own GPU.
+        """
         if name == "cpu":
             return torch.device(name)
         device = torch.device("cuda", self.local_rank)
@@ -105,14 +109,14 @@ class Ranks:
         return bool(self.max(torch.tensor([int(here)])))
 
     def from_first(self, what: Any = None) -> Any:
-        """Returns the object `what` of rank 0, which can be pickled. All ranks call this method together."""
+        """Returns on every rank the picklable object `what` of rank 0. All ranks call this method together."""
         box = [what]
         with self._noticing():
             dist.broadcast_object_list(box, 0)
         return box[0]
 
     def everyones(self, what: Any) -> list[Any]:
-        """Returns the objects `what` of all ranks, in the order of the ranks. All ranks call this method together."""
+        """Returns on every rank the objects `what` of all ranks, in the order of the ranks. All ranks call this method together."""
         found = [None] * self.size
         with self._noticing():
             dist.all_gather_object(found, what)

@@ -20,7 +20,7 @@ class Bytes:
 
     weights: int  # all parameters, in the form in which they are stored
     state: int  # the optimizers' states, kept from step to step
-    gradients: int  # of parameters, the greatest sum at one moment
+    gradients: int  # gradients of parameters, the greatest sum at one moment
     saved: int  # tensors saved for the backward pass; shared memory counts once
     buffers: int  # the buffers of the network
 

@@ -86,7 +86,7 @@ class Dense:
         self.rule.announce()
 
     def after(self) -> None:
-        """Counts the step, and moves the schedules on."""
+        """Counts the step, and advances the schedules."""
         self.rule.count()
         for optimizer in self.real:
             optimizer.count()

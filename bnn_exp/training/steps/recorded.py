@@ -38,7 +38,7 @@ class Recorded:
 
 
 class Graphs:
-    """Runs `work` by CUDA graphs, one for each combination of argument shapes.
+    """A function that runs `work` by CUDA graphs, one graph for each combination of argument shapes.
 
     The first call with a shape runs without a graph: libraries and optimizers allocate their memory. The second call records a
     graph, and every later call replays it. A replay overwrites its results, so the caller uses them before the next call.
