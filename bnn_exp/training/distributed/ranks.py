@@ -116,7 +116,7 @@ class Ranks:
         return box[0]
 
     def everyones(self, what: Any) -> list[Any]:
-        """Returns on every rank the objects `what` of all ranks, in the order of the ranks. All ranks call this method together."""
+        """Returns on every rank the objects `what` of all ranks, in their order. All ranks call this method together."""
         found = [None] * self.size
         with self._noticing():
             dist.all_gather_object(found, what)
