@@ -133,7 +133,7 @@ def test_what_is_measured_begins_at_full_strength():
 
 @pytest.mark.slow
 def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch):
-    """Memory in fp32 for n weights: Adam holds n latent weights, n gradients and 2n moments, HyperMask n weights and n gradients."""
+    """Memory in fp32, for n weights: Adam has n latent weights, n gradients, 2n moments; HyperMask n weights, n gradients."""
     n = 64 * 1024 + 2 * 1024**2 + 10 * 1024
     monkeypatch.setattr(training_memory, "PROCESSES", 1)
     sizes = ("model.hidden_size=1024", "trainer.batch_size=64", "trainer.limit_batches=2")
