@@ -16,9 +16,10 @@ from bnn_exp.commands import command, implied, slurm
 from bnn_exp.commands.command import Command
 from bnn_exp.commands.job import job
 from bnn_exp.config import argv, command_line, experiments, hydra_errors, plugins, versions
+from bnn_exp.config import models as _models  # noqa: F401 (Hydra finds the default training of each model)
 from bnn_exp.config.registry import CONF
 from bnn_exp.errors import BAD_INPUT, FAILED, FULL, INTERRUPTED, UserError
-from bnn_exp.records.output import forgiving_output
+from bnn_exp.records.standard_streams import forgiving_output
 from bnn_exp.training import distributed, signals
 
 

@@ -14,8 +14,8 @@ from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import UserError
 from bnn_exp.nn.exact import home, is_exactly
 from bnn_exp.records.files import writable
+from bnn_exp.records.formatting import bytes_in_words
 from bnn_exp.records.runs import run_of
-from bnn_exp.records.words import bytes_in_words
 from bnn_exp.training import plan
 
 OURS = ("PackedMLP", "BNCVLNet")  # every format supports these classes of packed networks

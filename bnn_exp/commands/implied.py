@@ -30,7 +30,7 @@ def inherited(overrides: list[str], folder: str | None) -> AbstractContextManage
         return nullcontext([])
     from bnn_exp.records import inherit
 
-    return inherit.taken_over(overrides, folder)
+    return inherit.inherited(overrides, folder)
 
 
 def _with_program(arguments: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from bnn_exp.commands import command
 from bnn_exp.config import resolvers as resolvers  # registers the resolvers of conf/
 from bnn_exp.errors import FAILED, Expected
-from bnn_exp.records.output import forgiving_output
+from bnn_exp.records.standard_streams import forgiving_output
 
 if TYPE_CHECKING:
     from bnn_exp.commands.task import Task

@@ -75,9 +75,9 @@ def _prepare(config: DictConfig) -> "Plan | Task":
     """
     from bnn_exp.commands.sweep_jobs import without_hydra
     from bnn_exp.commands.task import Task
-    from bnn_exp.config import plugins
+    from bnn_exp.config import plugins, unread
     from bnn_exp.config.settings import load_request
-    from bnn_exp.training import engine, unread
+    from bnn_exp.training import engine
 
     composed, overrides = without_hydra(config), list(config.hydra.overrides.task)
     request = load_request(composed)

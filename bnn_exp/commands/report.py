@@ -6,9 +6,9 @@ from bnn_exp.commands import sweep
 from bnn_exp.commands.task import Task
 from bnn_exp.config.settings import Report
 from bnn_exp.errors import UserError
-from bnn_exp.records import places, runs
-from bnn_exp.records.answer import FILES, answer
+from bnn_exp.records import directories, runs
 from bnn_exp.records.files import existing, writable
+from bnn_exp.records.sweeps.results import FILES, write_results
 
 
 def report(task: Task) -> str:
@@ -31,9 +31,9 @@ def report(task: Task) -> str:
         axes = own or axes
     into = task.into(sources[0] if len(sources) == 1 and (axes == own or default) else task.directory)
     _check_directory(into, sources[0] if len(sources) == 1 else None, axes)
-    replaced = "; the earlier report is replaced" if places.holds_sweep(into) and not sweep.own_report(into) else ""
+    replaced = "; the earlier report is replaced" if directories.holds_sweep(into) and not sweep.own_report(into) else ""
     with writable(into):
-        answer(found, into, axes.y, axes.x, axes.group)
+        write_results(found, into, axes.y, axes.x, axes.group)
     return f"in {into}: {', '.join(existing(into, FILES))}{replaced}"
 
 
@@ -46,7 +46,7 @@ def _check_directory(into: Path, source: Path | None, axes: Report) -> None:
     """
     if source is not None and into.resolve() == source.resolve():
         problem = "" if sweep.own_report(into) in (None, axes) else "it holds the report of its own sweep"
-    elif places.holds_run(into):
+    elif directories.holds_run(into):
         problem = "a run is there, which has a page of its own"
     else:
         problem = "it holds the report of its own sweep" if sweep.own_report(into) else ""

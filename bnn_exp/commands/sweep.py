@@ -11,14 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from bnn_exp.commands.command import Command
 from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.commands.sweep_jobs import without_hydra
-from bnn_exp.config import command_line
+from bnn_exp.config import command_line, unread
 from bnn_exp.config.settings import Report, Request, load_request
 from bnn_exp.errors import FAILED, FULL, INTERRUPTED, TOO_LOW, NotWritten, UserError
-from bnn_exp.records import next_command, places, runs
-from bnn_exp.records.answer import FILES, answer
+from bnn_exp.records import directories, next_command, runs
 from bnn_exp.records.files import existing
-from bnn_exp.records.words import console
-from bnn_exp.training import unread
+from bnn_exp.records.formatting import console
+from bnn_exp.records.sweeps.results import FILES, write_results
 from bnn_exp.training.distributed import torchrun_size
 from bnn_exp.training.resume import AUTO
 
@@ -75,13 +74,13 @@ def _check_directory(resumed: str | None, directory: str) -> None:
             raise UserError(
                 "sweep.resume=auto: the directory of the sweep is missing\nallowed: hydra.sweep.dir=FOLDER beside it"
             )
-        places.check_no_run(where)
+        directories.check_no_run(where)
     elif resumed:
         if not any(runs.find([Path(resumed)])):
             raise UserError(f"sweep.resume={resumed}: no sweep there\nallowed: a sweep's directory, outputs/DATE/TIME-sweep-…")
-        places.check_same(where, Path(resumed), "hydra.sweep.dir", "sweep.resume")
+        directories.check_same(where, Path(resumed), "hydra.sweep.dir", "sweep.resume")
     else:
-        places.check_free_for_sweep(where)
+        directories.check_free_for_sweep(where)
 
 
 def search(config: DictConfig) -> None:
@@ -146,7 +145,7 @@ def _answer(sweep: Sweep, cut: bool) -> bool | None:
             directory.rmdir()
         return None
     missing = max(planned(directory) - len(found), 0) if cut else 0
-    result = answer(found, directory, report.y, report.x, report.group, missing)
+    result = write_results(found, directory, report.y, report.x, report.group, missing)
     console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
     if following := next_command.after_sweep(result, directory, sys.argv[1:], cut):
         console().print(following)

@@ -8,9 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnn_exp.config import plugins
 from bnn_exp.errors import UserError
-from bnn_exp.records import html, places, runs, summary
-from bnn_exp.records.extras import attempt
+from bnn_exp.records import directories, html, runs, summary
 from bnn_exp.records.log import log, logging_to
+from bnn_exp.records.optional import attempt
 from bnn_exp.records.runs import Record
 from bnn_exp.training.plan import Plan, make_plan, values_of
 from bnn_exp.training.resume import can_go_on, difference, plan_to_go_on
@@ -37,14 +37,14 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
         directory = earlier.directory
     elif resumed:
         directory = _free(directory)
-    elif places.holds_run(directory):
+    elif directories.holds_run(directory):
         raise UserError(
             f"{directory}: the run of another job is there\n"
             "allowed: a hydra.sweep.subdir that differs from job to job, such as ${hydra.job.num}"
         )
     if directory != given and not any(given.iterdir()):
         given.rmdir()
-    found = places.state(directory)
+    found = directories.state(directory)
     try:
         if earlier and earlier.config and can_go_on(directory):
             values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # the files may have moved

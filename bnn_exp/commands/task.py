@@ -8,10 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from bnn_exp.commands.min_accuracy import Gate
+from bnn_exp.config import unread
 from bnn_exp.config.settings import Request, Rows, load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.records import next_command, places, runs
-from bnn_exp.training import unread
+from bnn_exp.records import directories, next_command, runs
 
 FUNCTIONS = {  # each takes a Task and returns the message of its end
     "report": "bnn_exp.commands.report:report",
@@ -90,7 +90,7 @@ class Task:
         into, run = self.into(usual), runs.run_of(model)
         if into.resolve() == run.resolve():
             return run
-        places.check_no_other_run(into)
+        directories.check_no_other_run(into)
         return into
 
     def next(self, task: str, why: str, more: Sequence[str] = ()) -> str:

@@ -11,7 +11,7 @@ from bnn_exp.commands import command, sweep_jobs
 from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import plugins
 from bnn_exp.errors import FAILED, INTERRUPTED, TOO_LOW, Expected, NotWritten, RankLost, UserError, place, reason
-from bnn_exp.records import places, summary
+from bnn_exp.records import directories, summary
 from bnn_exp.training import signals
 from bnn_exp.training.plan import Plan, make_plan
 from bnn_exp.training.resume import AUTO, asked_of_run, plan_to_go_on_or_begin, plan_to_resume
@@ -23,7 +23,7 @@ def plan_run(composed: DictConfig, overrides: list[str], directory: str) -> Plan
     Raises:
         UserError: the configuration is wrong, or another run is in `directory`.
     """
-    where, found = Path(directory), places.state(Path(directory))
+    where, found = Path(directory), directories.state(Path(directory))
     if composed.resume == AUTO:
         if not directory:
             raise UserError("resume=auto: the directory of the run is missing\nallowed: hydra.run.dir=FOLDER beside it")
@@ -31,7 +31,7 @@ def plan_run(composed: DictConfig, overrides: list[str], directory: str) -> Plan
     elif composed.resume:
         plan = plan_to_resume(composed, overrides, where)
     else:
-        places.check_free_for_run(where)
+        directories.check_free_for_run(where)
         plan = make_plan(composed, overrides)
     return replace(plan, found=found)
 
@@ -97,6 +97,6 @@ def _execute(plan: Plan, directory: Path) -> dict[str, Any]:
 
 def _command_to_go_on(directory: Path) -> str:
     """Returns the command that continues the run in `directory`, or begins the run anew if it has no checkpoint."""
-    if places.has_checkpoint(directory):
+    if directories.has_checkpoint(directory):
         return f"bnn-train resume={directory}"
     return f"the same command with hydra.run.dir={directory} resume=auto"

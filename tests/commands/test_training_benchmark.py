@@ -45,7 +45,7 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
     drawn = iter(masks)
     monkeypatch.setattr(loop, "mask", lambda w: next(drawn).view_as(w))
     rows = torch.arange(512)
-    loss, _ = trainer.train_on(0, 0, rows)
+    loss, _ = trainer.train_on(rows)
     assert float(loop.step(rows)) == pytest.approx(float(loss), rel=1e-5)
     flips = differing = 0
     for (_, layer), old, (w, *_) in zip(binary_layers(trainer.network), before, loop.weights, strict=True):
@@ -64,7 +64,7 @@ def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
     begin_alike(loop, trainer)
     for begin in range(0, 1024, 256):
         rows = torch.arange(begin, begin + 256)
-        trainer.train_on(0, 0, rows)
+        trainer.train_on(rows)
         loop.step(rows)
     pairs = zip(binary_layers(loop.network), binary_layers(trainer.network), strict=True)
     for (_, own), (_, other) in pairs:
@@ -133,7 +133,7 @@ def test_what_is_measured_begins_at_full_strength():
 
 @pytest.mark.slow
 def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch):
-    """Memory in fp32, for n weights: Adam has n latent weights, n gradients, 2n moments; HyperMask n weights, n gradients."""
+    """Memory in fp32 for n weights: Adam holds n weights, n gradients and 2n moments; HyperMask n weights and n gradients."""
     n = 64 * 1024 + 2 * 1024**2 + 10 * 1024
     monkeypatch.setattr(training_memory, "PROCESSES", 1)
     sizes = ("model.hidden_size=1024", "trainer.batch_size=64", "trainer.limit_batches=2")

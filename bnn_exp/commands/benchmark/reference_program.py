@@ -108,7 +108,7 @@ def compare(program: ReferenceProgram, trainer: Trainer, rows: int) -> dict:
         for turn in range(ROUNDS):
             seconds["seed"] += program.epochs(EPOCHS)
             if not turn:
-                trainer.train_on(0, 0, next(whole_batches(trainer.data, trainer.batch_size(0))))  # compiles the kernels
+                trainer.train_on(next(whole_batches(trainer.data, trainer.batches.size(0))))  # compiles the kernels
             epochs = [trainer.epoch() for _ in range(EPOCHS)]
             seconds["ours"] += [epoch["train_seconds"] for epoch in epochs]
             done(1)

@@ -3,10 +3,10 @@
 import pkgutil
 
 from bnn_exp.commands.task import Task
+from bnn_exp.config import unread
 from bnn_exp.config.settings import load_settings
-from bnn_exp.records import places
+from bnn_exp.records import directories
 from bnn_exp.records.files import check_writable
-from bnn_exp.training import unread
 
 FUNCTIONS = {
     "inference": "bnn_exp.commands.benchmark.inference:benchmark",
@@ -22,6 +22,6 @@ def benchmark(task: Task) -> str:
     """
     unread.check_training(load_settings(task.composed), task.overrides)
     if not task.request.from_:
-        places.check_no_other_run(task.directory)
+        directories.check_no_other_run(task.directory)
         check_writable(task.directory, "hydra.run.dir")  # before minutes of work
     return pkgutil.resolve_name(FUNCTIONS[task.request.benchmark.name])(task)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
         data: the result of `data_for`.
     """
     if name in ENGINES:
-        return partial(trainer(name, settings, data).train_on, 0, 0)
+        return trainer(name, settings, data).train_on
     if name == ADAM:
         return adam_loop(settings, data).step
     return same_rule(settings, data, bf16=name == BF16).step
