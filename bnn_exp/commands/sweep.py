@@ -18,8 +18,8 @@ from bnn_exp.records import directories, next_command, runs
 from bnn_exp.records.files import existing
 from bnn_exp.records.formatting import console
 from bnn_exp.records.sweeps.results import FILES, write_results
-from bnn_exp.training.distributed import torchrun_size
 from bnn_exp.training.resume import AUTO
+from bnn_exp.training.torchrun import torchrun_size
 
 UNREADABLE = Exception  # a missing, damaged or foreign multirun.yaml: YAML and OmegaConf have no common exception class
 

@@ -88,7 +88,7 @@ def _finished(plan: Plan, directory: Path) -> dict[str, Any]:
 
 
 def _execute(plan: Plan, directory: Path) -> dict[str, Any]:
-    from bnn_exp.training.distributed.launch import ranks_of  # imports torch
+    from bnn_exp.training.launch import ranks_of  # imports torch
     from bnn_exp.training.run import Run
 
     with ranks_of(plan, directory) as ranks:
