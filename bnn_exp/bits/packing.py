@@ -1,13 +1,8 @@
-"""Packing: eight bits in a byte, row by row. Bit j of a row is bit j mod 8 (the lowest first) of its byte j div 8.
-
-The first dimension of a tensor counts its rows; a vector is one row.
-"""
+"""Networks and weights as packed bits. `bnn_exp.nn.packing` defines the order of the bits."""
 
 import hashlib
-import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,25 +10,7 @@ from torch import Tensor, nn
 from bnn_exp.bits import device, reference
 from bnn_exp.nn import binary_parameters, named_bits
 from bnn_exp.nn.norm import STATISTICS, running_norms, scale_and_shift
-
-
-def pack(bits: Tensor) -> Tensor:
-    """Packs bits [rows, …] or [columns], 0 and 1 in any dtype, to uint8 [rows, ⌈bits per row / 8⌉] on the CPU, zero-filled."""
-    rows = bits.detach().to("cpu", torch.uint8).reshape(_rows(bits.shape), -1).numpy()
-    return torch.from_numpy(np.packbits(rows, axis=1, bitorder="little"))
-
-
-def unpack(packed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Returns the bits that `pack` packed: 0 and 1 as `dtype`, of the given shape, on the device of `packed`.
-
-    Raises:
-        ValueError: `packed` is not uint8, or does not have the size of packed bits of `shape`.
-    """
-    columns = math.prod(shape) // max(_rows(shape), 1)
-    if packed.dtype != torch.uint8 or tuple(packed.shape) != (_rows(shape), -(-columns // 8)):
-        raise ValueError(f"{packed.dtype} {list(packed.shape)} does not hold packed bits of shape {list(shape)}")
-    rows = np.unpackbits(packed.cpu().numpy(), axis=1, count=columns, bitorder="little")
-    return torch.from_numpy(rows).reshape(shape).to(packed.device, dtype)
+from bnn_exp.nn.packing import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -89,10 +66,6 @@ class PackedBits:
     def values(self, zero: float) -> Tensor:
         """Returns the values of the bits, float32 [rows, columns]: 1 for a bit 1, `zero` for a bit 0."""
         return self.unpack().mul_(1 - zero).add_(zero)
-
-
-def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) > 1 else 1
 
 
 def packed_state(network: nn.Module) -> dict[str, Tensor]:

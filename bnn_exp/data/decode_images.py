@@ -52,7 +52,8 @@ def decode_images(
                     raise made
                 if isinstance(made, Exception):
                     raise UserError(
-                        f"{name(i)} can't be decoded ({short_reason(made)})\nallowed: readable images; repair or remove this one"
+                        f"{name(i)} can't be decoded ({short_reason(made)})\n"
+                        "allowed: readable images; repair or remove this one"
                     ) from made
                 if images is None:
                     shape = shape or (channels, *made.shape[:2])

@@ -33,7 +33,7 @@ SGD = eager(torch.optim.SGD)
 Adam = eager(torch.optim.Adam)
 
 
-ON_GPU = ("fused", "capturable")  # options by which a step on a GPU is few kernels and needs nothing from Python
+ON_GPU = ("fused", "capturable")  # with these options a step on a GPU is few kernels and needs nothing from Python
 
 
 def options_for(kind: type[Optimizer], parameters: list[Tensor]) -> dict[str, bool]:

@@ -8,16 +8,15 @@ same terms in another order, so that a flip can differ only where rounding decid
 """
 
 import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from bnn_exp.config import compatibility
 from bnn_exp.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
 WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
@@ -54,21 +53,7 @@ def _chosen(settings, device: str, hindrance: str) -> str:
 
 def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
     """Returns the first setting that the packed engine can't train, in words; "" where there is none."""
-    model, engine = settings.model, settings.engine
-    if model.name != "mlp":
-        return f"model={model.name}, only mlp"
-    needs = (
-        (model.weights == "bits", f"model.weights={model.weights}, only bits"),
-        (model.encoding != "centred", "model.encoding=centred"),
-        (model.hidden_size <= MOST_INPUTS, f"model.hidden_size={model.hidden_size}, only up to {MOST_INPUTS}"),
-        (device == "cpu" or find_spec("triton"), f"device={device}, for which the package triton is missing"),
-        (device != "cpu" or engine.precision != "bf16", "engine.precision=bf16 on a CPU"),
-        (device == "cpu" or not engine.gradient_bits, f"device={device} and engine.gradient_bits={engine.gradient_bits}"),
-        (not engine.compile, "engine.compile=true"),
-        (not settings.trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
-        (engine.devices == 1, f"engine.devices={engine.devices}, which send all gradients"),
-    )
-    found = next((hindrance for able, hindrance in needs if not able), "")
+    found = compatibility.reason_not_packed(settings, device)
     if found or network is None:
         return found
     from bnn_exp.nn.exact import difference
@@ -82,14 +67,7 @@ def records(settings, device: str) -> bool:
     Raises:
         UserError: `engine.graphs` asks for them, and they can't be.
     """
-    engine, growing = settings.engine, settings.trainer.final_batch_size
-    needs = (
-        (device != "cpu", f"device={device}"),
-        (engine.devices == 1, f"engine.devices={engine.devices}"),
-        (engine.memory == "fast", f"engine.memory={engine.memory}, which looks at what it keeps"),
-        (growing is None, f"trainer.final_batch_size={growing}: one for each epoch"),
-    )
-    hindrance = next((hindrance for able, hindrance in needs if not able), "")
+    engine, hindrance = settings.engine, compatibility.reason_not_recorded(settings, device)
     if engine.graphs and hindrance:
         raise UserError(f"engine.graphs=true: not with {hindrance}\nallowed: engine.graphs=null or false")
     return not hindrance and engine.graphs is not False

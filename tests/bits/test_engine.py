@@ -12,10 +12,10 @@ from helpers import settings_of, trainer_of
 from bnn_exp.bits import bits_sha256
 from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.passes import OnCPU
-from bnn_exp.errors import UserError
+from bnn_exp.errors import Diverged
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.binary import packed_at_once
+from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.optim import Rule
 from bnn_exp.training import engine
 from bnn_exp.training.steps.packed import PackedMLP
@@ -103,7 +103,7 @@ def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
 
 def test_a_loss_that_is_no_number_is_named():
     trainer = trainer_of("engine=packed", "real_optimizer=sgd", "real_optimizer.lr=1e38")
-    with pytest.raises(UserError, match="the loss is inf at epoch 1, batch 2"):
+    with pytest.raises(Diverged, match="the loss is inf at epoch 1, batch 2"):
         trainer.epoch()
 
 
