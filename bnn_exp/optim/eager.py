@@ -21,6 +21,7 @@ class Eager:
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
     state_dict = inspect.unwrap(Optimizer.state_dict)
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
+    _warned_capturable_if_run_uncaptured = True  # the first steps, and some trainings, run without a graph on purpose
 
 
 def eager(kind: type[Optimizer]) -> type[Optimizer]:

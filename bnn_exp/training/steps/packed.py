@@ -8,12 +8,12 @@ terms: a flip can differ only where rounding decides.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.arithmetic import Arithmetic, arithmetic
+from bnn_exp.bits.arithmetic import arithmetic
 from bnn_exp.bits.draws import Purpose, number
 from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
@@ -22,6 +22,10 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
 from bnn_exp.optim.rule import Rule
 from bnn_exp.training.steps.dense import Dense
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.cpu.passes import OnCPU
+    from bnn_exp.bits.cuda.training import OnGPU
 
 
 class Packed(Dense):
@@ -34,15 +38,16 @@ class Packed(Dense):
     network: MLP
     rule: Rule
 
-    def __init__(self, settings: Settings, *arguments, bf16: bool = False, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, settings: Settings, *parts, **options):
+        super().__init__(*parts, **options)
 
         def key(layer: int, gradient: int) -> int:
-            """Returns the random key of one rounding in the coming step, see `arithmetic`."""
-            return number(Purpose.ROUNDING, settings.seed, self.rule.param_groups[0]["step"], layer, gradient)
+            """Returns the key by which the coming step rounds a gradient of a layer."""
+            step = self.rule.param_groups[0]["step"]
+            return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
-        bits = arithmetic(self.network.layers[0].weight, bf16, settings.engine.gradient_bits, key)
-        self.forward = self.answer = PackedMLP(self.network, bits, self.rule.flip, settings.freeze)
+        operations = arithmetic(self.network.layers[0].weight, self.bf16, settings.engine.gradient_bits, key)
+        self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze)
 
 
 class PackedMLP:
@@ -58,7 +63,7 @@ class PackedMLP:
         frozen: the number of first layers that are not trained, nor their norms.
     """
 
-    def __init__(self, network: MLP, arithmetic: Arithmetic, take: Callable[[Tensor, Factors], None], frozen: int = 0):
+    def __init__(self, network: MLP, arithmetic: "OnCPU | OnGPU", take: Callable[[Tensor, Factors], None], frozen: int = 0):
         self.network, self.bits, self.take, self.frozen = network, arithmetic, take, frozen
         self.zero = 0.0 if network.encoding == "boolean" else -1.0
         self.window = inf if network.window is None else network.window
