@@ -32,7 +32,7 @@ class Philox(torch.Generator):
     """
 
     def __new__(cls, key: int, step: Tensor, seed: int | None = None) -> "Philox":
-        return super().__new__(cls, "cpu" if seed is None else step.device)
+        return super().__new__(cls, "cpu" if seed is None else step.device)  # type: ignore[call-arg]
 
     def __init__(self, key: int, step: Tensor, seed: int | None = None):
         self.key, self.step, self.draws = key, step, 0
@@ -88,7 +88,7 @@ def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, genera
 
         return draws.flip_at_random(weights, g, delta, generator.key, generator.step, generator.next())
     chosen = generator.uniform(weights.numel()).view(g.shape) < delta
-    return weights.flip(chosen & ((g <= 0) != weights.unpack().bool()))
+    return weights.flip(chosen & ((g <= 0) != weights.unpack().bool()))  # type: ignore[return-value]
 
 
 def words(count: int, key: int, step: Tensor, draw: int) -> Tensor:

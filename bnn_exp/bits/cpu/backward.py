@@ -5,7 +5,7 @@ of the loss by them, float32 [rows, width].
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from bnn_exp.bits.cpu.forward import Norm, Sums, share_rows
 from bnn_exp.bits.cpu.kernels import batch_norm, input_gradient
 from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
 from bnn_exp.bits.cpu.layout import columns_of, factors_of, filled, up_to, words_of
-from bnn_exp.bits.packing import PackedBits
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.packing import PackedBits  # which imports kernels from this folder
 
 _CACHED = 2**18  # numbers of a gradient, 1 MiB, that stay in the cache from one kernel to the next
 
@@ -89,7 +91,7 @@ class ByProduct:
 
     shares_rows = False
 
-    def __init__(self, weights: PackedBits, width: int, zero: float):
+    def __init__(self, weights: "PackedBits", width: int, zero: float):
         self.width, self.v = width, filled(weights.values(zero), width)
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
@@ -106,7 +108,7 @@ class ByLookUp:
 
     shares_rows = True
 
-    def __init__(self, weights: PackedBits, width: int, zero: float):
+    def __init__(self, weights: "PackedBits", width: int, zero: float):
         self.width, self.neurons = width, up_to(len(weights.packed), 32)
         self.words = words_of(columns_of(weights.packed)[:, : self.neurons // 8], width)
         self.factors = factors_of(zero)
@@ -116,7 +118,7 @@ class ByLookUp:
         look_up(grad[:, : self.neurons], self.words, self.factors, out, begin, end)
 
 
-def to_inputs(weights: PackedBits, width: int, zero: float) -> ToInputs:
+def to_inputs(weights: "PackedBits", width: int, zero: float) -> ToInputs:
     """Returns the fastest product grad · V for this processor, with a result of `width` columns."""
     return (ByLookUp if processor.AVX512 else ByProduct)(weights, width, zero)
 

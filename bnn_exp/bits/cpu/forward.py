@@ -8,6 +8,7 @@ threads changes no result: each sum has a fixed order, or is taken by chunks of 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +20,12 @@ from bnn_exp.bits.cpu.kernels import batch_norm, packed_bits, pixel_products, pr
 from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
 from bnn_exp.bits.cpu.layout import filled
 from bnn_exp.bits.cpu.threads import share_out
-from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import pixel_sums
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.packing import PackedBits  # which imports kernels from this folder
 
 
 def share_rows(work: Callable[[int, int], None], rows: int) -> None:
@@ -32,7 +35,10 @@ def share_rows(work: Callable[[int, int], None], rows: int) -> None:
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of a layer for a batch: z, int16 or float32 [rows, width], stands for the numbers a·z + c, exactly."""
+    """The sums of a layer for a batch: z, int16 or float32 [rows, width], stands for the numbers a·z + c, exactly.
+
+    `bnn_exp.bits.cuda.training.Sums` is the counterpart on a GPU.
+    """
 
     z: Tensor
     a: float
@@ -44,7 +50,7 @@ class Sums:
         return self.z.numpy(), np.float32(self.a), self.c.numpy()
 
 
-def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
     """Returns the sums x Vᵀ of a batch of bits, uint8 [rows, bytes], and the values V of weights [neurons, inputs]."""
     tiles = to_tiles(weights.packed)
     groups, columns, _ = tiles.shape
@@ -63,7 +69,7 @@ def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     return Sums(z, 2.0, filled(-of_weights, z.shape[1]))  # Σ (2b − 1)·v = 2·Σ b·v − Σ v
 
 
-def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
     """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs].
 
     z is float32, equal to the result of `bnn_exp.nn.product.pixel_product`.
@@ -91,11 +97,11 @@ def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
 class Norm:
     """A BatchNorm in one step: y = number · scale + shift, all float32 [width].
 
+    `bnn_exp.bits.cuda.training.Norm` is the counterpart on a GPU. In columns that belong to no neuron every y is −∞.
+
     Args:
         mean, inverse: mean and 1/σ of the numbers, by which the BatchNorm normalizes.
         batch: True if mean and inverse come from this batch, False if they are the running statistics.
-
-    In columns that belong to no neuron every y is −∞.
     """
 
     scale: Tensor

@@ -1,4 +1,4 @@
-"""The arithmetic of an MLP of bits in training on a GPU (`bnn_exp.bits.arithmetic.Arithmetic`).
+"""The operations with which the packed engine trains on a GPU.
 
 Products are torch's. Forward products are int8 × int8 → int32: sums are exact. Backward products multiply gradients, in bf16 or
 float32, by the values of bits and pixels, which are exact in bf16 too, and add up in float32. Operands are unpacked for a
@@ -26,7 +26,10 @@ _FEWEST = 17  # torch's product of integers takes no fewer rows
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of a layer for a batch: z, int16 or int32 [rows, width], stands for the numbers a·z."""
+    """The sums of a layer for a batch: z, int16 or int32 [rows, width], stands for the numbers a·z.
+
+    `bnn_exp.bits.cpu.forward.Sums` is the counterpart on a CPU.
+    """
 
     z: Tensor
     a: float
@@ -35,6 +38,8 @@ class Sums:
 @dataclass(frozen=True)
 class Norm:
     """A BatchNorm in one step: y = z · scale + shift, all float32 [width].
+
+    `bnn_exp.bits.cpu.forward.Norm` is the counterpart on a CPU.
 
     Args:
         mean: the mean of z.
@@ -134,7 +139,10 @@ def normalized(sums: Sums, norm: Norm) -> Tensor:
 
 
 class Backward:
-    """A backward pass through a network, from its last layer to its first; see `bnn_exp.bits.arithmetic.Backward`."""
+    """A backward pass through a network, from its last layer to its first.
+
+    `of_weight` and `of_bias` are the gradients of the current layer's BatchNorm, float32 [width].
+    """
 
     def __init__(self, grad: Tensor, sums: Sums, norm: Norm, dtype: torch.dtype):
         self.grad, self.dtype = F.pad(grad, (0, sums.z.shape[1] - grad.shape[1])), dtype
@@ -157,10 +165,15 @@ class Backward:
         return out
 
     def go_on(self, v: Tensor, sums: Sums, norm: Norm, window: float) -> Tensor:
-        """Goes on to the y of the layer below. Returns the gradient at the sums of the layer that it leaves.
+        """Goes on from the current layer to the layer below.
 
         Args:
-            v: the values of that layer's weights, from `OnGPU.to_inputs`.
+            v: the values of the current layer's weights, from `OnGPU.to_inputs`.
+            sums, norm: the sums and the BatchNorm of the layer below.
+            window: the gradient passes the activation of the layer below where |y| ≤ `window`.
+
+        Returns:
+            The gradient at the sums of the layer that the pass leaves, [rows, width].
         """
         at_sums = self.at_sums()
         self.grad = matmul(at_sums, v, self.dtype == torch.bfloat16)
@@ -169,7 +182,7 @@ class Backward:
 
 
 class OnGPU:
-    """The arithmetic of a training on a GPU; see `bnn_exp.bits.arithmetic.Arithmetic`.
+    """The operations of a training on packed bits, on a GPU. `bnn_exp.bits.cpu.passes.OnCPU` has the same methods.
 
     Args:
         bf16: whether products round gradients to bfloat16; otherwise gradients are float32.
