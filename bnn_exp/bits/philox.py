@@ -14,7 +14,7 @@ from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-WEYL = 0x9E3779B9, 0xBB67AE85  # added to the two halves of the key from round to round
+WEYL = 0x9E3779B9, 0xBB67AE85  # added to the two halves of the key after each round
 ROUNDS = 10
 _LOW = 0xFFFFFFFF
 
@@ -28,7 +28,7 @@ class Philox(torch.Generator):
     Args:
         key: 0 ≤ key < 2⁶³, made from the run's seed, the purpose and the tensor.
         step: int64 scalar on the device; a kernel reads its value when it runs.
-        seed: for `torch.rand`. None while CUDA records a graph, when torch refuses to seed a generator.
+        seed: for `torch.rand`. It is None while CUDA records a graph: torch then refuses to seed a generator.
     """
 
     def __new__(cls, key: int, step: Tensor, seed: int | None = None) -> "Philox":
@@ -110,7 +110,7 @@ def words(count: int, key: int, step: Tensor, draw: int) -> Tensor:
 
 
 def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Returns the upper and the lower 32 bits of x · factor; both are 32-bit numbers, x in int64, which holds 63 bits."""
+    """Returns the upper and the lower 32 bits of x · factor. Both are 32-bit numbers; x is int64, which holds 63 bits."""
     low = x * (factor & 0xFFFF)
     high = x * (factor >> 16) + (low >> 16)
     return high >> 16, ((high << 16) | (low & 0xFFFF)) & _LOW

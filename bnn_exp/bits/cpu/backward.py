@@ -18,13 +18,13 @@ from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
 from bnn_exp.bits.cpu.layout import columns_of, factors_of, filled, up_to, words_of
 
 if TYPE_CHECKING:
-    from bnn_exp.bits.packing import PackedBits  # which imports kernels from this folder
+    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 _CACHED = 2**18  # numbers of a gradient, 1 MiB, that stay in the cache from one kernel to the next
 
 
 class _OnRows:
-    """An operation on a gradient, in place, that can be done for some rows at a time."""
+    """An operation that changes a gradient in place. It can be applied to some rows at a time."""
 
     def rows(self, grad: np.ndarray, begin: int, end: int) -> None:
         """Changes rows `begin` to `end`, whole chunks, of float32 [rows, width]."""
@@ -57,7 +57,7 @@ class Window(_OnRows):
 
     @property
     def totals(self) -> Totals:
-        """The sums over all rows, once every row has passed."""
+        """The two sums over all rows. They are complete once `rows` has run for every row."""
         return Totals(*torch.from_numpy(self.partial.sum(1, dtype=np.float64)))
 
 
@@ -77,7 +77,7 @@ class Centering(_OnRows):
 
 
 class ToInputs(Protocol):
-    """The product grad · V with the values of a layer's weights: the gradient at the sums becomes the one at the inputs."""
+    """The product grad · V of the gradient at a layer's sums and the values V of its weights: the gradient at its inputs."""
 
     width: int  # columns of the result
     shares_rows: bool  # True if several threads may call `rows`, False if `rows` itself uses all threads
@@ -87,7 +87,7 @@ class ToInputs(Protocol):
 
 
 class ByProduct:
-    """The product grad · V in float32 by torch; see `ToInputs`."""
+    """The product grad · V as torch's float32 matrix product; see `ToInputs`."""
 
     shares_rows = False
 
@@ -124,7 +124,7 @@ def to_inputs(weights: "PackedBits", width: int, zero: float) -> ToInputs:
 
 
 def look_up(grad: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: int, end: int) -> None:
-    """Computes rows `begin` to `end` of `out`, float32, by `kernels.input_gradient`, from those of `grad`, float32.
+    """Computes rows `begin` to `end` of `out` = grad · V by look-ups (`kernels.input_gradient`); both are float32.
 
     Args:
         words: the bits of V, as `words_of` arranges them.
@@ -136,9 +136,10 @@ def look_up(grad: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: in
 
 
 def go_back(grad: Tensor, center: Centering, to_inputs: ToInputs, window: Window) -> Tensor:
-    """Turns the gradient at a layer's y into the one at its sums, in place. Returns the one at the y of the layer below.
+    """Turns the gradient at a layer's y into the gradient at its sums, in place.
 
-    Both are float32, [rows, width] of their layer.
+    Returns:
+        The gradient at the y of the layer below, float32 [rows, width].
     """
     below = torch.empty(len(grad), to_inputs.width)
     here, there = grad.numpy(), below.numpy()

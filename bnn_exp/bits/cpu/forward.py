@@ -25,7 +25,7 @@ from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import pixel_sums
 
 if TYPE_CHECKING:
-    from bnn_exp.bits.packing import PackedBits  # which imports kernels from this folder
+    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 
 def share_rows(work: Callable[[int, int], None], rows: int) -> None:
@@ -46,7 +46,7 @@ class Sums:
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.float32, np.ndarray]:
-        """z, a and c as the kernels take them."""
+        """The fields z, a and c as the kernels take them."""
         return self.z.numpy(), np.float32(self.a), self.c.numpy()
 
 
@@ -112,12 +112,12 @@ class Norm:
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scale and shift as the kernels take them."""
+        """The fields scale and shift as the kernels take them."""
         return self.scale.numpy(), self.shift.numpy()
 
 
 def moments(sums: Sums) -> tuple[Tensor, Tensor]:
-    """Returns the mean, float32 [width], and the population variance, float64 [width], of every column of the numbers."""
+    """Returns the mean, float32 [width], and the population variance, float64 [width], of the numbers in every column."""
     z, a, c = sums.arrays
     mean, squares = np.empty(z.shape[1], np.float32), np.empty(z.shape[1], np.float32)
 
@@ -130,7 +130,7 @@ def moments(sums: Sums) -> tuple[Tensor, Tensor]:
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """Returns what `norm` does with this batch, in training or in evaluation; in training it updates the running statistics."""
+    """Returns `norm` as it acts on a batch, in training or in evaluation; in training its running statistics are updated."""
     width = sums.z.shape[1]
     if norm.running_mean is not None and not norm.training:
         scale, shift = scale_and_shift(norm)
@@ -150,7 +150,7 @@ def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
 
 
 def activations(sums: Sums, norm: Norm) -> Tensor:
-    """Returns the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    """Returns the packed bits 1[y ≥ 0] of the output y of a layer's BatchNorm, uint8 [rows, width / 8]."""
     bits = torch.empty(len(sums.z), sums.z.shape[1] // 8, dtype=torch.uint8)
     arguments, target = (*sums.arrays, *norm.arrays), bits.numpy()
     share_rows(lambda begin, end: batch_norm.activations(*arguments, begin, end, target), len(bits))
@@ -158,7 +158,7 @@ def activations(sums: Sums, norm: Norm) -> Tensor:
 
 
 def normalized(sums: Sums, norm: Norm) -> Tensor:
-    """Returns y, float32 [rows, width]."""
+    """Returns y, the output of a layer's BatchNorm, float32 [rows, width]."""
     y = torch.empty(sums.z.shape)
     batch_norm.normalized(*sums.arrays, *norm.arrays, 0, len(y), y.numpy())
     return y

@@ -14,7 +14,7 @@ from bnn_exp.bits.cpu.layout import columns_of, filled
 from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, Rounding
 
 if TYPE_CHECKING:
-    from bnn_exp.bits.packing import PackedBits  # which imports kernels from this folder
+    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 
 class OnCPU:

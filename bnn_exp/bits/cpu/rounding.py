@@ -22,7 +22,7 @@ from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.product import pixel_sums
 
 if TYPE_CHECKING:
-    from bnn_exp.bits.packing import PackedBits  # which imports kernels from this folder
+    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
 def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs]."""
     v = _matrix(weights, zero, torch.int8, weights.packed.shape[1])
-    centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128
+    centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128, int8
     return Sums(_product_of_integers(centred, v).add_(128 * v.sum(1, dtype=torch.int32)), 1 / 255)
 
 
@@ -89,7 +89,7 @@ def _matrix(bits: PackedBits, zero: float, dtype: torch.dtype, row: int, multipl
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """Returns what `norm` does with this batch, in training or in evaluation; in training it updates the running statistics."""
+    """Returns `norm` as it acts on a batch, in training or in evaluation; in training its running statistics are updated."""
     rows, width = sums.z.shape
     if norm.running_mean is not None and not norm.training:
         scale, shift = (t.to(sums.z.device) for t in scale_and_shift(norm))
@@ -126,7 +126,7 @@ def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
 
 
 def activations(sums: Sums, norm: Norm) -> Tensor:
-    """Returns the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    """Returns the packed bits 1[y ≥ 0] of the output y of a layer's BatchNorm, uint8 [rows, width / 8]."""
     rows, width = sums.z.shape
     bits = sums.z.new_empty(rows, width // 8, dtype=torch.uint8)
     kernels.activate[_blocks(sums.z)](sums.z, rows, width, norm.scale, norm.shift, bits)
@@ -134,7 +134,7 @@ def activations(sums: Sums, norm: Norm) -> Tensor:
 
 
 def normalized(sums: Sums, norm: Norm) -> Tensor:
-    """Returns y, float32 [rows, width]."""
+    """Returns y, the output of a layer's BatchNorm, float32 [rows, width]."""
     return sums.z * norm.scale + norm.shift
 
 
@@ -207,7 +207,7 @@ class OnGPU:
         return Backward(grad, sums, norm, self.dtype)
 
     def to_inputs(self, layer: int, weights: PackedBits, width: int, zero: float) -> Tensor:
-        """Returns the values of a layer's weights, by which its gradient is multiplied: [filled neurons, width]."""
+        """Returns the values of a layer's weights, [neurons, width], with the neurons filled up to a multiple of 64."""
         return _matrix(weights, zero, self.dtype, width // 8)
 
     def bit_factors(self, layer: int, grad: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> ComputedGradient:
