@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def ours(self) -> bool:
-        """Tells whether the network is part of this package."""
+        """True if the network is part of this package."""
         return is_ours(home(self.settings))
 
 
