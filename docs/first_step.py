@@ -41,7 +41,7 @@ def child(began: float) -> None:
         after(run.plots, "samples", "layers counted, samples.png")
         after(trainer.Trainer, "evaluate", "the first evaluation")
         after(run.checkpoint, "save", "the first checkpoint")
-        after(trainer.Trainer, "step", "the first step")
+        after(trainer.Trainer, "train_on", "the first step")
         return job(composed)
 
     with_imports.__name__ = "job"

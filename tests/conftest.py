@@ -157,7 +157,7 @@ def stopping_at(monkeypatch):
     """Once called, it sends `signals` to a training just before step `batch` of epoch `epoch`, both counted from 0."""
     from bnn_exp.training.trainer import Trainer
 
-    original = Trainer.step
+    original = Trainer.train_on
 
     def stopping(epoch, batch, *signals):
         def step(self, *given):
@@ -166,7 +166,7 @@ def stopping_at(monkeypatch):
                     os.kill(os.getpid(), number)
             return original(self, *given)
 
-        monkeypatch.setattr(Trainer, "step", step)
+        monkeypatch.setattr(Trainer, "train_on", step)
 
     yield stopping
-    monkeypatch.setattr(Trainer, "step", original)
+    monkeypatch.setattr(Trainer, "train_on", original)

@@ -41,9 +41,9 @@ class Feature:
         broken = (condition.reason for condition in self.conditions if not condition.holds(settings, device))
         return next(broken, "").format(s=settings, device=device)
 
-    def check(self, settings: Settings, device: str) -> None:
-        """Raises UserError if the settings request the feature and exclude it."""
-        if self.requested(settings) and (reason := self.reason_against(settings, device)):
+    def check(self, settings: Settings, device: str, other_reason: str = "") -> None:
+        """Raises UserError if the settings request the feature, and a condition or `other_reason` excludes it."""
+        if self.requested(settings) and (reason := self.reason_against(settings, device) or other_reason):
             raise UserError(f"{self.key.format(s=settings)}: not with {reason}\nallowed: {self.allowed}")
 
 
@@ -116,16 +116,6 @@ LEAN = Feature(
     ),
     "engine.memory=fast",
 )
-
-
-def reason_not_packed(settings: Settings, device: str) -> str:
-    """Returns the first setting that the packed engine cannot train with, in words; "" if there is none."""
-    return PACKED.reason_against(settings, device)
-
-
-def reason_not_recorded(settings: Settings, device: str) -> str:
-    """Returns the first setting for which a step cannot be recorded as a CUDA graph, in words; "" if there is none."""
-    return RECORDED.reason_against(settings, device)
 
 
 def check(settings: Settings, device: str) -> None:

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnn_exp.bits import draws
 from bnn_exp.bits.draws import Purpose, generator
+from bnn_exp.bits.philox import Philox, integers
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,36 @@ class Augment:
     flip: bool = False
     cutout: int = 0
 
-    def __call__(self, x: Tensor, epoch: int, batch: int, share: slice = slice(None), of: int | None = None) -> Tensor:
-        """Pixels [rows, channels, height, width] → the same shape and dtype, other memory where anything varies.
+    @property
+    def varies(self) -> bool:
+        """True if any image is changed."""
+        return bool(self.flip or self.shift or self.cutout)
 
-        Where `x` is but a `share` of a batch `of` so many rows, it becomes what it would in the whole batch.
+    def __call__(
+        self,
+        x: Tensor,
+        epoch: int,
+        batch: int,
+        share: slice = slice(None),
+        of: int | None = None,
+        number: Tensor | None = None,
+    ) -> Tensor:
+        """Returns augmented images [batch, channels, height, width], uint8 in new memory; `x` itself if nothing varies.
+
+        Args:
+            share: the images that `x` holds, of a batch of `of` images. Each becomes what it would in the whole batch.
+            number: int64 scalar on a GPU that stands for epoch and batch there, so that a recorded step draws anew.
         """
-        g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
+        if not self.varies:
+            return x
+        if number is None:
+            g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
+        else:
+            g = Philox(draws.number(Purpose.AUGMENTATION, self.seed) >> 1, number)
 
         def draw(n: int) -> Tensor:
-            """An integer in 0…n-1 for each sample, int64 [rows]."""
-            return torch.randint(n, (len(x) if of is None else of,), generator=g, device=x.device)[share]
+            """Returns an integer in 0 … n − 1 for each sample, int64 [samples]."""
+            return integers(n, len(x) if of is None else of, g, x.device)[share]
 
         if self.flip:
             x = torch.where(draw(2).bool()[:, None, None, None], x.flip(3), x)

@@ -3,7 +3,8 @@
 import torch
 
 from bnn_exp.config import rules
-from bnn_exp.optim.rule import Rule, remembered, signs
+from bnn_exp.optim.gradients import add_scaled, remembered, signs
+from bnn_exp.optim.rule import Rule
 
 
 class Bold(Rule):
@@ -23,7 +24,7 @@ class Bold(Rule):
 
     def update(self, g, w, h, state, draw):
         beta = state.get("beta", torch.ones((), dtype=g.dtype, device=g.device))
-        a = remembered(state, "a", g).mul_(beta).add_(g, alpha=h.eta)
+        a = add_scaled(remembered(state, "a", g).mul_(beta), g, h.eta)
         flips = a * signs(w) >= 1
         a.masked_fill_(flips, 0)
         state["beta"] = 1 - flips.to(g.dtype).mean()

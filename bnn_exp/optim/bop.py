@@ -1,7 +1,8 @@
 """Bop and its second-order sibling: a bit flips when a moving average of its gradient has long enough wanted it to."""
 
 from bnn_exp.config import rules
-from bnn_exp.optim.rule import Rule, remembered, signs
+from bnn_exp.optim.gradients import remembered, signs
+from bnn_exp.optim.rule import Rule
 
 
 class Bop(Rule):

@@ -1,7 +1,8 @@
 """Cascaded moving averages: the latent weight understood as a filter of the gradient, and replaced by one."""
 
 from bnn_exp.config import rules
-from bnn_exp.optim.rule import Rule, remembered, signs
+from bnn_exp.optim.gradients import remembered, signs
+from bnn_exp.optim.rule import Rule
 
 
 class CEMA(Rule):

@@ -6,8 +6,10 @@ from operator import or_
 import torch
 from torch import Tensor
 
+from bnn_exp.bits.philox import uniform
 from bnn_exp.config import rules
-from bnn_exp.optim.rule import Rule, scaled
+from bnn_exp.optim.gradients import scaled
+from bnn_exp.optim.rule import Rule
 
 
 class Counter(Rule):
@@ -35,7 +37,7 @@ class Counter(Rule):
     def update(self, g, w, h, state, draw):
         half = 2 ** (h.bits - 1)
         u = scaled(g, h.scale).mul_(h.delta * half)  # in place from here on: each of these is as large as the weights
-        u.add_(torch.rand(g.shape, generator=draw, device=g.device, dtype=g.dtype)).floor_()
+        u.add_(uniform(g, draw)).floor_()
         c = self._counters(w, h.bits, state).sub_(u).clamp_(-half, half - 1)
         which = (c >= 0) != w.bool()
         if h.bits > 1:

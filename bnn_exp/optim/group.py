@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from bnn_exp.optim.schedules import factor
 
 
@@ -21,6 +23,7 @@ class Group(dict):
         super().__init__(entries)
         self.strength, self.count = strength, count
         self.checked: tuple | None = None  # values that the optimizer has checked
+        self.on_device: Tensor | None = None  # in the place of `lr`, while an optimizer on a GPU steps
 
     def at(self, name: str, step: int) -> float:
         """Returns the entry `name`, scaled by the schedule, at a step of the group."""
@@ -35,7 +38,7 @@ class Group(dict):
 
     def __getitem__(self, name: str) -> Any:
         if name == "lr" and self.strength is not None:
-            return self.at(self.strength, self[self.count])
+            return self.at(self.strength, self[self.count]) if self.on_device is None else self.on_device
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -58,7 +61,7 @@ class Group(dict):
 class Grouped:
     """Mixin of optimizers: every parameter group is a `Group`, also a later or a loaded one. Stands before torch's class."""
 
-    count = "step"  # the entry of a group that counts its steps
+    step_entry = "step"  # the entry of a group that counts its steps
 
     def strength_of(self, entries: dict[str, Any]) -> str | None:
         """Returns the name of the entry that `lr` of a group stands for; None where there is none."""
@@ -96,4 +99,4 @@ class Grouped:
 
     def _grouped(self, group: dict[str, Any]) -> Group:
         entries = self.entries(dict(group))
-        return Group(entries, self.strength_of(entries), self.count)
+        return Group(entries, self.strength_of(entries), self.step_entry)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from bnn_exp.bits import device
 from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import latent_parameters, named_bits
 from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
-from bnn_exp.optim.rule import Trained
+from bnn_exp.optim.trained import Trained
 
 
 class OfLatents(Trained):
@@ -27,12 +28,12 @@ class OfLatents(Trained):
         ValueError: a tensor holds the bits 0 and 1 alone, and no latents; or the schedule can't be.
     """
 
-    own = ("flips", "bits", "falls")
-    count = "steps"
+    own = ("flips", "bits", "falls", "_rates")
+    step_entry = "steps"
 
     def __init__(self, params, *arguments, schedule: str = "constant", total_steps: int | None = None, bits=True, **options):
         self.falls = {"schedule": schedule, "total_steps": total_steps}
-        self.bits, self.flips = bits, []
+        self.bits, self.flips, self._rates = bits, [], []
         super().__init__(params, *arguments, **options)
 
     @classmethod
@@ -43,8 +44,14 @@ class OfLatents(Trained):
     @classmethod
     def for_latents(cls, network: torch.nn.Module, total_steps: int, **options):
         """The optimizer with these options, for the latents or floats of a network."""
-        bits = any(True for _ in named_bits(network))
-        return cls(list(latent_parameters(network)), **options, total_steps=total_steps, bits=bits)
+        bits, latents = any(True for _ in named_bits(network)), list(latent_parameters(network))
+        options = eager.options_for(cls, [p for _, p in latents]) | options
+        return cls(latents, **options, total_steps=total_steps, bits=bits)
+
+    @property
+    def recordable(self) -> bool:
+        """True if a CUDA graph can record `apply`: a step of the torch optimizer then needs nothing from Python."""
+        return all(group.get("fused") or group.get("capturable") for group in self.param_groups)
 
     def strength_of(self, entries: dict[str, Any]) -> str:
         """Returns the entry that holds the learning rate before the schedule."""
@@ -77,14 +84,44 @@ class OfLatents(Trained):
         return {"delta": None, "lr": group.at("full_lr", max(group["steps"] - 1, 0))}
 
     def step(self, closure=None):
-        """One step of the torch optimizer at the scheduled learning rate."""
+        """Performs a step of the torch optimizer at the scheduled learning rate. Returns the loss of the closure, if any."""
+        self.announce()
+        loss = self.apply(closure)
+        self.count()
+        return loss
+
+    def announce(self) -> None:
+        """Puts the learning rate of the coming step where the latents lie, if that is a GPU."""
+        first = next(iter(self.tensors()), None)
+        if first is None or device.on_host(first) or not self.recordable:
+            return
+        if len(self._rates) != len(self.param_groups):
+            self._rates = [torch.empty((), device=first.device) for _ in self.param_groups]
+        for rate, group in zip(self._rates, self.param_groups, strict=True):
+            rate.fill_(group["lr"])
+
+    def apply(self, closure=None):
+        """Trains the latents, and counts the bits that change."""
         before = [quantize(p.detach()) for p in self.tensors()] if self.bits else []
-        loss = super().step(closure)
-        for group in self.param_groups:
-            group["steps"] += 1
+        for rate, group in zip(self._rates, self.param_groups, strict=False):
+            group.on_device = rate
+        try:
+            loss = super().step(closure)
+        finally:
+            for group in self.param_groups:
+                group.on_device = None
         for flips, old, p in zip(self.flips, before, self.tensors(), strict=False):
             flips += (quantize(p.detach()) != old).sum()
         return loss
+
+    def count(self) -> None:
+        """Counts the step that was done."""
+        for group in self.param_groups:
+            group["steps"] += 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state, which may come from another device."""
+        super().load_state_dict(eager.own_options(self, state_dict))
 
 
 ALLOWED = "real numbers, as `latent_parameters` names them; a `Rule` for bits"

@@ -63,12 +63,7 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     new = plan.saved is None and (settings.init_from or settings.freeze)
     beginning = asdict(finetune.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
     network = network.to(device)
-    if ranks is None:
-        trainer = Trainer(settings, network, data)
-    else:
-        from bnn_exp.training.distributed.trainer import RankTrainer
-
-        trainer = RankTrainer(settings, network, data, ranks)
+    trainer = Trainer(settings, network, data, ranks)
     trainer.beginning = beginning
     if plan.saved is not None:
         _take_up(trainer, plan.saved, directory)

@@ -155,12 +155,14 @@ def test_a_pass_is_that_of_the_network(encoding, window):
     exact, received, rows = copy.deepcopy(network), {}, 300
     x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
     labels = torch.arange(rows) % 5
-    packed = PackedMLP(network, OnCPU(), lambda layer, factors: received.update({layer: factors.whole()}))
+    for layer in network.layers:
+        layer.pack()
+    packed = PackedMLP(network, OnCPU(), lambda weight, factors: received.update({weight: factors.whole()}))
     for model in (packed, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):
         ours = network.norms[i]
-        torch.testing.assert_close(received[i], layer.weight.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(received[network.layers[i].weight], layer.weight.grad, rtol=1e-4, atol=1e-7)
         assert torch.equal(ours.running_mean, norm.running_mean) and ours.num_batches_tracked == 1
         torch.testing.assert_close(ours.running_var, norm.running_var)
         for name in ("weight", "bias"):
@@ -223,16 +225,18 @@ def differing_flips(overrides, steps, monkeypatch):
     Rounding is what the order of summation may change: rows · u · Σ |error · input|, where no input is greater than 1, once for
     each engine and once for the errors, which are sums in another order themselves.
     """
-    rounding, original = {}, Rule.step_packed
+    rounding, original = {}, Rule.flip
 
-    def watched(rule, i, g):
-        rounding[i] = 3 * len(g.errors) * UNIT * g.errors.abs().sum(0)[: g.neurons, None]
-        original(rule, i, g)
+    def watched(rule, p, g):
+        if not isinstance(g, torch.Tensor):
+            i = next(i for i, q in enumerate(rule.tensors()) if q is p)
+            rounding[i] = 3 * len(g.errors) * UNIT * g.errors.abs().sum(0)[: g.neurons, None]
+        original(rule, p, g)
 
-    monkeypatch.setattr(Rule, "step_packed", watched)
+    monkeypatch.setattr(Rule, "flip", watched)
     dense, packed = (trainer_of(*RANDOM, *overrides, f"engine={name}") for name in ("dense", "packed"))
     flips = differing = unexplained = 0
-    batches = [(epoch, batch, rows) for epoch in range(3) for batch, rows in enumerate(dense._batches(epoch))]
+    batches = [(epoch, batch, rows) for epoch in range(3) for batch, rows in enumerate(dense.batches.of_epoch(epoch))]
     for epoch, batch, rows in batches[:steps]:
         packed.load(dense.state())
         before = [p.clone() for p in dense.binary.tensors()]
@@ -240,7 +244,7 @@ def differing_flips(overrides, steps, monkeypatch):
             trainer.network.train()
             for module in trainer.frozen:
                 module.eval()
-            trainer.train_on(epoch, batch, rows)
+            trainer.train_on(rows, epoch, batch)
         theirs = [layer.bits()["weight"] for _, layer in binary_layers(packed.network)]
         for i, (old, p, q) in enumerate(zip(before, dense.binary.tensors(), theirs, strict=True)):
             flips += int((p != old).sum())
@@ -275,10 +279,10 @@ def test_a_run_goes_on_by_the_other_engine():
 
 
 def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
-    original = Trainer.step
+    original = Trainer.train_on
     small = (*RANDOM, "model.hidden_size=32")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
+        patch.setattr(Trainer, "train_on", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
         run = bnn_train(*small, "engine=dense").runs[0]
     done = bnn_train(f"resume={run}", "engine=packed")
     assert done.code == 0 and "resumed after epoch 0, batch 1" in done.out

@@ -45,7 +45,7 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
     drawn = iter(masks)
     monkeypatch.setattr(loop, "mask", lambda w: next(drawn).view_as(w))
     rows = torch.arange(512)
-    loss, _ = trainer.train_on(0, 0, rows)
+    loss, _ = trainer.train_on(rows)
     assert float(loop.step(rows)) == pytest.approx(float(loss), rel=1e-5)
     flips = differing = 0
     for (_, layer), old, (w, *_) in zip(binary_layers(trainer.network), before, loop.weights, strict=True):
@@ -64,7 +64,7 @@ def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
     begin_alike(loop, trainer)
     for begin in range(0, 1024, 256):
         rows = torch.arange(begin, begin + 256)
-        trainer.train_on(0, 0, rows)
+        trainer.train_on(rows)
         loop.step(rows)
     pairs = zip(binary_layers(loop.network), binary_layers(trainer.network), strict=True)
     for (_, own), (_, other) in pairs:

@@ -62,7 +62,7 @@ def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     trainer = trainer_of(*overrides.split(), "real_optimizer=sgd")
     trainer.forward.bits = gpu.OnGPU(True)
     trainer.network.train()
-    rows = trainer._batches(0)[0]
+    rows = trainer.batches.of_epoch(0)[0]
     x, labels = trainer.data.train.batch(rows)
     with moved:
         trainer.step(x, labels)

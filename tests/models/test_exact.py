@@ -259,7 +259,7 @@ def test_saving_changes_nothing_of_a_network_in_training(name, tmp_path):
     trainer = trainer_of(*SMALL, f"engine={name}")
     trainer.network.train()
     before = copy.deepcopy(trainer.network.state_dict())
-    save_model(tmp_path / "model.safetensors", trainer.network, plain_config(*SMALL), SHAPE, CLASSES, trainer.answer)
+    save_model(tmp_path / "model.safetensors", trainer.network, plain_config(*SMALL), SHAPE, CLASSES, trainer.step.answer)
     assert all(module.training for module in trainer.network.modules())
     assert all(torch.equal(before[key], tensor) for key, tensor in trainer.network.state_dict().items())
     for load in (load_model, load_packed):

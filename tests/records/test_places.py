@@ -174,7 +174,7 @@ def test_a_job_that_a_queue_starts_again_goes_on_in_its_directory(bnn_train, sum
     from bnn_exp import cli
     from bnn_exp.training.trainer import Trainer
 
-    jobs, original, given = [], cli.job, Trainer.step
+    jobs, original, given = [], cli.job, Trainer.train_on
 
     def job(composed):
         before = signal.signal(signal.SIGUSR2, lambda *_: jobs.append("asked for again"))
@@ -184,7 +184,7 @@ def test_a_job_that_a_queue_starts_again_goes_on_in_its_directory(bnn_train, sum
                 result = original(composed)
         except KeyboardInterrupt:
             assert jobs == ["asked for again"]
-            monkeypatch.setattr(Trainer, "step", given)
+            monkeypatch.setattr(Trainer, "train_on", given)
             result = original(composed)
         finally:
             signal.signal(signal.SIGUSR2, before)

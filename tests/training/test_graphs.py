@@ -134,11 +134,11 @@ def test_no_step_waits_for_a_gpu(rule, model, monkeypatch):
         rule += " model.weights=bits"
     trainer = trainer_of(f"model={model}", *rule.split(), "real_optimizer=sgd", *SMALL[2:])
     monkeypatch.setattr(device, "on_host", lambda where: False)
-    rows = trainer._batches(0)
+    rows = trainer.batches.of_epoch(0)
     before = trainer.binary.flips[0].clone()
     with NeverWaits():
         for batch in range(2):
-            trainer.train_on(0, batch, rows[batch])
+            trainer.train_on(rows[batch], 0, batch)
     assert trainer.binary.flips[0] >= before
 
 

@@ -12,7 +12,6 @@ import triton.language as tl
 ROWS = COLUMNS = tl.constexpr(64)  # of the block that a program takes
 BLOCKS = tl.constexpr(64)  # of ROWS rows, at a time
 NEURONS = tl.constexpr(16)  # of a program that sums over blocks
-UPDATE = tl.constexpr(16)  # neurons of a program that flips bits, and bytes of each
 
 
 @triton.jit
@@ -165,23 +164,3 @@ def center(errors, z, rows, width, scale, shift, mean, window, a, slope, offset,
     factor = tl.load(scale + n) / a
     found = factor[None, :] * error - tl.load(slope + n)[None, :] * away - tl.load(offset + n)[None, :]
     tl.store(out + at, found.to(out.dtype.element_ty), there)
-
-
-@triton.jit(do_not_specialize=["delta", "key"])
-def flip_at_random(packed, row, rows, columns, gradient, stride, delta, key, flips):
-    """HyperMask with a random mask, in place: b ← 1[g ≤ 0] where a draw is below δ. `flips` += the bits that change.
-
-    The draw of a weight is Philox's (Salmon et al. 2011), of `key` and its place in the tensor: blocks have no part in it.
-    """
-    r = (tl.program_id(0) * UPDATE + tl.arange(0, UPDATE))[:, None, None]
-    j = (tl.program_id(1) * UPDATE + tl.arange(0, UPDATE))[None, :, None]
-    place = tl.arange(0, 8)[None, None, :]
-    k = 8 * j + place
-    there, byte_there = (r < rows) & (k < columns), (r < rows) & (j < row)
-    bytes_ = tl.load(packed + r.to(tl.int64) * row + j, byte_there, 0).to(tl.int32)
-    target = (tl.load(gradient + r.to(tl.int64) * stride + k, there, 0.0) <= 0).to(tl.int32)
-    chosen = tl.rand(key.to(tl.int64), r * columns + k) < delta
-    changes = tl.where(there & chosen & (((bytes_ >> place) & 1) != target), 1, 0)
-    changed = (bytes_ ^ tl.sum(changes << place, 2, keep_dims=True)).to(tl.uint8)
-    tl.store(packed + r.to(tl.int64) * row + j, changed, byte_there)
-    tl.atomic_add(flips, tl.sum(tl.sum(tl.sum(changes, 2), 1), 0).to(tl.int64))

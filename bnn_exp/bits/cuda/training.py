@@ -14,11 +14,11 @@ import triton
 from torch import Tensor, nn
 
 from bnn_exp.bits.cuda import kernels
+from bnn_exp.bits.factors import ComputedGradient
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import matmul
-from bnn_exp.optim.rule import Whole
 
 _BLOCK, _NEURONS = kernels.ROWS.value, kernels.NEURONS.value
 _FEWEST = 17  # rows that torch's product of integers takes
@@ -184,25 +184,12 @@ class OnGPU:
     def to_inputs(self, layer: int, weights: PackedBits, width: int, zero: float) -> Tensor:
         return _matrix(weights, zero, self.dtype, width // 8)
 
-    def bit_factors(self, layer: int, errors: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> Whole:
+    def bit_factors(self, layer: int, errors: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> ComputedGradient:
         x = unpacked(PackedBits(x, inputs), zero, self.dtype)
-        return Whole(matmul(errors.t(), x, self.bf16)[:neurons, :inputs])
+        return ComputedGradient(matmul(errors.t(), x, self.bf16)[:neurons, :inputs])
 
-    def pixel_factors(self, errors: Tensor, pixels: Tensor, neurons: int) -> Whole:
-        return Whole(matmul(errors.t(), pixels.to(self.dtype), self.bf16)[:neurons].div_(255))
-
-
-def flip_at_random(weights: PackedBits, gradient: Tensor, delta: float, key: int, flips: Tensor) -> None:
-    """HyperMask with a random mask, in place; `flips`, an int64 scalar, += the bits that change.
-
-    Args:
-        gradient: float32 [neurons, inputs], its rows in one piece each.
-        key: of the draws, below 2⁶³.
-    """
-    rows, row = weights.packed.shape
-    grid = triton.cdiv(rows, kernels.UPDATE.value), triton.cdiv(row, kernels.UPDATE.value)
-    stride = gradient.stride(0)
-    kernels.flip_at_random[grid](weights.packed, row, rows, weights.columns, gradient, stride, delta, key, flips)
+    def pixel_factors(self, errors: Tensor, pixels: Tensor, neurons: int) -> ComputedGradient:
+        return ComputedGradient(matmul(errors.t(), pixels.to(self.dtype), self.bf16)[:neurons].div_(255))
 
 
 def _partial(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -151,4 +151,4 @@ def _weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:
 
 
 def _real_optimizers(settings: Settings, network: nn.Module) -> list[torch.optim.Optimizer]:
-    return [optimizer for optimizer, _ in optim.build_real(settings.real_optimizer, network, 1)]
+    return [real.optimizer for real in optim.build_real(settings.real_optimizer, network, 1)]

@@ -103,7 +103,7 @@ def beside(program: SeedProgram, trainer: Trainer, rows: int) -> dict:
         for turn in range(ROUNDS):
             seconds["seed"] += program.epochs(EPOCHS)
             if not turn:
-                trainer.train_on(0, 0, next(whole_batches(trainer.data, trainer.batch_size(0))))  # compiles
+                trainer.train_on(next(whole_batches(trainer.data, trainer.batches.size(0))))  # compiles
             epochs = [trainer.epoch() for _ in range(EPOCHS)]
             seconds["ours"] += [epoch["train_seconds"] for epoch in epochs]
             done(1)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ def data_for(name: str, data: Dataset) -> Dataset:
 def first_step(name: str, settings: Settings, data: Dataset) -> Step:
     """A new network and all else that way needs: what makes its steps. `data` are those of `data_for`."""
     if name in ENGINES:
-        return partial(trainer(name, settings, data).train_on, 0, 0)
+        return trainer(name, settings, data).train_on
     if name == ADAM:
         return adam_loop(settings, data).step
     return same_rule(settings, data, bf16=name == BF16).step
