@@ -37,7 +37,7 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
     "load_model": "bnn_exp.records.model",
     "load_packed": "bnn_exp.deploy",
     "pack_network": "bnn_exp.deploy",
-    "load_runs": "bnn_exp.records.frame",
+    "load_runs": "bnn_exp.records.sweeps.dataframe",
     "register_callback": "bnn_exp.training.callbacks",
     "real_parameters": "bnn_exp.nn",
     "register_dataset": "bnn_exp.config.datasets",

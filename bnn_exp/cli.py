@@ -22,10 +22,11 @@ from bnn_exp import __version__
 from bnn_exp.commands import slurm
 from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import argv, command_line, experiments, hydra_errors, plugins, versions
+from bnn_exp.config import models as _models  # noqa: F401 (Hydra finds the default training of each model)
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.registry import CONF
 from bnn_exp.errors import FULL, NotWritten, RankLost, TooLow, UserError, WrongResult, place, reason
-from bnn_exp.records.output import forgiving_output
+from bnn_exp.records.standard_streams import forgiving_output
 from bnn_exp.training import distributed, signals
 
 if TYPE_CHECKING:
@@ -218,9 +219,9 @@ def job(composed: DictConfig) -> float | None:
 
 def _again(directory: Path) -> str:
     """The command that goes on with the run in `directory`, or begins it anew where it has no checkpoint."""
-    from bnn_exp.records import places
+    from bnn_exp.records import directories
 
-    if places.has_checkpoint(directory):
+    if directories.has_checkpoint(directory):
         return f"bnn-train resume={directory}"
     return f"the same command with hydra.run.dir={directory} resume=auto"
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bnn_exp.data import sources
+from bnn_exp.data import cache, sources
 from bnn_exp.errors import UserError
 
 SECONDS = 20  # that a file may take
@@ -201,7 +201,7 @@ def check(kind: Kind, content: bytes, folder: Path, rng: np.random.Generator) ->
         return f"RAISED {traceback.format_exc()}"
     finally:
         signal.alarm(0)
-        shutil.rmtree(sources.cache_folder(), ignore_errors=True)
+        shutil.rmtree(cache.cache_folder(), ignore_errors=True)
     try:
         expected = kind.expected(content, rng)
     except Exception:  # the other library refuses what we read

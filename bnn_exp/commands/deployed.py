@@ -19,6 +19,7 @@ from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.deploy import evaluate as evaluation
 from bnn_exp.deploy import predict as predicted
+from bnn_exp.deploy.check import has_a_form
 from bnn_exp.deploy.layers import traceable
 from bnn_exp.deploy.load import load_deployed
 from bnn_exp.deploy.predict import FILES
@@ -26,16 +27,15 @@ from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import TooLow, UserError, WrongResult
-from bnn_exp.nn.exact import home, is_exactly
-from bnn_exp.records import evaluations, html, next_command, places
+from bnn_exp.nn.exact import home
+from bnn_exp.records import directories, evaluations, html, next_command
 from bnn_exp.records.files import writable, write_json
+from bnn_exp.records.formatting import bytes_in_words, console
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of, which_of
-from bnn_exp.records.words import bytes_in_words, console
 from bnn_exp.training import plan
 
-FORMS = ("PackedMLP", "BNCVLNet")  # of packed networks that every format knows
 NOT_SAVED = "not saved"
 SHOWN, LAST = 40, 10  # answers on the console, and how many of these are the last ones
 
@@ -147,7 +147,7 @@ def export(asked: Asked) -> str:
     images = torch.from_numpy(plan.read(_dataset(asked)).test_images)
     with writable(into, "export.dir=FOLDER where you may write"):
         if wanted.format == "torch":
-            known = is_exactly(type(network), *FORMS)
+            known = has_a_form(network)
             facts = export_torch(network, into, images) if known else write_torch(network, traceable(network), into, images)
         else:
             facts = {"c": export_c, "onnx": export_onnx}[wanted.format](network, into, images, tuple(about["classes"]))
@@ -174,7 +174,7 @@ def _check_format(format: str, network: nn.Module) -> None:
 
 def _has_format(format: str, network: nn.Module) -> bool:
     """Tells whether a packed network can be exported in a format. The class of a network of one's own may lack the method."""
-    return format == "torch" or is_exactly(type(network), *FORMS) or hasattr(type(network), format)
+    return format == "torch" or has_a_form(network) or hasattr(type(network), format)
 
 
 def benchmark(asked: Asked) -> str:
@@ -232,7 +232,7 @@ def _into(asked: Asked, model: Path, usual: Path) -> Path:
     into, run = asked.into(usual), run_of(model)
     if into.resolve() == run.resolve():
         return run
-    places.check_no_other_run(into)
+    directories.check_no_other_run(into)
     return into
 
 

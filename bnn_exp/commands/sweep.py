@@ -13,13 +13,13 @@ from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Report
 from bnn_exp.errors import UserError
-from bnn_exp.records import html, next_command, places, runs, summary
-from bnn_exp.records.answer import FILES, answer
-from bnn_exp.records.extras import attempt
+from bnn_exp.records import directories, html, next_command, runs, summary
 from bnn_exp.records.files import existing
+from bnn_exp.records.formatting import console
 from bnn_exp.records.log import log, logging_to
+from bnn_exp.records.optional import attempt
 from bnn_exp.records.runs import Record
-from bnn_exp.records.words import console
+from bnn_exp.records.sweeps.results import FILES, write_results
 from bnn_exp.training.plan import Plan, make_plan, values_of
 from bnn_exp.training.resume import can_go_on, difference, plan_to_go_on
 
@@ -41,14 +41,14 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
         directory = earlier.directory
     elif resumed:
         directory = _free(directory)
-    elif places.holds_run(directory):
+    elif directories.holds_run(directory):
         raise UserError(
             f"{directory}: the run of another job is there\n"
             "allowed: a hydra.sweep.subdir that differs from job to job, such as ${hydra.job.num}"
         )
     if directory != given and not any(given.iterdir()):
         given.rmdir()
-    found = places.state(directory)
+    found = directories.state(directory)
     try:
         if earlier and earlier.config and can_go_on(directory):
             values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # which may have moved
@@ -127,7 +127,9 @@ def conclude(directory: Path, report: Report, cut: bool = False) -> bool | None:
         if not any(directory.iterdir()):
             directory.rmdir()
         return None
-    result = answer(found, directory, report.y, report.x, report.group, max(planned(directory) - len(found), 0) if cut else 0)
+    result = write_results(
+        found, directory, report.y, report.x, report.group, max(planned(directory) - len(found), 0) if cut else 0
+    )
     console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
     if following := next_command.after_sweep(result, directory, sys.argv[1:], cut):
         console().print(following)

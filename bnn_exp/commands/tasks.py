@@ -12,9 +12,9 @@ from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import command_line, plugins, unread
 from bnn_exp.config.settings import Report, Request, load_request, load_settings
 from bnn_exp.errors import FULL, NotWritten, TooLow, UserError
-from bnn_exp.records import places, runs, summary
-from bnn_exp.records.answer import FILES, answer
+from bnn_exp.records import directories, runs, summary
 from bnn_exp.records.files import check_writable, existing, writable
+from bnn_exp.records.sweeps.results import FILES, write_results
 from bnn_exp.training import engine
 from bnn_exp.training.distributed import torchrun_size
 from bnn_exp.training.plan import Plan, make_plan
@@ -101,7 +101,7 @@ def gate_of(request: Request) -> Gate:
 
 def _plan(composed: DictConfig, overrides: list[str], directory: str) -> Plan:
     """The plan of a run that begins in `directory` or goes on there, as `resume` asks for."""
-    where, found = Path(directory), places.state(Path(directory))
+    where, found = Path(directory), directories.state(Path(directory))
     if composed.resume == AUTO:
         if not directory:
             raise UserError("resume=auto: nothing says where the run lies\nallowed: hydra.run.dir=FOLDER beside it")
@@ -109,7 +109,7 @@ def _plan(composed: DictConfig, overrides: list[str], directory: str) -> Plan:
     elif composed.resume:
         plan = plan_to_resume(composed, overrides, where)
     else:
-        places.check_free_for_run(where)
+        directories.check_free_for_run(where)
         plan = make_plan(composed, overrides)
     return replace(plan, found=found)
 
@@ -152,13 +152,13 @@ def _check_sweep(resumed: str | None, directory: str) -> None:
     if resumed == AUTO:
         if not directory:
             raise UserError("sweep.resume=auto: nothing says where the sweep lies\nallowed: hydra.sweep.dir=FOLDER beside it")
-        places.check_no_run(where)
+        directories.check_no_run(where)
     elif resumed:
         if not any(runs.find([Path(resumed)])):
             raise UserError(f"sweep.resume={resumed}: no sweep there\nallowed: a sweep's directory, outputs/DATE/TIME-sweep-…")
-        places.check_same(where, Path(resumed), "hydra.sweep.dir", "sweep.resume")
+        directories.check_same(where, Path(resumed), "hydra.sweep.dir", "sweep.resume")
     else:
-        places.check_free_for_sweep(where)
+        directories.check_free_for_sweep(where)
 
 
 def search(composed: DictConfig, job) -> None:
@@ -186,7 +186,7 @@ def benchmark(asked: Asked) -> str:
     settings = load_settings(asked.composed)
     unread.check_training(settings, asked.overrides)
     if not asked.request.from_:
-        places.check_no_other_run(asked.directory)
+        directories.check_no_other_run(asked.directory)
         check_writable(asked.directory, "hydra.run.dir")  # before minutes of work
     return pkgutil.resolve_name(BENCHMARKS[asked.request.benchmark.name])(asked)
 
@@ -212,9 +212,9 @@ def report(asked: Asked) -> str:
     usual = sources[0] if len(sources) == 1 and (wanted == own or not asked_for) else asked.directory
     into = asked.into(usual)
     _check_report_into(into, sources[0] if len(sources) == 1 else None, wanted)
-    anew = "; the report that was there is replaced" if places.holds_sweep(into) and not sweep.own_report(into) else ""
+    anew = "; the report that was there is replaced" if directories.holds_sweep(into) and not sweep.own_report(into) else ""
     with writable(into):
-        answer(found, into, wanted.y, wanted.x, wanted.group)
+        write_results(found, into, wanted.y, wanted.x, wanted.group)
     return f"in {into}: {', '.join(existing(into, FILES))}{anew}"
 
 
@@ -226,7 +226,7 @@ def _check_report_into(into: Path, source: Path | None, wanted: Report) -> None:
     """
     if source is not None and into.resolve() == source.resolve():
         problem = "" if sweep.own_report(into) in (None, wanted) else "it holds the report of its own sweep"
-    elif places.holds_run(into):
+    elif directories.holds_run(into):
         problem = "a run is there, which has a page of its own"
     else:
         problem = "it holds the report of its own sweep" if sweep.own_report(into) else ""

@@ -83,8 +83,7 @@ def _batch_norms(case: Case) -> bool:
 
 
 def _real_parameters(case: Case) -> bool:
-    model = case.settings.model
-    return model.batch_norm.affine if model.name == "mlp" else _batch_norms(case)
+    return getattr(case.settings.model, "real_parameters", True)
 
 
 def _hidden(case: Case) -> bool:
@@ -92,8 +91,7 @@ def _hidden(case: Case) -> bool:
 
 
 def _activations(case: Case) -> bool:
-    model = case.settings.model
-    return model.name != "bncvl" and (_hidden(case) or model.binarize_logits)
+    return getattr(case.settings.model, "binary_activations", True)
 
 
 def _names_network(case: Case) -> bool:

@@ -4,7 +4,8 @@ import unicodedata
 
 import numpy as np
 
-from bnn_exp.data.rows import Rows, some
+from bnn_exp.data.messages import some
+from bnn_exp.data.undecoded import Rows
 from bnn_exp.errors import UserError
 
 

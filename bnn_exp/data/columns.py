@@ -1,8 +1,8 @@
 """Decides which column of a table holds the classes, and which the pictures or their files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from bnn_exp.data.rows import some
+from bnn_exp.data.messages import some
 from bnn_exp.errors import UserError
 
 LABELS = ("label", "labels", "class", "classes", "class_name", "classname", "category", "target", "targets", "y", "digit")
@@ -11,6 +11,21 @@ FILES = (
     "file_name", "filename", "file", "image", "image_path", "path", "filepath", "file_path", "img", "image_name",
     "image_id", "id",
 )  # fmt: skip
+
+
+def separator(line: str) -> str:
+    """Returns the separator of a CSV line: comma, semicolon or tab, whichever is most frequent."""
+    return max(",;\t", key=line.count)
+
+
+def refuse_identifiers(column: str, values: Sequence, where: str, columns: str) -> None:
+    """Refuses a label column that holds a different value in every row, unless its name is a common name of labels.
+
+    Raises:
+        UserError: the column identifies rows instead of classes.
+    """
+    if column.lower() not in LABELS and len(set(values)) == len(values) > 2:
+        label_column({}, None, where, columns)  # raises: no column is left
 
 
 def label_column(candidates: Mapping[str, int], label: str | None, where: str, columns: str = "") -> str:

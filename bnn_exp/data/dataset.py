@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bnn_exp.bits.draws import Purpose, generator
-from bnn_exp.data.sources import Arrays
+from bnn_exp.data.arrays import Arrays
 
 _SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # seeds of the choices of rows, which are the same in every run
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bnn_exp.data.classes import classes_of, missing
-from bnn_exp.data.images import HasColours, Pixels, decode_images, one_colour
-from bnn_exp.data.rows import Rows, Source, split_of
-from bnn_exp.data.values import eight_bits
+from bnn_exp.data.decode_images import HasColours, decode_images, one_colour
+from bnn_exp.data.images import Pixels
+from bnn_exp.data.pixel_arrays import eight_bits
+from bnn_exp.data.split_names import split_of
+from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 
 COPIES = 0.01  # from this share of the test rows on, test pictures that are train pictures too are worth a warning

@@ -6,54 +6,23 @@ the colours become grey or RGB, and the picture is fitted to a size.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, ImageOps
 
+from bnn_exp.data.messages import short_reason
 from bnn_exp.errors import UserError
 
-LARGE = 16_000  # bytes an encoded picture, in the mean: from here on threads gain more than handing over costs
-AT_ONCE = 256  # pictures that are decoded before the next ones are fetched
-GREY_MODES = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 WIDE_MODES = ("F", "I", "I;16", "I;16L", "I;16B", "I;16N")
-COMMON = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-NO_PICTURES = {
-    "", ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".gz", ".npz", ".npy", ".txt", ".md", ".zip", ".tar",
-    ".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".gbr", ".fits", ".fit",
-}  # fmt: skip
-"""Suffixes of other files, and of some that Pillow knows, but that users do not mean as pictures."""
-
-UNREAD = {".heic", ".heif", ".raw", ".cr2", ".nef", ".dng", ".arw", ".psd", ".svg"}  # pictures that Pillow does not read
-
 SILENT = logging.NullHandler()
 
 Encoded = Path | bytes | np.ndarray | None
 """A picture before decoding: a file, its bytes, or values [height, width] or [height, width, channels]; None is no picture."""
-
-
-@cache
-def _is_known(suffix: str) -> bool:
-    if suffix in COMMON or suffix in NO_PICTURES:  # Pillow's plug-ins take 0.1 s to load
-        return suffix in COMMON
-    Image.init()
-    return Image.EXTENSION.get(suffix) in Image.OPEN
-
-
-def is_picture(file: Path) -> bool:
-    """Returns whether a file is a picture that Pillow reads here, by its suffix."""
-    return _is_known(file.suffix.lower())
-
-
-class HasColours(Exception):
-    """A picture has colours, and grey pixels were expected."""
 
 
 class NotEightBits(ValueError):
@@ -184,66 +153,6 @@ def opened(encoded: Encoded) -> Image.Image:
     return Image.open(encoded if isinstance(encoded, Path) else BytesIO(encoded))
 
 
-def decode_images(
-    pictures: Sequence[Encoded],
-    pixels: Pixels,
-    channels: int,
-    size: int | None,
-    shape: tuple[int, ...] | None,
-    may_be_grey: bool,
-    name: Callable[[int], str],
-) -> np.ndarray:
-    """Returns all pictures of a split in one array: uint8 [rows, channels, height, width].
-
-    Args:
-        size: the side in pixels of the square to which the pictures are fitted; None: they have one size.
-        shape: [channels, height, width] of the split before it; None for the first.
-        may_be_grey: `channels` is 1 as a guess, which a picture with colours refutes.
-        name: gives an error's words for a row's number.
-
-    Raises:
-        UserError: the first picture that can't be decoded, or that has another size.
-        HasColours: a picture refutes the guess.
-    """
-    make = partial(_pixels_of, pixels=pixels, channels=channels, size=size and (size, size), may_be_grey=may_be_grey)
-    images, rest, first = None, iter(pictures), 0
-    with quiet(), ThreadPoolExecutor() as pool:
-        while batch := list(islice(rest, AT_ONCE)):
-            large = sum(map(_encoded_size, batch[:8])) > LARGE * len(batch[:8])
-            for i, made in enumerate((pool.map if large else map)(make, batch), first):
-                if isinstance(made, HasColours):
-                    raise made
-                if isinstance(made, Exception):
-                    raise UserError(
-                        f"{name(i)} can't be decoded ({in_a_line(made)})\nallowed: pictures that can; mend or remove this one"
-                    ) from made
-                if images is None:
-                    shape = shape or (channels, *made.shape[:2])
-                    images = np.empty((len(pictures), *shape), np.uint8)
-                if made.shape[:2] != shape[1:]:
-                    (h, w), (_, height, width) = made.shape[:2], shape
-                    raise UserError(
-                        f"{name(i)} is {w}×{h} pixels, those before it are {width}×{height}\n"
-                        "allowed: pictures that all have one size, or dataset.size=N, to which they are fitted"
-                    )
-                images[i] = made if channels == 1 else made.transpose(2, 0, 1)
-            first += len(batch)
-    return images
-
-
-def _pixels_of(
-    encoded: Encoded, pixels: Pixels, channels: int, size: tuple[int, int] | None, may_be_grey: bool
-) -> np.ndarray | Exception:
-    """Returns the pixels, or the error: a pool would not say which row raised it."""
-    try:
-        picture = opened(encoded)
-        if may_be_grey and picture.mode not in GREY_MODES:
-            return HasColours()
-        return pixels.of(picture, channels, size)
-    except Exception as error:  # Pillow's plug-ins raise what they like
-        return error
-
-
 def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.ndarray:
     """Returns a picture file as uint8 of `shape` (channels, height, width), fitted to it.
 
@@ -255,7 +164,7 @@ def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.nd
         with quiet():
             made = pixels.of(opened(file), channels, (width, height))
     except Exception as error:  # Pillow's plug-ins raise what they like
-        raise UserError(f"{file}: not a readable image ({in_a_line(error)})") from error
+        raise UserError(f"{file}: not a readable image ({short_reason(error)})") from error
     return made[None] if channels == 1 else made.transpose(2, 0, 1)
 
 
@@ -266,20 +175,3 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def one_colour(images: np.ndarray) -> np.ndarray:
-    """Returns the numbers of the pictures, of uint8 [rows, channels, height, width], whose pixels are all alike."""
-    flat = images.reshape(*images.shape[:2], images.shape[2] * images.shape[3])
-    return (flat == flat[:, :, :1]).all((1, 2)).nonzero()[0]
-
-
-def _encoded_size(encoded: Encoded) -> int:
-    if isinstance(encoded, Path):
-        return encoded.stat().st_size if encoded.is_file() else 0
-    return len(encoded) if isinstance(encoded, bytes) else 0
-
-
-def in_a_line(error: Exception) -> str:
-    """Returns the reason of an error of another library as one short line."""
-    return " ".join((str(error) or type(error).__name__).split())[:200]

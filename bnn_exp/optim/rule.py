@@ -152,15 +152,22 @@ class Rule(Trained, torch.optim.Optimizer):
         return loss
 
     def announce(self) -> None:
-        """Puts the numbers and strengths of the coming step where the weights lie, if that is a GPU."""
-        first = next(iter(self.tensors()), None)
-        if first is None or device.on_host(first):
+        """Prepares the coming step: checks tensors that others have written to and, on a GPU, puts the number of the step and
+        the strengths there.
+
+        Raises:
+            NotBinary: a tensor holds something other than 0 and 1.
+        """
+        tensors = self.tensors()
+        for i, p in enumerate(tensors):
+            self._check_bits(i, p)
+        if not tensors or device.on_host(tensors[0]):
             return
         numbers = np.zeros((len(self.param_groups), 1 + len(self.scheduled)), np.int64)
         for row, group in zip(numbers, self.param_groups, strict=True):
             row[0], row.view(np.float32)[2::2] = group["step"], [group.at(name, group["step"]) for name in self.scheduled]
         if self._announced is None:
-            self._announced = torch.empty(numbers.shape, dtype=torch.int64, device=first.device)
+            self._announced = torch.empty(numbers.shape, dtype=torch.int64, device=tensors[0].device)
         self._announced.copy_(torch.from_numpy(numbers), non_blocking=True)
 
     @torch.no_grad()
@@ -186,8 +193,6 @@ class Rule(Trained, torch.optim.Optimizer):
             g: its gradient; Factors for packed bits.
         """
         i, k = self._place(p)
-        if p.dtype != torch.uint8:
-            self._check_bits(i, p)
         h, draw = self._values(p, k), self._draw(p, i, k)
         state, before = self.state[p], dict(self.state[p])
         if p.dtype == torch.uint8:

@@ -5,13 +5,13 @@ name and the key of the data, the epoch (or the name of the file), and the finge
 mistakes beside it.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from bnn_exp.records import runs
+from bnn_exp.records.files import file_sha256
 from bnn_exp.records.runs import Record
 
 OWN = "evaluation.json"
@@ -94,12 +94,6 @@ def _holds(file: Path, model: dict[str, Any]) -> bool:
             return False
     known = model.get("file_sha256")  # an earlier version does not write it, and model.safetensors tells of the last epoch
     return file_sha256(file) == known if known else model["which"] != "last"
-
-
-def file_sha256(file: Path) -> str:
-    """Returns a fingerprint of all bytes of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def own_run(file: Path) -> Record | None:

@@ -1,5 +1,6 @@
 """Writing files so that they are there whole or not at all."""
 
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bnn_exp.errors import NotWritten, UserError
-from bnn_exp.records.words import bytes_in_words
+from bnn_exp.records.formatting import bytes_in_words
 
 TEMPORARY = re.compile(r"\..+\.\d+\.part")  # the names of `replacing`'s temporary files
 
@@ -72,6 +73,12 @@ def remove_temporaries(folder: Path) -> None:
     for file in folder.glob(".*.part"):
         if TEMPORARY.fullmatch(file.name):
             file.unlink(missing_ok=True)
+
+
+def file_sha256(file: Path) -> str:
+    """Returns the SHA-256 of all bytes of a file, as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def existing(directory: Path, names: Iterable[str]) -> list[str]:

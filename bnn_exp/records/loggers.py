@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bnn_exp.errors import UserError
-from bnn_exp.records.extras import attempt
 from bnn_exp.records.log import log
+from bnn_exp.records.optional import attempt
 from bnn_exp.records.runs import as_text, flat
 
 Metrics = dict[str, Any]  # a line of metrics.jsonl
@@ -159,7 +159,7 @@ class WandB:
 LOGGERS = {"none": Nothing, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
 
 
-class Forgiving:
+class GuardedLogger:
     """A logger that falls silent when it fails: a training does not end for what only shows it."""
 
     def __init__(self, name: str, warn: Callable[[str], None], *arguments):
@@ -197,10 +197,10 @@ def check(settings) -> None:
 
 def start(
     settings, directory: Path, config: dict[str, Any], epochs: list[Metrics], warn: Callable[[str], None] = log.warning
-) -> Forgiving:
+) -> GuardedLogger:
     """Returns the logger of the run in `directory`, with the `epochs` so far in it. One that fails is silent from then on, and
     `warn` gets a sentence."""
-    logger = Forgiving(settings.name, warn, settings, directory, config)
+    logger = GuardedLogger(settings.name, warn, settings, directory, config)
     last = logger.logger.last
     for metrics in epochs:
         if metrics["epoch"] > last:

@@ -10,7 +10,7 @@ from bnn_exp.config.settings import Request, Settings
 from bnn_exp.records.runs import own_overrides
 
 if TYPE_CHECKING:
-    from bnn_exp.records.study import Study
+    from bnn_exp.records.sweeps.comparison import Comparison
 
 LEARNED = 80.0  # percent of the train rows, from which on a network has learned them
 GAP = 10.0  # percent between train and test accuracy, from which on more train pictures help
@@ -87,16 +87,16 @@ def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) 
     return line([f"task={task}", f"from={place}", *which, *more], why)
 
 
-def after_sweep(study: "Study", directory: Path, arguments: Sequence[str], cut: bool = False) -> str:
+def after_sweep(comparison: "Comparison", directory: Path, arguments: Sequence[str], cut: bool = False) -> str:
     """Returns the line that goes on with a sweep, or that evaluates its best run.
 
     Args:
         arguments: of the command that swept.
         cut: a signal has ended it.
     """
-    if cut or any(run.status in ("interrupted", "unfinished") for run in study.unfinished):
+    if cut or any(run.status in ("interrupted", "unfinished") for run in comparison.unfinished):
         known = any(item.partition("=")[0] == "sweep.resume" for item in arguments)
         return line([*arguments, *([] if known else [f"sweep.resume={directory}"])], "what is missing")
-    if not study.best:
+    if not comparison.best:
         return ""
-    return line(["task=evaluate", f"from={study.best.runs[0].directory}"], "the best, on bits too")
+    return line(["task=evaluate", f"from={comparison.best.runs[0].directory}"], "the best, on bits too")

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from bnn_exp.nn import binary_layers
-from bnn_exp.records.figures import new_figure
 from bnn_exp.records.files import replacing
-from bnn_exp.records.words import drawn, in_a_line
+from bnn_exp.records.formatting import drawn, in_a_line
+from bnn_exp.records.matplotlib_figure import new_figure
 
 BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # told apart by the colour-blind, and both from white and from black
 GREY = (118, 118, 118)  # the same contrast on white as on a dark page

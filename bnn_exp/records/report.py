@@ -6,15 +6,15 @@ from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
-from bnn_exp.models.cost import Layer
-from bnn_exp.records import words
-from bnn_exp.records.extras import attempt
+from bnn_exp.models.cost import LayerCost
+from bnn_exp.records import formatting
+from bnn_exp.records.formatting import bytes_in_words, taken_for
 from bnn_exp.records.log import log
-from bnn_exp.records.terminal import Plain
-from bnn_exp.records.words import bytes_in_words, taken_for
+from bnn_exp.records.optional import attempt
+from bnn_exp.records.terminal import Plain, started_bar
 
 WIDTHS = {
     "epoch": 9, "loss": 8, "train %": 8, "valid %": 8, "test %": 8, "flips": 11, "ones %": 7, "seconds": 8, "images/s": 10,
@@ -27,7 +27,7 @@ class Report:
 
     def __init__(self, epochs: int, batches: int, binary_weights: int, console: Console | None = None):
         self.epochs, self.batches, self.binary_weights = epochs, batches, binary_weights
-        self.console = console or words.console()
+        self.console = console or formatting.console()
         self.seconds: list[float] = []
         self.bar: Progress | None = None
         self.epoch_began = 0.0
@@ -46,7 +46,7 @@ class Report:
         if not attempt("output", self.console.print, what):
             self.console.quiet = True
 
-    def network(self, layers: list[Layer]) -> None:
+    def network(self, layers: list[LayerCost]) -> None:
         """A row per layer, and the sum of the network."""
         table = Table("layer", "kind", title="network", title_justify="left")
         for column in ("output", "binary", "real", "as bits", "as fp32", "1-bit multiply-adds"):
@@ -73,11 +73,8 @@ class Report:
         if not self.console.is_terminal or now - self.epoch_began < 1:
             return
         if self.bar is None:
-            columns = (TextColumn("  batch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task("", total=self.batches)
-            self.bar.start()
-        self.bar.update(self.task, completed=batch)
+            self.bar = started_bar(self.console, "  batch", self.batches)
+        self.bar.update(self.bar.task_ids[0], completed=batch)
 
     def stop_bar(self) -> None:
         if self.bar is not None:

@@ -106,9 +106,9 @@ def of_several(key: str, place: Path) -> str:
     found = [run.directory for run in find([place])] if place.is_dir() else []
     if not found:
         return ""
-    from bnn_exp.records.study import study
+    from bnn_exp.records.sweeps.comparison import compare
 
-    best = study(find([place])).best
+    best = compare(find([place])).best
     first, *others = dict.fromkeys([*([best.runs[0].directory] if best else []), *found])
     more = f"; or {', '.join(map(str, others[:SHOWN]))}{', …' * (len(others) > SHOWN)}" if others else ""
     kind = "a sweep" if (place / "multirun.yaml").is_file() else "a folder"

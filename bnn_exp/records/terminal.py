@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bnn_exp.records.words import console, printable
+from bnn_exp.records.formatting import console, printable
 
 EVERY = 10.0  # seconds between two lines of progress, where there is no terminal
 PATIENCE = 1.0  # seconds before a bar appears
@@ -41,9 +41,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         done += count
         if speak.is_terminal:
             if bar is None and monotonic() - began >= PATIENCE:
-                bar = _bar(speak)
-                bar.add_task(what, total=total)
-                bar.start()
+                bar = started_bar(speak, what, total)
             if bar is not None:
                 bar.update(bar.task_ids[0], completed=done)
         elif monotonic() - said >= EVERY:
@@ -57,6 +55,10 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
             bar.stop()
 
 
-def _bar(console: Console) -> Progress:
+def started_bar(on: Console, what: str, total: int) -> Progress:
+    """Returns a progress bar of one task, shown on the console `on` until its `stop`."""
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
+    bar = Progress(*columns, console=on, transient=True)
+    bar.add_task(what, total=total)
+    bar.start()
+    return bar

@@ -15,7 +15,7 @@ from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
 from bnn_exp.records import loggers
-from bnn_exp.records.places import State
+from bnn_exp.records.directories import State
 from bnn_exp.training import engine, tryout
 from bnn_exp.training.distributed import local_size, torchrun_size
 

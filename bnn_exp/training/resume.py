@@ -13,8 +13,8 @@ from bnn_exp.config.migrate import migrated
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.records import loggers, metrics, places, summary
-from bnn_exp.records.places import CHECKPOINTS
+from bnn_exp.records import directories, loggers, metrics, summary
+from bnn_exp.records.directories import CHECKPOINTS
 from bnn_exp.records.runs import as_text, flat, run_of
 from bnn_exp.training.plan import Plan, device_for, make_plan, read, values_of, with_devices
 
@@ -40,7 +40,7 @@ def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Pa
             f"allowed beside resume: {', '.join(MAY_CHANGE[1:])}; "
             f"or a new run: init_from={resumed} {others[0]} begins with its bits, config={resumed} {others[0]} from nothing"
         )
-    places.check_same(directory, resumed, "hydra.run.dir", "resume")
+    directories.check_same(directory, resumed, "hydra.run.dir", "resume")
     earlier = (summary.read(resumed) or {}).get("overrides", [])
     return replace(plan_to_go_on(resumed, _changed(values, composed, overrides), overrides), overrides=earlier)
 
@@ -67,12 +67,12 @@ def plan_to_go_on_or_begin(composed: DictConfig, overrides: Sequence[str], direc
 
 def can_go_on(directory: Path) -> bool:
     """Whether there is a run that is finished or has a checkpoint."""
-    return places.has_checkpoint(directory) or (summary.read(directory) or {}).get("status") == "completed"
+    return directories.has_checkpoint(directory) or (summary.read(directory) or {}).get("status") == "completed"
 
 
 def _check_nothing_lost(directory: Path) -> None:
-    places.check_writable(directory, "hydra.run.dir")
-    if places.holds_sweep(directory):
+    directories.check_writable(directory, "hydra.run.dir")
+    if directories.holds_sweep(directory):
         raise UserError(f"hydra.run.dir={directory}: a sweep is there\nallowed: another folder")
     if epochs := len(metrics.read(directory / "metrics.jsonl")):
         raise UserError(
@@ -134,7 +134,7 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
     """The plain values of the configuration that a run keeps."""
     file = directory / "config.yaml"
     if not file.is_file():
-        if places.holds_sweep(directory):
+        if directories.holds_sweep(directory):
             reason = "a sweep, and no run\nallowed: bnn-train -m … sweep.resume=SWEEP, with the settings of the sweep"
         else:
             reason = _no_run(directory)

@@ -17,13 +17,13 @@ from bnn_exp.config import plugins
 from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
-from bnn_exp.records import chance, checkpoint, html, loggers, metrics, next_command, places, plots, summary
-from bnn_exp.records.extras import attempt
+from bnn_exp.records import chance, checkpoint, directories, html, loggers, metrics, next_command, plots, summary
 from bnn_exp.records.files import alone_in, existing, remove_temporaries, replacing, write_json
+from bnn_exp.records.formatting import best_in_words, bytes_in_words
 from bnn_exp.records.log import log, logging_to
 from bnn_exp.records.model import save_model
+from bnn_exp.records.optional import attempt
 from bnn_exp.records.report import Report
-from bnn_exp.records.words import best_in_words, bytes_in_words
 from bnn_exp.training.callbacks import Callbacks
 from bnn_exp.training.finetune import Beginning
 from bnn_exp.training.plan import Plan
@@ -62,7 +62,7 @@ class Run:
             UserError, NotBinary, NotWritten: why the run failed; the summary says so too, where it can be written.
         """
         with stop_on_signals() as stop, alone_in(self.directory):
-            if self.plan.found not in (None, places.state(self.directory)):
+            if self.plan.found not in (None, directories.state(self.directory)):
                 raise UserError(f"{self.directory}: another process has written there meanwhile\nallowed: start it again")
             with logging_to(self.directory / "train.log"):
                 try:

@@ -12,11 +12,11 @@ from torch import nn
 from bnn_exp import models
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.data.legacy import are_same
+from bnn_exp.data.old_keys import are_same
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
-from bnn_exp.nn.binary import packed_at_once
 from bnn_exp.nn.exact import home
+from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.training import engine, finetune
 from bnn_exp.training.distributed import local_size
 from bnn_exp.training.memory.allocator import keep_freed_memory, return_freed_memory

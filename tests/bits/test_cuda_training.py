@@ -48,10 +48,10 @@ def test_sums_are_exact(rows, inputs, outputs, zero):
     x, v = bits(rows, -(-inputs // 64) * 64), bits(outputs, inputs)
     pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, device=WHERE)
     values, weights = v.double() * (1 - zero) + zero, packed(v)
-    found = gpu.bit_sums(pack(x).to(WHERE), weights, zero)
+    found = gpu.sums_of_bits(pack(x).to(WHERE), weights, zero)
     assert found.z.dtype == torch.int16 and found.a == 1 and found.z.shape == (rows, -(-outputs // 64) * 64)
     assert torch.equal(found.z[:, :outputs].double(), (x[:, :inputs].double() * (1 - zero) + zero) @ values.T)
-    found = gpu.pixel_sums(pixels, weights, zero)
+    found = gpu.sums_of_pixels(pixels, weights, zero)
     assert found.a == 1 / 255 and torch.equal(found.z[:, :outputs].double(), pixels.double() @ values.T)
 
 
@@ -196,7 +196,7 @@ from triton.compiler import ASTSource
 from bnn_exp.bits.cuda import draws, kernels
 
 VECTORS = dict.fromkeys("means squares sums products scale shift mean inverse slope offset of_weight of_bias".split(), "*fp32")
-VECTORS |= dict.fromkeys("weight bias running_mean running_variance errors gradient".split(), "*fp32")
+VECTORS |= dict.fromkeys("weight bias running_mean running_variance grad gradient".split(), "*fp32")
 OTHERS = {"packed": "*u8", "bits": "*u8", "flips": "*i64", "out": "*bf16", "key": "i64", "z": "*i16", "step": "*i64"}
 OTHERS |= dict.fromkeys(("a", "eps", "momentum", "zero", "window"), "fp32") | {"delta": "*fp32"}
 names = ("unpack", "moments", "normalize", "activate", "total", "slopes", "center")

@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from helpers import settings_of, trainer_of
 
 from bnn_exp.bits import bits_sha256, pack, unpack
-from bnn_exp.bits.cpu import backward, pixels
-from bnn_exp.bits.cpu.backward import BitFactors, PixelFactors, ToInputs
-from bnn_exp.bits.cpu.forward import bit_sums, columns_of, filled, pixel_sums, transposed
+from bnn_exp.bits.cpu import processor
+from bnn_exp.bits.cpu.backward import to_inputs
+from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
+from bnn_exp.bits.cpu.forward import sums_of_bits, sums_of_pixels
+from bnn_exp.bits.cpu.layout import columns_of, filled, transposed
 from bnn_exp.bits.cpu.passes import OnCPU
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.binary import packed_at_once
+from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.optim import Rule
 from bnn_exp.training import engine
 from bnn_exp.training.steps.packed import PackedMLP
@@ -81,7 +83,7 @@ def test_the_gradient_of_weights_is_errors_times_inputs(rows, neurons, inputs, z
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
     x, v = bits(rows, inputs), bits(outputs, inputs)
-    sums = bit_sums(pack(x), PackedBits(pack(v), inputs), zero)
+    sums = sums_of_bits(pack(x), PackedBits(pack(v), inputs), zero)
     numbers = (sums.a * sums.z + sums.c)[:, :outputs]
     assert numbers.tolist() == (values(x, zero).double() @ values(v, zero).double().T).tolist()
 
@@ -91,15 +93,15 @@ def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
 @pytest.mark.parametrize("ink", [0.1, 1.0])  # the fraction of pixels that are not 0, about
 @pytest.mark.parametrize("vnni", [True, False])
 def test_sums_of_pixels_are_exact(rows, outputs, inputs, zero, ink, vnni, monkeypatch):
-    if vnni and not pixels.HAS_VNNI:
+    if vnni and not processor.VNNI:
         pytest.skip("this processor has no AVX-512 VNNI")
-    monkeypatch.setattr(pixels, "HAS_VNNI", vnni)
+    monkeypatch.setattr(processor, "VNNI", vnni)
     chance = torch.Generator().manual_seed(6)
     x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=chance)
     x[torch.rand(rows, inputs, generator=chance) > ink] = 0
     w = bits(outputs, inputs)
     exact = x.double() @ values(w, zero).double().T
-    found = pixel_sums(x, PackedBits(pack(w), inputs), zero)
+    found = sums_of_pixels(x, PackedBits(pack(w), inputs), zero)
     assert torch.equal(found.z[:, :outputs], exact.float() / 255)
 
 
@@ -119,12 +121,12 @@ def test_the_gradient_of_weights_on_pixels(rows, neurons, inputs):
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 @pytest.mark.parametrize("look_up", [True, False])
 def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, zero, look_up, monkeypatch):
-    if look_up and not backward.LOOKS_UP:
+    if look_up and not processor.AVX512:
         pytest.skip("this processor has no AVX-512")
-    monkeypatch.setattr(backward, "LOOKS_UP", look_up)
+    monkeypatch.setattr(processor, "AVX512", look_up)
     errors, v, width = normal(rows, neurons), bits(neurons, inputs), -(-inputs // 64) * 64
-    to_inputs, found = ToInputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
-    to_inputs.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
+    product, found = to_inputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
+    product.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
     exact, terms = (f(errors.double()) @ f(values(v, zero).double()) for f in (lambda t: t, torch.abs))
     assert near(found[:, :inputs], exact, terms, neurons)
 
@@ -209,7 +211,7 @@ def test_both_engines_end_with_the_same_bits(overrides):
 
 @pytest.mark.parametrize("rule", [(*RANDOM, "delta=0.1"), ("optimizer=counter",)])
 def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
-    monkeypatch.setattr(backward, "LOOKS_UP", False)
+    monkeypatch.setattr(processor, "AVX512", False)
     test_both_engines_end_with_the_same_bits(rule)
 
 
@@ -230,7 +232,7 @@ def differing_flips(overrides, steps, monkeypatch):
     def watched(rule, p, g):
         if not isinstance(g, torch.Tensor):
             i = next(i for i, q in enumerate(rule.tensors()) if q is p)
-            rounding[i] = 3 * len(g.errors) * UNIT * g.errors.abs().sum(0)[: g.neurons, None]
+            rounding[i] = 3 * len(g.grad) * UNIT * g.grad.abs().sum(0)[: g.neurons, None]
         original(rule, p, g)
 
     monkeypatch.setattr(Rule, "flip", watched)

@@ -18,7 +18,7 @@ from helpers import COMMAND, TINY, epochs, timeless
 
 from bnn_exp.errors import NotWritten
 from bnn_exp.records import checkpoint, files, metrics
-from bnn_exp.records.output import Forgiving, forgiving_output
+from bnn_exp.records.standard_streams import Forgiving, forgiving_output
 from bnn_exp.training import signals
 
 ENDLESS = ("model.hidden_size=8", "trainer.epochs=100000", "trainer.batch_size=64")
@@ -122,7 +122,7 @@ def test_a_signal_ends_ranks_together(tmp_path, name):
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no_such_backend"])
 def test_pictures_need_no_backend(tmp_path, backend):
     code = (
-        "import os; from bnn_exp.records.figures import new_figure\n"
+        "import os; from bnn_exp.records.matplotlib_figure import new_figure\n"
         "figure = new_figure(2, 1); figure.subplots().plot([1, 2]); figure.savefig('c.png'); print(os.environ['MPLBACKEND'])"
     )
     command = [sys.executable, "-c", code]
@@ -137,9 +137,9 @@ def test_a_training_goes_on_without_what_only_shows_it(bnn_train, summary):
     def broken(*_, **__):
         raise ValueError("no colours left")
 
-    shows = ("plots.samples", "plots.curves", "plots.kernels", "html.write_run_page", "words.console")
+    shows = ("plots.samples", "plots.curves", "plots.kernels", "html.write_run_page")
     with ExitStack() as stack:
-        for name in shows[:-1]:
+        for name in shows:
             stack.enter_context(patch(f"bnn_exp.records.{name}", broken))
         stack.enter_context(patch("rich.console.Console.print", broken))
         done = bnn_train(*TINY, "hydra.run.dir=k")
@@ -176,7 +176,7 @@ def test_a_sweep_lists_the_files_that_it_has_written(bnn_train, copy_of_run, tmp
     def broken(*_, **__):
         raise ValueError("no colours left")
 
-    with patch("bnn_exp.records.study_plot.draw", broken):
+    with patch("bnn_exp.records.sweeps.plot.draw", broken):
         done = bnn_train("task=report", "from=[a,b]", "hydra.run.dir=all")
     assert done.code == 0 and "in all: sweep.csv, sweep.md, report.html" in done.err and not Path("all/sweep.png").exists()
 
@@ -186,7 +186,7 @@ def test_a_sweep_lists_the_files_that_it_has_written(bnn_train, copy_of_run, tmp
 def test_output_that_cannot_be_written_does_not_end_a_run(tmp_path, output):
     """In a fresh process each, which says a line and writes a file, as the command does; the file does not get the line."""
     code = (
-        "import sys; from pathlib import Path; from bnn_exp.records.output import forgiving_output\n"
+        "import sys; from pathlib import Path; from bnn_exp.records.standard_streams import forgiving_output\n"
         "with forgiving_output():\n"
         "    file = open('f', 'wb', buffering=0)\n"
         "    for _ in range(3): print('a line ' * 5000, flush=True); print('an error', file=sys.stderr)\n"

@@ -46,6 +46,7 @@ class Moved(TorchDispatchMode):
 
 def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     pytest.importorskip("triton")
+    from bnn_exp.bits.cuda import draws
     from bnn_exp.bits.cuda import training as gpu
 
     moved = Moved()
@@ -56,16 +57,19 @@ def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
 
     monkeypatch.setattr(device, "on_host", lambda where: False)
     monkeypatch.setattr(gpu, "matmul", lambda a, b, bf16: a.new_empty(len(a), b.shape[1], dtype=torch.float32))
-    for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center", "flip_at_random"):
+    for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center"):
         monkeypatch.setattr(gpu.kernels, name, Kernel())
+    monkeypatch.setattr(draws, "flip_kernel", Kernel())
     overrides = "engine=packed optimizer=hypermask optimizer.mask=random model.hidden_size=512 trainer.batch_size=1024"
     trainer = trainer_of(*overrides.split(), "real_optimizer=sgd")
-    trainer.forward.bits = gpu.OnGPU(True)
+    trainer.step.forward.bits = gpu.OnGPU(True)
     trainer.network.train()
     rows = trainer.batches.of_epoch(0)[0]
     x, labels = trainer.data.train.batch(rows)
+    trainer.step.before(0, 0)
     with moved:
-        trainer.step(x, labels)
+        trainer.step.passes(x, labels)
+        trainer.step.update()
     works = list(step_of_mlp(trainer.network, len(rows)))
     of_errors = sum(work.bytes for work in works if work.kind == "bfloat16")  # which are no products here
     assert moved.bytes == pytest.approx(sum(work.bytes for work in works) - of_errors, rel=0.06)

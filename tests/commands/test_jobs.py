@@ -15,7 +15,7 @@ from helpers import COMMAND, TINY, following
 
 from bnn_exp.commands.sweep import planned
 from bnn_exp.records.runs import Record
-from bnn_exp.records.study import reason
+from bnn_exp.records.sweeps.text import reason
 
 LOCAL = ("launcher=local", "hydra.sweeper.max_batch_size=2", "hydra.sweep.dir=s")
 LONG = ("model.hidden_size=8", "trainer.epochs=3000", "trainer.batch_size=64")

@@ -75,7 +75,7 @@ def test_a_network_that_normalises_by_the_batch_says_so(bnn_train, copy_of_run, 
     """All images are one batch, whose answers are those of the network; one alone has none."""
     run = copy_of_run(tmp_path / "run", *SMALL, "model.batch_norm.running_stats=false")
     done = bnn_train("task=predict", "from=run", "input=[a,c]", "hydra.run.dir=out")
-    assert done.code == 0 and "depends on the images beside it" in done.err
+    assert done.code == 0 and "depends on the other images" in done.err
     with torch.no_grad():
         expected = load_model(run)[0](torch.from_numpy(pictures[:4])).argmax(1)
     assert [one["class"] for one in answers(tmp_path / "out")["predictions"]] == [str(int(i)) for i in expected]
@@ -117,7 +117,7 @@ def test_answers_are_never_written_over(bnn_train, run, pictures, tmp_path):
 )
 def test_files_folders_lists_and_patterns(pictures, tmp_path, monkeypatch, given, expected):
     monkeypatch.chdir(tmp_path)
-    assert [str(file) for file in find(given).pictures] == expected
+    assert [str(file) for file in find(given).images] == expected
 
 
 def test_links_to_folders_are_followed_once(pictures, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_links_to_folders_are_followed_once(pictures, tmp_path, monkeypatch):
     (tmp_path / "all").mkdir()
     (tmp_path / "all/c").symlink_to(tmp_path / "c")
     (tmp_path / "c/round").symlink_to(tmp_path / "c")
-    assert [str(file) for file in find(["all"]).pictures] == ["all/c/[2].ppm", "all/c/café.gif"]
+    assert [str(file) for file in find(["all"]).images] == ["all/c/[2].ppm", "all/c/café.gif"]
 
 
 def test_names_that_are_no_utf8_and_markup_are_answered(bnn_train, run, pictures, tmp_path):

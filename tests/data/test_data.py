@@ -10,7 +10,7 @@ import torch
 from helpers import random_images, write_dataset
 from PIL import Image
 
-from bnn_exp.data import decode, sources
+from bnn_exp.data import arrays, cache, decode, sources
 from bnn_exp.data.dataset import Dataset, epoch_batches
 from bnn_exp.data.folder import find
 from bnn_exp.errors import UserError
@@ -67,7 +67,7 @@ def test_a_damaged_cache_file_is_made_anew(tmp_path):
     images = random_images(10)
     folder = str(write_dataset(tmp_path / "a", images[:6], images[6:]))
     arrays = sources.read("mnist", "none/none", folder)
-    file = max(sources.cache_folder().glob("mnist-*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+    file = max(cache.cache_folder().glob("mnist-*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
     whole = file.read_bytes()
     for damaged in (whole[:-20], whole[:-20] + bytes(19) + b"\1"):  # cut off; other pixels
         file.write_bytes(damaged)
@@ -220,7 +220,9 @@ def test_images_of_any_size_are_resized_to_one(tmp_path):
 
 def test_threads_decode_large_images_to_the_same_pixels(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "own", CLASS_FOLDERS)
-    serial, threaded = (_decoded(folder) for large in (1e9, 0) if not monkeypatch.setattr("bnn_exp.data.images.LARGE", large))
+    serial, threaded = (
+        _decoded(folder) for large in (1e9, 0) if not monkeypatch.setattr("bnn_exp.data.decode_images.LARGE", large)
+    )
     assert all(np.array_equal(serial[key], threaded[key]) for key in serial)
 
 
@@ -252,7 +254,7 @@ def test_a_configuration_of_the_hub_is_for_the_hub(tmp_path):
 
 def test_statistics_are_those_of_the_pixels_in_float64(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2500, 3, 4, 5), dtype=np.uint8) // [[[[1]], [[2]], [[9]]]]
-    mean, std = sources.statistics(images.astype(np.uint8))
+    mean, std = arrays.statistics(images.astype(np.uint8))
     x = images.astype(np.float64) / 255
     assert np.allclose(mean, x.mean((0, 2, 3)), rtol=1e-12) and np.allclose(std, x.std((0, 2, 3)), rtol=1e-12)
     folder = write_images(tmp_path / "own", CLASS_FOLDERS)

@@ -399,9 +399,9 @@ def test_a_full_or_read_only_cache_is_named(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bnn_exp.data.sources.save_file", full)
+    monkeypatch.setattr("bnn_exp.data.cache.save_file", full)
     assert "No space left on device" in refused("x")
-    assert not [file for file in Path("cache").rglob("*") if file.suffix in (".tmp", ".safetensors")]
+    assert not [file for file in Path("cache").rglob("*") if file.suffix in (".part", ".safetensors")]
 
 
 def test_mnist_as_idx_files_is_mnist(mnist_folder, tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from helpers import EVIL, record_of, study_run
 
-from bnn_exp.records.html import run_page, study_page
-from bnn_exp.records.study import study
+from bnn_exp.records.html import run_page, sweep_page
+from bnn_exp.records.sweeps.comparison import compare
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -44,7 +44,7 @@ def files(tmp_path_factory):
         settings = {"model": {"hidden_size": 2 ** (i // 4 % 3)}, "optimizer": {"mask": ("top", "a_long_name")[i // 12]}}
         runs.append(study_run(folder / f"{i}", i % 4, 50 + i, **settings))
     runs.append(study_run(folder / "bad", 0, 1.0, status="failed"))
-    (folder / "study.html").write_text(study_page(study(runs), folder))
+    (folder / "sweep.html").write_text(sweep_page(compare(runs), folder))
     return folder
 
 
@@ -74,7 +74,7 @@ def opened(chromium):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["run.html", "study.html"])
+@pytest.mark.parametrize("name", ["run.html", "sweep.html"])
 def test_a_page_fits_and_is_readable(opened, files, name, size, scheme):
     page = opened(files / name, size, scheme)
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
@@ -117,7 +117,7 @@ def test_a_heat_map_tells_the_layer_and_the_epoch_under_the_pointer(opened, file
 
 
 def test_a_click_sorts_the_table_of_a_study(opened, files):
-    page = opened(files / "study.html", "desk", "light")
+    page = opened(files / "sweep.html", "desk", "light")
 
     def column(number):
         return page.locator("table.sortable tbody tr").evaluate_all(

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from bnn_exp.records.figures import new_figure
 from bnn_exp.records.files import replacing
+from bnn_exp.records.matplotlib_figure import new_figure
 
 
 def speed_plot(file: Path, found: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ from bnn_exp.config.losses import loss_named
 from bnn_exp.config.settings import Settings
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split
-from bnn_exp.nn import BinaryLinear, binary_layers, encode
+from bnn_exp.nn import BinaryLinear, binary_layers
+from bnn_exp.nn.binary import two_values
 from bnn_exp.training.setup import first_network
 
 
@@ -65,7 +66,7 @@ class HyperMaskLoop(Loop):
 
     def __init__(self, settings: Settings, data: Dataset, bf16: bool = False):
         network = float_network(settings, data)
-        self.weights = [(w, *ends(encoding)) for w, encoding in _weights(network)]
+        self.weights = [(w, *two_values(encoding)) for w, encoding in _weights(network)]
         with torch.no_grad():
             for w, zero, one in self.weights:
                 w.copy_(torch.where(torch.rand_like(w) < 0.5, one, zero))
@@ -117,7 +118,7 @@ class Sign(nn.Module):
 
     def __init__(self, encoding: str):
         super().__init__()
-        self.ends = ends(encoding)
+        self.ends = two_values(encoding)
 
     def forward(self, w: Tensor) -> Tensor:
         return _Sign.apply(w, *self.ends)
@@ -131,11 +132,6 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         return grad, None, None
-
-
-def ends(encoding: str) -> list[float]:
-    """The values of the bits 0 and 1."""
-    return encode(torch.tensor([0.0, 1.0]), encoding).tolist()
 
 
 def float_network(settings: Settings, data: Dataset) -> nn.Module:

@@ -5,6 +5,6 @@ under the pointer and sorts tables, and without it all else of the page is there
 """
 
 from bnn_exp.records.html.run import run_page, write_run_page
-from bnn_exp.records.html.study import study_page, write_study_page
+from bnn_exp.records.html.sweep import sweep_page, write_sweep_page
 
-__all__ = ["run_page", "study_page", "write_run_page", "write_study_page"]
+__all__ = ["run_page", "sweep_page", "write_run_page", "write_sweep_page"]

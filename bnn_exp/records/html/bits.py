@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from bnn_exp.records.html import pictures
+from bnn_exp.records.html import data_uris
 from bnn_exp.records.html.charts import Chart, Series, heat, lines, number
 
 DRAWN = {"flips", "ones", "flip_ratio", "ones_ratio"}  # the last two are the first two as fractions
@@ -34,16 +34,16 @@ def _flips(tensors: list[str], x: list[int], flips: np.ndarray, sizes: np.ndarra
     high = rates.max()
     low = max(rates[rates > 0].min(), high / 1000)
     parts = np.log(np.maximum(rates, low) / low) / max(np.log(high / low), 1e-9)
-    picture = pictures.shades(np.where(rates > 0, parts, np.nan))
-    ramp = (pictures.RAMP, f"≤ {low:.2g}", f"{high:.2g} per {'weight and ' * bool(sizes.all())}epoch")
+    picture = data_uris.shades(np.where(rates > 0, parts, np.nan))
+    ramp = (data_uris.RAMP, f"≤ {low:.2g}", f"{high:.2g} per {'weight and ' * bool(sizes.all())}epoch")
     return heat("Flips per layer", tensors, x, picture, _values(flips, sizes, "flips"), EMPTY_FLIPS, ramp, _labels(tensors))
 
 
 def _ones(tensors: list[str], x: list[int], ones: np.ndarray, sizes: np.ndarray) -> Chart:
     shares = ones / sizes
     far = max(np.abs(shares - 0.5).max(), 0.005)
-    picture = pictures.leanings((shares - 0.5) / far)
-    ramp = (pictures.LEANING, f"{50 - 100 * far:.3g}%", f"{50 + 100 * far:.3g}% of the bits are 1")
+    picture = data_uris.leanings((shares - 0.5) / far)
+    ramp = (data_uris.LEANING, f"{50 - 100 * far:.3g}%", f"{50 + 100 * far:.3g}% of the bits are 1")
     return heat("Ones per layer", tensors, x, picture, _values(ones, sizes, "ones"), EMPTY_ONES, ramp, _labels(tensors))
 
 
@@ -54,8 +54,8 @@ def _figures(key: str, x: list[int], epochs: list[dict[str, Any]]) -> Chart:
     known = cells[np.isfinite(cells)] if np.isfinite(cells).any() else np.zeros(1)
     low, high = float(known.min()), float(known.max())
     values = _values(cells, np.zeros(len(names)), "")
-    ramp = (pictures.RAMP, f"{low:.3g}", f"{high:.3g}")
-    picture = pictures.shades((cells - low) / ((high - low) or 1))
+    ramp = (data_uris.RAMP, f"{low:.3g}", f"{high:.3g}")
+    picture = data_uris.shades((cells - low) / ((high - low) or 1))
     return heat(key.replace("_", " ").capitalize(), names, x, picture, values, ramp=ramp, labels=_labels(names))
 
 

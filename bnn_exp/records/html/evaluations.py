@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bnn_exp.records import evaluations
-from bnn_exp.records.html import pictures
+from bnn_exp.records.html import data_uris
 
 SHOWN = 64  # mistakes in the table
 ABSENT = " (not in the run now)"
@@ -20,7 +20,7 @@ def evaluated(directory: Path) -> dict[str, Any]:
     return {
         "evaluations": [_row(*one) for one in found],
         "mistakes": [_mistake(mistake) for mistake in own.get("mistakes", [])[:SHOWN]],
-        "wrong": pictures.embedded(evaluations.picture_of(directory / evaluations.OWN)) if own else None,
+        "wrong": data_uris.embedded(evaluations.picture_of(directory / evaluations.OWN)) if own else None,
         "evaluation_files": [name for name, *_ in found],
     }
 

@@ -8,13 +8,13 @@ import numpy as np
 
 from bnn_exp.records import runs
 from bnn_exp.records.files import write_text
-from bnn_exp.records.html import pictures
+from bnn_exp.records.formatting import bytes_in_words, taken_for
+from bnn_exp.records.html import data_uris
 from bnn_exp.records.html.bits import bits_charts
 from bnn_exp.records.html.charts import Chart, Series, heat, lines
 from bnn_exp.records.html.evaluations import evaluated
 from bnn_exp.records.html.render import render
 from bnn_exp.records.runs import Record
-from bnn_exp.records.words import bytes_in_words, taken_for
 
 DRAWN = 300  # epochs at most in charts and table; of more every second, third, …
 COUNTED = 20  # classes at most in a table of counts; more are a picture
@@ -52,8 +52,8 @@ def run_page(record: Record) -> str:
         layers=[_layer(layer, record.epochs) for layer in layers],
         memory=_memory(summary.get("memory")),
         **_mistakes(summary.get("classes"), summary.get("confusion")),
-        kernels=pictures.embedded(record.directory / "kernels.png"),
-        samples=pictures.embedded(record.directory / "samples.png"),
+        kernels=data_uris.embedded(record.directory / "kernels.png"),
+        samples=data_uris.embedded(record.directory / "samples.png"),
         settings=[(key, runs.as_text(value)) for key, value in runs.flat(config).items()],
         surroundings=[(key, runs.as_text(value)) for key, value in _surroundings(summary).items()],
         epochs=[_epoch(m, sum(weights.values())) for m in epochs],
@@ -153,9 +153,9 @@ def _mistakes(classes: list[str] | None, confusion: list[list[int]] | None) -> d
         matrix = [list(zip(row, share, strict=True)) for row, share in zip(confusion, shares.tolist(), strict=True)]
     else:
         values = {"kind": "cells", "of": counts.sum(1).tolist(), "column": "answered", "unit": "rows", "cells": confusion}
-        ramp = (pictures.RAMP, "0", "100% of the rows of the class")
+        ramp = (data_uris.RAMP, "0", "100% of the rows of the class")
         note = "Down: the class; across: the answer, in the same order. By the square root, so that rare mistakes show."
-        coloured = pictures.shades(np.where(counts, np.sqrt(shares), np.nan))
+        coloured = data_uris.shades(np.where(counts, np.sqrt(shares), np.nan))
         picture = heat("Answers by class", classes, classes, coloured, values, note, ramp)
     return {"classes": classes, "matrix": matrix, "by_class": by_class, "picture": picture}
 

@@ -9,23 +9,25 @@ from bnn_exp.records.html.axes import Axis, spread
 from bnn_exp.records.html.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, clipped, grid, svg
 from bnn_exp.records.html.render import short
 from bnn_exp.records.runs import as_text
-from bnn_exp.records.study import Row, Study, in_words, number, short_names
+from bnn_exp.records.sweeps.comparison import Comparison, Row
+from bnn_exp.records.sweeps.numbers import number
+from bnn_exp.records.sweeps.text import short_names
 
 APART = 7  # units of the drawing between lines that have a value at the same place
 MARK = Markup('<circle class="{} {}" cx="{}" cy="{}" r="{}"/>')
 
 
-def over(key: str, study: Study) -> Chart:
+def over(key: str, comparison: Comparison) -> Chart:
     """The rows of a study over its setting `key`. Those that have all else in common are a line, if they are numbers."""
-    others = [other for other in study.varied if other != key]
-    names = short_names(study.varied)
+    others = [other for other in comparison.varied if other != key]
+    names = short_names(comparison.varied)
     groups: dict[str, list[Row]] = {}
-    for row in study.rows:
+    for row in comparison.rows:
         groups.setdefault(settings(row, others, names), []).append(row)
-    values = [row.settings[key] for row in study.rows]
+    values = [row.settings[key] for row in comparison.rows]
     numeric = all(type(value) in (int, float) for value in values)
     across, marks = _numbers(values) if numeric else _names(values)
-    up = Axis(*spread(_heights(study)), HEIGHT - BOTTOM, TOP)
+    up = Axis(*spread(_heights(comparison)), HEIGHT - BOTTOM, TOP)
     few = len(groups) <= COLOURS
     parts, points = [grid(up), *marks], []
     for i, (name, rows) in enumerate(groups.items()):
@@ -37,12 +39,12 @@ def over(key: str, study: Study) -> Chart:
             path = " ".join(f"{x:g},{up(row.mean):g}" for x, row in zip(places, rows, strict=True))
             parts.append(Markup('<polyline class="line thin {}" points="{}"/>').format(style, path))
         for x, row in zip(places, rows, strict=True):
-            parts.extend(_marks(x, row, up, style, study.y))
-            words = f"{settings(row, [key], names)} {name}".strip() + f"\n{in_words(row)} of {len(row.runs)} run"
+            parts.extend(_marks(x, row, up, style, comparison.y))
+            words = f"{settings(row, [key], names)} {name}".strip() + f"\n{row.in_words} of {len(row.runs)} run"
             points.append([x, up(row.mean), words + "s" * (len(row.runs) != 1) + ", best" * row.best, style])
     legend = [(f"c{i}", name) for i, name in enumerate(groups)] if 1 < len(groups) <= COLOURS else []
-    title = f"{in_title(study.y)} over {names[key]}"
-    said = (f"{settings(row, study.varied, names)}: {in_words(row)}" for row in study.rows[:12])
+    title = f"{in_title(comparison.y)} over {names[key]}"
+    said = (f"{settings(row, comparison.varied, names)}: {row.in_words}" for row in comparison.rows[:12])
     words = f"{title}. {'; '.join(said)}"
     return Chart(title, svg(HEIGHT, words, parts), {"kind": "points", "points": points}, legend=legend)
 
@@ -57,9 +59,9 @@ def in_title(y: str) -> str:
     return y.replace("_", " ").capitalize()
 
 
-def _heights(study: Study) -> list[float]:
-    ends = [row.mean + sign * (row.std or 0.0) for row in study.rows for sign in (-1, 1)]
-    return ends + [number(run, study.y) for row in study.rows for run in row.runs]
+def _heights(comparison: Comparison) -> list[float]:
+    ends = [row.mean + sign * (row.std or 0.0) for row in comparison.rows for sign in (-1, 1)]
+    return ends + [number(run, comparison.y) for row in comparison.rows for run in row.runs]
 
 
 def _marks(x: float, row: Row, up: Axis, style: str, y: str) -> list[Markup]:

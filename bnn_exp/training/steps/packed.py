@@ -93,7 +93,7 @@ class PackedMLP:
     def layers(self, x: Tensor) -> Iterator["Layer"]:
         """Computes the layers on a batch of pixels, from the first to the last."""
         for i, norm in enumerate(self.network.norms):
-            product = self.bits.bit_sums if i else self.bits.pixel_sums
+            product = self.bits.sums_of_bits if i else self.bits.sums_of_pixels
             sums = product(x, self.weights(i), self.zero)
             layer = Layer(x, sums, self.bits.normalization(norm, sums))
             yield layer

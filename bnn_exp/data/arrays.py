@@ -1,0 +1,90 @@
+"""Arrays."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A decoded dataset. Images are uint8 [rows, channels, height, width], labels int64 [rows].
+
+    Args:
+        mean, std: of each channel over all train pixels, of pixels/255; a channel of one value has std 0.
+        key: the SHA-256 of classes, pixels and labels: equal keys, equal data, wherever they lie and in whatever form.
+        validation_images, validation_labels: None where the dataset has no validation split of its own.
+        notes: sentences about how the dataset was read.
+        warnings: sentences about what is odd in it, but usable.
+        test_names: the file of each test row, relative to the dataset's folder; empty where rows are no files.
+        train_names: those of the train rows, where test rows were set apart from them.
+        own_test: False where the test rows were set apart from the train rows, since the dataset has no others.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    key: str
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    test_names: tuple[str, ...] = ()
+    train_names: tuple[str, ...] = ()
+    own_test: bool = True
+
+    def in_classes(self, classes: tuple[str, ...]) -> "Arrays":
+        """Returns the same rows with labels that are indices of `classes`, matched by name.
+
+        Raises:
+            KeyError: a class of a test row is not among them.
+        """
+        if classes == self.classes:
+            return self
+        place = {name: i for i, name in enumerate(classes)}
+        numbers = np.array([place.get(name, -1) for name in self.classes], np.int64)
+        if unknown := [self.classes[label] for label in np.unique(self.test_labels) if numbers[label] < 0]:
+            raise KeyError(unknown[0])
+        labels = {name: numbers[value] for name, value in vars(self).items() if name.endswith("_labels") and value is not None}
+        return replace(self, **labels, classes=classes)
+
+    def all_as_test(self) -> "Arrays":
+        """Returns the same rows, those that serve for training among the test rows."""
+        joined = {
+            f"test_{what}": np.concatenate([getattr(self, f"{split}_{what}") for split in ("train", "test")])
+            for what in ("images", "labels")
+        }
+        return replace(self, **joined, test_names=(*self.train_names, *self.test_names))
+
+
+def complete(decoded: dict) -> Arrays:
+    """Returns decoded rows with what follows from them."""
+    mean, std = statistics(decoded["train_images"] if len(decoded["train_images"]) else decoded["test_images"])
+    return Arrays(**decoded, mean=mean, std=std, key=content_key(decoded))
+
+
+def content_key(rows: Mapping) -> str:
+    """Returns the SHA-256 of the classes' names, and of the pixels and labels of each split."""
+    digest = hashlib.sha256(json.dumps(list(rows["classes"])).encode())
+    for part in ("train_images", "train_labels", "validation_images", "validation_labels", "test_images", "test_labels"):
+        if (array := rows.get(part)) is not None:
+            digest.update(f"{part} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation of each channel, of pixels/255: exact sums, by the counts of the 256 levels."""
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for rows in np.split(images, range(1000, len(images), 1000)):  # bincount makes eight bytes of each pixel
+        counts += [np.bincount(rows[:, c].ravel(), minlength=256) for c in range(images.shape[1])]
+    levels, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = share @ levels
+    variance = (share * (levels - mean[:, None]) ** 2).sum(1)
+    return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())

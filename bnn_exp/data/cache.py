@@ -1,0 +1,100 @@
+"""Keeps decoded datasets in files: the cache lies in $BNN_EXP_CACHE/datasets, else in the user's cache folder.
+
+A cache file is named after the bytes of the files that decide the rows (or after the hub name) and after the settings.
+Only one process at a time makes a cache file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bnn_exp.config.paths import at_home
+from bnn_exp.data.arrays import Arrays, content_key
+from bnn_exp.records.files import replacing, writable
+
+FORMAT = 3  # Version of the cache files. Another number makes all of them anew.
+FACTS = ("classes", "mean", "std", "key", "notes", "warnings", "test_names", "train_names", "own_test")  # kept in the metadata
+
+
+def cache_folder() -> Path:
+    """Returns the folder of decoded datasets: $BNN_EXP_CACHE/datasets, else a folder in the user's cache folder."""
+    folder = os.environ.get("BNN_EXP_CACHE") or platformdirs.user_cache_dir("bnn_exp")
+    return Path(at_home(folder)) / "datasets"
+
+
+def cached(name: str, content: str, make: Callable[[], Arrays]) -> Arrays:
+    """Returns a dataset from the cache. If the cache lacks the dataset, calls `make` and keeps the result.
+
+    Args:
+        name: the dataset's name, with which the file name begins.
+        content: a text that decides the rows. Equal texts mean equal rows.
+
+    Raises:
+        UserError: the cache folder can't be written.
+    """
+    found_by = hashlib.sha256(f"{FORMAT}\0{content}".encode()).hexdigest()
+    file = cache_folder() / f"{name}-{found_by[:16]}.safetensors"
+    if (arrays := _load(file, found_by)) is None:
+        with _locked(file):
+            if (arrays := _load(file, found_by)) is None:  # another process may have made the file meanwhile
+                arrays = make()
+                _save(file, arrays, found_by)
+    return arrays
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Context manager: no other process makes this cache file.
+
+    Raises:
+        UserError: the cache folder can't be written.
+    """
+    with _writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file.with_suffix(".lock"))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Context manager: an error of writing becomes a UserError that names the cache folder."""
+    with writable(folder, "a writable cache folder with space, named by the variable BNN_EXP_CACHE"):
+        try:
+            yield
+        except SafetensorError as error:  # a full disk, for example
+            raise OSError(None, str(error), str(folder)) from error
+
+
+def _load(file: Path, found_by: str) -> Arrays | None:
+    """Returns the dataset in a cache file. Returns None if the file is missing, damaged, or holds another dataset."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            about: Mapping[str, str] = opened.metadata() or {}
+            if about.get("found_by") != found_by:
+                return None
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        facts = {name: json.loads(about[name]) for name in FACTS}
+        arrays = Arrays(**tensors, **{name: tuple(fact) if isinstance(fact, list) else fact for name, fact in facts.items()})
+        return arrays if content_key(vars(arrays)) == arrays.key else None
+    except (FileNotFoundError, SafetensorError, TypeError, KeyError, ValueError):
+        return None
+
+
+def _save(file: Path, arrays: Arrays, found_by: str) -> None:
+    tensors = {name: np.ascontiguousarray(value) for name, value in vars(arrays).items() if isinstance(value, np.ndarray)}
+    facts = {name: json.dumps(getattr(arrays, name)) for name in FACTS}
+    with _writing(file.parent), replacing(file) as temporary:
+        save_file(tensors, temporary, {"found_by": found_by, **facts})

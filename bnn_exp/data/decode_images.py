@@ -1,0 +1,94 @@
+"""Decodes the images of a split."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from bnn_exp.data.images import Encoded, Pixels, opened, quiet
+from bnn_exp.data.messages import short_reason
+from bnn_exp.errors import UserError
+
+LARGE = 16_000  # bytes an encoded picture, in the mean: from here on threads gain more than handing over costs
+AT_ONCE = 256  # pictures that are decoded before the next ones are fetched
+GREY_MODES = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class HasColours(Exception):
+    """A picture has colours, and grey pixels were expected."""
+
+
+def decode_images(
+    pictures: Sequence[Encoded],
+    pixels: Pixels,
+    channels: int,
+    size: int | None,
+    shape: tuple[int, ...] | None,
+    may_be_grey: bool,
+    name: Callable[[int], str],
+) -> np.ndarray:
+    """Returns all pictures of a split in one array: uint8 [rows, channels, height, width].
+
+    Args:
+        size: the side in pixels of the square to which the pictures are fitted; None: they have one size.
+        shape: [channels, height, width] of the split before it; None for the first.
+        may_be_grey: `channels` is 1 as a guess, which a picture with colours refutes.
+        name: gives an error's words for a row's number.
+
+    Raises:
+        UserError: the first picture that can't be decoded, or that has another size.
+        HasColours: a picture refutes the guess.
+    """
+    make = partial(_pixels_of, pixels=pixels, channels=channels, size=size and (size, size), may_be_grey=may_be_grey)
+    images, rest, first = None, iter(pictures), 0
+    with quiet(), ThreadPoolExecutor() as pool:
+        while batch := list(islice(rest, AT_ONCE)):
+            large = sum(map(_encoded_size, batch[:8])) > LARGE * len(batch[:8])
+            for i, made in enumerate((pool.map if large else map)(make, batch), first):
+                if isinstance(made, HasColours):
+                    raise made
+                if isinstance(made, Exception):
+                    raise UserError(
+                        f"{name(i)} can't be decoded ({short_reason(made)})\n"
+                        "allowed: readable images; repair or remove this one"
+                    ) from made
+                if images is None:
+                    shape = shape or (channels, *made.shape[:2])
+                    images = np.empty((len(pictures), *shape), np.uint8)
+                if made.shape[:2] != shape[1:]:
+                    (h, w), (_, height, width) = made.shape[:2], shape
+                    raise UserError(
+                        f"{name(i)} is {w}×{h} pixels, those before it are {width}×{height}\n"
+                        "allowed: pictures that all have one size, or dataset.size=N, to which they are fitted"
+                    )
+                images[i] = made if channels == 1 else made.transpose(2, 0, 1)
+            first += len(batch)
+    return images
+
+
+def _pixels_of(
+    encoded: Encoded, pixels: Pixels, channels: int, size: tuple[int, int] | None, may_be_grey: bool
+) -> np.ndarray | Exception:
+    """Returns the pixels, or the error: a pool would not say which row raised it."""
+    try:
+        picture = opened(encoded)
+        if may_be_grey and picture.mode not in GREY_MODES:
+            return HasColours()
+        return pixels.of(picture, channels, size)
+    except Exception as error:  # Pillow's plug-ins raise what they like
+        return error
+
+
+def one_colour(images: np.ndarray) -> np.ndarray:
+    """Returns the numbers of the pictures, of uint8 [rows, channels, height, width], whose pixels are all alike."""
+    flat = images.reshape(*images.shape[:2], images.shape[2] * images.shape[3])
+    return (flat == flat[:, :, :1]).all((1, 2)).nonzero()[0]
+
+
+def _encoded_size(encoded: Encoded) -> int:
+    if isinstance(encoded, Path):
+        return encoded.stat().st_size if encoded.is_file() else 0
+    return len(encoded) if isinstance(encoded, bytes) else 0

@@ -1,0 +1,35 @@
+"""The keys by which checkpoints knew their data before keys were of the content."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from bnn_exp.config.datasets import DATASETS
+from bnn_exp.data.sources import DIGITS
+from bnn_exp.records.files import file_sha256
+
+FORMAT = b"2"
+DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tar", ".zip"}
+
+
+def are_same(saved: str, key: str, dataset: Any) -> bool:
+    """Returns whether data of this key, read by the settings `dataset`, are those that a file calls `saved`."""
+    return saved == key or (dataset.name not in DATASETS and saved == old_key(dataset))
+
+
+def old_key(dataset: Any) -> str:
+    """Returns the key that version 0.1.0 gave to a dataset of these settings: of a folder's files, or of the hub's name."""
+    if dataset.name == "digits":
+        return _key(DIGITS.read_bytes())
+    where = _digests(Path(dataset.path)) if dataset.path else [f"hub {dataset.hub}".encode()]
+    return _key(*where, json.dumps([dataset.label, dataset.size]).encode())
+
+
+def _key(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join([FORMAT, *parts])).hexdigest()
+
+
+def _digests(folder: Path) -> list[bytes]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in DATA_FILES and file.is_file())
+    return [f"{file.relative_to(folder)} {file_sha256(file)}".encode() for file in files]

@@ -1,0 +1,130 @@
+"""Turns values that files hold, instead of encoded pictures, into rows of 8 bits."""
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from math import isqrt, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_exp.data.images import NotEightBits, scaled
+from bnn_exp.data.messages import WHOLE, short_reason, shown, some
+from bnn_exp.data.undecoded import Rows, Source
+from bnn_exp.errors import UserError
+
+DARK = 32  # of 255: pictures of which no value is as high are worth a warning
+LEAST_PIXELS = 16  # columns of numbers that make a table one of pixels
+UNREADABLE = (
+    ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, MemoryError, OverflowError, LookupError, NotImplementedError,
+)  # fmt: skip
+
+
+class Damaged(ValueError):
+    """A file is not what its name says."""
+
+
+def read(source: Source, file: Path, how: Any, reader: Callable) -> Any:
+    """Returns what `reader` reads; whatever is wrong with a file becomes one sentence."""
+    try:
+        return reader(file, how)
+    except UNREADABLE as error:
+        raise UserError(
+            f"{source.where}: {shown(file.relative_to(source.root))} can't be read ({short_reason(error)})\n{WHOLE}"
+        ) from error
+
+
+def refuse_labels_alone(names: set[str], where: str) -> None:
+    """Refuses labels without pictures. (Pictures without labels are common: they are test rows of a competition.)"""
+    if names:
+        raise UserError(f"{where}: no pictures belong to {some(sorted(names))}\nallowed: pictures and labels of each split")
+
+
+def paired(source: Source, pictures: np.ndarray, labels: np.ndarray | list) -> Rows:
+    """Returns the rows of values and labels that belong together."""
+    labels = np.asarray(labels) if not isinstance(labels, list) else labels
+    if isinstance(labels, np.ndarray):
+        labels = _one_each(source, labels)
+    if len(pictures) != len(labels):
+        raise UserError(f"{source.where}: {len(pictures)} pictures, and {len(labels)} labels\nallowed: as many of both")
+    return Rows(as_pictures(source.where, pictures), labels)
+
+
+def _one_each(source: Source, labels: np.ndarray) -> list:
+    if labels.ndim > 1 and prod(labels.shape[1:]) == 1:
+        labels = labels.reshape(len(labels))
+    if labels.ndim == 2 and labels.dtype.kind in "biuf" and (np.sort(labels, 1) == np.eye(1, labels.shape[1])[:, ::-1]).all():
+        labels = labels.argmax(1)
+    if labels.ndim != 1:
+        raise UserError(f"{source.where}: labels of shape {list(labels.shape)}\nallowed: one a row, or one 1 a row among 0s")
+    return labels.tolist()
+
+
+def as_pictures(where: str, values: np.ndarray) -> np.ndarray:
+    """Returns values as [rows, height, width] or [rows, height, width, channels].
+
+    Raises:
+        UserError: their shape is none of pictures.
+    """
+    shape = values.shape
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{where}: values of type {values.dtype}\nallowed: numbers")
+    if values.ndim == 2 and (side := isqrt(shape[1])) ** 2 == shape[1] and side:
+        return values.reshape(-1, side, side)
+    if values.ndim == 4 and shape[3] not in (1, 3, 4) and shape[1] in (1, 3, 4):
+        values = values.transpose(0, 2, 3, 1)
+    if min(values.shape[1:], default=0) and (values.ndim == 3 or (values.ndim == 4 and values.shape[3] in (1, 3, 4))):
+        return values[..., 0] if values.ndim == 4 and values.shape[3] == 1 else values
+    raise UserError(
+        f"{where}: values of shape {list(shape)} are no pictures\n"
+        "allowed: [rows, height, width], with channels (1, 3 or 4) last or second, or [rows, height²]"
+    )
+
+
+def eight_bits(
+    splits: dict[str, np.ndarray], limits: tuple[float, float] | None, where: str
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Returns the values of all splits as uint8, sentences about how they were read, and warnings.
+
+    Args:
+        limits: the values that become 0 and 255; None: by type and extremes of the values.
+
+    Raises:
+        UserError: the values have a range that nobody has stated, that differs between splits, or are no numbers.
+    """
+    filled = {split: values for split, values in splits.items() if values.size}
+    if not filled:
+        return splits, [], []
+    notes, warnings, concluded = [], [], limits is None
+    if limits is None:
+        known = {split: _range_of(values, where) for split, values in filled.items()}
+        if len(set(known.values())) > 1:
+            said = ", ".join(f"{split} {low:g} to {high:g}" for split, (low, high) in known.items())
+            raise UserError(f"{where}: the splits have values of different ranges ({said})\nallowed: one range in all splits")
+        limits = next(iter(known.values()))
+        if limits != (0, 255) or any(values.dtype.kind == "f" for values in filled.values()):
+            notes.append(f"values are read as numbers from {limits[0]} to {limits[1]} (or say dataset.range)")
+    try:
+        narrow = {split: scaled(values, *limits) for split, values in splits.items()}
+    except NotEightBits as error:
+        raise UserError(f"{where}: {error}\nallowed: numbers") from error
+    if concluded and (most := max(int(values.max()) for values in narrow.values() if values.size)) < DARK:
+        warnings.append(f"the pictures are dark: no value is above {most} of 255; dataset.range=[LOW,HIGH] scales them")
+    return narrow, notes, warnings
+
+
+def _range_of(values: np.ndarray, where: str) -> tuple[int, int]:
+    """Returns the range that the values of a split have by their type and their extremes."""
+    if values.dtype == bool:
+        return 0, 1
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        return 0, 1
+    if low >= 0 and high <= 255:
+        return 0, 255
+    if values.dtype == np.uint16:
+        return 0, 65535
+    raise UserError(
+        f"{where}: its values are from {low:g} to {high:g}\nallowed: dataset.range=[LOW,HIGH], those of black and white"
+    )

@@ -1,0 +1,37 @@
+"""Splits."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+SPLITS = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "t10k"),
+}
+"""The words in names of files and folders that stand for a split, in any case."""
+
+
+def split_of(word: str) -> str | None:
+    """Returns the split that a word stands for: train, validation, test, or None."""
+    return next((split for split, words in SPLITS.items() if word.lower() in words), None)
+
+
+def split_among(name: str) -> str | None:
+    """Returns the split that a name says among other words, as seg_train, train_images or train2017 do."""
+    found = {split for word in re.findall(r"t10k|[a-z]+", name.lower()) if (split := split_of(word))}
+    return found.pop() if len(found) == 1 else None
+
+
+def split_in(path: Path) -> str | None:
+    """Returns the split of a table's file, by its relative path: its own name decides, else its folders' from the top."""
+    return next(filter(None, map(split_among, (path.name, *path.parts[:-1]))), None)
+
+
+def by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    """Returns the files of each split; where no name says a split, all are train files."""
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(files, key=str):
+        if split := split_in(file.relative_to(root)):
+            splits.setdefault(split, []).append(file)
+    return splits or {"train": sorted(files, key=str)}

@@ -1,0 +1,96 @@
+"""The metadata and the tensors that a `model.safetensors` must hold, and their fingerprints."""
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnn_exp import models
+from bnn_exp.config.models import MODELS, weights_of
+from bnn_exp.config.settings import model_settings
+from bnn_exp.nn import binary_parameters
+from bnn_exp.nn.norm import STATISTICS, make_affine, running_norms
+from bnn_exp.records import probe_logits
+
+FORMAT = "bnn_exp model 2"
+ABOUT = ("config", "image_shape", "classes")
+# Files that earlier versions wrote have none of these. Earlier versions read a file with them, since "sha256" leaves them out.
+IDENTITY = ("class", "probe")
+
+
+def identity(metadata: dict[str, str]) -> dict[str, Any]:
+    """The class of the network and its probe; None for each that the file does not have.
+
+    Raises:
+        ValueError, LookupError: they are not what was written.
+    """
+    if not {*IDENTITY, "identity_sha256"} & metadata.keys():
+        return dict.fromkeys(IDENTITY)
+    if metadata["identity_sha256"] != identity_sha256(metadata):
+        raise ValueError("its metadata are not what was written: the SHA-256 differs")
+    found = {key: json.loads(metadata[key]) for key in IDENTITY}
+    if not isinstance(found["class"], str):
+        raise ValueError("class must be text")
+    return found
+
+
+def check_probe_shape(about: dict[str, Any]) -> None:
+    """Raises ValueError unless the probe is a row of numbers, one a class, for each of its images."""
+    if about["probe"] is not None:
+        shape = tuple(torch.tensor(about["probe"], dtype=torch.float32).shape)
+        if shape != (probe_logits.ROWS, len(about["classes"])):
+            raise ValueError(f"its probe has the shape {list(shape)}: must be {[probe_logits.ROWS, len(about['classes'])]}")
+
+
+def skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
+    """The network that a file of so many tensors describes, on the meta device; one's own on the CPU."""
+    settings = model_settings(about["config"]["model"])
+    shape, classes = about["image_shape"], about["classes"]
+    if not (isinstance(shape, list) and [type(n) for n in shape] == [int] * 3 and min(shape) > 0):
+        raise ValueError(f"image_shape={shape}: must be [channels, height, width]")
+    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+        raise ValueError("classes must be a list of names")
+    if models.depth(settings) > tensors:
+        raise ValueError(f"{models.depth(settings)} layers, {tensors} tensors")
+    if weights_of(settings) == "latent":
+        settings = replace(settings, weights="bits")  # the file holds the bits of latents, not the latents
+    # A network of one's own may hold tensors that no state_dict has
+    with torch.device("meta" if MODELS[settings.name].ours else "cpu"), torch.random.fork_rng(devices=[]):
+        network = models.build(settings, tuple(shape), len(classes))
+        for _, norm in running_norms(network):
+            make_affine(norm)
+    return network.eval()
+
+
+def check_tensors(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raises ValueError unless the tensors are those of the network, by name, shape and dtype."""
+    binary = {name for name, _ in binary_parameters(network)}
+    expected = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(STATISTICS)}
+    for name in sorted(expected.keys() ^ state.keys()):
+        raise ValueError(f"{name} is {'missing' if name in expected else 'not part of the network'}")
+    for name, tensor in expected.items():
+        shape, dtype = tuple(tensor.shape), tensor.dtype
+        if name in binary:
+            rows = shape[0] if len(shape) > 1 else 1
+            shape, dtype = (rows, -(-tensor.numel() // rows // 8)), torch.uint8
+        if tuple(state[name].shape) != shape or state[name].dtype != dtype:
+            raise ValueError(f"{name} is {state[name].dtype} {list(state[name].shape)}: must be {dtype} {list(shape)}")
+
+
+def sha256(about: dict[str, str], state: dict[str, Tensor]) -> str:
+    """A fingerprint of all that a file holds: what it says of the network as it is written, and every tensor."""
+    digest = hashlib.sha256()
+    for key in ABOUT:
+        digest.update(f"{key} {about[key]}\n".encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def identity_sha256(about: dict[str, str]) -> str:
+    """A fingerprint of what says which network a file holds, bound to the rest by its own fingerprint."""
+    return hashlib.sha256("\n".join(about[key] for key in (*IDENTITY, "sha256")).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Sweeps and other groups of runs: which settings vary, the table of means, its files and its plot."""

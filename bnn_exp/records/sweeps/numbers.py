@@ -1,0 +1,35 @@
+"""Numbers of runs, and their mean and standard deviation over the seeds."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from bnn_exp.errors import UserError
+from bnn_exp.records.runs import Record
+
+
+def number(run: Record, y: str) -> float:
+    value = run.summary.get(y, run.epochs[-1].get(y) if run.epochs else None)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        sources = (run.summary, *run.epochs[-1:])
+        known = {key for source in sources for key, v in source.items() if type(v) in (int, float)}
+        raise UserError(f"report.y={y}: {run.directory} has no such number\nallowed: {', '.join(sorted(known))}")
+    return float(value)
+
+
+def over_seeds(runs: list[Record], key: str) -> tuple[float, float | None]:
+    """The mean of a number over the seeds of `runs`, and its standard deviation; None for a single seed.
+
+    Raises:
+        UserError: a run has no such number.
+    """
+    seeds: dict[Any, list[float]] = {}
+    for run in runs:
+        seeds.setdefault(run.setting("seed"), []).append(number(run, key))
+    means = [statistics.fmean(numbers) for numbers in seeds.values()]
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None
+
+
+def has_all(runs: Sequence[Record], key: str) -> bool:
+    """Whether there are runs, and all their summaries have this number."""
+    return bool(runs) and all(run.summary.get(key) is not None for run in runs)

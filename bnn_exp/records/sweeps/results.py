@@ -1,0 +1,66 @@
+"""The answer of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, `report.html`, `sweep_runs.csv`, and the table printed."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from bnn_exp.records import html, runs
+from bnn_exp.records.files import write_text
+from bnn_exp.records.formatting import console
+from bnn_exp.records.optional import attempt
+from bnn_exp.records.runs import Record
+from bnn_exp.records.sweeps import plot
+from bnn_exp.records.sweeps.comparison import Comparison, compare
+from bnn_exp.records.sweeps.runs_table import runs_csv
+from bnn_exp.records.sweeps.text import label, reason, short_names
+
+FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html", "sweep_runs.csv")
+
+
+def write_results(
+    records: list[Record],
+    directory: Path,
+    y: str | None = None,
+    x: str | None = None,
+    group: str | None = None,
+    missing: int = 0,
+) -> Comparison:
+    """Folds `records` into a study of `y`, prints it and leaves it in `directory`; the plot is over `x`, a line a `group`.
+    `missing` jobs of the sweep have not begun.
+
+    Raises:
+        UserError: a key that does not vary, or a number that the runs don't have.
+    """
+    result = compare(records, y)
+    result.missing = missing
+    if result.rows:
+        plot.axes_of(result, x, group)
+    texts = {"sweep.csv": result.csv(), "sweep_runs.csv": runs_csv(result, records, directory), "sweep.md": result.markdown()}
+    for name, text in texts.items():
+        write_text(directory / name, text)
+    if not (result.rows and attempt("sweep.png", plot.draw, directory / "sweep.png", result, x, group)):
+        (directory / "sweep.png").unlink(missing_ok=True)  # of an earlier answer
+    if runs.read(directory) is None:
+        attempt("report.html", html.write_sweep_page, result, directory)
+    else:  # asked for a run alone
+        attempt("report.html", html.write_run_page, directory)
+    show(result)
+    return result
+
+
+def show(result: Comparison) -> None:
+    """Prints the table of a study, how its best was chosen, and what did not complete."""
+    say, (head, rows) = console(), result.cells()
+    names = short_names(result.varied)
+    head = [names.get(name, name) for name in head]
+    if rows:
+        table = Table(*head, title=f"{sum(len(row.runs) for row in result.rows)} runs", title_justify="left")
+        for row, cells in zip(result.rows, rows, strict=True):
+            table.add_row(*cells, style="bold green" if row.best else None)
+        say.print(table)
+    for note in result.notes:
+        say.print(note)
+    if result.best:
+        say.print(f"the best: {result.best.command()}")
+    for run in result.unfinished:
+        say.print(f"not completed: {run.directory} {label(run, result.varied)}: {reason(run)}")

@@ -1,0 +1,33 @@
+"""Short texts about runs, for tables, charts and pages of sweeps."""
+
+from collections.abc import Iterable, Sequence
+
+from bnn_exp.records.runs import Record, as_text
+from bnn_exp.records.sweeps.varied_settings import settings
+
+
+def mean_and_deviation(mean: float, std: float | None) -> str:
+    """Returns a mean with its standard deviation, such as 97.31 ± 0.12; without the deviation if `std` is None."""
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key by its last part, as far as that is one key's alone; by its group where that is all it says."""
+    last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+
+
+def label(run: Record, keys: Iterable[str]) -> str:
+    """Returns the overrides of the command line, else the values of `keys`."""
+    values = settings(run)
+    return " ".join(run.summary.get("overrides") or [f"{key}={as_text(values.get(key))}" for key in keys if values])
+
+
+def reason(run: Record) -> str:
+    """Why a run did not complete, in a line: its error, else how far it came."""
+    error = run.summary.get("error")
+    if error and run.status == "failed":
+        return f"failed: {error}".replace("\n", "; ")
+    done, total = len(run.epochs), run.setting("trainer.epochs")
+    how_far = f"after {done}{f' of {total}' if total else ''} epochs" if run.config else "before it began"
+    return f"{run.status} {how_far}{' (under way, or killed)' * (run.status == 'unfinished')}"
