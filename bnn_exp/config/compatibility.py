@@ -9,6 +9,7 @@ from typing import Any
 from bnn_exp.config import rules
 from bnn_exp.config.groups import Settings
 from bnn_exp.config.models import weights_of
+from bnn_exp.config.registry import fields_of
 from bnn_exp.config.request import Request
 from bnn_exp.errors import UserError
 
@@ -175,7 +176,7 @@ def check_measured(settings: Settings, request: Request) -> None:
     Raises:
         UserError: plain torch cannot train the network, or the training does not begin anew in one process.
     """
-    if "weights" not in type(settings.model).__dataclass_fields__:
+    if "weights" not in fields_of(type(settings.model)):
         raise UserError(
             f"model={settings.model.name}: it has no setting weights, by which plain torch trains it with real weights\n"
             "allowed: a model that has it, or benchmark=inference"

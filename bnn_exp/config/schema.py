@@ -1,7 +1,7 @@
 """The decorator of all dataclasses of settings, and the types and ranges that many settings share. Imports no torch."""
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -9,7 +9,15 @@ from pydantic_core import CoreSchema, core_schema
 
 from bnn_exp.config.paths import at_home
 
-schema = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def schema(kind: type[T]) -> type[T]:
+    """Makes a class a frozen, strict dataclass of settings: pydantic checks types and ranges, and refuses unknown names."""
+    made: Any = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+    return made(kind)
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
