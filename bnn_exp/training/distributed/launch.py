@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from bnn_exp.config import plugins
-from bnn_exp.errors import RankLost, UserError
+from bnn_exp.errors import Diverged, RankLost, UserError
 from bnn_exp.training.distributed import torchrun_size
 from bnn_exp.training.distributed.ranks import PATIENCE, Ranks
 from bnn_exp.training.plan import Plan
@@ -128,7 +128,7 @@ def _follow(ranks: Ranks) -> int:
         if named is not None:
             _load_plugins(named, ranks)
             _train(*ranks.from_first(), ranks)
-    except (UserError, RankLost, KeyboardInterrupt):  # rank 0 has met it too
+    except (UserError, Diverged, RankLost, KeyboardInterrupt):  # rank 0 has met it too
         return 1
     except Exception as error:
         ranks.tell_failure(error)
