@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from bnn_exp.config import plugins
-from bnn_exp.config.registry import Registry, found, name_of, offer
+from bnn_exp.config.registry import Registry, fields_of, found, name_of, offer
 from bnn_exp.config.schema import Fraction, NonNegative, Positive, Schedule, schema
 
 Scale = Literal["tensor", "neuron", "factored"]  # see bnn_exp.optim.rule.scaled
@@ -135,7 +135,7 @@ def register(
     """
     name = name_of(settings)
     plugins.note(sys._getframe(1))
-    known = strength if strength in settings.__dataclass_fields__ else None
+    known = strength if strength in fields_of(settings) else None
     RULES.add(name, Entry(settings, home, trains, known, gentler), settings, home)
     if values is not None:
         own = {"delta": f"${{strength:{values['delta']}}}"} if "delta" in values else {}

@@ -10,67 +10,56 @@ same terms in another order, so that a flip can differ only where rounding decid
 import os
 from typing import TYPE_CHECKING
 
-from bnn_exp.config import compatibility
-from bnn_exp.errors import UserError
+from bnn_exp.config.compatibility import GRADIENT_BITS, PACKED, RECORDED
+from bnn_exp.config.groups import Settings
 
 if TYPE_CHECKING:
     from torch import nn
-
 
 WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
 
-def choose(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
-    """`dense` or `packed`, whichever `engine` names; of `auto` the faster one. Imports no torch.
+def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
+    """Returns the engine of a training, `dense` or `packed`. For `engine=auto` it is the faster one. Imports no torch.
 
     Args:
-        network: the network or its class, once it is known: `packed` trains an MLP, and nothing derived from it.
+        device: `cpu`, `cuda` or `cuda:N`.
+        network: the network or its class, if known. The packed engine trains an MLP, and no class derived from it.
 
     Raises:
-        UserError: what is asked for needs `packed`, which can't compute this training.
+        UserError: the settings request the packed engine, which cannot train with them.
     """
-    engine, hindrance = settings.engine, _hindrance(settings, device, network)
-    if engine.name == "packed" and hindrance:
-        raise UserError(f"engine=packed: not with {hindrance}\nallowed: engine=auto or dense")
-    if engine.gradient_bits and (hindrance or engine.name == "dense"):
-        raise UserError(
-            f"engine.gradient_bits={engine.gradient_bits}: not with {hindrance or 'engine=dense'}\n"
-            "allowed: engine.gradient_bits=null, or what engine=packed can train"
-        )
-    return _chosen(settings, device, hindrance)
-
-
-def _chosen(settings, device: str, hindrance: str) -> str:
-    engine = settings.engine
-    if engine.name != "auto":
-        return engine.name
-    if hindrance or device != "cpu":  # on a GPU neither is measured yet
+    from_network = _reason_of_network(settings, network)
+    for feature in (PACKED, GRADIENT_BITS):
+        feature.check(settings, device, from_network)
+    if settings.engine.name != "auto":
+        return settings.engine.name
+    if PACKED.reason_against(settings, device) or from_network or device != "cpu":  # nobody has compared them on a GPU
         return "dense"
     large = settings.trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
-    return "packed" if large or engine.gradient_bits or engine.memory == "lean" else "dense"
+    return "packed" if large or settings.engine.gradient_bits or settings.engine.memory == "lean" else "dense"
 
 
-def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
-    """Returns the first setting that the packed engine can't train, in words; "" where there is none."""
-    found = compatibility.reason_not_packed(settings, device)
-    if found or network is None:
-        return found
+def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module] | None") -> str:
+    """Returns the reason why the packed engine cannot train a network, in words; "" if it can, or without a network."""
+    if network is None or settings.model.name != "mlp":  # for another model the settings are the reason
+        return ""
     from bnn_exp.nn.exact import difference
 
     return difference(network, "MLP")
 
 
-def records(settings, device: str) -> bool:
-    """Whether steps on that kind of device become CUDA graphs (`bnn_exp.training.steps.recorded`). Imports no torch.
+def records(settings: Settings, device: str) -> bool:
+    """Returns True if steps on this kind of device are recorded as CUDA graphs (`bnn_exp.training.steps.recorded`).
+
+    Imports no torch.
 
     Raises:
-        UserError: `engine.graphs` asks for them, and they can't be.
+        UserError: `engine.graphs=true` requests graphs, which another setting or the device excludes.
     """
-    engine, hindrance = settings.engine, compatibility.reason_not_recorded(settings, device)
-    if engine.graphs and hindrance:
-        raise UserError(f"engine.graphs=true: not with {hindrance}\nallowed: engine.graphs=null or false")
-    return not hindrance and engine.graphs is not False
+    RECORDED.check(settings, device)
+    return settings.engine.graphs is not False and not RECORDED.reason_against(settings, device)
 
 
 def let_waiting_threads_sleep(device: str) -> None:
