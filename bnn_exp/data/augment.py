@@ -1,4 +1,4 @@
-"""Pictures varied anew each time they are trained on: shifted, mirrored, with a square blacked out."""
+"""Random changes of the train images in every epoch: shifts, mirror images, and black squares (cutout)."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,14 @@ from bnn_exp.bits.draws import Purpose, generator
 
 @dataclass(frozen=True)
 class Augment:
-    """Varies a batch on its device, each sample by draws of its own from (seed, epoch, batch) alone.
+    """A random change of image batches on their device. All random draws follow from (seed, epoch, batch) alone.
 
-    shift: by -shift…shift pixels down and as many across, uniformly; black moves in.
-    flip: half of the samples are mirrored left to right.
-    cutout: a black square of that side, its centre uniform over the pixels, so that it may reach over the edge
-        (DeVries & Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout).
+    Args:
+        shift: the largest shift in pixels. Each image moves by -shift…shift pixels down and across, uniformly. Black pixels
+            fill the gap.
+        flip: mirrors half of the images left to right.
+        cutout: the side in pixels of a black square; 0 for none. The centre is uniform over the pixels, so the square may
+            extend over the edge (DeVries & Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout).
     """
 
     seed: int
@@ -25,14 +27,16 @@ class Augment:
     cutout: int = 0
 
     def __call__(self, x: Tensor, epoch: int, batch: int, share: slice = slice(None), of: int | None = None) -> Tensor:
-        """Pixels [rows, channels, height, width] → the same shape and dtype, other memory where anything varies.
+        """Returns changed pixels, of the shape [rows, channels, height, width] and the dtype of `x`. Never changes `x` itself.
 
-        Where `x` is but a `share` of a batch `of` so many rows, it becomes what it would in the whole batch.
+        Args:
+            share: the rows of the whole batch that `x` holds. They change as they would in the whole batch.
+            of: the number of rows of the whole batch; None if `x` is the whole batch.
         """
         g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
 
         def draw(n: int) -> Tensor:
-            """An integer in 0…n-1 for each sample, int64 [rows]."""
+            """Returns a random integer from 0 to n-1 for each row of `x`, int64 [rows]."""
             return torch.randint(n, (len(x) if of is None else of,), generator=g, device=x.device)[share]
 
         if self.flip:
@@ -46,7 +50,13 @@ class Augment:
 
 
 def build(settings, seed: int, image_shape: tuple[int, int, int]) -> Augment:
-    """What `settings` (those of a dataset) ask for; images are (channels, height, width)."""
+    """Returns the augmentation that the settings of a dataset request.
+
+    Args:
+        settings: the `dataset` group of the configuration. With `shift=null`, images shift by up to an eighth of the smaller
+            side.
+        image_shape: (channels, height, width).
+    """
     if settings.augment == "none":
         return Augment(seed)
     shift = min(image_shape[1:]) // 8 if settings.shift is None else settings.shift
@@ -54,12 +64,13 @@ def build(settings, seed: int, image_shape: tuple[int, int, int]) -> Augment:
 
 
 def _windows(x: Tensor, size: tuple[int, int], tops: Tensor, lefts: Tensor) -> Tensor:
-    """From each sample the window of `size` (height, width) with that top left corner."""
+    """Returns a window of each image. `size` is (height, width); `tops` and `lefts` (int64 [batch]) give the top left
+    corners."""
     views = x.unfold(2, size[0], 1).unfold(3, size[1], 1)  # [batch, channels, tops, lefts, height, width], no copy
     return views[torch.arange(len(x), device=x.device), :, tops, lefts]
 
 
 def _within(side: int, first: Tensor, length: int) -> Tensor:
-    """Which of 0…side-1 are among the `length` from `first` on: bool [batch, side]."""
+    """Returns a mask, bool [batch, side]: True at the positions `first` … `first + length - 1` of each row."""
     offset = torch.arange(side, device=first.device) - first[:, None]
     return (offset >= 0) & (offset < length)

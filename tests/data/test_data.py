@@ -105,8 +105,8 @@ def test_what_is_no_dataset_is_named(tmp_path):
         tmp_path / "empty": "holds no dataset",
         mixed: r"train image 5 is 7×7 pixels, those before it are 5×6",
         later: r"test image 0 is 7×7 pixels",
-        unlabelled: r"3 pictures \(test/2.png, …\), but not two class folders",
-        one_class: "2 pictures .*, but not two class folders",
+        unlabelled: r"3 images \(test/2.png, …\), but not two class folders",
+        one_class: "2 images .*, but not two class folders",
         bare: r"its columns are picture \(Image\)",
         junk: r"train.parquet can't be read \(",
     }.items():

@@ -70,7 +70,7 @@ def test_a_folder_around_the_dataset_and_what_systems_leave_there():
     pictures("zip/photos/2024/other", [""], splits=("",), n=2)
     again = own("zip")
     assert again.key == data.key and "1 file is not read: readme.txt" in again.notes
-    assert "2 pictures of the folder are not read: other/0.png …" in again.warnings
+    assert "2 images of the folder are not read: other/0.png …" in again.warnings
 
 
 def test_links_to_class_folders_are_followed_and_circles_are_not():
@@ -182,7 +182,7 @@ def test_names_that_are_no_utf_8():
 def test_a_null_is_named_and_a_label_that_is_missing_too():
     for split in ("train", "test"):
         table(Path(f"n/{split}.parquet"), [0, 1], ["a", "b"], [picture(), None])
-    assert "train image 1 can't be decoded (there is no picture)" in refused("n")
+    assert "train image 1 can't be decoded (the image is missing)" in refused("n")
     table(Path("l/train.parquet"), [0, None, 1], ["a", "b"])
     assert "train image 1 has no label" in refused("l")
 
@@ -193,8 +193,8 @@ def test_odd_but_usable_data_are_warned_of():
     Image.new("RGB", (8, 8), (9, 9, 9)).save("m/test/c/2.png")
     Path("m/test/a/0.png").write_bytes(Path("m/train/a/1.png").read_bytes())
     warnings = " | ".join(own("m").warnings)
-    assert "1 class has no train rows: b" in warnings and "1 test picture has but one colour: test/c/2.png" in warnings
-    assert "1 of 12 test pictures are train pictures too" in warnings
+    assert "1 class has no train rows: b" in warnings and "1 test image has only one colour: test/c/2.png" in warnings
+    assert "1 of 12 test images are train images too" in warnings
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_table_names_the_pictures():
     assert len(data.train_labels) == 12 and [data.classes[i] for i in data.train_labels[:4]] == kinds[:4]
     assert np.array_equal(data.train_images[3], array("t/3.png").transpose(2, 0, 1))
     Path("t/3.png").unlink()
-    assert "labels.csv: row 3 names '3', which is not there" in refused("t")
+    assert "labels.csv: row 3 names '3', which does not exist" in refused("t")
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_numpy_arrays(digits):
     np.save("n/train_x.npy", x.reshape(40, 64) - 128.0)
     assert "its values are from -128 to" in refused("n") and own("n", range=(-128, 127)).train_images.max() == 255
     Path("n/test_x.npy").rename("n/other.npy")
-    assert "no pictures belong to test_y" in refused("n")
+    assert "no images belong to test_y" in refused("n")
     Path("n/other.npy").rename("n/test_x.npy")
     np.save("n/train_x.npy", np.array([{}] * 40))
     assert "can't be read (it holds object" in refused("n")
@@ -367,7 +367,7 @@ def test_archives(pack):
 def test_refusals_say_what_is_there():
     assert "no such folder" in refused("nowhere")
     pictures("flat", [""], splits=("",))
-    assert "4 pictures (0.png, …), but not two class folders" in refused("flat")
+    assert "4 images (0.png, …), but not two class folders" in refused("flat")
     Path("text").mkdir()
     for i in range(3):
         Path(f"text/{i}.txt").write_text("x")

@@ -39,14 +39,14 @@ def test_splits_by_customary_names(splits):
     picture().save("d/docs/figure.png")
     data = own("d")
     assert data.classes == ("a", "b") and counts(data) == (8, 8)
-    assert "1 picture is not read: docs/figure.png" in data.warnings or splits[0].startswith("images")
+    assert "1 image is not read: docs/figure.png" in data.warnings or splits[0].startswith("images")
 
 
 def test_a_picture_beside_the_splits_is_not_a_row():
     pictures("d", "ab")
     picture().save("d/sample.png")
     data = own("d")
-    assert counts(data) == (8, 8) and "1 picture is not read: sample.png" in data.warnings
+    assert counts(data) == (8, 8) and "1 image is not read: sample.png" in data.warnings
 
 
 def test_a_class_alone_in_a_split_is_a_class():
@@ -113,7 +113,7 @@ def listed():
 def test_a_table_that_names_a_picture_wrongly_is_refused(listed):
     Path("t/img/b/3.png").unlink()
     listing(listed)
-    assert "row 7 names 'img/b/3.png', which is not there" in refused("t")
+    assert "row 7 names 'img/b/3.png', which does not exist" in refused("t")
     listing([*listed[:7], listed[0]])
     assert "img/a/0.png is named twice" in refused("t")
     listing(
@@ -220,7 +220,7 @@ def test_values_have_one_range_in_all_splits():
     np.savez("n/d.npz", x_train=x > 99, y_train=y, x_test=x > 99, y_test=y)
     assert set(np.unique(own("n").train_images)) == {0, 255}
     np.savez("n/d.npz", x_train=(x > 99).astype(int), y_train=y, x_test=(x > 99).astype(int), y_test=y)
-    assert "the pictures are dark: no value is above 1 of 255" in own("n").warnings[0]
+    assert "the images are dark: no value is above 1 of 255" in own("n").warnings[0]
 
 
 def test_a_stated_range_is_of_arrays_and_wide_pictures_alone():
