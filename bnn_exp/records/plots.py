@@ -1,4 +1,4 @@
-"""`curves.png`, a run at a glance, `samples.png`, what it is trained on, and `kernels.png`, what its first layer looks for."""
+"""Images of a run: `curves.png` (its metrics), `samples.png` (its train images), `kernels.png` (weights of its first layer)."""
 
 import importlib.util
 from pathlib import Path
@@ -10,21 +10,21 @@ from bnn_exp.records.files import replacing
 from bnn_exp.records.formatting import drawn, in_a_line
 from bnn_exp.records.matplotlib_figure import new_figure
 
-BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # told apart by the colour-blind, and both from white and from black
-GREY = (118, 118, 118)  # the same contrast on white as on a dark page
-TILE = 96  # pixels of the longer side of a picture in a sheet, or a little less: whole multiples stay sharp
+BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # distinct for the colour-blind, on white and on black
+GREY = (118, 118, 118)  # equal contrast on a white and on a dark page
+TILE = 96  # largest side of a drawn image in pixels; whole multiples of the original stay sharp
 IN_A_ROW = 8
 
 
 def curves(file: Path, epochs: list[dict], title: str) -> None:
-    """Draw loss, accuracies and flips per layer over the epochs of `metrics.jsonl` into a PNG."""
+    """Draws loss, accuracies and flips per layer into a PNG, over the epochs of `metrics.jsonl`."""
     figure = new_figure(13, 4, dpi=100)
     from matplotlib.ticker import MaxNLocator
 
     x = [m["epoch"] for m in epochs]
     marker = "o" if len(x) < 3 else None
     loss, accuracy, flips = figure.subplots(1, 3)
-    figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)  # layout engines take 0.1 s
+    figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)  # an engine takes 0.1 s
     loss.plot(x, [m["train_loss"] for m in epochs], color="#0072b2", marker=marker)
     for name, color in (("train", "#8a94a3"), ("validation", "#e69f00"), ("test", "#0072b2")):
         if f"{name}_accuracy" in epochs[0]:
@@ -39,7 +39,7 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
     for axes, name in ((loss, "training loss"), (accuracy, "accuracy, %"), (flips, "flips per epoch")):
         axes.set_title(name, y=1.0)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_label_coords(0.5, -0.1)  # as y=1.0 above: to search a place takes longer than to draw
+        axes.xaxis.set_label_coords(0.5, -0.1)  # fixed, as y=1.0 above: the search for a free place is slow
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
     figure.suptitle(drawn(title))
@@ -48,10 +48,12 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
 
 
 def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
-    """Draw pictures (uint8 [count, channels, height, width]), eight in a row, over their names.
+    """Draws images, eight per row, with their names below, into a PNG with a transparent background.
 
-    Three channels are red, green and blue; other channels, which are no colours, are averaged.
-    The sheet is transparent, so that it suits a light page as well as a dark one.
+    Args:
+        images: uint8 [count, channels, height, width]. Three channels are red, green and blue; the mean of other numbers of
+            channels is drawn.
+        names: one per image.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -75,7 +77,7 @@ def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
 
 
 def _font_file() -> Path:
-    """matplotlib's DejaVu Sans. Where it lies beside the package nothing of that, half a second, is imported."""
+    """Returns the file of the font DejaVu Sans, which matplotlib ships. Avoids importing matplotlib (0.5 s) if possible."""
     spec = importlib.util.find_spec("matplotlib")
     file = Path(spec.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"
     if file.is_file():
@@ -86,7 +88,7 @@ def _font_file() -> Path:
 
 
 def _short(name: str, width: int, font) -> str:
-    """`name`, cut with an ellipsis where it is wider than `width` pixels; one line."""
+    """Returns `name` in one line, cut with an ellipsis if it is wider than `width` pixels."""
     name = in_a_line(name)
     if font.getlength(name) <= width:
         return name
@@ -94,10 +96,10 @@ def _short(name: str, width: int, font) -> str:
 
 
 def kernels(file: Path, network, image_shape: tuple[int, int, int]) -> None:
-    """Draw up to 64 units of the network's first layer, bit 1 yellow and bit 0 blue; a layer without bits by its size.
+    """Draws up to 64 units of the network's first layer into a PNG: bit 1 yellow, bit 0 blue; real weights by their size.
 
-    Those of a dense layer have the shape of the images, (channels, height, width). Of three channels each is a colour, red,
-    green and blue; channels that are no colours are averaged.
+    The weights of a dense layer are drawn in the shape of the images, (channels, height, width). Three channels are drawn as
+    red, green and blue; of other numbers of channels the mean is drawn.
     """
     _, layer = next(binary_layers(network))
     weight = layer.bits().get("weight", layer.weight).detach().float().cpu()[:64]

@@ -1,4 +1,4 @@
-"""Consoles that show every text as it is, and bars of what takes long."""
+"""Consoles that show users' texts literally, and progress bars."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from rich.text import Text
 
 from bnn_exp.records.formatting import console, printable
 
-EVERY = 10.0  # seconds between two lines of progress, where there is no terminal
+EVERY = 10.0  # seconds between two lines of progress without a terminal
 PATIENCE = 1.0  # seconds before a bar appears
 
 
 class Plain(Console):
-    """A console for the texts of users: it reads no markup and no emoji codes, and escapes what its stream can't show.
+    """A console for users' texts: ignores markup and emoji codes, and escapes characters that its stream can't show.
 
-    Every text passes `render_str`: printed ones, titles, and the cells of tables.
+    All text passes `render_str`: printed text, titles, and table cells.
     """
 
     def __init__(self, **settings):
@@ -29,9 +29,11 @@ class Plain(Console):
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of `total` is done, where it takes long: a bar on a terminal after a second, elsewhere a line every ten.
+    """Context manager: shows how much of `total` is done. A terminal gets a bar after a second; other outputs get a line every
+    ten seconds.
 
-    Yields a function that takes how much more is done.
+    Yields:
+        A function that takes the number of further items done.
     """
     began = said = monotonic()
     done, bar, speak = 0, None, console()
@@ -56,7 +58,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def started_bar(on: Console, what: str, total: int) -> Progress:
-    """Returns a progress bar of one task, shown on the console `on` until its `stop`."""
+    """Returns a progress bar with one task, visible on the console `on` until its `stop`."""
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=on, transient=True)
     bar.add_task(what, total=total)

@@ -77,10 +77,10 @@ def test_progress_is_a_line_every_ten_seconds_where_there_is_no_terminal(monkeyp
         (90.0, [90, 10], "no better than the most common class alone (90.00%)"),
         (98.9, [90, 10], "near chance"),
         (99.5, [900, 100], None),
-        (100.0, [2, 2], "of 4 rows, too few to tell it from chance (50.00%)"),
+        (100.0, [2, 2], "measured on 4 rows, too few to tell it from chance (50.00%)"),
         (11.0, [1000] * 10, None),
         (10.5, [1000] * 10, "near chance"),
-        (100.0, [9, 0], "of rows of one class, which tell nothing"),
+        (100.0, [9, 0], "measured on rows of a single class, and so says nothing"),
         (0.0, [], "no better"),
     ],
 )
