@@ -58,7 +58,7 @@ def advice(settings, channels: int, flips: int) -> str:
     value = getattr(settings.optimizer, strength) if strength else None
     if weights_of(settings.model) == "bits" and strength and not flips:
         larger = f"a larger optimizer.{strength} than {value:g}"
-        return f"what to try: {larger}: no bit has flipped, so no binary weight is trained"
+        return f"what to try: {larger}; no bit has flipped, so no binary weight is trained"
     tried = ["look at samples.png (are the images and their classes right?)"]
     if settings.optimizer.name != "counter" and weights_of(settings.model) == "bits":
         tried.append("optimizer=counter")

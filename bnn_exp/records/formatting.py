@@ -48,7 +48,7 @@ def best_in_words(summary: dict[str, Any]) -> str:
     if "best_validation_accuracy" in summary:
         best = summary["best_validation_accuracy"]
         return f"best {best:.2f}% in validation (epoch {epoch}; test there {test:.2f}%)"
-    return f"best {test:.2f}% (epoch {epoch}; chosen on the test itself: optimistic)"
+    return f"best {test:.2f}% (epoch {epoch}; chosen on the test rows: optimistic)"
 
 
 def taken_for(label: int, answers: list[int], classes: Sequence[str]) -> str:

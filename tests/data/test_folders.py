@@ -1,4 +1,4 @@
-"""Folders as users have them: the rows that are read are the rows that the user sees there."""
+"""Folders as users have them: the rows that the reader finds are the rows that a person sees there."""
 
 import gzip
 import json
@@ -37,14 +37,14 @@ def test_the_top_folder_alone_decides_the_split(classes):
 def test_a_class_called_train_among_bare_class_folders_is_a_class():
     data = own(pictures("voc", ("bus", "train", "car"), n=10, splits=("",)))
     assert data.classes == ("bus", "car", "train") and len(data.train_labels) == 24 and len(data.test_labels) == 6
-    assert np.bincount(data.test_labels).tolist() == [2, 2, 2]  # of every class alike
+    assert np.bincount(data.test_labels).tolist() == [2, 2, 2]  # every class gives two test rows
     assert "6 of 30 rows serve as such" in " ".join(data.notes) and not data.own_test
     more = own("voc", test_fraction=0.5)
     assert len(more.test_labels) == 15 and more.key != data.key
 
 
 def test_class_folders_that_hold_splits():
-    """CLASS/train and CLASS/test, as in MVTec's data."""
+    """Reads CLASS/train and CLASS/test, the layout of MVTec's data."""
     for name in ("bolt", "nut"):
         pictures(f"m/{name}", ("train", "test"), splits=("",))
     data = own("m")
@@ -159,9 +159,14 @@ def test_classes_are_matched_by_name_across_splits_and_files():
     table(Path("o/test.parquet"), [1, 0], ["dog", "cat"], images[:2])
     data = own("o")
     assert data.classes == ("cat", "dog") and data.train_labels.tolist() == data.test_labels.tolist() == [0, 1]
-    table(Path("o/train-2.parquet"), [0, 1], ["emu", "cat"], images[2:])  # a shard with a list of its own
+    table(Path("o/train-2.parquet"), [0, 1], ["emu", "cat"], images[2:])  # this shard lists other class names
     data = own("o")
-    assert [data.classes[i] for i in data.train_labels] == ["emu", "cat", "cat", "dog"]  # in the order of the files' names
+    assert [data.classes[i] for i in data.train_labels] == [
+        "emu",
+        "cat",
+        "cat",
+        "dog",
+    ]  # rows follow the order of the file names
     table(Path("n/train.parquet"), [0, 1], ["cat", "dog"])
     table(Path("n/test.parquet"), [0, 1], ["0", "1"])
     assert "the test rows have other classes (0, 1) than the train rows (cat, dog)" in refused("n")
@@ -244,7 +249,7 @@ def test_a_table_names_the_pictures():
     Path("t/labels.csv").write_text(
         "id;split;class\n" + "".join(f"{i};{'train' if i < 12 else 'val'};{k}\n" for i, k in enumerate(kinds))
     )
-    data = own("t")  # file names without suffix, a column of splits, a semicolon
+    data = own("t")  # the table has names without suffix, a split column, and semicolons
     assert len(data.train_labels) == 12 and [data.classes[i] for i in data.train_labels[:4]] == kinds[:4]
     assert np.array_equal(data.train_images[3], array("t/3.png").transpose(2, 0, 1))
     Path("t/3.png").unlink()
@@ -253,7 +258,7 @@ def test_a_table_names_the_pictures():
 
 @pytest.fixture
 def digits():
-    """Images and labels of train and test: uint8 [n, 8, 8] and [n]."""
+    """Returns images and labels of train and test: uint8 [n, 8, 8] and [n]."""
     data = read("digits")
     return [
         a
@@ -378,7 +383,7 @@ def test_refusals_say_what_is_there():
 
 
 def test_fit_keeps_the_proportions_or_does_not():
-    """A white square of 10 in the middle of a black picture of 20 × 10."""
+    """Fits a black image of 20×10 pixels with a white square of 10×10."""
     wide = np.zeros((10, 20, 3), np.uint8)
     wide[:, 5:15] = 255
     pictures("f", "ab", make=lambda: Image.fromarray(wide))
@@ -405,7 +410,7 @@ def test_a_full_or_read_only_cache_is_named(monkeypatch):
 
 
 def test_mnist_as_idx_files_is_mnist(mnist_folder, tmp_path):
-    """The four files as they are published, made here of the rows of the parquet files."""
+    """Writes the four published IDX files from the rows of the parquet files, and reads them."""
     parquet = read("mnist", "ylecun/mnist", str(mnist_folder))
     for split, name in (("train", "train"), ("test", "t10k")):
         images, labels = getattr(parquet, f"{split}_images")[:, 0], getattr(parquet, f"{split}_labels").astype(np.uint8)

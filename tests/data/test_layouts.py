@@ -1,4 +1,4 @@
-"""Folders in which a wrong reading is near: the right rows are read, or the user is told what to say."""
+"""Folders that are easily misread: the reader finds the right rows, or tells the user what to set."""
 
 import csv
 import gzip
@@ -56,7 +56,7 @@ def test_a_class_alone_in_a_split_is_a_class():
 
 
 def test_classes_with_a_split_in_each_and_a_stray_picture():
-    """The stray picture changes the rows of no split, whichever was read first."""
+    """The stray image changes the rows of no split, whichever layout is read first."""
     for name in ("cat", "dog"):
         pictures(f"d/{name}", ("train", "test"), splits=("",))
     clean = own("d")
@@ -66,7 +66,7 @@ def test_classes_with_a_split_in_each_and_a_stray_picture():
 
 
 def test_the_layout_is_part_of_what_the_cache_knows():
-    """Files are bare class folders; with a table they are other rows; without it they are the first ones again."""
+    """Reads bare class folders, then the same files with a table, then without it: the third result equals the first."""
     pictures("d", "ab", n=10, splits=("",))
     bare = own("d")
     files = sorted(Path("d").rglob("*.png"))
@@ -88,7 +88,7 @@ def test_bare_folders_are_evaluated_on_whole(bnn_train):
     dark, light = (lambda v=v: Image.fromarray(np.full((8, 8), v, np.uint8) + np.arange(8, dtype=np.uint8)) for v in (10, 200))
     for name, make in (("a", dark), ("b", light)):
         pictures("d", [name], n=8, make=make)
-        pictures("other", [name], n=5, make=light if name == "a" else dark, splits=("",))  # all of them wrong
+        pictures("other", [name], n=5, make=light if name == "a" else dark, splits=("",))  # all labels are wrong here
     small = ("model.hidden_size=8", "trainer.epochs=30", "trainer.batch_size=4")
     assert bnn_train("dataset=local", "dataset.path=d", *small, "hydra.run.dir=r").code == 0
     assert bnn_train("task=evaluate", "from=r", "dataset.path=other").code == 0
@@ -105,7 +105,7 @@ def listing(rows, name="metadata.csv", head="file_name,label"):
 
 @pytest.fixture
 def listed():
-    """t/img/a/0.png … and t/img/b/0.png …, without splits."""
+    """Returns a folder with t/img/a/0.png … and t/img/b/0.png …, without splits."""
     pictures("t/img", "ab", splits=("",))
     return [(file.relative_to("t").as_posix(), file.parent.name) for file in sorted(Path("t").rglob("*.png"))]
 
@@ -148,13 +148,13 @@ def test_pixel_csv_by_the_names_of_its_columns():
     frame.to_csv("c/train.csv", index=False)
     assert "no column is called label" in refused("c")
     assert own("c", label="number").classes == tuple("0123456789")
-    frame.to_csv("c/train.csv")  # with pandas' index
+    frame.to_csv("c/train.csv")  # pandas writes an index column
     frame.sample(frac=1, axis=1, random_state=0).to_csv("c/test.csv")
     data = own("c", label="number")
     assert np.array_equal(data.train_images, data.test_images) and np.array_equal(data.train_labels, digits.train_labels[:40])
     for file in Path("c").iterdir():
         file.unlink()
-    frame.to_csv("c/optdigits.csv", index=False, header=False)  # the last column, as UCI has it
+    frame.to_csv("c/optdigits.csv", index=False, header=False)  # UCI puts the labels into the last column
     assert own("c").classes == tuple("0123456789")
     gzipped = gzip.compress(Path("c/optdigits.csv").read_bytes())
     Path("c/optdigits.csv").unlink()

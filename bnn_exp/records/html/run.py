@@ -154,7 +154,7 @@ def _mistakes(classes: list[str] | None, confusion: list[list[int]] | None) -> d
     else:
         values = {"kind": "cells", "of": counts.sum(1).tolist(), "column": "answered", "unit": "rows", "cells": confusion}
         ramp = (data_uris.RAMP, "0", "100% of the rows of the class")
-        note = "Rows: the class. Columns: the answer, in the same order. Colours show the square root, so rare mistakes are visible."
+        note = "Rows: the class; columns: the answer. Colours show the square root, so rare mistakes are visible."
         coloured = data_uris.shades(np.where(counts, np.sqrt(shares), np.nan))
         picture = heat("Answers by class", classes, classes, coloured, values, note, ramp)
     return {"classes": classes, "matrix": matrix, "by_class": by_class, "picture": picture}
