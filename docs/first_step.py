@@ -1,4 +1,7 @@
-"""Where the time goes from the command to the first finished step: python docs/first_step.py OVERRIDE… (as of bnn-train)."""
+"""Measures where the time goes from the start of `bnn-train` to its first finished step.
+
+Usage: python docs/first_step.py OVERRIDE… (the overrides of bnn-train)
+"""
 
 import subprocess
 import sys
@@ -8,7 +11,7 @@ STAGES: list[tuple[str, float]] = []
 
 
 def after(owner, name: str, stage: str) -> None:
-    """Note the time when `owner.name` first returns."""
+    """Replaces the function `owner.name` by one that notes the time when it first returns."""
     original = getattr(owner, name)
 
     def noted(*arguments, **keywords):
@@ -26,22 +29,23 @@ def note(stage: str) -> None:
 
 def child(began: float) -> None:
     from bnn_exp import cli
+    from bnn_exp.commands.preflight import Preflight
     from bnn_exp.data import sources
 
     note("Python, Hydra, numpy")
     after(sources, "read", "configuration composed and checked, data read")
-    after(cli.Preflight, "on_run_start", "import torch")
+    after(Preflight, "on_run_start", "import torch")
     job = cli.job
 
     def with_imports(composed):
-        from bnn_exp.training import run, setup, trainer
+        from bnn_exp.training import run, trainer
 
         note("import the rest")
-        after(setup, "_prepare", "network, optimizers, data as tensors")
+        after(run, "prepare", "network, optimizers, data as tensors")
         after(run.plots, "samples", "layers counted, samples.png")
         after(trainer.Trainer, "evaluate", "the first evaluation")
         after(run.checkpoint, "save", "the first checkpoint")
-        after(trainer.Trainer, "step", "the first step")
+        after(trainer.Trainer, "train_on", "the first step")
         return job(composed)
 
     with_imports.__name__ = "job"

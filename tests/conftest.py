@@ -1,7 +1,11 @@
-"""Fixtures of all tests. `helpers` is imported inside them: it imports torch, and `pytest_configure` comes first."""
+"""The fixtures that every test can use.
+
+They import `helpers` inside their functions: `helpers` imports torch, and `pytest_configure` must run before torch is imported.
+"""
 
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -9,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: each worker has a core, not all of them
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch reads this when it is imported: every worker shall use one core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 
 def pytest_configure(config):
-    """`pytest -m gpu` runs the tests that mean a GPU. All other tests mean the CPU: no process of theirs finds a GPU.
+    """Hides every GPU from the tests, except under `pytest -m gpu`, and lets Triton interpret its kernels on the CPU.
 
-    This comes before anything imports torch or triton, whose kernels run in its interpreter then.
+    torch and Triton read these variables when they are imported, which happens after this function.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, by all processes of the tests too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the processes of the tests would inherit that SIGHUP is ignored
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"
@@ -36,7 +40,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def triton_runs():
-    """Triton is there and, where there is no GPU, its interpreter works with the NumPy that is there."""
+    """Skips the test if Triton is not installed, or if its interpreter does not run with the installed NumPy."""
     from helpers import where
 
     pytest.importorskip("triton")
@@ -60,15 +64,29 @@ def _cache(tmp_path_factory):
     os.environ["BNN_EXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _seeds():
+    """Seeds all global random generators before each test."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def bnn_train(tmp_path, monkeypatch, capfd):
-    """Runs the command in this process, in an empty folder: code, out, err and the run directories so far."""
+    """Returns a function that runs `bnn-train` in this process, in an empty folder.
+
+    The function returns the exit `code`, the texts `out` and `err`, and `runs`, all run directories in the folder.
+    """
     from helpers import command
 
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> SimpleNamespace:
-        capfd.readouterr()  # what fixtures said
+        capfd.readouterr()  # drops what fixtures have printed
         code = command(monkeypatch, *arguments)
         out, err = capfd.readouterr()
         return SimpleNamespace(code=code, out=out, err=err, runs=sorted(f.parent for f in tmp_path.rglob("summary.json")))
@@ -78,7 +96,7 @@ def bnn_train(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture(scope="session")
 def copy_of_run(tmp_path_factory) -> Callable[..., Path]:
-    """Makes `folder` a copy of the run of some overrides, which is trained when it is first asked for."""
+    """Returns a function that copies the run of some overrides to `folder`. Each run is trained once in a process."""
     from helpers import command
 
     trained: dict[tuple[str, ...], Path] = {}
@@ -97,31 +115,31 @@ def copy_of_run(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture
 def forget(tmp_path_factory):
-    """Forgets what was registered since the test began, when it is called and at the end: as a new process would."""
+    """Returns a function that forgets what the test has registered and imported from its folders, like a new process.
+
+    The fixture also calls the function after the test.
+    """
     from hydra.core.config_store import ConfigStore
 
     from bnn_exp.config import datasets as datasets
-    from bnn_exp.config import losses, models, plugins, rules
-    from bnn_exp.training import callbacks
+    from bnn_exp.config import losses as losses
+    from bnn_exp.config import models as models
+    from bnn_exp.config import rules as rules
+    from bnn_exp.training import callbacks as callbacks
 
-    registries = [rules.RULES, models.MODELS, datasets.DATASETS, losses.LOSSES]
-    entries = [(dict(r), dict(r._definitions)) for r in registries]
-    called = list(callbacks.CALLBACKS)
-    known, programs, modules, path = dict(plugins._loaded), dict(plugins._programs), set(sys.modules), list(sys.path)
+    held = [(owner, owner.copy()) for owner in _registered()]
+    groups = ("dataset", "model", "optimizer", "trainer")
+    choices = {group: set(ConfigStore.instance().repo.get(group, {})) for group in groups}
+    modules, path = set(sys.modules), list(sys.path)
 
     def again() -> None:
-        for registry, (own, definitions) in zip(registries, entries, strict=True):
-            for name in registry.keys() - own.keys():
-                for group in ("optimizer", "model", "dataset", "trainer"):
-                    for choice in (f"{name}.yaml", f"of_{name}.yaml"):
-                        ConfigStore.instance().repo.get(group, {}).pop(choice, None)
-            registry.clear()
-            registry.update(own)
-            registry._definitions = dict(definitions)
-        callbacks.CALLBACKS[:] = called
-        for there, before in ((plugins._loaded, known), (plugins._programs, programs)):
-            there.clear()
-            there.update(before)
+        for owner, before in held:
+            owner.clear()
+            (owner.update if isinstance(owner, dict) else owner.extend)(before)
+        for group, before in choices.items():
+            files = ConfigStore.instance().repo.get(group, {})
+            for name in files.keys() - before:
+                del files[name]
         for name in set(sys.modules) - modules:
             if Path(getattr(sys.modules[name], "__file__", None) or __file__).is_relative_to(tmp_path_factory.getbasetemp()):
                 del sys.modules[name]
@@ -131,6 +149,18 @@ def forget(tmp_path_factory):
     again()
 
 
+def _registered() -> list[dict | list]:
+    """Returns the dicts and lists in which modules of the package keep what a user registers, each once."""
+    modules = [
+        m for name, m in sys.modules.items() if name.startswith("bnn_exp.config.") or name == "bnn_exp.training.callbacks"
+    ]
+    owners = [value for module in modules for name, value in vars(module).items() if not name.startswith("__")]
+    owners += [
+        value for owner in owners if isinstance(owner, dict) and hasattr(owner, "__dict__") for value in vars(owner).values()
+    ]
+    return list({id(owner): owner for owner in owners if isinstance(owner, dict | list)}.values())
+
+
 @pytest.fixture
 def summary():
     return lambda directory: json.loads((Path(directory) / "summary.json").read_text())
@@ -138,7 +168,7 @@ def summary():
 
 @pytest.fixture(scope="session")
 def mnist_folder():
-    """The real MNIST in the hub's layout: $BNN_EXP_DATA/mnist."""
+    """Returns the folder $BNN_EXP_DATA/mnist, which holds MNIST in the layout of the Hugging Face hub."""
     from helpers import real
 
     return real("mnist")
@@ -146,7 +176,7 @@ def mnist_folder():
 
 @pytest.fixture(scope="session")
 def cifar10_folder():
-    """The real CIFAR-10 in the hub's layout: $BNN_EXP_DATA/cifar10."""
+    """Returns the folder $BNN_EXP_DATA/cifar10, which holds CIFAR-10 in the layout of the Hugging Face hub."""
     from helpers import real
 
     return real("cifar10")
@@ -154,10 +184,13 @@ def cifar10_folder():
 
 @pytest.fixture
 def stopping_at(monkeypatch):
-    """Once called, it sends `signals` to a training just before step `batch` of epoch `epoch`, both counted from 0."""
+    """Returns a function that makes trainings send `signals` to this process just before a step.
+
+    `epoch` and `batch` name the step; both count from 0.
+    """
     from bnn_exp.training.trainer import Trainer
 
-    original = Trainer.step
+    original = Trainer.train_on
 
     def stopping(epoch, batch, *signals):
         def step(self, *given):
@@ -166,7 +199,7 @@ def stopping_at(monkeypatch):
                     os.kill(os.getpid(), number)
             return original(self, *given)
 
-        monkeypatch.setattr(Trainer, "step", step)
+        monkeypatch.setattr(Trainer, "train_on", step)
 
     yield stopping
-    monkeypatch.setattr(Trainer, "step", original)
+    monkeypatch.setattr(Trainer, "train_on", original)

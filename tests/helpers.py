@@ -1,4 +1,4 @@
-"""What several tests share: settings and trainers, small datasets, the command, the pages of a run."""
+"""Functions that several tests share: they make settings, trainers and small datasets, run the command and read its pages."""
 
 import json
 import multiprocessing
@@ -24,33 +24,31 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.records.runs import Record
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = (sys.executable, "-m", "bnn_exp")  # bnn-train, wherever it is installed, or in a source tree
-RNG = np.random.default_rng(0)
+COMMAND = (sys.executable, "-m", "bnn_exp")  # bnn-train, also where its script is not installed
 TINY = ("model.hidden_size=8", "trainer.epochs=3", "trainer.batch_size=64", "trainer.limit_batches=4")
 VOID = {"meta", "img", "link", "br", "input"}
 EVIL = ["<script>alert(1)</script>", "\"'&amp;</table>", "{{ 7 * 7 }}"]
-HARD = (0.0, -0.0, 1.0, -1.0, 1e-30, -1e-38, 1e-45, 1e5, -3e3)  # scales and shifts that a step of arithmetic may trip on
+HARD = (0.0, -0.0, 1.0, -1.0, 1e-30, -1e-38, 1e-45, 1e5, -3e3)  # scales and shifts at the edges of float32 arithmetic
 SMALL = ("model.hidden_size=32", "trainer.epochs=4", "trainer.batch_size=64", "seed=3")
 TIMES = {"train_seconds", "eval_seconds", "images_per_second"}
 aten = torch.ops.aten
+# Operators whose result Python reads, and functions that make a tensor on the CPU if no device is given
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.unique_dim}
 MAKES = {torch.tensor, torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.rand, torch.randn, torch.randint}
 
 
 def where() -> str:
-    """The device of tests that run on both: `cuda` in `pytest -m gpu`, else `cpu`."""
-    import torch
-
+    """Returns the device of tests that run on a CPU and on a GPU: "cuda" under `pytest -m gpu`, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def on_both() -> list[pytest.MarkDecorator]:
-    """The marks of tests that run on the device `where()`."""
+    """Returns the marks of tests that run on the device `where()`."""
     return [pytest.mark.gpu] if where() == "cuda" else []
 
 
 def command(patch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The command in this process and folder: its exit code."""
+    """Runs `bnn-train` in this process and in the current folder. Returns its exit code."""
     from bnn_exp.cli import main
 
     patch.setattr(sys, "argv", ["bnn-train", *arguments])
@@ -61,13 +59,13 @@ def command(patch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def code_of(page: str) -> list[str]:
-    """The Python code of a page of docs/, block by block."""
+    """Returns the blocks of Python code of the page docs/`page`."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
 def forkserver():
-    """Starts processes from a server that has imported torch once, as the ranks of the command are."""
-    from bnn_exp.training.distributed.launch import PRELOAD
+    """Returns the multiprocessing context of the ranks: a server imports torch once, and every process is forked from it."""
+    from bnn_exp.training.launch import PRELOAD
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOAD, "bnn_exp.training.run", "pytest", "helpers"])
@@ -75,6 +73,7 @@ def forkserver():
 
 
 def real(name: str) -> Path:
+    """Returns the folder $BNN_EXP_DATA/`name` with a real dataset. Skips the test where there is none."""
     folder = Path(os.environ.get("BNN_EXP_DATA", "")) / name
     if "BNN_EXP_DATA" not in os.environ or not folder.is_dir():
         pytest.skip(f"needs the real dataset: set BNN_EXP_DATA to a folder that holds {name}/ in the hub's layout")
@@ -82,7 +81,10 @@ def real(name: str) -> Path:
 
 
 def write_dataset(folder: Path, train, test, label_names=("no", "yes"), labels=True) -> Path:
-    """A dataset as the hub serves it: one parquet a split. `train` and `test` are lists of images (uint8 arrays)."""
+    """Writes a dataset as the Hugging Face hub serves it, one Parquet file for each split. Returns `folder`.
+
+    `train` and `test` are lists of images: uint8 arrays [height, width] or [height, width, channels].
+    """
     import datasets
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,12 +97,13 @@ def write_dataset(folder: Path, train, test, label_names=("no", "yes"), labels=T
 
 
 def random_images(count: int, height: int = 6, width: int = 5) -> list[np.ndarray]:
+    """Returns `count` random grey images, uint8 [height, width]."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (height, width), dtype=np.uint8) for _ in range(count)]
 
 
 def plain_config(*overrides: str) -> dict:
-    """The plain values of a configuration."""
+    """Returns the composed configuration as plain dicts, lists and values."""
     import hydra
     from omegaconf import OmegaConf
 
@@ -112,7 +115,7 @@ def plain_config(*overrides: str) -> dict:
 
 
 def settings_of(*overrides: str):
-    """The settings that the overrides give."""
+    """Returns the typed settings of the composed configuration."""
     from hydra import compose, initialize_config_dir
 
     from bnn_exp.cli import CONF
@@ -124,12 +127,12 @@ def settings_of(*overrides: str):
 
 
 def trainer_of(*overrides: str):
-    """A new Trainer on digits, on the CPU unless they say `device=cuda`, for the configuration that the overrides give."""
+    """Returns a new Trainer on the digits dataset, on the CPU unless the overrides contain `device=cuda`."""
     return trainer_for(settings_of(*overrides))
 
 
 def trainer_for(settings, ranks=None):
-    """The same for settings; with `ranks`, that of one rank."""
+    """Returns a new Trainer for the settings; with `ranks`, the RankTrainer of this rank."""
     from bnn_exp.training.plan import Plan
     from bnn_exp.training.setup import prepare
 
@@ -137,11 +140,12 @@ def trainer_for(settings, ranks=None):
 
 
 def picture():
-    return Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    """Returns a random RGB image of 8×8 pixels."""
+    return Image.fromarray(np.random.randint(0, 256, (8, 8, 3), dtype=np.uint8))
 
 
 def pictures(root, classes, n=4, make=picture, suffix="png", splits=("train/", "test/")) -> Path:
-    """SPLIT/CLASS/0.png … of `n` pictures each; the splits end in a slash."""
+    """Writes `n` images for each split and class: `root`/SPLIT/CLASS/0.png and so on. Returns `root`. Splits end in a slash."""
     for split in splits:
         for name in classes:
             folder = Path(f"{root}/{split}{name}")
@@ -152,7 +156,7 @@ def pictures(root, classes, n=4, make=picture, suffix="png", splits=("train/", "
 
 
 def table(file, labels, names, images=None):
-    """A parquet file with the classes `names`; labels are plain values where `names` is None."""
+    """Writes a Parquet file of images and labels. Labels are numbers of classes; without `names` they are plain values."""
     import datasets
 
     kind = datasets.ClassLabel(names=names) if names else datasets.Value(names or _kind(labels))
@@ -167,15 +171,14 @@ def _kind(labels):
 
 
 def own(path, **settings):
-    """The dataset in a folder of one's own."""
+    """Reads the user's own dataset in the folder or file `path`: `dataset=local`."""
     from bnn_exp.data.sources import read
 
     return read("local", path=str(path), **settings)
 
 
 def refused(path, **settings) -> str:
-    """Returns the two or three lines that refuse a folder."""
-
+    """Returns the message of two or three lines with which reading `path` fails."""
     with pytest.raises(UserError) as error:
         own(path, **settings)
     lines = str(error.value).splitlines()
@@ -184,16 +187,21 @@ def refused(path, **settings) -> str:
 
 
 def idx(values: np.ndarray) -> bytes:
-    """The content of an IDX file."""
+    """Returns the content of an IDX file with these uint8 values."""
     return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
+    """Returns the content of each file below `folder`."""
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 class Page(HTMLParser):
-    """The elements of a page as (tag, attributes, text), in the order in which they end; every one must be closed."""
+    """The elements of an HTML page as (tag, attributes, text), in the order in which they end.
+
+    Raises:
+        AssertionError: an element is not closed.
+    """
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
@@ -224,7 +232,7 @@ class Page(HTMLParser):
         return [e for e in self.elements if e[0] == tag and all(e[1].get(key) == value for key, value in having.items())]
 
     def rows(self):
-        """The cells of every row of every table, as texts."""
+        """Returns the texts of the cells, for each row of all tables."""
         rows, cells = [], []
         for tag, _, text in self.elements:
             if tag in ("td", "th"):
@@ -235,13 +243,13 @@ class Page(HTMLParser):
         return rows
 
     def charts(self):
-        """The values of each chart by its title."""
+        """Returns the plotted values of each chart, by its title."""
         titles = [e[2] for e in self.elements if e[0] in ("h3", "script")]
         return {title: json.loads(values) for title, values in pairwise(titles) if values.startswith('{"')}
 
 
 def record_of(count: int, layers: int, classes: list[str], **summary) -> Record:
-    """A run of `count` epochs as its files would tell it; all numbers random."""
+    """Returns the Record of a run of `count` epochs with random numbers. No files are written."""
     rng = np.random.default_rng(0)
     names = [f"layers.{i}.weight" for i in range(layers)]
     lines = []
@@ -263,7 +271,10 @@ def record_of(count: int, layers: int, classes: list[str], **summary) -> Record:
 
 @torch.no_grad()
 def with_any_norms(network: nn.Module) -> nn.Module:
-    """The network in evaluation, its BatchNorms drawn anew: a third of their numbers from `HARD`, variances down to 0."""
+    """Puts the network in evaluation mode and draws all numbers of its BatchNorms at random. Returns the network.
+
+    A third of the weights, biases and means come from `HARD`; a tenth of the variances is 0.
+    """
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)):
         for tensor in (norm.weight, norm.bias, norm.running_mean):
             if tensor is not None:
@@ -275,25 +286,28 @@ def with_any_norms(network: nn.Module) -> nn.Module:
 
 
 def following(text: str) -> list[str]:
-    """The arguments of the only `next` line in what a command says, as a shell reads it."""
+    """Returns the arguments of the command in the only `next: bnn-train …` line of `text`, split as a shell does."""
     (line,) = re.findall(r"^next(?: \([^)]*\))?: bnn-train ?(.*)$", text, re.MULTILINE)
     return shlex.split(line)
 
 
 def epochs(directory):
+    """Returns the lines of metrics.jsonl, one dict for each epoch."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def timeless(lines):
+    """Returns the lines of metrics.jsonl without the measured times."""
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def small_trainer(*overrides, mask="top", real="sgd"):
+    """Returns a new Trainer of a small MLP that HyperMask trains."""
     return trainer_of(*SMALL, "optimizer=hypermask", f"optimizer.mask={mask}", f"real_optimizer={real}", *overrides)
 
 
 def other_data(folder, seed=0):
-    """A folder of 8×8 pictures of ten classes, two test pictures each, of another content for each seed."""
+    """Writes random 8×8 images: two splits, ten classes, two images for each class. Returns `folder`."""
     rng = np.random.default_rng(seed)
     for split in ("train", "test"):
         for name in "0123456789":
@@ -304,6 +318,7 @@ def other_data(folder, seed=0):
 
 
 def study_run(directory: Path, seed: int, accuracy: float, epochs: int = 4, status="completed", **config) -> Record:
+    """Returns the Record of one run of a sweep. `config` holds further settings; no files are written."""
     lines = record_of(epochs, 1, []).epochs
     lines[-1]["test_accuracy"] = accuracy
     summary = {"status": status, "test_accuracy": accuracy, "train_seconds": 3.0, "epochs": epochs, "error": None}
@@ -315,7 +330,7 @@ class WaitsForTheGPU(RuntimeError):
 
 
 class NeverWaits(TorchDispatchMode):
-    """Refuses what would make Python wait for a GPU: to read a number there, and tensors that are made on the CPU."""
+    """Context manager: raises WaitsForTheGPU where Python would wait for a GPU, or makes a tensor without a given device."""
 
     def __enter__(self):
         self.makes = Makes()
@@ -335,7 +350,7 @@ class NeverWaits(TorchDispatchMode):
 
 
 class Makes(TorchFunctionMode):
-    """Refuses to make a tensor where nobody says."""
+    """Context manager: raises WaitsForTheGPU where a tensor is made without a given device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in MAKES and (kwargs or {}).get("device") is None:
@@ -344,7 +359,7 @@ class Makes(TorchFunctionMode):
 
 
 def random_mlp(seed: int) -> tuple[MLP, torch.Tensor]:
-    """A network of any shape and norms in evaluation, and pictures for it."""
+    """Returns an MLP of random shape in evaluation mode with random BatchNorms, and images uint8 [200, 1, 1, inputs] for it."""
     torch.manual_seed(seed)
     inputs, hidden = (int(torch.randint(1, n, ())) for n in (100, 90))
     encoding = ("boolean", "bipolar", "centred")[seed % 3]

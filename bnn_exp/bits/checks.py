@@ -1,4 +1,7 @@
-"""What the kernels rely on, which see addresses alone. A check takes a microsecond; a layer of 1024² bits takes two."""
+"""Checks of the tensors that kernels get: a kernel sees only addresses.
+
+A check takes a microsecond; a layer of 1024² bits takes two.
+"""
 
 import torch
 from torch import Tensor
@@ -9,10 +12,13 @@ _UINT8, _INT32 = torch.uint8, torch.int32
 
 
 def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
-    """(rows, columns of x, tiles, bytes) of an input of this kind, bit, pixel or real, and of the weights it is multiplied by.
+    """Returns the sizes of an input x and its weights: rows and columns of x, number of tiles, bytes of an output's weights.
+
+    Args:
+        kind: the kind of numbers in x: "bit", "pixel" or "real".
 
     Raises:
-        ValueError: they do not fit together.
+        ValueError: x and tiles do not fit together.
     """
     try:
         (rows, row), (groups, columns, lanes) = x.shape, tiles.shape
@@ -20,7 +26,7 @@ def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
         typed = x.dtype is _UINT8 if kind != "real" else x.is_floating_point()
         if fits and typed and groups and lanes == LANES and tiles.dtype is _UINT8 and x.get_device() == tiles.get_device():
             return rows, row, groups, columns
-    except ValueError:  # of other dimensions
+    except ValueError:  # x or tiles has another number of dimensions
         pass
     raise ValueError(
         f"{kind}s {_words(x)} × tiles {_words(tiles)}: must be {'real' if kind == 'real' else 'uint8'} "
@@ -30,19 +36,19 @@ def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
 
 
 def check_outputs(outputs: int, groups: int) -> None:
-    """Raises ValueError unless `outputs` takes that many tiles."""
+    """Raises ValueError unless `outputs` outputs take exactly `groups` tiles."""
     if (outputs + LANES - 1) // LANES != groups:
         raise ValueError(f"outputs={outputs}: {groups} tiles have {LANES * (groups - 1) + 1} to {LANES * groups}")
 
 
-def check_thresholds(thresholds: Tensor, flips: Tensor, tiles: Tensor) -> None:
-    """Raises ValueError unless there are a threshold and a flip for each output of the tiles."""
+def check_thresholds(thresholds: Tensor, inverted: Tensor, tiles: Tensor) -> None:
+    """Raises ValueError unless `thresholds` and `inverted` have an entry for each output of the tiles, on their device."""
     groups, device = tiles.shape[0], tiles.get_device()
-    typed = thresholds.dtype is _INT32 and flips.dtype is _UINT8
-    shaped = thresholds.shape == (LANES * groups,) and flips.shape == (LANES // 8 * groups,)
-    if not (typed and shaped and thresholds.get_device() == device and flips.get_device() == device):
+    typed = thresholds.dtype is _INT32 and inverted.dtype is _UINT8
+    shaped = thresholds.shape == (LANES * groups,) and inverted.shape == (LANES // 8 * groups,)
+    if not (typed and shaped and thresholds.get_device() == device and inverted.get_device() == device):
         raise ValueError(
-            f"thresholds {_words(thresholds)} and flips {_words(flips)}: must be "
+            f"thresholds {_words(thresholds)} and inverted {_words(inverted)}: must be "
             f"int32 [{LANES * groups}] and uint8 [{LANES // 8 * groups}] on {tiles.device}"
         )
 

@@ -1,7 +1,7 @@
-"""Which tensors the processor that runs Python computes with itself.
+"""Tells tensors of the CPU from those of a GPU.
 
-Of others it only says what is to be done, and goes on. Whatever asks for a number of theirs, or how many there are, waits for
-all that was said before; a step of a training on a GPU does not ask.
+Work on a GPU is asynchronous: Python only queues it and goes on. Reading a number back, or a size that depends on one, waits
+for all queued work. A training step on a GPU therefore reads nothing back.
 """
 
 import torch
@@ -9,5 +9,5 @@ from torch import Tensor
 
 
 def on_host(where: Tensor | torch.Generator) -> bool:
-    """Whether a tensor, or what a generator draws, lies where Python runs."""
+    """Returns True if a tensor, or the numbers that a generator draws, are in the CPU's memory."""
     return where.device.type == "cpu"

@@ -1,6 +1,6 @@
-"""All randomness of a run: drawn from (seed, what for, when), never from a stream that something else may advance.
+"""All randomness of a run. Numbers depend on (seed, purpose, step) alone, never on a stream that other code may advance.
 
-So a run that is resumed, or computed by another engine, or on another rank, draws the same numbers at the same step.
+A resumed run, another engine and every rank therefore draw the same numbers at the same step.
 """
 
 import math
@@ -12,35 +12,38 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for. No two purposes share a key, whatever the integers that follow."""
+    """The purpose of random numbers, the first integer of a key. Different purposes never share a key."""
 
     MASK = 1  # seed, step, tensor
     PERMUTATION = 2  # seed, epoch
     AUGMENTATION = 3  # seed, epoch, batch
-    ROUNDING = 4  # seed, step, layer, which of its two gradients
+    ROUNDING = 4  # seed, step, layer, gradient (0: of its inputs, 1: of its weights)
 
 
 def generator(device: torch.device | str, purpose: Purpose, *key: int) -> torch.Generator:
-    """A generator that depends on its purpose and the integers of `key` alone, each ≥ 0 (mixed by NumPy's SeedSequence)."""
+    """Returns a generator that depends on `purpose` and the integers of `key`, each ≥ 0, alone.
+
+    NumPy's SeedSequence mixes them into the generator's seed.
+    """
     return torch.Generator(device).manual_seed(number(purpose, *key) >> 1)
 
 
 def number(purpose: Purpose, *key: int) -> int:
-    """64 random bits that depend on the same alone."""
+    """Returns 64 random bits that depend on `purpose` and the integers of `key`, each ≥ 0, alone."""
     return int(np.random.SeedSequence((purpose, *key)).generate_state(1, np.uint64)[0])
 
 
 def bernoulli_positions(n: int, p: float, generator: torch.Generator) -> Tensor:
-    """Where n independent Bernoulli(p) draws are 1: sorted positions, int64, on the generator's device.
+    """Returns the positions where n independent Bernoulli(p) draws are 1: sorted, int64, on the generator's device.
 
-    Draws the gaps, which are Geometric(p), instead of the n bits, so that the work is O(n·p)
-    (Devroye 1986, Non-Uniform Random Variate Generation, ch. X.2).
+    The gaps between positions are Geometric(p). Drawing the gaps instead of n bits takes O(n·p) work (Devroye 1986, Non-Uniform
+    Random Variate Generation, ch. X.2).
     """
     if p <= 0:
         return torch.empty(0, dtype=torch.int64, device=generator.device)
     if p >= 1:
         return torch.arange(n, device=generator.device)
-    enough = int(n * p + 6 * math.sqrt(n * p * (1 - p)) + 16)  # a second round is needed once in 10⁹ calls
+    enough = int(n * p + 6 * math.sqrt(n * p * (1 - p)) + 16)  # a second round happens once in 10⁹ calls
     last, rounds = -1, []
     while last < n:
         gaps = torch.empty(enough, dtype=torch.int64, device=generator.device).geometric_(p, generator=generator)

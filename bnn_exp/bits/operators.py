@@ -1,9 +1,11 @@
-"""The products of bits, one function each, as torch operators: by numba on a CPU, by Triton on CUDA, else in plain torch.
+"""The products with packed bits of inference, as torch operators. This module alone chooses who computes them.
 
-Weights come as the tiles of their packed bits (`to_tiles`). Inputs are rows: of packed bits, uint8 [batch, ≥ bytes of the
-tiles]; of pixels, uint8 [batch, inputs]; or of real numbers, [batch, inputs]. A weight's bit 1 stands for 1, its bit 0 for
-`zero`, 0 or −1; so that on bits x ∈ {0, 1} and on pixels the sums Σ x·w are integers, and exact. The operators are known to
-`torch.compile` and `torch.export`. They have no gradients.
+numba's kernels compute on a CPU, Triton's on CUDA, plain torch everywhere else.
+
+Weights are the tiles of their packed bits (`to_tiles`). Inputs are rows of packed bits, uint8 [batch, ≥ bytes of the tiles]; of
+pixels, uint8 [batch, inputs]; or of real numbers, [batch, inputs]. The value w of a weight's bit 1 is 1, that of a bit 0 is
+`zero`, 0 or −1. On bits x ∈ {0, 1} and on pixels the sums Σ x·w are therefore integers, and exact. `torch.compile` and
+`torch.export` know the operators. They have no gradients.
 """
 
 from collections.abc import Callable
@@ -18,35 +20,40 @@ from bnn_exp.bits.reference import LANES
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Σ x·w of bits x, uint8 [batch, ≥ bytes] → int32 [batch, outputs]."""
+    """Returns Σ x·w of bits x, uint8 [batch, ≥ bytes]: int32 [batch, outputs]."""
     return _operator("bit_sums", x)(x, tiles, outputs, zero)
 
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Σ x·w of pixels x, uint8 [batch, inputs] → int32 [batch, outputs]."""
+    """Returns Σ x·w of pixels x, uint8 [batch, inputs]: int32 [batch, outputs]."""
     return _operator("pixel_sums", x)(x, tiles, outputs, zero)
 
 
-def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
-    """The bits 1[Σ x·w ≥ threshold] of bits x, packed: uint8 [batch, 8 · tiles].
+def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
+    """Returns the bits 1[Σ x·w ≥ threshold] of bits x, packed: uint8 [batch, 8 · tiles].
 
     Args:
-        thresholds: int32 [64 · tiles]; the largest int32 for outputs that are not there.
-        flips: uint8 [8 · tiles], packed: where it has a 1 the bit is 1[Σ x·w < threshold].
+        thresholds: int32 [64 · tiles]; the largest int32 for outputs that do not exist.
+        inverted: packed bits, uint8 [8 · tiles]; where one is 1, the output bit is 1[Σ x·w < threshold].
     """
-    return _operator("bit_steps", x)(x, tiles, thresholds, flips, zero)
+    return _operator("bit_steps", x)(x, tiles, thresholds, inverted, zero)
 
 
-def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
-    """As `bit_steps`, of pixels x, uint8 [batch, inputs]."""
-    return _operator("pixel_steps", x)(x, tiles, thresholds, flips, zero)
+def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
+    """Returns the bits 1[Σ x·w ≥ threshold] of pixels x, uint8 [batch, inputs], as `bit_steps` does of bits."""
+    return _operator("pixel_steps", x)(x, tiles, thresholds, inverted, zero)
 
 
 def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:
-    """Σ x·w of real numbers x [batch, inputs], bits 1 and 0 standing for `one` and `zero` → [batch, outputs] of x's dtype."""
+    """Returns Σ x·w of real numbers x [batch, inputs]: [batch, outputs] of x's dtype.
+
+    Args:
+        zero, one: the values of a weight's bits 0 and 1.
+    """
     return _operator("real_product", x)(x, tiles, outputs, zero, one)
 
 
+# Programs saved by `torch.export` name arguments as these schemas do: `flips`, above `inverted`, must keep its name here.
 _SUMS = "(Tensor x, Tensor tiles, int outputs, int zero) -> Tensor"
 _STEPS = "(Tensor x, Tensor tiles, Tensor thresholds, Tensor flips, int zero) -> Tensor"
 _REAL = "(Tensor x, Tensor tiles, int outputs, float zero, float one) -> Tensor"
@@ -54,14 +61,17 @@ SCHEMAS = {"bit_sums": _SUMS, "pixel_sums": _SUMS, "bit_steps": _STEPS, "pixel_s
 
 
 def _operator(name: str, x: Tensor) -> Callable:
-    """The operator, or for plain tensors on a CPU what it comes to: torch's dispatcher takes longer than 1024² bits."""
+    """Returns the torch operator `name`, or for a plain tensor on a CPU its function.
+
+    Torch's dispatcher takes longer than a layer of 1024² bits.
+    """
     if x.is_cpu and type(x) is Tensor and not _compiling():
         return _ON_CPU.get(name) or _on_cpu(name)
     return getattr(torch.ops.bnn_exp, name).default
 
 
 _compiling = torch.compiler.is_compiling
-_ON_CPU: dict[str, Callable] = {}  # filled when numba is first needed
+_ON_CPU: dict[str, Callable] = {}  # empty until numba is first needed
 
 
 def _on_cpu(name: str) -> Callable:
@@ -75,13 +85,13 @@ def _on_cpu(name: str) -> Callable:
 def _on_cuda(name: str) -> Callable:
     try:
         from bnn_exp.bits.cuda import inference
-    except ImportError:  # no Triton here
+    except ImportError:  # Triton is not installed
         return getattr(reference, name)
     return getattr(inference, name)
 
 
 def _shape(name: str, x: Tensor, tiles: Tensor, *constants) -> Tensor:
-    """What torch.compile and torch.export ask: a tensor of the result's shape and dtype."""
+    """Returns an empty tensor of the result's shape and dtype, for torch.compile and torch.export."""
     kind, result = name.split("_")
     rows, _, groups, _ = sizes(x, tiles, kind)
     if result == "steps":

@@ -1,13 +1,8 @@
-"""Eight bits to a byte. Row by row: bit j of a row is bit j mod 8 (the lowest first) of its byte j div 8.
-
-The rows of a tensor are its first dimension; a vector is one row.
-"""
+"""Networks and weights as packed bits. `bnn_exp.nn.packing` defines the order of the bits."""
 
 import hashlib
-import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,60 +10,44 @@ from torch import Tensor, nn
 from bnn_exp.bits import device, reference
 from bnn_exp.nn import binary_parameters, named_bits
 from bnn_exp.nn.norm import STATISTICS, running_norms, scale_and_shift
-
-
-def pack(bits: Tensor) -> Tensor:
-    """Bits [rows, …] or [columns], 0 and 1 in any dtype → uint8 [rows, ⌈bits per row / 8⌉] on the CPU, zero-filled."""
-    rows = bits.detach().to("cpu", torch.uint8).reshape(_rows(bits.shape), -1).numpy()
-    return torch.from_numpy(np.packbits(rows, axis=1, bitorder="little"))
-
-
-def unpack(packed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """What `pack` made of bits of `shape`, as `dtype` of that shape, where `packed` lies.
-
-    Raises:
-        ValueError: `packed` is not uint8, or not of the size that `shape` packs to.
-    """
-    columns = math.prod(shape) // max(_rows(shape), 1)
-    if packed.dtype != torch.uint8 or tuple(packed.shape) != (_rows(shape), -(-columns // 8)):
-        raise ValueError(f"{packed.dtype} {list(packed.shape)} does not hold packed bits of shape {list(shape)}")
-    rows = np.unpackbits(packed.cpu().numpy(), axis=1, count=columns, bitorder="little")
-    return torch.from_numpy(rows).reshape(shape).to(packed.device, dtype)
+from bnn_exp.nn.packing import pack, unpack
 
 
 @dataclass(frozen=True)
 class PackedBits:
-    """Bits [rows, columns] that lie packed: what a rule sees of weights that are never unpacked.
+    """Bits [rows, columns] in packed form. A rule reads and flips weights through it, without unpacking them.
 
     Args:
-        packed: uint8 [rows, ⌈columns / 8⌉], whose bits `flip` changes.
+        packed: uint8 [rows, ⌈columns / 8⌉]; `flip` changes it in place.
     """
 
     packed: Tensor
     columns: int
 
     def numel(self) -> int:
+        """Returns the number of bits."""
         return len(self.packed) * self.columns
 
     def flatten(self) -> "PackedBits":
-        """Itself: it is read by flat positions."""
+        """Returns itself: indices are flat positions already."""
         return self
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        """The bits at flat positions, int64: float32, as many. On the CPU."""
-        from bnn_exp.bits.cpu.batch_norm import bits_at
+        """Returns the bits at flat positions, int64, as float32 of the same length. Works on the CPU only."""
+        from bnn_exp.bits.cpu.kernels.packed_bits import bits_at
 
         found = torch.empty(len(positions))
         bits_at(self.packed.numpy(), self.columns, positions.numpy(), found.numpy())
         return found
 
     def flip(self, which: Tensor) -> int | Tensor:
-        """Flip the bits where bool [rows, columns] is true, or, on the CPU, at flat positions, int64 and each once.
+        """Flips bits in place and returns their number, on a GPU as an int64 scalar there.
 
-        Gives their number, on a GPU as int64 that is not waited for.
+        Args:
+            which: bool [rows, columns], True for each bit to flip; or, on the CPU only, flat positions, int64 and each once.
         """
         if which.dtype != torch.bool:
-            from bnn_exp.bits.cpu.batch_norm import flip_at
+            from bnn_exp.bits.cpu.kernels.packed_bits import flip_at
 
             flip_at(self.packed.numpy(), self.columns, which.numpy())
             return len(which)
@@ -79,29 +58,28 @@ class PackedBits:
         return which.sum()
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The bits as `dtype` [rows, columns]."""
+        """Returns the bits as `dtype` [rows, columns]."""
         if device.on_host(self.packed):
             return unpack(self.packed, (len(self.packed), self.columns), dtype)
         return reference.unpacked(self.packed, dtype)[:, : self.columns]
 
     def values(self, zero: float) -> Tensor:
-        """The same with `zero` for 0."""
+        """Returns the values of the bits, float32 [rows, columns]: 1 for a bit 1, `zero` for a bit 0."""
         return self.unpack().mul_(1 - zero).add_(zero)
 
 
-def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) > 1 else 1
-
-
 def packed_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state_dict on the CPU, the parameters that hold bits packed; latents stay real."""
+    """Returns the network's state_dict on the CPU, with parameters that hold bits packed. Latent weights stay real."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
     return state | {name: pack(p) for name, p in binary_parameters(network) if p.dtype != torch.uint8}
 
 
 def deployed_state(network: nn.Module) -> dict[str, Tensor]:
-    """What evaluation needs of the network: as `packed_state`, with packed bits in the place of latents too, and of every
-    BatchNorm with running statistics its scale and shift alone (`bnn_exp.nn.norm`)."""
+    """Returns the part of the network's state that evaluation needs, on the CPU.
+
+    The result is that of `packed_state` with two changes: packed bits replace latent weights too, and a BatchNorm with running
+    statistics keeps only its scale and shift (`bnn_exp.nn.norm`).
+    """
     state = packed_state(network) | {name: pack(bits) for name, bits in named_bits(network)}
     for name, norm in running_norms(network):
         prefix = f"{name}." if name else ""
@@ -112,7 +90,7 @@ def deployed_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put what `packed_state` gave into a network of the same shape, in place.
+    """Loads a state from `packed_state` into a network of the same shape, in place.
 
     Raises:
         ValueError, RuntimeError: names or sizes differ.
@@ -122,7 +100,7 @@ def load_state(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def bits_sha256(network: nn.Module) -> str:
-    """A fingerprint of all bits: SHA-256 of their names, shapes and packed values."""
+    """Returns a fingerprint of all bits of a network: the SHA-256 of their names, shapes and packed bits, in hexadecimal."""
     digest = hashlib.sha256()
     for name, bits in named_bits(network):
         digest.update(f"{name} {list(bits.shape)}\n".encode())

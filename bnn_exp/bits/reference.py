@@ -1,19 +1,19 @@
-"""The products of bits in plain torch: what the kernels are tested against, and what computes where there is no kernel.
+"""The operations on packed bits in plain torch. Kernels are tested against them, and they compute where there is no kernel.
 
-Every sum is exact: its terms are integers and it stays below 2²⁴, or 2⁵³ where it could not.
+Every sum of bits or pixels is exact: its terms are integers. It is taken in float32 if it stays below 2²⁴, else in float64.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LANES = 64  # outputs of a tile, computed together
+LANES = 64  # outputs of a tile, which a kernel computes together
 
 
 def to_tiles(packed: Tensor) -> Tensor:
-    """Packed rows of weights, uint8 [outputs, bytes] → *tiles*, uint8 [⌈outputs/64⌉, bytes, 64]; rows that are not there are 0.
+    """Rearranges packed rows of weights, uint8 [outputs, bytes], into *tiles*, uint8 [⌈outputs/64⌉, bytes, 64].
 
-    A tile has the bytes j of its 64 rows side by side, so that one vector takes a step for 64 outputs.
+    A tile holds the bytes j of 64 rows side by side: one vector takes a step for 64 outputs. Missing rows are 0.
     """
     outputs, columns = packed.shape
     whole = outputs // LANES
@@ -25,30 +25,34 @@ def to_tiles(packed: Tensor) -> Tensor:
 
 
 def from_tiles(tiles: Tensor, outputs: int) -> Tensor:
-    """What `to_tiles` made of packed rows, uint8 [outputs, bytes]."""
+    """Returns the packed rows, uint8 [outputs, bytes], from which `to_tiles` made these tiles."""
     return tiles.transpose(1, 2).flatten(0, 1)[:outputs]
 
 
 def unpacked(packed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Packed rows, uint8 [rows, bytes] → their bits, 0 and 1, [rows, 8 · bytes], where they lie."""
+    """Unpacks rows, uint8 [rows, bytes], to bits 0 and 1, [rows, 8 · bytes], on the same device."""
     places = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return (packed.unsqueeze(-1) >> places & 1).flatten(1).to(dtype)
 
 
 def ones(packed: Tensor) -> Tensor:
-    """How many bits of each packed row are 1: uint8 [rows, bytes] → int64 [rows]."""
+    """Returns the number of bits that are 1 in each packed row: uint8 [rows, bytes] → int64 [rows]."""
     of_byte = unpacked(torch.arange(256, device=packed.device)[:, None].to(torch.uint8), torch.uint8).sum(1, dtype=torch.uint8)
-    return torch.cat([of_byte[rows.to(torch.int32)].sum(1) for rows in packed.split(256)])  # 256: to be small in memory
+    parts = packed.split(256)  # few rows at a time use little memory
+    return torch.cat([of_byte[rows.to(torch.int32)].sum(1) for rows in parts])
 
 
 def packed(bits: Tensor) -> Tensor:
-    """Bits [rows, columns], columns a multiple of 8, any dtype → uint8 [rows, columns/8], where they lie."""
+    """Packs bits [rows, columns] of any dtype, columns a multiple of 8, to uint8 [rows, columns/8] on the same device."""
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits.to(torch.uint8).unflatten(1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
 
 
 def planes(pixels: Tensor) -> Tensor:
-    """Pixels uint8 [rows, columns] → their bits p as packed rows, uint8 [rows, 8, ⌈columns/8⌉], where they lie."""
+    """Splits pixels, uint8 [rows, columns], into bit planes: row [r, p] packs the bits p of the pixels of row r.
+
+    Returns uint8 [rows, 8, ⌈columns/8⌉] on the same device.
+    """
     places = torch.arange(8, dtype=torch.uint8, device=pixels.device)
     filled = F.pad(pixels, (0, -pixels.shape[1] % 8))
     bits = filled.unsqueeze(1) >> places[:, None] & 1
@@ -56,7 +60,7 @@ def planes(pixels: Tensor) -> Tensor:
 
 
 def _values(tiles: Tensor, outputs: int, inputs: int, zero: float, one: float, dtype: torch.dtype) -> Tensor:
-    """The values of the weights' bits, [outputs, inputs]."""
+    """Returns the values of the weights' bits, [outputs, inputs]."""
     return unpacked(from_tiles(tiles, outputs), dtype)[:, :inputs] * (one - zero) + zero
 
 
@@ -65,25 +69,31 @@ def _sums(x: Tensor, tiles: Tensor, outputs: int, zero: int, peak: int) -> Tenso
     return F.linear(x.to(dtype), _values(tiles, outputs, x.shape[1], zero, 1, dtype)).to(torch.int32)
 
 
-def steps(sums: Tensor, thresholds: Tensor, flips: Tensor) -> Tensor:
-    return packed(sums >= thresholds) ^ flips
+def steps(sums: Tensor, thresholds: Tensor, inverted: Tensor) -> Tensor:
+    """Returns the packed bits 1[sum ≥ threshold] of sums [rows, outputs], each inverted where a bit of `inverted` is 1."""
+    return packed(sums >= thresholds) ^ inverted
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    """Returns Σ x·w of bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     return _sums(unpacked(x[:, : tiles.shape[1]]), tiles, outputs, zero, 1)
 
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    """Returns Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     return _sums(x, tiles, outputs, zero, 255)
 
 
-def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
-    return steps(bit_sums(x, tiles, len(thresholds), zero), thresholds, flips)
+def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
+    """Returns the packed bits 1[Σ x·w ≥ threshold] of bits x; see `bnn_exp.bits.operators`."""
+    return steps(bit_sums(x, tiles, len(thresholds), zero), thresholds, inverted)
 
 
-def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
-    return steps(pixel_sums(x, tiles, len(thresholds), zero), thresholds, flips)
+def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
+    """Returns the packed bits 1[Σ x·w ≥ threshold] of pixels x; see `bnn_exp.bits.operators`."""
+    return steps(pixel_sums(x, tiles, len(thresholds), zero), thresholds, inverted)
 
 
 def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:
+    """Returns Σ x·w of real numbers x, [batch, outputs] of x's dtype; see `bnn_exp.bits.operators`."""
     return F.linear(x, _values(tiles, outputs, x.shape[1], zero, one, x.dtype))

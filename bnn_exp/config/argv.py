@@ -1,5 +1,5 @@
-"""Reads the command line as people type it, and refuses in a line or two what is neither a setting nor a flag. Imports no
-torch."""
+"""Turns the command line, as people type it, into the arguments that Hydra takes. It refuses a word that is neither a setting
+nor a flag, and says what the word may mean. Imports no torch."""
 
 import argparse
 import difflib
@@ -11,24 +11,25 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from bnn_exp.config import command_line, explain, quoting
+from bnn_exp.config import command_line, mistakes, quoting
 from bnn_exp.config.paths import at_home, is_there
 from bnn_exp.errors import UserError
 
-DASHES = "-–—−"  # the last three come from pages and word processors
+DASHES = "-–—−"  # web pages and word processors put the last three in the place of the first
 FORM = "allowed: KEY=VALUE, such as delta=0.1; `bnn-train --help` lists every setting"
-HOME = re.compile(r"^(--?[\w-]+=)?(~.*)")  # a path, perhaps with its flag
+HOME = re.compile(r"^(--?[\w-]+=)?(~.*)")  # a path that begins with ~, perhaps after its flag
 
 
 def arguments(given: Sequence[str], groups: Path) -> list[str]:
-    """Returns a command line as Hydra takes it: overrides, wherever they stand, then flags. Names and paths are taken as they
-    are typed (see `bnn_exp.config.quoting`).
+    """Returns the arguments that Hydra takes: all overrides in their order, then all flags.
 
     Args:
-        groups: the folder of our own configuration.
+        given: the command line without the command, overrides and flags in any order. Names and paths stand as they are typed
+            (see `bnn_exp.config.quoting`).
+        groups: the folder `conf/` of this package.
 
     Raises:
-        UserError: an unknown flag, or a word that is no KEY=VALUE.
+        UserError: a flag is unknown, or a word is not KEY=VALUE.
     """
     found, flags = flags_of(given), list(given)
     for override in reversed(found.overrides):
@@ -44,17 +45,17 @@ def arguments(given: Sequence[str], groups: Path) -> list[str]:
 
 
 def flags_of(given: Sequence[str]) -> argparse.Namespace:
-    """Returns Hydra's flags on a command line, and its `overrides`, in any order.
+    """Returns the values of Hydra's flags on a command line, and the words that are not flags as `overrides`.
 
     Raises:
-        UserError: an unknown flag, or one with a value that it does not take.
+        UserError: a flag is unknown, or does not take its value.
     """
 
     def refuse(message: str) -> NoReturn:
         words = [word for word in given if re.match(r"-+\w[\w.]+=", word) and not word.startswith("--config")]
         if words:
             raise _unknown(words[0], given)
-        raise UserError(f"{message}\nallowed: what `bnn-train --hydra-help` lists")
+        raise UserError(f"{message}\nallowed: the flags that `bnn-train --hydra-help` lists")
 
     parser = get_args_parser()
     parser.error = refuse
@@ -65,20 +66,20 @@ def flags_of(given: Sequence[str]) -> argparse.Namespace:
 
 
 def _undashed(word: str) -> str:
-    """Says that settings have no dashes, with the commands that KEY=VALUE may stand for."""
+    """Returns the line `allowed: …` for a setting with dashes: the commands that set it without dashes."""
     from bnn_exp.config.settings import known_keys
 
     key, _, value = word.partition("=")
     known = known_keys()
     groups = {one.name.partition(".")[0] for one in known}
-    keys = [key] if key in {one.name for one in known} | groups else explain.meant(key, known) or [key]
+    keys = [key] if key in {one.name for one in known} | groups else mistakes.meant(key, known) or [key]
     commands = [f"bnn-train {shlex.quote(f'{one}={value}')}" for one in keys]
-    return f"allowed: settings have no dashes: {explain.in_a_row(commands)}"
+    return f"allowed: settings have no dashes: {mistakes.in_a_row(commands)}"
 
 
 def _unknown(flag: str, given: Sequence[str]) -> UserError:
-    """The error for a word with dashes that is no flag of Hydra's."""
-    flag = next(item for item in given if item.endswith(flag.lstrip(DASHES)))  # argparse may make -odel=mlp of -model=mlp
+    """Returns the error for a word with dashes that is not a flag of Hydra."""
+    flag = next(item for item in given if item.endswith(flag.lstrip(DASHES)))  # argparse may turn -model=mlp into -odel=mlp
     word, after = flag.lstrip(DASHES), [*given, ""][list(given).index(flag) + 1]
     if "=" in word:
         hint = _undashed(word)
@@ -96,7 +97,7 @@ def _options() -> list[str]:
 
 
 def _check_form(words: Sequence[str], i: int, groups: Path) -> None:
-    """Refuses word `i` of the overrides where it is no KEY=VALUE, and says what it may have been meant to be."""
+    """Raises UserError if word `i` of the overrides is not KEY=VALUE. The message says what the word may mean."""
     word = words[i]
     if word.startswith("~"):
         _check_removal(word[1:].partition("=")[0])
@@ -110,14 +111,14 @@ def _check_form(words: Sequence[str], i: int, groups: Path) -> None:
     elif meant := _meant(word, before, after, words[i + 2 :], groups):
         hint = f"did you mean {shlex.quote(meant)}?"
     elif is_there(word) and (ways := _ways_with(word, words)):
-        hint = f"did you mean {explain.in_a_row(ways)}?"
+        hint = f"did you mean {mistakes.in_a_row(ways)}?"
     else:
         hint = FORM
     raise UserError(f"{word or repr(word)}: not KEY=VALUE\n{hint}")
 
 
 def _ways_with(word: str, words: Sequence[str]) -> list[str]:
-    """Returns what a file or folder may be meant as beside the other words, quoted for a shell."""
+    """Returns overrides that may be meant by the path `word` beside the other words, quoted for a shell."""
     task, path = command_line.keys(words).get("task", "train"), Path(at_home(word))
     if task != "train":
         return [shlex.quote(f"{'input' if task == 'predict' and 'from' in command_line.keys(words) else 'from'}={word}")]
@@ -134,7 +135,7 @@ def _ways_with(word: str, words: Sequence[str]) -> list[str]:
 
 
 def _check_removal(key: str) -> None:
-    """Refuses to leave out a setting. Hydra leaves out choices of groups alone, and settings that an override added."""
+    """Raises UserError if `~KEY` removes a setting. Hydra can remove only choices of groups and added keys."""
     from bnn_exp.config.settings import known_keys
 
     if key in {known.name for known in known_keys()}:
@@ -142,7 +143,13 @@ def _check_removal(key: str) -> None:
 
 
 def _meant(word: str, before: str, after: str, rest: Sequence[str], groups: Path) -> str | None:
-    """Returns the override that a word between two others may belong to."""
+    """Returns the override that `word` may be a part of; None if there is no guess.
+
+    Args:
+        before: the word before it; "" at the beginning.
+        after: the word after it; "" at the end.
+        rest: the words behind `after`.
+    """
     from bnn_exp.config.settings import known_keys
 
     known, texts = {key.name: key for key in known_keys()}, quoting.keys_of_text(groups)

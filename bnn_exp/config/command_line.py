@@ -1,4 +1,7 @@
-"""Reads the command line: overrides by their keys, and Hydra's own flags. Imports no torch."""
+"""Reads and writes overrides (KEY=VALUE), and reads the flags of Hydra that say where the configuration lies.
+
+Imports no torch.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,13 +17,13 @@ from bnn_exp.errors import UserError
 
 
 def keys(overrides: Iterable[str]) -> dict[str, str]:
-    """The keys that overrides set, with their values as text. Deletions (~KEY) set nothing."""
+    """Returns the keys that overrides set, with their values as text. A deletion (~KEY) sets nothing."""
     pairs = (item.lstrip("+").partition("=") for item in overrides if not item.startswith("~"))
     return {key.partition("@")[0]: value for key, _, value in pairs}
 
 
 def values(overrides: Iterable[str], key: str) -> list[str]:
-    """All values that overrides give `key`, several in a sweep or a list; what Hydra can't read gives none."""
+    """Returns all values that overrides give `key`: several for a sweep or a list, none if Hydra cannot read the override."""
     found: list[str] = []
     for item in overrides:
         try:
@@ -35,7 +38,7 @@ def values(overrides: Iterable[str], key: str) -> list[str]:
 
 
 def override(key: str, values: Iterable[str]) -> str:
-    """The override that sets `key` to a list of texts, whatever characters these have."""
+    """Returns the override that sets `key` to a list of texts. The texts may have any characters."""
     return f"{key}=[{','.join(map(_quoted, values))}]"
 
 
@@ -44,11 +47,11 @@ def _quoted(value: str) -> str:
 
 
 def flags(hydra: DictConfig) -> list[str]:
-    """Returns the words of a command line that tell where the choices of its configuration lie, as a shell takes them:
-    --config-dir, --config-name and hydra.searchpath.
+    """Returns the arguments of this command that say where its configuration lies: --config-dir, --config-name and
+    hydra.searchpath.
 
     Args:
-        hydra: the section `hydra` of the configuration. A job of a sweep has it too, in whatever process it runs.
+        hydra: the section `hydra` of the composed configuration. A job of a sweep has this section too, in every process.
     """
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
     here = Path(hydra.runtime.cwd)
@@ -59,7 +62,7 @@ def flags(hydra: DictConfig) -> list[str]:
 
 
 def config_dir(arguments: Sequence[str]) -> str | None:
-    """The folder that --config-dir names."""
+    """Returns the folder that --config-dir names; None without this flag."""
     return get_args_parser().parse_args(list(arguments)).config_dir
 
 
@@ -67,28 +70,28 @@ def overrides(arguments: Sequence[str], groups: Path) -> list[str]:
     """Returns the overrides of a command line.
 
     Args:
-        groups: the folder of our own configuration.
+        groups: the folder `conf/` of this package.
 
     Raises:
-        UserError: flags that would put another configuration in the place of ours, or one that would not be read.
+        UserError: the flags name a configuration that would replace the one of this package, or that Hydra would not read.
     """
     flags = get_args_parser().parse_args(list(arguments))
     if flags.config_path:
         raise UserError(
-            f"--config-path {flags.config_path}: it would take the place of all settings\n"
-            f"allowed: config={flags.config_path} for the configuration of a run, --config-dir FOLDER for choices of your own"
+            f"--config-path {flags.config_path}: it would replace all settings\n"
+            f"allowed: config={flags.config_path} for the configuration of a run, --config-dir FOLDER for your own choices"
         )
     folder, name = flags.config_dir and Path(flags.config_dir), (flags.config_name or "config").removesuffix(".yaml")
     there = folder is not None and (folder / f"{name}.yaml").is_file()
     if there and (groups / f"{name}.yaml").is_file():
         raise UserError(
-            f"--config-dir {folder}: its {name}.yaml would not be read, since ours has that name\n"
+            f"--config-dir {folder}: its {name}.yaml would not be read, because bnn-train has a file of that name\n"
             f"allowed: config={folder}/{name}.yaml for the configuration of a run, or a folder without {name}.yaml"
         )
     if name != "config" and not there:
         where = f"--config-dir {folder}" if folder else "any --config-dir"
         raise UserError(
             f"--config-name {flags.config_name}: no {name}.yaml in {where}\n"
-            "allowed: config=RUN for the configuration of a run, experiment=NAME for one of your own in --config-dir"
+            "allowed: config=RUN for the configuration of a run, experiment=NAME for your own experiment in --config-dir"
         )
     return flags.overrides

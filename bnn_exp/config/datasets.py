@@ -1,4 +1,7 @@
-"""The datasets of one's own that a configuration can name. Imports neither torch nor NumPy."""
+"""The settings of the datasets, and the registry of datasets that plugins add by `register_dataset`.
+
+Imports neither torch nor NumPy.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -6,16 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bnn_exp.config import plugins
 from bnn_exp.config.registry import Registry, found, name_of, offer
-from bnn_exp.config.schema import schema
+from bnn_exp.config.schema import Count, Place, schema
+
+
+def _rising(limits: tuple[float, float]) -> tuple[float, float]:
+    if not limits[0] < limits[1]:
+        raise ValueError("LOW is not below HIGH")
+    return limits
 
 
 @schema
 class Rows:
-    """Settings of every dataset: which of its rows are trained on, and how they are varied."""
+    """The settings that every dataset has: the samples to train on, and their augmentation."""
 
     limit: Annotated[int, Field(ge=2)] | None
     validation: Annotated[float, Field(ge=0, le=0.5)]
@@ -25,25 +34,62 @@ class Rows:
     cutout: Annotated[int, Field(ge=0)]
 
 
+@schema
+class Digits(Rows):
+    name: Literal["digits"]
+
+
+@schema
+class ImageDataset(Rows):
+    """The settings of a dataset of image files: the samples to read, and how an image becomes an array of pixels."""
+
+    label: str | None
+    size: Count | None
+    channels: Literal[1, 3] | None = None
+    fit: Literal["squash", "crop", "pad"] = "squash"
+    background: Annotated[
+        str, Field(pattern=r"^(white|grey|black|#[0-9a-fA-F]{6})$", description='white, grey, black or "#rrggbb"')
+    ] = "white"
+    range: (
+        Annotated[tuple[float, float], AfterValidator(_rising), Field(description="[LOW,HIGH], two numbers with LOW < HIGH")]
+        | None
+    ) = None
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+
+
+@schema
+class HubDataset(ImageDataset):
+    name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "food101"]
+    hub: str  # OWNER/NAME, or OWNER/NAME:CONFIGURATION for a dataset with several configurations
+    path: Place | None
+
+
+@schema
+class Local(ImageDataset):
+    name: Literal["local"]
+    path: Annotated[Place, Field(description="a folder or file of your own images: train/CLASS/… and test/CLASS/…, or a table")]
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A dataset: the dataclass of its settings, and the functions that `register_dataset` takes."""
+    """A registered dataset. `register_dataset` explains `home` and `files`."""
 
-    settings: type
+    settings: type  # the dataclass of its settings
     home: str | Callable[..., Mapping[str, Any]]
     files: Callable[..., Iterable[str | Path]] | None
 
     def load(self) -> Callable[..., Mapping[str, Any]]:
-        """The function that makes the rows."""
+        """Imports and returns the function that makes the samples."""
         return found(self.home)
 
     def own(self, settings: Any) -> dict[str, Any]:
-        """The settings that decide the rows: all but those that every dataset has."""
+        """Returns the settings that only this dataset has. They decide which samples it holds."""
         return {name: getattr(settings, name) for name in self.settings.__dataclass_fields__ if name not in _SHARED}
 
 
-DATASETS: Registry[Entry] = Registry("dataset")  # by the name that dataset=NAME chooses
-SHARED = {"limit": None, "validation": 0, "augment": "none", "shift": None, "flip": False, "cutout": 0}  # and their defaults
+DATASETS: Registry[Entry] = Registry("dataset")  # dataset=NAME chooses an entry
+# the settings of Rows, with their defaults for a registered dataset
+SHARED = {"limit": None, "validation": 0, "augment": "none", "shift": None, "flip": False, "cutout": 0}
 _SHARED = {"name", *SHARED}
 
 
@@ -53,22 +99,23 @@ def register_dataset(
     values: Mapping[str, Any] | None = None,
     files: Callable[..., Iterable[str | Path]] | None = None,
 ) -> None:
-    """Make a dataset known under the name that its `settings` have.
+    """Registers a dataset, which `dataset=NAME` then chooses.
 
     Args:
-        settings: a `bnn_exp.schema` dataclass derived from `bnn_exp.Rows`, with the field `name: Literal["NAME"]`, then
-            what can be set.
-        home: the function that makes the rows, or "module:function". It takes the settings that `Rows` does not have, by name,
-            and returns `{"train": (images, labels), "test": (images, labels)}`, perhaps with `"validation"` and `"classes"`.
-            Images are uint8 [rows, channels, height, width] or [rows, height, width]; labels are one a row, whole numbers that
-            index `classes`, or names of classes.
-        values: of the settings, in the place of a `conf/dataset/NAME.yaml`. Those of `Rows` have defaults.
-        files: takes the same settings, and returns the files that decide the rows. With it the rows are made once and kept in
-            the cache, until the settings, a file or the plugin changes; `files=lambda **_: ()` where there are no files.
-            Without it the function is called by every run.
+        settings: a `bnn_exp.schema` dataclass derived from `bnn_exp.Rows`. Its first field is `name: Literal["NAME"]`, the
+            other fields are the settings.
+        home: the function that makes the samples, or its name as "module:function". The function takes the settings that
+            `Rows` does not have, as keyword arguments. It returns `{"train": (images, labels), "test": (images, labels)}`,
+            optionally with `"validation"` and `"classes"`. Images are uint8 [samples, channels, height, width] or
+            [samples, height, width]. Labels are [samples]: whole numbers that index `classes`, or names of classes.
+        values: the values of the settings. They replace a file `conf/dataset/NAME.yaml`. Settings of `Rows` have defaults.
+        files: a function that takes the same settings and returns the files that decide the samples;
+            `lambda **_: ()` if there are no files. With `files` the samples are made once and kept in the cache, until the
+            settings, a file or the plugin changes. Without it every run makes them again.
 
     Raises:
-        UserError: the name is taken, or `settings` has none.
+        UserError: another dataset has the name, or `settings` has no name.
+        TypeError: `settings` does not derive from `bnn_exp.Rows`.
     """
     name = name_of(settings)
     if not issubclass(settings, Rows):

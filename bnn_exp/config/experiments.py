@@ -1,5 +1,5 @@
-"""Checks the files of `experiment=NAME` before Hydra composes them, which says of their mistakes only what follows from them.
-Imports no torch."""
+"""Finds and checks the files of `experiment=NAME` before Hydra composes them. Hydra would accept some mistakes in silence,
+and blame the wrong place for others. Imports no torch."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -17,15 +17,16 @@ FIRST = "# @package _global_"
 
 
 def check(arguments: Sequence[str], groups: Path) -> bool:
-    """Sees that the experiments of a command line are files that set what they seem to set.
-
-    Returns whether one of them asks for a sweep that the command line does not ask for.
+    """Checks that the experiments of a command line are files whose settings take effect.
 
     Args:
-        groups: the folder of our own configuration.
+        groups: the folder `conf/` of this package.
+
+    Returns:
+        True if an experiment requests a sweep and the command line does not.
 
     Raises:
-        UserError: the first mistake, with its file.
+        UserError: a file has a mistake. The message names the first one.
     """
     flags = flags_of(arguments)
     chosen = {folder.name for folder in groups.iterdir() if folder.is_dir()} - {"experiment"}
@@ -34,14 +35,14 @@ def check(arguments: Sequence[str], groups: Path) -> bool:
 
 
 def files(overrides: Sequence[str], folder: str | None, groups: Path) -> list[tuple[str, Path]]:
-    """Returns the experiments that overrides name, each with its file, as far as there is one.
+    """Returns the name and the file of each experiment that overrides choose. An experiment without a file is left out.
 
     Args:
-        folder: that of --config-dir.
-        groups: the folder of our own configuration.
+        folder: the folder that --config-dir names.
+        groups: the folder `conf/` of this package.
 
     Raises:
-        UserError: a name that is a path, or a file of another suffix.
+        UserError: a name is a path, or its file has another suffix than .yaml.
     """
     others = [folder, *command_line.values(overrides, "hydra.searchpath")]
     folders = [groups, *(Path(other.removeprefix("file://")) for other in others if other)]
@@ -50,7 +51,7 @@ def files(overrides: Sequence[str], folder: str | None, groups: Path) -> list[tu
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path | None:
-    """Returns the file of an experiment; None where Hydra will say that there is none."""
+    """Returns the file of an experiment; None if there is no such file, which Hydra then reports."""
     places = [folder / "experiment" / name.removesuffix(".yaml") for folder in folders]
     for place in places:
         if is_file(file := place.with_name(f"{place.name}.yaml")):
@@ -67,16 +68,16 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def _check(file: Path, groups: Collection[str]) -> bool:
-    """Refuses a mistake. Returns whether the file asks for a sweep."""
+    """Raises UserError if the file has a mistake. Returns True if the file requests a sweep."""
     try:
         text = file.read_text()
         content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # Hydra refuses it
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # Hydra reports the file
         return False
     header = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if not re.fullmatch(r"#\s*@package\s+_global_", header):
         raise UserError(
-            f"{file}: its first line is not `{FIRST}`, without which it sets nothing of the run\n"
+            f"{file}: its first line is not `{FIRST}`, without which the file sets nothing\n"
             f"allowed: `{FIRST}` as the first line, above comments too"
         )
     if not isinstance(content, dict | None):
@@ -92,7 +93,7 @@ def _check(file: Path, groups: Collection[str]) -> bool:
 
 
 def _choices(content: dict) -> Iterator[tuple[str, str, Any]]:
-    """Yields (place, key, value) of what may be the choice of a group: `defaults`, or the file itself."""
+    """Yields (place, key, value) of each entry that may choose a member of a group. `place` is `defaults` or `file`."""
     for entry in content.get("defaults") or []:
         if isinstance(entry, dict):
             yield from (("defaults", str(key), value) for key, value in entry.items())

@@ -1,4 +1,4 @@
-"""Says in a line or two what Hydra refuses, with what may be typed in its place. Imports no torch."""
+"""Turns an exception of Hydra into a message of one to three lines that says what to type instead. Imports no torch."""
 
 import difflib
 import re
@@ -9,15 +9,15 @@ import yaml
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import OverrideParseException
 
-from bnn_exp.config import explain
+from bnn_exp.config import mistakes
 from bnn_exp.config.registry import CONF, RESERVED
 
-BY_MODEL = "of_"  # begins the choices that a model has when nothing is said
-EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # of pyproject.toml, by launcher
+BY_MODEL = "of_"  # optimizer=of_MODEL and trainer=of_MODEL are the defaults of a model
+EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers: their extras
 
 
 def in_words(error: Exception, arguments: Sequence[str]) -> str:
-    """Returns one to three lines for an error of Hydra's.
+    """Returns the message, one to three lines, for an exception of Hydra.
 
     Args:
         arguments: the command line, without the command.
@@ -38,29 +38,33 @@ def in_words(error: Exception, arguments: Sequence[str]) -> str:
 
 
 def no_such_choice(group: str, choice: str, choices: Sequence[str]) -> str:
-    """Returns two or three lines: the choices of a group, or of another one, that may be meant, and all of the group."""
+    """Returns the message, two or three lines, for a choice that a group does not have.
+
+    Args:
+        choices: the choices of the group, for the hint and for the list of allowed values.
+    """
     if choice.startswith(BY_MODEL) and group in ("optimizer", "trainer"):
         return _no_default(choice.removeprefix(BY_MODEL))
     shown = [one for one in choices if not one.startswith(BY_MODEL) and one not in RESERVED]
     found = [f"{group}={one}" for one in difflib.get_close_matches(choice.lower(), shown, 1) or _with_word(choice, shown)]
     others = [file.parent.name for file in sorted(CONF.glob("*/*.yaml")) if file.stem == choice]
     found += [f"{other}={choice}" for other in others if other != group]
-    hint = f"; did you mean {explain.in_a_row(found)}?" if found else ""
+    hint = f"; did you mean {mistakes.in_a_row(found)}?" if found else ""
     plugin = "plugins=[FILE.py], or " if group in ("model", "optimizer", "dataset") else ""
     own = f"{plugin}--config-dir FOLDER with FOLDER/{group}/{choice}.yaml"
-    return f"{group}={choice}: no such choice{hint}\nallowed: {', '.join(shown)}; or one of your own: {own}"
+    return f"{group}={choice}: no such choice{hint}\nallowed: {', '.join(shown)}; or your own: {own}"
 
 
 def _with_word(choice: str, choices: Sequence[str]) -> list[str]:
-    """Returns the choices that have this one as a word: latent_adam has adam."""
+    """Returns the choices that contain `choice` as a word: for adam, latent_adam."""
     return [one for one in choices if choice.lower() in one.split("_")]
 
 
 def _no_default(model: str) -> str:
-    """Says what a model of --config-dir needs beside its own file."""
+    """Returns the message for a model of --config-dir that has no file with its default optimizer and trainer."""
     files = " and ".join(f"{group}/{BY_MODEL}{model}.yaml" for group in ("optimizer", "trainer"))
     return (
-        f"model={model}: no file says by what it is trained\n"
+        f"model={model}: no file says which optimizer and trainer it has\n"
         "allowed: optimizer=NAME trainer=NAME beside it, such as optimizer=counter trainer=default\n"
         f"or, in the folder of model/{model}.yaml, the files {files}, each with `defaults: [NAME]`"
     )
@@ -69,14 +73,14 @@ def _no_default(model: str) -> str:
 def _unread(override: str) -> str:
     key, _, value = override.partition("=")
     quoted = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
-    return f"{override}: can't be read as KEY=VALUE\nallowed: a value in quotes, where it is one text: {quoted}"
+    return f"{override}: can't be read as KEY=VALUE\nallowed: quotes around a value that is one text: {quoted}"
 
 
 def _key(match: re.Match, text: str, arguments: Sequence[str]) -> str:
     from bnn_exp.config.settings import known_keys
 
     key = match[2].partition("=")[0]
-    return explain.unknown_key(key, known_keys())
+    return mistakes.unknown_key(key, known_keys())
 
 
 def _choice(match: re.Match, text: str, arguments: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""The losses that `trainer.loss` can name. Imports no torch.
+"""The registry of the losses that `trainer.loss` can name. `register_loss` adds your own loss (docs/add_a_model.md).
 
-A loss of your own joins by `register_loss` (docs/add_a_model.md).
+Imports no torch.
 """
 
 import sys
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
     Loss = Callable[[Tensor, Tensor], Tensor]
 
-LOSSES: Registry["str | Loss"] = Registry("trainer.loss")  # functions, themselves or as "module:function"
+LOSSES: Registry["str | Loss"] = Registry("trainer.loss")  # a function, or its name as "module:function"
 
 
 def register_loss(name: str, home: "str | Loss") -> None:
-    """Make a loss known as `trainer.loss=NAME`.
+    """Registers a loss, which `trainer.loss=NAME` then chooses.
 
     Args:
-        home: the function (or a module of `torch.nn`), or "module:function". It takes logits [batch, classes] and labels int64
-            [batch], and returns the mean over the batch, a scalar with a gradient.
+        home: the function (or a module of `torch.nn`), or its name as "module:function". The function takes logits
+            [batch, classes] and labels int64 [batch]. It returns the mean over the batch, a scalar with a gradient.
 
     Raises:
-        UserError: the name is taken.
+        UserError: another loss has the name.
     """
     plugins.note(sys._getframe(1))
     LOSSES.add(name, home, home)
 
 
 def loss_named(name: str) -> "Loss":
-    """The function that `trainer.loss=NAME` names."""
+    """Returns the loss function that `trainer.loss=NAME` chooses."""
     return found(LOSSES[name])
 
 

@@ -1,9 +1,9 @@
-"""Reads configurations that earlier versions wrote: a setting that has moved is put where it is now. Imports no torch."""
+"""Converts configurations that earlier versions wrote to the keys of this version. Imports no torch."""
 
 from collections.abc import Mapping
 from typing import Any
 
-MOVED = {  # a dotted key of an earlier version, and the key that took its place
+MOVED = {  # a dotted key of an earlier version, and its key in this version
     "trainer.engine": "engine",
     "trainer.error_bits": "engine.gradient_bits",
     "benchmark.seed_program": "benchmark.reference_program",
@@ -15,7 +15,7 @@ MOVED = {  # a dotted key of an earlier version, and the key that took its place
 
 
 def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the plain values of a saved configuration under the keys of this version; `config` itself stays as it is."""
+    """Returns the plain values of a saved configuration under the keys of this version. Leaves `config` unchanged."""
     values = dict(config)
     if not isinstance(trainer := values.get("trainer"), dict) or "engine" not in trainer:
         return values

@@ -1,19 +1,19 @@
-"""Paths as people write them."""
+"""Expands and tests paths as people type them: with ~, of any length and with any character."""
 
 import os
 from pathlib import Path
 
 
 def at_home(path: str) -> str:
-    """Returns a path with ~ and ~USER expanded, otherwise as it is written."""
-    return os.path.expanduser(path)  # noqa: PTH111 (pathlib drops a leading ./ and fails for a USER that is not there)
+    """Returns a path with ~ and ~USER expanded. All else stays as it is typed."""
+    return os.path.expanduser(path)  # noqa: PTH111 (pathlib drops a leading ./ and fails for an unknown USER)
 
 
 def is_there(path: str) -> bool:
-    """Whether there is a file or folder of this name; False too where no file can have it."""
+    """Returns True if a file or folder exists at a path; False also for a path that no file can have."""
     return os.path.exists(at_home(path))  # noqa: PTH110 (pathlib fails for a long name)
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a file; False too where no file can have its name."""
+    """Returns True if a file exists at a path; False also for a path that no file can have."""
     return os.path.isfile(path)  # noqa: PTH113 (pathlib fails for a long name)

@@ -1,8 +1,8 @@
-"""Takes the names and paths of a command line as they are typed. Imports no torch.
+"""Puts quotes around names and paths of a command line, so that Hydra reads them as they are typed. Imports no torch.
 
-Hydra reads `from=007` as the number 7 and `dataset.path=~/x` as a folder called ~, and it refuses `dataset.path=a=b`. Here the
-value of a key that holds text gets the quotes by which Hydra reads the same text. Hydra's lists, sweeps, quotes, interpolations
-and null stay what they are.
+Without quotes Hydra reads `from=007` as the number 7 and `dataset.path=~/x` as a folder called ~, and it refuses
+`dataset.path=a=b`. Only values of keys that hold text get quotes. Hydra's lists, sweeps, quotes, interpolations and null keep
+their meaning.
 """
 
 import re
@@ -22,11 +22,11 @@ PART = re.compile(r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<functi
 
 
 def as_typed(overrides: Sequence[str], groups: Path, sweep: bool) -> list[str]:
-    """Returns the overrides such that Hydra reads each name and path as the text that it is, with ~ expanded.
+    """Returns the overrides with quotes, so that Hydra reads each name and path as it is typed, with ~ expanded.
 
     Args:
-        groups: the folder of our own configuration. The choice of a group is a name too.
-        sweep: whether commas separate the values of a sweep.
+        groups: the folder `conf/` of this package. Its subfolders are groups, whose choices are names too.
+        sweep: True if commas separate the values of a sweep.
     """
     if all(PLAIN.fullmatch(item.partition("=")[2]) for item in overrides):
         return list(overrides)
@@ -35,7 +35,7 @@ def as_typed(overrides: Sequence[str], groups: Path, sweep: bool) -> list[str]:
 
 
 def keys_of_text(groups: Path) -> set[str]:
-    """Returns the keys whose value is any text, those of `groups` and of Hydra among them."""
+    """Returns the keys whose values are free text: settings, the groups in the folder `groups`, and keys of Hydra."""
     from bnn_exp.config.settings import known_keys
 
     known, chosen = known_keys(), {folder.name for folder in groups.iterdir() if folder.is_dir()}
@@ -50,18 +50,19 @@ def _as_typed(override: str, keys: Collection[str], sweep: bool) -> str:
 
 
 def _value(value: str, sweep: bool) -> str:
-    """Returns the text of a value for Hydra. What exists under the whole of it is meant, whatever its characters say."""
+    """Returns a value with the quotes that Hydra needs. A value that is the path of an existing file is one path, whatever its
+    characters are."""
     if is_there(value) and not (sweep and "," in value):
         return _quoted(at_home(value).replace("${", r"\${")) if "${" in value else _name(value)
     taken = PART.sub(_part, value)
-    for text in (taken, value):  # the second: range(1,3), and other functions of numbers
+    for text in (taken, value):  # the second text is for functions of numbers, such as range(1,3)
         if _read(text) is not None:
             return text
     return ",".join(map(_name, value.split(","))) if sweep else _name(value)
 
 
 def _part(found: re.Match) -> str:
-    """Returns one name of a list or sweep for Hydra, or what stands between names as it is."""
+    """Returns a match of PART with the quotes that Hydra needs: a name in a list or sweep, a quoted text, or a function."""
     if found["function"]:
         return found[0]
     if found["name"]:
@@ -71,11 +72,11 @@ def _part(found: re.Match) -> str:
 
 
 def _name(text: str) -> str:
-    """Returns a single name for Hydra, in quotes if it needs them."""
+    """Returns a single name, in quotes if Hydra needs them."""
     name, read = at_home(text.strip()), _read(text)
     if "${" in name or name.lower() in ("", "null"):
         return text
-    if isinstance(read, str) and (read == name or not text.strip().startswith("~")):  # as it is, or with Hydra's escapes
+    if isinstance(read, str) and (read == name or not text.strip().startswith("~")):  # Hydra's escapes count
         return text
     return name if _read(name) == name else _quoted(name)
 
@@ -85,7 +86,7 @@ def _quoted(text: str) -> str:
 
 
 def _read(value: str) -> Any:
-    """Returns what Hydra reads a value as; None where it is null, or where Hydra refuses it."""
+    """Returns the value that Hydra reads from a text; None if that is null, or if Hydra refuses the text."""
     try:
         return OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:

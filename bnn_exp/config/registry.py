@@ -1,4 +1,7 @@
-"""Registries: what a configuration can choose by name, ours and a plugin's alike. Imports no torch."""
+"""A registry holds what a configuration can choose by name: rules, models, datasets, losses, built in or from a plugin.
+
+Imports no torch.
+"""
 
 import pkgutil
 import re
@@ -11,24 +14,27 @@ from bnn_exp.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
-PROGRAMS = ("__main__", "__mp_main__")  # the names of a module that is run as a program, the second in its subprocesses
-RESERVED = ("saved",)  # names of `bnn_exp.records.inherit`
+PROGRAMS = ("__main__", "__mp_main__")  # names of a module that runs as a program; the second: in a subprocess
+RESERVED = ("saved",)  # `bnn_exp.records.inherit` uses this choice for inherited settings
 
 Entry = TypeVar("Entry")
 
 
 class Registry(dict[str, Entry], Generic[Entry]):
-    """Entries by name. `key` is the key of the configuration that chooses one, such as `optimizer`."""
+    """A dictionary of entries by name. `key` is the key of the configuration that chooses an entry, such as `optimizer`."""
 
     def __init__(self, key: str):
         super().__init__()
         self.key, self._definitions = key, {}
 
     def add(self, name: str, entry: Entry, *definition: Any) -> None:
-        """Add `entry`. The same `definition` (classes, functions or texts "module:name") may come again, and replaces itself.
+        """Adds an entry. A second entry with an equal `definition` replaces the first.
+
+        Args:
+            definition: the classes or functions that define the entry, or their names as "module:name".
 
         Raises:
-            UserError: the name can't be one, or something else has it.
+            UserError: the name is not a valid name, or an entry with another definition has it.
         """
         definition = tuple(map(home, definition))
         if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in RESERVED:
@@ -44,24 +50,27 @@ class Registry(dict[str, Entry], Generic[Entry]):
 
 
 def is_ours(definition: str) -> bool:
-    """Whether "module:name" is part of this package."""
+    """Returns True if "module:name" is part of this package."""
     return definition.partition(":")[0].partition(".")[0] == "bnn_exp"
 
 
 def module_name(module: str) -> str:
-    """The name under which a module can be imported, also where it runs as a program."""
+    """Returns the name by which Python imports a module, also if the module runs as a program."""
     if module not in PROGRAMS:
         return module
     program = sys.modules[module]
-    if spec := getattr(program, "__spec__", None):  # python -m package.module
+    if spec := getattr(program, "__spec__", None):  # the program was started as python -m package.module
         return spec.name
     file = getattr(program, "__file__", None)
     return Path(file).stem if file else module
 
 
 def home(defined: Any) -> str:
-    """Where a class, a function, or the class of another object is defined: "module:qualified name"; a text of this form is
-    returned as it is."""
+    """Returns the place where something is defined, as "module:qualified name".
+
+    Args:
+        defined: a class, a function, or an object, whose class counts. A text "module:qualified name" is returned unchanged.
+    """
     if isinstance(defined, str):
         return defined
     named = defined if hasattr(defined, "__qualname__") else type(defined)
@@ -69,25 +78,26 @@ def home(defined: Any) -> str:
 
 
 def found(defined: Any) -> Any:
-    """The class or the function that a registry knows, itself or as "module:name"."""
+    """Returns a class or a function from a registry, which keeps the object itself or its name as "module:name"."""
     return pkgutil.resolve_name(defined) if isinstance(defined, str) else defined
 
 
 def name_of(settings: type) -> str:
-    """The name by which a dataclass of settings is chosen.
+    """Returns the name by which the configuration chooses a dataclass of settings.
 
     Raises:
-        UserError: it has none.
+        UserError: the class has no field `name: Literal["NAME"]`.
     """
     field = getattr(settings, "__dataclass_fields__", {}).get("name")
     names = get_args(field.type) if field else ()
     if not names or not isinstance(names[0], str):
-        raise UserError(f'{home(settings)}: no settings\nallowed: a @schema class whose first field is name: Literal["NAME"]')
+        allowed = 'a @schema class whose first field is name: Literal["NAME"]'
+        raise UserError(f"{home(settings)}: not a class of settings\nallowed: {allowed}")
     return names[0]
 
 
 def offer(group: str, name: str, values: Mapping[str, Any]) -> None:
-    """Make `values` what `GROUP=NAME` composes, in the place of a file conf/GROUP/NAME.yaml."""
+    """Makes `values` the content of the choice `GROUP=NAME`, as a file conf/GROUP/NAME.yaml would."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(group=group, name=name, node=dict(values))

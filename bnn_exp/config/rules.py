@@ -1,6 +1,6 @@
-"""The rules that train binary weights: their names, settings and ranges, and where the class of each is. Imports no torch.
+"""The registry of the rules that train binary weights: the name, the settings with their ranges, and the class of each rule.
 
-Nothing else knows which rules there are. One of your own joins by `register` (docs/add_a_rule.md).
+No other module lists the rules. `register` adds your own rule (docs/add_a_rule.md). Imports no torch.
 """
 
 import sys
@@ -94,20 +94,20 @@ class Latent:
 
 @dataclass(frozen=True)
 class Entry:
-    """A rule: the dataclass of its settings, its class ("module:class", imported when a run needs it), and what it trains."""
+    """A registered rule."""
 
-    settings: type
-    home: str | type
-    trains: tuple[str, ...]  # of bnn_exp.nn.binary.WEIGHTS
+    settings: type  # the dataclass of its settings
+    home: str | type  # the class, or its name as "module:class", which is imported when a run needs the class
+    trains: tuple[str, ...]  # the kinds of weights that the rule trains, of bnn_exp.nn.binary.WEIGHTS
     strength: str | None = None  # the setting that says how much a step changes
-    gentler: float = 1.0  # how many times less of it fine-tunes a trained network, see docs/rules.md
+    gentler: float = 1.0  # fine-tuning divides the strength by this number, see docs/rules.md
 
     def load(self) -> type:
-        """The class itself."""
+        """Imports and returns the class of the rule."""
         return found(self.home)
 
 
-RULES: Registry[Entry] = Registry("optimizer")  # by the name that optimizer=NAME chooses
+RULES: Registry[Entry] = Registry("optimizer")  # optimizer=NAME chooses an entry
 LATENTS = ("latent", "float")
 
 
@@ -119,17 +119,19 @@ def register(
     strength: str = "delta",
     gentler: float = 5.0,
 ) -> None:
-    """Make a rule known under the name that its `settings` have.
+    """Registers a rule, which `optimizer=NAME` then chooses.
 
     Args:
-        settings: a `bnn_exp.schema` dataclass, its first field `name: Literal["NAME"]`, then what can be set.
-        home: the class, as a rule derived from `bnn_exp.optim.Rule`.
-        values: of the settings but `name`, in the place of a `conf/optimizer/NAME.yaml`.
+        settings: a `bnn_exp.schema` dataclass. Its first field is `name: Literal["NAME"]`, the other fields are the settings.
+        home: the class, usually derived from `bnn_exp.optim.Rule`, or its name as "module:class".
+        trains: the kinds of weights that the rule trains: `bits`, `latent`, `float`.
+        values: the values of the settings without `name`. They replace a file `conf/optimizer/NAME.yaml`.
         strength: the setting that says how much a step changes. A rule without a setting of this name has no strength.
-        gentler: what `init_from` divides the strength of a run by, see docs/rules.md. A whole number stays one, of at least 1.
+        gentler: the number by which `init_from` divides the strength of a run, see docs/rules.md. A strength that is a whole
+            number stays a whole number, of at least 1.
 
     Raises:
-        UserError: the name is taken, or `settings` has none.
+        UserError: another rule has the name, or `settings` has no name.
     """
     name = name_of(settings)
     plugins.note(sys._getframe(1))
@@ -141,15 +143,18 @@ def register(
 
 
 def strength(settings: Any) -> str | None:
-    """The name of the setting that says how much a step of the rule with these `settings` changes; None if it has none."""
+    """Returns the setting that says how much a step changes, for a rule with these `settings`; None if there is none."""
     if settings.name == "hypermask" and settings.mask in ("ewm", "wpm"):
         return "lr"
     return RULES[settings.name].strength
 
 
 def gentler(settings: Any) -> Any:
-    """Returns the settings of a rule at the strength that suits fine-tuning. A whole number stays one, of at least 1. A
-    strength stays as it is where the rule has none, or does not take the gentler one."""
+    """Returns the settings of a rule with the smaller strength that suits fine-tuning.
+
+    A strength that is a whole number stays a whole number, of at least 1. The settings stay unchanged if the rule has no
+    strength, or if its range excludes the smaller one.
+    """
     key = strength(settings)
     own = getattr(settings, key) if key else None
     if not isinstance(own, int | float):
@@ -162,12 +167,12 @@ def gentler(settings: Any) -> Any:
 
 
 def trainers(weights: str) -> list[str]:
-    """The names of the rules that train `weights`: bits, latent or float."""
+    """Returns the names of the rules that train `weights`: `bits`, `latent` or `float`."""
     return [name for name, rule in RULES.items() if weights in rule.trains]
 
 
 def trained_by(name: str) -> str:
-    """The weights that a network has for the rule `name` when nothing else is said: bits, or latent."""
+    """Returns the default weights of a network that the rule `name` trains: `bits` or `latent`."""
     return RULES[name].trains[0] if name in RULES else "bits"
 
 

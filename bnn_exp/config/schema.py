@@ -1,7 +1,7 @@
-"""The strict dataclass of all settings, and the ranges that many settings share. Imports no torch."""
+"""The decorator of all dataclasses of settings, and the types and ranges that many settings share. Imports no torch."""
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -9,18 +9,25 @@ from pydantic_core import CoreSchema, core_schema
 
 from bnn_exp.config.paths import at_home
 
-schema = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def schema(kind: type[T]) -> type[T]:
+    """Makes a class a frozen, strict dataclass of settings: pydantic checks types and ranges, and refuses unknown names."""
+    return dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(kind)
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Place = Annotated[str, AfterValidator(at_home)]  # of a file or folder
+Place = Annotated[str, AfterValidator(at_home)]  # the path of a file or folder, with ~ expanded
 Count = Annotated[int, Field(ge=1)]
 Schedule = Literal["constant", "linear", "cosine", "geometric"]
 
 
 class Named:
-    """Annotates a text of the schema that must be one of `names`, which may grow."""
+    """An annotation for a text that must be one of `names`. A plugin can add names later, which `Literal` does not allow."""
 
     def __init__(self, names: Collection[str]):
         self.names = names
@@ -38,10 +45,10 @@ class Named:
 
 
 def check(settings: type, values: dict[str, Any]) -> None:
-    """`values` must be those of the dataclass `settings`.
+    """Checks that `values` are valid values of the dataclass `settings`.
 
     Raises:
-        ValueError: the first that is not, in a line: its name, its value, what is wrong with it.
+        ValueError: a value is not valid. The message is one line: the name of the first such value, the value, what is wrong.
     """
     try:
         settings(**values)

@@ -1,4 +1,4 @@
-"""Differences between the versions of Hydra and OmegaConf that the command runs with. Imports no torch."""
+"""Hides the differences between the supported versions of Hydra and OmegaConf. Imports no torch."""
 
 import importlib.metadata
 import warnings
@@ -12,16 +12,20 @@ def _at_least(package: str, *version: int) -> bool:
     return tuple(int(part) for part in parts) >= version
 
 
-HYDRA = {} if _at_least("hydra-core", 1, 4) else {"version_base": "1.3"}  # of hydra.main; deprecated from 1.4 on
-# before 2.4 register_resolver was another function
+HYDRA = {} if _at_least("hydra-core", 1, 4) else {"version_base": "1.3"}  # arguments of hydra.main; 1.4 deprecates version_base
+# OmegaConf 2.4 renames the function
 _register = OmegaConf.register_resolver if _at_least("omegaconf", 2, 4) else OmegaConf.register_new_resolver
 
 
 def register_resolver(function: Callable, use_cache: bool) -> None:
-    """Has `${NAME:…}` in a configuration call the function of that name."""
+    """Registers a function that `${NAME:…}` in a configuration calls. NAME is the name of the function.
+
+    Args:
+        use_cache: True if a second call with equal arguments returns the first result.
+    """
     _register(function.__name__, function, use_cache=use_cache, replace=True)
 
 
 def hush() -> None:
-    """Keeps Hydra 1.4 from warning that it makes our own callback, which conf/config.yaml names."""
+    """Suppresses the warning of Hydra 1.4 about the callback of this package in conf/config.yaml."""
     warnings.filterwarnings("ignore", r"hydra\.utils\.instantiate\(\) resolved _target_='bnn_exp", UserWarning)

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnn_exp.bits import draws
 from bnn_exp.bits.draws import Purpose, generator
+from bnn_exp.bits.philox import Philox, integers
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,39 @@ class Augment:
     flip: bool = False
     cutout: int = 0
 
-    def __call__(self, x: Tensor, epoch: int, batch: int, share: slice = slice(None), of: int | None = None) -> Tensor:
-        """Returns changed pixels, of the shape [rows, channels, height, width] and the dtype of `x`. Never changes `x` itself.
+    @property
+    def varies(self) -> bool:
+        """True if any image is changed."""
+        return bool(self.flip or self.shift or self.cutout)
+
+    def __call__(
+        self,
+        x: Tensor,
+        epoch: int,
+        batch: int,
+        share: slice = slice(None),
+        of: int | None = None,
+        number: Tensor | None = None,
+    ) -> Tensor:
+        """Returns changed pixels, uint8 [batch, channels, height, width]. Returns `x` itself if nothing varies, and never
+        writes to `x`.
 
         Args:
             share: the rows of the whole batch that `x` holds. They change as they would in the whole batch.
             of: the number of rows of the whole batch; None if `x` is the whole batch.
+            number: int64 scalar on a GPU that identifies epoch and batch there. A recorded step reads it, so each replay draws
+                anew.
         """
-        g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
+        if not self.varies:
+            return x
+        if number is None:
+            g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
+        else:
+            g = Philox(draws.number(Purpose.AUGMENTATION, self.seed) >> 1, number)
 
         def draw(n: int) -> Tensor:
-            """Returns a random integer from 0 to n-1 for each row of `x`, int64 [rows]."""
-            return torch.randint(n, (len(x) if of is None else of,), generator=g, device=x.device)[share]
+            """Returns a random integer from 0 to n − 1 for each row of `x`, int64 [rows]."""
+            return integers(n, len(x) if of is None else of, g, x.device)[share]
 
         if self.flip:
             x = torch.where(draw(2).bool()[:, None, None, None], x.flip(3), x)

@@ -1,4 +1,4 @@
-"""Trained networks that compute on bits, and their ways out."""
+"""Packs trained networks, evaluates them on bits, and exports them."""
 
 from bnn_exp.deploy.layers import with_packed_layers
 from bnn_exp.deploy.load import load_packed, pack_network

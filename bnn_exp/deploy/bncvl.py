@@ -1,4 +1,4 @@
-"""BNCVL networks on bits: real activations, weights that stay bits in memory, and each layer's own normalisation."""
+"""Packed BNCVL networks: activations are real, weights are bits in memory, and each layer keeps its normalisation."""
 
 import torch
 import torch.nn.functional as F
@@ -8,17 +8,18 @@ from bnn_exp.bits import real_product, to_tiles, unpack
 from bnn_exp.deploy.check import Evaluating
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
+from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.exact import exact
-from bnn_exp.nn.norm import make_affine
+from bnn_exp.nn.norm import affine_norm
 
 
 @exact
-class PackedConvolution(Evaluating):
-    """A `BNCVL` layer whose weights are unpacked for the moment of their use: the same numbers as the float layer's.
+class DeployedConvolution(Evaluating):
+    """A `BNCVL` layer that unpacks its weights for each use. It computes the same numbers as the float layer.
 
     Args:
-        layer: gives the shape, activation and normalisation; its parameters may lie on the meta device.
-        state: of the layer, by its own names; weights and bias as packed bits.
+        layer: the layer to copy: its shape, activation and normalisation. Its parameters may be on the meta device.
+        state: the tensors of the layer by name, such as `weight` and `bias`, both as packed bits.
     """
 
     def __init__(self, layer: BNCVL, state: dict[str, Tensor]):
@@ -28,11 +29,11 @@ class PackedConvolution(Evaluating):
         self.register_buffer("packed", state["weight"].clone())
         self.register_buffer("bias", _bias(layer, state))
         bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
-        self.register_buffer("values", encode(bits.float(), layer.encoding), persistent=False)  # [256, 8]: of each byte
+        self.register_buffer("values", encode(bits.float(), layer.encoding), persistent=False)
 
     @property
     def weight(self) -> Tensor:
-        """The values of the bits, float32 [out, in, kernel, kernel]."""
+        """The values of the weights, float32 [out, in, kernel, kernel]."""
         out, *kernel = self.shape
         values = F.embedding(self.packed.to(torch.int32), self.values).flatten(1)
         return values[:, : self.shape[1] * self.shape[2] * self.shape[3]].reshape(out, *kernel)
@@ -42,14 +43,14 @@ class PackedConvolution(Evaluating):
 
 
 @exact
-class PackedDense(Evaluating):
-    """A `BinaryNormalizedLinear` layer on packed weights; its sums are added in another order than the float layer's."""
+class DeployedDense(Evaluating):
+    """A `BinaryNormalizedLinear` layer with packed weights. Its sums add in another order than those of the float layer."""
 
     def __init__(self, layer: BinaryNormalizedLinear, state: dict[str, Tensor]):
         super().__init__()
         self.encoding, self.activation, self.norm = layer.encoding, layer.activation, _norm(layer.norm, state)
         self.outputs, self.inputs = layer.weight.shape
-        self.zero, self.one = encode(torch.tensor([0.0, 1.0]), layer.encoding).tolist()
+        self.zero, self.one = two_values(layer.encoding)
         self.register_buffer("tiles", to_tiles(state["weight"]))
         self.register_buffer("bias", _bias(layer, state))
 
@@ -59,12 +60,13 @@ class PackedDense(Evaluating):
 
 
 def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> BNCVLNet:
-    """`network`, which may lie on the meta device, with packed layers in place of its own: changed, in evaluation.
+    """Replaces the layers of `network` by packed layers, in place. Returns `network` in evaluation mode.
 
     Args:
-        state: as `bnn_exp.bits.deployed_state` has it.
+        network: it may be on the meta device.
+        state: the tensors that `bnn_exp.bits.deployed_state` returns.
     """
-    for kind, layers in ((PackedConvolution, network.convolutions), (PackedDense, network.dense)):
+    for kind, layers in ((DeployedConvolution, network.convolutions), (DeployedDense, network.dense)):
         prefix = "convolutions" if layers is network.convolutions else "dense"
         for i, layer in enumerate(layers):
             start = f"{prefix}.{i}."
@@ -76,10 +78,7 @@ def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> BNCVLNet:
 def _norm(norm: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     if "norm.weight" not in state:
         return norm
-    own = type(norm)(norm.num_features, device="cpu")
-    make_affine(own)
-    own.load_state_dict({"weight": state["norm.weight"], "bias": state["norm.bias"]}, strict=False)
-    return own
+    return affine_norm(type(norm), state["norm.weight"], state["norm.bias"])
 
 
 def _bias(layer: BNCVL | BinaryNormalizedLinear, state: dict[str, Tensor]) -> Tensor | None:

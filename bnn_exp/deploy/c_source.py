@@ -1,4 +1,4 @@
-"""A packed MLP as the text of a C99 file and its header: integers from the pixels to the scores."""
+"""Writes a packed MLP as C99 source and header. The C code computes in integers, from pixels to scores."""
 
 import string
 from fractions import Fraction
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from bnn_exp.bits import from_tiles, pack
-from bnn_exp.deploy.mlp import HiddenLayer, LastLayer, PackedMLP
+from bnn_exp.deploy.mlp import DeployedMLP, HiddenLayer, LastLayer
 from bnn_exp.errors import UserError
 from bnn_exp.records.formatting import in_a_line
 
-_PLAIN = (string.ascii_letters + string.digits + " _-.").encode()  # what stands for itself in a C string
+_PLAIN = (string.ascii_letters + string.digits + " _-.").encode()  # characters that need no escape in a C string
 
 _HEADER = """\
 /* A binary network; see network.c. Made by bnn_exp. */
@@ -30,7 +30,7 @@ extern "C" {{
 
 extern const char *const network_classes[NETWORK_CLASSES];
 
-/* The class of a picture, the first of those with the highest score. */
+/* Returns the class of an image: the first one with the highest score. */
 int network_classify(const uint8_t *pixels, int64_t *scores);
 
 #ifdef __cplusplus
@@ -44,7 +44,7 @@ _TOP = """\
  *
  *     cc -std=c99 -O2 -DNETWORK_MAIN network.c -o network && ./network pixels.raw
  *
- * prints the class of each picture in a file of raw pixels, NETWORK_PIXELS bytes a picture (channels, rows, columns).
+ * prints the class of each image in a file of raw pixels, NETWORK_PIXELS bytes an image (channels, rows, columns).
  *
  * A neuron sums x * w over its inputs x, bits or pixels; its weight w is 1 for a bit 1 and ZERO for a bit 0.
  */
@@ -64,7 +64,7 @@ static int32_t ones(uint32_t x) {
     return (int32_t)((((x + (x >> 4)) & 0x0F0F0F0Fu) * 0x01010101u & 0xFFFFFFFFu) >> 24);
 }
 
-/* How many bits are 1 in both x and w. */
+/* Returns the number of bits that are 1 in both x and w. */
 static int32_t common(const uint32_t *x, const uint32_t *w, int32_t words) {
     int32_t total = 0;
     for (int32_t i = 0; i < words; i++) total += ones(x[i] & w[i]);
@@ -75,13 +75,13 @@ static void set_bit(uint32_t *bits, int32_t i, uint32_t bit) {
     bits[i / 32] = (i % 32 ? bits[i / 32] : 0) | bit << (i % 32);
 }
 
-/* The bits p of the pixels, for p = 0 ... 7. */
+/* Writes bit p of each pixel to planes[p], for p = 0 ... 7. */
 static void take_planes(const uint8_t *pixels, uint32_t planes[8][WORDS]) {
     for (int p = 0; p < 8; p++)
         for (int32_t i = 0; i < NETWORK_PIXELS; i++) set_bit(planes[p], i, (uint32_t)pixels[i] >> p & 1u);
 }
 
-/* The sum of the pixels whose bit in w is 1. */
+/* Returns the sum of the pixels whose bit in w is 1. */
 static int32_t pixel_common(uint32_t planes[8][WORDS], const uint32_t *w) {
     int32_t total = 0;
     for (int p = 0; p < 8; p++) total += common(planes[p], w, WORDS) * (1 << p);
@@ -96,9 +96,9 @@ static int32_t pixel_total(const uint8_t *pixels) {
 """
 
 _STEP = """
-/* Whether the sum of neuron i reaches its threshold, or for a flipped one whether it does not. */
-static uint32_t step(int32_t i, int32_t sum, const int32_t *thresholds, const uint32_t *flips) {
-    return (uint32_t)(sum >= thresholds[i]) ^ (flips[i / 32] >> (i % 32) & 1u);
+/* Returns 1 if the sum of neuron i reaches its threshold. An inverted threshold gives 1 below it. */
+static uint32_t step(int32_t i, int32_t sum, const int32_t *thresholds, const uint32_t *inverted) {
+    return (uint32_t)(sum >= thresholds[i]) ^ (inverted[i / 32] >> (i % 32) & 1u);
 }
 """
 
@@ -112,7 +112,7 @@ int main(int count, char **arguments) {
     size_t got;
     FILE *file = count == 2 ? fopen(arguments[1], "rb") : NULL;
     if (!file) {
-        fprintf(stderr, "usage: network FILE (of raw pictures, %ld bytes each)\\n", (long)NETWORK_PIXELS);
+        fprintf(stderr, "usage: network FILE (raw images of %ld bytes each)\\n", (long)NETWORK_PIXELS);
         return 2;
     }
     while ((got = fread(pixels, 1, NETWORK_PIXELS, file)) == NETWORK_PIXELS) {
@@ -120,22 +120,22 @@ int main(int count, char **arguments) {
         printf("%d %s\\n", best, network_classes[best]);
     }
     fclose(file);
-    if (got) fprintf(stderr, "the last %ld bytes are less than a picture\\n", (long)got);
+    if (got) fprintf(stderr, "the last %ld bytes are less than an image\\n", (long)got);
     return got ? 1 : 0;
 }
 #endif
 """
 
 
-def write_c(network: PackedMLP, shape: tuple[int, ...], classes: tuple[str, ...]) -> tuple[str, str, int, int]:
-    """The text of network.c and of network.h, the bytes of its constants (flash), and those of its variables (RAM).
+def write_c(network: DeployedMLP, shape: tuple[int, ...], classes: tuple[str, ...]) -> tuple[str, str, int, int]:
+    """Returns the text of network.c, the text of network.h, and the sizes of constants (flash) and variables (RAM) in bytes.
 
     Args:
-        shape: (channels, height, width) of the pictures.
+        shape: (channels, height, width) of the images.
         classes: the names of the classes.
 
     Raises:
-        UserError: a scale or shift of the last layer is not finite.
+        UserError: a scale or a shift of the last BatchNorm is not finite.
     """
     layers, classes = list(network.layers), tuple(map(in_a_line, classes))
     hidden = layers[:-1]
@@ -166,28 +166,34 @@ def write_c(network: PackedMLP, shape: tuple[int, ...], classes: tuple[str, ...]
 
 
 def _layer(n: int, layer: HiddenLayer | LastLayer, binarize_logits: bool) -> tuple[list, str]:
-    """Its constants (C type, name, numbers) and what it makes of the sum @ of neuron i, in C."""
+    """Returns the constants of layer number n, each as (C type, name, numbers), and a C expression for the output of neuron i.
+
+    The expression has @ in place of the sum of the neuron.
+    """
     constants = [("uint32_t", f"weights_{n}", _to_words(from_tiles(layer.tiles, layer.outputs)))]
     if isinstance(layer, LastLayer) and not binarize_logits:
         scale, shift = integer_scores(layer)
         constants += [("int64_t", f"scale_{n}", scale), ("int64_t", f"shift_{n}", shift)]
         return constants, f"scale_{n}[i] * @ + shift_{n}[i]"
-    limits, flips = layer.folded(layer.norm) if isinstance(layer, LastLayer) else (layer.thresholds, layer.flips[None])
-    flips = pack(flips) if isinstance(layer, LastLayer) else flips
-    limits = limits[: layer.outputs].numpy().astype(np.int32)
+    if isinstance(layer, LastLayer):
+        thresholds, inverted = layer.folded(layer.norm)
+        inverted = pack(inverted)
+    else:
+        thresholds, inverted = layer.thresholds, layer.inverted[None]
     constants += [
-        ("int32_t", f"thresholds_{n}", limits),
-        ("uint32_t", f"flips_{n}", _to_words(flips)[:, : _words(layer.outputs)]),
+        ("int32_t", f"thresholds_{n}", thresholds[: layer.outputs].numpy().astype(np.int32)),
+        ("uint32_t", f"inverted_{n}", _to_words(inverted)[:, : _words(layer.outputs)]),
     ]
-    return constants, f"step(i, @, thresholds_{n}, flips_{n})"
+    return constants, f"step(i, @, thresholds_{n}, inverted_{n})"
 
 
 def integer_scores(layer: LastLayer) -> tuple[np.ndarray, np.ndarray]:
-    """int64 a and b with which a·u + b is each logit of sum u, times one power of two: as large as 62 bits allow, so that it is
-    nearer to the true number than float32 can be.
+    """Returns int64 a and b [outputs] with a·u + b ≈ 2ᵏ times the logit of sum u, for one k.
+
+    k is as large as 62 bits allow, so the result is nearer to the exact number than float32.
 
     Raises:
-        UserError: a scale or a shift is not finite.
+        UserError: a scale or a shift of the last BatchNorm is not finite.
     """
     norm = layer.norm
     if not (norm.weight.isfinite().all() and norm.bias.isfinite().all()):
@@ -206,7 +212,7 @@ def _words(bits: int) -> int:
 
 
 def _to_words(packed: Tensor) -> np.ndarray:
-    """Packed rows, uint8 [rows, bytes] → uint32 [rows, ⌈bytes/4⌉], bit j of a row being bit j mod 32 of its word j div 32."""
+    """Returns packed rows, uint8 [rows, bytes], as uint32 [rows, ⌈bytes/4⌉]: bit j is bit j mod 32 of word j div 32."""
     return np.ascontiguousarray(torch.nn.functional.pad(packed, (0, -packed.shape[1] % 4)).numpy()).view("<u4")
 
 
@@ -218,5 +224,5 @@ def _array(kind: str, name: str, numbers: np.ndarray) -> str:
 
 
 def _quoted(name: str) -> str:
-    """A C string: what is not a plain letter, digit or space as octal bytes."""
+    """Returns a C string literal. All bytes outside of _PLAIN are octal escapes."""
     return '"' + "".join(chr(c) if c in _PLAIN else f"\\{c:03o}" for c in name.encode()) + '"'

@@ -1,4 +1,4 @@
-"""Whether another form of a network computes what the network does."""
+"""Checks that another form of a network, such as an export, computes what the network computes."""
 
 from collections.abc import Callable
 
@@ -7,32 +7,42 @@ from torch import Tensor, nn
 
 from bnn_exp.errors import UserError
 from bnn_exp.nn import BinaryLayer
-from bnn_exp.nn.exact import difference
+from bnn_exp.nn.exact import difference, is_exactly
 from bnn_exp.records import probe_logits
 from bnn_exp.records.terminal import progress
 
 BATCH = 1024
+FORMS = ("DeployedMLP", "BNCVLNet")  # classes of the packed networks that every export format but C can write
 
 
 class Evaluating(nn.Module):
-    """A module on bits, which evaluates alone."""
+    """A module on bits. It evaluates and cannot train."""
 
     def train(self, mode: bool = True) -> "Evaluating":
-        """Raises UserError, unless `mode` is false."""
+        """Raises UserError if `mode` is True."""
         if mode:
-            raise UserError("a packed network only evaluates\nallowed: bnn_exp.load_model(RUN), which gives one that trains")
+            raise UserError("a packed network only evaluates\nallowed: bnn_exp.load_model(RUN), which returns one that trains")
         return super().train(False)
 
 
 @torch.inference_mode()
 def predictions(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The classes of images, uint8 [n, …], by a network that gives logits: int64 [n]; the first of equal logits counts."""
+    """Returns the predicted classes, int64 [n], of images, uint8 [n, …]: the first of equal logits.
+
+    Args:
+        network: computes logits of images.
+    """
     found = []
     with progress("test rows checked", len(images)) as done:
         for batch in images.split(BATCH):
             found.append(network(batch).argmax(1))
             done(len(batch))
     return torch.cat(found)
+
+
+def has_a_form(network: nn.Module) -> bool:
+    """Returns True if `network` is exactly a packed form of a built-in network."""
+    return is_exactly(type(network), *FORMS)
 
 
 def check_packed(format: str, network: nn.Module, *names: str) -> None:
@@ -43,21 +53,26 @@ def check_packed(format: str, network: nn.Module, *names: str) -> None:
 
 
 def check_alike(what: str, form: Callable[[Tensor], Tensor], network: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raises UserError if `form` gives other logits than `network` on images of random pixels of `shape`."""
+    """Raises UserError if the logits of `form` and of `network` differ for images of random pixels of `shape`."""
     images = probe_logits.pixels(shape)
     with torch.inference_mode():
         if found := probe_logits.difference(form(images), network(images)):
-            raise UserError(f"{what}: {found}, so that it is not exported")
+            raise UserError(f"{what}: {found}; nothing is exported")
 
 
 def check_equal(what: str, got: Tensor, expected: Tensor) -> None:
-    """Raises UserError, naming the first image and its two classes, unless all predictions are the expected ones."""
+    """Raises UserError if any prediction differs. The message names the first such image and its two classes.
+
+    Args:
+        what: the checked form of the network, for the message.
+        got, expected: the predicted classes, int64 [n].
+    """
     if got.shape != expected.shape:
-        raise UserError(f"{what}: it gave {len(got)} predictions for {len(expected)} images, so that it is not exported")
+        raise UserError(f"{what}: it gave {len(got)} predictions for {len(expected)} images; nothing is exported")
     different = (got != expected).nonzero().flatten().tolist()
     if different:
         first = different[0]
         raise UserError(
-            f"{what}: {len(different)} of {len(expected)} predictions are not those of the packed network, so that it is not "
+            f"{what}: {len(different)} of {len(expected)} predictions are not those of the packed network; nothing is "
             f"exported; the first is image {first}: class {got[first]} in place of {expected[first]}"
         )

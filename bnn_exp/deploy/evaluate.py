@@ -1,4 +1,4 @@
-"""Evaluates a trained network: its test accuracy as floats and on bits, sample by sample, and its worst mistakes."""
+"""Evaluates a trained network: its test accuracy with floats and on bits, and its worst mistakes."""
 
 import time
 from dataclasses import dataclass
@@ -24,39 +24,42 @@ from bnn_exp.records.summary import surroundings
 from bnn_exp.records.terminal import progress
 
 BATCH = 4096
-WORST = 64  # mistakes in the picture
-LISTED = 1000  # mistakes in the file
+WORST = 64  # mistakes in the figure
+LISTED = 1000  # mistakes in evaluation.json
 
 
 @dataclass
 class Evaluation:
-    """The test rows by both networks. `packed` says why, where there is no packed network."""
+    """The results of the float network and of the packed network on the same rows. Packed results are None without one."""
 
-    model: dict[str, Any]  # see `described`; and `bits_sha256`
-    data: dict[str, Any]  # `name`, `path`, `key`, `split` (test; all: the data have no test rows), `rows`, `own` (of the run)
+    model: dict[str, Any]  # the result of `described`, and `bits_sha256`
+    data: dict[str, Any]  # `name`, `path`, `key`, `rows`; `split`: test, or all without test rows; `own`: they are the run's
     accuracy_float: float  # percent
     accuracy_packed: float | None
-    summary_accuracy: float | None  # of the same network on the same rows, where summary.json has it
-    different_predictions: int | None
+    summary_accuracy: float | None  # the accuracy in summary.json, if it is of this network on these rows
+    different_predictions: int | None  # the number of rows for which the two networks answer differently
     seconds_float: float
     seconds_packed: float | None
     rows: int
-    packed: str
+    packed: str  # a note on the packed network, or the reason why there is none
     classes: list[str]
     confusion: list[list[int]]  # [label][answer] of the float network
-    mistakes: list[dict[str, Any]]  # `row`, `name`, `class`, `answer`, `probability`; the surest first, 1,000 at most
+    mistakes: list[dict[str, Any]]  # `row`, `name`, `class`, `answer`, `probability`; the likeliest first, 1,000 at most
     date: str
     versions: dict[str, str]
 
 
 def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arrays]:
-    """Evaluates the network of a model file or a checkpoint on the test rows of `arrays`, which `dataset` describes.
+    """Evaluates the network of a model file or a checkpoint on the test rows of `arrays`.
+
+    Args:
+        dataset: the settings of the dataset that `arrays` holds.
 
     Returns:
-        The evaluation, and the rows that it is of: all rows where the data have no test rows of their own.
+        The evaluation, and the evaluated rows: the test rows, or all rows of data without test rows.
 
     Raises:
-        UserError: no such model, or images or classes of another kind.
+        UserError: there is no such model, or the images or the classes do not suit it.
     """
     network, about = load_model(file)
     run = evaluations.own_run(file)
@@ -65,7 +68,8 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
     split = "test" if own or arrays.own_test else "all"
     arrays = _in_its_terms(file, about, arrays if split == "test" else arrays.all_as_test())
     images, labels = torch.from_numpy(arrays.test_images), torch.from_numpy(arrays.test_labels)
-    size = about["config"].get("trainer", {}).get("eval_batch_size", BATCH)  # without statistics a batch counts as a whole
+    # Without running statistics a prediction depends on its batch, so the batch size is that of the training
+    size = about["config"].get("trainer", {}).get("eval_batch_size", BATCH)
     logits, seconds = timed(network, images, size, "as floats")
     answers = logits.argmax(1)
     try:
@@ -96,29 +100,32 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
 
 
 def _in_its_terms(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
-    """Returns the rows with the labels that the network has for their classes.
+    """Returns `arrays` with the labels that the network uses for the classes.
 
     Raises:
-        UserError: the network knows no such images, or not one of the classes.
+        UserError: the images have another shape than those of the network, or it does not know one of the classes.
     """
     known, given = tuple(about["image_shape"]), arrays.test_images.shape[1:]
     if known != given:
         kinds = ["×".join(map(str, shape)) for shape in (known, given)]
         raise UserError(
-            f"from={file}: it knows images of {kinds[0]}, the dataset has {kinds[1]}\n"
-            "allowed: images of its kind; dataset.size=N and dataset.channels=1 or 3 make them so"
+            f"from={file}: the network takes images of {kinds[0]}, the dataset has {kinds[1]}\n"
+            "allowed: images of that shape; dataset.size=N and dataset.channels=1 or 3 change the shape"
         )
     try:
         return arrays.in_classes(tuple(about["classes"]))
     except KeyError as error:
         raise UserError(
-            f"from={file}: it does not know the class {error.args[0]}\nallowed: the classes {some(about['classes'], 6)}"
+            f"from={file}: the network does not know the class {error.args[0]}\nallowed: {some(about['classes'], 6)}"
         ) from error
 
 
 def described(file: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Names the network that gave an answer: its `file`; `which`: last, best, or the name of another file; `sha256`, a
-    fingerprint of the network and of its classes; and `file_sha256`, one of all that the file holds."""
+    """Returns facts that identify the network of a file.
+
+    They are `file`; `which`: last, best, or the name of another file; `sha256`, the fingerprint of the network and its
+    classes; and `file_sha256`, the fingerprint of the whole file.
+    """
     known = {"file": str(file.resolve()), "which": which_of(file), "sha256": about["sha256"]}
     return known | {"file_sha256": evaluations.file_sha256(file)}
 
@@ -131,8 +138,13 @@ def _described(dataset: Rows, arrays: Arrays, split: str, own: bool | None) -> d
 
 @torch.inference_mode()
 def timed(network: nn.Module, images: Tensor, size: int = BATCH, what: str = "") -> tuple[Tensor, float]:
-    """Logits of all images, in batches of `size`, and the seconds that they took."""
-    network(images[:2])  # what is made once is not counted
+    """Returns the logits of all images, float32 [n, classes], and the seconds of their computation.
+
+    Args:
+        size: the batch size.
+        what: a text for the progress bar.
+    """
+    network(images[:2])  # the first call also prepares kernels, which the time must not include
     logits, began = [], time.perf_counter()
     with progress(f"images {what}", len(images)) as done:
         for rows in pieces(torch.arange(len(images)), size):
@@ -146,7 +158,7 @@ def percent(right: Tensor) -> float:
 
 
 def _mistakes(arrays: Arrays, logits: Tensor) -> list[dict[str, Any]]:
-    """The wrong answers, those that the network is surest of first."""
+    """Returns the wrong answers, at most LISTED, the likeliest ones first."""
     probabilities, answers = (found.numpy() for found in logits.softmax(1).max(1))
     wrong = (answers != arrays.test_labels).nonzero()[0]
     names = arrays.test_names
@@ -163,7 +175,7 @@ def _mistakes(arrays: Arrays, logits: Tensor) -> list[dict[str, Any]]:
 
 
 def draw_mistakes(file: Path, evaluation: Evaluation, arrays: Arrays) -> None:
-    """Draws the worst mistakes, each over "label → answer, probability"; without any, no picture stays."""
+    """Draws the images of the worst mistakes, each titled "label → answer, probability". Without mistakes it removes `file`."""
     worst = evaluation.mistakes[:WORST]
     if not worst:
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""BatchNorm and sign of an integer are one threshold, found by asking the BatchNorm itself."""
+"""Replaces the BatchNorm and the sign of an integer by one threshold, found by evaluating the BatchNorm itself."""
 
 from collections.abc import Callable
 
@@ -7,22 +7,22 @@ from torch import Tensor
 
 
 def thresholds(decide: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """For each neuron the integer t and the flip f with which decide(u) = (u ≥ t) ≠ f for every u from `low` to `high`.
+    """Finds for each neuron a threshold t and a bool v with decide(u) = (u ≥ t) ≠ v for every u from `low` to `high`.
 
-    No algebra: bisection asks for the decisions themselves, in whatever arithmetic they are made. They need only be monotone,
-    rising or falling, as a rounded scale · u + shift against 0 is. A neuron that never changes its mind has t = high + 1.
+    Bisection calls `decide`, so the result holds for its arithmetic, whatever that is. The decisions must be monotone, rising
+    or falling, as those of a rounded scale · u + shift ≥ 0 are. A neuron with equal decisions everywhere has t = high + 1.
 
     Args:
-        decide: integers, int64 [neurons], one for each neuron → its decisions, bool [neurons].
-        low, high: the reachable integers, int64 [neurons], low ≤ high.
+        decide: takes an integer for each neuron, int64 [neurons]; returns the decisions, bool [neurons].
+        low, high: the least and the greatest possible integer, int64 [neurons], low ≤ high.
 
     Returns:
-        t, int64 [neurons], and f, bool [neurons].
+        t, int64 [neurons], and v, bool [neurons]: True if the threshold is inverted (1 below t).
     """
-    flips = decide(low)
+    inverted = decide(low)
     same, changed = low, high + 1
     while (changed - same > 1).any():
         middle = (same + changed).div(2, rounding_mode="floor")
-        moved = decide(middle) != flips
+        moved = decide(middle) != inverted
         same, changed = torch.where(moved, same, middle), torch.where(moved, middle, changed)
-    return changed, flips
+    return changed, inverted

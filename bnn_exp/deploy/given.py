@@ -1,4 +1,4 @@
-"""Prepares the arguments of an export in Python: packs the network, and fills in images and classes that are missing."""
+"""Prepares the arguments of an export: packs the network, and fills in missing images and class names."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.deploy.load import pack_network
+from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_layers
 from bnn_exp.records import probe_logits
@@ -16,12 +17,12 @@ from bnn_exp.records import probe_logits
 def ready(
     format: str, network: nn.Module, directory: str | Path, images: Tensor | None, classes: Sequence[str] | None = None
 ) -> tuple[nn.Module, Path, Tensor, tuple[str, ...]]:
-    """Returns the packed form of `network`, the directory, the images, and the classes.
+    """Returns the packed form of `network`, the directory, the images and the class names.
 
     Args:
-        network: a packed one, or one that `pack_network` packs.
-        images: uint8 [n, channels, height, width]. None: random pixels for an MLP whose inputs are a square picture, grey or
-            of three colours.
+        network: a packed network, or one that `pack_network` can pack.
+        images: uint8 [n, channels, height, width]. None: random pixels; this needs an MLP for square images of one or three
+            channels.
         classes: None: "0", "1", …
 
     Raises:
@@ -33,7 +34,7 @@ def ready(
         except UserError as error:
             raise UserError(f"export.format={format}: {error}") from error
     if images is None:
-        images = probe_logits.pixels(_shape(format, network))
+        images = probe_logits.pixels(_square(format, network))
     if images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
         raise UserError(
             f"export.format={format}: images are {images.dtype} {list(images.shape)}\n"
@@ -46,19 +47,19 @@ def ready(
 
 
 def in_folder(file: Path) -> Path:
-    """Returns `file`, whose folder is made where it is missing."""
+    """Creates the folder of `file` if it is missing, and returns `file`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
 
 
-def _shape(format: str, network: nn.Module) -> tuple[int, int, int]:
-    """The shape of the pictures that a packed MLP takes, where its inputs tell it."""
-    inputs = network.layers[0].inputs if type(network).__name__ == "PackedMLP" else 0
+def _square(format: str, network: nn.Module) -> tuple[int, int, int]:
+    """Returns the shape of square images that have as many pixels as a packed MLP has inputs."""
+    inputs = network.layers[0].inputs if isinstance(network, DeployedMLP) else 0
     for channels in (1, 3):
         side = math.isqrt(inputs // channels)
         if side and channels * side * side == inputs:
             return channels, side, side
     raise UserError(
-        f"export.format={format}: nothing tells the size of its pictures\n"
-        "allowed: images, uint8 [n, channels, height, width], by which the export is checked too"
+        f"export.format={format}: the size of the images is unknown\n"
+        "allowed: images=, uint8 [n, channels, height, width]; the export is checked with them too"
     )

@@ -1,4 +1,4 @@
-"""The packed form of any network of our layers: a layer keeps its weights as bits, and unpacks them when it uses them."""
+"""A packed form of any network: binary layers keep their weights packed, and unpack them for each use."""
 
 import copy
 import math
@@ -14,21 +14,20 @@ from bnn_exp.nn.norm import make_affine, running_norms
 
 
 def with_packed_layers(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    """`network` with the tensors of `state` and with packed weights: changed in place, in evaluation.
+    """Loads `state` into `network` and packs its weights, in place. Returns `network` in evaluation mode.
 
-    It is what the method `pack(state)` of a network of one's own may return.
+    The method `pack(state)` of a network of a plugin may return the result.
 
     Args:
-        network: its own tensors count for nothing, but for those that no state_dict has.
-        state: as `bnn_exp.bits.deployed_state` has it.
+        network: its tensors are replaced, except buffers that no state_dict has.
+        state: the tensors that `bnn_exp.bits.deployed_state` returns.
 
     Raises:
         UserError: the network has float weights.
     """
     own = dict(state)
     for name, layer in binary_layers(network):
-        if layer.weights == "float":
-            raise UserError("model.weights=float: there are no bits, so that it can't be packed\nallowed: bits, latent")
+        refuse_floats(layer)
         prefix = f"{name}." if name else ""
         layer.weights, layer.weight = "bits", nn.Parameter(torch.empty_like(state[f"{prefix}weight"]), requires_grad=False)
         if layer.bias is not None:
@@ -39,20 +38,26 @@ def with_packed_layers(network: nn.Module, state: dict[str, Tensor]) -> nn.Modul
     return network.eval().requires_grad_(False)
 
 
+def refuse_floats(layer: BinaryLayer) -> None:
+    """Raises UserError if the layer has float weights."""
+    if layer.weights == "float":
+        raise UserError("model.weights=float: there are no bits to pack, so it can't be packed\nallowed: bits, latent")
+
+
 def traceable(network: nn.Module) -> nn.Module:
-    """A copy of a network with packed layers that `torch.export` can follow: it unpacks by torch's operators alone."""
+    """Returns a copy of a network with packed layers that `torch.export` can trace: it unpacks by torch operators only."""
     network = copy.deepcopy(network)
     for _, layer in binary_layers(network):
         kind = type(layer)
         layer.__class__ = type(kind.__name__, (_Traceable, kind), {"__module__": kind.__module__})
         weight = layer.weight.detach()
         del layer.weight
-        layer.register_buffer("weight", weight)  # torch 2.9 reads no program back whose parameters are integers
+        layer.register_buffer("weight", weight)  # torch 2.9 cannot load a program whose parameters are integers
     return network
 
 
 class _Traceable:
-    """Goes before a BinaryLayer whose `weight` is packed, and takes the place of its `value`."""
+    """A base class that replaces the `value` of a BinaryLayer whose `weight` is packed."""
 
     @property
     def value(self: BinaryLayer) -> Tensor:

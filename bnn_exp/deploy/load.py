@@ -1,4 +1,4 @@
-"""From a run or a network to its packed form."""
+"""Packs trained networks, from a run, a file or memory."""
 
 import copy
 from pathlib import Path
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy.bncvl import pack_bncvl
-from bnn_exp.deploy.layers import with_packed_layers
-from bnn_exp.deploy.mlp import PackedMLP
+from bnn_exp.deploy.layers import refuse_floats, with_packed_layers
+from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.exact import altered, difference, home, is_exactly
@@ -18,18 +18,22 @@ from bnn_exp.records import probe_logits
 from bnn_exp.records.model import check_probe, load_model, read_model
 
 ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build, or one with a method pack()"
-# The errors of a network that was altered: a layer too many, none, a tied one, or one of another kind or size
+# A network that was altered raises these, for example by one layer too many, or by a layer of another kind or size
 ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
-_FORMS = {"MLP": PackedMLP, "BNCVLNet": pack_bncvl}  # by the name of the class, exactly
+_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl}  # the key is the name of exactly one class
 
 
 def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a run directory or a `model.safetensors` on bits, in evaluation mode, on the CPU, and what the file says
-    of it (see `bnn_exp.load_model`). Its weights are never anything but bits. Its input is pixels, uint8.
+    """Loads the network of a run directory or a `model.safetensors` as packed bits, in evaluation mode, on the CPU.
+
+    The weights are never unpacked as a whole. The input of the network is pixels, uint8.
+
+    Returns:
+        The packed network, and what the file says about it (see `bnn_exp.load_model`).
 
     Raises:
         UserError: there is no such file, it is damaged, the network can't be packed, or its packed form gives other logits than
-            the network that was saved.
+            the saved network.
     """
     network, state, about = read_model(path)
     packed = _packed(network, state)
@@ -38,10 +42,10 @@ def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Does what `load_packed` does. A network that has no packed form comes with layers that keep their weights packed.
+    """Does the same as `load_packed`. A network without a packed form gets layers with packed weights.
 
     Raises:
-        UserError: as `load_packed`, but for a missing packed form.
+        UserError: as `load_packed`, except for a missing packed form.
     """
     network, state, about = read_model(path)
     has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
@@ -51,13 +55,14 @@ def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = None) -> nn.Module:
-    """Returns the packed form of a network in memory, as `load_packed` does of a file. The network stays as it is.
+    """Returns the packed form of a network in memory, as `load_packed` does for a file. `network` stays unchanged.
 
     Args:
-        image_shape: (channels, height, width) of the images of a network of one's own, which is asked for its logits.
+        image_shape: (channels, height, width) of the images. A network of a plugin needs it, to compare the logits of both
+            forms.
 
     Raises:
-        UserError: it can't be packed, or its packed form gives other logits.
+        UserError: the network can't be packed, or its packed form gives other logits.
     """
     _check(network)
     ours = is_exactly(type(network), *_FORMS)
@@ -65,13 +70,13 @@ def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = 
         name = home(type(network))
         raise UserError(f"{name}: pack_network needs the shape of an image\nallowed: image_shape=(channels, height, width)")
     try:
-        shape = image_shape or _image_shape(network)
+        shape = image_shape or network.suitable_shape()
         packed = _packed(copy.deepcopy(network).to("meta" if ours else "cpu"), deployed_state(network))
         found = probe_logits.difference(probe_logits.logits(packed, shape), probe_logits.logits(network, shape))
     except ALTERED as error:
         raise UserError(f"{home(type(network))} can't be packed: {reason(error)}\n{ALLOWED}") from error
     if found:
-        raise UserError(f"{home(type(network))}: its packed form gives {found}, so that it is not packed")
+        raise UserError(f"{home(type(network))} can't be packed: its packed form gives {found}")
     return packed
 
 
@@ -84,7 +89,7 @@ def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
         packed = network.pack(state)
     except UserError:
         raise
-    except Exception as error:  # of somebody's own code
+    except Exception as error:  # code of a plugin may raise anything
         raise UserError(f"{name}.pack failed: {reason(error)}\n{ALLOWED}") from error
     if not isinstance(packed, nn.Module) or any(layer.weight.dtype != torch.uint8 for _, layer in binary_layers(packed)):
         raise UserError(
@@ -94,7 +99,11 @@ def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 
 def why_no_pack(network: nn.Module) -> str:
-    """Says why the network has no packed form by a method `pack` of its own; "" where it has one."""
+    """Returns why the method `pack` of the network's class can't pack it; "" if it can.
+
+    The class that defines `pack` must define `forward` too, or inherit it: a subclass with another `forward` computes
+    something else.
+    """
     definer = {name: next((kind for kind in type(network).__mro__ if name in vars(kind)), None) for name in ("pack", "forward")}
     if definer["pack"] is None:
         return "it has no method pack()"
@@ -104,7 +113,7 @@ def why_no_pack(network: nn.Module) -> str:
 
 
 def _check(network: nn.Module) -> None:
-    """Refuse a network that has no packed form."""
+    """Raises UserError if the network has no packed form."""
     name = home(type(network))
     ours = is_exactly(type(network), *_FORMS)
     if found := difference(network, *_FORMS) if ours else why_no_pack(network):
@@ -112,14 +121,5 @@ def _check(network: nn.Module) -> None:
     others = {tensor.dtype for tensor in network.state_dict().values() if tensor.is_floating_point()} - {torch.float32}
     if others:
         raise UserError(f"{name} can't be packed: it computes in {', '.join(map(str, others))}\nallowed: float32")
-    if any(layer.weights == "float" for _, layer in binary_layers(network)):
-        raise UserError("model.weights=float: there are no bits, so that it can't be packed\nallowed: bits, latent")
-
-
-def _image_shape(network: nn.Module) -> tuple[int, ...]:
-    """The shape of an image that `network`, one of `_FORMS`, takes: a convolutional one takes all that survive its pooling."""
-    if type(network).__name__ == "MLP":
-        return (network.layers[0].in_features,)
-    first, poolings = network.convolutions[0], (len(network.convolutions) - 1) // network.depth
-    side = max(8, network.pool**poolings)
-    return (first.in_channels, side, side)
+    for _, layer in binary_layers(network):
+        refuse_floats(layer)

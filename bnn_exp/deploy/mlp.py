@@ -1,8 +1,8 @@
-"""The binary MLP in integers: uint8 pixels in, bits between the layers, a threshold for each neuron.
+"""The binary MLP in integers: its input is uint8 pixels, its activations are bits, and each neuron has a threshold.
 
-With x the bits (or pixels) that enter a layer and w its weights, 1 for bit 1 and 0 (boolean) or −1 for bit 0, a layer sums
-u = Σ x·w. The float network's product is (scale · u + offset)/divisor: its pixels stand for x/255, its bipolar activations for
-2x − 1, and with the centred encoding values are halves of bipolar ones.
+Let x be the bits or pixels that enter a layer. Let w be its weights: 1 for bit 1, and 0 (boolean) or −1 (other encodings) for
+bit 0. The layer sums u = Σ x·w. The product of the float network is (scale · u + offset)/divisor, because its pixels stand for
+x/255, its bipolar activations for 2x − 1, and centred values are half of bipolar ones.
 """
 
 import torch
@@ -16,17 +16,18 @@ from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
 from bnn_exp.nn.exact import exact
-from bnn_exp.nn.norm import make_affine
+from bnn_exp.nn.norm import affine_norm
 
-_NEVER = torch.iinfo(torch.int32).max
+_NEVER = torch.iinfo(torch.int32).max  # a threshold that no sum reaches
 
 
-class PackedLayer(Evaluating):
-    """The weights of a binary linear layer as bits, and what its sums mean.
+class DeployedLayer(Evaluating):
+    """A binary linear layer with packed weights, and the factors that turn its sums into the float layer's products.
 
     Args:
-        packed: the weights' bits, uint8 [outputs, ⌈inputs/8⌉].
-        pixels: the inputs are uint8 pixels, else packed bits.
+        packed: the bits of the weights, uint8 [outputs, ⌈inputs/8⌉].
+        inputs: the number of inputs.
+        pixels: True if the inputs are uint8 pixels, False if they are packed bits.
     """
 
     def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool):
@@ -35,10 +36,7 @@ class PackedLayer(Evaluating):
         self.zero = 0 if encoding == "boolean" else -1
         self.register_buffer("tiles", to_tiles(packed))
         in_each, peak = ones(packed), 255 if pixels else 1
-        self.low, self.high = (
-            self.zero * peak * (inputs - in_each),
-            peak * in_each,
-        )  # of the sums; all between them is reachable
+        self.low, self.high = self.zero * peak * (inputs - in_each), peak * in_each  # the least and the greatest sum
         centred = encoding == "centred"
         if pixels:
             self.scale, self.divisor, offset = 1, 510.0 if centred else 255.0, torch.zeros_like(in_each)
@@ -49,36 +47,36 @@ class PackedLayer(Evaluating):
         self.register_buffer("offset", offset.to(torch.int32))
 
     def product(self, sums: Tensor) -> Tensor:
-        """The float network's product, float32, for sums u [batch, outputs]."""
+        """Returns the product of the float network, float32, for sums u, int32 [batch, outputs]."""
         product = torch.add(self.offset, sums, alpha=self.scale).to(torch.float32)
         return product if self.divisor == 1 else product / self.divisor
 
     @torch.no_grad()
     def folded(self, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-        """The threshold, int64 [outputs], and the flip, bool [outputs], that stand for norm(product) ≥ 0 at every sum."""
+        """Returns thresholds t, int64 [outputs], and bools v: norm(product) ≥ 0 equals (u ≥ t) ≠ v for every sum u."""
         return thresholds(lambda sums: (norm(self.product(sums[None])) >= 0)[0], self.low, self.high)
 
 
 @exact
-class HiddenLayer(PackedLayer):
-    """Pixels or packed bits [batch, …] → the packed bits 1[norm(product) ≥ 0], uint8 [batch, 8 · tiles]."""
+class HiddenLayer(DeployedLayer):
+    """A hidden layer: pixels or packed bits [batch, …] → the bits 1[norm(product) ≥ 0], packed, uint8 [batch, 8 · tiles]."""
 
     def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool, norm: nn.BatchNorm1d):
         super().__init__(packed, inputs, encoding, pixels)
-        found, flips = self.folded(norm)
+        found, inverted = self.folded(norm)
         missing = len(self.tiles) * LANES - self.outputs
         filled = nn.functional.pad(found, (0, missing), value=_NEVER)
         self.register_buffer("thresholds", filled.to(torch.int32))
-        self.register_buffer("flips", pack(nn.functional.pad(flips, (0, missing)))[0])
+        self.register_buffer("inverted", pack(nn.functional.pad(inverted, (0, missing)))[0])
 
     def forward(self, x: Tensor) -> Tensor:
         steps = pixel_steps if self.pixels else bit_steps
-        return steps(x, self.tiles, self.thresholds, self.flips, self.zero)
+        return steps(x, self.tiles, self.thresholds, self.inverted, self.zero)
 
 
 @exact
-class LastLayer(PackedLayer):
-    """Pixels or packed bits [batch, …] → norm(product), float32 [batch, outputs]."""
+class LastLayer(DeployedLayer):
+    """The last layer: pixels or packed bits [batch, …] → norm(product), float32 [batch, outputs]."""
 
     def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool, norm: nn.BatchNorm1d):
         super().__init__(packed, inputs, encoding, pixels)
@@ -90,47 +88,40 @@ class LastLayer(PackedLayer):
 
 
 @exact
-class PackedMLP(Evaluating):
-    """What an `MLP` computes in evaluation, on bits: the same logits of uint8 pixels, and the same bits in every hidden layer.
+class DeployedMLP(Evaluating):
+    """A packed `MLP`: it computes the same logits and the same hidden bits as the float network in evaluation, on bits.
 
-    The same as on a CPU, where the float network's products are exact: up to 65,793 pixels.
+    They are equal to those of the float network on a CPU, whose products are exact up to 65,793 pixels.
 
     Args:
-        network: gives the shape; its parameters may lie on the meta device.
-        state: its weights, and scales and shifts of its norms, as `bnn_exp.bits.deployed_state` has them.
+        network: the network to pack. Its parameters may be on the meta device.
+        state: the tensors that `bnn_exp.bits.deployed_state` returns.
 
     Raises:
-        UserError: its BatchNorms have no running statistics, and so no fixed threshold.
+        UserError: the BatchNorms have no running statistics, so there are no fixed thresholds.
     """
 
     def __init__(self, network: MLP, state: dict[str, Tensor]):
         super().__init__()
         if not all(norm.track_running_stats for norm in network.norms):
             raise UserError(
-                "model.batch_norm.running_stats=false: such a network normalises by each batch anew and can't be packed\n"
+                "model.batch_norm.running_stats=false: the network normalises each batch by itself, so it can't be packed\n"
                 "allowed: true"
             )
         self.encoding, self.window, self.binarize_logits = network.encoding, network.window, network.binarize_logits
         layers = []
         for i, layer in enumerate(network.layers):
             kind = LastLayer if i == len(network.layers) - 1 else HiddenLayer
-            norm = _norm(state[f"norms.{i}.weight"], state[f"norms.{i}.bias"])
+            norm = affine_norm(nn.BatchNorm1d, state[f"norms.{i}.weight"], state[f"norms.{i}.bias"])
             layers.append(kind(state[f"layers.{i}.weight"], layer.in_features, network.encoding, i == 0, norm))
         self.layers = nn.ModuleList(layers)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels, uint8 [batch, …] → logits, float32 [batch, classes]."""
+        """Computes logits, float32 [batch, classes], of pixels, uint8 [batch, …]."""
         if x.dtype != torch.uint8:
             raise ValueError(f"pixels are {x.dtype}: a packed network takes uint8")
         h = x.flatten(1)
         for layer in self.layers:
             h = layer(h)
         return binarize(h, self.encoding, self.window) if self.binarize_logits else h
-
-
-def _norm(scale: Tensor, shift: Tensor) -> nn.BatchNorm1d:
-    norm = nn.BatchNorm1d(len(scale))
-    make_affine(norm)
-    norm.load_state_dict({"weight": scale, "bias": shift}, strict=False)
-    return norm.eval().requires_grad_(False)

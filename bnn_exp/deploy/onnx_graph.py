@@ -1,6 +1,6 @@
-"""Packed networks as ONNX graphs (opset 18): weights are initialisers of packed bits, unpacked by nodes of the graph.
+"""Writes packed networks as ONNX graphs (opset 18): weights are initialisers of packed bits, and nodes unpack them.
 
-A bit a weight is the least that an initialiser takes; a runtime unpacks them once, when it loads the graph.
+A file then takes one bit for each weight. A runtime unpacks the weights once, when it loads the graph.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,22 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import from_tiles
 from bnn_exp.bits.reference import unpacked
-from bnn_exp.deploy.bncvl import PackedConvolution, PackedDense
-from bnn_exp.deploy.mlp import HiddenLayer, LastLayer, PackedMLP
+from bnn_exp.deploy.bncvl import DeployedConvolution, DeployedDense
+from bnn_exp.deploy.mlp import DeployedMLP, HiddenLayer, LastLayer
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
-from bnn_exp.nn import encode
+from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.bncvl import Standardize
 from bnn_exp.records.formatting import in_a_line
 
-OPSET, IR = 18, 10  # what onnxruntime has known since 2023
+OPSET, IR = 18, 10  # versions that onnxruntime reads since 2023
 
 
 class Graph:
-    """Nodes and initialisers in the making. Values are known by their names."""
+    """An ONNX graph under construction. Each method adds nodes or initialisers and returns the name of the result.
+
+    A call `graph(OPERATOR, *inputs, **attributes)` adds a node; `inputs` are names.
+    """
 
     def __init__(self):
         self.nodes: list[onnx.NodeProto] = []
@@ -45,7 +48,7 @@ class Graph:
         return name
 
     def bits(self, packed: Tensor, columns: int) -> str:
-        """Packed rows, uint8 [rows, bytes] → their bits, uint8 [rows, columns]."""
+        """Adds nodes that unpack rows, uint8 [rows, bytes], into bits, uint8 [rows, columns]."""
         rows, width = packed.shape
         spread = self("Reshape", self.constant(packed), self.constant([rows, width, 1], np.int64))
         places = self.constant(np.arange(8), np.uint8)
@@ -60,15 +63,15 @@ class Graph:
         return self.constant(values, np.float32)
 
 
-def mlp(graph: Graph, network: PackedMLP, pixels: str) -> str:
-    """uint8 pixels [batch, …] → logits: in integers up to the last BatchNorm."""
+def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
+    """Adds a packed MLP: `pixels`, uint8 [batch, …] → logits. All is in integers up to the last BatchNorm."""
     h = graph("Flatten", pixels, axis=1)
     for layer in network.layers:
         sums = _sums(graph, layer, h)
         if isinstance(layer, HiddenLayer):
-            h = graph.cast(_steps(graph, sums, layer.thresholds[: layer.outputs], _flips(layer)), TensorProto.UINT8)
+            h = graph.cast(_steps(graph, sums, layer.thresholds[: layer.outputs], _inverted(layer)), TensorProto.UINT8)
         elif network.binarize_logits:
-            zero, one = encode(torch.tensor([0.0, 1.0]), network.encoding).tolist()
+            zero, one = two_values(network.encoding)
             h = graph("Where", _steps(graph, sums, *layer.folded(layer.norm)), graph.floats(one), graph.floats(zero))
         else:
             h = _logits(graph, sums, layer)
@@ -76,7 +79,7 @@ def mlp(graph: Graph, network: PackedMLP, pixels: str) -> str:
 
 
 def _sums(graph: Graph, layer: HiddenLayer | LastLayer, x: str) -> str:
-    """Σ x·w, int32 [batch, outputs], of x in uint8; weights 0 and 1, from which those of −1 and 1 follow."""
+    """Adds Σ x·w, int32 [batch, outputs], of x in uint8. It multiplies by bits b; for weights ±1 it uses Σ x·(2b − 1)."""
     weights = graph("Transpose", graph.bits(from_tiles(layer.tiles, layer.outputs), layer.inputs), perm=[1, 0])
     common = graph("MatMulInteger", x, weights)
     if layer.zero == 0:
@@ -85,13 +88,13 @@ def _sums(graph: Graph, layer: HiddenLayer | LastLayer, x: str) -> str:
     return graph("Sub", graph("Add", common, common), total)
 
 
-def _steps(graph: Graph, sums: str, thresholds: Tensor, flips: Tensor) -> str:
+def _steps(graph: Graph, sums: str, thresholds: Tensor, inverted: Tensor) -> str:
     steps = graph("GreaterOrEqual", sums, graph.constant(thresholds, np.int32))
-    return graph("Xor", steps, graph.constant(flips)) if flips.any() else steps
+    return graph("Xor", steps, graph.constant(inverted)) if inverted.any() else steps
 
 
-def _flips(layer: HiddenLayer) -> Tensor:
-    return unpacked(layer.flips[None], torch.bool)[0, : layer.outputs]
+def _inverted(layer: HiddenLayer) -> Tensor:
+    return unpacked(layer.inverted[None], torch.bool)[0, : layer.outputs]
 
 
 def _logits(graph: Graph, sums: str, layer: LastLayer) -> str:
@@ -101,11 +104,11 @@ def _logits(graph: Graph, sums: str, layer: LastLayer) -> str:
 
 
 def bncvl(graph: Graph, network: BNCVLNet, pixels: str) -> str:
-    """uint8 pixels [batch, channels, height, width] → logits, as a packed `BNCVLNet` has them."""
+    """Adds a packed `BNCVLNet`: `pixels`, uint8 [batch, channels, height, width] → logits."""
     h = graph("Div", graph.cast(pixels, TensorProto.FLOAT), graph.floats(255.0))
     h = graph("Div", graph("Sub", h, graph.floats(network.mean)), graph.floats(network.std))
     for i, layer in enumerate(network.convolutions):
-        if i and i % network.depth == 0:
+        if i and i % network.per_width == 0:
             h = graph("MaxPool", h, kernel_shape=[network.pool] * 2, strides=[network.pool] * 2)
         inputs = [h, _convolution_weight(graph, layer)] + ([graph.floats(layer.bias)] if layer.bias is not None else [])
         h = _finish(graph, graph("Conv", *inputs, pads=[layer.padding] * 4), layer, (-1, 1, 1))
@@ -118,18 +121,18 @@ def bncvl(graph: Graph, network: BNCVLNet, pixels: str) -> str:
     return h
 
 
-def _convolution_weight(graph: Graph, layer: PackedConvolution) -> str:
+def _convolution_weight(graph: Graph, layer: DeployedConvolution) -> str:
     values = _values(graph, graph.bits(layer.packed, int(np.prod(layer.shape[1:]))), layer.encoding)
     return graph("Reshape", values, graph.constant(layer.shape, np.int64))
 
 
 def _values(graph: Graph, bits: str, encoding: str) -> str:
-    zero, one = encode(torch.tensor([0.0, 1.0]), encoding).tolist()
+    zero, one = two_values(encoding)
     return graph("Where", graph.cast(bits, TensorProto.BOOL), graph.floats(one), graph.floats(zero))
 
 
-def _finish(graph: Graph, h: str, layer: PackedConvolution | PackedDense, shape: tuple[int, ...]) -> str:
-    """The layer's normalisation and activation."""
+def _finish(graph: Graph, h: str, layer: DeployedConvolution | DeployedDense, shape: tuple[int, ...]) -> str:
+    """Adds the normalisation and the activation of a layer."""
     if isinstance(layer.norm, Standardize):
         axes = graph.constant(layer.norm.dims, np.int64)
         centred = graph("Sub", h, graph("ReduceMean", h, axes, keepdims=1))
@@ -149,9 +152,9 @@ def _affine(graph: Graph, h: str, norm: nn.Module, shape: tuple[int, ...]) -> st
 
 
 def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
-    """As `mlp`, of a network with folded norms, in fp32 throughout: what the packed one is measured against."""
+    """Adds an MLP with float weights and folded norms, in fp32: benchmarks compare the packed graph with it."""
     h = graph("Div", graph.cast(graph("Flatten", pixels, axis=1), TensorProto.FLOAT), graph.floats(255.0))
-    zero, one = (graph.floats(value) for value in encode(torch.tensor([0.0, 1.0]), network.encoding).tolist())
+    zero, one = (graph.floats(value) for value in two_values(network.encoding))
     for i, (layer, norm) in enumerate(zip(network.layers, network.norms, strict=True), 1):
         h = _affine(graph, graph("MatMul", h, graph.floats(layer.value.T)), norm, (-1,))
         if i < len(network.layers) or network.binarize_logits:
@@ -160,20 +163,19 @@ def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
 
 
 def packed_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
-    """A packed network in ONNX: `pixels`, uint8 [batch, channels, height, width] → `logits`, float32 [batch, classes].
-
-    The names of the classes are in its metadata, a line each.
+    """Returns the ONNX model of a packed network: `pixels`, uint8 [batch, channels, height, width] → `logits`, float32
+    [batch, classes]. Its metadata hold the class names, one a line.
     """
-    return _model(mlp if type(network) is PackedMLP else bncvl, network, shape, classes)
+    return _model(mlp if type(network) is DeployedMLP else bncvl, network, shape, classes)
 
 
 def own_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
-    """Does the same by the method `onnx(graph, pixels)` of a network of one's own, which returns the name of the logits."""
+    """Returns the ONNX model of a network of a plugin. Its method `onnx(graph, pixels)` returns the name of the logits."""
     return _model(lambda graph, network, pixels: network.onnx(graph, pixels), network, shape, classes)
 
 
 def float_model(network: nn.Module, packed: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
-    """The same with real weights; of a CNN that of the packed one, whose weights a runtime unpacks when it loads it."""
+    """Returns the ONNX model with float weights. For a CNN it is the packed model: a runtime unpacks its weights at loading."""
     if type(network) is MLP:
         return _model(float_mlp, network, shape, classes)
     return packed_model(packed, shape, classes)

@@ -1,4 +1,4 @@
-"""Answers of a trained network for pictures: files, folders with all below them, patterns."""
+"""Predicts the classes of images in files, folders and patterns, by a trained network."""
 
 import csv
 import glob
@@ -25,32 +25,32 @@ from bnn_exp.records.model import load_model
 from bnn_exp.records.summary import surroundings
 from bnn_exp.records.terminal import progress
 
-BATCH = 256  # pictures that are read before they are answered
-TOP = 3  # classes of an answer
-TOGETHER = "model.batch_norm.running_stats=false: each answer depends on the images beside it"
+BATCH = 256  # images that are read and predicted together
+TOP = 3  # classes in each prediction
+TOGETHER = "model.batch_norm.running_stats=false: each prediction depends on the other images"
 FILES = ("predictions.csv", "predictions.json")
 
 
 @dataclass
 class Found:
-    """The pictures that an `input` names, and how many other files of its folders were passed over."""
+    """The image files that `input` names, and the number of other files in its folders."""
 
-    pictures: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
     passed_over: int = 0
 
 
 @dataclass
 class Predictions:
-    """An answer for each file that is a picture: its likeliest classes with their probabilities, 0 to 1, the first first."""
+    """The predictions for image files. An answer lists the likeliest classes with their probabilities, 0 to 1, in order."""
 
     model: dict[str, Any]  # see `bnn_exp.deploy.evaluate.described`
     answers: list[tuple[Path, list[tuple[str, float]]]]
-    skipped: list[tuple[Path, str]]  # files that can't be read, and why
+    skipped: list[tuple[Path, str]]  # unreadable files, each with the reason
     passed_over: int
-    together: bool = False  # each answer depends on the other images
+    together: bool = False  # True if each answer depends on the other images
 
     def write(self, directory: Path) -> None:
-        """Leaves `predictions.csv` and `predictions.json` in `directory`."""
+        """Writes `predictions.csv` and `predictions.json` to `directory`."""
         write_text(directory / FILES[0], self.csv())
         write_json(
             directory / FILES[1],
@@ -71,7 +71,7 @@ class Predictions:
         )
 
     def csv(self) -> str:
-        """A row a file: file, class, probability, and the classes that come next."""
+        """Returns a CSV table with a row for each file: file, class, probability, then the next classes with theirs."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         width = max((len(top) for _, top in self.answers), default=1)
@@ -82,30 +82,30 @@ class Predictions:
 
 
 def predict(model: Path, given: Sequence[str]) -> Predictions:
-    """Answers for every picture that `given` names: files, folders with all below them, or patterns such as `a/**/*.jpg`.
-    A file that can't be read is left out.
+    """Predicts the classes of every image that `given` names. An unreadable file is skipped.
 
     Args:
         model: a model file or a checkpoint.
+        given: files, folders (with all folders below), or patterns such as `a/**/*.jpg`.
 
     Raises:
-        UserError: no such model, an item of `given` without a picture, or no picture that can be read.
+        UserError: there is no such model, an item of `given` names no image, or no image can be read.
     """
     network, about = _on_bits(model)
     if about["image_shape"][0] not in (1, 3):
         raise UserError(
-            f"from={model}: it knows images of {about['image_shape'][0]} channels, a picture has 1 or 3\nallowed: task=evaluate"
+            f"from={model}: the network takes {about['image_shape'][0]} channels, a file has 1 or 3\nallowed: task=evaluate"
         )
     found = find(given)
     shape, answers, skipped = tuple(about["image_shape"]), [], []
     pixels = Pixels.of_settings(about["config"]["dataset"])
     together = normalises_by_batch(network)
-    with progress("pictures", len(found.pictures)) as done:
-        for files in batches(found.pictures, len(found.pictures) if together else BATCH):
+    with progress("images", len(found.images)) as done:
+        for files in batches(found.images, len(found.images) if together else BATCH):
             images = {file: image for file in files if (image := _read(file, shape, pixels, skipped)) is not None}
             if together and len(images) == 1:
                 raise UserError(
-                    f"{TOGETHER}, and here is one alone\nallowed: several images, or a network with running statistics"
+                    f"{TOGETHER}, and there is only one\nallowed: several images, or a network with running statistics"
                 )
             if images:
                 answers += zip(images, _answers(network, np.stack(list(images.values())), about["classes"]), strict=True)
@@ -117,17 +117,17 @@ def predict(model: Path, given: Sequence[str]) -> Predictions:
 
 
 def normalises_by_batch(network: nn.Module) -> bool:
-    """Tells whether an answer depends on the other images of its batch."""
+    """Returns True if a prediction depends on the other images of its batch."""
     return any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in network.modules())
 
 
 def batches(items: list[Path], size: int) -> Iterable[list[Path]]:
-    """`items` in lists of `size`, and the rest."""
+    """Splits `items` into lists of `size`; the last may be shorter."""
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
 def _read(file: Path, shape: tuple[int, int, int], pixels: Pixels, skipped: list[tuple[Path, str]]) -> np.ndarray | None:
-    """The pixels of a file, uint8 of `shape`; or None, and `skipped` says why."""
+    """Returns the pixels of a file, uint8 of `shape`. For an unreadable file: None, and `skipped` gets the reason."""
     try:
         return read_image(file, shape, pixels)
     except UserError as error:
@@ -143,41 +143,41 @@ def _answers(network: nn.Module, images: np.ndarray, classes: list[str]) -> list
 
 
 def _on_bits(model: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The packed network, or the float one where it can't be packed."""
+    """Returns the packed network, or the float network if it can't be packed; and what the file says about it."""
     try:
         return load_packed(model)
-    except UserError:  # a file that can't be read is refused again
+    except UserError:  # load_model refuses an unreadable file again
         return load_model(model)
 
 
 def find(given: Sequence[str]) -> Found:
-    """The pictures that `given` names, each once, in its order and by name within a folder or a pattern.
+    """Returns the images that `given` names, each once: in the order of `given`, sorted by name within a folder or a pattern.
 
     Raises:
-        UserError: an item that names no picture.
+        UserError: an item names no image.
     """
     found = Found()
     for item in given:
-        before, path = len(found.pictures), Path(at_home(item))
+        before, path = len(found.images), Path(at_home(item))
         if path.is_file():
-            found.pictures.append(path)
+            found.images.append(path)
         else:
             matching = [str(path)] if path.is_dir() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
             _look(matching, found)
-        if len(found.pictures) == before:
+        if len(found.images) == before:
             raise UserError(
                 f"input={item}: no image there\n"
                 "allowed: an image, a folder of images, a pattern ('a/**/*.png'), or a list of them"
             )
-    found.pictures = list(dict.fromkeys(found.pictures))
+    found.images = list(dict.fromkeys(found.images))
     return found
 
 
 def _look(paths: Sequence[str], found: Found) -> None:
-    """Adds the pictures among `paths` and in the folders among them to `found`."""
+    """Adds the images among `paths`, and in folders among them, to `found`."""
     for path in map(Path, paths):
         for file in [path] if path.is_file() else walk(path, f"input={path}"):
             if not file.name.startswith(".") and is_image(file):
-                found.pictures.append(file)
+                found.images.append(file)
             else:
                 found.passed_over += 1

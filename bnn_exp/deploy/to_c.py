@@ -1,4 +1,4 @@
-"""The packed MLP as C for a microcontroller, compiled here and run over pictures before it counts as done."""
+"""Exports a packed MLP as C for a microcontroller. The code is compiled and checked on images before it is written."""
 
 import os
 import shlex
@@ -22,31 +22,32 @@ from bnn_exp.records.files import replacing
 def export_c(
     network: nn.Module, directory: str | Path = ".", images: Tensor | None = None, classes: Sequence[str] | None = None
 ) -> dict:
-    """Write `network.c` and `network.h`: C99 without dependencies or allocation, integers only.
+    """Writes `network.c` and `network.h`: C99 in integers only, without dependencies or allocation.
 
     Args:
-        network: a PackedMLP, or an MLP that `pack_network` packs.
-        directory: made where it is missing.
-        images: uint8 [n, channels, height, width], n ≥ 1; the program must predict for them as the network does. None: random
-            pixels, for square pictures.
-        classes: the names of the classes; None: "0", "1", …
+        network: a DeployedMLP, or an MLP that `pack_network` can pack.
+        directory: created if it is missing.
+        images: uint8 [n, channels, height, width], n ≥ 1. The predictions of the program for them are compared with those of
+            the network. None: random pixels, for square images.
+        classes: the names of the classes. None: "0", "1", …
 
     Returns:
-        `files`, `flash_bytes` (all constants; the code comes to it) and `ram_bytes` (activations and scores; the picture and
-        the stack frames of a few integers come to them).
+        `files`; `flash_bytes`, the size of all constants, without the code; `ram_bytes`, the size of activations and scores,
+        without the image and the few integers of the stack frames.
 
     Raises:
-        UserError: another kind of network, no C compiler to check by, or a prediction differs; nothing is written.
+        UserError: the network is of another kind, there is no C compiler, or a prediction differs. Then nothing is written.
     """
     if type(network).__name__ == "BNCVLNet":
         raise UserError(
-            "export.format=c: only networks of bits can be written in integers\nallowed: model=mlp; or format onnx, torch"
+            "export.format=c: model=bncvl has real activations, and the C code has only integers\n"
+            "allowed: model=mlp; or export.format=onnx, torch"
         )
     network, directory, images, classes = ready("c", network, directory, images, classes)
     if hasattr(type(network), "c"):
         (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}
     else:
-        check_packed("c", network, "PackedMLP")
+        check_packed("c", network, "DeployedMLP")
         source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
         sizes = {"flash_bytes": flash, "ram_bytes": ram}
     with tempfile.TemporaryDirectory() as temporary:
@@ -54,8 +55,8 @@ def export_c(
         (folder / "network.c").write_text(source)
         (folder / "network.h").write_text(header)
         compile_c(folder)
-        for pictures in (images, probe_logits.pixels(tuple(images.shape[1:]))):
-            check_equal("the compiled C", classify(folder / "network", pictures), predictions(network, pictures))
+        for batch in (images, probe_logits.pixels(tuple(images.shape[1:]))):
+            check_equal("the compiled C", classify(folder / "network", batch), predictions(network, batch))
     files = [directory / "network.c", directory / "network.h"]
     for file, text in zip(files, (source, header), strict=True):
         with replacing(in_folder(file)) as temporary:
@@ -64,11 +65,15 @@ def export_c(
 
 
 def compile_c(folder: Path, *options: str) -> None:
-    """Make the program `network` of the network.c in `folder`, by $CC or cc."""
+    """Compiles network.c in `folder` to the program `network`, with $CC or cc.
+
+    Raises:
+        UserError: there is no such compiler, or it fails.
+    """
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or shutil.which(compiler[0]) is None:
         raise UserError(
-            f"export.format=c: there is no C compiler {os.environ.get('CC', 'cc')!r} to check the export by\n"
+            f"export.format=c: there is no C compiler {os.environ.get('CC', 'cc')!r} to check the export with\n"
             "allowed: one named by the environment variable CC, or cc"
         )
     command = [*compiler, "-std=c99", "-O2", *options, "-DNETWORK_MAIN", "network.c", "-o", "network"]
@@ -78,7 +83,11 @@ def compile_c(folder: Path, *options: str) -> None:
 
 
 def classify(program: Path, images: Tensor) -> Tensor:
-    """What the compiled program makes of images, uint8 [n, …]: their classes, int64 [n]."""
+    """Returns the classes, int64 [n], that the compiled program predicts for images, uint8 [n, …].
+
+    Raises:
+        UserError: the program fails.
+    """
     raw = program.with_suffix(".raw")
     raw.write_bytes(images.contiguous().numpy().tobytes())
     done = subprocess.run([program, raw], capture_output=True, text=True, encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""The packed network as an ONNX file, run by onnxruntime over pictures before it counts as done."""
+"""Exports a packed network as an ONNX file, and checks the file with onnxruntime before it is written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
+from bnn_exp.deploy.check import FORMS, check_alike, check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
@@ -15,21 +15,21 @@ from bnn_exp.records.files import replacing
 def export_onnx(
     network: nn.Module, directory: str | Path = ".", images: Tensor | None = None, classes: Sequence[str] | None = None
 ) -> dict:
-    """Write `network.onnx`: uint8 `pixels` [batch, channels, height, width] → `logits`, a bit for each weight.
+    """Writes `network.onnx`: uint8 `pixels` [batch, channels, height, width] → `logits`, with one bit for each weight.
 
     Args:
-        network: a packed one, or one that `pack_network` packs.
-        directory: made where it is missing.
-        images: uint8 [n, channels, height, width], n ≥ 1; onnxruntime must predict for them as the network does. None: random
-            pixels, for an MLP of square pictures.
-        classes: the names of the classes; None: "0", "1", …
+        network: a packed network, or one that `pack_network` can pack.
+        directory: created if it is missing.
+        images: uint8 [n, channels, height, width], n ≥ 1. The predictions of onnxruntime for them are compared with those of
+            the network. None: random pixels; this needs an MLP for square images.
+        classes: the names of the classes. None: "0", "1", …
 
     Returns:
-        `file` and its `bytes`.
+        `file`, and `bytes`, its size.
 
     Raises:
-        UserError: another kind of network, onnx or onnxruntime is not installed, or a prediction or logits differ; nothing is
-            written.
+        UserError: the network is of another kind, onnx or onnxruntime is not installed, or a prediction or logits differ.
+            Then nothing is written.
     """
     network, directory, images, classes = ready("onnx", network, directory, images, classes)
     try:
@@ -42,7 +42,7 @@ def export_onnx(
     if hasattr(type(network), "onnx"):
         data = own_model(network, tuple(images.shape[1:]), classes).SerializeToString()
     else:
-        check_packed("onnx", network, "PackedMLP", "BNCVLNet")
+        check_packed("onnx", network, *FORMS)
         data = packed_model(network, tuple(images.shape[1:]), classes).SerializeToString()
     run = session(data)
     check_equal("onnxruntime", predictions(run, images), predictions(network, images))
@@ -54,7 +54,7 @@ def export_onnx(
 
 
 def session(data: bytes, threads: int = 0):
-    """A function from uint8 pixels to the logits that onnxruntime makes of them on the CPU; 0 threads: as many as it likes."""
+    """Returns a function that computes logits of uint8 pixels by onnxruntime on the CPU. threads=0: onnxruntime chooses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""The BNCVL network: blocks of binary normalised convolutions, pooled, and dense layers of the same kind (arXiv 2509.07025)."""
+"""The BNCVL network: blocks of binary normalised convolutions with pooling, then dense layers (arXiv 2509.07025)."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,18 @@ from bnn_exp.nn.exact import exact
 
 @exact
 class BNCVLNet(OfPixels):
-    """`convolutions` BNCVL layers at each width of `channels`, max-pooling between the widths, the mean over the image,
-    dense layers of `dense` features, and one of `num_classes` without activation.
+    """A CNN with `convolutions` BNCVL layers at each width of `channels`, and max-pooling between the widths.
+
+    The mean over the image follows, then dense layers of `dense` features, and one of `num_classes` without activation.
 
     Args:
         image_shape: (channels, height, width) of the images.
-        pool: side and stride of the max-pooling between two widths.
-        normalization: `sample`, `batch` or `channel`; dense layers take `sample` for `channel`.
+        pool: the side and the stride of the pooling windows.
+        normalization: `sample`, `batch` or `channel`, see `bnn_exp.nn.BNCVL`. Dense layers use `sample` for `channel`.
         encoding, weights: see `bnn_exp.nn.BinaryLayer`.
-        latent_std: of the first latents: `one`, as the seed, or `fan_in`: 1/√(inputs of an output).
-        mean, std: per channel, of the pixels as numbers from 0 to 1: what the input is standardised by. A std of 0 counts as 1.
+        latent_std: the standard deviation of new latent weights: `one`, as in the reference program, or `fan_in`, 1/√fan-in.
+        mean, std: the statistics of the pixels per channel, as numbers from 0 to 1. They standardise the input. A std of 0
+            counts as 1.
 
     Raises:
         ValueError: the images are too small for the pooling.
@@ -49,7 +51,7 @@ class BNCVLNet(OfPixels):
             raise ValueError(
                 f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels) - 1} times by {pool}"
             )
-        self.pool, self.depth = pool, convolutions
+        self.pool, self.per_width = pool, convolutions
         kind = {"encoding": encoding, "weights": weights}
         self.convolutions, self.dense = nn.ModuleList(), nn.ModuleList()
         for width in channels:
@@ -67,14 +69,20 @@ class BNCVLNet(OfPixels):
         self.keep_statistics(image_shape[0], mean, std)
 
     def stages(self) -> list[list[nn.Module]]:
-        """Layer by layer, the modules that hold its parameters."""
+        """Returns the modules that hold parameters, a list for each layer."""
         return [[layer] for layer in (*self.convolutions, *self.dense)]
 
+    def suitable_shape(self) -> tuple[int, int, int]:
+        """Returns a shape (channels, height, width) of small images that the network can pool."""
+        first, poolings = self.convolutions[0], (len(self.convolutions) - 1) // self.per_width
+        side = max(8, self.pool**poolings)
+        return first.in_channels, side, side
+
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels (uint8, or numbers from 0 to 1), [batch, channels, height, width] → logits [batch, num_classes]."""
+        """Computes logits [batch, num_classes] of pixels [batch, channels, height, width]: uint8, or numbers from 0 to 1."""
         h = self.standardized(x)
         for i, convolution in enumerate(self.convolutions):
-            if i and i % self.depth == 0:
+            if i and i % self.per_width == 0:
                 h = F.max_pool2d(h, self.pool)
             h = convolution(h)
         h = h.mean((2, 3))

@@ -1,4 +1,4 @@
-"""What a network costs, layer by layer: parameters, bytes, multiply-adds."""
+"""Counts the parameters, bytes and multiply-adds of a network, layer by layer."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,20 @@ from bnn_exp.nn import BinaryLayer
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer with parameters or buffers of its own. `bytes_as_bits`: its binary weights at one bit, its reals at fp32."""
+class LayerCost:
+    """The cost of one layer of a network."""
 
     name: str
-    kind: str
-    output: tuple[int, ...]  # of one sample
-    binary: int
-    real: int
-    multiply_adds: int  # with binary weights, for one sample
-    tensors: tuple[str, ...] = ()  # its binary weights, by their names in the state dict
+    kind: str  # the name of its class
+    output: tuple[int, ...]  # the shape for one sample
+    binary: int  # the number of binary weights
+    real: int  # the number of real parameters
+    multiply_adds: int  # products with binary weights, for one sample
+    tensors: tuple[str, ...] = ()  # the names of its binary weights in the state dict
 
     @property
     def bytes_as_bits(self) -> int:
+        """The size with binary weights of one bit and real parameters of four bytes."""
         return -(-self.binary // 8) + 4 * self.real
 
     @property
@@ -30,9 +31,9 @@ class Layer:
 
 
 @torch.no_grad()
-def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
-    """The layers of `network` in the order in which `sample` (a batch of ≥ 1, any) meets them; buffers are not counted."""
-    found: list[Layer] = []
+def layers(network: nn.Module, sample: Tensor) -> list[LayerCost]:
+    """Returns the layers with parameters, in the order of their use for `sample`, a batch of ≥ 1. Buffers do not count."""
+    found: list[LayerCost] = []
 
     def note(name: str, module: nn.Module):
         def hook(_module, _inputs, output: Tensor) -> None:
@@ -43,7 +44,7 @@ def layers(network: nn.Module, sample: Tensor) -> list[Layer]:
             positions = output[0].numel() // len(bits["weight"]) if bits else 0
             adds = bits["weight"].numel() * positions if bits else 0
             tensors = tuple(f"{name}.{own}" if name else own for own in bits)
-            found.append(Layer(name, type(module).__name__, shape, binary, real, adds, tensors))
+            found.append(LayerCost(name, type(module).__name__, shape, binary, real, adds, tensors))
 
         return hook
 

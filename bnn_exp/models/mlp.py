@@ -1,4 +1,4 @@
-"""The binary multi-layer perceptron of the first seed (Shibuya et al., BinSFO, Algorithm 1), and what makes it learn."""
+"""The binary multi-layer perceptron of the reference program (Shibuya et al., BinSFO, Algorithm 1), with optional changes."""
 
 from itertools import pairwise
 from math import prod
@@ -12,16 +12,19 @@ from bnn_exp.nn.exact import exact
 
 @exact
 class MLP(nn.Module):
-    """`num_layers` binary linear layers, BatchNorm after each, a binary activation after each but the last.
+    """A perceptron of `num_layers` binary linear layers, each with BatchNorm, and with a binary activation except the last.
 
-    `in_features` → `hidden_size` → … → `hidden_size` → `num_classes`. The encoding is that of weights and activations.
+    The sizes are `in_features` → `hidden_size` → … → `hidden_size` → `num_classes`.
 
     Args:
-        window: the straight-through gradient of the activation passes where |x| ≤ window; None: everywhere.
-        binarize_logits: binarise the last layer too, as the seed does. It costs most of the accuracy: ten bits can't rank
-            ten classes. (The seed's log-softmax before a loss that begins with one changes nothing: it is idempotent.)
+        encoding: the encoding of weights and activations.
+        window: the straight-through gradient of the activation passes where |x| ≤ window. None: everywhere.
+        binarize_logits: True applies a binary activation to the last layer too, as in the reference program. It costs most of
+            the accuracy, because ten bits cannot rank ten classes. (The reference program also applies log-softmax to the
+            logits. The loss applies log-softmax again, which changes nothing, because log-softmax is idempotent.)
+        affine: every BatchNorm has a trained scale and shift.
+        running_stats: every BatchNorm keeps running statistics. Without them evaluation normalises each batch by itself.
         weights: `bits`, `latent` or `float`, see `bnn_exp.nn.BinaryLayer`.
-        affine, running_stats: of every BatchNorm. Without running statistics evaluation normalises by its own batch.
 
     Example:
         >>> MLP(784, 10, hidden_size=256)(torch.rand(32, 1, 28, 28)).shape
@@ -51,15 +54,19 @@ class MLP(nn.Module):
 
     @classmethod
     def of(cls, image_shape: tuple[int, int, int], num_classes: int, batch_norm: dict[str, bool], **settings: Any) -> "MLP":
-        """The network of the settings of `model=mlp`."""
+        """Builds the network from the settings of `model=mlp`."""
         return cls(prod(image_shape), num_classes, **batch_norm, **settings)
 
     def stages(self) -> list[list[nn.Module]]:
-        """Layer by layer, the modules that hold its parameters."""
+        """Returns the modules that hold parameters, a list for each layer."""
         return [[layer, norm] for layer, norm in zip(self.layers, self.norms, strict=True)]
 
+    def suitable_shape(self) -> tuple[int]:
+        """Returns the shape of one input: a vector."""
+        return (self.layers[0].in_features,)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels (uint8, standing for x/255) or numbers, [batch, …] of `in_features` each → logits [batch, num_classes]."""
+        """Computes logits [batch, num_classes] of x [batch, …], `in_features` numbers a row. uint8 pixels stand for x/255."""
         h = x.flatten(1)
         for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
             h = binarize(norm(layer(h)), self.encoding, self.window)

@@ -1,4 +1,4 @@
-"""What networks for images have in common: pixels standardised by the statistics of the training rows."""
+"""The base class of networks for images: it standardises pixels by the statistics of the training samples."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from bnn_exp.nn.function import transforming
 
 
 class OfPixels(nn.Module):
-    """A network whose input is pixels, uint8 or numbers from 0 to 1, [batch, channels, height, width]."""
+    """A network whose input is pixels [batch, channels, height, width]: uint8, or numbers from 0 to 1."""
 
     def keep_statistics(self, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Standardise by `mean` and `std`, one of all channels or one of each. A std of 0 counts as 1."""
+        """Stores `mean` and `std`, each one number for all channels or one for each channel. A std of 0 counts as 1."""
         for name, numbers in (("mean", mean), ("std", [number or 1.0 for number in std])):
             self.register_buffer(name, torch.tensor(numbers).expand(channels).reshape(-1, 1, 1).clone())
 
     def standardized(self, x: Tensor) -> Tensor:
-        """The pixels with mean 0 and standard deviation 1 in each channel, channels last in memory."""
+        """Returns pixels with mean 0 and standard deviation 1 in each channel, in the memory format channels_last."""
         x = x / 255 if x.dtype == torch.uint8 else x
         x = (x - self.mean) / self.std
-        return x if transforming() else x.contiguous(memory_format=torch.channels_last)  # which vmap does not know
+        return x if transforming() else x.contiguous(memory_format=torch.channels_last)  # vmap has no memory formats

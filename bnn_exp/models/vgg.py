@@ -1,6 +1,6 @@
-"""VGG-small with one-bit weights and activations, the CIFAR-10 network of the field (Helwegen et al. 2019, arXiv 1906.02107).
+"""VGG-small with one-bit weights and activations, a common network for CIFAR-10 (Helwegen et al. 2019, arXiv 1906.02107).
 
-There the first and the last layer are real; here all weights are bits.
+In the paper the first and the last layer have real weights. Here all weights are bits.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,18 @@ from bnn_exp.nn import BinaryConv2d, BinaryLinear, binarize
 
 
 class VGG(OfPixels):
-    """At each width of `channels`, `convolutions` binary convolutions with BatchNorm and binary activation, the last of
-    them max-pooled 2×2 before its BatchNorm; then one binary linear layer with BatchNorm.
+    """A CNN with `convolutions` binary convolutions at each width of `channels`, then one binary linear layer.
+
+    BatchNorm follows every layer, and a binary activation every convolution. The last convolution of each width is max-pooled
+    2×2 before its BatchNorm.
 
     Args:
         image_shape: (channels, height, width) of the images.
-        window: the straight-through gradient of the activation passes where |x| ≤ window; None: everywhere.
-        encoding: of weights and activations; weights: see `bnn_exp.nn.BinaryLayer`.
-        mean, std: per channel, of the pixels as numbers from 0 to 1: what the input is standardised by. A std of 0 counts as 1.
+        window: the straight-through gradient of the activation passes where |x| ≤ window. None: everywhere.
+        encoding: the encoding of weights and activations.
+        weights: `bits`, `latent` or `float`, see `bnn_exp.nn.BinaryLayer`.
+        mean, std: the statistics of the pixels per channel, as numbers from 0 to 1. They standardise the input. A std of 0
+            counts as 1.
 
     Raises:
         ValueError: the images are too small for the pooling.
@@ -44,7 +48,7 @@ class VGG(OfPixels):
         height, width = (n // 2 ** len(channels) for n in side)
         if min(height, width) < 1:
             raise ValueError(f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels)} times by 2")
-        self.depth, self.encoding, self.window = convolutions, encoding, window
+        self.per_width, self.encoding, self.window = convolutions, encoding, window
         kind = {"encoding": encoding, "weights": weights}
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for outputs in channels:
@@ -57,14 +61,14 @@ class VGG(OfPixels):
         self.keep_statistics(image_shape[0], mean, std)
 
     def stages(self) -> list[list[nn.Module]]:
-        """Layer by layer, the modules that hold its parameters."""
+        """Returns the modules that hold parameters, a list for each layer."""
         return [*([c, norm] for c, norm in zip(self.convolutions, self.norms, strict=True)), [self.last, self.last_norm]]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels (uint8, or numbers from 0 to 1), [batch, channels, height, width] → logits [batch, num_classes]."""
+        """Computes logits [batch, num_classes] of pixels [batch, channels, height, width]: uint8, or numbers from 0 to 1."""
         h = self.standardized(x)
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
             h = convolution(h)
-            h = F.max_pool2d(h, 2) if i % self.depth == 0 else h
+            h = F.max_pool2d(h, 2) if i % self.per_width == 0 else h
             h = binarize(norm(h), self.encoding, self.window)
         return self.last_norm(self.last(h.flatten(1)))

@@ -1,22 +1,16 @@
 """Binary weights, the layers made of them, and the binary activation."""
 
-from bnn_exp.nn.binary import (
-    ENCODINGS,
-    BinaryConv2d,
-    BinaryLayer,
-    BinaryLinear,
-    NotBinary,
-    binarize,
+from bnn_exp.nn.binary import ENCODINGS, NotBinary, binarize, encode, quantize
+from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
+from bnn_exp.nn.layers import BinaryConv2d, BinaryLayer, BinaryLinear
+from bnn_exp.nn.parameters import (
     binary_layers,
     binary_parameters,
-    encode,
     latent_parameters,
     named_bits,
-    quantize,
     real_parameters,
     verify_binary,
 )
-from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
 
 __all__ = [
     "BNCVL",

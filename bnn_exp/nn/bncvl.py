@@ -1,4 +1,4 @@
-"""Binary normalised layers: convolution (BNCVL, the second seed) and its dense sibling (Cabral et al., arXiv 2509.07025)."""
+"""Binary normalised layers: the convolution BNCVL and its dense counterpart (Cabral et al., arXiv 2509.07025)."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.nn.binary import BinaryLayer, quantize
+from bnn_exp.nn.binary import quantize
 from bnn_exp.nn.exact import exact
+from bnn_exp.nn.layers import BinaryLayer
 
 NORMALIZATIONS = ("sample", "batch", "channel")
 
 
 @exact
 class Standardize(nn.Module):
-    """z ← (z − mean)/(std + 1e−8) over `dims` of each sample, the standard deviation unbiased."""
+    """z ← (z − mean)/(std + 1e−8), with the mean and the unbiased standard deviation over `dims` of each sample."""
 
     def __init__(self, dims: tuple[int, ...]):
         super().__init__()
@@ -27,32 +28,32 @@ class Standardize(nn.Module):
 
 class _BinaryNormalized(BinaryLayer):
     def __init__(self, shape, activation, encoding, weights, norm: nn.Module):
-        # what a norm per channel would take away again is not added
+        # a norm per channel subtracts the mean of the channel, and any bias with it
         super().__init__(shape, encoding, weights, bias=isinstance(norm, Standardize) and norm.dims != (2, 3))
         self.norm, self.activation = norm, activation
 
     @staticmethod
     def quantize(x: Tensor) -> Tensor:
-        """The bits of `x`: 1 above its mean, else 0."""
+        """Returns the bits of `x`: 1 above its mean, else 0."""
         return quantize(x)
 
 
 @exact
 class BNCVL(_BinaryNormalized):
-    """activation(normalise(conv(x))) with the values of bits: [batch, in, H, W] → [batch, out, H, W], zero-padded.
+    """activation(normalise(conv(x))) with binary weights: [batch, in, H, W] → [batch, out, H, W], zero-padded.
 
-    As called by default it is the seed's layer: latent weights ~ N(0, 1) and bias 0, boolean bits by the mean, straight-through
-    gradient, normalised over (C, H, W) of each sample.
+    The default arguments give the layer of the reference program: latent weights ~ N(0, 1), bias 0, boolean bits by the mean,
+    straight-through gradient, normalised over (C, H, W) of each sample.
 
     Args:
         kernel_size: odd.
-        activation: of the normalised numbers; `nn.Identity()` for none.
-        normalization: `sample` (over C, H, W of each sample), `channel` (over H, W of each channel of each sample), `batch`
-            (BatchNorm: of each channel over the batch, with a real scale and shift). The last two have no bias, which
-            they would take away.
+        activation: applied to the normalised numbers. None: ReLU. `nn.Identity()`: no activation.
+        normalization: `sample` normalises over (C, H, W) of each sample. `channel` normalises over (H, W) of each channel of
+            each sample. `batch` is BatchNorm, with a real scale and shift for each channel. With `channel` and `batch` the
+            layer has no bias, because they subtract it.
 
     Raises:
-        ValueError: an even kernel, or an unknown encoding, normalisation or kind of weights.
+        ValueError: `kernel_size` is even, or an encoding, a normalisation or a kind of weights is unknown.
     """
 
     def __init__(
@@ -88,10 +89,14 @@ class BNCVL(_BinaryNormalized):
 
 @exact
 class BinaryNormalizedLinear(_BinaryNormalized):
-    """activation(normalise(x Vᵀ + b)), V and b the values of bits: [batch, in_features] → [batch, out_features].
+    """activation(normalise(x Vᵀ + b)) with binary V and b: [batch, in_features] → [batch, out_features].
 
     Args:
-        normalization: `sample` (over the features of each sample) or `batch` (BatchNorm, and no bias).
+        activation: applied to the normalised numbers. None: ReLU.
+        normalization: `sample` normalises over the features of each sample. `batch` is BatchNorm; the layer then has no bias.
+
+    Raises:
+        ValueError: an encoding, a normalisation or a kind of weights is unknown.
     """
 
     def __init__(

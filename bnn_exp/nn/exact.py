@@ -1,7 +1,7 @@
-"""The classes whose computation other code repeats on packed bits, as they are defined here.
+"""Checks that a network computes exactly what its class defines.
 
-A subclass, a layer of another class, a `forward` of one's own or a hook may compute something else. `isinstance` does not see
-that, so packing asks here.
+Packed engines and packed networks repeat the computation of some classes on bits. A subclass, a layer of another class, a
+replaced `forward` or a hook may compute something else, and `isinstance` cannot detect that.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import nn
 from bnn_exp.config.registry import home
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # torch's names
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # attributes of nn.Module
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class _Known:
     forward: Callable
 
 
-_known: dict[str, _Known] = {}  # by the name of the class
+_known: dict[str, _Known] = {}  # the key is the name of the class
 
 
 def exact(kind: Kind) -> Kind:
-    """Class decorator: other code repeats the `forward` of `kind`. The class and its `forward` are kept as they are now."""
+    """Class decorator: records the class `kind` and its `forward`, because other code repeats this `forward` on bits."""
     _known[kind.__name__] = _Known(kind, kind.forward)
     return kind
 
@@ -36,41 +36,45 @@ for _plain in (nn.ModuleList, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Identi
 
 
 def is_exactly(kind: type, *names: str) -> bool:
-    """Whether `kind` is one of the classes of these `names` that are decorated with `exact`, and not derived from one."""
+    """Returns True if `kind` is one of the classes named `names`, decorated with `exact`; False for a subclass of one."""
     return kind in [_known[name].kind for name in names]
 
 
 def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
-    """Says in a few words why `network` may compute something else than exactly a class of these `names`; "" if it may not.
+    """Returns in a few words why `network` may not compute exactly what one of the classes `names` computes; "" if it does.
 
     Args:
-        network: a network, which is searched with all its layers; or a class, which is looked at alone.
-        names: of classes that are decorated with `exact`.
+        network: a network, which is checked with all its layers, or a class.
+        names: the names of classes decorated with `exact`.
     """
     kind = network if isinstance(network, type) else type(network)
     if not is_exactly(kind, *names):
         return f"the network {home(kind)}, only exactly {' or '.join(home(_known[name].kind) for name in names)}"
     modules = {} if isinstance(network, type) else dict(network.named_modules())
-    return next(filter(None, (_of_class(kind), *(_of_module(name or "the network", m) for name, m in modules.items()))), "")
+    return next(
+        filter(None, (_other_class(kind), *(_altered_module(name or "the network", m) for name, m in modules.items()))), ""
+    )
 
 
 def altered(network: nn.Module) -> str:
-    """Says which module of `network` computes something else than its class does; "" if none."""
-    return next(filter(None, (_of_instance(name or "the network", module) for name, module in network.named_modules())), "")
+    """Returns which module of `network` may not compute what its class computes, and why; "" if none."""
+    return next(
+        filter(None, (_altered_instance(name or "the network", module) for name, module in network.named_modules())), ""
+    )
 
 
-def _of_module(name: str, module: nn.Module) -> str:
-    found = _of_class(type(module))
-    return _of_instance(name, module) or (found and f"{name}: {found}")
+def _altered_module(name: str, module: nn.Module) -> str:
+    found = _other_class(type(module))
+    return _altered_instance(name, module) or (found and f"{name}: {found}")
 
 
-def _of_instance(name: str, module: nn.Module) -> str:
+def _altered_instance(name: str, module: nn.Module) -> str:
     if "forward" in vars(module):
-        return f"{name}: it has a forward of its own"
+        return f"{name}: its forward was replaced"
     return f"{name}: it has hooks" if any(getattr(module, hooks) for hooks in HOOKS) else ""
 
 
-def _of_class(kind: type[nn.Module]) -> str:
+def _other_class(kind: type[nn.Module]) -> str:
     known = _known.get(kind.__name__)
     if known is None or known.kind is not kind:
         return f"a layer of the class {home(kind)}"

@@ -1,4 +1,4 @@
-"""Autograd functions that torch.func can transform, at no cost where it does not."""
+"""Autograd functions that torch.func can transform, and that are as fast as others outside of such a transform."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,16 @@ from torch.autograd import Function
 
 
 def transforming() -> bool:
-    """Whether a transform of torch.func is under way."""
+    """Returns True inside a transform of torch.func, such as vmap."""
     return torch._C._are_functorch_transforms_active()
 
 
 def applied(kind: type[Function]) -> Callable:
-    """Returns what `kind.apply` does, for a Function with a `setup_context` of its own.
+    """Returns a faster `kind.apply`, for a Function `kind` that defines `setup_context`.
 
-    Outside of a transform it goes by a twin that does both at once: torch binds the arguments of the other form anew at each
-    call, 15 µs on a CPU, which a step of a small network feels.
+    torch.func needs `setup_context`, but torch then binds the arguments again at each call. This takes 15 µs on a CPU, which
+    slows the steps of small networks. Outside of a transform the returned function uses a twin class whose `forward` also does
+    the work of `setup_context`.
     """
 
     def forward(ctx, *arguments):

@@ -1,4 +1,4 @@
-"""BatchNorm as evaluation sees it: a scale and a shift for each channel, and nothing else."""
+"""BatchNorm in evaluation, reduced to one scale and one shift for each channel."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-NO_EPS = 1e-30  # 1 + NO_EPS is 1 in float32 and float64. Some versions of torch (2.11) refuse eps = 0.
+NO_EPS = 1e-30  # 1 + NO_EPS is 1 in float32 and float64. Some versions of torch (2.11) refuse eps = 0
 
 
 def running_norms(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """The BatchNorms of a network that evaluate by running statistics, with their names."""
+    """Yields the BatchNorms of a network that have running statistics, with their names."""
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             yield name, module
@@ -20,9 +20,9 @@ def running_norms(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 
 @torch.no_grad()
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """The float32 [channels] on the CPU with which `norm` evaluates: y = scale · x + shift, bit for bit.
+    """Returns scale and shift, float32 [channels] on the CPU. `norm` evaluates as y = scale · x + shift, bit for bit.
 
-    They are taken from torch's own arithmetic on a CPU, by what it makes of 1 and of 0.
+    torch's own BatchNorm on a CPU computes both, from the inputs 1 and 0.
     """
     held = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     mean, var, weight, bias = (None if t is None else t.to("cpu", torch.float32) for t in held)
@@ -32,8 +32,20 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale[0], shift[0]
 
 
+def affine_norm(kind: type[_BatchNorm], scale: Tensor, shift: Tensor) -> _BatchNorm:
+    """Returns a BatchNorm of class `kind`, in evaluation mode, that computes scale · x + shift.
+
+    Args:
+        scale, shift: float32 [channels] on the CPU.
+    """
+    norm = kind(len(scale), device="cpu")
+    make_affine(norm)
+    norm.load_state_dict({"weight": scale, "bias": shift}, strict=False)
+    return norm.eval().requires_grad_(False)
+
+
 def make_affine(norm: _BatchNorm) -> None:
-    """In place: nothing but its parameters, of which it has both, has an effect on `norm` in evaluation."""
+    """Resets `norm` in place: in evaluation it then applies only its scale and shift, which start as 1 and 0."""
     device = norm.running_mean.device
     norm.eps, norm.affine = NO_EPS, True
     norm.weight = nn.Parameter(torch.ones(norm.num_features, device=device))

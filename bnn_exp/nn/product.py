@@ -1,9 +1,11 @@
-"""Products with the values of bits that are exact in small integers, by the fastest way that the processor offers.
+"""Exact products of small integers with binary weights, in the fastest way of the processor.
 
-On a CPU with VNNI instructions the sums are taken in int8 × int8 → int32, measured at a quarter of the time of fp32 (1024²
-weights, batch 16384); without them int8 is slower, and the product is torch's. On CUDA under bf16 autocast the operands are
-bf16, in which 0, ±1 and the pixels 0…255 are exact, and the sums fp32. All give the same numbers: every sum is an integer
-below 2²⁴. Gradients are those of any linear layer; under bf16 autocast their operands are rounded to bf16.
+- A CPU with VNNI instructions multiplies int8 × int8 → int32, in a quarter of the time of fp32 (1024² weights, batch 16384).
+  Without VNNI int8 is slower, and torch's fp32 product is used.
+- CUDA under bf16 autocast multiplies bf16 and sums in fp32. 0, ±1 and the pixels 0…255 are exact in bf16.
+
+All ways give the same numbers, because every sum is an integer below 2²⁴. Gradients are those of a linear layer; under bf16
+autocast their operands are rounded to bf16.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from torch import Tensor
 from bnn_exp.nn.function import applied
 
 HAS_VNNI = getattr(torch.cpu, "_is_vnni_supported", lambda: False)() and hasattr(torch, "_int_mm")
-_WORTH_IT = 128  # rows, from which on the conversions cost less than they save (256² weights)
+_WORTH_IT = 128  # the least number of rows for which int8 saves more than the conversion costs (measured: 256² weights)
 
 
 class _BinaryProduct(torch.autograd.Function):
@@ -63,7 +65,7 @@ _binary_product, _pixel_product = applied(_BinaryProduct), applied(_PixelProduct
 
 
 def _of_many(product: Callable[[Tensor, Tensor], Tensor], in_dims: tuple, x: Tensor, v: Tensor) -> tuple[Tensor, int]:
-    """A product under vmap: of many x with one v at once, of many v one after the other."""
+    """Computes a product under vmap: many x with one v in one product, many v one after the other."""
     of_x, of_v = in_dims
     if of_v is None:
         xs = x.movedim(of_x, 0)
@@ -74,17 +76,17 @@ def _of_many(product: Callable[[Tensor, Tensor], Tensor], in_dims: tuple, x: Ten
 
 
 def binary_product(x: Tensor, v: Tensor) -> Tensor:
-    """x Vᵀ for x [batch, in] and v [out, in] that hold only 0 and ±1."""
+    """Returns x Vᵀ for x [batch, in] and v [out, in] that hold only 0 and ±1."""
     return _binary_product(x, v)
 
 
 def pixel_product(x: Tensor, v: Tensor) -> Tensor:
-    """x Vᵀ / 255 for pixels x, uint8 [batch, in], and v [out, in] that holds only 0 and ±1; in ≤ 2¹⁶."""
+    """Returns x Vᵀ / 255 for pixels x, uint8 [batch, in], and v [out, in] that holds only 0 and ±1; in ≤ 2¹⁶."""
     return _pixel_product(x, v)
 
 
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
-    """255 times what `pixel_product` gives, float32, without its gradient; v of any dtype."""
+    """Returns x Vᵀ, float32, without a gradient: the arguments are those of `pixel_product`, v of any dtype."""
     if not _in_int8(x):
         return matmul(x.float(), v.float().t(), _in_bf16(x) and x.is_cuda)
     centred = x.bitwise_xor(128).view(torch.int8)  # x − 128
@@ -93,9 +95,9 @@ def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
 
 
 def _in_int8(x: Tensor) -> bool:
-    if torch.compiler.is_exporting():  # to programs for any number of rows
+    if torch.compiler.is_exporting():  # an exported program takes any number of rows, so it cannot branch on len(x)
         return False
-    # of one column torch 2.13's _int_mm makes wrong sums on a CPU
+    # torch 2.13's _int_mm returns wrong sums on a CPU if there is only one column
     return HAS_VNNI and x.device.type == "cpu" and len(x) >= _WORTH_IT and x.shape[1] > 1
 
 
@@ -105,8 +107,10 @@ def _in_bf16(x: Tensor) -> bool:
 
 
 def matmul(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
-    """a @ b in their wider type, whatever autocast says; with `bf16` in fp32 of operands rounded to bf16 (on a CPU the result
-    too)."""
+    """Returns a @ b in the wider of the two types, independent of autocast.
+
+    With `bf16` the operands are rounded to bf16 and the result is fp32. On a CPU the result is rounded to bf16 too.
+    """
     with torch.autocast(a.device.type, enabled=False):
         if not bf16:
             wider = torch.promote_types(a.dtype, b.dtype)

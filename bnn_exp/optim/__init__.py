@@ -1,4 +1,4 @@
-"""The rules that train binary weights, and who trains what."""
+"""Optimizers: rules that train bits, optimizers of latent weights, optimizers of real parameters."""
 
 from collections.abc import Iterable
 
@@ -6,16 +6,15 @@ import torch
 from torch import nn
 
 from bnn_exp.config.rules import RULES
-from bnn_exp.nn import binary_parameters, real_parameters
-from bnn_exp.optim import eager
+from bnn_exp.nn import binary_parameters
 from bnn_exp.optim.bold import Bold
 from bnn_exp.optim.bop import Bop, Bop2
 from bnn_exp.optim.cema import CEMA
 from bnn_exp.optim.counter import Counter
 from bnn_exp.optim.hypermask import HyperMask
 from bnn_exp.optim.latent import LatentAdam, LatentSGD, latent_optimizer
+from bnn_exp.optim.real import Scheduled, build_real
 from bnn_exp.optim.rule import Rule
-from bnn_exp.optim.schedules import factor
 
 __all__ = [
     "CEMA",
@@ -27,6 +26,7 @@ __all__ = [
     "LatentAdam",
     "LatentSGD",
     "Rule",
+    "Scheduled",
     "build_binary",
     "build_real",
     "check_ownership",
@@ -35,28 +35,16 @@ __all__ = [
 
 
 def build_binary(settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> torch.optim.Optimizer:
-    """The optimizer of the binary weights that `settings` (a choice of the group `optimizer`) describes."""
+    """Returns the optimizer of a network's binary weights that `settings`, a choice of the group `optimizer`, describes."""
     return RULES[settings.name].load().of(settings, network, batch_size, total_steps, seed)
 
 
-def build_real(settings, network: nn.Module, total_steps: int) -> list[tuple[torch.optim.Optimizer, object]]:
-    """The optimizer of all other parameters with its schedule; none for a network that has no such parameters."""
-    parameters = [parameter for _, parameter in real_parameters(network)]
-    if not parameters:
-        return []
-    if settings.name == "sgd":
-        optimizer = eager.SGD(parameters, settings.lr, momentum=settings.momentum)
-    else:
-        optimizer = eager.Adam(parameters, settings.lr)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(settings.schedule, step, total_steps))
-    return [(optimizer, falling)]
-
-
 def check_ownership(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Every parameter that wants a gradient must be trained by exactly one of the optimizers, bits by a rule for bits.
+    """Checks that exactly one of the optimizers trains each parameter that needs a gradient, and that a rule trains bits.
 
     Raises:
-        ValueError: naming the first parameter that is in none or in several, or bits that one of torch's optimizers trains.
+        ValueError: no optimizer or several train a parameter, or an optimizer of torch trains bits. The message names the
+            first such parameter.
     """
     owners: dict[int, list[torch.optim.Optimizer]] = {}
     for optimizer in optimizers:

@@ -1,15 +1,19 @@
-"""Boolean logic backpropagation's optimizer, for gradients that are real numbers."""
+"""Bold: the optimizer of Boolean logic backpropagation, for gradients that are real numbers."""
 
 import torch
 
 from bnn_exp.config import rules
-from bnn_exp.optim.rule import Rule, remembered, signs
+from bnn_exp.optim.gradients import add_scaled, remembered, signs
+from bnn_exp.optim.rule import Rule
 
 
 class Bold(Rule):
-    """a ← β·a + η·g; flip where a·s ≥ 1, and a = 0 there (Nguyen et al. 2024, arXiv 2405.16339).
+    """Flips bits by an accumulated gradient (Nguyen et al. 2024, arXiv 2405.16339).
 
-    β, one for each tensor, is 1 − the fraction of it that flipped in the last step. State: a, one float per weight.
+        a ← β·a + η·g
+        flip where a·s ≥ 1, for s = 2b − 1, and set a = 0 there
+
+    Each tensor has its own β: 1 − the fraction of its bits that flipped in the last step. State: a, one float per weight.
 
     Args:
         eta: η > 0, the accumulation rate, in units of 1/gradient; scheduled.
@@ -23,7 +27,7 @@ class Bold(Rule):
 
     def update(self, g, w, h, state, draw):
         beta = state.get("beta", torch.ones((), dtype=g.dtype, device=g.device))
-        a = remembered(state, "a", g).mul_(beta).add_(g, alpha=h.eta)
+        a = add_scaled(remembered(state, "a", g).mul_(beta), g, h.eta)
         flips = a * signs(w) >= 1
         a.masked_fill_(flips, 0)
         state["beta"] = 1 - flips.to(g.dtype).mean()

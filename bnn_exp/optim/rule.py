@@ -1,106 +1,56 @@
-"""What every rule for binary weights has in common, so that a rule is its equations alone."""
+"""The base class of all rules that train bits: a rule itself is the equations of its paper in `update`."""
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits.draws import Purpose, generator
+from bnn_exp.bits import device
+from bnn_exp.bits.draws import Purpose, generator, number
+from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
+from bnn_exp.bits.philox import Philox
 from bnn_exp.config.registry import name_of
 from bnn_exp.config.schema import check
 from bnn_exp.nn import binary_parameters
 from bnn_exp.nn.binary import NotBinary, check_bits
-from bnn_exp.optim.eager import Eager
-from bnn_exp.optim.group import Group, Grouped
+from bnn_exp.optim.gradients import remembered, signs
+from bnn_exp.optim.group import Group
+from bnn_exp.optim.trained import Trained
 
-
-class Trained(Grouped, Eager):
-    """What is asked of an optimizer of binary weights beside its steps: which tensors, how many flips, how many bytes."""
-
-    flips: list[Tensor]  # bits flipped in each tensor, int64 scalars on its device, until their reader sets them back
-    own: ClassVar[tuple[str, ...]] = ("flips",)  # attributes that a copy of the optimizer needs beside torch's
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {name: getattr(self, name) for name in self.own}
-
-    def tensors(self) -> list[Tensor]:
-        """The tensors it trains, in the order of `flips`."""
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def name(self, i: int) -> str:
-        """Returns the name of tensor i for messages: the one that the optimizer was given, else its number."""
-        names = [name for group in self.param_groups for name in group.get("param_names", [])]
-        return names[i] if names else f"tensor {i}"
-
-    def check_group(self, group: Group) -> None:
-        super().check_group(group)
-        self.flips += [torch.zeros((), dtype=torch.int64, device=p.device) for p in group["params"]]
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes that it keeps between two steps beside the bits themselves, as its tensors are at this moment."""
-        kept = (v for state in self.state.values() for v in state.values() if isinstance(v, Tensor))
-        return sum(v.numel() * v.element_size() for v in kept)
-
-
-class Factors(Protocol):
-    """A gradient [neurons, inputs] that is not computed, but what it is computed from."""
-
-    inputs: int
-
-    def entries(self, positions: Tensor) -> Tensor:
-        """The gradient at flat positions, int64, sorted: float32, as many."""
-
-    def whole(self) -> Tensor:
-        """The gradient, float32 [neurons, inputs]."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A gradient that is computed, float32 [neurons, inputs], in the place of Factors."""
-
-    gradient: Tensor
-
-    @property
-    def inputs(self) -> int:
-        return self.gradient.shape[1]
-
-    def entries(self, positions: Tensor) -> Tensor:
-        """As that of Factors."""
-        return self.gradient.flatten()[positions]
-
-    def whole(self) -> Tensor:
-        """The gradient."""
-        return self.gradient
+__all__ = ["Rule", "flip_bits", "remembered", "signs"]
 
 
 class Rule(Trained, torch.optim.Optimizer):
     """Trains binary weights (tensors of 0. and 1., see `bnn_exp.nn.BinaryLayer`) by flipping bits.
 
-    A rule derives from it, names its `settings`, hands its hyperparameters to `__init__`, and says in `update` which bits flip.
-    Step t of tensor i draws from (seed, t, i) alone. A group that is added later counts its own steps, and its schedule
-    goes by them. `lr` of a group is the strength of its coming step, see `bnn_exp.optim.group.Group`.
+    A rule derives from this class, names its `settings`, passes its hyperparameters to `__init__`, and returns from `update`
+    the bits that flip. Step t of tensor i draws from (seed, t, i) alone. A group that is added later counts its own steps, and
+    its schedule follows them. `lr` of a group is the strength of its coming step, see `bnn_exp.optim.group.Group`.
+
+    A step has three parts. `announce` and `count` are Python's: strengths and the number of the step. `apply` is arithmetic on
+    tensors alone, so a CUDA graph can record it. Where the weights lie on a GPU, scheduled hyperparameters are scalar tensors.
 
     Args:
-        params: binary tensors, or parameter groups of them, with names or without.
+        params: binary tensors, or parameter groups of them, with or without names.
         hyper: the hyperparameters by name, checked by `settings`.
         schedule: how the `scheduled` ones fall over `total_steps` steps: `constant`, `linear`, `cosine` or `geometric`, see
             `bnn_exp.optim.schedules`.
-        seed: of what is drawn, ≥ 0.
+        seed: the seed of all draws, ≥ 0.
 
     Raises:
-        ValueError: an argument outside of its range, by name; at a step, a value of a group that was set since.
+        ValueError: an argument is outside of its range; the message names it. At a step: a value of a group is.
         NotBinary: a tensor holds something other than 0 and 1, here or in a later step. Numbers that are written past
-            autograd (`tensor.data`) after the first step are not looked at again.
+            autograd (`tensor.data`) after the first step are not checked again.
     """
 
     own = ("flips", "hyper")
     settings: ClassVar[type]  # a dataclass of bnn_exp.config.rules: names, types and ranges
-    scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that fall by the schedule
+    scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that follow the schedule
 
     def __init__(
         self, params, hyper: dict[str, Any], schedule: str = "constant", total_steps: int | None = None, seed: int = 0
@@ -110,25 +60,31 @@ class Rule(Trained, torch.optim.Optimizer):
                 f"{type(self).__name__}.scheduled names {', '.join(sorted(missing))}: must be of {', '.join(hyper)}"
             )
         self.hyper, self.flips = tuple(hyper), []
-        self._looked_at: dict[int, tuple[int, int]] = {}  # by tensor, when it was last known to hold bits
+        self._forget()
         super().__init__(params, hyper | {"schedule": schedule, "total_steps": total_steps, "seed": seed, "step": 0})
+
+    def _forget(self) -> None:
+        """Drops all that is computed from the groups and tensors, which may be others from now on."""
+        self._checked_at: dict[int, tuple[int, int]] = {}  # by tensor: its version and address at the last check of its bits
+        self._places: dict[int, tuple[int, int]] = {}  # by id of a tensor: its number, and the number of its group
+        self._announced: Tensor | None = None  # int64 [groups, 1 + scheduled]: the step, then float32 strengths; on a GPU
 
     @classmethod
     def of(cls, settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> "Rule":
-        """The rule that `settings` describe, for the bits of a network."""
+        """Returns the rule that `settings` describe, for the bits of a network."""
         hyper = {name: value for name, value in asdict(settings).items() if name != "name"}
         return cls(list(binary_parameters(network)), **hyper, total_steps=total_steps, seed=seed)
 
     def strength_of(self, entries: dict[str, Any]) -> str | None:
-        """Returns the scheduled hyperparameter that `lr` of a group stands for: the one of this name, else the first."""
+        """Returns the scheduled hyperparameter that `lr` of a group stands for: `lr` itself if it is one, else the first."""
         return "lr" if "lr" in self.scheduled else next(iter(self.scheduled), None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of binary tensors; `lr` sets its strength. The group counts its own steps, from 0; its tensors are
-        numbered after all that are there.
+        numbered after all earlier ones.
 
         Raises:
-            ValueError: a hyperparameter outside of its range, by name.
+            ValueError: a hyperparameter is outside of its range; the message names it.
             NotBinary: a tensor holds something other than 0 and 1. The group is not added.
         """
         strength = self.strength_of(self.defaults | param_group)
@@ -138,89 +94,128 @@ class Rule(Trained, torch.optim.Optimizer):
 
     def check_group(self, group: Group) -> None:
         self._check_values(group)
+        self._forget()
         first = len(self.tensors()) - len(group["params"])
-        for i in range(first, len(self.tensors())):
-            self._looked_at.pop(i, None)  # of a group that was refused
-            self._look_at(i)
+        for i, p in enumerate(group["params"], first):
+            self._check_bits(i, p)
         super().check_group(group)
 
     def _check_values(self, group: Group) -> None:
-        """Checks the hyperparameters of a group that have changed since the last check."""
+        """Checks the hyperparameters of a group, unless they are those of the last check."""
         values = (*map(group.kept, self.hyper), group["schedule"])
         if group.checked != values:
             hyper = dict(zip(self.hyper, values, strict=False))
             check(self.settings, {"name": name_of(self.settings), **hyper, "schedule": group["schedule"]})
             group.checked = values
 
-    def _look_at(self, i: int) -> None:
+    def _check_bits(self, i: int, p: Tensor) -> None:
         """Checks that tensor i holds bits, unless only this rule has written to it since the last check."""
-        p = self.tensors()[i]
-        if p.dtype == torch.uint8 or p.is_meta or self._looked_at.get(i) == _written(p):
+        if p.dtype == torch.uint8 or p.is_meta or self._checked_at.get(i) == _written(p):
             return
         try:
             check_bits(self.name(i), p)
         except NotBinary as error:
             raise NotBinary(f"{error}\nallowed: bits, as `binary_parameters` names them; LatentAdam, … for latents") from None
-        self._looked_at[i] = _written(p)
+        self._checked_at[i] = _written(p)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._looked_at = {}
+        self._forget()
 
     @staticmethod
     def reads_entries(h: SimpleNamespace) -> bool:
-        """Whether `update` reads some entries alone, those that it draws beforehand: then it takes Factors and PackedBits."""
+        """Returns True if `update` reads only entries that it draws beforehand: it then takes Factors and PackedBits."""
         return False
 
     def update(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
-        """Which bits of a tensor flip in this step. It may change `state`, and nothing else.
+        """Returns the bits of a tensor that flip in this step. It may change `state`, and nothing else.
 
         Args:
             g, w: gradient and bits (0. and 1.), [neurons, inputs of each]; a vector is one row. For a rule that
                 `reads_entries` they may be Factors and PackedBits.
-            h: the hyperparameters, those in `scheduled` as they are at this step.
-            state: what the rule remembers of this tensor from step to step; empty at first.
-            draw: all chance comes from here.
+            h: the hyperparameters; those in `scheduled` have their values of this step.
+            state: the tensors that the rule keeps for this tensor from step to step; empty at first.
+            draw: the source of all random numbers, see `bnn_exp.bits.philox.uniform`.
 
         Returns:
-            bool [neurons, inputs], or the flat positions, int64 and each once.
+            bool [neurons, inputs], or the flat positions of the flips, int64, each once.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method update(g, w, h, state, draw)")
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step of every tensor that has a gradient; returns the closure's loss, if there is one."""
+        """Trains every tensor that has a gradient. Returns the loss of the closure, if there is one."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for i, p in enumerate(self.tensors()):
-            if p.grad is not None:
-                self._step(i, p.grad.reshape(_rows(p).shape))
-        for group in self.param_groups:
-            group["step"] += 1
+        self.announce()
+        self.apply()
+        self.count()
         return loss
 
-    @torch.no_grad()
-    def step_packed(self, i: int, g: "Factors") -> None:
-        """The part of the coming `step` that is tensor i's, whose bits are packed, from its gradient as factors.
+    def announce(self) -> None:
+        """Prepares the coming step: checks tensors that others have written to and, on a GPU, puts the number of the step and
+        the strengths there.
 
-        It is called in the backward pass, after the last use of the tensor in it.
+        Raises:
+            NotBinary: a tensor holds something other than 0 and 1.
         """
-        h, state, draw = self._at(i)
-        w = PackedBits(self.tensors()[i].data, g.inputs)
-        if self.reads_entries(h):
+        tensors = self.tensors()
+        for i, p in enumerate(tensors):
+            self._check_bits(i, p)
+        if not tensors or device.on_host(tensors[0]):
+            return
+        numbers = np.zeros((len(self.param_groups), 1 + len(self.scheduled)), np.int64)
+        for row, group in zip(numbers, self.param_groups, strict=True):
+            row[0], row.view(np.float32)[2::2] = group["step"], [group.at(name, group["step"]) for name in self.scheduled]
+        if self._announced is None:
+            self._announced = torch.empty(numbers.shape, dtype=torch.int64, device=tensors[0].device)
+        self._announced.copy_(torch.from_numpy(numbers), non_blocking=True)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Flips bits of every tensor that has a gradient."""
+        for p in self.tensors():
+            if p.grad is not None:
+                self.flip(p, p.grad)
+
+    def count(self) -> None:
+        """Counts the step that was done."""
+        for group in self.param_groups:
+            group["step"] += 1
+
+    @torch.no_grad()
+    def flip(self, p: Tensor, g: Tensor | Factors) -> None:
+        """Flips bits of one tensor by its gradient: the part of the coming step that concerns this tensor.
+
+        The backward pass may call it as soon as it has the gradient and needs the tensor no more.
+
+        Args:
+            p: a tensor of this rule: bits as 0. and 1., or packed, uint8 [neurons, ⌈inputs / 8⌉].
+            g: its gradient; Factors for packed bits.
+        """
+        i, k = self._place(p)
+        h, draw = self._values(p, k), self._draw(p, i, k)
+        state, before = self.state[p], dict(self.state[p])
+        if p.dtype == torch.uint8:
+            self.flips[i] += self.flip_packed(PackedBits(p.data, g.inputs), g, h, state, draw)
+        else:
+            w = _rows(p)
+            self.flips[i] += flip_bits(w, self._flips_in(self.update(g.reshape(w.shape), w, h, state, draw), w.shape))
+            self._checked_at[i] = _written(p)
+        if not device.on_host(p):
+            _keep_addresses(state, before)
+
+    def flip_packed(
+        self, w: PackedBits, g: Factors, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator
+    ) -> int | Tensor:
+        """Flips packed bits in place; returns the number of flips."""
+        if not isinstance(draw, Philox) and self.reads_entries(h):
             which = self.update(g, w, h, state, draw)
         else:
             which = self.update(g.whole(), w.unpack(), h, state, draw)
-        self.flips[i] += w.flip(self._checked(which, (len(w.packed), w.columns)))
+        return w.flip(self._flips_in(which, (len(w.packed), w.columns)))
 
-    def _step(self, i: int, g: Tensor) -> None:
-        self._look_at(i)
-        h, state, draw = self._at(i)
-        w = _rows(self.tensors()[i])
-        self.flips[i] += flip(w, self._checked(self.update(g, w, h, state, draw), w.shape))
-        self._looked_at[i] = _written(self.tensors()[i])
-
-    def _checked(self, which: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Returns what `update` gave, if it can say which bits of a tensor of this shape flip."""
+    def _flips_in(self, which: Any, shape: tuple[int, ...]) -> Tensor:
+        """Returns the result of `update`, if it can name bits of a tensor of this shape."""
         if isinstance(which, Tensor):
             mask = which.dtype == torch.bool and tuple(which.shape) == tuple(shape)
             if mask or (which.dtype == torch.int64 and which.dim() == 1):
@@ -229,36 +224,48 @@ class Rule(Trained, torch.optim.Optimizer):
         kind = type(self).__name__
         raise TypeError(f"{kind}.update returned {got}: must be bool {list(shape)}, or flat positions, int64 [count]")
 
-    def _at(self, i: int) -> tuple[SimpleNamespace, dict[str, Tensor], torch.Generator]:
-        """What a step of tensor i goes by: its hyperparameters, state and chance."""
-        p, (group, h) = self.tensors()[i], self._strength(i)
-        return h, self.state[p], generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
+    def _place(self, p: Tensor) -> tuple[int, int]:
+        """Returns the number of a tensor, and the number of its group."""
+        if id(p) not in self._places:
+            groups = [(q, k) for k, group in enumerate(self.param_groups) for q in group["params"]]
+            self._places = {id(q): (i, k) for i, (q, k) in enumerate(groups)}
+        return self._places[id(p)]
 
-    def _strength(self, i: int) -> tuple[Group, SimpleNamespace]:
-        """Tensor i's group, and its hyperparameters at the coming step."""
-        group = [group for group in self.param_groups for _ in group["params"]][i]
+    def _values(self, p: Tensor, k: int) -> SimpleNamespace:
+        """Returns the hyperparameters of a tensor in group k at the coming step; on a GPU the scheduled ones lie there."""
+        group = self.param_groups[k]
         self._check_values(group)
-        return group, self._now(group, group["step"])
+        if device.on_host(p):
+            return self._at(group, group["step"])
+        strengths = self._on_device()[k].view(torch.float32)[2::2].unbind()
+        return SimpleNamespace(**{n: group.kept(n) for n in self.hyper} | dict(zip(self.scheduled, strengths, strict=True)))
 
-    def _now(self, group: Group, step: int) -> SimpleNamespace:
-        return SimpleNamespace(**{k: group.at(k, step) if k in self.scheduled else group.kept(k) for k in self.hyper})
+    def _draw(self, p: Tensor, i: int, k: int) -> torch.Generator:
+        """Returns the source of the random numbers of tensor i in group k at the coming step."""
+        group = self.param_groups[k]
+        if device.on_host(p):
+            return generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
+        recording = p.is_cuda and torch.cuda.is_current_stream_capturing()
+        seed = None if recording else number(Purpose.MASK, group["seed"], group["step"], i) >> 1
+        return Philox(number(Purpose.MASK, group["seed"], i) >> 1, self._on_device()[k, 0], seed)
+
+    def _on_device(self) -> Tensor:
+        if self._announced is None:
+            self.announce()
+        return self._announced
+
+    def _at(self, group: Group, step: int) -> SimpleNamespace:
+        return SimpleNamespace(**{n: group.at(n, step) if n in self.scheduled else group.kept(n) for n in self.hyper})
 
     @property
     def strengths(self) -> dict[str, float | None]:
-        """The scheduled hyperparameters that the last step of the first group used; `delta` is None where there is none."""
+        """The scheduled hyperparameters that the last step of the first group used; `delta` is None if there is none."""
         group = self.param_groups[0]
-        h = self._now(group, max(group["step"] - 1, 0))
+        h = self._at(group, max(group["step"] - 1, 0))
         return {"delta": None} | {name: getattr(h, name) for name in self.scheduled}
 
-    @torch.no_grad()
-    def step_now(self, i: int) -> None:
-        """The part of the coming `step` that is tensor i's, by its `grad`, which is dropped."""
-        p = self.tensors()[i]
-        g, p.grad = p.grad, None
-        self._step(i, _rows(g))
-
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's, but each tensor of the state keeps its dtype, which torch would make the weights'."""
+        """Loads a state. Unlike torch's method it keeps the dtype of each tensor of the state."""
         super().load_state_dict(state_dict)
         for i, p in enumerate(self.tensors()):
             if i in state_dict["state"]:
@@ -266,18 +273,12 @@ class Rule(Trained, torch.optim.Optimizer):
                 self.state[p] = {name: v.to(p.device) if isinstance(v, Tensor) else v for name, v in kept.items()}
 
 
-def _written(p: Tensor) -> tuple[int, int]:
-    """Returns two numbers that change when a tensor is written to: its version and its address."""
-    return p._version, p.data_ptr()
+def flip_bits(w: Tensor, which: Tensor) -> Tensor:
+    """Flips bits of `w` in place; returns their number.
 
-
-def _rows(p: Tensor) -> Tensor:
-    """A tensor as [neurons, inputs of each]; a vector is one row."""
-    return p.view(len(p) if p.dim() > 1 else 1, -1)
-
-
-def flip(w: Tensor, which: Tensor) -> Tensor:
-    """Flip bits of `w` in place: where a mask of its shape (bool) is true, or at flat positions (int64). Their number."""
+    Args:
+        which: bool of the shape of `w`, or flat positions, int64, each once.
+    """
     if which.dtype == torch.bool:
         w.logical_xor_(which)
         return which.count_nonzero()
@@ -286,34 +287,18 @@ def flip(w: Tensor, which: Tensor) -> Tensor:
     return torch.tensor(len(which), device=w.device)
 
 
-def signs(w: Tensor) -> Tensor:
-    """s = 2b − 1: −1 for a bit 0, +1 for a bit 1."""
-    return (2 * w).sub_(1)
+def _keep_addresses(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
+    """Moves new values of a state into the tensors that held the old ones: a replayed graph reads and writes those."""
+    for name, old in before.items():
+        if isinstance(new := state.get(name), Tensor) and new is not old and new.shape == old.shape:
+            state[name] = old.copy_(new)
 
 
-def remembered(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
-    """The tensor `name` of a rule's state, all zeros before its first step."""
-    if name not in state:
-        state[name] = torch.zeros_like(like)
-    return state[name]
+def _written(p: Tensor) -> tuple[int, int]:
+    """Returns two numbers that change when a tensor is written to: its version and its address."""
+    return p._version, p.data_ptr()
 
 
-def scaled(g: Tensor, scale: str) -> Tensor:
-    """A gradient [neurons, inputs] in units of its size: numbers around 1 that can be compared across weights.
-
-    `tensor` divides by the standard deviation σ(g), `neuron` by the root mean square of its row, `factored` by
-    RMS(row)·RMS(column)/RMS(tensor): each entry's size as a product (Adafactor, Shazeer & Stern 2018, arXiv 1804.04235, here of
-    this batch alone, so that nothing is remembered). A single row is taken as a whole. 0 stays 0.
-    """
-    if scale == "tensor" or len(g) == 1:
-        size = g.std(correction=0)
-    else:
-        size = rms(g, 1)
-        if scale == "factored":
-            size = size * rms(g, 0) / rms(g, (0, 1)).clamp(min=torch.finfo(g.dtype).tiny)
-    return g / size.clamp(min=torch.finfo(g.dtype).tiny)
-
-
-def rms(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """The root mean square over `dims`, which stay as 1."""
-    return x.square().mean(dims, keepdim=True).sqrt()
+def _rows(p: Tensor) -> Tensor:
+    """Returns a tensor as [neurons, inputs of each]; a vector is one row."""
+    return p.view(len(p) if p.dim() > 1 else 1, -1)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bnn_exp.models.cost import Layer
+from bnn_exp.models.cost import LayerCost
 from bnn_exp.records import formatting
 from bnn_exp.records.formatting import bytes_in_words, taken_for
 from bnn_exp.records.log import log
@@ -52,7 +52,7 @@ class Report:
         if not attempt("output", self.console.print, what):
             self.console.quiet = True
 
-    def network(self, layers: list[Layer]) -> None:
+    def network(self, layers: list[LayerCost]) -> None:
         """Shows a table of the network: one row per layer, and the sum."""
         table = Table("layer", "kind", title="network", title_justify="left")
         for column in ("output", "binary", "real", "as bits", "as fp32", "1-bit multiply-adds"):

@@ -8,31 +8,37 @@ from torch import Tensor, nn
 
 from bnn_exp.nn import binary_layers, named_bits
 
+OBSERVED = ("before", "moved", "gradients", "squares")  # by the names of the tensors
+
 
 class Diagnostics:
-    """Watches the bits of a network, and the gradients of the parameters that hold them or stand for them.
+    """Observes the bits of a network, and the gradients of the parameters that hold them or stand for them.
 
-    Keeps per weight two bools and one float. Call `step` after each step of the optimizer, while the gradients are still there.
+    Keeps two bools and one float per weight, in tensors that stay where they are: a recorded step writes to them.
     """
 
     def __init__(self, network: nn.Module):
         self.network = network
         self.parameters = dict(network.named_parameters())
         self.before = self._bits()  # at the beginning of the epoch
+        device = next(network.parameters()).device
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)  # of the epoch
         self.moved = {name: torch.zeros_like(bits) for name, bits in self.before.items()}  # in the whole run so far
-        self._begin()
-
-    def _begin(self) -> None:
-        self.steps, self.before = 0, self._bits()
         self.gradients = {name: torch.zeros_like(self.parameters[name]) for name in self.before}  # Σ g
         self.squares = {name: g.new_zeros(()) for name, g in self.gradients.items()}  # Σ ‖g‖²
+
+    def _begin(self) -> None:
+        for t in (self.steps, *self.gradients.values(), *self.squares.values()):
+            t.zero_()
+        for name, bits in self._bits().items():
+            self.before[name].copy_(bits)
 
     def _bits(self) -> dict[str, Tensor]:
         return {name: bits.detach() > 0.5 for name, bits in named_bits(self.network)}
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take note of the step just made."""
+        """Notes the flips and the gradients of a step: call it after the step, before the gradients are gone."""
         self.steps += 1
         for name, bits in self._bits().items():
             self.moved[name] |= bits != self.before[name]
@@ -59,7 +65,7 @@ class Diagnostics:
         }
         for count, (name, bits) in zip(map(int, flips), self._bits().items(), strict=True):
             net = int((bits != self.before[name]).sum())
-            figures["flip_ratio"][name] = count / bits.numel() / max(self.steps, 1)
+            figures["flip_ratio"][name] = count / bits.numel() / max(int(self.steps), 1)
             figures["flips_back"][name] = (count - net) / max(count, 1)
             figures["never_flipped"][name] = 1 - int(self.moved[name].sum()) / bits.numel()
             figures["ones_ratio"][name] = int(bits.sum()) / bits.numel()
@@ -68,23 +74,24 @@ class Diagnostics:
         return figures
 
     def _signal_to_noise(self, name: str) -> float | None:
-        if self.steps < 2:
+        steps = int(self.steps)
+        if steps < 2:
             return None
-        mean_square = float(self.squares[name]) / self.steps
-        square_of_mean = float((self.gradients[name] / self.steps).double().square().sum())
-        noise = (mean_square - square_of_mean) * self.steps / (self.steps - 1)
-        return (square_of_mean - noise / self.steps) / noise if noise > 0 else None
+        mean_square = float(self.squares[name]) / steps
+        square_of_mean = float((self.gradients[name] / steps).double().square().sum())
+        noise = (mean_square - square_of_mean) * steps / (steps - 1)
+        return (square_of_mean - noise / steps) / noise if noise > 0 else None
 
     def state(self) -> dict[str, Any]:
-        """What it has seen, as tensors and plain values."""
-        return {key: value for key, value in vars(self).items() if key not in ("network", "parameters")}
+        """Returns the observations so far, as tensors and plain values."""
+        return {"steps": int(self.steps), **{name: getattr(self, name) for name in OBSERVED}}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
-        for key, value in state.items():
-            setattr(
-                self, key, {n: t.to(self.parameters[n].device) for n, t in value.items()} if isinstance(value, dict) else value
-            )
+        """Restores the result of `state`."""
+        self.steps.fill_(state["steps"])
+        for kind in OBSERVED:
+            for name, tensor in getattr(self, kind).items():
+                tensor.copy_(state[kind][name])
 
 
 @torch.no_grad()

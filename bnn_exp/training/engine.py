@@ -8,21 +8,15 @@ same terms in another order, so that a flip can differ only where rounding decid
 """
 
 import os
-from collections.abc import Callable
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from bnn_exp.config import compatibility
 from bnn_exp.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bnn_exp.bits.cpu.passes import OnCPU
-    from bnn_exp.models import MLP
-    from bnn_exp.optim.rule import Factors
-    from bnn_exp.training.steps.packed import PackedMLP
 
-MOST_INPUTS = 2**15 - 1  # of a layer, whose sums int16 holds
 WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
@@ -59,21 +53,7 @@ def _chosen(settings, device: str, hindrance: str) -> str:
 
 def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
     """Returns the first setting that the packed engine can't train, in words; "" where there is none."""
-    model, engine = settings.model, settings.engine
-    if model.name != "mlp":
-        return f"model={model.name}, only mlp"
-    needs = (
-        (model.weights == "bits", f"model.weights={model.weights}, only bits"),
-        (model.encoding != "centred", "model.encoding=centred"),
-        (model.hidden_size <= MOST_INPUTS, f"model.hidden_size={model.hidden_size}, only up to {MOST_INPUTS}"),
-        (device == "cpu" or find_spec("triton"), f"device={device}, for which the package triton is missing"),
-        (device != "cpu" or engine.precision != "bf16", "engine.precision=bf16 on a CPU"),
-        (device == "cpu" or not engine.gradient_bits, f"device={device} and engine.gradient_bits={engine.gradient_bits}"),
-        (not engine.compile, "engine.compile=true"),
-        (not settings.trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
-        (engine.devices == 1, f"engine.devices={engine.devices}, which send all gradients"),
-    )
-    found = next((hindrance for able, hindrance in needs if not able), "")
+    found = compatibility.reason_not_packed(settings, device)
     if found or network is None:
         return found
     from bnn_exp.nn.exact import difference
@@ -87,14 +67,7 @@ def records(settings, device: str) -> bool:
     Raises:
         UserError: `engine.graphs` asks for them, and they can't be.
     """
-    engine, growing = settings.engine, settings.trainer.final_batch_size
-    needs = (
-        (device != "cpu", f"device={device}"),
-        (engine.devices == 1, f"engine.devices={engine.devices}"),
-        (engine.memory == "fast", f"engine.memory={engine.memory}, which looks at what it keeps"),
-        (growing is None, f"trainer.final_batch_size={growing}: one for each epoch"),
-    )
-    hindrance = next((hindrance for able, hindrance in needs if not able), "")
+    engine, hindrance = settings.engine, compatibility.reason_not_recorded(settings, device)
     if engine.graphs and hindrance:
         raise UserError(f"engine.graphs=true: not with {hindrance}\nallowed: engine.graphs=null or false")
     return not hindrance and engine.graphs is not False
@@ -109,32 +82,3 @@ def let_waiting_threads_sleep(device: str) -> None:
     """
     if not device.startswith("cuda"):
         os.environ.setdefault(WAITING, "PASSIVE")
-
-
-def pack(settings, network: "MLP", take: Callable[[int, "Factors"], None], steps: Callable[[], int], bf16: bool) -> "PackedMLP":
-    """`network` on packed bits (see `bnn_exp.training.steps.packed`), whose gradients `take` gets.
-
-    Args:
-        steps: gives how many steps are done, by which errors are rounded.
-        bf16: whether products on a GPU take errors in bfloat16.
-    """
-    from bnn_exp.bits import device
-    from bnn_exp.training.steps.packed import PackedMLP
-
-    if device.on_host(network.layers[0].weight):
-        return PackedMLP(network, _on_cpu(settings, steps), take, settings.freeze)
-    from bnn_exp.bits.cuda.training import OnGPU
-
-    return PackedMLP(network, OnGPU(bf16), take, settings.freeze)
-
-
-def _on_cpu(settings, steps: Callable[[], int]) -> "OnCPU":
-    from bnn_exp.bits.cpu.passes import OnCPU
-    from bnn_exp.bits.cpu.rounding import Rounding
-    from bnn_exp.bits.draws import Purpose, number
-
-    def rounding(layer: int, gradient: int) -> Rounding:
-        key = number(Purpose.ROUNDING, settings.seed, steps(), layer, gradient)
-        return Rounding(settings.engine.gradient_bits, key & 0xFFFFFFFF)
-
-    return OnCPU(rounding if settings.engine.gradient_bits else None)

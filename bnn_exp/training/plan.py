@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from bnn_exp.config import models, plugins
+from bnn_exp.config import compatibility, models, plugins, unread
 from bnn_exp.config.datasets import DATASETS
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import REQUEST, Rows, Settings, load_settings, resolved
@@ -16,9 +16,8 @@ from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
 from bnn_exp.records import loggers
 from bnn_exp.records.directories import State
-from bnn_exp.training import engine, tryout, unread
-from bnn_exp.training.distributed import local_size, torchrun_size
-from bnn_exp.training.memory import allocator
+from bnn_exp.training import engine, tryout
+from bnn_exp.training.torchrun import local_size, torchrun_size
 
 PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range", "test_fraction")
 
@@ -55,7 +54,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
 
         Latent.check(settings.optimizer)
     arrays = read(settings.dataset)
-    unread.check_data(arrays, overrides)
+    unread.check_data(arrays.own_test, overrides)
     models.check_images(settings.model, arrays.train_images.shape[2:])
     tryout.check(settings, arrays)
     if settings.init_from or settings.freeze or settings.fresh:
@@ -87,10 +86,10 @@ def with_devices(settings: Settings, values: dict, asked: int | None) -> Setting
             f"allowed: engine.devices={started}, or nothing said of it"
         )
     devices = started if started > 1 else asked or settings.engine.devices
-    if devices > 127 and settings.engine.all_reduce == "int8":
-        raise UserError(f"engine.all_reduce=int8: the sum of {devices} devices has no room in 8 bits\nallowed: up to 127")
     values["engine"]["devices"] = devices
-    return replace(settings, engine=replace(settings.engine, devices=devices))
+    settings = replace(settings, engine=replace(settings.engine, devices=devices))
+    compatibility.check_exchange(settings)
+    return settings
 
 
 def read(dataset: Rows) -> Arrays:
@@ -128,8 +127,7 @@ def device_for(settings: Settings) -> str:
     engine.let_waiting_threads_sleep(settings.device)
     device = device_of(settings.device, settings.engine.devices)
     chosen = engine.choose(settings, device)
-    engine.records(settings, device)
-    allocator.check(settings)
+    compatibility.check(settings, device)
     if chosen == "packed":
         from bnn_exp import models
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.config import plugins
-from bnn_exp.errors import NotWritten, UserError
+from bnn_exp.errors import Diverged, NotWritten, UserError
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
 from bnn_exp.records import chance, checkpoint, directories, html, loggers, metrics, next_command, plots, summary
@@ -59,7 +59,7 @@ class Run:
         """Train to the end, or to where the user stops it, and leave the directory complete. Returns the summary.
 
         Raises:
-            UserError, NotBinary, NotWritten: why the run failed; the summary says so too, where it can be written.
+            UserError, NotBinary, NotWritten, Diverged: why the run failed; the summary says so too, where it can be written.
         """
         with stop_on_signals() as stop, alone_in(self.directory):
             if self.plan.found not in (None, directories.state(self.directory)):
@@ -74,7 +74,7 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         """Leave the reason of the end in the directory."""
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        expected = isinstance(error, UserError | NotBinary | NotWritten | KeyboardInterrupt)
+        expected = isinstance(error, UserError | NotBinary | NotWritten | Diverged | KeyboardInterrupt)
         log.error("%s: %s", status, error, exc_info=not expected)
         attempt("summary.json", self._summarise, status, str(error) or type(error).__name__)  # the disk may be full
         attempt("report.html", html.write_run_page, self.directory)
@@ -88,7 +88,7 @@ class Run:
         self._keep_plugins()
         newest = (self.plan.saved or {}).get("metrics")
         self.epochs = metrics.keep(directory / "metrics.jsonl", trainer.progress.epoch, newest)
-        self.report = Report(self.settings.trainer.epochs, trainer.batches, self._sum("binary"))
+        self.report = Report(self.settings.trainer.epochs, trainer.batch_count, self._sum("binary"))
         (directory / "summary.json").unlink(missing_ok=True)  # of a run that goes on
         if self.plan.remark:
             self.report.say(self.plan.remark)
@@ -136,7 +136,7 @@ class Run:
         attempt(what, function, *arguments, warn=self._warn)
 
     def _samples(self) -> None:
-        pictures, labels = self.trainer.first_pictures(64)
+        pictures, labels = self.trainer.batches.first(64)
         names = [self.data.classes[i] for i in labels.tolist()]
         plots.samples(self.directory / "samples.png", pictures.cpu().numpy(), names)
 
@@ -144,7 +144,7 @@ class Run:
         """Train the epochs that are left; False where the user stopped it."""
         trainer, progress = self.trainer, self.trainer.progress
         while progress.epoch < self.settings.trainer.epochs:
-            self.report.batches = trainer.batches
+            self.report.batches = trainer.batch_count
             trained = trainer.epoch(stop, self.report.tick)
             if trained is None:
                 self.report.stop_bar()
@@ -177,7 +177,7 @@ class Run:
     def _finish(self, status: str) -> dict[str, Any]:
         directory = self.directory
         about = (self.config, self.data.image_shape, self.data.classes)
-        save_model(directory / "model.safetensors", self.network, *about, self.trainer.answer)
+        save_model(directory / "model.safetensors", self.network, *about, self.trainer.step.answer)
         if self.epochs:
             title = f"{directory.name} · {self.settings.optimizer.name}"
             self._attempt("curves.png", plots.curves, directory / "curves.png", self.epochs, title)
@@ -289,10 +289,11 @@ class Run:
     def _memory(self) -> dict[str, dict[str, int]] | None:
         """Where the bytes go, of this run and under Adam with latent weights; None before the first step."""
         trainer = self.trainer
-        if not trainer.footprint.rows:
+        footprint = trainer.step.footprint
+        if not footprint.rows:
             return None
-        own = trainer.footprint.bytes(trainer.binary, *(optimizer for optimizer, _ in trainer.real))
-        return {"run": asdict(own), "adam": asdict(trainer.footprint.under_adam(trainer.engine == "dense"))}
+        own = footprint.bytes(trainer.binary, *(real.optimizer for real in trainer.real))
+        return {"run": asdict(own), "adam": asdict(footprint.under_adam(trainer.engine == "dense"))}
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.began

@@ -15,12 +15,12 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.data.old_keys import are_same
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
-from bnn_exp.nn.binary import packed_at_once
 from bnn_exp.nn.exact import home
+from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.training import engine, finetune
-from bnn_exp.training.distributed import local_size
 from bnn_exp.training.memory.allocator import keep_freed_memory, return_freed_memory
 from bnn_exp.training.plan import Plan, read
+from bnn_exp.training.torchrun import local_size
 from bnn_exp.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -63,12 +63,7 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     new = plan.saved is None and (settings.init_from or settings.freeze)
     beginning = asdict(finetune.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
     network = network.to(device)
-    if ranks is None:
-        trainer = Trainer(settings, network, data)
-    else:
-        from bnn_exp.training.distributed.trainer import RankTrainer
-
-        trainer = RankTrainer(settings, network, data, ranks)
+    trainer = Trainer(settings, network, data, ranks)
     trainer.beginning = beginning
     if plan.saved is not None:
         _take_up(trainer, plan.saved, directory)

@@ -30,7 +30,7 @@ class Stop:
             raise KeyboardInterrupt
 
 
-_listening: Stop | None = None  # of the outermost block of this process
+outermost: Stop | None = None  # of the outermost block `listening()` that this process is in
 
 
 @contextmanager
@@ -40,17 +40,17 @@ def listening() -> Iterator[Stop]:
     A handler that some library had for the signal (submitit's, which asks for the requeue of a job) gets it after the block.
     Outside of the main thread no handler can be set, and the signals are not noticed.
     """
-    global _listening
-    if _listening is not None or threading.current_thread() is not threading.main_thread():
-        yield _listening or Stop()
+    global outermost
+    if outermost is not None or threading.current_thread() is not threading.main_thread():
+        yield outermost or Stop()
         return
-    stop = _listening = Stop()
+    stop = outermost = Stop()
     chosen = [*ALWAYS, *(number for number in UNLESS_IGNORED if signal.getsignal(number) != signal.SIG_IGN)]
     before = {number: signal.signal(number, stop.handle) for number in chosen}
     try:
         yield stop
     finally:
-        _listening = None
+        outermost = None
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if _of_a_library(before.get(stop.number)):
@@ -74,4 +74,4 @@ def stop_on_signals() -> Iterator[Stop]:
 
 def asked() -> bool:
     """Whether a signal has asked this process to end."""
-    return _listening is not None and _listening()
+    return outermost is not None and outermost()

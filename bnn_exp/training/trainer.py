@@ -1,40 +1,40 @@
-"""Training itself: epochs over a network, two optimizers and a dataset, resumable after any step."""
+"""A training: epochs of steps over a network and a dataset, resumable after any step."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from bnn_exp import optim
 from bnn_exp.bits import load_state, packed_state
-from bnn_exp.config.losses import loss_named
-from bnn_exp.data import augment
-from bnn_exp.data.dataset import Dataset, Split, epoch_batches, piece_count, pieces
-from bnn_exp.errors import UserError
+from bnn_exp.config.settings import Settings
+from bnn_exp.data.dataset import Dataset, Split, pieces
+from bnn_exp.errors import Diverged
 from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.exact import home
-from bnn_exp.optim.rule import Factors
 from bnn_exp.records.terminal import progress
-from bnn_exp.training import engine, finetune
-from bnn_exp.training.diagnostics import Diagnostics, dead_outputs
-from bnn_exp.training.memory.footprint import Footprint
-from bnn_exp.training.steps.low_memory import Saving, consume_gradients
-from bnn_exp.training.steps.recorded import Graphs
+from bnn_exp.training import finetune, steps
+from bnn_exp.training.batches import Batches
+from bnn_exp.training.diagnostics import dead_outputs
+
+if TYPE_CHECKING:
+    from bnn_exp.training.distributed.ranks import Ranks
 
 
 @dataclass
 class Progress:
-    """Where a training stands: `epoch` epochs are done, and of the next one `batch` batches, which gave the sums below."""
+    """How far a training is: `epoch` epochs are done, and `batch` batches of the next epoch, which gave the sums below."""
 
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
     images: int = 0
-    losses: list[Tensor] = field(default_factory=list)  # of each batch, times its size
+    losses: list[Tensor] = field(default_factory=list)  # each batch's mean loss times its size
     correct: Tensor | int = 0
-    best_accuracy: float = -1.0  # in validation, where there are rows for it, else in the test
+    best_accuracy: float = -1.0  # on validation samples, if there are any, else on test samples
     best_test_accuracy: float = -1.0  # of the same epoch
     best_epoch: int = 0
 
@@ -43,84 +43,57 @@ class Progress:
 
 
 class Trainer:
-    """A network on its way through `settings.trainer.epochs` epochs."""
+    """The training of a network for `settings.trainer.epochs` epochs.
 
-    def __init__(self, settings, network: nn.Module, data: Dataset):
+    Args:
+        ranks: this process and the others that train the same network; None for a training of one process.
+    """
+
+    def __init__(self, settings: Settings, network: nn.Module, data: Dataset, ranks: "Ranks | None" = None):
         self.settings, self.network, self.data = settings, network, data
         self.device = data.train.labels.device
-        self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
-        self.loss = loss_named(settings.trainer.loss)
         self.progress = Progress()
-        self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see bnn_exp.training.finetune
+        self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see training.finetune
         self.frozen = finetune.freeze(network, settings.freeze)
-        self.engine = engine.choose(settings, self.device.type, network)
-        self.bf16 = {"auto": self.device.type == "cuda", "fp32": False, "bf16": True}[settings.engine.precision]
-        self.recorded = engine.records(settings, self.device.type)
-        self.kept: dict[int, Factors] = {}  # gradients of packed bits, until recorded passes have ended
-        if self.engine == "packed":
-            self.forward = self.answer = engine.pack(settings, network, self._take, self._steps, self.bf16)
-        else:
-            self.answer = network
-            self.forward = torch.compile(network, dynamic=False) if settings.engine.compile else network
-        total_steps = sum(self.batches_in(epoch) for epoch in range(settings.trainer.epochs))
+        self.engine = steps.prepare(settings, network, self.device.type)
+        self.batches = Batches(settings, data)
+        total_steps = sum(self.batches.count(epoch) for epoch in range(settings.trainer.epochs))
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
-        optim.check_ownership(network, [self.binary, *(optimizer for optimizer, _ in self.real)])
+        optim.check_ownership(network, [self.binary, *(real.optimizer for real in self.real)])
+        self.step = steps.build(settings, network, self.batches, self.binary, self.real, ranks)
         self.names = [name for name, _ in named_bits(network)]
-        self.diagnostics = Diagnostics(network) if settings.trainer.diagnostics else None
-        lean = settings.engine.memory == "lean"
-        self.footprint = Footprint(network, Saving(network) if lean and self.engine == "dense" else None)
-        if lean:
-            consume_gradients(self.binary, self.footprint.note_gradients)
-        self.passes = self._replayed if self.recorded else self._passes
-        self.graphs = Graphs(self._with_gradients, settings.engine.graphs is True)
-        self.after_step: Callable[[Trainer, Tensor], None] | None = None  # of bnn_exp.training.callbacks
+        self.after_step: Callable[[Trainer, Tensor], None] | None = None  # set by training.callbacks
 
     @property
-    def batches(self) -> int:
-        """The number of batches of the epoch under way, or the next."""
-        return self.batches_in(self.progress.epoch)
-
-    def batches_in(self, epoch: int) -> int:
-        """The number of batches of an epoch."""
-        count = piece_count(len(self.data.train), self.batch_size(epoch))
-        return min(count, self.settings.trainer.limit_batches or count)
-
-    def batch_size(self, epoch: int) -> int:
-        """The batch of an epoch: from batch_size to final_batch_size, geometrically over the epochs."""
-        trainer = self.settings.trainer
-        growth = (trainer.final_batch_size or trainer.batch_size) / trainer.batch_size
-        return round(trainer.batch_size * growth ** (epoch / max(trainer.epochs - 1, 1)))
-
-    def _batches(self, epoch: int) -> list[Tensor]:
-        trainer = self.settings.trainer
-        rows = epoch_batches(len(self.data.train), self.batch_size(epoch), self.settings.seed, epoch, self.device)
-        return rows[: trainer.limit_batches]
-
-    def _batch(self, epoch: int, batch: int, rows: Tensor, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """The `share` of a batch's rows as training gets to see them, and their labels."""
-        x, labels = self.data.train.batch(rows[share])
-        return self.augment(x, epoch, batch, share, len(rows)), labels
-
-    def first_pictures(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` random train pictures as training gets to see them, and their labels."""
-        return self._batch(0, 0, torch.cat(self._batches(0))[:count])
+    def batch_count(self) -> int:
+        """The number of batches of the current epoch; between two epochs, of the next one."""
+        return self.batches.count(self.progress.epoch)
 
     def epoch(self, stop: Callable[[], bool] = lambda: False, tick: Callable[[int], None] = lambda batch: None) -> dict | None:
-        """Train the next epoch, or the rest of it; its metrics, or None where `stop` ended it between two batches.
+        """Trains the next epoch, or the rest of it.
+
+        Args:
+            stop: called before each step; True ends the epoch there.
+            tick: called after each step with the number of batches done.
+
+        Returns:
+            The metrics of the epoch; None if `stop` ended it.
 
         Raises:
-            UserError: the loss is no number; the first such batch is named.
+            Diverged: a loss is not a finite number; the message names the first such batch.
+            RankLost: another rank has ended.
         """
         p, began = self.progress, time.perf_counter()
         before = p.seconds
         self.network.train()
         for module in self.frozen:
             module.eval()
-        for batch, rows in list(enumerate(self._batches(p.epoch)))[p.batch :]:
+        stop = self.step.begin_epoch(stop)
+        for batch, rows in list(enumerate(self.batches.of_epoch(p.epoch)))[p.batch :]:
             if stop():
                 return None
-            loss, correct = self.train_on(p.epoch, batch, rows)
+            loss, correct = self.train_on(rows, p.epoch, batch)
             p.losses.append(loss * len(rows))
             p.correct = p.correct + correct
             p.batch, p.images = batch + 1, p.images + len(rows)
@@ -128,14 +101,9 @@ class Trainer:
                 self.after_step(self, loss)
             p.seconds = before + time.perf_counter() - began
             tick(p.batch)
-        losses = torch.stack(p.losses).double().cpu()  # the one wait for the device
+        losses = torch.stack(p.losses).double().cpu()  # the one wait for the device in an epoch
         p.seconds = before + time.perf_counter() - began
-        if not losses.isfinite().all():
-            first = int((~losses.isfinite()).nonzero()[0]) + 1
-            raise UserError(
-                f"the loss is {float(losses[first - 1]):g} at epoch {p.epoch + 1}, batch {first} of {self.batches}\n"
-                "what may help: a smaller real_optimizer.lr or delta, data without extreme values"
-            )
+        self._check_losses(losses)
         metrics = {
             "epoch": p.epoch + 1,
             "train_loss": float(losses.sum()) / p.images,
@@ -145,126 +113,89 @@ class Trainer:
             **self.binary.strengths,
             "flips": dict(zip(self.names, (int(flips) for flips in self.binary.flips), strict=True)),
         }
-        if self.diagnostics:
-            metrics |= self.diagnostics.epoch(self.binary.flips)
+        if self.step.diagnostics:
+            metrics |= self.step.diagnostics.epoch(self.binary.flips)
+        metrics |= self.step.end_epoch()
         p.next_epoch()
         for flips in self.binary.flips:
             flips.zero_()
         return metrics
 
-    def train_on(self, epoch: int, batch: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What `step` gives, of the step on those rows."""
-        return self.step(*self._batch(epoch, batch, rows))
+    def train_on(self, rows: Tensor, epoch: int = 0, batch: int = 0) -> tuple[Tensor, Tensor]:
+        """Trains on one batch: the samples `rows`, int64 indices on the device.
 
-    def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on a batch; its mean loss and the number of right answers before the step, left on the device."""
-        loss, correct = self.passes(x, labels)
-        self.update()
+        Returns:
+            The mean loss and the number of right answers before the step, scalars on the device. A later step may overwrite
+            them.
+        """
+        self.step.before(epoch, batch)
+        loss, correct = self.step(rows)
+        self.step.after()
         return loss, correct
 
-    def _passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The forward and the backward pass; what `step` gives."""
-        loss, logits = self.predict(x, labels)
-        self.network.zero_grad()
-        loss.backward()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
-
-    def _with_gradients(self, x: Tensor, labels: Tensor) -> tuple[tuple, list[Tensor | None], dict[int, Factors]]:
-        """Both passes, what they left as gradients of the parameters, and what those of packed bits are."""
-        found = self._passes(x, labels)
-        return found, [p.grad for p in self.network.parameters()], dict(self.kept)
-
-    def _replayed(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The same by recorded passes, which leave gradients where they lay when they were recorded."""
-        found, gradients, kept = self.graphs(x, labels)
-        for p, gradient in zip(self.network.parameters(), gradients, strict=True):
-            p.grad = gradient
-        for layer, gradient in kept.items():
-            self.binary.step_packed(layer, gradient)
-        return found
-
-    def _take(self, layer: int, gradient: Factors) -> None:
-        """Let the rule have the gradient of a layer's packed bits as it appears in the backward pass.
-
-        What is recorded can't change by the step, as draws and schedules do: then the rule has it afterwards.
-        """
-        if self.recorded:
-            self.kept[layer] = gradient
-        else:
-            self.binary.step_packed(layer, gradient)
-
-    def _steps(self) -> int:
-        """How many steps the rule has done."""
-        return self.binary.param_groups[0]["step"]
-
-    def predict(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss of a batch, and its logits."""
-        with self.footprint.saving(len(x)), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.forward(x)
-            return self.loss(logits, labels), logits
-
-    def update(self) -> None:
-        """The optimizers' step, by the gradients that are there."""
-        self.footprint.note_gradients()
-        self.binary.step()
-        if self.diagnostics:
-            self.diagnostics.step()
-        for optimizer, schedule in self.real:
-            optimizer.step()
-            schedule.step()
+    def _check_losses(self, losses: Tensor) -> None:
+        if not losses.isfinite().all():
+            p, first = self.progress, int((~losses.isfinite()).nonzero()[0]) + 1
+            raise Diverged(
+                f"the loss is {float(losses[first - 1]):g} at epoch {p.epoch + 1}, batch {first} of {self.batch_count}\n"
+                "what may help: a smaller real_optimizer.lr or delta, data without extreme values"
+            )
 
     def evaluate(self) -> tuple[dict, Tensor]:
-        """Accuracies in test and validation and their seconds, the ones of every binary tensor, and the confusion matrix
-        [label, answer] of the test.
+        """Evaluates the network on validation and test samples.
+
+        Returns:
+            Metrics: accuracies in percent, seconds, and the number of ones of every binary tensor. The confusion matrix
+            [label, answer] of the test samples, int64.
 
         Raises:
-            NotBinary: a binary weight is not binary.
+            NotBinary: a binary weight is neither 0 nor 1.
         """
         began = time.perf_counter()
         self.network.eval()
         metrics, ones = {}, verify_binary(self.network)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if split is not None:
-                confusion = confusion_matrix(self.answer, split, len(self.data.classes), self.settings.trainer.eval_batch_size)
+                size = self.settings.trainer.eval_batch_size
+                confusion = confusion_matrix(self.step.answer, split, len(self.data.classes), size)
                 metrics[f"{name}_accuracy"] = 100 * float(confusion.trace()) / len(split)
-        if self.diagnostics:
+        if self.step.diagnostics:
             x, _ = self.data.test.batch(torch.arange(min(len(self.data.test), 4096), device=self.device))
             metrics["dead_outputs"] = dead_outputs(self.network, x)
         return metrics | {"eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
 
     def state(self) -> dict:
-        """All that a run needs to go on, as tensors and plain values; binary weights eight to a byte."""
+        """Returns all that a run needs to go on, as tensors and plain values; binary weights are packed eight to a byte."""
         return {
             "class": home(type(self.network)),
             "network": packed_state(self.network),
             "binary": self.binary.state_dict(),
             "flips": [int(flips) for flips in self.binary.flips],
-            "real": [(optimizer.state_dict(), schedule.state_dict()) for optimizer, schedule in self.real],
-            "diagnostics": self.diagnostics and self.diagnostics.state(),
+            "real": [real.state() for real in self.real],
+            "diagnostics": self.step.diagnostics and self.step.diagnostics.state(),
             "progress": dict(vars(self.progress)),
         }
 
     def load(self, state: dict) -> None:
-        """Take up what `state` gave.
+        """Restores the result of `state`.
 
         Raises:
-            ValueError, KeyError, RuntimeError: it is the state of another training.
+            ValueError, KeyError, RuntimeError: the state belongs to another training.
         """
         load_state(self.network, state["network"])
         self.binary.load_state_dict(state["binary"])
         for flips, count in zip(self.binary.flips, state["flips"], strict=True):
             flips.fill_(count)
-        for (optimizer, schedule), saved in zip(self.real, state["real"], strict=True):
-            optimizer.load_state_dict(saved[0])
-            schedule.load_state_dict(saved[1])
-        if self.diagnostics:
-            self.diagnostics.load(state["diagnostics"])
+        for real, saved in zip(self.real, state["real"], strict=True):
+            real.load(saved)
+        if self.step.diagnostics:
+            self.step.diagnostics.load(state["diagnostics"])
         self.progress = Progress(**state["progress"])
 
 
 @torch.no_grad()
 def confusion_matrix(network: Callable[[Tensor], Tensor], split: Split, classes: int, batch_size: int) -> Tensor:
-    """How often a row of class i was answered with class j: int64 [classes, classes] on the CPU."""
+    """Counts the samples of class i that the network answers with class j: int64 [classes, classes] on the CPU."""
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
     with progress("rows evaluated", len(split)) as done:
         for rows in pieces(torch.arange(len(split), device=counts.device), batch_size):

@@ -39,14 +39,14 @@ def test_steps_are_sums_against_thresholds(batch, inputs, outputs, zero):
     bits = torch.randint(0, 2, (batch, inputs))
     pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)
     thresholds = torch.full((64 * len(tiles),), 2**31 - 1, dtype=torch.int32)
-    flips = torch.zeros(64 * len(tiles), dtype=torch.int64)
-    flips[:outputs] = torch.randint(0, 2, (outputs,))
+    inverted = torch.zeros(64 * len(tiles), dtype=torch.int64)
+    inverted[:outputs] = torch.randint(0, 2, (outputs,))
     for x, steps, sums in ((bits_of(bits), bit_steps, bits @ values.T), (pixels, pixel_steps, pixels.long() @ values.T)):
         if batch:
             thresholds[:outputs] = sums[torch.randint(0, batch, (outputs,)), torch.arange(outputs)]  # some sum each
-        packed = steps(x, tiles, thresholds, pack(flips)[0], zero)
+        packed = steps(x, tiles, thresholds, pack(inverted)[0], zero)
         expected = torch.zeros(batch, 64 * len(tiles), dtype=torch.bool)
-        expected[:, :outputs] = (sums >= thresholds[:outputs]) ^ (flips[:outputs] == 1)
+        expected[:, :outputs] = (sums >= thresholds[:outputs]) ^ (inverted[:outputs] == 1)
         assert packed.shape == (batch, 8 * len(tiles))
         assert torch.equal(packed, bits_of(expected))
 
@@ -132,11 +132,11 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_threads_work_in_a_forked_process():
-    from bnn_exp.bits.cpu import inference
+    from bnn_exp.bits.cpu import threads
 
     def both() -> list:
         parts = []
-        inference.share(lambda begin, end: parts.append((begin, end)), 10, 2)
+        threads.share(lambda begin, end: parts.append((begin, end)), 10, 2)
         return sorted(parts)
 
     assert both() == [(0, 5), (5, 10)]
@@ -168,8 +168,8 @@ def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero, triton
     pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
     thresholds = torch.full((64 * len(tiles),), 2**31 - 1, dtype=torch.int32)
     thresholds[:outputs] = inputs // 4
-    flips = torch.zeros(8 * len(tiles), dtype=torch.uint8)
-    there = [x.to(where()) for x in (bits_of(bits), pixels, tiles, thresholds, flips)]
+    inverted = torch.zeros(8 * len(tiles), dtype=torch.uint8)
+    there = [x.to(where()) for x in (bits_of(bits), pixels, tiles, thresholds, inverted)]
     bits_there, pixels_there, tiles_there, *steps_there = there
     assert torch.equal(inference.bit_sums(bits_there, tiles_there, outputs, zero).cpu().long(), bits @ values.T)
     assert torch.equal(inference.pixel_sums(pixels_there, tiles_there, outputs, zero).cpu().long(), pixels.long() @ values.T)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from helpers import NeverWaits, on_both, trainer_of, where
 
-from bnn_exp.bits import bits_sha256, device, pack, unpack
+from bnn_exp.bits import bits_sha256, device, pack
 from bnn_exp.bits.packing import PackedBits
+from bnn_exp.config import compatibility
 from bnn_exp.models.mlp import MLP
 from bnn_exp.training.steps.packed import PackedMLP
 
@@ -26,11 +27,6 @@ SMALL = (
     "trainer.batch_size=60",
     "engine.precision=fp32",
 )
-
-
-def record(trainer):
-    """Have it keep gradients for later, as where passes are recorded, which they are not."""
-    trainer.recorded, trainer.passes, trainer.graphs = True, trainer._replayed, trainer._with_gradients
 
 
 @pytest.fixture
@@ -53,10 +49,10 @@ def test_sums_are_exact(rows, inputs, outputs, zero):
     x, v = bits(rows, -(-inputs // 64) * 64), bits(outputs, inputs)
     pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, device=WHERE)
     values, weights = v.double() * (1 - zero) + zero, packed(v)
-    found = gpu.bit_sums(pack(x).to(WHERE), weights, zero)
+    found = gpu.sums_of_bits(pack(x).to(WHERE), weights, zero)
     assert found.z.dtype == torch.int16 and found.a == 1 and found.z.shape == (rows, -(-outputs // 64) * 64)
     assert torch.equal(found.z[:, :outputs].double(), (x[:, :inputs].double() * (1 - zero) + zero) @ values.T)
-    found = gpu.pixel_sums(pixels, weights, zero)
+    found = gpu.sums_of_pixels(pixels, weights, zero)
     assert found.a == 1 / 255 and torch.equal(found.z[:, :outputs].double(), pixels.double() @ values.T)
 
 
@@ -109,11 +105,13 @@ def test_a_pass_is_that_of_the_network(options):
     """The gradients of weights and norms, and the running statistics, against torch's autograd; then evaluation."""
     (network, exact), received, rows = network_and_twin(**options), {}, 300
     x, labels = decided_pixels(network, rows), torch.arange(rows, device=WHERE) % 5
-    ours = PackedMLP(network, gpu.OnGPU(False), lambda layer, factors: received.update({layer: factors.whole()}))
+    for layer in network.layers:
+        layer.pack()
+    ours = PackedMLP(network, gpu.OnGPU(False), lambda weight, factors: received.update({weight: factors.whole()}))
     for model in (ours, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):
-        torch.testing.assert_close(received[i], layer.weight.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(received[network.layers[i].weight], layer.weight.grad, rtol=1e-4, atol=1e-6)
         for name, theirs in (*norm.named_buffers(), *((name, p.grad) for name, p in norm.named_parameters())):
             found = getattr(network.norms[i], name)
             torch.testing.assert_close(found if found.grad is None else found.grad, theirs, rtol=1e-4, atol=1e-6)
@@ -127,11 +125,13 @@ def test_errors_in_bf16_are_off_by_its_rounding(monkeypatch):
     network, exact = network_and_twin()
     x, labels = torch.randint(0, 256, (256, 37), dtype=torch.uint8, device=WHERE), torch.arange(256, device=WHERE) % 5
     received = {}
-    ours = PackedMLP(network, gpu.OnGPU(True), lambda layer, factors: received.update({layer: factors.whole()}))
+    for layer in network.layers:
+        layer.pack()
+    ours = PackedMLP(network, gpu.OnGPU(True), lambda weight, factors: received.update({weight: factors.whole()}))
     for model in (ours, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, layer in enumerate(exact.layers):
-        off = (received[i] - layer.weight.grad).norm() / layer.weight.grad.norm()
+        off = (received[network.layers[i].weight] - layer.weight.grad).norm() / layer.weight.grad.norm()
         assert 0 < off < (4 - i) * 2**-8
 
 
@@ -148,47 +148,11 @@ def test_moments_of_many_rows_are_those_of_all():
     assert (found.shift[3:] == -torch.inf).all() and (found.scale[3:] == 0).all()
 
 
-def flipped(w, gradient, delta, key):
-    weights, flips = packed(w), torch.zeros((), dtype=torch.int64, device=WHERE)
-    gpu.flip_at_random(weights, gradient, delta, key, flips)
-    changed = unpack(weights.packed, tuple(w.shape)) != w
-    assert flips == changed.sum() and (weights.packed[:, -1] >> ((w.shape[1] - 1) % 8 + 1) == 0).all()
-    return changed
-
-
-def test_a_random_mask_turns_its_share_of_the_wrong_bits():
-    w = bits(70, 130)
-    gradient = torch.randn(w.shape, device=WHERE)
-    gradient[0] = 0  # which wants a 1
-    wrong, n = w != (gradient <= 0), w.numel()
-    changed = flipped(w, gradient, 0.3, 1234567890123)
-    assert not changed[~wrong].any()
-    assert abs(changed.sum() / wrong.sum() - 0.3) < 5 * (0.21 / wrong.sum()) ** 0.5
-    assert torch.equal(flipped(w, gradient, 0.3, 1234567890123), changed)
-    assert torch.equal(flipped(w, gradient, 1.0, 5), wrong) and not flipped(w, gradient, 0.0, 5).any()
-    other = flipped(w, gradient, 0.3, 1234567890124)
-    assert abs((changed & other).sum() / wrong.sum() - 0.09) < 5 * (0.09 * 0.91 / wrong.sum()) ** 0.5
-    flat = flipped(w.view(130, 70), gradient.view(130, 70), 0.3, 1234567890123)
-    assert torch.equal(flat.flatten(), changed.flatten()) and n == 9100  # a draw goes by its place alone
-
-
-def test_draws_are_those_of_philox():
-    """Of counter 0 and key 0, Philox4x32-10 gives 6627e8d5 first (known answers of Random123, Salmon et al. 2011); Triton makes
-    of the number that it is as an int32, if not negative, its fraction of 2³¹."""
-    draw = 0x6627E8D5 / 2**31
-    w, gradient = torch.zeros(1, 8), torch.full((1, 8), -1.0)
-    for delta, chosen in ((draw - 1e-6, False), (draw + 1e-6, True)):
-        assert flipped(w.to(WHERE), gradient.to(WHERE), delta, 0)[0, 0] == chosen
-
-
-@pytest.mark.parametrize(("rule", "recorded"), [("counter", False), ("hypermask optimizer.mask=top", True), ("bop", True)])
-def test_a_training_ends_with_the_bits_of_the_dense_engine(rule, recorded, on_gpu):
-    """By rules that draw nothing, or draw by torch; in one with passes that keep gradients for later, as recorded ones do."""
+@pytest.mark.parametrize("rule", ["counter", "hypermask optimizer.mask=top", "hypermask optimizer.mask=random", "bop"])
+def test_a_training_ends_with_the_bits_of_the_dense_engine(rule, on_gpu):
     ends = []
     for engine in ("dense", "packed"):
         trainer = trainer_of(f"optimizer={rule}".split()[0], *rule.split()[1:], f"engine={engine}", *SMALL)
-        if recorded:
-            record(trainer)
         metrics = [trainer.epoch() for _ in range(2)]
         ends.append((bits_sha256(trainer.network), [m["flips"] for m in metrics], [m["train_accuracy"] for m in metrics]))
     assert ends[0] == ends[1]
@@ -201,25 +165,20 @@ class NoKernel:
 
 
 @pytest.mark.parametrize("rule", ["hypermask optimizer.mask=random", "hypermask optimizer.mask=top", "counter_4bit", "bop2"])
-@pytest.mark.parametrize("recorded", [False, True])
-def test_no_step_waits_for_a_gpu(rule, recorded, on_gpu, monkeypatch):
+def test_no_step_waits_for_a_gpu(rule, on_gpu, monkeypatch):
     """Nor goes Python by what a kernel wrote: here they write nothing."""
-    for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center", "flip_at_random"):
+    for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center"):
         monkeypatch.setattr(gpu.kernels, name, NoKernel())
     trainer = trainer_of(f"optimizer={rule}".split()[0], *rule.split()[1:], "engine=packed", "real_optimizer=sgd", *SMALL)
-    if recorded:
-        record(trainer)
-    rows = trainer._batches(0)
+    rows = trainer.batches.of_epoch(0)
     with NeverWaits():
         for batch in range(2):
-            trainer.train_on(0, batch, rows[batch])
+            trainer.train_on(rows[batch], 0, batch)
 
 
 def test_a_random_mask_trains_the_same_each_time_and_goes_on_after_a_stop(on_gpu):
     def new():
-        trainer = trainer_of("optimizer=hypermask", "optimizer.mask=random", "delta=0.1", "engine=packed", *SMALL)
-        record(trainer)
-        return trainer
+        return trainer_of("optimizer=hypermask", "optimizer.mask=random", "delta=0.1", "engine=packed", *SMALL)
 
     whole, first, second = new(), new(), new()
     for _ in range(2):
@@ -235,15 +194,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bnn_exp.bits.cuda import kernels
+from bnn_exp.bits.cuda import draws, kernels
 
 VECTORS = dict.fromkeys("means squares sums products scale shift mean inverse slope offset of_weight of_bias".split(), "*fp32")
-VECTORS |= dict.fromkeys("weight bias running_mean running_variance errors gradient".split(), "*fp32")
-OTHERS = {"packed": "*u8", "bits": "*u8", "flips": "*i64", "out": "*bf16", "key": "i64", "z": "*i16"}
-OTHERS |= dict.fromkeys(("a", "eps", "momentum", "zero", "window", "delta"), "fp32")
-for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center", "flip_at_random"):
-    kernel = getattr(kernels, name)
+VECTORS |= dict.fromkeys("weight bias running_mean running_variance grad gradient".split(), "*fp32")
+OTHERS = {"packed": "*u8", "bits": "*u8", "flips": "*i64", "out": "*bf16", "key": "i64", "z": "*i16", "step": "*i64"}
+OTHERS |= dict.fromkeys(("a", "eps", "momentum", "zero", "window"), "fp32") | {"delta": "*fp32"}
+names = ("unpack", "moments", "normalize", "activate", "total", "slopes", "center")
+of_draws = {"uniform": draws.uniform_kernel, "flip": draws.flip_kernel}
+for name, kernel in ({n: getattr(kernels, n) for n in names} | of_draws).items():
     kinds = {n: "constexpr" if n.isupper() else (VECTORS | OTHERS).get(n, "i32") for n in kernel.arg_names}
+    kinds |= {"out": "*fp32"} if name == "uniform" else {}
     flags = {n: True for n, kind in kinds.items() if kind == "constexpr"}
     for capability in (80, 90):
         triton.compile(ASTSource(fn=kernel, signature=kinds, constexprs=flags), target=GPUTarget("cuda", capability, 32))
@@ -255,4 +216,11 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     """For compute capabilities 8.0 and 9.0, whether there is such a GPU or not."""
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.split()) == 8, done.stderr
+    assert done.returncode == 0 and len(done.stdout.split()) == 9, done.stderr
+
+
+@pytest.mark.parametrize(("precision", "bf16"), [("bf16", True), ("fp32", False)])
+def test_the_precision_of_the_settings_reaches_the_kernels(precision, bf16, on_gpu, monkeypatch):
+    monkeypatch.setattr(compatibility, "reason_not_packed", lambda settings, device: "")  # which refuses bf16 on a CPU
+    trainer = trainer_of("optimizer=counter", "engine=packed", *SMALL[:-1], f"engine.precision={precision}")
+    assert trainer.step.forward.bits.bf16 is bf16

@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from helpers import settings_of, trainer_of
 
 from bnn_exp.bits import bits_sha256, pack, unpack
-from bnn_exp.bits.cpu import backward, pixels
-from bnn_exp.bits.cpu.backward import BitFactors, PixelFactors, ToInputs
-from bnn_exp.bits.cpu.forward import bit_sums, columns_of, filled, pixel_sums, transposed
+from bnn_exp.bits.cpu import processor
+from bnn_exp.bits.cpu.backward import to_inputs
+from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
+from bnn_exp.bits.cpu.forward import sums_of_bits, sums_of_pixels
+from bnn_exp.bits.cpu.layout import columns_of, filled, transposed
 from bnn_exp.bits.cpu.passes import OnCPU
 from bnn_exp.bits.packing import PackedBits
-from bnn_exp.errors import UserError
+from bnn_exp.errors import Diverged
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.binary import packed_at_once
+from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.optim import Rule
 from bnn_exp.training import engine
 from bnn_exp.training.steps.packed import PackedMLP
@@ -81,7 +83,7 @@ def test_the_gradient_of_weights_is_errors_times_inputs(rows, neurons, inputs, z
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
     x, v = bits(rows, inputs), bits(outputs, inputs)
-    sums = bit_sums(pack(x), PackedBits(pack(v), inputs), zero)
+    sums = sums_of_bits(pack(x), PackedBits(pack(v), inputs), zero)
     numbers = (sums.a * sums.z + sums.c)[:, :outputs]
     assert numbers.tolist() == (values(x, zero).double() @ values(v, zero).double().T).tolist()
 
@@ -91,15 +93,15 @@ def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
 @pytest.mark.parametrize("ink", [0.1, 1.0])  # the fraction of pixels that are not 0, about
 @pytest.mark.parametrize("vnni", [True, False])
 def test_sums_of_pixels_are_exact(rows, outputs, inputs, zero, ink, vnni, monkeypatch):
-    if vnni and not pixels.HAS_VNNI:
+    if vnni and not processor.VNNI:
         pytest.skip("this processor has no AVX-512 VNNI")
-    monkeypatch.setattr(pixels, "HAS_VNNI", vnni)
+    monkeypatch.setattr(processor, "VNNI", vnni)
     chance = torch.Generator().manual_seed(6)
     x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=chance)
     x[torch.rand(rows, inputs, generator=chance) > ink] = 0
     w = bits(outputs, inputs)
     exact = x.double() @ values(w, zero).double().T
-    found = pixel_sums(x, PackedBits(pack(w), inputs), zero)
+    found = sums_of_pixels(x, PackedBits(pack(w), inputs), zero)
     assert torch.equal(found.z[:, :outputs], exact.float() / 255)
 
 
@@ -119,12 +121,12 @@ def test_the_gradient_of_weights_on_pixels(rows, neurons, inputs):
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 @pytest.mark.parametrize("look_up", [True, False])
 def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, zero, look_up, monkeypatch):
-    if look_up and not backward.LOOKS_UP:
+    if look_up and not processor.AVX512:
         pytest.skip("this processor has no AVX-512")
-    monkeypatch.setattr(backward, "LOOKS_UP", look_up)
+    monkeypatch.setattr(processor, "AVX512", look_up)
     errors, v, width = normal(rows, neurons), bits(neurons, inputs), -(-inputs // 64) * 64
-    to_inputs, found = ToInputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
-    to_inputs.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
+    product, found = to_inputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
+    product.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
     exact, terms = (f(errors.double()) @ f(values(v, zero).double()) for f in (lambda t: t, torch.abs))
     assert near(found[:, :inputs], exact, terms, neurons)
 
@@ -155,12 +157,14 @@ def test_a_pass_is_that_of_the_network(encoding, window):
     exact, received, rows = copy.deepcopy(network), {}, 300
     x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
     labels = torch.arange(rows) % 5
-    packed = PackedMLP(network, OnCPU(), lambda layer, factors: received.update({layer: factors.whole()}))
+    for layer in network.layers:
+        layer.pack()
+    packed = PackedMLP(network, OnCPU(), lambda weight, factors: received.update({weight: factors.whole()}))
     for model in (packed, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):
         ours = network.norms[i]
-        torch.testing.assert_close(received[i], layer.weight.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(received[network.layers[i].weight], layer.weight.grad, rtol=1e-4, atol=1e-7)
         assert torch.equal(ours.running_mean, norm.running_mean) and ours.num_batches_tracked == 1
         torch.testing.assert_close(ours.running_var, norm.running_var)
         for name in ("weight", "bias"):
@@ -207,13 +211,13 @@ def test_both_engines_end_with_the_same_bits(overrides):
 
 @pytest.mark.parametrize("rule", [(*RANDOM, "delta=0.1"), ("optimizer=counter",)])
 def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
-    monkeypatch.setattr(backward, "LOOKS_UP", False)
+    monkeypatch.setattr(processor, "AVX512", False)
     test_both_engines_end_with_the_same_bits(rule)
 
 
 def test_a_loss_that_is_no_number_is_named():
     trainer = trainer_of("engine=packed", "real_optimizer=sgd", "real_optimizer.lr=1e38")
-    with pytest.raises(UserError, match="the loss is inf at epoch 1, batch 2"):
+    with pytest.raises(Diverged, match="the loss is inf at epoch 1, batch 2"):
         trainer.epoch()
 
 
@@ -223,16 +227,18 @@ def differing_flips(overrides, steps, monkeypatch):
     Rounding is what the order of summation may change: rows · u · Σ |error · input|, where no input is greater than 1, once for
     each engine and once for the errors, which are sums in another order themselves.
     """
-    rounding, original = {}, Rule.step_packed
+    rounding, original = {}, Rule.flip
 
-    def watched(rule, i, g):
-        rounding[i] = 3 * len(g.errors) * UNIT * g.errors.abs().sum(0)[: g.neurons, None]
-        original(rule, i, g)
+    def watched(rule, p, g):
+        if not isinstance(g, torch.Tensor):
+            i = next(i for i, q in enumerate(rule.tensors()) if q is p)
+            rounding[i] = 3 * len(g.grad) * UNIT * g.grad.abs().sum(0)[: g.neurons, None]
+        original(rule, p, g)
 
-    monkeypatch.setattr(Rule, "step_packed", watched)
+    monkeypatch.setattr(Rule, "flip", watched)
     dense, packed = (trainer_of(*RANDOM, *overrides, f"engine={name}") for name in ("dense", "packed"))
     flips = differing = unexplained = 0
-    batches = [(epoch, batch, rows) for epoch in range(3) for batch, rows in enumerate(dense._batches(epoch))]
+    batches = [(epoch, batch, rows) for epoch in range(3) for batch, rows in enumerate(dense.batches.of_epoch(epoch))]
     for epoch, batch, rows in batches[:steps]:
         packed.load(dense.state())
         before = [p.clone() for p in dense.binary.tensors()]
@@ -240,7 +246,7 @@ def differing_flips(overrides, steps, monkeypatch):
             trainer.network.train()
             for module in trainer.frozen:
                 module.eval()
-            trainer.train_on(epoch, batch, rows)
+            trainer.train_on(rows, epoch, batch)
         theirs = [layer.bits()["weight"] for _, layer in binary_layers(packed.network)]
         for i, (old, p, q) in enumerate(zip(before, dense.binary.tensors(), theirs, strict=True)):
             flips += int((p != old).sum())
@@ -275,10 +281,10 @@ def test_a_run_goes_on_by_the_other_engine():
 
 
 def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
-    original = Trainer.step
+    original = Trainer.train_on
     small = (*RANDOM, "model.hidden_size=32")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
+        patch.setattr(Trainer, "train_on", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
         run = bnn_train(*small, "engine=dense").runs[0]
     done = bnn_train(f"resume={run}", "engine=packed")
     assert done.code == 0 and "resumed after epoch 0, batch 1" in done.out

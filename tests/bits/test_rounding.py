@@ -5,10 +5,10 @@ import torch
 from helpers import settings_of, trainer_of
 
 from bnn_exp.bits import bits_sha256, pack
-from bnn_exp.bits.cpu import rounding
-from bnn_exp.bits.cpu.digits import MOST, MOST_ROWS
-from bnn_exp.bits.cpu.forward import columns_of, filled
-from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, RoundedToInputs, Rounding
+from bnn_exp.bits.cpu import processor
+from bnn_exp.bits.cpu.kernels.digits import MOST, MOST_ROWS
+from bnn_exp.bits.cpu.layout import columns_of, filled
+from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, Rounding, to_inputs
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.errors import UserError
 from bnn_exp.training import engine
@@ -50,16 +50,16 @@ def test_what_a_row_becomes_does_not_depend_on_its_neighbours():
 @pytest.mark.parametrize("look_up", [True, False])
 @pytest.mark.parametrize(("rows", "neurons", "inputs"), [(70, 10, 33), (MOST_ROWS + 100, 65, 64), (5, MOST_ROWS + 70, 64)])
 def test_products_of_rounded_errors_are_exact(rows, neurons, inputs, look_up, zero, width, monkeypatch):
-    if look_up and not rounding.LOOKS_UP:
+    if look_up and not processor.AVX512:
         pytest.skip("this processor has no AVX-512")
-    monkeypatch.setattr(rounding, "LOOKS_UP", look_up)
+    monkeypatch.setattr(processor, "AVX512", look_up)
     how, errors = Rounding(width, 7), filled(normal(rows, neurons), -(-neurons // 64) * 64)
     v, x = bits(neurons, inputs), bits(rows, inputs)
     values = lambda b: b.double() * (1 - zero) + zero  # noqa: E731
 
-    to_inputs = RoundedToInputs(PackedBits(pack(v), inputs), -(-inputs // 64) * 64, zero, how)
-    found = torch.empty(rows, to_inputs.width)
-    to_inputs.rows(errors, 0, rows, found)
+    product = to_inputs(PackedBits(pack(v), inputs), -(-inputs // 64) * 64, zero, how)
+    found = torch.empty(rows, product.width)
+    product.rows(errors, 0, rows, found)
     codes, scales = how(errors, 0, rows)
     sums = codes[:, :neurons].double() @ values(v)  # integers below 2²⁴
     assert torch.equal(found[:, :inputs], sums.float() * scales[:, None])

@@ -6,9 +6,9 @@ import sys
 import pytest
 from helpers import ROOT, plain_config, settings_of
 
+from bnn_exp.config import unread
 from bnn_exp.config.rules import RULES
 from bnn_exp.errors import UserError
-from bnn_exp.training import unread
 
 FLOAT = ("optimizer=latent_adam", "model.weights=float")
 CNN = ("model=bncvl", "model.channels=[4,6]")

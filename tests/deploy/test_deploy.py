@@ -17,7 +17,7 @@ from bnn_exp.records.model import save_model
 
 
 def hidden_bits(network: MLP, x: torch.Tensor) -> list[torch.Tensor]:
-    """The bits behind every activation of a float network, each bool [batch, size]."""
+    """Returns the bits of every hidden layer of a float network, each bool [batch, size]."""
     h, found = x.flatten(1), []
     for layer, norm in zip(network.layers[:-1], network.norms[:-1], strict=True):
         y = norm(layer(h))
@@ -50,7 +50,7 @@ def test_every_hidden_bit_and_every_logit_is_that_of_the_float_network(encoding,
 
 @pytest.mark.parametrize("encoding", ["boolean", "bipolar", "centred"])
 def test_a_neuron_decides_alike_for_every_input_there_is(encoding):
-    """All 2⁹ inputs of a hidden layer, and all 2¹⁶ pairs of pixels of a first one."""
+    """A hidden layer gets all 2⁹ inputs, and a first layer all 2¹⁶ pairs of pixels."""
     torch.manual_seed(0)
     network = with_any_norms(MLP(2, 3, 9, 3, encoding))
     first, second, _ = pack_network(network).layers
@@ -84,6 +84,7 @@ def test_a_cnn_keeps_its_weights_as_bits_and_its_numbers(normalization, weights,
 
 
 def test_a_packed_network_composes_with_torch():
+    torch.manual_seed(0)
     network = with_any_norms(MLP(30, 4, 70, 3))
     packed, x = pack_network(network), torch.randint(0, 256, (5, 30), dtype=torch.uint8)
     compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
@@ -105,7 +106,7 @@ DIGITS = tuple("0123456789")
 
 
 def test_real_digits_by_a_network_of_a_file(tmp_path):
-    """MLP 3×1024 on all the digits: the file is small, and what is loaded from it predicts alike, bit for bit."""
+    """An MLP of 3×1024 neurons has a small file. The packed network loaded from the file gives exactly the same logits."""
     torch.manual_seed(0)
     images = torch.from_numpy(sources.read("digits").test_images)
     network = MLP(64, 10, 1024, 4)
@@ -128,7 +129,7 @@ def test_no_prediction_of_mnist_differs(mnist_folder):
     torch.manual_seed(0)
     arrays = sources.read("mnist", "ylecun/mnist", str(mnist_folder))
     network = MLP(784, 10, 1024, 4).train()
-    for begin in range(0, 2000, 500):  # running statistics of real pictures
+    for begin in range(0, 2000, 500):  # running statistics of real images
         network(torch.from_numpy(arrays.train_images[begin : begin + 500]))
     packed, images = pack_network(network.eval()), torch.from_numpy(arrays.test_images)
     with torch.no_grad():

@@ -21,7 +21,7 @@ STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
 def trained_like(network: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
-    """In evaluation, with the running statistics of x."""
+    """Returns the network in evaluation mode, with the running statistics of x."""
     network.train()(x)
     return network.eval()
 
@@ -42,13 +42,13 @@ def test_the_c_program_is_clean_and_classifies_as_the_float_network(compiler, se
     (tmp_path / "raw").write_bytes(x[:3].numpy().tobytes() + b"\0" * (x[0].numel() > 1))
     done = subprocess.run([tmp_path / "again", tmp_path / "raw"], capture_output=True, text=True)
     assert [line.split(" ", 1)[1] for line in done.stdout.splitlines()] == [names[i] for i in predictions(network, x[:3])]
-    assert (done.returncode, "less than a picture" in done.stderr) == ((1, True) if x[0].numel() > 1 else (0, False))
+    assert (done.returncode, "less than an image" in done.stderr) == ((1, True) if x[0].numel() > 1 else (0, False))
     assert subprocess.run([tmp_path / "again"], capture_output=True).returncode == 2
 
 
 @pytest.mark.parametrize("kind", ["c", "onnx"])
 def test_any_name_of_a_class_can_be_exported(kind, tmp_path):
-    """A line for each, whatever is in it."""
+    """Each class name takes one line of the output, whatever characters are in the name."""
     if kind == "c" and shutil.which("cc") is None:
         pytest.skip("no C compiler")
     odd = ("a\nb", "caf\udce9", '*/ "%s"', "\x1b[31m", "??/", "[/b]", "é", "x" * 300, "", "\0")
@@ -112,6 +112,7 @@ def test_a_cnn_as_onnx_and_as_a_torch_program(normalization, tmp_path):
 
 def test_onnx_takes_a_bit_for_a_weight(tmp_path):
     pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
     x = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8)
     made = export_onnx(pack_network(trained_like(MLP(784, 10, 1024, 4), x)), tmp_path, x, TEN)
     weights, neurons = 784 * 1024 + 2 * 1024**2 + 10 * 1024, 3 * 1024
@@ -171,7 +172,7 @@ def test_no_prediction_of_mnist_differs_in_any_export(mnist_folder, tmp_path):
 
 @pytest.mark.parametrize("form", [export_onnx, export_torch, export_c])
 def test_a_trained_network_is_exported_in_a_line(form, tmp_path, monkeypatch):
-    """A network of one's own training loop, grey and in colour; into this folder when no other is named."""
+    """A network of the user's training loop, for grey and for colour images. The default folder is the current one."""
     if form is export_onnx:
         pytest.importorskip("onnxruntime")
     if form is export_c and shutil.which("cc") is None:
@@ -192,7 +193,7 @@ def test_an_export_says_what_it_needs(form, tmp_path):
     if form is export_onnx:
         pytest.importorskip("onnxruntime")
     small = MLP(7, 10, 16, 3).eval()
-    with pytest.raises(UserError, match="nothing tells the size of its pictures\nallowed: images"):
+    with pytest.raises(UserError, match="the size of the images is unknown\nallowed: images"):
         form(small, tmp_path)
     for wrong in (torch.zeros(2, 1, 1, 7), torch.zeros(2, 7, dtype=torch.uint8), torch.zeros(0, 1, 1, 7, dtype=torch.uint8)):
         with pytest.raises(UserError, match=r"images are torch\.\S+ \["):

@@ -1,4 +1,4 @@
-"""A loaded network goes on training: with the norms of its run, and the outputs it had."""
+"""Tests that a loaded network can train on, with the BatchNorm statistics of its run, and has the same logits before."""
 
 import copy
 import shutil
@@ -69,7 +69,7 @@ def test_a_file_alone_says_what_it_lacks(copy_of_run, tmp_path, rows):
     network, _ = load_model(tmp_path / "alone.safetensors")
     with pytest.raises(UserError, match=r"alone\.safetensors: it has no statistics of BatchNorm"):
         network.train()
-    assert network.eval()(rows[0][:2]).shape == (2, 10)  # it evaluates all the same
+    assert network.eval()(rows[0][:2]).shape == (2, 10)  # evaluation needs no statistics
 
 
 def test_a_checkpoint_of_another_network_is_not_taken(copy_of_run, tmp_path):

@@ -1,4 +1,4 @@
-"""Only exactly the classes that have a packed form are packed, trained packed, exported and loaded."""
+"""Tests that only exact built-in classes are packed, trained packed and exported, and that files name the class."""
 
 import copy
 import hashlib
@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bnn_exp import models
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy import export_onnx, export_torch, load_packed, pack_network
 from bnn_exp.errors import UserError
+from bnn_exp.models import mlp
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
@@ -30,7 +30,7 @@ SHAPE, CLASSES = (1, 8, 8), tuple("0123456789")
 
 
 class ResMLP(MLP):
-    """Adds the activations of the layer before."""
+    """An MLP in which each layer also adds its input to its activations."""
 
     def forward(self, x):
         h = x.flatten(1)
@@ -41,7 +41,7 @@ class ResMLP(MLP):
 
 
 class Renamed(MLP):
-    """Computes what an MLP does, and is none exactly."""
+    """A subclass that computes what MLP computes."""
 
 
 class OtherLinear(BinaryLinear):
@@ -123,7 +123,7 @@ def test_another_forward_of_the_class_itself_is_seen(monkeypatch):
 @pytest.mark.parametrize("memory", ["fast", "lean"])
 def test_a_replaced_class_trains_dense_as_what_it_is(monkeypatch, memory):
     plain = trainer_of(*SMALL, "engine=dense").epoch()
-    monkeypatch.setattr(models, "MLP", ResMLP)
+    monkeypatch.setattr(mlp, "MLP", ResMLP)
     expected = trainer_of(*SMALL, "engine=dense")
     chosen = trainer_of(*SMALL, f"engine.memory={memory}")
     assert chosen.engine == "dense" and type(chosen.network) is ResMLP
@@ -144,7 +144,7 @@ def test_a_hook_that_the_class_registers_trains_dense_with_lean_memory_too(monke
 
 
 def test_the_command_refuses_to_train_it_packed(bnn_train, monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "MLP", ResMLP)
+    monkeypatch.setattr(mlp, "MLP", ResMLP)
     done = bnn_train(*SMALL, "engine=packed")
     assert done.code == 2 and "engine=packed" in done.err and "ResMLP" in done.err
     assert len(done.err.splitlines()) == 2 and not list(tmp_path.iterdir())
@@ -152,21 +152,21 @@ def test_the_command_refuses_to_train_it_packed(bnn_train, monkeypatch, tmp_path
 
 @pytest.mark.slow
 def test_ranks_train_one_class_of_network(bnn_train, monkeypatch, summary):
-    monkeypatch.setattr(models, "MLP", ResMLP)
+    monkeypatch.setattr(mlp, "MLP", ResMLP)
     done = bnn_train(*SMALL, "engine.devices=2", "device=cpu", "hydra.run.dir=run")
     assert done.code == 2 and home(ResMLP) in done.err and home(MLP) in done.err and len(done.err.splitlines()) == 2, done.err
 
 
 def test_a_run_of_a_replaced_class_is_evaluated_as_it_or_not_at_all(bnn_train, monkeypatch, summary):
     with monkeypatch.context() as patch:
-        patch.setattr(models, "MLP", ResMLP)
+        patch.setattr(mlp, "MLP", ResMLP)
         assert bnn_train(*SMALL, "hydra.run.dir=run").code == 0
         done = bnn_train("task=evaluate", "from=run")
         assert done.code == 0 and "ResMLP" in done.out
         assert f"{summary('run')['test_accuracy']:.2f}" in done.out
         refused = bnn_train("task=export", "from=run")
         assert refused.code == 2 and "ResMLP" in refused.err and len(refused.err.splitlines()) <= 2
-    Path("run/summary.json").unlink()  # as if it had been killed
+    Path("run/summary.json").unlink()  # like a run that was killed
     for arguments in ("task=evaluate from=run", "task=predict from=run input=run/samples.png", "task=export from=run",
                       "init_from=run", "resume=run"):  # fmt: skip
         refused = bnn_train(*arguments.split())
@@ -197,7 +197,7 @@ def saved(tmp_path, kind=MLP):
 
 
 def rewritten(file, **changes):
-    """The file with other metadata, and the right fingerprints; None takes a key away."""
+    """Changes metadata of a file and corrects its fingerprints. The value None removes a key."""
     with safe_open(file, framework="pt") as opened:
         about = opened.metadata() | changes
     about = {key: value for key, value in about.items() if value is not None}
@@ -259,7 +259,7 @@ def test_saving_changes_nothing_of_a_network_in_training(name, tmp_path):
     trainer = trainer_of(*SMALL, f"engine={name}")
     trainer.network.train()
     before = copy.deepcopy(trainer.network.state_dict())
-    save_model(tmp_path / "model.safetensors", trainer.network, plain_config(*SMALL), SHAPE, CLASSES, trainer.answer)
+    save_model(tmp_path / "model.safetensors", trainer.network, plain_config(*SMALL), SHAPE, CLASSES, trainer.step.answer)
     assert all(module.training for module in trainer.network.modules())
     assert all(torch.equal(before[key], tensor) for key, tensor in trainer.network.state_dict().items())
     for load in (load_model, load_packed):
@@ -270,7 +270,7 @@ def test_saving_changes_nothing_of_a_network_in_training(name, tmp_path):
 def test_another_class_and_other_logits_are_refused(load, tmp_path):
     file, made = saved(tmp_path)
     few = made(probe_logits.pixels(SHAPE)).tolist()
-    few[0], few[3] = few[1], [-x for x in few[3]]  # as rounding on another processor may, rarely
+    few[0], few[3] = few[1], [-x for x in few[3]]  # rounding on another processor may, rarely, change a few rows
     rewritten(file, probe=json.dumps(few))
     load(file)
     rewritten(file, probe=json.dumps([[-x for x in row] for row in few]))
@@ -295,7 +295,7 @@ def test_a_file_of_an_earlier_version_is_read(load, tmp_path):
         for name in sorted(opened.keys()):
             tensor = opened.get_tensor(name)
             earlier.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
-        assert opened.metadata()["sha256"] == earlier.hexdigest()  # which an earlier version asks for
+        assert opened.metadata()["sha256"] == earlier.hexdigest()  # an earlier version checks this fingerprint
 
 
 def test_a_half_identity_is_damage(tmp_path):

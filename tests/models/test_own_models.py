@@ -1,4 +1,4 @@
-"""Models, datasets and losses of one's own, as docs/add_a_model.md has them, and what is refused of them."""
+"""Tests of the models, datasets and losses of plugins: those of docs/add_a_model.md, and faulty ones."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def refused(done, *words, lines=2):
 
 @pytest.fixture
 def resmlp(tmp_path, forget):
-    """The file of the page, with its method `onnx`."""
+    """Writes the plugins of the page to files, the model with its method `onnx`. Returns the setting that loads them."""
     method = "\n" + indent(ONNX, "    ")
     (tmp_path / "resmlp.py").write_text(MODEL.replace("\n\n\nregister_model", f"\n{method}\n\nregister_model"))
     (tmp_path / "rings.py").write_text(DATA)
@@ -38,7 +38,7 @@ def resmlp(tmp_path, forget):
 
 
 def test_the_page_about_a_model(bnn_train, resmlp, forget, summary):
-    """Its code learns, and is packed, evaluated, exported and gone on with by commands that do not name it."""
+    """The model of the page learns. Later commands pack, evaluate, export and resume it without naming the plugin."""
     done = bnn_train(resmlp, "model=resmlp", "model.width=64", "trainer.epochs=12", "hydra.run.dir=run")
     result = summary("run")
     assert done.code == 0 and result["binary_verified"] and result["test_accuracy"] > 85, done.err
@@ -57,7 +57,7 @@ def test_the_page_about_a_model(bnn_train, resmlp, forget, summary):
     packed = load_packed("run")[0]
     torch.testing.assert_close(packed(images), expected)
     assert all(layer.weight.dtype == torch.uint8 for _, layer in binary_layers(packed))
-    assert following(done.err) == ["task=export", "from=run"]  # onnx, whose method the page has
+    assert following(done.err) == ["task=export", "from=run"]  # the default format is onnx, and the page defines onnx()
     for format, file in (("torch", "network.pt2"), ("onnx", "network.onnx")):
         pytest.importorskip("onnxruntime")
         forget()
@@ -89,7 +89,7 @@ def test_a_dataset_and_a_loss(bnn_train, resmlp, forget, summary, weights):
 
 
 def test_the_loss_is_the_one_that_is_named(bnn_train, resmlp, tmp_path):
-    """Twice the cross-entropy is twice the loss of the same first epoch, whose one batch sees the network as it begins."""
+    """The epoch has one batch, so it measures the loss of the initial network: twice the cross-entropy is twice that loss."""
     losses = "from bnn_exp import register_loss\nfrom torch.nn.functional import cross_entropy\n"
     (tmp_path / "twice.py").write_text(
         f"{losses}register_loss('twice', lambda logits, labels: 2 * cross_entropy(logits, labels))\n"
@@ -104,7 +104,7 @@ def test_the_loss_is_the_one_that_is_named(bnn_train, resmlp, tmp_path):
 
 
 def with_method(tmp_path, text):
-    """The plugin with another body of a method or another line."""
+    """Writes the plugin of the page with some text replaced. Returns the setting that loads it."""
     for old, new in text.items():
         assert old in MODEL
         (tmp_path / "resmlp.py").write_text(MODEL.replace(old, new))
@@ -175,7 +175,7 @@ def module():
 
 
 def test_packing_is_compared_with_the_network(bnn_train, resmlp, monkeypatch):
-    """A pack() that computes something else, one of another class's forward, and hooks are refused."""
+    """A pack() with other results, a pack() inherited beside another forward, and hooks are refused."""
     bnn_train(resmlp, *SMALL, "trainer.epochs=1", "hydra.run.dir=run")
     own, shape = module().ResMLP, (1, 8, 8)
     network = own(shape, 10, 16).eval()
@@ -233,9 +233,9 @@ class Around(nn.Module):
         return self.inner(x)
 
     def pack(self, state):
-        from bnn_exp.deploy.mlp import PackedMLP
+        from bnn_exp.deploy.mlp import DeployedMLP
 
-        return FORM(PackedMLP(self.inner, {name.removeprefix("inner."): tensor for name, tensor in state.items()}))
+        return FORM(DeployedMLP(self.inner, {name.removeprefix("inner."): tensor for name, tensor in state.items()}))
 
 
 class Wrapped(nn.Module):
@@ -258,7 +258,7 @@ register_model(Settings, Around, values={"hidden_size": 16})
 
 @pytest.mark.parametrize("form", ["", "Wrapped"])
 def test_a_packed_form_brings_its_exports(bnn_train, forget, tmp_path, form):
-    """One of our packed networks has them all; another class those that it has methods for."""
+    """A DeployedMLP has every export. Another class has the exports that it defines methods for."""
     (tmp_path / "around.py").write_text(AROUND.replace("FORM", form))
     made = bnn_train("plugins=[around.py]", "model=around", "trainer=smoke", "trainer.epochs=1", "hydra.run.dir=run")
     assert made.code == 0, made.err
@@ -307,7 +307,7 @@ register_model(Settings, Small, values={"channels": 8}, optimizer="counter")
 
 
 def test_a_network_gets_the_statistics_of_the_train_pixels(bnn_train, forget, tmp_path):
-    """It keeps them in buffers, which its file holds; `channels` is a number here, and a list in our own networks."""
+    """Buffers keep the statistics, and the file holds buffers. `channels` is a number here; in built-in models it is a list."""
     (tmp_path / "small.py").write_text(CONVOLUTION)
     assert bnn_train("plugins=[small.py]", "model=small", "trainer=smoke", "trainer.epochs=1", "hydra.run.dir=run").code == 0
     forget()
@@ -319,7 +319,7 @@ def test_a_network_gets_the_statistics_of_the_train_pixels(bnn_train, forget, tm
 
 
 def test_layers_of_ones_own_are_packed_too():
-    """A layer that derives from BinaryLayer, with bits as biases; nothing but torch's own product tells the numbers."""
+    """Layers with biases of bits give the same logits packed and unpacked."""
     from bnn_exp import BNCVL
 
     torch.manual_seed(0)
@@ -385,12 +385,12 @@ def test_labels_by_name_and_a_validation_split(tmp_path, forget, monkeypatch):
     assert arrays.classes == ("a", "b", "c") and len(arrays.validation_labels) == 7
     assert arrays.train_images.shape == (30, 1, 8, 8) and arrays.train_labels.dtype == np.int64
     bright = arrays.train_images.mean((1, 2, 3))
-    assert len(set(np.sign(bright - bright.mean())[arrays.train_labels == 0])) == 1  # one shape for all of class a
+    assert len(set(np.sign(bright - bright.mean())[arrays.train_labels == 0])) == 1  # all samples of class a have one shape
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_rows_are_made_anew_when_a_file_changes(tmp_path, forget, monkeypatch, cached):
-    """Rows whose files are named come from the cache until a file changes; others are always made."""
+    """Samples come from the cache until one of the named files changes. Without named files they are made each time."""
     from bnn_exp.config import plugins
 
     (tmp_path / "level").write_text("100")
@@ -413,7 +413,7 @@ def test_rows_are_made_anew_when_a_file_changes(tmp_path, forget, monkeypatch, c
 
 
 def test_settings_that_have_the_names_of_ours(bnn_train, forget, tmp_path):
-    """The table of settings that nothing reads knows our networks and datasets alone."""
+    """Settings without effect are refused only for built-in models and datasets, whatever the names of a plugin's settings."""
     (tmp_path / "resmlp.py").write_text(MODEL.replace("width", "pool").replace("blocks", "window"))
     data = DATA.replace("    rng, (y", "    rows = fit\n    rng, (y")
     for old in ("rows: Count", "rings(rows)", '"rows": 500', "lambda rows"):

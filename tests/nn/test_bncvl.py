@@ -1,4 +1,4 @@
-"""The binary normalised layers against an independent transcription, the seed's own test, and the network made of them."""
+"""Tests of the binary normalised layers, against an independent NumPy version, and of the network made of them."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_the_seeds_own_test():
 
 
 def transcription(x, v, b):
-    """The seed's forward, sum by sum: convolution with zero padding, normalised over each sample, ReLU."""
+    """Computes the forward pass of the reference program: zero-padded convolution, normalised over each sample, ReLU."""
     n, c, h, w = x.shape
     o, k = len(v), v.shape[-1]
     padded = np.zeros((n, c, h + k - 1, w + k - 1))
@@ -53,7 +53,7 @@ def transcription(x, v, b):
 
 
 def slopes(f, x, step=1e-6):
-    """The gradient of f at x by central differences."""
+    """Returns the gradient of f at x by central differences."""
     out = np.zeros_like(x)
     for place in np.ndindex(x.shape):
         up, down = x.copy(), x.copy()
@@ -77,7 +77,7 @@ def test_forward_and_gradients_are_the_transcriptions(encoding, kernel):
     y = layer(inputs)
     y.backward(torch.from_numpy(grad))
     np.testing.assert_allclose(y.detach().numpy(), transcription(x, v, b), atol=1e-10)
-    for ours, expected in (  # straight through: the gradient by a latent is the gradient by its value
+    for ours, expected in (  # straight-through: the gradient of a latent weight is that of its value
         (inputs.grad, slopes(lambda x: (grad * transcription(x, v, b)).sum(), x)),
         (layer.weight.grad, slopes(lambda v: (grad * transcription(x, v, b)).sum(), v)),
         (layer.bias.grad, slopes(lambda b: (grad * transcription(x, v, b)).sum(), b)),
@@ -96,7 +96,7 @@ def test_the_dense_layer_is_a_convolution_of_one_pixel():
 
 
 def _average(layer, other):
-    """A moving average as training loops write it: into `.data`, where no version of the parameter counts it."""
+    """Writes a moving average into `.data`, as training loops do. This write does not change the parameter's version."""
     for p, q in zip(layer.parameters(), other.parameters(), strict=True):
         p.data.mul_(0.1).add_(q.data, alpha=0.9)
 
@@ -195,7 +195,7 @@ def test_a_latent_optimizer_is_torchs_and_counts_the_bits_that_change(kind, torc
 
 
 def test_the_network_learns_by_latents_and_by_bits_alone():
-    """Two textures; every weight and bias one bit."""
+    """The samples are images of two textures. Every weight and bias is one bit."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(128) % 2
     x = torch.rand(128, 2, 8, 8, generator=rng)
@@ -227,7 +227,7 @@ def test_a_run_leaves_the_bits_of_its_network(bnn_train, summary, extra):
     result = summary(done.runs[0])
     assert done.code == 0 and result["binary_verified"]
     weights = 8 * 9 + 8 * 8 * 9 + 8 * 16 + 16 * 10
-    assert result["binary_parameters"] == weights + (0 if extra else 8 + 8 + 16 + 10)  # sample: with biases
+    assert result["binary_parameters"] == weights + (0 if extra else 8 + 8 + 16 + 10)  # biases too, with normalization=sample
     network, _ = load_model(done.runs[0])
     digits = sources.read("digits")
     answers = network(torch.from_numpy(digits.test_images)).argmax(1)
@@ -242,7 +242,7 @@ def test_the_float_twin_has_no_bits(bnn_train, summary):
     assert done.code == 0 and result["binary_parameters"] == 0 and result["real_parameters"] > 900
 
 
-def test_pairings_and_pictures_that_cannot_be_are_refused(bnn_train, tmp_path):
+def test_impossible_pairings_and_images_are_refused(bnn_train, tmp_path):
     for arguments, said in (
         (("model.weights=latent", "optimizer=hypermask"), "can't train model.weights=latent\nallowed: optimizer=latent_adam"),
         (("model=bncvl", "model.weights=bits"), "can't train model.weights=bits\nallowed: optimizer=hypermask"),
@@ -257,7 +257,7 @@ def test_pairings_and_pictures_that_cannot_be_are_refused(bnn_train, tmp_path):
 
 @pytest.mark.parametrize("kind", RULES)
 def test_a_training_goes_on_as_if_it_had_not_been_stopped(kind, tmp_path):
-    """State taken in the middle of an epoch, through a checkpoint file, into a new trainer; pictures are varied too."""
+    """A checkpoint file from the middle of an epoch restores a new trainer, with augmented images."""
     from bnn_exp.records import checkpoint
 
     def trainer():

@@ -1,4 +1,4 @@
-"""torch.func on binary layers: per-sample gradients, functional calls and ensembles, against loops of plain autograd."""
+"""Tests of torch.func on binary layers: per-sample gradients, functional calls and ensembles, against plain autograd."""
 
 import copy
 
@@ -20,7 +20,7 @@ def pixels(*shape):
 
 
 def evaluated(network):
-    """In evaluation a BatchNorm is a function of each sample; it has statistics that are not the first ones."""
+    """Returns the network in evaluation mode, where BatchNorm treats each sample alone, with random running statistics."""
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if hasattr(module, "running_mean"):
@@ -29,7 +29,7 @@ def evaluated(network):
     return network.eval()
 
 
-IMAGES = pixels(3, 8, 8).double() / 255  # doubles, whose rounding decides no maximum
+IMAGES = pixels(3, 8, 8).double() / 255  # float64: rounding must not change which pixel max-pooling takes
 NETWORKS = {
     "mlp": (lambda: evaluated(MLP(16, 4, 8, 3)), pixels(1, 4, 4)),
     "mlp of one": (lambda: evaluated(MLP(16, 4, 8, 3, encoding="boolean", window=None)), pixels(1, 4, 4)),
@@ -70,7 +70,7 @@ def test_an_ensemble_is_each_of_its_networks(make, x):
 
 
 def test_many_rows_are_multiplied_as_one_batch():
-    """128 rows and more go by small integers on some processors."""
+    """Some processors use the product in small integers for 128 rows and more."""
     layer, x = BinaryLinear(32, 8, binary_input=True), torch.randn(40, 5, 32, generator=torch.Generator().manual_seed(0)).sign()
     torch.testing.assert_close(vmap(layer)(x), torch.stack([layer(rows) for rows in x]))
     torch.testing.assert_close(vmap(layer, in_dims=1)(x), torch.stack([layer(rows) for rows in x.unbind(1)]))

@@ -1,3 +1,5 @@
+"""Tests of binary layers, the binary activation, and the check that weights are bits."""
+
 import copy
 import pickle
 
@@ -17,7 +19,7 @@ from bnn_exp.nn import (
 
 
 @pytest.mark.parametrize(("encoding", "low"), [("boolean", 0.0), ("bipolar", -1.0)])
-def test_a_linear_layer_multiplies_by_the_values_and_hands_on_their_gradient(encoding, low):
+def test_a_linear_layer_multiplies_by_the_values_and_returns_their_gradient(encoding, low):
     layer = BinaryLinear(5, 3, encoding)
     values = torch.where(layer.weight.detach() == 1, 1.0, low).requires_grad_()
     x, grad = torch.randn(4, 5), torch.randn(4, 3)

@@ -20,7 +20,7 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_parameters, verify_binary
 from bnn_exp.optim import CEMA, Bold, Bop, Bop2, Counter, HyperMask, LatentAdam, LatentSGD, build_binary
 from bnn_exp.optim.counter import pack, unpack
-from bnn_exp.optim.rule import scaled
+from bnn_exp.optim.gradients import scaled
 
 STEPS = 60
 

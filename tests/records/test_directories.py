@@ -134,13 +134,11 @@ def test_auto_needs_a_place(bnn_train, tmp_path):
 
 
 def test_auto_begins_anew_where_a_run_died_before_its_first_checkpoint(bnn_train, summary, monkeypatch, tmp_path):
-    from bnn_exp.training.run import Run
-
-    def die(self, name):
+    def die(file, state):
         raise RuntimeError("out of luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_checkpoint", die)
+        patch.setattr(checkpoint, "save", die)
         assert bnn_train(*TINY, "hydra.run.dir=k").code == 1
     assert (tmp_path / "k/config.yaml").exists() and summary("k")["status"] == "failed"
     assert bnn_train(*TINY, "hydra.run.dir=k", "seed=1", "resume=auto").code == 0
@@ -172,19 +170,20 @@ def test_a_killed_sweep_goes_on_by_auto_in_its_directory(bnn_train, summary, sto
 def test_a_job_that_a_queue_starts_again_goes_on_in_its_directory(bnn_train, summary, stopping_at, monkeypatch):
     """Requeues a job with the same overrides, as the signal handler of submitit does."""
     from bnn_exp import cli
+    from bnn_exp.training import signals
     from bnn_exp.training.trainer import Trainer
 
-    jobs, original, given = [], cli.job, Trainer.step
+    jobs, original, given = [], cli.job, Trainer.train_on
 
     def job(composed):
         before = signal.signal(signal.SIGUSR2, lambda *_: jobs.append("asked for again"))
         try:
             with monkeypatch.context() as patch:
-                patch.setattr("bnn_exp.training.signals._listening", None)  # pretend that this is not the command's process
+                patch.setattr(signals, "outermost", None)  # the process of a job is in no block of the command
                 result = original(composed)
         except KeyboardInterrupt:
             assert jobs == ["asked for again"]
-            monkeypatch.setattr(Trainer, "step", given)
+            monkeypatch.setattr(Trainer, "train_on", given)
             result = original(composed)
         finally:
             signal.signal(signal.SIGUSR2, before)
@@ -213,30 +212,29 @@ def test_a_damaged_checkpoint_gives_way_to_the_best_one_and_to_the_same_bits(bnn
 def test_a_kill_between_the_files_of_an_epoch_loses_none_of_them(
     bnn_train, summary, copy_of_run, tmp_path, monkeypatch, moment
 ):
-    """Kills a run after an epoch's best.pt or last.pt, before its line in metrics.jsonl. The epoch is not trained again."""
+    """A copy of the directory, made after best.pt or last.pt and before the line in metrics.jsonl, is what a kill leaves.
+
+    The resumed run does not train that epoch again.
+    """
     from bnn_exp.training.trainer import Trainer
 
     straight = copy_of_run(tmp_path / "straight", *TINY)
 
-    def kill(*_):
-        raise SystemExit(9)
-
     with monkeypatch.context() as patch:
         save = checkpoint.save
 
-        def save_and_die(file, state):
+        def save_and_copy(file, state):
             save(file, state)
             if state["progress"]["epoch"] == 1 and file.stem == moment:
-                kill()
+                shutil.copytree(tmp_path / "k", tmp_path / "killed")
 
-        patch.setattr(checkpoint, "save", save_and_die)
-        patch.setattr("bnn_exp.training.run.Run._fail", kill)
-        assert bnn_train(*TINY, "hydra.run.dir=k").code == 9
+        patch.setattr(checkpoint, "save", save_and_copy)
+        assert bnn_train(*TINY, "hydra.run.dir=k").code == 0
     trained, epoch = [], Trainer.epoch
     monkeypatch.setattr(Trainer, "epoch", lambda self, *given: trained.append(self.progress.epoch) or epoch(self, *given))
-    assert bnn_train("resume=k").code == 0
-    assert trained == [1, 2] and summary("k")["bits_sha256"] == summary(straight)["bits_sha256"]
-    assert timeless(epochs(tmp_path / "k")) == timeless(epochs(straight))
+    assert bnn_train("resume=killed").code == 0
+    assert trained == [1, 2] and summary("killed")["bits_sha256"] == summary(straight)["bits_sha256"]
+    assert timeless(epochs(tmp_path / "killed")) == timeless(epochs(straight))
 
 
 def test_a_run_goes_on_with_its_data_moved_and_with_no_other(bnn_train, summary, tmp_path, stopping_at):

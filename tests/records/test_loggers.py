@@ -56,14 +56,14 @@ def test_a_stopped_and_resumed_run_is_there_once_and_whole(bnn_train, monkeypatc
     from bnn_exp.training.trainer import Trainer
 
     pytest.importorskip(name)
-    step, log = Trainer.step, loggers.Forgiving.log
+    step, log = Trainer.train_on, loggers.Forgiving.log
 
     def stop_in_the_third(self, *batch):
         if self.progress.epoch == 2 and self.progress.batch == 5:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, *batch)
 
-    monkeypatch.setattr(Trainer, "step", stop_in_the_third)
+    monkeypatch.setattr(Trainer, "train_on", stop_in_the_third)
     monkeypatch.setattr(loggers.Forgiving, "log", lambda self, line: line["epoch"] == 2 or log(self, line))
     run = bnn_train(*SMALL, f"logger={name}").runs[0]
     monkeypatch.undo()

@@ -41,13 +41,11 @@ def test_the_rate_of_latents_can_fall_geometrically(kind):
 
 
 def test_the_rate_of_real_parameters_can_fall_geometrically():
-    [(optimizer, falling)] = build_real(
-        settings_of("real_optimizer.schedule=geometric").real_optimizer, torch.nn.Linear(2, 2), 3
-    )
+    [real] = build_real(settings_of("real_optimizer.schedule=geometric").real_optimizer, torch.nn.Linear(2, 2), 3)
     for step in range(4):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 10**-step)
-        optimizer.step()
-        falling.step()
+        assert real.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 10**-step)
+        real.apply()
+        real.count()
 
 
 @pytest.mark.parametrize(

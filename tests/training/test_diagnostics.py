@@ -79,6 +79,6 @@ def test_a_batch_that_grows(tmp_path):
     """By a factor an epoch, from 64 to 512: 64, 128, 256, 512. The schedule ends with the steps that this makes."""
     growing = ("trainer.epochs=4", "trainer.batch_size=64", "trainer.final_batch_size=512")
     trainer = trainer_of(*SMALL, *growing, "delta=0.5", "optimizer.schedule=cosine")
-    assert [trainer.batches_in(epoch) for epoch in range(4)] == [23, 12, 6, 3]  # of 1,437 rows
+    assert [trainer.batches.count(epoch) for epoch in range(4)] == [23, 12, 6, 3]  # of 1,437 rows
     deltas = [trainer.epoch()["delta"] for _ in range(4)]
     assert deltas[-1] == pytest.approx(0.25 * (1 + np.cos(np.pi * 43 / 44)))

@@ -23,8 +23,8 @@ from bnn_exp.nn import BinaryLinear
 from bnn_exp.optim import HyperMask, hypermask
 from bnn_exp.training.distributed.batch_norm import synchronize
 from bnn_exp.training.distributed.gradients import SEND
-from bnn_exp.training.distributed.launch import HERE
 from bnn_exp.training.distributed.ranks import Ranks, share, voters
+from bnn_exp.training.launch import HERE
 
 RUN = (
     "model.hidden_size=32",
@@ -143,7 +143,7 @@ def _gradients(cases, ranks):
     for settings, rows in cases:
         trainer = trainer_for(settings, ranks)
         trainer.asked = lambda: False
-        loss, correct = trainer.train_on(0, 0, torch.arange(rows))
+        loss, correct = trainer.train_on(torch.arange(rows))
         results.append((float(loss), int(correct), [p.grad.clone() for p in trainer.network.parameters()]))
     return results
 
@@ -328,16 +328,16 @@ def test_two_devices_give_the_bits_of_one(bnn_train, summary, alone):
 
 def to_a_rank(monkeypatch, number, epoch):
     """Sends the signal to rank 1 when rank 0 is about to do the sixth step of an epoch (from 0)."""
-    from bnn_exp.training.distributed.trainer import RankTrainer
+    from bnn_exp.training.trainer import Trainer
 
-    original = RankTrainer.train_on
+    original = Trainer.train_on
 
-    def train_on(self, *step):
-        if step[:2] == (epoch, 5):
+    def train_on(self, rows, *place):
+        if place == (epoch, 5) and multiprocessing.active_children():
             os.kill(multiprocessing.active_children()[0].pid, number)
-        return original(self, *step)
+        return original(self, rows, *place)
 
-    monkeypatch.setattr(RankTrainer, "train_on", train_on)
+    monkeypatch.setattr(Trainer, "train_on", train_on)
 
 
 def test_killed_and_interrupted_runs_resume_with_other_numbers_to_the_same_bits(bnn_train, summary, alone, monkeypatch):

@@ -13,7 +13,7 @@ def step(*_):
     print(*sys.modules, file=sys.stderr)
     raise KeyboardInterrupt
 
-trainer.Trainer.step = step
+trainer.Trainer.train_on = step
 sys.exit(cli.main())
 """
 

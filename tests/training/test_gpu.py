@@ -62,7 +62,7 @@ def test_recorded_steps_give_the_bits_of_steps_that_are_not(model, engine, rule)
         pytest.skip("the packed engine trains bits alone")
     overrides = (*MODELS[model], f"engine={engine}", *(ON_BITS | ON_LATENTS)[rule])
     trainer, _ = trained(*overrides, "engine.graphs=true")
-    assert trainer.recorded and len(trainer.graphs.recorded) == 1  # of the batch size that comes more than once
+    assert len(trainer.step.graphs.recorded) == 1  # of the batch size that comes more than once
     assert end(*overrides, "engine.graphs=true") == end(*overrides, "engine.graphs=false")
 
 
@@ -92,12 +92,12 @@ def test_a_step_waits_for_nothing():
     """torch itself refuses operations that would wait for the GPU."""
     for overrides in (ON_BITS["top"], ON_BITS["random"], ON_BITS["counter"], ON_LATENTS["latent_adam"]):
         trainer = trainer_of(*SMALL, *overrides)
-        rows = trainer._batches(0)
+        rows = trainer.batches.of_epoch(0)
         for batch in range(2):  # what is made when it is first needed
-            trainer.train_on(0, batch, rows[batch])
+            trainer.train_on(rows[batch], 0, batch)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            trainer.train_on(0, 2, rows[2])
+            trainer.train_on(rows[2], 0, 2)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -121,7 +121,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(bnn_train, engine, summary, monke
 
     overrides = (*RUN, *MODELS["mlp"], f"engine={engine}", "optimizer=counter")
     assert bnn_train(*overrides, "hydra.run.dir=whole").code == 0
-    step, steps = Trainer.step, []
+    step, steps = Trainer.train_on, []
 
     def stops(self, *batch):
         steps.append(1)
@@ -130,7 +130,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(bnn_train, engine, summary, monke
         return step(self, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stops)
+        patch.setattr(Trainer, "train_on", stops)
         assert bnn_train(*overrides, "hydra.run.dir=part").code == 130
     assert bnn_train("resume=part").code == 0
     whole, part = summary("whole"), summary("part")

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from bnn_exp.bits import bits_sha256, device
 from bnn_exp.errors import UserError
 from bnn_exp.training import engine
-from bnn_exp.training.steps.recorded import Graphs
+from bnn_exp.training.steps.recorded import Graphs, Recorded
 
 SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "engine=dense")
 RULES = [
@@ -70,7 +70,7 @@ def tapes(monkeypatch):
 
     @contextmanager
     def record(tape, pool, stream):
-        assert pool == (None if len(made) == 1 else "a pool") and stream is not None
+        assert pool in (None, "a pool") and stream is not None
         with tape, NeverWaits():
             yield
         tape.rewind()
@@ -111,34 +111,98 @@ def test_a_recording_that_is_required_must_be_made(tapes):
         graphs(x)
 
 
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """From here on tensors count as a GPU's, wherever they lie: strengths and steps are tensors, draws are Philox's."""
+    monkeypatch.setattr(device, "on_host", lambda where: False)
+
+
+def end(*overrides, epochs=2, recorded=False):
+    """The end of a training: fingerprint of the bits, metrics, statistics of the norms."""
+    trainer = trainer_of(*overrides, "dataset.limit=150", "trainer.batch_size=32", "engine=dense", f"trainer.epochs={epochs}")
+    if recorded:
+        trainer.step = Recorded(trainer.step, required=True)
+    metrics = [trainer.epoch() for _ in range(epochs)]
+    kept = {"train_loss", "train_accuracy", "flips", "gradient_snr", "flips_back"}
+    metrics = [{key: value for key, value in line.items() if key in kept} for line in metrics]
+    norms = {name: t.tolist() for name, t in trainer.network.state_dict().items() if "norm" in name}
+    return bits_sha256(trainer.network), metrics, norms
+
+
 @pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg model.channels=[8,8]"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_replayed_training_is_the_same_training(model, precision, tapes):
-    ends = []
-    for replayed in (False, True):
-        overrides = (f"model={model} dataset.limit=150 trainer.batch_size=32 engine=dense trainer.epochs=2").split()
-        trainer = trainer_of(*overrides, f"engine.precision={precision}")
-        if replayed:
-            trainer.passes = trainer._replayed
-        metrics = [trainer.epoch() for _ in range(2)]
-        ends.append((bits_sha256(trainer.network), [(m["train_loss"], m["train_accuracy"], m["flips"]) for m in metrics]))
-        state = trainer.network.state_dict()
-        ends[-1] += ({name: t.tolist() for name, t in state.items() if "norm" in name},)
-    assert ends[0] == ends[1] and len(tapes) == 2  # of whole batches and of the last
+def test_a_replayed_training_is_the_same_training(model, precision, tapes, on_gpu):
+    overrides = (*f"model={model} optimizer=counter dataset.augment=standard".split(), f"engine.precision={precision}")
+    assert end(*overrides, recorded=True) == end(*overrides)
+    assert len(tapes) == 2  # of whole batches and of the last
+
+
+@pytest.mark.parametrize("rule", [*RULES, "optimizer=latent_adam model.weights=latent"])
+@pytest.mark.parametrize("real", ["real_optimizer=sgd", "real_optimizer=adam real_optimizer.schedule=linear"])
+def test_a_graph_holds_the_whole_step_of_every_rule(rule, real, tapes, on_gpu):
+    """Strengths fall, draws differ from step to step, and states go on in the tensors that the graph knows."""
+    falling = ("latent" not in rule and "optimizer.schedule=linear") or "optimizer.schedule=cosine"
+    overrides = (*rule.split(), *real.split(), falling, "model.hidden_size=24", "trainer.diagnostics=true")
+    assert end(*overrides, epochs=3, recorded=True) == end(*overrides, epochs=3)
+    assert len(tapes) == 2
+
+
+def test_a_replayed_training_resumes_to_the_same_bits(tapes, on_gpu):
+    overrides = ("optimizer=counter", "real_optimizer=adam", "model.hidden_size=24", "dataset.augment=standard", *SMALL[2:])
+
+    def new():
+        trainer = trainer_of(*overrides, "trainer.epochs=4")
+        trainer.step = Recorded(trainer.step, required=True)
+        return trainer
+
+    whole, first, second = new(), new(), new()
+    for _ in range(4):
+        whole.epoch()
+    for _ in range(2):
+        first.epoch()
+    second.load(first.state())
+    for _ in range(2):
+        second.epoch()
+    assert bits_sha256(second.network) == bits_sha256(whole.network)
+
+
+def test_a_run_of_a_gpu_goes_on_on_a_cpu(monkeypatch):
+    """Its optimizers kept their learning rates as tensors there, and had options that the CPU has not."""
+    overrides = ("optimizer=latent_adam", "model.weights=latent", "real_optimizer=sgd", "model.hidden_size=24", *SMALL[2:])
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "on_host", lambda where: False)
+        there = trainer_of(*overrides)
+        there.epoch()
+        state = there.state()
+    here = trainer_of(*overrides)
+    here.load(state)
+    metrics = here.epoch()
+    assert metrics["epoch"] == 2 and sum(metrics["flips"].values()) > 0
+    assert all(not group.get("fused") for real in here.real for group in real.optimizer.param_groups)
+    assert isinstance(here.real[0].optimizer.param_groups[0]["lr"], float)
+
+
+def test_what_python_has_to_do_in_a_step_is_not_recorded(on_gpu):
+    """A torch optimizer without the options of a GPU takes its learning rate from Python."""
+    rule = "optimizer=latent optimizer.torch=Rprop optimizer.options={etas:[0.5,1.2],capturable:false} model.weights=latent"
+    assert not trainer_of(*rule.split(), *SMALL).binary.recordable
+    for rule in ("optimizer=counter", "optimizer=latent_adam", "optimizer=latent_sgd"):
+        assert trainer_of(rule, *SMALL).binary.recordable
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("model", ["mlp", "bncvl"])
-def test_no_step_waits_for_a_gpu(rule, model, monkeypatch):
+def test_no_step_waits_for_a_gpu(rule, model, on_gpu):
     if "latent" not in rule:
         rule += " model.weights=bits"
     trainer = trainer_of(f"model={model}", *rule.split(), "real_optimizer=sgd", *SMALL[2:])
-    monkeypatch.setattr(device, "on_host", lambda where: False)
-    rows = trainer._batches(0)
+    rows = trainer.batches.of_epoch(0)
     before = trainer.binary.flips[0].clone()
-    with NeverWaits():
-        for batch in range(2):
-            trainer.train_on(0, batch, rows[batch])
+    for batch in range(2):
+        trainer.step.before(0, batch)
+        with NeverWaits():
+            trainer.step(rows[batch])
+        trainer.step.after()
     assert trainer.binary.flips[0] >= before
 
 
@@ -156,7 +220,7 @@ def test_a_wait_would_be_seen():
 
 
 def test_a_mask_on_a_gpu_flips_what_one_on_the_cpu_flips(monkeypatch):
-    for mask in ("top", "ewm", "wpm"):
+    for mask in ("top", "wpm"):  # which draw nothing
         ends = []
         for there in (True, False):
             with monkeypatch.context() as patch:

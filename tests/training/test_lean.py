@@ -72,11 +72,11 @@ def test_gradients_are_the_same_to_the_bit(model):
     for memory in ("fast", "lean"):
         one = trainer(*model)
         if memory == "lean":
-            one.footprint.hooks = Saving(one.network)
+            one.step.footprint.hooks = Saving(one.network)
         one.network.train()
-        one.predict(*one.first_pictures(128))[0].backward()
+        one.step.passes(*one.batches.first(128))
         gradients.append([p.grad for p in one.network.parameters()])
-        saved.append(one.footprint.bytes().saved)
+        saved.append(one.step.footprint.bytes().saved)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert saved[1] < saved[0]
 
@@ -111,10 +111,10 @@ def test_no_gradient_of_bits_is_kept():
     bits = [p.nbytes for p in lean.binary.tensors()]
     reals = sum(p.nbytes for p in lean.network.parameters()) - sum(bits)
     for one, most in ((lean, max(bits)), (fast, sum(bits))):
-        one.predict(*one.first_pictures(128))[0].backward()
-        one.update()
+        one.step.passes(*one.batches.first(128))
+        one.step.update()
         assert all((p.grad is None) == (one is lean) for p in one.binary.tensors())
-        assert most <= one.footprint.bytes().gradients <= most + reals
+        assert most <= one.step.footprint.bytes().gradients <= most + reals
 
 
 @pytest.mark.parametrize("model", [MLP, (*MLP, "model.encoding=boolean", "model.window=null"), BNCVL])
@@ -124,12 +124,12 @@ def test_the_bytes_under_adam_are_those_of_such_a_training(model):
     model = [override for override in model if not override.startswith("model.weights")]
     twin = trainer(*model, "model.weights=latent", "optimizer=latent_adam", "real_optimizer=adam")
     twin.epoch()
-    real = asdict(twin.footprint.bytes(twin.binary, *(optimizer for optimizer, _ in twin.real)))
-    expected = asdict(ours.footprint.under_adam(dense=True))
+    real = asdict(twin.step.footprint.bytes(twin.binary, *(real.optimizer for real in twin.real)))
+    expected = asdict(ours.step.footprint.under_adam(dense=True))
     steps = 4 * len(list(twin.network.parameters()))  # which Adam counts for each
     assert real == expected | {"state": expected["state"] + steps}
     if ours.settings.model.name == "mlp":
-        assert saved_by_mlp(ours.network, ours.footprint.rows) == real["saved"]
+        assert saved_by_mlp(ours.network, ours.step.footprint.rows) == real["saved"]
 
 
 def test_the_table_is_in_the_summary_and_on_the_page(bnn_train, summary):

@@ -159,8 +159,8 @@ def test_ctrl_c_in_the_first_epoch_ends_as_cleanly(bnn_train, summary, monkeypat
 
     from bnn_exp.training.trainer import Trainer
 
-    original = Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
+    original = Trainer.train_on
+    monkeypatch.setattr(Trainer, "train_on", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
     done = bnn_train(*SMALL)
     result = summary(done.runs[0])
     assert done.code == 130 and "Traceback" not in done.err and "next: bnn-train resume=" in done.out
@@ -229,7 +229,7 @@ def test_a_weight_that_is_no_bit_ends_the_run(bnn_train, summary, monkeypatch):
 
 def test_a_loss_that_is_no_number_ends_the_run(bnn_train, summary):
     done = bnn_train(*SMALL, "real_optimizer=sgd", "real_optimizer.lr=1e38")
-    assert done.code == 2 and "the loss is" in done.err and "epoch 1, batch" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "the loss is" in done.err and "epoch 1, batch" in done.err and "Traceback" not in done.err
     result = summary(done.runs[0])
     assert result["status"] == "failed" and "the loss is" in result["error"]
 
@@ -240,7 +240,7 @@ def test_an_unexpected_error_is_a_line_here_and_a_traceback_in_the_log(bnn_train
     def broken(self, x, labels):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(Trainer, "step", broken)
+    monkeypatch.setattr(Trainer, "train_on", broken)
     done = bnn_train(*SMALL)
     assert done.code == 1 and "out of luck" in done.err and "Traceback" not in done.err
     assert summary(done.runs[0])["status"] == "failed"

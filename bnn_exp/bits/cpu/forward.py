@@ -1,8 +1,8 @@
-"""A layer of bits in training on a CPU: sums, BatchNorm and activation, from packed bits, by numba's kernels.
+"""The forward pass of a layer of bits in training on a CPU: sums, BatchNorm and activation, computed on packed bits.
 
-`zero`, 0 or −1, is what a bit 0 stands for, in weights and inputs; 1 stands for 1. Bits of a batch are uint8 [rows, bytes], as
-`bnn_exp.bits.pack` puts them. A width is a number of neurons filled to a multiple of 64. How many threads share the work
-changes no number: every sum has an order of its own, or is taken by chunks of CHUNK rows.
+The value of a bit 0 is `zero`, 0 or −1, in weights and in inputs; the value of a bit 1 is 1. The bits of a batch are uint8
+[rows, bytes], as `bnn_exp.bits.pack` packs them. A width is a number of neurons filled up to a multiple of 64. The number of
+threads changes no result: each sum has a fixed order, or is taken by chunks of CHUNK rows.
 """
 
 from collections.abc import Callable
@@ -14,29 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits.cpu import batch_norm, kernels, pixels
-from bnn_exp.bits.cpu.backward_kernels import WIDTH
-from bnn_exp.bits.cpu.batch_norm import CHUNK
-from bnn_exp.bits.cpu.inference import share
+from bnn_exp.bits.cpu import processor
+from bnn_exp.bits.cpu.kernels import batch_norm, packed_bits, pixel_products, products
+from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
+from bnn_exp.bits.cpu.layout import filled
+from bnn_exp.bits.cpu.threads import share_out
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift
-from bnn_exp.nn.product import pixel_sums as small_integer_sums
+from bnn_exp.nn.product import pixel_sums
 
 
 def share_rows(work: Callable[[int, int], None], rows: int) -> None:
-    """Call work(begin, end) for parts of range(rows), whole chunks of it, one to each of torch's threads."""
+    """Calls work(begin, end) for parts of range(rows), made of whole chunks, one part for each of torch's threads."""
     share_out(lambda first, last: work(first * CHUNK, min(rows, last * CHUNK)), -(-rows // CHUNK))
-
-
-def share_out(work: Callable[[int, int], None], count: int) -> None:
-    """Call work(first, last) for parts of range(count), one to each of torch's threads."""
-    share(work, count, max(1, min(torch.get_num_threads(), count)))
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What a layer's product gives for a batch: the numbers a·z + c, exactly, for z int16 or float32 [rows, width]."""
+    """The sums of a layer for a batch: z, int16 or float32 [rows, width], stands for the numbers a·z + c, exactly."""
 
     z: Tensor
     a: float
@@ -44,44 +40,48 @@ class Sums:
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.float32, np.ndarray]:
+        """z, a and c as the kernels take them."""
         return self.z.numpy(), np.float32(self.a), self.c.numpy()
 
 
-def bit_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """x Vᵀ for the bits of x and weights."""
+def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+    """Returns the sums x Vᵀ of a batch of bits, uint8 [rows, bytes], and the values V of weights [neurons, inputs]."""
     tiles = to_tiles(weights.packed)
     groups, columns, _ = tiles.shape
     z = torch.empty(len(x), LANES * groups, dtype=torch.int16)
 
     def of_rows(begin: int, end: int) -> None:
-        here, to = x.data_ptr() + x.stride(0) * begin, z.data_ptr() + 2 * z.stride(0) * begin
-        kernels.bit_shorts(here, x.stride(0), end - begin, tiles.data_ptr(), columns, groups, int(zero), to)
+        source, target = x.data_ptr() + x.stride(0) * begin, z.data_ptr() + 2 * z.stride(0) * begin
+        products.bit_sums_int16(source, x.stride(0), end - begin, tiles.data_ptr(), columns, groups, int(zero), target)
 
     share_rows(of_rows, len(x))
     if not zero:
         return Sums(z, 1.0, torch.zeros(LANES * groups))
     ones = np.empty(len(weights.packed), np.int64)
-    batch_norm.count_ones(weights.packed.numpy(), ones)
+    packed_bits.count_ones(weights.packed.numpy(), ones)
     of_weights = 2 * torch.from_numpy(ones).float() - weights.columns
     return Sums(z, 2.0, filled(-of_weights, z.shape[1]))  # Σ (2b − 1)·v = 2·Σ b·v − Σ v
 
 
-def pixel_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """x Vᵀ for x = pixels / 255, uint8 [rows, inputs], as float32: those of `bnn_exp.nn.product.pixel_product`."""
+def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+    """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs].
+
+    z is float32, equal to the result of `bnn_exp.nn.product.pixel_product`.
+    """
     v = weights.unpack(torch.int8)
     v = F.pad(2 * v - 1 if zero else v, (0, 0, 0, -len(v) % LANES))
     c = torch.zeros(len(v))
-    if not pixels.HAS_VNNI:
-        return Sums(small_integer_sums(x, v).div_(255), 1.0, c)
+    if not processor.VNNI:
+        return Sums(pixel_sums(x, v).div_(255), 1.0, c)
     x = x.contiguous()
-    if rest := -x.shape[1] % pixels.FOUR:
+    if rest := -x.shape[1] % pixel_products.FOUR:
         x, v = F.pad(x, (0, rest)), F.pad(v, (0, rest))
     fours = v.view(torch.int32).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
     z = torch.empty(len(x), len(v))
 
     def of_rows(begin: int, end: int) -> None:
-        here, to = x.data_ptr() + x.shape[1] * begin, z.data_ptr() + 4 * len(v) * begin
-        pixels.pixel_numbers(here, x.shape[1], end - begin, fours.data_ptr(), len(fours), to)
+        source, target = x.data_ptr() + x.shape[1] * begin, z.data_ptr() + 4 * len(v) * begin
+        pixel_products.scaled_pixel_sums(source, x.shape[1], end - begin, fours.data_ptr(), len(fours), target)
 
     share_rows(of_rows, len(x))
     return Sums(z, 1.0, c)
@@ -89,8 +89,14 @@ def pixel_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
 
 @dataclass(frozen=True)
 class Norm:
-    """A BatchNorm in one step, float32 [width] each: y = number · scale + shift, by mean and 1/σ of the batch, or (not `batch`)
-    of what stands in its place. In columns that are no neurons every y is −∞."""
+    """A BatchNorm in one step: y = number · scale + shift, all float32 [width].
+
+    Args:
+        mean, inverse: mean and 1/σ of the numbers, by which the BatchNorm normalizes.
+        batch: True if mean and inverse come from this batch, False if they are the running statistics.
+
+    In columns that belong to no neuron every y is −∞.
+    """
 
     scale: Tensor
     shift: Tensor
@@ -100,11 +106,12 @@ class Norm:
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift as the kernels take them."""
         return self.scale.numpy(), self.shift.numpy()
 
 
 def moments(sums: Sums) -> tuple[Tensor, Tensor]:
-    """Mean and variance (of the population, in double precision at the end) of every column: float32, float64 [width]."""
+    """Returns the mean, float32 [width], and the population variance, float64 [width], of every column of the numbers."""
     z, a, c = sums.arrays
     mean, squares = np.empty(z.shape[1], np.float32), np.empty(z.shape[1], np.float32)
 
@@ -117,7 +124,7 @@ def moments(sums: Sums) -> tuple[Tensor, Tensor]:
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """What `norm` does with a batch of such sums, in training or not; its running statistics go on."""
+    """Returns what `norm` does with this batch, in training or in evaluation; in training it updates the running statistics."""
     width = sums.z.shape[1]
     if norm.running_mean is not None and not norm.training:
         scale, shift = scale_and_shift(norm)
@@ -137,45 +144,15 @@ def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
 
 
 def activations(sums: Sums, norm: Norm) -> Tensor:
-    """The bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    """Returns the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
     bits = torch.empty(len(sums.z), sums.z.shape[1] // 8, dtype=torch.uint8)
-    arguments, to = (*sums.arrays, *norm.arrays), bits.numpy()
-    share_rows(lambda begin, end: batch_norm.activations(*arguments, begin, end, to), len(bits))
+    arguments, target = (*sums.arrays, *norm.arrays), bits.numpy()
+    share_rows(lambda begin, end: batch_norm.activations(*arguments, begin, end, target), len(bits))
     return bits
 
 
 def normalized(sums: Sums, norm: Norm) -> Tensor:
-    """y, float32 [rows, width]."""
+    """Returns y, float32 [rows, width]."""
     y = torch.empty(sums.z.shape)
     batch_norm.normalized(*sums.arrays, *norm.arrays, 0, len(y), y.numpy())
     return y
-
-
-def columns_of(bits: Tensor) -> Tensor:
-    """Bits packed along the rows, uint8 [rows, bytes] → along the columns, uint8 [8 · bytes, ⌈rows / 64⌉ · 8], the rest 0."""
-    by_byte = transposed(bits)
-    columns = torch.empty(8 * bits.shape[1], by_byte.shape[1] // 8, dtype=torch.uint8)
-    given, out = by_byte.numpy(), columns.numpy()
-    share_out(lambda first, last: batch_norm.transpose_bits(given[first:last], out[8 * first : 8 * last]), len(given))
-    return columns
-
-
-def transposed(x: Tensor) -> Tensor:
-    """uint8 [rows, columns] → [columns, ⌈rows / 64⌉ · 64], filled with 0."""
-    rows, columns = x.shape
-    out = torch.empty(columns, up_to(rows, LANES), dtype=torch.uint8)
-    out[:, rows:] = 0
-    given, to = x.contiguous().numpy(), out.numpy()
-    tiles = -(-columns // WIDTH)
-    share_out(lambda first, last: batch_norm.turn_bytes(given, WIDTH * first, min(WIDTH * last, columns), to), tiles)
-    return out
-
-
-def up_to(count: int, multiple: int) -> int:
-    """The next multiple from `count` on."""
-    return -(-count // multiple) * multiple
-
-
-def filled(x: Tensor, width: int, value: float = 0.0) -> Tensor:
-    """x with its last dimension filled to `width`."""
-    return F.pad(x, (0, width - x.shape[-1]), value=value)

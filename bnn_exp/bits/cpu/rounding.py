@@ -1,8 +1,7 @@
-"""The gradients of a layer of bits from errors that are rounded at random to 4 or 8 bits: sums of integers.
+"""Gradients rounded at random to 4 or 8 bits, and the products of a backward pass with them: sums of integers.
 
-Each product has errors of its own, rounded with one scale for each of its rows: by sample for the gradient of the inputs, by
-neuron for that of the weights. The entries of a gradient that a random mask selects cost less than the rounding, and are those
-of the exact errors.
+Every product rounds its gradient anew, with one scale for each row: a row is a sample in the gradient of the inputs, and a
+neuron in the gradient of the weights. `entries` of a weight gradient stay unrounded, because they cost less than the rounding.
 """
 
 from dataclasses import dataclass
@@ -11,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.cpu import digits
-from bnn_exp.bits.cpu.backward import LOOKS_UP, BitFactors, PixelFactors, by_neuron
-from bnn_exp.bits.cpu.digits import BASE, MOST, MOST_ROWS
-from bnn_exp.bits.cpu.forward import columns_of, filled, share_out, transposed, up_to
+from bnn_exp.bits.cpu import processor
+from bnn_exp.bits.cpu.backward import ByProduct, ToInputs
+from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
+from bnn_exp.bits.cpu.kernels import digits
+from bnn_exp.bits.cpu.kernels.digits import BASE, MOST, MOST_ROWS
+from bnn_exp.bits.cpu.layout import by_neuron, columns_of, transposed, up_to
+from bnn_exp.bits.cpu.threads import share_out
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.product import pixel_sums
@@ -22,21 +24,31 @@ from bnn_exp.nn.product import pixel_sums
 
 @dataclass(frozen=True)
 class Rounding:
-    """How to round: to 4 or 8 `bits`, by chance that `key`, 32 bits, decides."""
+    """Stochastic rounding to 4 or 8 `bits`; `key`, 32 bits, decides all chance."""
 
     bits: int
     key: int
 
     def __call__(self, x: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Rows `begin` to `end` of float32 [rows, columns] → int8, and what 1 stands for in each row, float32."""
+        """Rounds rows `begin` to `end` of float32 [rows, columns].
+
+        Returns:
+            The integers, int8, and the real number that the integer 1 of each row stands for, float32.
+        """
         codes, scales = torch.empty(end - begin, x.shape[1], dtype=torch.int8), torch.empty(end - begin)
         digits.round_rows(x.numpy(), begin, end, MOST[self.bits], np.uint32(self.key), codes.numpy(), scales.numpy())
         return codes, scales
 
 
 def product(codes: Tensor, scales: Tensor, bits: int, tiles: Tensor, zero: float, out: Tensor) -> None:
-    """scales · codes · V → `out`, float32 [rows, width]; codes int8 [rows, neurons], a multiple of 64, of so many bits, and the
-    bits of V along the neurons as tiles of the inputs."""
+    """Computes scales · codes · V into `out`, float32 [rows, width].
+
+    Args:
+        codes: integers of `bits` bits, int8 [rows, neurons], with neurons a multiple of 64.
+        scales: float32 [rows].
+        tiles: the bits of V [neurons, width], packed along the neurons, as tiles of 64 columns of V.
+        zero: the value of a bit 0 of V.
+    """
     places = [codes]
     if MOST[bits] > digits.DIGIT:
         places = [torch.empty_like(codes), torch.empty_like(codes)]
@@ -51,57 +63,76 @@ def product(codes: Tensor, scales: Tensor, bits: int, tiles: Tensor, zero: float
         digits.digit_product(here, *sizes, some.data_ptr(), out.shape[1], int(zero), np.float32(base), scale.numpy(), *to)
 
 
-class RoundedToInputs:
-    """As `ToInputs`."""
+class RoundedByProduct(ByProduct):
+    """The product grad · V of a rounded gradient, by torch; see `bnn_exp.bits.cpu.backward.ToInputs`."""
+
+    def __init__(self, weights: PackedBits, width: int, zero: float, rounding: Rounding):
+        super().__init__(weights, width, zero)
+        self.rounding = rounding
+
+    def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
+        """Rounds rows `begin` to `end` of `grad`, float32, and computes the same rows of `out`, float32 [rows, width]."""
+        codes, scales = self.rounding(grad, begin, end)
+        super().rows(codes.float(), 0, len(codes), out[begin:end])
+        out[begin:end].mul_(scales[:, None])
+
+
+class RoundedByLookUp:
+    """The product grad · V of a rounded gradient, by look-ups of digits; see `bnn_exp.bits.cpu.backward.ToInputs`."""
+
+    shares_rows = True
 
     def __init__(self, weights: PackedBits, width: int, zero: float, rounding: Rounding):
         self.width, self.zero, self.rounding = width, zero, rounding
-        if LOOKS_UP:
-            self.tiles = to_tiles(columns_of(weights.packed))
-        else:
-            self.v = filled(weights.values(zero), width)
+        self.tiles = to_tiles(columns_of(weights.packed))
 
-    def rows(self, errors: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """As that of `ToInputs`."""
-        codes, scales = self.rounding(errors, begin, end)
-        if LOOKS_UP:
-            product(codes, scales, self.rounding.bits, self.tiles, self.zero, out[begin:end])
-        else:
-            torch.mm(codes[:, : len(self.v)].float(), self.v, out=out[begin:end]).mul_(scales[:, None])
+    def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
+        """Rounds rows `begin` to `end` of `grad`, float32, and computes the same rows of `out`, float32 [rows, width]."""
+        codes, scales = self.rounding(grad, begin, end)
+        product(codes, scales, self.rounding.bits, self.tiles, self.zero, out[begin:end])
+
+
+def to_inputs(weights: PackedBits, width: int, zero: float, rounding: Rounding) -> ToInputs:
+    """Returns the fastest product grad · V of a rounded gradient for this processor, with a result of `width` columns."""
+    return (RoundedByLookUp if processor.AVX512 else RoundedByProduct)(weights, width, zero, rounding)
 
 
 @dataclass(frozen=True)
 class RoundedBitFactors(BitFactors):
-    """As `BitFactors`."""
+    """The factors of `BitFactors`; `whole` rounds the gradient at the sums first."""
 
     rounding: Rounding
 
-    def whole(self) -> Tensor:
-        """As that of BitFactors, from rounded errors."""
-        errors, tiles = by_neuron(self.errors, self.neurons), to_tiles(self.columns) if LOOKS_UP else self.values()
-        gradient = torch.empty(len(errors), up_to(self.inputs, LANES))
+    def _by_look_up(self) -> Tensor:
+        grad, tiles = by_neuron(self.grad, self.neurons), to_tiles(self.columns)
+        gradient = torch.empty(len(grad), up_to(self.inputs, LANES))
 
         def of_neurons(begin: int, end: int) -> None:
-            codes, scales = self.rounding(errors, begin, end)
+            codes, scales = self.rounding(grad, begin, end)
             product(codes, scales, self.rounding.bits, tiles, self.zero, gradient[begin:end])
 
-        if LOOKS_UP:
-            share_out(of_neurons, len(errors))
-        else:
-            codes, scales = self.rounding(errors, 0, len(errors))
-            gradient = (codes.double() @ tiles.double().t()).float().mul_(scales[:, None])
+        share_out(of_neurons, len(grad))
+        return gradient[: self.neurons, : self.inputs]
+
+    def _by_product(self) -> Tensor:
+        grad = by_neuron(self.grad, self.neurons)
+        codes, scales = self.rounding(grad, 0, len(grad))
+        gradient = (codes.double() @ self.values().double().t()).float().mul_(scales[:, None])
         return gradient[: self.neurons, : self.inputs]
 
 
 @dataclass(frozen=True)
 class RoundedPixelFactors(PixelFactors):
-    """As `PixelFactors`."""
+    """The factors of `PixelFactors`; `whole` rounds the gradient at the sums first."""
 
     rounding: Rounding
 
     def whole(self) -> Tensor:
-        """As that of PixelFactors, from rounded errors; exact sums where the processor multiplies int8 (`nn.product`)."""
-        errors = by_neuron(self.errors, self.neurons)
-        codes, scales = self.rounding(errors, 0, len(errors))
+        """Returns the whole gradient, float32 [neurons, inputs].
+
+        Its sums are exact where the processor multiplies int8 (`bnn_exp.nn.product`).
+        """
+        grad = by_neuron(self.grad, self.neurons)
+        codes, scales = self.rounding(grad, 0, len(grad))
         sums = pixel_sums(transposed(self.pixels), codes).t()
         return (sums * (scales / 255)[:, None])[: self.neurons]

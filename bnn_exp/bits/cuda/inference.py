@@ -1,7 +1,8 @@
-"""The operators of `bnn_exp.bits.operators` on CUDA, by Triton: one kernel for the matches of bits. Not measured on a GPU yet.
+"""The operators of `bnn_exp.bits.operators` on CUDA, by Triton's kernels. Not measured on a GPU yet.
 
-A tile lies in memory in one piece, and neighbouring lanes are neighbouring bytes, so that its loads are whole. Few rows are
-counted by popcount, many multiplied by the tensor cores as int8; both are exact. Pixels are their eight planes of bits.
+Every operator counts matches: the ones that an output's weights have in common with a row of bits. Few rows are counted by
+population counts, many are multiplied as int8 by the tensor cores. Both are exact. A row of pixels is eight rows of bits, one
+for each bit of a pixel. A tile is contiguous, and neighbouring lanes are neighbouring bytes, so that loads are coalesced.
 """
 
 import torch
@@ -13,13 +14,13 @@ from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.reference import LANES
 
-_COLUMNS = 32  # bytes of a row that a program takes in a step
-_ROWS = 16  # of a block for the tensor cores, the fewest they take
+_COLUMNS = 32  # bytes of a row that a program reads in a step
+_ROWS = 16  # rows of a block for the tensor cores, which take no fewer
 
 
 @triton.jit
 def _popcount(x):
-    """The ones of each uint32 (a form that the compiler knows as the processor's instruction)."""
+    """Returns the number of ones in each uint32. The compiler turns this form into one instruction of the GPU."""
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     return (((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
@@ -27,7 +28,7 @@ def _popcount(x):
 
 @triton.jit
 def _count(x, tiles, out, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """out[r, g·LANES + lane] = the matches of row r with a lane of tile g; a program for each row and tile."""
+    """Stores the matches of row r with each lane of tile g in out[r, g·LANES + lane]; one program for each row and tile."""
     r, g = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     lane, column = tl.arange(0, LANES), tl.arange(0, COLUMNS)
     total = tl.zeros((LANES,), tl.int32)
@@ -43,7 +44,7 @@ def _count(x, tiles, out, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.
 
 @triton.jit
 def _multiply(x, tiles, out, rows, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """As `_count` for ROWS rows in a program, the bits unpacked to int8 and multiplied."""
+    """Stores the matches as `_count` does, for ROWS rows in a program: bits are unpacked to int8 and multiplied."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     g = tl.program_id(1).to(tl.int64)
     lane, bit = tl.arange(0, LANES), tl.arange(0, 8 * COLUMNS)
@@ -59,7 +60,12 @@ def _multiply(x, tiles, out, rows, row, columns, width, LANES: tl.constexpr, COL
 
 
 def matches(x: Tensor, tiles: Tensor) -> Tensor:
-    """How many ones each output has in common with each row of bits: int32 [rows, 64 · tiles]."""
+    """Returns the number of ones that each row of bits has in common with each output: int32 [rows, 64 · tiles].
+
+    Args:
+        x: packed bits, uint8 [rows, ≥ bytes of the tiles].
+        tiles: the weights, see `bnn_exp.bits.reference.to_tiles`.
+    """
     rows, row, groups, columns = sizes(x, tiles, "bit")
     x, tiles = x.contiguous(), tiles.contiguous()
     out = x.new_empty((rows, LANES * groups), dtype=torch.int32)
@@ -72,12 +78,14 @@ def matches(x: Tensor, tiles: Tensor) -> Tensor:
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    """Returns Σ x·w of bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     check_outputs(outputs, tiles.shape[0])
     sums = matches(x, tiles)[:, :outputs]
     return sums.contiguous() if zero == 0 else 2 * sums - reference.unpacked(x[:, : tiles.shape[1]], torch.int32).sum(1, True)
 
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    """Returns Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     rows, _, _, columns = sizes(x, tiles, "pixel")
     check_outputs(outputs, tiles.shape[0])
     places = torch.arange(8, device=x.device)
@@ -86,14 +94,16 @@ def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
     return (sums if zero == 0 else 2 * sums - x.sum(1, keepdim=True)).to(torch.int32)
 
 
-def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
-    check_thresholds(thresholds, flips, tiles)
-    return reference.steps(bit_sums(x, tiles, len(thresholds), zero), thresholds, flips)
+def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
+    """Returns the packed bits 1[Σ x·w ≥ threshold] of bits x; see `bnn_exp.bits.operators`."""
+    check_thresholds(thresholds, inverted, tiles)
+    return reference.steps(bit_sums(x, tiles, len(thresholds), zero), thresholds, inverted)
 
 
-def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, flips: Tensor, zero: int) -> Tensor:
-    check_thresholds(thresholds, flips, tiles)
-    return reference.steps(pixel_sums(x, tiles, len(thresholds), zero), thresholds, flips)
+def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
+    """Returns the packed bits 1[Σ x·w ≥ threshold] of pixels x; see `bnn_exp.bits.operators`."""
+    check_thresholds(thresholds, inverted, tiles)
+    return reference.steps(pixel_sums(x, tiles, len(thresholds), zero), thresholds, inverted)
 
 
 real_product = reference.real_product

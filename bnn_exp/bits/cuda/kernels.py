@@ -1,23 +1,22 @@
-"""Triton kernels of an MLP of bits in training, of which every tensor is read and written as few times as can be.
+"""Triton's kernels for an MLP of bits in training. They read and write every tensor as few times as possible.
 
-The sums z of a layer, int16 or int32 [rows, width], width a multiple of COLUMNS, stand for the numbers a·z. BatchNorm takes
-them to y = z·scale + shift, which is never stored: the bit 1[y ≥ 0], and whether a gradient passes, |y| ≤ window, follow from z
-again. In columns that are no neurons scale is 0 and shift −∞. Sums over the rows are taken by blocks of ROWS of them, then over
-the blocks, always in the same order. Vectors are float32 [width].
+The sums z of a layer, int16 or int32 [rows, width], stand for the numbers a·z; width is a multiple of COLUMNS. BatchNorm is
+y = z·scale + shift. y is never stored: every kernel computes it again from z, for the bit 1[y ≥ 0] and for the window
+|y| ≤ window in which a gradient passes. In columns that belong to no neuron, scale is 0 and shift −∞. Sums over the rows are
+taken over blocks of ROWS rows first, then over the blocks, always in the same order. Vectors are float32 [width].
 """
 
 import triton
 import triton.language as tl
 
-ROWS = COLUMNS = tl.constexpr(64)  # of the block that a program takes
-BLOCKS = tl.constexpr(64)  # of ROWS rows, at a time
-NEURONS = tl.constexpr(16)  # of a program that sums over blocks
-UPDATE = tl.constexpr(16)  # neurons of a program that flips bits, and bytes of each
+ROWS = COLUMNS = tl.constexpr(64)  # the block of a program
+BLOCKS = tl.constexpr(64)  # blocks of rows that a program adds at a time
+NEURONS = tl.constexpr(16)  # neurons of a program that sums over blocks
 
 
 @triton.jit
 def _block(rows, width):
-    """The rows and columns of this program's block, its places in a tensor, and which of them there are."""
+    """Returns the rows and columns of this program's block, its offsets in a tensor, and a mask of the offsets that exist."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     return r, n, r[:, None].to(tl.int64) * width + n[None, :], (r < rows)[:, None] & (n < width)[None, :]
@@ -25,7 +24,10 @@ def _block(rows, width):
 
 @triton.jit
 def unpack(packed, row, rows, columns, out, out_rows, width, zero):
-    """Packed bits, uint8 [rows, row bytes] → the values 1 and `zero` of `columns` of them [out_rows, width], the rest 0."""
+    """Unpacks the first `columns` bits of packed rows, uint8 [rows, row], to their values, 1 and `zero`, [out_rows, width].
+
+    The rest of `out` becomes 0.
+    """
     r, n, _, there = _block(rows, columns)
     bytes_ = tl.load(packed + r[:, None].to(tl.int64) * row + (n // 8)[None, :], there, 0).to(tl.int32)
     bits = (bytes_ >> (n % 8)[None, :]) & 1
@@ -36,7 +38,7 @@ def unpack(packed, row, rows, columns, out, out_rows, width, zero):
 
 @triton.jit
 def moments(z, rows, width, means, squares):
-    """Of each block the mean of z in every column, and Σ (z − mean)²: float32 [blocks, width]."""
+    """Computes the mean of z and Σ (z − mean)² of every column in each block of rows, float32 [blocks, width]."""
     _, n, at, there = _block(rows, width)
     x = tl.load(z + at, there, 0).to(tl.float32)
     count = tl.minimum(rows - tl.program_id(0) * ROWS, ROWS).to(tl.float32)
@@ -49,14 +51,14 @@ def moments(z, rows, width, means, squares):
 
 @triton.jit
 def _over_blocks(partial, first, blocks, width, n):
-    """The blocks from `first` on of columns n, float32 [BLOCKS, NEURONS], 0 where there are none."""
+    """Returns columns n of the next BLOCKS blocks from `first` on, float32 [BLOCKS, NEURONS], 0 beyond the last block."""
     b = first + tl.arange(0, BLOCKS)
     return tl.load(partial + b[:, None] * width + n[None, :], (b < blocks)[:, None], 0.0)
 
 
 @triton.jit
 def _rows_of(first, rows):
-    """How many rows those blocks have, float32 [BLOCKS, 1]."""
+    """Returns the number of rows in each of the next BLOCKS blocks from `first` on, float32 [BLOCKS, 1]."""
     before = (first + tl.arange(0, BLOCKS)) * ROWS
     return tl.maximum(tl.minimum(rows - before, ROWS), 0).to(tl.float32)[:, None]
 
@@ -82,9 +84,10 @@ def normalize(
     AFFINE: tl.constexpr,
     RUNNING: tl.constexpr,
 ):
-    """What `moments` gave → BatchNorm of the numbers: scale and shift, the mean of z and 1/√(variance + eps) of the numbers.
+    """Computes a BatchNorm from the results of `moments`, and updates its running statistics.
 
-    Means and squares of blocks become those of all rows (Chan et al. 1983, eq. 2.1). Running statistics go on.
+    The means and squares of blocks become those of all rows (Chan et al. 1983, eq. 2.1). Outputs: `scale` and `shift`, the mean
+    of z, and `inverse`, 1/√(variance + eps) of the numbers.
     """
     n = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     real, blocks = n < neurons, tl.cdiv(rows, ROWS)
@@ -113,7 +116,7 @@ def normalize(
 
 @triton.jit
 def activate(z, rows, width, scale, shift, bits):
-    """The bits 1[y ≥ 0], packed: uint8 [rows, width / 8]."""
+    """Computes the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
     r, n, at, there = _block(rows, width)
     y = tl.load(z + at, there, 0).to(tl.float32) * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
     ones = (y >= 0).to(tl.int32) << (n % 8)[None, :]
@@ -123,65 +126,45 @@ def activate(z, rows, width, scale, shift, bits):
 
 
 @triton.jit
-def _passing(errors, z, at, there, n, scale, shift, mean, window):
-    """The errors at y that pass the activation, others 0, and z − mean."""
+def _passing(grad, z, at, there, n, scale, shift, mean, window):
+    """Returns the gradient at y, set to 0 outside the window, and z − mean."""
     x = tl.load(z + at, there, 0).to(tl.float32)
     y = x * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
-    error = tl.load(errors + at, there, 0.0)
-    return tl.where(tl.abs(y) <= window, error, 0.0), x - tl.load(mean + n)[None, :]
+    g = tl.load(grad + at, there, 0.0)
+    return tl.where(tl.abs(y) <= window, g, 0.0), x - tl.load(mean + n)[None, :]
 
 
 @triton.jit
-def total(errors, z, rows, width, scale, shift, mean, window, sums, products):
-    """Of each block Σ error and Σ error · (z − mean) of the errors that pass: float32 [blocks, width]."""
+def total(grad, z, rows, width, scale, shift, mean, window, sums, products):
+    """Computes Σ g and Σ g · (z − mean) of the gradient g inside the window, in each block of rows: float32 [blocks, width]."""
     _, n, at, there = _block(rows, width)
-    error, away = _passing(errors, z, at, there, n, scale, shift, mean, window)
+    g, away = _passing(grad, z, at, there, n, scale, shift, mean, window)
     place = tl.program_id(0) * width + n
-    tl.store(sums + place, tl.sum(error, 0))
-    tl.store(products + place, tl.sum(tl.where(there, error * away, 0.0), 0))
+    tl.store(sums + place, tl.sum(g, 0))
+    tl.store(products + place, tl.sum(tl.where(there, g * away, 0.0), 0))
 
 
 @triton.jit
 def slopes(sums, products, rows, width, a, scale, inverse, slope, offset, of_weight, of_bias):
-    """What `total` gave → the `slope` and `offset` of `center`, and the gradients of BatchNorm's weight and bias."""
+    """Computes the inputs `slope` and `offset` of `center`, and the gradients of BatchNorm's weight and bias, after `total`."""
     n = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     blocks = tl.cdiv(rows, ROWS)
-    error, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
+    g, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
     for first in range(0, blocks, BLOCKS):
-        error += tl.sum(_over_blocks(sums, first, blocks, width, n), 0)
+        g += tl.sum(_over_blocks(sums, first, blocks, width, n), 0)
         product += tl.sum(_over_blocks(products, first, blocks, width, n), 0)
     factor, steep = tl.load(scale + n) / a, tl.load(inverse + n) * a
     tl.store(slope + n, factor * steep * steep * product / rows)
-    tl.store(offset + n, factor * error / rows)
+    tl.store(offset + n, factor * g / rows)
     tl.store(of_weight + n, steep * product)
-    tl.store(of_bias + n, error)
+    tl.store(of_bias + n, g)
 
 
 @triton.jit
-def center(errors, z, rows, width, scale, shift, mean, window, a, slope, offset, out):
-    """BatchNorm backwards (Ioffe & Szegedy 2015, section 3): errors at y → errors at the numbers [rows, width]."""
+def center(grad, z, rows, width, scale, shift, mean, window, a, slope, offset, out):
+    """Computes the gradient at the numbers from the gradient at y, [rows, width] (Ioffe & Szegedy 2015, section 3)."""
     _, n, at, there = _block(rows, width)
-    error, away = _passing(errors, z, at, there, n, scale, shift, mean, window)
+    g, away = _passing(grad, z, at, there, n, scale, shift, mean, window)
     factor = tl.load(scale + n) / a
-    found = factor[None, :] * error - tl.load(slope + n)[None, :] * away - tl.load(offset + n)[None, :]
+    found = factor[None, :] * g - tl.load(slope + n)[None, :] * away - tl.load(offset + n)[None, :]
     tl.store(out + at, found.to(out.dtype.element_ty), there)
-
-
-@triton.jit(do_not_specialize=["delta", "key"])
-def flip_at_random(packed, row, rows, columns, gradient, stride, delta, key, flips):
-    """HyperMask with a random mask, in place: b ← 1[g ≤ 0] where a draw is below δ. `flips` += the bits that change.
-
-    The draw of a weight is Philox's (Salmon et al. 2011), of `key` and its place in the tensor: blocks have no part in it.
-    """
-    r = (tl.program_id(0) * UPDATE + tl.arange(0, UPDATE))[:, None, None]
-    j = (tl.program_id(1) * UPDATE + tl.arange(0, UPDATE))[None, :, None]
-    place = tl.arange(0, 8)[None, None, :]
-    k = 8 * j + place
-    there, byte_there = (r < rows) & (k < columns), (r < rows) & (j < row)
-    bytes_ = tl.load(packed + r.to(tl.int64) * row + j, byte_there, 0).to(tl.int32)
-    target = (tl.load(gradient + r.to(tl.int64) * stride + k, there, 0.0) <= 0).to(tl.int32)
-    chosen = tl.rand(key.to(tl.int64), r * columns + k) < delta
-    changes = tl.where(there & chosen & (((bytes_ >> place) & 1) != target), 1, 0)
-    changed = (bytes_ ^ tl.sum(changes << place, 2, keep_dims=True)).to(tl.uint8)
-    tl.store(packed + r.to(tl.int64) * row + j, changed, byte_there)
-    tl.atomic_add(flips, tl.sum(tl.sum(tl.sum(changes, 2), 1), 0).to(tl.int64))

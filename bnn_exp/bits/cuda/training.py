@@ -1,8 +1,8 @@
-"""A layer of bits in training on a GPU: what `bnn_exp.bits.cpu.forward` and `backward` are on a CPU.
+"""The arithmetic of an MLP of bits in training on a GPU (`bnn_exp.bits.arithmetic.Arithmetic`).
 
-Products are torch's. Forward they are int8 × int8 → int32, so that sums are exact; backward the values of bits and pixels,
-exact in bf16 too, meet errors that are rounded to bf16 (or are float32), summed up in fp32. Operands are unpacked when they are
-needed, and dropped. All between the products is Triton's (`bnn_exp.bits.cuda.kernels`).
+Products are torch's. Forward products are int8 × int8 → int32: sums are exact. Backward products multiply gradients, in bf16 or
+float32, by the values of bits and pixels, which are exact in bf16 too, and add up in float32. Operands are unpacked for a
+product and dropped after it. All other operations are Triton's kernels (`bnn_exp.bits.cuda.kernels`).
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ import triton
 from torch import Tensor, nn
 
 from bnn_exp.bits.cuda import kernels
+from bnn_exp.bits.factors import ComputedGradient
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import matmul
-from bnn_exp.optim.rule import Whole
 
 _BLOCK, _NEURONS = kernels.ROWS.value, kernels.NEURONS.value
-_FEWEST = 17  # rows that torch's product of integers takes
+_FEWEST = 17  # torch's product of integers takes no fewer rows
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What a layer's product gives for a batch: the numbers a·z, for z int16 or int32 [rows, width]."""
+    """The sums of a layer for a batch: z, int16 or int32 [rows, width], stands for the numbers a·z."""
 
     z: Tensor
     a: float
@@ -34,7 +34,12 @@ class Sums:
 
 @dataclass(frozen=True)
 class Norm:
-    """A BatchNorm in one step, float32 [width] each: y = z · scale + shift, by the mean of z and 1/σ of the numbers."""
+    """A BatchNorm in one step: y = z · scale + shift, all float32 [width].
+
+    Args:
+        mean: the mean of z.
+        inverse: 1/σ of the numbers a·z.
+    """
 
     scale: Tensor
     shift: Tensor
@@ -42,35 +47,36 @@ class Norm:
     inverse: Tensor
 
 
-def bit_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """x Vᵀ for the bits of x, uint8 [rows, bytes], and of weights."""
+def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+    """Returns the sums x Vᵀ of a batch of bits, uint8 [rows, bytes], and the values V of weights [neurons, inputs]."""
     operands = unpacked(PackedBits(x, weights.columns), zero, torch.int8), _matrix(weights, zero, torch.int8, x.shape[1])
     return Sums(_product_of_integers(*operands).to(torch.int16), 1.0)
 
 
-def pixel_sums(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """x Vᵀ for x = pixels / 255, uint8 [rows, inputs]."""
+def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+    """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs]."""
     v = _matrix(weights, zero, torch.int8, weights.packed.shape[1])
     centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128
     return Sums(_product_of_integers(centred, v).add_(128 * v.sum(1, dtype=torch.int32)), 1 / 255)
 
 
 def _product_of_integers(a: Tensor, v: Tensor) -> Tensor:
+    """Returns a vᵀ, int32 [rows, width], of int8 operands."""
     return torch._int_mm(_filled(a, max(len(a), _FEWEST), a.shape[1]), v.t())[: len(a)]
 
 
 def _filled(x: Tensor, rows: int, columns: int) -> Tensor:
-    """x with 0 up to that size, not copied where it has it."""
+    """Returns x extended with zeros to [rows, columns]; x itself if it has that size already."""
     return x if x.shape == (rows, columns) else F.pad(x, (0, columns - x.shape[1], 0, rows - len(x)))
 
 
 def unpacked(bits: PackedBits, zero: float, dtype: torch.dtype) -> Tensor:
-    """The values of bits as `dtype` [rows, 8 · bytes], 0 beyond the last."""
+    """Returns the values of bits as `dtype` [rows, 8 · bytes], 0 beyond the last bit of a row."""
     return _matrix(bits, zero, dtype, bits.packed.shape[1], 1)
 
 
 def _matrix(bits: PackedBits, zero: float, dtype: torch.dtype, row: int, multiple: int = LANES) -> Tensor:
-    """The same with rows filled to a multiple, and columns to those of `row` bytes."""
+    """Returns the values of bits as `dtype`, with rows filled up to a multiple and columns to 8 · `row`; the fill is 0."""
     (given, own), rows = bits.packed.shape, triton.cdiv(len(bits.packed), multiple) * multiple
     out = bits.packed.new_empty(rows, 8 * row, dtype=dtype)
     kernels.unpack[_blocks(out)](bits.packed, own, given, bits.columns, out, rows, 8 * row, zero)
@@ -78,7 +84,7 @@ def _matrix(bits: PackedBits, zero: float, dtype: torch.dtype, row: int, multipl
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """What `norm` does with a batch of such sums, in training or not; its running statistics go on."""
+    """Returns what `norm` does with this batch, in training or in evaluation; in training it updates the running statistics."""
     rows, width = sums.z.shape
     if norm.running_mean is not None and not norm.training:
         scale, shift = (t.to(sums.z.device) for t in scale_and_shift(norm))
@@ -115,7 +121,7 @@ def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
 
 
 def activations(sums: Sums, norm: Norm) -> Tensor:
-    """The bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    """Returns the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
     rows, width = sums.z.shape
     bits = sums.z.new_empty(rows, width // 8, dtype=torch.uint8)
     kernels.activate[_blocks(sums.z)](sums.z, rows, width, norm.scale, norm.shift, bits)
@@ -123,50 +129,54 @@ def activations(sums: Sums, norm: Norm) -> Tensor:
 
 
 def normalized(sums: Sums, norm: Norm) -> Tensor:
-    """y, float32 [rows, width]."""
+    """Returns y, float32 [rows, width]."""
     return sums.z * norm.scale + norm.shift
 
 
 class Backward:
-    """The errors' way back through a network. `of_weight`, `of_bias`: the gradients of the BatchNorm at which it is."""
+    """A backward pass through a network, from its last layer to its first; see `bnn_exp.bits.arithmetic.Backward`."""
 
     def __init__(self, grad: Tensor, sums: Sums, norm: Norm, dtype: torch.dtype):
-        self.errors, self.dtype = F.pad(grad, (0, sums.z.shape[1] - grad.shape[1])), dtype
+        self.grad, self.dtype = F.pad(grad, (0, sums.z.shape[1] - grad.shape[1])), dtype
         self._enter(sums, norm, inf)
 
     def _enter(self, sums: Sums, norm: Norm, window: float) -> None:
         self.sums, self.norm, self.window = sums, norm, window
         rows, width = sums.z.shape
         partial, vectors = _partial(sums.z), [norm.scale.new_empty(width) for _ in range(4)]
-        kernels.total[_blocks(sums.z)](self.errors, sums.z, rows, width, norm.scale, norm.shift, norm.mean, window, *partial)
+        kernels.total[_blocks(sums.z)](self.grad, sums.z, rows, width, norm.scale, norm.shift, norm.mean, window, *partial)
         kernels.slopes[_groups(width)](*partial, rows, width, sums.a, norm.scale, norm.inverse, *vectors)
         *self.slopes, self.of_weight, self.of_bias = vectors
 
     def at_sums(self) -> Tensor:
-        """The errors at the numbers of this layer, [rows, width]."""
+        """Returns the gradient at the sums of the current layer, [rows, width]."""
         (rows, width), norm = self.sums.z.shape, self.norm
-        out = torch.empty_like(self.errors, dtype=self.dtype)
+        out = torch.empty_like(self.grad, dtype=self.dtype)
         vectors = norm.scale, norm.shift, norm.mean, self.window, self.sums.a, *self.slopes
-        kernels.center[_blocks(self.sums.z)](self.errors, self.sums.z, rows, width, *vectors, out)
+        kernels.center[_blocks(self.sums.z)](self.grad, self.sums.z, rows, width, *vectors, out)
         return out
 
     def go_on(self, v: Tensor, sums: Sums, norm: Norm, window: float) -> Tensor:
-        """By the values of this layer's weights to the y of the layer below; gives the errors at the sums of this layer."""
+        """Goes on to the y of the layer below. Returns the gradient at the sums of the layer that it leaves.
+
+        Args:
+            v: the values of that layer's weights, from `OnGPU.to_inputs`.
+        """
         at_sums = self.at_sums()
-        self.errors = matmul(at_sums, v, self.dtype == torch.bfloat16)
+        self.grad = matmul(at_sums, v, self.dtype == torch.bfloat16)
         self._enter(sums, norm, window)
         return at_sums
 
 
 class OnGPU:
-    """What `bnn_exp.training.steps.packed` computes with, as `bnn_exp.bits.cpu.passes.OnCPU`.
+    """The arithmetic of a training on a GPU; see `bnn_exp.bits.arithmetic.Arithmetic`.
 
     Args:
-        bf16: whether errors are rounded to bfloat16 in products; else they are float32.
+        bf16: whether products round gradients to bfloat16; otherwise gradients are float32.
     """
 
-    bit_sums = staticmethod(bit_sums)
-    pixel_sums = staticmethod(pixel_sums)
+    sums_of_bits = staticmethod(sums_of_bits)
+    sums_of_pixels = staticmethod(sums_of_pixels)
     normalization = staticmethod(normalization)
     activations = staticmethod(activations)
     normalized = staticmethod(normalized)
@@ -176,37 +186,29 @@ class OnGPU:
 
     @staticmethod
     def kept(x: Tensor) -> Tensor:
+        """Returns a layer's packed bits x unchanged: the backward pass takes them in this form."""
         return x
 
     def backward(self, grad: Tensor, sums: Sums, norm: Norm) -> Backward:
+        """Begins a backward pass; `grad` is the gradient at the last layer's y, float32 [rows, classes]."""
         return Backward(grad, sums, norm, self.dtype)
 
     def to_inputs(self, layer: int, weights: PackedBits, width: int, zero: float) -> Tensor:
+        """Returns the values of a layer's weights, by which its gradient is multiplied: [filled neurons, width]."""
         return _matrix(weights, zero, self.dtype, width // 8)
 
-    def bit_factors(self, layer: int, errors: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> Whole:
+    def bit_factors(self, layer: int, grad: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> ComputedGradient:
+        """Returns the weight gradient of a layer on packed bits x, float32 [neurons, inputs]."""
         x = unpacked(PackedBits(x, inputs), zero, self.dtype)
-        return Whole(matmul(errors.t(), x, self.bf16)[:neurons, :inputs])
+        return ComputedGradient(matmul(grad.t(), x, self.bf16)[:neurons, :inputs])
 
-    def pixel_factors(self, errors: Tensor, pixels: Tensor, neurons: int) -> Whole:
-        return Whole(matmul(errors.t(), pixels.to(self.dtype), self.bf16)[:neurons].div_(255))
-
-
-def flip_at_random(weights: PackedBits, gradient: Tensor, delta: float, key: int, flips: Tensor) -> None:
-    """HyperMask with a random mask, in place; `flips`, an int64 scalar, += the bits that change.
-
-    Args:
-        gradient: float32 [neurons, inputs], its rows in one piece each.
-        key: of the draws, below 2⁶³.
-    """
-    rows, row = weights.packed.shape
-    grid = triton.cdiv(rows, kernels.UPDATE.value), triton.cdiv(row, kernels.UPDATE.value)
-    stride = gradient.stride(0)
-    kernels.flip_at_random[grid](weights.packed, row, rows, weights.columns, gradient, stride, delta, key, flips)
+    def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int) -> ComputedGradient:
+        """Returns the weight gradient of the first layer, float32 [neurons, inputs]."""
+        return ComputedGradient(matmul(grad.t(), pixels.to(self.dtype), self.bf16)[:neurons].div_(255))
 
 
 def _partial(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for two vectors of every block of rows."""
+    """Returns two empty float32 [blocks of rows, width], for partial sums."""
     blocks = triton.cdiv(len(z), _BLOCK)
     return tuple(z.new_empty(blocks, z.shape[1], dtype=torch.float32) for _ in range(2))
 

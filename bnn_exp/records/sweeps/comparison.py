@@ -122,7 +122,8 @@ class Comparison:
         """Sentences below the table: how the best row was chosen, and what counts as a seed."""
         notes = []
         if self.missing:
-            notes.append(f"The sweep is incomplete: {self.missing} of its jobs {'have' if self.missing > 1 else 'has'} not begun.")
+            have = "have" if self.missing > 1 else "has"
+            notes.append(f"The sweep is incomplete: {self.missing} of its jobs {have} not begun.")
         if len(self.rows) > 1 and self.by in BY_TEST:
             way = (
                 "Without report.y it is" if self.validated else "With dataset.validation=0.1 some rows are kept back, and it is"

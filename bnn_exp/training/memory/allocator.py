@@ -1,29 +1,8 @@
-"""`engine.memory`: which trainings can be lean, and what becomes of freed memory. Imports no torch."""
+"""Tells the allocator of the C library what to do with freed memory. Imports no torch."""
 
 import ctypes
 
-from bnn_exp.config.models import weights_of
-from bnn_exp.errors import UserError
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's names for them (malloc.h)
-
-
-def check(settings) -> None:
-    """Refuse `engine.memory=lean` for what needs all gradients at once.
-
-    Raises:
-        UserError: it names what that is.
-    """
-    engine = settings.engine
-    needs = (
-        (weights_of(settings.model) != "bits", f"optimizer={settings.optimizer.name}, whose step needs all gradients"),
-        (settings.trainer.diagnostics, "trainer.diagnostics=true, which reads all gradients"),
-        (engine.devices > 1, f"engine.devices={engine.devices}, which send all gradients"),
-        (engine.compile, "engine.compile=true, which computes all gradients before it gives the first"),
-    )
-    hindrance = next((what for hinders, what in needs if hinders), "")
-    if engine.memory == "lean" and hindrance:
-        raise UserError(f"engine.memory=lean: not with {hindrance}\nallowed: engine.memory=fast")
 
 
 def keep_freed_memory() -> bool:

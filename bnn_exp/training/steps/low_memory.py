@@ -1,17 +1,14 @@
-"""`engine.memory=lean`: what a step keeps, in as few bytes as hold exactly the same numbers.
+"""The dense step in less memory (`engine.memory=lean`): it keeps the same numbers in fewer bytes.
 
-Gradients: a rule flips the bits of a tensor as soon as its gradient is there, in the backward pass, which then drops it.
+Gradients: a rule flips the bits of a tensor as soon as the backward pass has its gradient, which is then freed.
 
-Saved for the backward pass: a tensor is judged by what is in it, so that every model, torch's own operators and layers of
-one's own are served alike. One of two values (those of bits, in activations as in weights; windows) is kept as bits, one of
-small whole numbers or quarters (sums of values of bits, places of a maximum) as int16, any other as it is. On a GPU the look
-at each costs a wait for it. Flips and losses are those of `fast`, to the bit.
+Saved activations: the content of a tensor decides how it is kept, so this serves every model, torch's own operators and layers
+of your own. A tensor of two values (bits, binary activations, windows) is kept as bits. One of small whole numbers or quarters
+(sums of values of bits, places of a maximum) is kept as int16. Any other tensor stays as it is. On a GPU each look at a tensor
+waits for the GPU. Flips and losses are those of `fast`, to the bit.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,28 +16,32 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bnn_exp.bits import reference
+from bnn_exp.optim.rule import Rule
+from bnn_exp.training.memory.footprint import Footprint
+from bnn_exp.training.steps.dense import Dense
 
-if TYPE_CHECKING:
-    from bnn_exp.optim import Rule
-
-_SMALLEST = 1024  # elements of a tensor that is looked at
-_HEAD = 64  # of them that are looked at first: most real numbers show there
+_SMALLEST = 1024  # tensors of fewer elements stay as they are
+_HEAD = 64  # the first elements, which are looked at first: most real numbers show there
 _INT16 = torch.iinfo(torch.int16)
 
 
-def consume_gradients(rule: "Rule", note: Callable[[], None]) -> None:
-    """From now on a backward pass does the part of the rule's next step that is each tensor's; none has a `grad` after it.
+class LowMemory(Dense):
+    """The dense step, with saved activations kept compact and each gradient of bits freed as soon as it is used."""
 
-    `note` is called before a gradient goes.
-    """
+    rule: Rule
 
-    def consume(i: int, _: Tensor) -> None:
-        note()
-        rule.step_now(i)
+    def __init__(self, *parts, **options):
+        super().__init__(*parts, **options)
+        self.footprint = Footprint(self.network, Saving(self.network))
+        for p in self.rule.tensors():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(self._use)
 
-    for i, p in enumerate(rule.tensors()):
-        if p.requires_grad:
-            p.register_post_accumulate_grad_hook(partial(consume, i))
+    def _use(self, p: Tensor) -> None:
+        """Flips bits of a tensor by its gradient, and frees the gradient."""
+        self.footprint.note_gradients()
+        gradient, p.grad = p.grad, None
+        self.rule.flip(p, gradient)
 
 
 class Saving(saved_tensors_hooks):

@@ -1,4 +1,9 @@
-"""An MLP whose weights are packed bits, forward and backward: what the packed engine trains."""
+"""The training step on packed bits: an MLP whose weights take one bit each, forward and backward.
+
+Each layer that trains passes its weight gradient to the rule in the backward pass, as two factors, and the rule flips packed
+bits at once. No weight gradient is kept. On a CPU the numbers are those of `dense`, but for the order in which a sum adds its
+terms: a flip can differ only where rounding decides.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -8,39 +13,63 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bnn_exp.bits.arithmetic import arithmetic
+from bnn_exp.bits.draws import Purpose, number
+from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
+from bnn_exp.config.settings import Settings
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
-from bnn_exp.optim.rule import Factors
+from bnn_exp.optim.rule import Rule
+from bnn_exp.training.steps.dense import Dense
 
 if TYPE_CHECKING:
     from bnn_exp.bits.cpu.passes import OnCPU
     from bnn_exp.bits.cuda.training import OnGPU
 
 
-class PackedMLP:
-    """Computes what `network` does, and packs its weights in place.
-
-    In the backward pass each layer that trains hands its gradient over as two factors as soon as they are there, from the
-    last to the first, and keeps nothing of it. Saved for it are the bits of every layer's inputs, and its sums in int16 (the
-    first layer's in four bytes).
+class Packed(Dense):
+    """The step of a binary MLP by kernels on packed bits.
 
     Args:
-        network: an MLP of bits, encoded `boolean` or `bipolar`, where `bits` computes.
-        bits: the arithmetic of bits.
-        hand_over: takes the number of a layer and its Factors; it may change the layer's bits.
-        frozen: how many of its first layers, with their norms, do not train.
+        settings: `freeze` first layers are not trained; `engine.gradient_bits` rounds gradients on a CPU.
     """
 
-    def __init__(self, network: MLP, bits: "OnCPU | OnGPU", hand_over: Callable[[int, Factors], None], frozen: int = 0):
-        self.network, self.bits, self.hand_over, self.frozen = network, bits, hand_over, frozen
+    network: MLP
+    rule: Rule
+
+    def __init__(self, settings: Settings, *parts, **options):
+        super().__init__(*parts, **options)
+
+        def key(layer: int, gradient: int) -> int:
+            """Returns the key by which the coming step rounds a gradient of a layer."""
+            step = self.rule.param_groups[0]["step"]
+            return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
+
+        operations = arithmetic(self.network.layers[0].weight, self.bf16, settings.engine.gradient_bits, key)
+        self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze)
+
+
+class PackedMLP:
+    """Computes what an MLP computes, on packed weights.
+
+    Saved for the backward pass are the bits of every layer's inputs, and its sums in int16 (the first layer's in four bytes).
+
+    Args:
+        network: an MLP of packed bits, encoded `boolean` or `bipolar`, on the device of `arithmetic`.
+        arithmetic: the operations on bits.
+        take: receives the packed weights of a layer and their gradient, from the last layer to the first; it may change the
+            weights.
+        frozen: the number of first layers that are not trained, nor their norms.
+    """
+
+    def __init__(self, network: MLP, arithmetic: "OnCPU | OnGPU", take: Callable[[Tensor, Factors], None], frozen: int = 0):
+        self.network, self.bits, self.take, self.frozen = network, arithmetic, take, frozen
         self.zero = 0.0 if network.encoding == "boolean" else -1.0
         self.window = inf if network.window is None else network.window
-        for layer in network.layers:
-            layer.pack()
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels, uint8 [batch, …] → logits [batch, num_classes]."""
+        """Maps pixels, uint8 [batch, …], to logits [batch, num_classes]."""
         network, x = self.network, pixels.flatten(1)
         if torch.is_grad_enabled() and network.training:
             # BatchNorms may have no parameters, and bits have no gradients
@@ -52,36 +81,36 @@ class PackedMLP:
         return binarize(logits, network.encoding, network.window) if network.binarize_logits else logits
 
     def layers(self, x: Tensor) -> Iterator["Layer"]:
-        """One layer after the other, on a batch of pixels."""
+        """Computes the layers on a batch of pixels, from the first to the last."""
         for i, norm in enumerate(self.network.norms):
-            product = self.bits.bit_sums if i else self.bits.pixel_sums
+            product = self.bits.sums_of_bits if i else self.bits.sums_of_pixels
             sums = product(x, self.weights(i), self.zero)
             layer = Layer(x, sums, self.bits.normalization(norm, sums))
             yield layer
             x = self.bits.activations(sums, layer.norm)
 
     def logits(self, last: "Layer") -> Tensor:
-        """The y of the last layer, float32 [batch, num_classes]."""
+        """Returns the normalised sums of the last layer, float32 [batch, num_classes]."""
         return self.bits.normalized(last.sums, last.norm)[:, : self.network.norms[-1].num_features]
 
     def weights(self, i: int) -> PackedBits:
-        """The bits of layer i."""
+        """Returns the packed bits of layer i."""
         layer = self.network.layers[i]
         return PackedBits(layer.weight.data, layer.in_features)
 
-    def factors(self, i: int, inputs: Tensor, errors: Tensor) -> Factors:
-        """The gradient of the weights of layer i."""
+    def factors(self, i: int, inputs: Tensor, gradients: Tensor) -> Factors:
+        """Returns the weight gradient of layer i, from the layer's inputs and the gradients at its sums."""
         layer = self.network.layers[i]
         if i == 0:
-            return self.bits.pixel_factors(errors, inputs, layer.out_features)
-        return self.bits.bit_factors(i, errors, inputs, layer.out_features, layer.in_features, self.zero)
+            return self.bits.pixel_factors(gradients, inputs, layer.out_features)
+        return self.bits.bit_factors(i, gradients, inputs, layer.out_features, layer.in_features, self.zero)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer has to do with a batch: its sums and its BatchNorm, by the arithmetic that computes them.
+    """A layer's input, sums and BatchNorm for one batch, in the types of the arithmetic.
 
-    `x`: pixels, or the bits of its inputs, packed along the rows; in the backward pass as they were kept.
+    `x` holds pixels, or the bits of the inputs packed along the rows; in the backward pass it holds them as they were kept.
     """
 
     x: Tensor
@@ -117,13 +146,13 @@ class _Pass(torch.autograd.Function):
                 below = layers[i - 1]
                 to_inputs = packed.bits.to_inputs(i, packed.weights(i), below.sums.z.shape[1], packed.zero)
                 at_sums = back.go_on(to_inputs, below.sums, below.norm, packed.window)
-            packed.hand_over(i, packed.factors(i, layers[i].x, at_sums))
-            del at_sums  # before those of the next layer are there
+            packed.take(packed.network.layers[i].weight, packed.factors(i, layers[i].x, at_sums))
+            del at_sums  # frees its memory before the next layer needs as much
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *(g if w else None for g, w in zip(gradients, wanted, strict=True))
 
 
 def _taken_out(part: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A dataclass without its tensors, and these by name."""
+    """Returns a dataclass without its tensors, and the tensors by name."""
     tensors = {f.name: t for f in fields(part) if isinstance(t := getattr(part, f.name), Tensor)}
     return replace(part, **dict.fromkeys(tensors)), tensors

@@ -1,7 +1,7 @@
-"""What a step asks of a GPU, said once and then repeated in one call: CUDA graphs.
+"""CUDA graphs: a step is recorded once for each batch size, and then replayed by one call.
 
-The forward and backward pass of a small network are some two hundred kernels, and Python takes longer to ask for them than a
-GPU to run them. Shapes, and where tensors lie, are the same in every step, so that all of it can be recorded.
+The step of a small network is some two hundred kernels, and Python takes longer to launch them than a GPU takes to run them. In
+every step the shapes and addresses of tensors are the same, so a graph can hold all of it.
 """
 
 import logging
@@ -11,22 +11,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnn_exp.training.steps.dense import Dense
+
 log = logging.getLogger(__name__)
 
 
-class Graphs:
-    """Does what `work` does, for each shape of its arguments by a graph of its own.
+class Recorded:
+    """A step that replays another step: batch, passes, rule and optimizers.
 
-    The first call of a shape works as usual, and readies what is made when it is first needed; the second records; those after
-    it replay. What is recorded lies in tensors that every replay writes anew: results are to be used before the next call.
+    Python does `before` and `after` for each replay. They write the number of the step, the strengths and the learning rates
+    into tensors that the graph reads.
 
     Args:
-        work: takes tensors on a GPU and gives tensors there, in any structure. It may not wait for the GPU, and depends on
-            nothing but its arguments and what lies in tensors that stay where they are, such as parameters.
-        required: whether a recording that fails is an error; else the log says so, and all calls work as usual.
+        step: the step to record, on a GPU.
+        required: raise an error if the recording fails; else log a warning, and run the step without a graph.
+    """
+
+    def __init__(self, step: Dense, required: bool = False):
+        self.step, self.graphs = step, Graphs(step, required)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.graphs(rows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+
+class Graphs:
+    """Runs `work` by CUDA graphs, one for each combination of argument shapes.
+
+    The first call with a shape runs as usual: libraries and optimizers allocate there what they need. The second call records;
+    every later one replays. A replay overwrites its results, so the caller uses them before the next call.
+
+    Args:
+        work: maps tensors on a GPU to tensors there, in any structure. It must not wait for the GPU. It may depend on its
+            arguments and on tensors that keep their addresses, such as parameters, and on nothing else.
+        required: raise an error if a recording fails; else log a warning once, and run all calls as usual.
 
     Raises:
-        RuntimeError: a recording that is required fails.
+        RuntimeError: a required recording fails.
     """
 
     def __init__(self, work: Callable[..., Any], required: bool = False):
@@ -39,7 +62,7 @@ class Graphs:
         shapes = tuple((x.shape, x.dtype) for x in arguments)
         if shapes not in self.known or self.failed:
             self.known.add(shapes)
-            return self._aside(arguments)
+            return self._run(arguments)
         if shapes not in self.recorded:
             try:
                 self.recorded[shapes] = self._record(arguments)
@@ -47,16 +70,16 @@ class Graphs:
                 if self.required:
                     raise
                 self.failed = True
-                log.warning("steps are not recorded as CUDA graphs (engine.graphs=false says so beforehand): %s", error)
-                return self._aside(arguments)
+                log.warning("steps are not recorded as CUDA graphs (engine.graphs=false avoids the attempt): %s", error)
+                return self._run(arguments)
         graph, places, results = self.recorded[shapes]
         for place, x in zip(places, arguments, strict=True):
             place.copy_(x)
         graph.replay()
         return results
 
-    def _aside(self, arguments: tuple[Tensor, ...]) -> Any:
-        """The work on the stream on which it will be recorded, as torch asks for before a recording."""
+    def _run(self, arguments: tuple[Tensor, ...]) -> Any:
+        """Runs the work on the stream that records later: torch requires such a first run."""
         here = torch.cuda.current_stream()
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(here)

@@ -1,0 +1,33 @@
+"""Chooses the kernels that train an MLP on packed bits: numba's on a CPU, Triton's on a GPU."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bnn_exp.bits import device
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.cpu.passes import OnCPU
+    from bnn_exp.bits.cuda.training import OnGPU
+
+
+def arithmetic(
+    weights: Tensor, bf16: bool = False, gradient_bits: int | None = None, key: Callable[[int, int], int] = lambda *_: 0
+) -> "OnCPU | OnGPU":
+    """Returns the operations on packed bits for the device of `weights`.
+
+    Args:
+        bf16: on a GPU, products round gradients to bfloat16.
+        gradient_bits: on a CPU, gradients are rounded at random to so many bits; None: they are not rounded.
+        key: returns the random key of a rounding, below 2³²: of a layer, and of its gradient 0 (inputs) or 1 (weights).
+    """
+    if not device.on_host(weights):
+        from bnn_exp.bits.cuda.training import OnGPU
+
+        return OnGPU(bf16)
+    from bnn_exp.bits.cpu.passes import OnCPU
+    from bnn_exp.bits.cpu.rounding import Rounding
+
+    bits = gradient_bits
+    return OnCPU(None if bits is None else lambda layer, gradient: Rounding(bits, key(layer, gradient)))

@@ -1,0 +1,115 @@
+"""BatchNorm and the binary activation of a layer of bits in training, forward and backward.
+
+The sums `z` of a layer are int16 or float32 [rows, width], where width is a multiple of 64. A sum stands for the number
+a·z + c[neuron], exact in float32. The argument of the activation is y = (a·z + c)·scale + shift. The product and the last sum
+are one rounding where the processor can, as in torch's batch_norm. So y is never stored: every kernel computes it again from z.
+Vectors are float32 [width].
+
+A kernel takes a range of rows or columns, so that threads can share the work. How they share it changes no result.
+"""
+
+import numpy as np
+
+from bnn_exp.bits.cpu.kernels.compiler import fused_kernel
+from bnn_exp.bits.cpu.kernels.llvm import WIDTH
+from bnn_exp.bits.cpu.kernels.vectors_16 import (
+    floats_at,
+    minus,
+    over,
+    plus,
+    repeated,
+    set_floats,
+    set_not_negative,
+    shorts_at,
+    times_plus,
+    zero_floats,
+)
+
+CHUNK = 256  # rows of a gradient whose float32 sums are taken one after the other
+
+
+@fused_kernel
+def _number(z, short, a, c):
+    """Returns 16 numbers a·z + c, float32; z is the address of int16 if `short`, else of float32."""
+    return times_plus(shorts_at(z) if short else floats_at(z), a, c)
+
+
+@fused_kernel
+def moments(z, a, c, first, last, mean, squares):
+    """Computes the mean and Σ (number − mean)² of columns `first` to `last`, float32, into `mean` and `squares`.
+
+    The rows are added one after the other, as torch does on one thread.
+    """
+    rows, row, short = len(z), z.shape[1] * z.itemsize, z.itemsize == 2
+    start, shifts, means, sums = np.intp(z.ctypes.data), c.ctypes.data, mean.ctypes.data, squares.ctypes.data
+    a, count, step = repeated(a), repeated(np.float32(rows)), WIDTH * z.itemsize
+    for n in range(first, last, 2 * WIDTH):
+        begin, at, to, out = start + n * z.itemsize, np.intp(shifts + 4 * n), np.intp(means + 4 * n), np.intp(sums + 4 * n)
+        c, d = floats_at(at), floats_at(at + 64)
+        p, q = zero_floats(), zero_floats()
+        for r in range(rows):
+            p = plus(p, _number(begin + r * row, short, a, c))
+            q = plus(q, _number(begin + r * row + step, short, a, d))
+        p, q = over(p, count), over(q, count)
+        set_floats(to, p)
+        set_floats(to + 64, q)
+        x, y = zero_floats(), zero_floats()
+        for r in range(rows):
+            e, f = minus(_number(begin + r * row, short, a, c), p), minus(_number(begin + r * row + step, short, a, d), q)
+            x, y = times_plus(e, e, x), times_plus(f, f, y)
+        set_floats(out, x)
+        set_floats(out + 64, y)
+
+
+@fused_kernel
+def normalized(z, a, c, scale, shift, begin, end, y):
+    """Computes rows `begin` to `end` of y, float32 [rows, width]."""
+    for r in range(begin, end):
+        for n in range(z.shape[1]):
+            y[r, n] = (a * np.float32(z[r, n]) + c[n]) * scale[n] + shift[n]
+
+
+@fused_kernel
+def activations(z, a, c, scale, shift, begin, end, bits):
+    """Computes rows `begin` to `end` of the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    y = np.empty(z.shape[1], np.float32)
+    at, to, row = np.intp(y.ctypes.data), np.intp(bits.ctypes.data), np.intp(bits.shape[1])
+    for r in range(begin, end):
+        for n in range(z.shape[1]):
+            y[n] = (a * np.float32(z[r, n]) + c[n]) * scale[n] + shift[n]
+        for n in range(0, z.shape[1], WIDTH):
+            set_not_negative(to + r * row + n // 8, floats_at(at + 4 * n))
+
+
+@fused_kernel
+def pass_window(grad, z, a, c, scale, shift, mean, window, begin, end, totals, products):
+    """Sets a gradient at y to 0, in place, where |y| > window, in rows `begin` to `end`, which are whole chunks.
+
+    Args:
+        grad: float32 [rows, width].
+        totals, products: float32 [chunks, width]; receive Σ grad and Σ grad · (number − mean) of each chunk.
+    """
+    for first in range(begin, end, CHUNK):
+        total, product = totals[first // CHUNK], products[first // CHUNK]
+        total[:] = 0
+        product[:] = 0
+        for r in range(first, min(first + CHUNK, end)):
+            for n in range(z.shape[1]):
+                number = a * np.float32(z[r, n]) + c[n]
+                y = number * scale[n] + shift[n]
+                g = grad[r, n] if abs(y) <= window else np.float32(0)
+                grad[r, n] = g
+                total[n] += g
+                product[n] += g * (number - mean[n])
+
+
+@fused_kernel
+def center(grad, z, a, c, mean, factor, slope, offset, begin, end):
+    """Turns rows `begin` to `end` of the gradient at y, float32 [rows, width], into the gradient at the numbers, in place.
+
+    The result is factor · grad − slope · (number − mean) − offset.
+    """
+    for r in range(begin, end):
+        for n in range(z.shape[1]):
+            number = a * np.float32(z[r, n]) + c[n]
+            grad[r, n] = factor[n] * grad[r, n] - slope[n] * (number - mean[n]) - offset[n]

@@ -1,0 +1,52 @@
+"""The decorators that compile a kernel with numba and cache its machine code on disk.
+
+Numba's own cache looks only at the file of the compiled function. A kernel here also contains the code of intrinsics and of
+kernels from other files. Its cached machine code therefore counts only as long as no file of this folder has changed.
+"""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from numba import njit
+from numba.core.caching import FunctionCache
+
+from bnn_exp.bits.reference import LANES
+
+
+def _sources() -> str:
+    """Returns a fingerprint of everything outside a kernel's own lines that its machine code depends on."""
+    digest = hashlib.sha256(f"LANES = {LANES}".encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+SOURCES = _sources()
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache of one compiled function, whose key also holds `SOURCES`."""
+
+    def _index_key(self, sig, codegen) -> tuple:
+        return *super()._index_key(sig, codegen), SOURCES
+
+
+def kernel(function: Callable, **options) -> Callable:
+    """Returns `function`, compiled by numba at its first call, without the interpreter's lock.
+
+    Numba keeps the machine code beside the source file, or in the user's cache folder.
+
+    Args:
+        options: further options of `numba.njit`.
+    """
+    compiled = njit(nogil=True, error_model="numpy", **options)(function)
+    with suppress(RuntimeError):  # no folder is writable: every process compiles the kernel again
+        compiled._cache = _KernelCache(function)
+    return compiled
+
+
+def fused_kernel(function: Callable) -> Callable:
+    """Returns `function` compiled as by `kernel`, with a·b + c in one rounding where the processor can."""
+    return kernel(function, fastmath={"contract"})

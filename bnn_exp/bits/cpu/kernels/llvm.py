@@ -1,0 +1,139 @@
+"""The vector types of the kernels, helpers that emit LLVM instructions, and intrinsics on single numbers.
+
+Numba has no vectors, so intrinsics emit LLVM's. LLVM splits a vector into the registers that the processor has: one source
+serves every processor.
+"""
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+from bnn_exp.bits.reference import LANES
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F32 = ir.FloatType()
+
+
+class Vector(types.Type):
+    """A numba type: a vector of `lanes` numbers, each of the LLVM type `element`."""
+
+    def __init__(self, element: ir.Type, lanes: int):
+        self.ir = ir.VectorType(element, lanes)
+        super().__init__(name=f"Vector({lanes} x {element})")
+
+
+@register_model(Vector)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, vector.ir)
+
+
+BYTES_64, INTS_64, FLOATS_64 = (Vector(element, LANES) for element in (I8, I32, F32))  # a number for each output of a tile
+SHORTS_32 = Vector(I16, LANES // 2)
+WIDTH = 16  # numbers of 32 bits in a register of AVX-512
+INTS_16, FLOATS_16 = Vector(I32, WIDTH), Vector(F32, WIDTH)
+
+
+def emitted(signature, codegen: Callable) -> tuple:
+    """Returns the pair that numba expects from an @intrinsic function.
+
+    Args:
+        signature: numba's signature of the intrinsic.
+        codegen: called as codegen(builder, *values); emits the instructions and returns their result, an LLVM value.
+    """
+
+    def call(context, b, _signature, values):
+        result = codegen(b, *values)
+        return context.get_dummy_value() if signature.return_type == types.void else result
+
+    return signature, call
+
+
+def constant(kind: Vector, values: int | Sequence[int]) -> ir.Constant:
+    """Returns the constant vector of these values; a single value stands in every lane."""
+    return ir.Constant(kind.ir, [values] * kind.ir.count if isinstance(values, int) else list(values))
+
+
+def splat(b: ir.IRBuilder, value: ir.Value, lanes: int = LANES) -> ir.Value:
+    """Returns a vector with `value` in every lane."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    zero = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, zero)
+
+
+def picked(b: ir.IRBuilder, vector: ir.Value, lanes: Sequence[int]) -> ir.Value:
+    """Returns the vector of the given lanes of `vector`, in that order; a lane may occur several times."""
+    indices = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+    return b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), indices)
+
+
+def pointer(b: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    """Returns the address, an integer, as a pointer to `kind`."""
+    return b.inttoptr(address, kind.as_pointer())
+
+
+def declared(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Value:
+    """Returns LLVM's own function `name`, declared in the current module."""
+    return cgutils.get_or_insert_function(b.module, ir.FunctionType(result, arguments), name)
+
+
+@intrinsic
+def byte_at(_typing, address):
+    """Returns the uint8 at `address`."""
+    return emitted(types.intp(types.intp), lambda b, a: b.zext(b.load(pointer(b, a, I8)), I64))
+
+
+@intrinsic
+def int_at(_typing, address):
+    """Returns the uint32 at `address`."""
+    return emitted(types.intp(types.intp), lambda b, a: b.zext(b.load(pointer(b, a, I32), align=1), I64))
+
+
+@intrinsic
+def word_at(_typing, address):
+    """Returns the int64 at `address`."""
+    return emitted(types.intp(types.intp), lambda b, a: b.load(pointer(b, a, I64), align=1))
+
+
+@intrinsic
+def float_at(_typing, address):
+    """Returns the float32 at `address`."""
+    return emitted(types.float32(types.intp), lambda b, a: b.load(pointer(b, a, F32), align=4))
+
+
+@intrinsic
+def set_byte(_typing, address, value):
+    """Stores `value` as uint8 at `address`."""
+    return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(b.trunc(v, I8), pointer(b, a, I8)))
+
+
+@intrinsic
+def set_int(_typing, address, value):
+    """Stores `value` as int32 at `address`."""
+    return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(b.trunc(v, I32), pointer(b, a, I32), align=4))
+
+
+@intrinsic
+def set_float(_typing, address, number):
+    """Stores a float32 at `address`."""
+    return emitted(types.void(types.intp, types.float32), lambda b, a, n: b.store(n, pointer(b, a, F32), align=4))
+
+
+@intrinsic
+def ones(_typing, value):
+    """Returns the number of bits that are 1 in an int64."""
+    return emitted(types.intp(types.intp), lambda b, v: b.ctpop(v))
+
+
+@intrinsic
+def plane(_typing, word, p):
+    """Returns bit p of each of the 8 bytes of an int64, as one byte."""
+
+    def codegen(b, word, p):
+        bits = b.and_(b.lshr(word, p), I64(0x0101010101010101))
+        return b.lshr(b.mul(bits, I64(0x0102040810204080)), I64(56))  # the product moves bit 8i to bit 56 + i
+
+    return emitted(types.intp(types.intp, types.intp), codegen)

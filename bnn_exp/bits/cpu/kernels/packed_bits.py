@@ -1,0 +1,41 @@
+"""Bits counted, read and flipped in packed rows."""
+
+import numpy as np
+
+from bnn_exp.bits.cpu.kernels.compiler import kernel
+from bnn_exp.bits.cpu.kernels.llvm import byte_at, ones
+
+
+@kernel
+def count_ones(packed, counts):
+    """Counts the bits that are 1 in each row of `packed`, uint8 [rows, bytes], into `counts`, int64 [rows]."""
+    start, row = np.intp(packed.ctypes.data), np.intp(packed.shape[1])
+    for r in range(len(packed)):
+        total = 0
+        for j in range(row):
+            total += ones(byte_at(start + r * row + j))
+        counts[r] = total
+
+
+@kernel
+def bits_at(packed, inputs, positions, found):
+    """Reads the bits at flat positions, int64, of bits [rows, inputs] into `found`, float32.
+
+    Args:
+        packed: the bits, uint8 [rows, bytes].
+    """
+    for i in range(len(positions)):
+        row, k = positions[i] // inputs, positions[i] % inputs
+        found[i] = packed[row, k >> 3] >> (k & 7) & 1
+
+
+@kernel
+def flip_at(packed, inputs, positions):
+    """Flips the bits at flat positions, int64 and each once, of bits [rows, inputs], in place.
+
+    Args:
+        packed: the bits, uint8 [rows, bytes].
+    """
+    for i in range(len(positions)):
+        row, k = positions[i] // inputs, positions[i] % inputs
+        packed[row, k >> 3] ^= np.uint8(1 << (k & 7))

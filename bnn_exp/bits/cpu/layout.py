@@ -1,0 +1,73 @@
+"""Tensors filled, transposed and rearranged into the layouts that the kernels read."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnn_exp.bits.cpu.kernels import transposes
+from bnn_exp.bits.cpu.kernels.llvm import WIDTH
+from bnn_exp.bits.cpu.threads import share_out
+from bnn_exp.bits.reference import LANES
+
+
+def up_to(count: int, multiple: int) -> int:
+    """Returns the smallest multiple of `multiple` that is not below `count`."""
+    return -(-count // multiple) * multiple
+
+
+def filled(x: Tensor, width: int, value: float = 0.0) -> Tensor:
+    """Returns x with its last dimension extended to `width` by `value`."""
+    return F.pad(x, (0, width - x.shape[-1]), value=value)
+
+
+def transposed(x: Tensor) -> Tensor:
+    """Transposes uint8 [rows, columns] to [columns, ⌈rows / 64⌉ · 64]; the fill is 0."""
+    rows, columns = x.shape
+    out = torch.empty(columns, up_to(rows, LANES), dtype=torch.uint8)
+    out[:, rows:] = 0
+    source, target = x.contiguous().numpy(), out.numpy()
+
+    def copy(first: int, last: int) -> None:
+        transposes.transpose_bytes(source, WIDTH * first, min(WIDTH * last, columns), target)
+
+    share_out(copy, -(-columns // WIDTH))
+    return out
+
+
+def columns_of(bits: Tensor) -> Tensor:
+    """Transposes bits, packed along the rows, uint8 [rows, bytes], to uint8 [8 · bytes, ⌈rows / 64⌉ · 8]; the fill is 0."""
+    by_byte = transposed(bits)
+    columns = torch.empty(8 * bits.shape[1], by_byte.shape[1] // 8, dtype=torch.uint8)
+    source, target = by_byte.numpy(), columns.numpy()
+    share_out(lambda first, last: transposes.transpose_bits(source[first:last], target[8 * first : 8 * last]), len(source))
+    return columns
+
+
+def by_neuron(grad: Tensor, neurons: int) -> Tensor:
+    """Transposes the first `neurons` columns of float32 [rows, width] to float32 [neurons, rows].
+
+    The sizes of the result are filled up to multiples of 16 and 64. Width is at least the filled number of neurons.
+    """
+    neurons, rows = up_to(neurons, WIDTH), len(grad)
+    out = torch.empty(neurons, up_to(rows, LANES))
+    out[:, rows:] = 0
+    source, target = grad.numpy(), out.numpy()
+    share_out(lambda first, last: transposes.transpose_floats(source, WIDTH * first, WIDTH * last, target), neurons // WIDTH)
+    return out
+
+
+def words_of(columns: Tensor, width: int) -> Tensor:
+    """Rearranges bits, packed along the columns, uint8 [inputs, bytes], for `kernels.input_gradient`.
+
+    Returns int32 [width / 32, bytes / 4, 32], where inputs beyond the given ones are 0.
+    """
+    words = F.pad(columns.contiguous().view(torch.int32), (0, 0, 0, width - len(columns)))
+    return words.view(width // 32, 32, -1).transpose(1, 2).contiguous()
+
+
+def factors_of(zero: float) -> Tensor:
+    """Returns the `factors` of `kernels.input_gradient`, float32 [5, 16].
+
+    Entry (j, i) of the first four rows is the value of bit j of the nibble i, 1 or `zero`. The last row is sixteen ones.
+    """
+    return torch.tensor([[1.0 if nibble >> bit & 1 else zero for nibble in range(16)] for bit in range(4)] + [[1.0] * 16])

@@ -1,0 +1,122 @@
+"""Random numbers by counters, for weights on a GPU: Philox 4×32-10 (Salmon et al. 2011, Random123).
+
+A number depends on a key, on the step and on its place in the tensor alone. The step lies on the device, so a kernel computes
+the number without asking Python, and a step that is recorded once draws new numbers each time it is replayed.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from bnn_exp.bits.factors import Factors
+from bnn_exp.bits.packing import PackedBits
+
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+WEYL = 0x9E3779B9, 0xBB67AE85  # added to the two halves of the key from round to round
+ROUNDS = 10
+_LOW = 0xFFFFFFFF
+
+
+class Philox(torch.Generator):
+    """The random numbers of one tensor in one step.
+
+    The first draw of an object is numbered 0, the second 1, and so on. `torch.rand(…, generator=…)` takes the object too, if it
+    was made with a seed; a step that does so is not recorded.
+
+    Args:
+        key: 0 ≤ key < 2⁶³, from the seed, the purpose and the tensor.
+        step: int64 scalar on the device; its value is read when a kernel runs.
+        seed: for `torch.rand`. None while CUDA records a graph, when torch refuses to seed a generator.
+    """
+
+    def __new__(cls, key: int, step: Tensor, seed: int | None = None) -> "Philox":
+        return super().__new__(cls, "cpu" if seed is None else step.device)
+
+    def __init__(self, key: int, step: Tensor, seed: int | None = None):
+        self.key, self.step, self.draws = key, step, 0
+        if seed is not None:
+            self.manual_seed(seed)
+
+    def next(self) -> int:
+        """Returns the number of the coming draw."""
+        self.draws += 1
+        return self.draws - 1
+
+    def uniform(self, count: int) -> Tensor:
+        """Returns `count` numbers in [0, 1): float32 on the device of `step`."""
+        if self.step.is_cuda and has_triton():
+            from bnn_exp.bits.cuda import draws
+
+            return draws.uniform(count, self.key, self.step, self.next())
+        return uniform_of(words(count, self.key, self.step, self.next()))
+
+
+@cache
+def has_triton() -> bool:
+    """Returns True if the package triton is installed."""
+    return find_spec("triton") is not None
+
+
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns independent numbers in [0, 1) of the shape, the dtype and the device of `like`."""
+    if isinstance(generator, Philox):
+        return generator.uniform(like.numel()).view(like.shape).to(like.dtype)
+    return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def integers(high: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Returns `count` independent integers in 0 … high − 1: int64 on the device. `high` is below 2²⁴."""
+    if isinstance(generator, Philox):
+        return (generator.uniform(count) * high).long()
+    return torch.randint(high, (count,), generator=generator, device=device)
+
+
+def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, generator: Philox) -> Tensor:
+    """HyperMask with a random mask, on a GPU and in place: where a draw is below δ, a bit becomes 1[g ≤ 0].
+
+    Args:
+        delta: float32 scalar on the device.
+
+    Returns:
+        The number of flips, an int64 scalar on the device.
+    """
+    g = gradient.whole()
+    if has_triton():
+        from bnn_exp.bits.cuda import draws
+
+        return draws.flip_at_random(weights, g, delta, generator.key, generator.step, generator.next())
+    chosen = generator.uniform(weights.numel()).view(g.shape) < delta
+    return weights.flip(chosen & ((g <= 0) != weights.unpack().bool()))
+
+
+def words(count: int, key: int, step: Tensor, draw: int) -> Tensor:
+    """Returns the first word of Philox 4×32-10 for the counters (place, step, draw), place 0 … count − 1.
+
+    This is the definition in plain torch; `bnn_exp.bits.cuda.draws` computes the same.
+
+    Returns:
+        int64 [count], each 0 … 2³² − 1.
+    """
+    c0 = torch.arange(count, device=step.device) & _LOW
+    c1, c2, c3 = (t.expand(count) for t in (step & _LOW, (step >> 32) & _LOW, torch.full_like(step, draw)))
+    k0, k1 = key & _LOW, key >> 32
+    for _ in range(ROUNDS):
+        (high0, low0), (high2, low2) = _product(c0, MULTIPLIERS[0]), _product(c2, MULTIPLIERS[1])
+        c0, c1, c2, c3 = high2 ^ c1 ^ k0, low2, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + WEYL[0]) & _LOW, (k1 + WEYL[1]) & _LOW
+    return c0
+
+
+def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Returns the upper and the lower 32 bits of x · factor, for 32-bit numbers in int64, which holds 63 bits."""
+    low = x * (factor & 0xFFFF)
+    high = x * (factor >> 16) + (low >> 16)
+    return high >> 16, ((high << 16) | (low & 0xFFFF)) & _LOW
+
+
+def uniform_of(word: Tensor) -> Tensor:
+    """Returns 32-bit words as float32 in [0, 1), as Triton's `uint_to_uniform_float` maps them."""
+    signed = torch.where(word > 0x7FFFFFFF, word - (1 << 32), word)
+    return torch.where(signed < 0, -signed - 1, signed).float() * 4.6566127342e-10

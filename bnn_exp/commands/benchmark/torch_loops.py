@@ -1,0 +1,160 @@
+"""Usual training loops in plain torch, with the data in memory. Benchmarks compare our engines with these loops.
+
+Pixels lie on the device as float32 in [0, 1]. Weights are the values that layers multiply by, stored as float32, so every
+product is torch's own. Each gradient is dense and exists until the step. The networks come from `bnn_exp.models`; the
+configuration names the loss, the batches and the optimizer of the real parameters.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from bnn_exp import optim
+from bnn_exp.config.losses import loss_named
+from bnn_exp.config.settings import Settings
+from bnn_exp.data import augment
+from bnn_exp.data.dataset import Dataset, Split
+from bnn_exp.nn import BinaryLinear, binary_layers
+from bnn_exp.nn.binary import two_values
+from bnn_exp.training.setup import first_network
+
+
+def in_floats(data: Dataset) -> Dataset:
+    """Returns the dataset with its train images as float32 in [0, 1], as these loops need them."""
+    return replace(data, train=Split(data.train.images.float().div_(255), data.train.labels))
+
+
+class Loop:
+    """A training loop for `network` on the train rows of `data`, the result of `in_floats`. `bf16` turns on autocast."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        network: nn.Module,
+        data: Dataset,
+        optimizers: Sequence[torch.optim.Optimizer],
+        bf16: bool = False,
+    ):
+        self.network, self.optimizers, self.bf16 = network, optimizers, bf16
+        self.images, self.labels = data.train.images, data.train.labels
+        varied = settings.dataset.augment != "none"
+        self.augment = augment.build(settings.dataset, settings.seed, data.image_shape) if varied else None
+        self.loss = loss_named(settings.trainer.loss)
+
+    def step(self, rows: Tensor) -> Tensor:
+        """Makes one step and returns the mean loss before the step, as a tensor.
+
+        Args:
+            rows: indices of train rows, int64, on the device.
+        """
+        x = self.images[rows]
+        x = self.augment(x, 0, 0) if self.augment else x
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(self.network(x), self.labels[rows])
+        self.network.zero_grad()
+        loss.backward()
+        self.update()
+        return loss.detach()
+
+    def update(self) -> None:
+        """Lets every optimizer make its step."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+class HyperMaskLoop(Loop):
+    """A loop with HyperMask and a random mask (Shibuya et al., BinSFO, Algorithm 1), written in one line.
+
+    The weights are stored as values, not as bits.
+    """
+
+    def __init__(self, settings: Settings, data: Dataset, bf16: bool = False):
+        network = float_network(settings, data)
+        self.weights = [(w, *two_values(encoding)) for w, encoding in _weights(network)]
+        with torch.no_grad():
+            for w, zero, one in self.weights:
+                w.copy_(torch.where(torch.rand_like(w) < 0.5, one, zero))
+        super().__init__(settings, network, data, _real_optimizers(settings, network), bf16)
+        self.delta = settings.optimizer.delta
+
+    def mask(self, w: Tensor) -> Tensor:
+        """Draws the mask m ~ Bernoulli(δ): bool, of the shape of `w`."""
+        return torch.rand_like(w) < self.delta
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for w, zero, one in self.weights:
+            w.copy_(torch.where(self.mask(w), torch.where(w.grad <= 0, one, zero), w))
+        super().update()
+
+
+def rule_loop(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
+    """Returns a loop with any rule, as its class in `bnn_exp.optim`, on dense gradients.
+
+    The layers store bits, and compute their values anew in each step.
+    """
+    network = first_network(settings, data).to(data.train.labels.device)
+    for _, layer in binary_layers(network):
+        if isinstance(layer, BinaryLinear):
+            layer.binary_input = False  # the product is then `F.linear`
+    binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, 1, settings.seed)
+    return Loop(settings, network, data, [binary, *_real_optimizers(settings, network)], bf16)
+
+
+def same_rule(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
+    """Returns the loop that trains by the rule of the settings."""
+    random = settings.optimizer.name == "hypermask" and settings.optimizer.mask == "random"
+    return (HyperMaskLoop if random else rule_loop)(settings, data, bf16)
+
+
+def adam_loop(settings: Settings, data: Dataset) -> Loop:
+    """Returns the usual loop for binary networks: latent weights, straight-through gradients, Adam on all parameters.
+
+    Source: Courbariaux et al. 2016, arXiv 1602.02830.
+    """
+    network = float_network(settings, data)
+    for _, layer in list(binary_layers(network)):
+        for name in ("weight", "bias"):
+            if getattr(layer, name) is not None:
+                register_parametrization(layer, name, Sign(layer.encoding))
+    return Loop(settings, network, data, [torch.optim.Adam(network.parameters())])
+
+
+class Sign(nn.Module):
+    """A parametrization: the value of the bit 1[w ≥ 0] of a latent weight w, with a straight-through gradient."""
+
+    def __init__(self, encoding: str):
+        super().__init__()
+        self.ends = two_values(encoding)
+
+    def forward(self, w: Tensor) -> Tensor:
+        return _Sign.apply(w, *self.ends)
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w: Tensor, zero: float, one: float) -> Tensor:
+        return torch.where(w >= 0, one, zero)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None, None
+
+
+def float_network(settings: Settings, data: Dataset) -> nn.Module:
+    """Returns a new network of the settings whose weights are real numbers, on the device of the data."""
+    settings = replace(settings, model=replace(settings.model, weights="float"))
+    return first_network(settings, data).to(data.train.labels.device)
+
+
+def _weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:
+    """Yields each parameter that stands for bits with its encoding, in the order of the modules."""
+    for _, layer in binary_layers(network):
+        yield from ((p, layer.encoding) for p in (layer.weight, layer.bias) if p is not None)
+
+
+def _real_optimizers(settings: Settings, network: nn.Module) -> list[torch.optim.Optimizer]:
+    return [real.optimizer for real in optim.build_real(settings.real_optimizer, network, 1)]

@@ -1,0 +1,66 @@
+"""The ways to train a configuration that a benchmark compares. Each one is a function that makes one step on a batch."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bnn_exp.commands.benchmark.torch_loops import adam_loop, in_floats, same_rule
+from bnn_exp.config.settings import Settings
+from bnn_exp.data.dataset import Dataset
+from bnn_exp.training.setup import network_to_train
+from bnn_exp.training.trainer import Trainer
+
+ENGINES = ("packed", "dense")  # our own ways: see bnn_exp.training.engine
+FP32, BF16, ADAM = "torch fp32", "torch bf16", "torch Adam"
+
+Step = Callable[[Tensor], object]  # its argument: indices of train rows, int64, on the device
+
+
+def held(values: dict, threads: int) -> dict:
+    """Returns a configuration whose strengths and batch size stay as a run of `values` begins.
+
+    A schedule that ends in 0 would end in steps without work.
+
+    Args:
+        values: the plain values of a configuration; they are not changed.
+        threads: the number of threads to train with.
+    """
+    values = copy.deepcopy(values)
+    for group in ("optimizer", "real_optimizer"):
+        if "schedule" in values[group]:
+            values[group]["schedule"] = "constant"
+    values["trainer"]["final_batch_size"], values["engine"]["threads"] = None, threads
+    return values
+
+
+def data_for(name: str, data: Dataset) -> Dataset:
+    """Returns the dataset in the form that the way `name` keeps in memory: uint8 for an engine, else float32."""
+    return data if name in ENGINES else in_floats(data)
+
+
+def first_step(name: str, settings: Settings, data: Dataset) -> Step:
+    """Builds a new network and optimizers for the way `name`, and returns the function that makes a step.
+
+    Args:
+        data: the result of `data_for`.
+    """
+    if name in ENGINES:
+        return trainer(name, settings, data).train_on
+    if name == ADAM:
+        return adam_loop(settings, data).step
+    return same_rule(settings, data, bf16=name == BF16).step
+
+
+def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
+    """Returns a new trainer of the configuration with the given engine."""
+    gradient_bits = settings.engine.gradient_bits if engine == "packed" else None
+    settings = replace(settings, engine=replace(settings.engine, name=engine, gradient_bits=gradient_bits))
+    return Trainer(settings, network_to_train(settings, data).to(data.train.labels.device), data)
+
+
+def plain(device: torch.device) -> tuple[str, ...]:
+    """Returns the names of the loops of plain torch with the same rule: fp32, and bf16 on a GPU."""
+    return (FP32, BF16) if device.type == "cuda" else (FP32,)

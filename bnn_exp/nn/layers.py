@@ -1,0 +1,177 @@
+"""Layers with binary weights. A layer keeps its weights in one of three ways:
+
+- `bits`: the parameter holds only 0. and 1. at every moment of training. A rule of `bnn_exp.optim` trains it.
+- `latent`: the parameter is real, and its bits are 1[p > mean(p)]. Any optimizer trains it, straight through the threshold.
+- `float`: the parameter is real and is used as it is. Such a network is not binary; it serves for comparison.
+
+The gradient of a parameter is the gradient with respect to the value, unscaled: the `g` of the papers' rules.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from bnn_exp.nn.binary import ENCODINGS, encode, quantize, quantized_values
+from bnn_exp.nn.exact import exact
+from bnn_exp.nn.packing import pack, unpack
+from bnn_exp.nn.product import binary_product, pixel_product
+
+_FIRST = {  # the weights of a new layer
+    "bits": lambda shape: torch.full(shape, 0.5).bernoulli_(),
+    "latent": torch.randn,
+    "float": lambda shape: nn.init.kaiming_normal_(torch.empty(shape)) if len(shape) > 1 else torch.zeros(shape),
+}
+
+
+class BinaryLayer(nn.Module):
+    """A layer whose `weight`, float32 of `shape`, stands for bits. With `bias` it also has a bit for each output.
+
+    First weights: bits are Bernoulli(½), latents are standard normal (their bias is 0), floats are scaled by their fan-in.
+    Optimizers, verification, packing and counting find binary weights by this class. A layer of a plugin derives from this
+    class and computes with `value` (and `bias_value`).
+
+    Raises:
+        ValueError: `encoding` is none of `ENCODINGS`, or `weights` is none of bits, latent, float.
+    """
+
+    def __init__(self, shape: tuple[int, ...], encoding: str = "bipolar", weights: str = "bits", bias: bool = False):
+        super().__init__()
+        for name, given, known in (("encoding", encoding, ENCODINGS), ("weights", weights, _FIRST)):
+            if given not in known:
+                raise ValueError(f"{name}={given!r}: must be one of {', '.join(known)}")
+        self.encoding, self.weights, self.shape = encoding, weights, shape
+        first = _FIRST[weights]
+        self.weight = nn.Parameter(first(shape))
+        self.bias = nn.Parameter(torch.zeros(shape[:1]) if weights == "latent" else first(shape[:1])) if bias else None
+
+    @property
+    def value(self) -> Tensor:
+        """The current values of the weights, by which the layer multiplies. The shape is that of the unpacked weights."""
+        return self._value(self.weight)
+
+    @property
+    def bias_value(self) -> Tensor | None:
+        """The current values that the layer adds, of the shape of `bias`; None without a bias."""
+        return None if self.bias is None else self._value(self.bias)
+
+    def _value(self, parameter: nn.Parameter) -> Tensor:
+        if self.weights == "float":
+            return parameter
+        if self.weights == "latent" and self.training:
+            return quantized_values(parameter, self.encoding)
+        bits = self._bits(parameter)
+        return encode(bits if bits.is_floating_point() else bits.float(), self.encoding)
+
+    def _bits(self, parameter: nn.Parameter) -> Tensor:
+        if self.weights == "latent":
+            return quantize(parameter.detach())
+        return unpack(parameter, self.shape, torch.uint8) if _is_packed(parameter) else parameter
+
+    def bits(self) -> dict[str, Tensor]:
+        """Returns the bits of `weight` and, if the layer has one, of `bias`, by name. A layer of float weights has none."""
+        if self.weights == "float":
+            return {}
+        return {name: self._bits(p) for name, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}
+
+    @property
+    def count(self) -> int:
+        """The number of weights, biases included."""
+        return math.prod(self.shape) + (0 if self.bias is None else self.bias.numel())
+
+    def pack(self) -> None:
+        """Packs the bits of `weight` for good: the parameter becomes uint8 [outputs, ⌈inputs / 8⌉], without gradient."""
+        if not _is_packed(self.weight):
+            self.weight = _packed(self.weight)
+
+
+def _is_packed(parameter: nn.Parameter) -> bool:
+    return parameter.dtype == torch.uint8
+
+
+def _packed(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(pack(parameter).to(parameter.device), requires_grad=False)
+
+
+@contextmanager
+def packed_at_once() -> Iterator[None]:
+    """Context manager: packs the bits of each layer when the layer is created, see `BinaryLayer.pack`.
+
+    A network made in this context never has the unpacked weights of more than one layer in memory.
+    """
+
+    def packed(layer: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if isinstance(layer, BinaryLayer) and layer.weights == "bits" and name == "weight" and not _is_packed(parameter):
+            return _packed(parameter)
+        return None  # torch then keeps the parameter
+
+    hook = register_module_parameter_registration_hook(packed)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@exact
+class BinaryLinear(BinaryLayer):
+    """y = x Vᵀ, where V holds the values of the bits: [batch, in_features] → [batch, out_features], no bias.
+
+    Inputs of dtype uint8 are pixels and stand for x/255.
+
+    Args:
+        binary_input: the inputs are values of bits too (0 and ±1). The layer then multiplies in small integers, as for
+            pixels, where the processor is fast at that. The results are the same.
+        weights: `bits`, `latent` or `float`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, encoding: str = "bipolar", binary_input: bool = False, weights: str = "bits"
+    ):
+        super().__init__((out_features, in_features), encoding, weights)
+        self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.uint8 and self.weights != "float":
+            if self.encoding == "centred":
+                return pixel_product(x, 2 * self.value) / 2  # pixel_product takes whole numbers, so ±½ is doubled first
+            return pixel_product(x, self.value)
+        x = x / 255 if x.dtype == torch.uint8 else x
+        if self.encoding != "centred" and self.weights != "float" and self.binary_input:
+            return binary_product(x, self.value)
+        return F.linear(x, self.value)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, encoding={self.encoding}, weights={self.weights}"
+
+
+@exact
+class BinaryConv2d(BinaryLayer):
+    """y = x ∗ V, where V holds the values of the bits: [batch, in, H, W] → [batch, out, H, W], no bias, stride 1.
+
+    The input is padded by kernel_size // 2 zeros at each side. Inputs of dtype uint8 are pixels and stand for x/255.
+
+    Args:
+        kernel_size: odd.
+
+    Raises:
+        ValueError: `kernel_size` is even.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, encoding: str = "bipolar", weights: str = "bits"
+    ):
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size}: must be odd")
+        super().__init__((out_channels, in_channels, kernel_size, kernel_size), encoding, weights)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / 255 if x.dtype == torch.uint8 else x
+        return F.conv2d(x, self.value, padding=self.kernel_size // 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"

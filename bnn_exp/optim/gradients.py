@@ -1,0 +1,42 @@
+"""Arithmetic on weight gradients that several rules share."""
+
+import torch
+from torch import Tensor
+
+
+def signs(w: Tensor) -> Tensor:
+    """Returns s = 2b − 1: −1 for a bit 0, +1 for a bit 1."""
+    return (2 * w).sub_(1)
+
+
+def remembered(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """Returns the tensor `name` of a rule's state: zeros of the shape of `like` before the first step."""
+    if name not in state:
+        state[name] = torch.zeros_like(like)
+    return state[name]
+
+
+def scaled(g: Tensor, scale: str) -> Tensor:
+    """Returns a gradient [neurons, inputs] in units of its size: numbers around 1 that can be compared across weights.
+
+    `tensor` divides by the standard deviation σ(g), `neuron` by the root mean square of a row, `factored` by
+    RMS(row)·RMS(column)/RMS(tensor). The last estimates the size of each entry by a product (Adafactor, Shazeer & Stern 2018,
+    arXiv 1804.04235; here from this batch alone, without a memory). A single row is divided by σ(g). 0 stays 0.
+    """
+    if scale == "tensor" or len(g) == 1:
+        size = g.std(correction=0)
+    else:
+        size = rms(g, 1)
+        if scale == "factored":
+            size = size * rms(g, 0) / rms(g, (0, 1)).clamp(min=torch.finfo(g.dtype).tiny)
+    return g / size.clamp(min=torch.finfo(g.dtype).tiny)
+
+
+def rms(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """Returns the root mean square over `dims`, which stay as dimensions of size 1."""
+    return x.square().mean(dims, keepdim=True).sqrt()
+
+
+def add_scaled(a: Tensor, g: Tensor, factor: float | Tensor) -> Tensor:
+    """Adds factor · g to `a` in place and returns `a`. A factor on a GPU is a scalar tensor, and is not waited for."""
+    return a.addcmul_(g, factor) if isinstance(factor, Tensor) else a.add_(g, alpha=factor)

@@ -1,0 +1,120 @@
+"""The masks of HyperMask: which bits a step may set to 1[−g ≥ 0] (Shibuya et al., BinSFO, section 3).
+
+Each mask is an object that returns the flips of a step. `random` selects first and compares then, so its work is proportional
+to what it selects; the others select among the weights whose bit the gradient wants flipped.
+"""
+
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from bnn_exp.bits.draws import bernoulli_positions
+from bnn_exp.bits.factors import Factors
+from bnn_exp.bits.packing import PackedBits
+from bnn_exp.bits.philox import Philox, flip_at_random, uniform
+from bnn_exp.optim.gradients import scaled, signs
+
+DENSEST = 0.25  # up to this δ, computing the selected entries alone is faster than computing all (1024² weights, batch 1024)
+FIRST_SIGMA = 0.01  # σ₀ of the temperatures
+
+
+class Mask:
+    """A mask m of HyperMask. `strength` names the hyperparameter that says how many weights it selects."""
+
+    strength = "delta"
+
+    def reads_entries(self, h: SimpleNamespace) -> bool:
+        """Returns True if the mask is drawn before the gradient is read, of which it reads the selected entries alone."""
+        return False
+
+    def flips(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
+        """Returns the bits that flip in this step. Arguments and result are those of `Rule.update`."""
+        raise NotImplementedError
+
+    def flip_packed(self, w: PackedBits, g: Factors, h: SimpleNamespace, draw: torch.Generator) -> Tensor | None:
+        """Flips packed bits by one kernel, if there is one for this mask; returns the number of flips, else None."""
+        return None
+
+
+class Random(Mask):
+    """m ~ Bernoulli(δ), independent of the gradient (BinSFO, Implementation 5)."""
+
+    def reads_entries(self, h):
+        return h.delta <= DENSEST
+
+    def flips(self, g, w, h, state, draw):
+        if isinstance(draw, Philox):  # to know the selected positions, Python would have to wait for the GPU
+            return (uniform(w, draw) < h.delta) & ((g <= 0) != w.bool())
+        m = bernoulli_positions(w.numel(), h.delta, draw)
+        g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)
+        return m[w.flatten()[m] != (g <= 0)]
+
+    def flip_packed(self, w, g, h, draw):
+        return flip_at_random(w, g, h.delta, draw) if isinstance(draw, Philox) else None
+
+
+class Top(Mask):
+    """Of the weights that the gradient wants flipped, the δ·N with the largest |g|; N is the size of the tensor.
+
+    `scale` chooses the units in which |g| is compared, see `scaled`. On a GPU δ is a float32, so δ·N may differ by one.
+    """
+
+    def flips(self, g, w, h, state, draw):
+        g = g if h.scale == "tensor" else scaled(g, h.scale)
+        wanted = (g * signs(w)).flatten()  # above 0 where the gradient wants a flip
+        if not isinstance(h.delta, Tensor):
+            values, m = wanted.topk(int(h.delta * w.numel()), sorted=False)
+            return m[values > 0]
+        values, order = wanted.sort(descending=True)
+        first = torch.arange(w.numel(), device=w.device) < (h.delta.double() * w.numel()).floor()
+        return torch.zeros_like(wanted, dtype=torch.bool).scatter_(0, order, first & (values > 0)).view_as(w)
+
+
+class ErrorFunction(Mask):
+    """Of the weights that the gradient wants flipped, each with probability erf(τ|g|): the error-function weighted mask."""
+
+    strength = "lr"
+
+    def flips(self, g, w, h, state, draw):
+        tau = temperature(g, h, state)
+        return (g * signs(w) > 0) & (uniform(g, draw) < torch.erf(tau * g.abs()))
+
+
+class Probable(Mask):
+    """Of the weights that the gradient wants flipped, those for which erf(τ|g|) ≥ ½: the weighted probability mask."""
+
+    strength = "lr"
+
+    def flips(self, g, w, h, state, draw):
+        tau = temperature(g, h, state)
+        return (g * signs(w) > 0) & (g.abs() >= 0.4769 / tau)
+
+
+MASKS: dict[str, Mask] = {"random": Random(), "top": Top(), "ewm": ErrorFunction(), "wpm": Probable()}
+
+
+def const(lr: float, variance: Tensor, sigma_g: Tensor) -> tuple[Tensor, Tensor]:
+    """τ = lr."""
+    return torch.ones_like(variance) * lr, variance
+
+
+def gaussian(lr: float, variance: Tensor, sigma_g: Tensor) -> tuple[Tensor, Tensor]:
+    """τ = lr/(√2·σ), then σ² ← σ² + (lr·σ(g))²."""
+    return lr / (math.sqrt(2) * variance.sqrt()), variance + (lr * sigma_g) ** 2
+
+
+def scaled_gaussian(lr: float, variance: Tensor, sigma_g: Tensor) -> tuple[Tensor, Tensor]:
+    """τ = lr·√π/(2σ²), then σ² ← σ² + (π/2)(lr·σ(g)/σ)²."""
+    return lr * math.sqrt(math.pi) / (2 * variance), variance + (math.pi / 2) * (lr * sigma_g) ** 2 / variance
+
+
+TEMPERATURES = {"const": const, "gaussian": gaussian, "scaled_gaussian": scaled_gaussian}
+
+
+def temperature(g: Tensor, h: SimpleNamespace, state: dict[str, Tensor]) -> Tensor:
+    """Returns τ of this step, and keeps the variance σ² of the next one in `state`."""
+    variance = state.get("variance", torch.full((), FIRST_SIGMA**2, device=g.device))
+    tau, state["variance"] = TEMPERATURES[h.temperature](h.lr, variance, g.std(correction=0))
+    return tau

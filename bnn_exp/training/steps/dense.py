@@ -1,0 +1,93 @@
+"""The training step in plain torch. Every other step is this one with a part replaced, or wraps it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bnn_exp.optim import Scheduled
+from bnn_exp.optim.trained import Trained
+from bnn_exp.training.batches import Batches
+from bnn_exp.training.diagnostics import Diagnostics
+from bnn_exp.training.memory.footprint import Footprint
+
+if TYPE_CHECKING:
+    from bnn_exp.config.losses import Loss
+
+
+class Dense:
+    """One training step: `step(rows)` → mean loss and number of right answers before the step.
+
+    `before` and `after` are what Python does for a step: counters and schedules. The call itself is arithmetic on the device
+    alone, so a CUDA graph can record it.
+
+    Args:
+        network: the network that is trained; it answers for evaluation too.
+        loss: a function of logits [batch, classes] and labels [batch].
+        rule: the optimizer of the binary weights.
+        real: the optimizers of all other parameters.
+        bf16: compute products in bfloat16 under autocast.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        batches: Batches,
+        loss: "Loss",
+        rule: Trained,
+        real: list[Scheduled],
+        bf16: bool = False,
+        compiled: bool = False,
+        diagnostics: Diagnostics | None = None,
+    ):
+        self.network, self.batches, self.loss, self.rule, self.real = network, batches, loss, rule, real
+        self.bf16 = bf16
+        self.autocast = torch.autocast(batches.device.type, torch.bfloat16, enabled=bf16)
+        self.forward = torch.compile(network, dynamic=False) if compiled else network
+        self.answer: Callable[[Tensor], Tensor] = network
+        self.diagnostics, self.footprint = diagnostics, Footprint(network)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Trains on the samples `rows`: int64 indices, on the device. The results are scalars there."""
+        x, labels = self.batches(rows)
+        loss, correct = self.passes(x, labels)
+        self.update()
+        return loss, correct
+
+    def passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the forward and the backward pass; returns what the call returns."""
+        with self.footprint.saving(len(x)), self.autocast:
+            logits = self.forward(x)
+            loss = self.loss(logits, labels)
+        self.network.zero_grad()
+        loss.backward()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def update(self) -> None:
+        """Trains all parameters by their gradients."""
+        self.footprint.note_gradients()
+        self.rule.apply()
+        for optimizer in self.real:
+            optimizer.apply()
+        if self.diagnostics:
+            self.diagnostics.step()
+
+    def before(self, epoch: int, batch: int) -> None:
+        """Prepares the step on a batch; both numbers count from 0."""
+        self.batches.move_to(epoch, batch)
+        self.rule.announce()
+
+    def after(self) -> None:
+        """Counts the step, and moves the schedules on."""
+        self.rule.count()
+        for optimizer in self.real:
+            optimizer.count()
+
+    def begin_epoch(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Returns the function that says before each step of an epoch whether to stop: here `stop` itself."""
+        return stop
+
+    def end_epoch(self) -> dict[str, int]:
+        """Returns what the step adds to the metrics of an epoch."""
+        return {}

@@ -1,0 +1,72 @@
+"""The step of one rank among others: a share of each batch, and one exchange of gradients."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bnn_exp.config.settings import Settings
+from bnn_exp.training.distributed.batch_norm import synchronize
+from bnn_exp.training.distributed.gradients import SEND
+from bnn_exp.training.distributed.ranks import Ranks, share, voters
+from bnn_exp.training.steps.dense import Dense
+
+if TYPE_CHECKING:
+    from bnn_exp.config.losses import Loss
+
+
+class Exchanged:
+    """A step on this rank's share of a batch; after it every rank holds the network that one device would hold.
+
+    Loss, right answers and the wish to stop travel with the gradients. So every rank knows the numbers of the whole batch, and
+    all ranks stop after the same batch.
+
+    Args:
+        build: makes the step of this rank from a loss function.
+        loss: the loss of the training.
+    """
+
+    def __init__(self, settings: Settings, build: "Callable[[Loss], Dense]", loss: "Loss", ranks: Ranks):
+        self.ranks, self.send, self.loss = ranks, SEND[settings.engine.all_reduce], loss
+        self.step = build(self._loss_of_share)
+        network, rule = self.step.network, self.step.rule
+        self.size, self.bytes_reduced = 0, 0  # of the whole batch; of what a rank sends in a step
+        self.bits = [p for p in rule.tensors() if p.requires_grad]
+        binary = {id(p) for p in self.bits}
+        self.reals = [p for p in network.parameters() if id(p) not in binary and p.requires_grad]
+        if settings.engine.sync_batch_norm:
+            synchronize(network, ranks)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+    def _loss_of_share(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the share's part of the mean loss of the whole batch; 0, with a gradient of 0, for an empty share."""
+        return self.loss(logits, labels) * (len(labels) / self.size) if len(labels) else logits.sum()
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Trains on the samples `rows` with all ranks; see `Dense`.
+
+        Raises:
+            RankLost: another rank has ended.
+        """
+        self.size = len(rows)
+        x, labels = self.step.batches(rows, share(self.size, self.ranks.rank, self.ranks.size))
+        loss, correct = self.step.passes(x, labels)
+        scalars = torch.stack([loss, correct.to(loss.dtype), torch.full_like(loss, self.wants_to_stop())])
+        scalars, self.bytes_reduced = self.send(self.ranks, self.bits, self.reals, scalars, voters(self.size, self.ranks.size))
+        self.step.update()
+        self.stopping = bool(scalars[2] > 0)
+        return scalars[0].clone(), scalars[1].long()
+
+    def begin_epoch(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Returns the function that says before each step whether to stop: True if any rank's `stop` was."""
+        self.wants_to_stop = stop
+        self.stopping = self.ranks.any(stop())
+        return lambda: self.stopping
+
+    def end_epoch(self) -> dict[str, int]:
+        """Checks that all ranks hold the same network. Returns `bytes_reduced`, the bytes that a rank sends in a step."""
+        self.ranks.check_same(self.step.network)
+        return {"bytes_reduced": self.bytes_reduced}

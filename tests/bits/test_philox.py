@@ -1,0 +1,90 @@
+"""Random numbers by counters: known answers, the plain definition against the kernel, and their statistics."""
+
+import pytest
+import torch
+from helpers import where
+
+from bnn_exp.bits import pack, unpack
+from bnn_exp.bits.factors import ComputedGradient
+from bnn_exp.bits.packing import PackedBits
+from bnn_exp.bits.philox import Philox, flip_at_random, integers, uniform, uniform_of, words
+
+WHERE = where()
+
+
+def step(number: int) -> torch.Tensor:
+    return torch.tensor(number, device=WHERE)
+
+
+def test_known_answers_of_random123():
+    """The first words of the counters 0 and key 0, and of counters and key of ones (kat_vectors of Random123 1.14)."""
+    assert int(words(1, 0, step(0), 0)[0]) == 0x6627E8D5
+    ones = words_at(0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, -1, 0xFFFFFFFF)
+    assert ones == 0x408F276D
+
+
+def words_at(place: int, key: int, number: int, draw: int) -> int:
+    """The word of a single place, by the scalar equations of the paper."""
+    c, k = [place, number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF, draw], [key & 0xFFFFFFFF, key >> 32]
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(b >> 32) ^ c[1] ^ k[0], b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k[1], a & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c[0]
+
+
+@pytest.mark.parametrize(("key", "number", "draw"), [(0, 0, 0), (2**63 - 25, 2**40 + 3, 2), (123456789012, 7, 1)])
+def test_words_are_those_of_the_scalar_equations(key, number, draw):
+    assert words(300, key, step(number), draw).tolist() == [words_at(i, key, number, draw) for i in range(300)]
+
+
+@pytest.mark.usefixtures("triton_runs")
+@pytest.mark.parametrize(("key", "number", "draw"), [(0, 0, 0), (2**63 - 25, 2**40 + 3, 2), (123456789012, 7, 1)])
+def test_the_kernel_draws_what_the_definition_says(key, number, draw):
+    from bnn_exp.bits.cuda import draws
+
+    expected = uniform_of(words(2500, key, step(number), draw))
+    assert torch.equal(draws.uniform(2500, key, step(number), draw), expected)
+    assert expected.min() >= 0 and expected.max() < 1 and abs(expected.mean() - 0.5) < 5 * (1 / 12 / 2500) ** 0.5
+
+
+def test_draws_follow_the_step_that_lies_on_the_device():
+    now = step(3)
+    source = Philox(5, now)
+    first, second = uniform(torch.empty(4, 5, device=WHERE), source), uniform(torch.empty(20, device=WHERE), source)
+    assert first.shape == (4, 5) and not torch.equal(first.flatten(), second)
+    assert torch.equal(Philox(5, now).uniform(20), first.flatten())
+    now.fill_(4)
+    assert not torch.equal(Philox(5, now).uniform(20), first.flatten())
+
+
+def test_integers_are_uniform():
+    found = integers(7, 7000, Philox(11, step(0)), torch.device(WHERE))
+    counts = torch.bincount(found.cpu(), minlength=7).double()
+    assert len(counts) == 7 and ((counts - 1000) ** 2 / 1000).sum() < 22.5  # χ² of six degrees, p = 0.001
+
+
+def flipped(w, gradient, delta, key, number=0):
+    weights, draw = PackedBits(pack(w).to(WHERE), w.shape[1]), Philox(key, step(number))
+    flips = flip_at_random(weights, ComputedGradient(gradient), torch.tensor(delta, device=WHERE), draw)
+    changed = unpack(weights.packed, tuple(w.shape)) != w
+    assert flips == changed.sum() and (weights.packed[:, -1] >> ((w.shape[1] - 1) % 8 + 1) == 0).all()
+    return changed
+
+
+@pytest.mark.usefixtures("triton_runs")
+def test_a_random_mask_turns_its_share_of_the_wrong_bits():
+    torch.manual_seed(0)
+    w = torch.full((70, 130), 0.5, device=WHERE).bernoulli_()
+    gradient = torch.randn(w.shape, device=WHERE)
+    gradient[0] = 0  # which wants a 1
+    wrong, key = w != (gradient <= 0), 1234567890123
+    changed = flipped(w, gradient, 0.3, key)
+    assert not changed[~wrong].any()
+    assert abs(changed.sum() / wrong.sum() - 0.3) < 5 * (0.21 / wrong.sum()) ** 0.5
+    assert torch.equal(flipped(w, gradient, 0.3, key), changed)
+    assert torch.equal(flipped(w, gradient, 1.0, 5), wrong) and not flipped(w, gradient, 0.0, 5).any()
+    for other in (flipped(w, gradient, 0.3, key + 1), flipped(w, gradient, 0.3, key, 1)):
+        assert abs((changed & other).sum() / wrong.sum() - 0.09) < 5 * (0.09 * 0.91 / wrong.sum()) ** 0.5
+    chosen = Philox(key, step(0)).uniform(w.numel()).view(w.shape) < 0.3
+    assert torch.equal(changed, chosen & wrong)  # as the dense engine draws
