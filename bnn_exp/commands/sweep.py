@@ -16,8 +16,8 @@ from bnn_exp.config.settings import Report, Request, load_request
 from bnn_exp.errors import FAILED, FULL, INTERRUPTED, TOO_LOW, NotWritten, UserError
 from bnn_exp.records import directories, next_command, runs
 from bnn_exp.records.files import existing
-from bnn_exp.records.formatting import console
-from bnn_exp.records.sweeps.results import FILES, write_results
+from bnn_exp.records.sweep_results import FILES, write_results
+from bnn_exp.records.terminal import console
 from bnn_exp.training.resume import AUTO
 from bnn_exp.training.torchrun import torchrun_size
 

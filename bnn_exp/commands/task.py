@@ -11,7 +11,7 @@ from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import unread
 from bnn_exp.config.settings import Request, Rows, load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.records import directories, next_command, runs
+from bnn_exp.records import directories, next_command, run_choice, runs
 
 FUNCTIONS = {  # each takes a Task and returns the message of its end
     "report": "bnn_exp.commands.report:report",
@@ -64,7 +64,7 @@ class Task:
         if others:
             several = ",".join(map(str, self.places))
             raise UserError(f"from={several}: task={self.request.task} takes one\nallowed: a run or its model.safetensors")
-        return runs.model_file(first, self.request.which)
+        return run_choice.model_file(first, self.request.which)
 
     @property
     def dataset(self) -> Rows:

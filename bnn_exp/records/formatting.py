@@ -2,10 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import Any
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and new line
 DRAWN = 48  # largest number of letters of a name in a figure
@@ -30,16 +27,6 @@ def drawn(text: str) -> str:
     text = text if len(text) <= DRAWN else f"{text[: DRAWN // 2]}…{text[-DRAWN // 2 :]}"
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
-
-
-def console() -> "Console":
-    """Returns the console of the command: as wide as the terminal, else 120 columns."""
-    from bnn_exp.records.terminal import Plain
-
-    made = Plain(soft_wrap=True)
-    if not made.is_terminal:
-        made.width = 120
-    return made
 
 
 def best_in_words(summary: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bnn_exp.models.cost import LayerCost
-from bnn_exp.records import formatting
+from bnn_exp.records import terminal
 from bnn_exp.records.formatting import bytes_in_words, taken_for
 from bnn_exp.records.log import log
 from bnn_exp.records.optional import attempt
@@ -33,7 +33,7 @@ class Report:
 
     def __init__(self, epochs: int, batches: int, binary_weights: int, console: Console | None = None):
         self.epochs, self.batches, self.binary_weights = epochs, batches, binary_weights
-        self.console = console or formatting.console()
+        self.console = console or terminal.console()
         self.seconds: list[float] = []
         self.bar: Progress | None = None
         self.epoch_began = 0.0

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bnn_exp.records.formatting import console, printable
+from bnn_exp.records.formatting import printable
 
 EVERY = 10.0  # seconds between two lines of progress without a terminal
 PATIENCE = 1.0  # seconds before a bar appears
@@ -25,6 +25,14 @@ class Plain(Console):
 
     def render_str(self, text: str, **settings) -> Text:
         return super().render_str(printable(text, self.encoding), **settings)
+
+
+def console() -> Console:
+    """Returns the console of the command: as wide as the terminal, else 120 columns."""
+    made = Plain(soft_wrap=True)
+    if not made.is_terminal:
+        made.width = 120
+    return made
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from bnn_exp.config.settings import Settings, Training, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records import next_command
 from bnn_exp.records.files import write_json
-from bnn_exp.records.formatting import bytes_in_words, console
+from bnn_exp.records.formatting import bytes_in_words
 from bnn_exp.records.runs import own_overrides
-from bnn_exp.records.terminal import progress
+from bnn_exp.records.terminal import console, progress
 from bnn_exp.training import engine
 from bnn_exp.training.plan import Plan, make_plan
 from bnn_exp.training.setup import first_network, load, settle

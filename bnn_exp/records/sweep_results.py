@@ -6,13 +6,13 @@ from rich.table import Table
 
 from bnn_exp.records import html, runs
 from bnn_exp.records.files import write_text
-from bnn_exp.records.formatting import console
 from bnn_exp.records.optional import attempt
 from bnn_exp.records.runs import Record
 from bnn_exp.records.sweeps import plot
 from bnn_exp.records.sweeps.comparison import Comparison, compare
 from bnn_exp.records.sweeps.runs_table import runs_csv
 from bnn_exp.records.sweeps.text import label, reason, short_names
+from bnn_exp.records.terminal import console
 
 FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html", "sweep_runs.csv")
 
