@@ -8,7 +8,7 @@ from bnn_exp.records.files import check_writable
 
 RUN = ("config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints")
 SWEEP = ("multirun.yaml", "optuna.log", "sweep.csv", "sweep.md")
-CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/best.pt")  # the newest first
+CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/best.pt")  # a resume tries them in this order
 State = dict[str, int]  # per file of a run: time of the last write in nanoseconds
 
 

@@ -99,7 +99,7 @@ def _holds(file: Path, model: dict[str, Any]) -> bool:
     if file.suffix == ".safetensors":
         try:
             return runs.metadata(file)["sha256"] == model["sha256"]
-        except (OSError, ValueError, LookupError):  # damaged
+        except (OSError, ValueError, LookupError):  # the file is damaged
             return False
     known = model.get("file_sha256")  # earlier versions did not write this key
     return file_sha256(file) == known if known else model["which"] != "last"

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-MARKS = re.compile(r"[\\`*<|~$]|\[|\](?=[(\[:])|&(?=\w)|(?<![^\W_])_|_(?![^\W_])|(?<=:)//")  # a_b stays
+# All characters that Markdown could interpret. An underscore inside a word, as in a_b, needs no backslash.
+MARKS = re.compile(r"[\\`*<|~$]|\[|\](?=[(\[:])|&(?=\w)|(?<![^\W_])_|_(?![^\W_])|(?<=:)//")
 
 
 def text(value: str) -> str:

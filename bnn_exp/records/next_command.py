@@ -41,7 +41,7 @@ class Ended:
     resumed: bool = False
     in_sweep: bool = False
     plugins: Sequence[str] = ()
-    flags: Sequence[str] = ()  # options of its command line
+    flags: Sequence[str] = ()
 
     def next(self) -> str:
         """Returns the line of the next useful command; "" for a run of a sweep, because the sweep suggests one."""

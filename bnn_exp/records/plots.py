@@ -24,7 +24,8 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
     x = [m["epoch"] for m in epochs]
     marker = "o" if len(x) < 3 else None
     loss, accuracy, flips = figure.subplots(1, 3)
-    figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)  # an engine takes 0.1 s
+    # Fixed margins and label positions: to compute them takes longer than the drawing.
+    figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)
     loss.plot(x, [m["train_loss"] for m in epochs], color="#0072b2", marker=marker)
     for name, color in (("train", "#8a94a3"), ("validation", "#e69f00"), ("test", "#0072b2")):
         if f"{name}_accuracy" in epochs[0]:
@@ -39,7 +40,7 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
     for axes, name in ((loss, "training loss"), (accuracy, "accuracy, %"), (flips, "flips per epoch")):
         axes.set_title(name, y=1.0)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_label_coords(0.5, -0.1)  # fixed, as y=1.0 above: the search for a free place is slow
+        axes.xaxis.set_label_coords(0.5, -0.1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
     figure.suptitle(drawn(title))

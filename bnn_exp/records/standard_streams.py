@@ -38,9 +38,10 @@ class Forgiving:
     def _silence(self, error: Exception) -> None:
         """Sends all further output to the null device, also that of other writers and of the buffer."""
         full, self.stream = self.stream, open(os.devnull, "w")  # noqa: PTH123, SIM115
-        with suppress(OSError, ValueError):  # a stream without a file number
+        with suppress(OSError, ValueError):  # the stream may have no file number
             os.dup2(self.stream.fileno(), full.fileno())
-        mishap = isinstance(error, OSError) and not isinstance(error, BrokenPipeError)  # `| head` and a closed stream are usual
+        # `| head` and a closed stream need no warning.
+        mishap = isinstance(error, OSError) and not isinstance(error, BrokenPipeError)
         level = logging.WARNING if mishap else logging.INFO
         log.log(level, "%s can't be written any more: %s", self.name, error)
 

@@ -7,7 +7,7 @@ import numpy as np
 from bnn_exp.records.html import data_uris
 from bnn_exp.records.html.charts import Chart, Series, heat, lines, number
 
-DRAWN = {"flips", "ones", "flip_ratio", "ones_ratio"}  # charts of their own show these metrics
+DRAWN = {"flips", "ones", "flip_ratio", "ones_ratio"}  # metrics with special charts; the ratios repeat the first two
 EMPTY_FLIPS, EMPTY_ONES = "Logarithmic colours; no colour means no flip.", "No colour means that half of the bits are 1."
 
 

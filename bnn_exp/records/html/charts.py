@@ -38,7 +38,7 @@ class Chart:
     values: dict[str, Any]
     note: str = ""
     legend: Sequence[tuple[str, str]] = ()  # (style, name)
-    ramp: tuple[str, str, str] | None = None  # of a heat map: its colours as CSS, and the numbers at both ends
+    ramp: tuple[str, str, str] | None = None  # colours of a heat map as CSS, and the numbers at both ends
 
 
 def lines(

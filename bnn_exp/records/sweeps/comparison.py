@@ -86,10 +86,10 @@ class Comparison:
 
     y: str
     by: str
-    varied: list[str]  # dotted keys, the fewest that tell the configurations apart; not the seed
+    varied: list[str]
     rows: list[Row]
     unfinished: list[Record] = field(default_factory=list)
-    missing: int = 0  # jobs of the sweep that have not begun
+    missing: int = 0
 
     def varies(self, key: str) -> bool:
         """Returns True if configurations differ in a setting, even if the table has no column for it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from bnn_exp.records.runs import Record, as_text, flat
 
-FOLDED = ("seed", "resume", "logger")  # keys, and groups of keys, that do not make another configuration
+FOLDED = ("seed", "resume", "logger")  # runs that differ only in these keys have one configuration
 TWICE = "delta"  # alias of optimizer.delta, which a run reads
 CONTENT = "dataset.content"  # first digits of the dataset's key: tells other files under the same path apart
 
