@@ -4,7 +4,7 @@ import os
 import secrets
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -240,7 +240,7 @@ def _plan_in(directory: Path, composed: DictConfig) -> tuple["Plan", Path]:
 class Preflight(Callback):
     """Checks what is asked for before Hydra makes a directory, so that bad input leaves nothing behind."""
 
-    def on_run_start(self, config: DictConfig, **_) -> None:
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
         from bnn_exp.commands import sweep, tasks
 
         self._note(config, "hydra.run.dir")
@@ -249,7 +249,7 @@ class Preflight(Callback):
         plan = self._or_leave(tasks.prepare, *given, chosen, command_line.flags(config.hydra))
         _checked.append(plan)
 
-    def on_multirun_start(self, config: DictConfig, **_) -> None:
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         from bnn_exp.commands import sweep, tasks
 
         self._note(config, "hydra.sweep.dir")
@@ -264,7 +264,7 @@ class Preflight(Callback):
             self._or_leave(tasks.search, config, job)
             sys.exit()  # Hydra's own sweeper has nothing left to do
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None  # which Hydra would keep, a quarter of a megabyte each, to a sweep's end
 
     @staticmethod
@@ -279,7 +279,7 @@ class Preflight(Callback):
             _goes_on.append(True)
 
     @staticmethod
-    def _or_leave(prepare, *arguments):
+    def _or_leave(prepare: Callable, *arguments: Any) -> Any:
         """Returns what `prepare` returns. A message or an error is printed, and ends the process."""
         try:
             prepared = prepare(*arguments)

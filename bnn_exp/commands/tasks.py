@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
 from bnn_exp.commands import sweep
@@ -161,7 +162,7 @@ def _check_sweep(resumed: str | None, directory: str) -> None:
         directories.check_free_for_sweep(where)
 
 
-def search(composed: DictConfig, job) -> None:
+def search(composed: DictConfig, job: TaskFunction) -> None:
     """Run trials of `job` as Optuna asks for them.
 
     Raises:

@@ -42,7 +42,7 @@ def decode_images(
         UserError: the first picture that can't be decoded, or that has another size.
         HasColours: a picture refutes the guess.
     """
-    make = partial(_pixels_of, pixels=pixels, channels=channels, size=size and (size, size), may_be_grey=may_be_grey)
+    make = partial(_pixels_of, pixels=pixels, channels=channels, size=(size, size) if size else None, may_be_grey=may_be_grey)
     images, rest, first = None, iter(pictures), 0
     with quiet(), ThreadPoolExecutor() as pool:
         while batch := list(islice(rest, AT_ONCE)):

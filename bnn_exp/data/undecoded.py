@@ -1,14 +1,11 @@
 """Describes a dataset before decoding: the rows of each split as they lie in files, and the files that decide them."""
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bnn_exp.data.images import Encoded
 from bnn_exp.data.messages import WHOLE, shown
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import file_sha256
@@ -27,7 +24,7 @@ class Rows:
         files: of each row the file that it was, relative to the dataset's folder; empty where rows are no files.
     """
 
-    pictures: Collection[Encoded] | np.ndarray
+    pictures: Any
     labels: Sequence[Any]
     classes: tuple[str, ...] | None = None
     name: Callable[[int], str] = "image {}".format

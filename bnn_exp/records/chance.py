@@ -1,6 +1,7 @@
 """Tells whether a trained network is better than always giving the most common class, and what to try where it is not."""
 
 from math import sqrt
+from typing import Any
 
 from bnn_exp.config import rules
 from bnn_exp.config.models import weights_of
@@ -42,7 +43,7 @@ def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
     return f"{name} accuracy {accuracy:.2f}% is {reason}"
 
 
-def advice(settings, channels: int, flips: int) -> str:
+def advice(settings: Any, channels: int, flips: int) -> str:
     """Returns what may help a network of `settings` that is near chance on pictures of so many channels, after so many flips of
     its bits."""
     strength = rules.strength(settings.optimizer)

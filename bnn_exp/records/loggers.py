@@ -27,7 +27,7 @@ class Nothing:
 
     last = 0
 
-    def __init__(self, *_):
+    def __init__(self, *_: Any):
         pass
 
     def log(self, metrics: Metrics) -> None:
@@ -40,7 +40,7 @@ class Nothing:
 class TensorBoard:
     """Event files in `directory`/tensorboard."""
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = directory / "tensorboard"
@@ -76,7 +76,7 @@ class MLflow:
 
     STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # noqa: RUF012
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow.entities import Param
@@ -123,7 +123,7 @@ class MLflow:
 class WandB:
     """A run of Weights & Biases in `directory`/wandb; offline, where nothing can be added to one, written anew on a resume."""
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -162,12 +162,12 @@ LOGGERS = {"none": Nothing, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb
 class GuardedLogger:
     """A logger that falls silent when it fails: a training does not end for what only shows it."""
 
-    def __init__(self, name: str, warn: Callable[[str], None], *arguments):
+    def __init__(self, name: str, warn: Callable[[str], None], *arguments: Any):
         """Begins the logger `name`, which is made of the `arguments`; `warn` gets a sentence when it fails."""
         self.name, self.warn, self.logger = name, warn, Nothing()
         attempt(f"logger={name}", self._begin, *arguments, warn=warn)
 
-    def _begin(self, *arguments) -> None:
+    def _begin(self, *arguments: Any) -> None:
         self.logger = LOGGERS[self.name](*arguments)
 
     def log(self, metrics: Metrics) -> None:
@@ -176,12 +176,12 @@ class GuardedLogger:
     def finish(self, summary: dict[str, Any]) -> None:
         self._try("finish", summary)
 
-    def _try(self, method: str, *arguments) -> None:
+    def _try(self, method: str, *arguments: Any) -> None:
         if not attempt(f"logger={self.name}", getattr(self.logger, method), *arguments, warn=self.warn):
             self.logger = Nothing()
 
 
-def check(settings) -> None:
+def check(settings: Any) -> None:
     """Refuse a logger whose package is not installed.
 
     Raises:
@@ -196,7 +196,7 @@ def check(settings) -> None:
 
 
 def start(
-    settings, directory: Path, config: dict[str, Any], epochs: list[Metrics], warn: Callable[[str], None] = log.warning
+    settings: Any, directory: Path, config: dict[str, Any], epochs: list[Metrics], warn: Callable[[str], None] = log.warning
 ) -> GuardedLogger:
     """Returns the logger of the run in `directory`, with the `epochs` so far in it. One that fails is silent from then on, and
     `warn` gets a sentence."""

@@ -1,11 +1,12 @@
 """Pictures, pages, loggers, output: they only show a training, so it goes on without what fails."""
 
 from collections.abc import Callable
+from typing import Any
 
 from bnn_exp.records.log import log
 
 
-def attempt(what: str, function: Callable, *arguments, warn: Callable[[str], None] = log.warning) -> bool:
+def attempt(what: str, function: Callable, *arguments: Any, warn: Callable[[str], None] = log.warning) -> bool:
     """Calls `function`; where it fails, a warning (in the log, or by `warn`) says that `what` is left out. Returns whether it
     went well."""
     try:

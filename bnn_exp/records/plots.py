@@ -2,8 +2,10 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from bnn_exp.nn import binary_layers
 from bnn_exp.records.files import replacing
@@ -85,7 +87,7 @@ def _font_file() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
-def _short(name: str, width: int, font) -> str:
+def _short(name: str, width: int, font: Any) -> str:
     """`name`, cut with an ellipsis where it is wider than `width` pixels; one line."""
     name = in_a_line(name)
     if font.getlength(name) <= width:
@@ -93,7 +95,7 @@ def _short(name: str, width: int, font) -> str:
     return next((cut for end in range(len(name), 0, -1) if font.getlength(cut := name[:end] + "…") <= width), "…")
 
 
-def kernels(file: Path, network, image_shape: tuple[int, int, int]) -> None:
+def kernels(file: Path, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """Draw up to 64 units of the network's first layer, bit 1 yellow and bit 0 blue; a layer without bits by its size.
 
     Those of a dense layer have the shape of the images, (channels, height, width). Of three channels each is a colour, red,
@@ -102,9 +104,9 @@ def kernels(file: Path, network, image_shape: tuple[int, int, int]) -> None:
     _, layer = next(binary_layers(network))
     weight = layer.bits().get("weight", layer.weight).detach().float().cpu()[:64]
     units = weight if weight.dim() == 4 else weight.reshape(-1, *image_shape)
-    units = (units if units.shape[1] in (1, 3) else units.mean(1, keepdim=True)).numpy()
-    low, high = (0.0, 1.0) if layer.bits() else (float(units.min()), float(units.max()))
-    shades = (units - low) / max(high - low, 1e-12)
+    pixels = (units if units.shape[1] in (1, 3) else units.mean(1, keepdim=True)).numpy()
+    low, high = (0.0, 1.0) if layer.bits() else (float(pixels.min()), float(pixels.max()))
+    shades = (pixels - low) / max(high - low, 1e-12)
     if shades.shape[1] == 1:
         ends = np.array((BIT_0, BIT_1), np.float32).reshape(2, 1, 3, 1, 1)
         shades = (ends[0] + shades * (ends[1] - ends[0])) / 255

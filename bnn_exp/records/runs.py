@@ -47,7 +47,7 @@ def read(directory: Path) -> Record | None:
     if ended is None and not file.is_file():
         return None
     try:
-        values = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        values: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
     except Exception:  # a damaged file: YAML's and OmegaConf's errors have no common base
         values = {}
     return Record(

@@ -22,7 +22,7 @@ STATUS = ("completed", "failed", "interrupted")
 def write(directory: Path, status: str, **facts: Any) -> dict[str, Any]:
     """Write the summary of a run that ended with `status`, with where and by what it was run beside `facts`."""
     flags = command_line.flags(HydraConfig.get()) if HydraConfig.initialized() else []
-    flags = flags or (read(directory) or {}).get("flags")  # of a run that goes on
+    flags = flags or (read(directory) or {}).get("flags", [])  # of a run that goes on
     summary = {"status": status, **facts, **({"flags": flags} if flags else {}), "command": sys.argv[1:], **surroundings()}
     write_json(directory / "summary.json", summary)
     return summary

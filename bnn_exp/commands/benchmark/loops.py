@@ -7,6 +7,7 @@ the loss, the batches and the optimizer of the real parameters that the configur
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,11 +127,11 @@ class Sign(nn.Module):
 
 class _Sign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w: Tensor, zero: float, one: float) -> Tensor:
+    def forward(ctx: Any, w: Tensor, zero: float, one: float) -> Tensor:
         return torch.where(w >= 0, one, zero)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return grad, None, None
 
 

@@ -6,6 +6,7 @@ Files are read where they lie: nothing of `datasets`' own cache, which goes by p
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,13 +120,13 @@ def _by_their_numbers(names: list[str]) -> list[str]:
     )
 
 
-def _is_text(kind) -> bool:
+def _is_text(kind: Any) -> bool:
     import pyarrow.types as kinds
 
     return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
 
 
-def _is_encoded(kind) -> bool:
+def _is_encoded(kind: Any) -> bool:
     """Returns whether a column of this type holds encoded pictures: bytes, or structs that have bytes."""
     import pyarrow.types as kinds
 
@@ -134,7 +135,7 @@ def _is_encoded(kind) -> bool:
     return kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind)
 
 
-def _depth(kind) -> int:
+def _depth(kind: Any) -> int:
     """Returns how deeply lists of numbers are nested in a type; 0 for what holds none."""
     import datasets
     import pyarrow.types as kinds
@@ -157,7 +158,7 @@ def _numbers(cells: list, where: str, column: str) -> np.ndarray:
     return values
 
 
-def _kind(feature) -> str:
+def _kind(feature: Any) -> str:
     return getattr(feature, "dtype", None) if type(feature).__name__ == "Value" else type(feature).__name__
 
 

@@ -91,10 +91,11 @@ def _settings_of(row: Row, comparison: Comparison) -> str:
     return " ".join(drawn(as_text(row.settings[key])) for key in comparison.varied if row.settings[key] is not None)
 
 
-def _name(axes, points: dict[tuple[float, float], str]) -> None:
+def _name(axes: Any, points: dict[tuple[float, float], str]) -> None:
     """Write the names beside their points: at the first of four places where they are inside and cover no other
     name, or the last."""
-    figure, taken = axes.figure, []
+    figure = axes.figure
+    taken: list[Any] = []
     figure.draw_without_rendering()  # which settles where the axes lie
     for point, name in points.items():
         text = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize="small")

@@ -38,10 +38,10 @@ class Packed(Dense):
     network: MLP
     rule: Rule
 
-    def __init__(self, settings: Settings, *arguments, bf16: bool = False, **options):
+    def __init__(self, settings: Settings, *arguments: Any, bf16: bool = False, **options: Any):
         super().__init__(*arguments, **options)
         if device.on_host(self.network.layers[0].weight):
-            arithmetic = self._on_cpu(settings)
+            arithmetic: Any = self._on_cpu(settings)
         else:
             from bnn_exp.bits.cuda.training import OnGPU
 
@@ -130,8 +130,9 @@ class Layer:
 
 class _Pass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, packed: PackedMLP, anchor: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.packed, ctx.layers, saved = packed, [], []
+    def forward(ctx: Any, x: Tensor, packed: PackedMLP, anchor: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.packed, ctx.layers = packed, []
+        saved: list[Tensor] = []
         for i, layer in enumerate(packed.layers(x)):
             parts = [_taken_out(part) for part in (layer.sums, layer.norm)]
             ctx.layers.append([(shell, list(tensors)) for shell, tensors in parts])
@@ -140,7 +141,7 @@ class _Pass(torch.autograd.Function):
         return packed.logits(layer)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         packed, saved, layers = ctx.packed, iter(ctx.saved_tensors), []
         for parts in ctx.layers:
             x = next(saved)
