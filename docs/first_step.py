@@ -29,11 +29,12 @@ def note(stage: str) -> None:
 
 def child(began: float) -> None:
     from bnn_exp import cli
+    from bnn_exp.commands.preflight import Preflight
     from bnn_exp.data import sources
 
     note("Python, Hydra, numpy")
     after(sources, "read", "configuration composed and checked, data read")
-    after(cli.Preflight, "on_run_start", "import torch")
+    after(Preflight, "on_run_start", "import torch")
     job = cli.job
 
     def with_imports(composed):

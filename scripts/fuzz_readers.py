@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Feeds damaged files to the readers of datasets: each is read rightly, or refused in three lines at most.
+"""Feeds damaged files to the readers of datasets. A reader must read a file correctly, or refuse it in three lines at most.
 
     python scripts/fuzz_readers.py --count 20000 --seed 0
 
-Each file is a whole one with bytes changed, removed, repeated or cut off. A file that is still read must give the rows that
-Pillow, NumPy or pyarrow read in it. The exit code is 1 where a row is wrong, a message too long, or an error no UserError.
+Each damaged file is a valid file with some bytes changed, removed, repeated or cut off. If our reader accepts the file, its
+rows must be those that Pillow, NumPy or pyarrow read. The exit code is 1 if a row is wrong, if a message is too long, or if
+an exception is no UserError.
 """
 
 import argparse
@@ -29,13 +30,16 @@ from PIL import Image
 from bnn_exp.data import cache, sources
 from bnn_exp.errors import UserError
 
-SECONDS = 20  # that a file may take
-Rows = tuple[np.ndarray, list[str]]  # uint8 [rows, height, width, 3 or 1], and the name of each row's class
+SECONDS = 20  # time limit for one file
+Rows = tuple[np.ndarray, list[str]]  # uint8 [rows, height, width, 3 or 1], and the class name of each row
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: its place in a dataset, whole content, and how another library reads its train rows."""
+    """A kind of file: its path in a dataset, its valid content, and the function of another library that reads its train rows.
+
+    `others` holds the other files of the dataset: content by path. `expected` returns None if the rows can't be compared.
+    """
 
     file: str
     content: bytes
@@ -50,12 +54,12 @@ def encoded(suffix: str, values: np.ndarray, **options) -> bytes:
 
 
 def by_pillow(content: bytes, _=None) -> Rows | None:
-    """The mutated picture is the first of class a; the others are known."""
+    """Reads the one damaged image, which is the first image of class a. The other images of the dataset stay valid."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         picture = Image.open(io.BytesIO(content))
         if "transparency" in picture.info or picture.mode not in ("1", "L", "RGB", "P", "CMYK", "YCbCr"):
-            return None  # ours by intent: ground and range
+            return None  # our reader converts transparency and value ranges in its own way
         if picture.getexif().get(0x0112, 1) != 1:
             return None
         return np.asarray(picture.convert("RGB"))[None], ["a"]
@@ -69,7 +73,7 @@ def by_numpy_idx(content: bytes, packed: bool) -> Rows:
 
 
 def kinds(rng: np.random.Generator) -> dict[str, Kind]:
-    """Returns the kinds of files by name."""
+    """Returns all kinds of files by name."""
     colours = rng.integers(0, 256, (8, 12, 8, 3), dtype=np.uint8)
     smooth = np.stack([np.add.outer(np.arange(12) * 9, np.arange(8) * 13).astype(np.uint8)] * 3, 2)
     found = {}
@@ -116,7 +120,7 @@ def kinds(rng: np.random.Generator) -> dict[str, Kind]:
 def by_numpy_npz(content: bytes, _) -> Rows | None:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         if not {"x_test", "y_test"} <= set(file.files):
-            return None  # a whole file without test rows: some of the train rows serve as such, and a note says so
+            return None  # without test rows our reader takes some train rows as test rows
         x, y = file["x_train"], file["y_train"]
     if x.dtype != np.uint8 or x.ndim != 3 or y.dtype.kind not in "iu":
         return None
@@ -160,7 +164,7 @@ def by_pyarrow(content: bytes, _) -> Rows | None:
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Returns the content with one to four changes."""
+    """Returns a copy of `content` with one to four random changes."""
     data = bytearray(content)
     for _ in range(rng.integers(1, 5)):
         at, n = int(rng.integers(0, len(data) + 1)), int(rng.integers(1, 9))
@@ -181,7 +185,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 class TooLong(Exception):
-    """A file took longer than SECONDS."""
+    """Reading a file took longer than SECONDS."""
 
 
 def _alarm(*_):
@@ -189,7 +193,11 @@ def _alarm(*_):
 
 
 def check(kind: Kind, content: bytes, folder: Path, rng: np.random.Generator) -> str:
-    """Returns read or refused, or, in capitals, what is wrong."""
+    """Reads a file with our reader and compares the rows.
+
+    Returns:
+        "read…" or "refused". If something is wrong, a text that begins with a word in capitals.
+    """
     (folder / kind.file).write_bytes(content)
     signal.alarm(SECONDS)
     try:
@@ -204,7 +212,7 @@ def check(kind: Kind, content: bytes, folder: Path, rng: np.random.Generator) ->
         shutil.rmtree(cache.cache_folder(), ignore_errors=True)
     try:
         expected = kind.expected(content, rng)
-    except Exception:  # the other library refuses what we read
+    except Exception:  # the other library refuses a file that our reader accepts
         return "read, by us alone"
     if expected is None:
         return "read, not compared"
@@ -219,9 +227,9 @@ def check(kind: Kind, content: bytes, folder: Path, rng: np.random.Generator) ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=20000, help="damaged files, of all kinds together")
+    parser.add_argument("--count", type=int, default=20000, help="number of damaged files, of all kinds together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for the files that went wrong")
+    parser.add_argument("--keep", type=Path, help="a folder for the files whose check fails")
     asked = parser.parse_args()
     signal.signal(signal.SIGALRM, _alarm)
     rng, counts, bad = np.random.default_rng(asked.seed), {}, 0

@@ -2,11 +2,13 @@
 
     python scripts/kill_and_resume.py --kills 100 dataset=mnist dataset.path=FOLDER trainer.epochs=200
 
-Trains the configuration once without a stop. Then it starts the same configuration with resume=auto, kills it after a random
-time by SIGKILL, SIGTERM or SIGHUP, and starts it again, until it has been killed so often; the last start trains to the end.
-No epoch may be trained twice, and bits and metrics must be those of the first run. A sweep of six runs is killed likewise.
-Last, runs get file systems that are too small for them (needs root): they must end with a line that says so and a whole
-checkpoint, and go on when there is room. Prints a line a kill; the exit code is 0 if all held, else 1.
+First the script trains the configuration without a stop. Then it starts the configuration with resume=auto, kills it after a
+random time by SIGKILL, SIGTERM or SIGHUP, and starts it again. After `--kills` kills the last start trains to the end. No epoch
+may be trained twice, and bits and metrics must equal those of the first run. A sweep of six runs is killed in the same way.
+
+Last, runs get file systems that are too small for them (this needs root). Such a run must end with a line that names the
+reason, and with a valid checkpoint; it must continue when there is room. The script prints a line per kill. Its exit code is 0
+if nothing was lost, else 1.
 """
 
 import argparse
@@ -27,30 +29,32 @@ from bnn_exp.records import checkpoint, metrics, summary
 
 COMMAND = [sys.executable, "-m", "bnn_exp"]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
-IN_TRAINING = 0.75  # the part of the kills whose time begins with the first epoch of a start; of the others, with the start
+IN_TRAINING = 0.75  # the share of kills that come after the first epoch of a start; the others may come before
 TIMES = {"train_seconds", "eval_seconds", "images_per_second"}  # the only numbers that may differ
 SWEEP = ("-m", "seed=0,1,2", "model.hidden_size=32,48")
 
 
 class Lost(Exception):
-    """Something was lost; the message says what."""
+    """Something was lost. The message names it."""
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="the configuration, as on bnn-train's command line")
-    parser.add_argument("--kills", type=int, default=100, help="of the one run")
-    parser.add_argument("--sweep-kills", type=int, default=20, help="of the sweep of six runs")
-    parser.add_argument("--disks", type=int, default=20, help="runs on a disk that is too small")
-    parser.add_argument("--longest", type=float, default=3.0, help="seconds until a kill, at most")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
+    parser.add_argument("--kills", type=int, default=100, help="number of kills of the single run")
+    parser.add_argument("--sweep-kills", type=int, default=20, help="number of kills of the sweep of six runs")
+    parser.add_argument("--disks", type=int, default=20, help="number of runs on a disk that is too small")
+    parser.add_argument("--longest", type=float, default=3.0, help="most seconds until a kill")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments and signals")
     for hidden in ("--on-disk", "--straight"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     rng = random.Random(asked.seed)
     overrides = list(dict.fromkeys(["engine.threads=1", *asked.overrides]))
-    signal.signal(signal.SIGHUP, lambda *_: None)  # under nohup the runs would ignore it too; a handler is not inherited
+    signal.signal(
+        signal.SIGHUP, lambda *_: None
+    )  # under nohup SIGHUP is ignored, and children inherit that; they do not inherit a handler
     try:
         if asked.on_disk:
             on_disk(asked.on_disk, asked.limit, asked.straight, overrides)
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def train(directory: Path, overrides: Sequence[str], kind: str = "run") -> tuple[Path, float]:
-    """Train without a stop. Returns the directory, and the seconds that it took."""
+    """Trains without a stop. Returns the directory, and the seconds that the training took."""
     began = time.monotonic()
     command = [*COMMAND, *overrides, f"hydra.{kind}.dir={directory}"]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -86,7 +90,15 @@ def train(directory: Path, overrides: Sequence[str], kind: str = "run") -> tuple
 def killed(
     directory: Path, overrides: Sequence[str], kills: int, longest: float, rng: random.Random, kind: str = "run"
 ) -> None:
-    """Start with resume=auto and kill, `kills` times; then let it end."""
+    """Starts the command with resume=auto and kills it, `kills` times. A last start trains to the end.
+
+    Args:
+        longest: the most seconds until a kill.
+        kind: `run` or `sweep`.
+
+    Raises:
+        Lost: a start loses something, or the last start fails.
+    """
     counts: dict[str, int] = {}
     for i in range(kills + 1):
         before = {run: epochs_done(run) for run in runs_in(directory)}
@@ -115,7 +127,12 @@ def killed(
 
 
 def wait(process: subprocess.Popen, said: IO[str], training: bool, seconds: float) -> str:
-    """Let `seconds` go by, from the first epoch that is told of if `training`, else from now. Returns them in words."""
+    """Waits `seconds`, or until the process ends. Returns a description of the moment.
+
+    Args:
+        said: the output of the process.
+        training: True to begin when the first epoch is printed, False to begin now.
+    """
     while training and process.poll() is None and b"\nepoch " not in os.pread(said.fileno(), 2**20, 0):
         time.sleep(0.02)
     try:
@@ -126,7 +143,16 @@ def wait(process: subprocess.Popen, said: IO[str], training: bool, seconds: floa
 
 
 def check_start(out: str, before: dict[Path, int], done: dict[Path, int]) -> None:
-    """A start goes on from the newest epoch, loses none, and says no more than a line or two of what went wrong."""
+    """Checks that a start continued after the newest epoch and kept all epochs, and that it printed no traceback.
+
+    Args:
+        out: the output of the start.
+        before: the epochs of each run before the start.
+        done: the epochs of each run after the start.
+
+    Raises:
+        Lost: a check fails.
+    """
     if "Traceback" in out:
         raise Lost(f"a traceback\n{out}")
     for run, epoch in before.items():
@@ -138,17 +164,21 @@ def check_start(out: str, before: dict[Path, int], done: dict[Path, int]) -> Non
 
 
 def runs_in(directory: Path) -> list[Path]:
-    """The runs of a sweep's directory, or the run's own."""
+    """Returns the directories of all runs in `directory`, which may be a run itself."""
     return sorted(file.parent for file in directory.rglob("config.yaml"))
 
 
 def epochs_in(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what differs from run to run."""
+    """Returns the lines of metrics.jsonl without the times, which differ from run to run."""
     return [{key: value for key, value in line.items() if key not in TIMES} for line in metrics.read(run / "metrics.jsonl")]
 
 
 def epochs_done(run: Path) -> int:
-    """The epochs that are trained and kept, by the newest checkpoint; each checkpoint must be whole."""
+    """Returns the number of epochs in the newest checkpoint of a run.
+
+    Raises:
+        Lost: a checkpoint is damaged.
+    """
     files = [file for name in ("last", "best") if (file := run / f"checkpoints/{name}.pt").is_file()]
     try:
         return max((checkpoint.load(file)["progress"]["epoch"] for file in files), default=0)
@@ -157,7 +187,14 @@ def epochs_done(run: Path) -> int:
 
 
 def compare(straight: Path, other: Path, files: bool = True) -> None:
-    """Bits, metrics and the names of the files must be those of the run that was never stopped."""
+    """Checks that a run has the bits, the metrics and the file names of the run that was never stopped.
+
+    Args:
+        files: False to leave out the file names.
+
+    Raises:
+        Lost: something differs.
+    """
     one, two = summary.read(straight), summary.read(other)
     if not two or two["status"] != "completed":
         raise Lost(f"{other} is {two['status'] if two else 'unfinished'}")
@@ -172,7 +209,7 @@ def compare(straight: Path, other: Path, files: bool = True) -> None:
 
 
 def sweeps(place: Path, overrides: Sequence[str], kills: int, longest: float, rng: random.Random) -> None:
-    """Kills and resumes a sweep of the configuration."""
+    """Kills and resumes a sweep of the configuration, then compares all its runs."""
     arguments = [SWEEP[0], *(item for item in overrides if not item.startswith("model.hidden_size=")), *SWEEP[1:]]
     straight, seconds = train(place / "sweep", arguments, "sweep")
     print(f"unbroken sweep of {len(runs_in(straight))} runs: {seconds:.0f} s")
@@ -182,7 +219,7 @@ def sweeps(place: Path, overrides: Sequence[str], kills: int, longest: float, rn
 
 
 def disks(place: Path, straight: Path, overrides: Sequence[str], count: int, rng: random.Random) -> None:
-    """Runs on file systems of sizes up to that of the whole run, each in a mount namespace of its own."""
+    """Starts runs on file systems smaller than the whole run. Each one has its own mount namespace."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         print("no disk was filled: it takes root to mount a small one")
         return
@@ -198,20 +235,20 @@ def disks(place: Path, straight: Path, overrides: Sequence[str], count: int, rng
 
 
 def on_disk(disk: Path, limit: int, straight: Path, overrides: Sequence[str]) -> None:
-    """A run on a disk of `limit` bytes, which must end well or say why, and then with room."""
+    """Checks a run on a disk of `limit` bytes: it must complete, or name the reason, and complete when there is room."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={limit}", "tmpfs", disk], check=True)
     command, run = [*COMMAND, *overrides, f"hydra.run.dir={disk}/run", "resume=auto"], disk / "run"
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     epoch, parts = epochs_done(run), list(disk.rglob("*.part"))
     print(f"exit code {done.returncode}, {epoch} epochs done; {done.stderr.partition(chr(10))[0]}")
     if done.returncode not in (0, 1, 2) or len(done.stderr.splitlines()) > 3 or "Traceback" in done.stderr or parts:
-        raise Lost(f"it left {parts} and said\n{done.stderr}")
+        raise Lost(f"it left {parts} and printed\n{done.stderr}")
     subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True)
     again = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     check_start(again.stdout, {run: epoch}, {run: epochs_done(run)})
     if again.returncode:
         raise Lost(f"with room it ended with {again.returncode}\n{again.stdout}")
-    compare(straight, run, files=done.returncode != 0)  # a run that completed may lack a picture
+    compare(straight, run, files=done.returncode != 0)  # a run that completed on the full disk may lack a plot
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Writes a small set of colour pictures of many sizes in three classes, always the same: `python scripts/photos.py FOLDER`.
+"""Writes a small dataset of colour images of many sizes in three classes: `python scripts/photos.py FOLDER`.
 
-Each picture shows a disc, a square or a triangle on a ground of another colour, under noise. Colours, place, size and angle are
-random, so that neither the mean colour nor a single pixel tells the classes apart; the shape is the lighter part. A quarter of
-the pictures are test pictures.
+Each image shows a disc, a square or a triangle on a darker ground, under noise. Colours, place, size and angle are random, so
+neither the mean colour nor a single pixel reveals the class. A quarter of the images are test images. The seed is fixed, so
+the images are always the same.
 """
 
 import argparse
@@ -11,14 +11,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-CLASSES = {"disc": None, "square": (4, np.pi / 4), "triangle": (3, -np.pi / 2)}  # corners, and the angle of the first
-SIDES = (40, 160)  # of a picture, in pixels: the least and the greatest
-LIGHTER = 60  # the shape than its ground, at least, in the mean of the channels
-NOISE = 50  # standard deviation of each value
+CLASSES = {
+    "disc": None,
+    "square": (4, np.pi / 4),
+    "triangle": (3, -np.pi / 2),
+}  # corners, and the radians of the first one
+SIDES = (40, 160)  # least and greatest width and height of an image, in pixels
+LIGHTER = 60  # least difference of shape and ground, in the mean of the channels
+NOISE = 50  # standard deviation of the noise on each channel
 
 
 def picture(kind: str, draw: np.random.Generator) -> Image.Image:
-    """Returns one RGB picture of a class."""
+    """Draws one RGB image of the class `kind`."""
     width, height = (int(side) for side in draw.integers(*SIDES, 2, endpoint=True))
     ground, ink = _colours(draw)
     image = Image.new("RGB", (width, height), ground)
@@ -43,7 +47,12 @@ def _colours(draw: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...
 
 
 def write(folder: Path, train: int = 450, test: int = 150, seed: int = 0) -> Path:
-    """Writes train/CLASS/*.png and test/CLASS/*.png, so many pictures of all classes together. Returns the folder."""
+    """Writes train/CLASS/*.png and test/CLASS/*.png, and returns the folder.
+
+    Args:
+        train: the number of train images of all classes together.
+        test: the number of test images of all classes together.
+    """
     draw = np.random.default_rng(seed)
     for split, count in (("train", train), ("test", test)):
         for i, kind in zip(range(count), list(CLASSES) * count, strict=False):
@@ -56,7 +65,7 @@ def write(folder: Path, train: int = 450, test: int = 150, seed: int = 0) -> Pat
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--train", type=int, default=450, help="pictures to train on")
-    parser.add_argument("--test", type=int, default=150, help="pictures to test by")
+    parser.add_argument("--train", type=int, default=450, help="number of train images")
+    parser.add_argument("--test", type=int, default=150, help="number of test images")
     asked = parser.parse_args()
     write(asked.folder, asked.train, asked.test)

@@ -1,6 +1,6 @@
-"""Jobs of `launcher=local`: processes that end when the command that started them is asked to end.
+"""The launcher of `launcher=local`: jobs in processes that end when the command ends that started them.
 
-submitit starts two processes a job: the job, and one beside it that waits for the job and passes SIGTERM on to it.
+submitit starts two processes for each job: the job, and a process that waits for the job and passes SIGTERM on to it.
 """
 
 import os
@@ -16,34 +16,35 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
-from bnn_exp import cli
+from bnn_exp.commands import command
+from bnn_exp.errors import FAILED
 from bnn_exp.training import signals
 
 if TYPE_CHECKING:
     from submitit import LocalJob
 
 PAUSE = 0.1  # seconds between two looks at the jobs
-PASSED_ON = signals.SIGNALS - {signal.SIGTERM}  # what this process alone reacts to: the jobs get SIGTERM from it
+FOR_THE_COMMAND = signals.SIGNALS - {signal.SIGTERM}  # only the command reacts to these; it sends SIGTERM to its jobs
 
 
 class LocalLauncher(submitit_launcher.LocalLauncher):
-    """Hydra's launcher of processes on this machine. What jobs say is said here too; a signal ends them as it ends a run."""
+    """Hydra's launcher of local processes. The command prints the messages of its jobs, and ends them when a signal arrives."""
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        """Runs a job, in its own process."""
+        """Executes one job. submitit calls this method in the process of the job."""
         with signals.listening():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_COMMAND)
             result = super().__call__(*arguments)
-        result.outcome = cli.outcome()
+        result.command = command.current()
         return result
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Runs a batch of jobs at once. Returns their results, in the order of `job_overrides`.
+        """Executes a batch of jobs in parallel, and returns their results in the order of `job_overrides`.
 
         Raises:
-            KeyboardInterrupt: a signal has asked for the end; the jobs have ended before.
+            KeyboardInterrupt: a signal has arrived, and all jobs have ended.
         """
-        with signals.stop_on_signals() as stop, _held(PASSED_ON):
+        with signals.stop_on_signals() as stop, _blocked(FOR_THE_COMMAND):
             jobs = self._start(job_overrides, initial_job_idx)
         try:
             if stop():
@@ -53,7 +54,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
             _end(jobs)
             raise
 
-    def _start(self, job_overrides: Sequence[Sequence[str]], first: int) -> list["LocalJob"]:
+    def _start(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
         import submitit
 
         sweep = self.config.hydra.sweep
@@ -72,13 +73,13 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
 
 
 def use() -> None:
-    """Has Hydra take this launcher in the place of submitit's own for local processes: it looks that up by its name."""
+    """Replaces submitit's own launcher of local processes with ours: Hydra finds the class by its name."""
     submitit_launcher.LocalLauncher = LocalLauncher
 
 
 @contextmanager
-def _held(numbers: set[int]) -> Iterator[None]:
-    """Within the block the signals wait. A process that starts in it never gets them, unless it lets them in."""
+def _blocked(numbers: set[int]) -> Iterator[None]:
+    """Context manager: delays signals to its end. A process that starts inside never receives them, unless it unblocks them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -87,7 +88,7 @@ def _held(numbers: set[int]) -> Iterator[None]:
 
 
 def _results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
-    """Waits for the jobs. Says what each has said, when it ends."""
+    """Waits for the jobs and returns their results. When a job ends, its messages are printed."""
     results: dict[int, JobReturn] = {}
     while len(results) < len(jobs):
         for place, job in enumerate(jobs):
@@ -97,33 +98,33 @@ def _results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
     return [results[place] for place in range(len(jobs))]
 
 
-def _result(job: "LocalJob") -> JobReturn:
-    """Returns what an ended job returned. Of a job that was killed, or that could not begin, this is None."""
+def _result(job: Any) -> JobReturn:
+    """Returns the result of an ended job. A job that was killed or could not begin has the return value None."""
     task = job.task(0)
     if not task.paths.result_pickle.exists():
         return _lost(task, "it ended without a result")
     try:
         result = task.result()
-    except Exception as error:  # submitit has the text of whatever the job raised
+    except Exception as error:  # submitit wraps whatever exception the job raised
         return _lost(task, str(error).strip(" \n-").splitlines()[-1])
-    cli.take_over(result.outcome)
+    command.current().include(result.command)
     return result
 
 
 def _lost(task: "LocalJob", why: str) -> JobReturn:
-    cli.take_over(cli.Outcome([f"failed: a job of the sweep: {why}\n{task.paths.stderr} says more"], [cli.FAILED]))
+    command.current().fail(f"failed: a job of the sweep: {why}\n{task.paths.stderr} has the details", FAILED)
     return JobReturn(status=JobStatus.COMPLETED)
 
 
 def _end(jobs: Sequence["LocalJob"]) -> None:
-    """Asks the jobs to end, and waits until they have. A second Ctrl-C does not wait.
+    """Sends SIGTERM to the jobs until all have ended: a job that is just beginning does not listen yet.
 
-    Each is asked again and again: one that is only beginning does not listen yet.
+    A second Ctrl-C ends the wait.
     """
     with signals.stop_on_signals(), suppress(KeyboardInterrupt):
         left = [job for job in jobs if not job.done()]
         if left:
-            cli.say(f"waiting for {len(left)} job{'s' * (len(left) > 1)} to end, each with a checkpoint")
+            command.current().say(f"waiting for {len(left)} job{'s' * (len(left) > 1)} to end, each with a checkpoint")
         while left:
             for job in left:
                 os.kill(int(job.job_id), signal.SIGTERM)

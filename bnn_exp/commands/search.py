@@ -1,7 +1,7 @@
-"""Search beyond grids: Optuna asks, Hydra's launcher runs, Optuna is told (Akiba et al. 2019, arXiv 1907.10902).
+"""Searches a space of settings: Optuna chooses trials, Hydra's launcher runs them (Akiba et al. 2019, arXiv 1907.10902).
 
-Not Hydra's own Optuna sweeper, whose last release wants Optuna 2. The space is written in Hydra's sweep syntax, the trials
-are kept in the sweep's directory, and they run under any launcher, as many at a time as `hydra.sweeper.max_batch_size` says.
+Hydra's own Optuna sweeper requires Optuna 2, so it is not used. The user writes the space in Hydra's sweep syntax. The
+directory of the sweep keeps the trials. Any launcher can run them, `hydra.sweeper.max_batch_size` at a time.
 """
 
 import copy
@@ -25,7 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from bnn_exp.commands.sweep import PER_RUN, with_moved_data, without_hydra
+from bnn_exp.commands.sweep_jobs import MAY_DIFFER, with_moved_data, without_hydra
 from bnn_exp.config.migrate import migrated
 from bnn_exp.config.settings import load_settings
 from bnn_exp.errors import UserError
@@ -35,15 +35,18 @@ from bnn_exp.training.plan import values_of
 from bnn_exp.training.resume import difference
 
 JOURNAL, NAME = "optuna.log", "search"
-ENDED = "ended"  # of a trial that ran to an end, good or bad
-Space = Mapping[str, BaseDistribution]  # by the keys that a search varies
+ENDED = "ended"  # an attribute of every trial that ran to its end, good or bad
+Space = Mapping[str, Any]  # the keys that a search varies, and their values
 
 
 def search(config: DictConfig, job: TaskFunction) -> None:
-    """Run trials of `job` until `sweep.trials` of the sweep's directory have ended; `job` returns what is to be large.
+    """Runs trials until `sweep.trials` trials of the sweep's directory have ended.
+
+    Args:
+        job: the function of one trial. Optuna maximises its return value; None means that the trial failed.
 
     Raises:
-        UserError: a sweep that is no space to search.
+        UserError: the overrides are no space to search, or the directory holds another search.
     """
     loader = GlobalHydra.instance().config_loader()
     overrides = OverridesParser.create(loader).parse_overrides(list(config.hydra.overrides.task))
@@ -73,16 +76,16 @@ def search(config: DictConfig, job: TaskFunction) -> None:
 
 
 def _ended(study: optuna.Study) -> int:
-    """Trials that ran to an end, good or bad; not those that were stopped and asked for again."""
+    """Returns the number of trials that ran to their end, good or bad. A stopped trial does not count: it runs again."""
     return sum(ENDED in trial.user_attrs for trial in study.trials)
 
 
 def _study(directory: Path, seed: int, space: Space) -> optuna.Study:
-    """The study kept in `directory`; trials that were under way when it was stopped are asked for again."""
+    """Returns the study in `directory`, or a new one. Trials that were running when the search was stopped run again."""
     file = directory / JOURNAL
     if file.is_file():
         _fit(file, space)
-    study = _kept(file)
+    study = _open(file)
     study.sampler = optuna.samplers.TPESampler(seed=(seed + len(study.trials)) % 2**32)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.enqueue_trial(trial.params)
@@ -90,15 +93,15 @@ def _study(directory: Path, seed: int, space: Space) -> optuna.Study:
     return study
 
 
-def _kept(file: Path) -> optuna.Study:
+def _open(file: Path) -> optuna.Study:
     return optuna.create_study(storage=_storage(file), study_name=NAME, direction="maximize", load_if_exists=True)
 
 
 def _trials(file: Path) -> list[FrozenTrial]:
-    """The trials in `file`, which is only read."""
+    """Reads the trials in `file`."""
     try:
         return optuna.load_study(storage=_storage(file), study_name=NAME).trials
-    except KeyError:  # killed before it had a study
+    except KeyError:  # the search was killed before it made a study
         return []
 
 
@@ -108,12 +111,12 @@ def _storage(file: Path) -> JournalStorage:
 
 
 def _fit(file: Path, space: Space) -> None:
-    """Rewrites the trials in `file` where they are of a narrower space: Optuna takes no other choices into a study."""
+    """Rewrites the trials in `file` for a wider space, since Optuna refuses a study whose choices have changed."""
     trials = _trials(file)
     if all(space[key] == known for trial in trials for key, known in trial.distributions.items()):
         return
     with replacing(file) as temporary:
-        study = _kept(temporary)
+        study = _open(temporary)
         for trial in trials:
             values = {key: _value_in(space[key], value) for key, value in trial.params.items()}
             trial.distributions = {key: space[key] for key in values}
@@ -122,7 +125,7 @@ def _fit(file: Path, space: Space) -> None:
 
 
 def _value_in(space: BaseDistribution, value: Any) -> Any:
-    """Returns the value of a trial as `space` has it; None where it lies outside."""
+    """Returns the value of a trial in the form that `space` uses; None if the value lies outside."""
     value = str(value) if isinstance(space, CategoricalDistribution) else value
     try:
         inner = space.to_internal_repr(value)
@@ -132,10 +135,10 @@ def _value_in(space: BaseDistribution, value: Any) -> Any:
 
 
 def _check_same_search(directory: Path, config: DictConfig, space: Space) -> None:
-    """A search goes on with its own settings, in a space that has all its trials.
+    """Checks that the search in `directory`, if there is one, can continue.
 
     Raises:
-        UserError: a setting differs, or a trial lies outside of the space.
+        UserError: a fixed setting differs, or a trial lies outside the space.
     """
     if not (directory / JOURNAL).is_file():
         return
@@ -156,14 +159,15 @@ def _check_same_search(directory: Path, config: DictConfig, space: Space) -> Non
 
 
 def _difference(directory: Path, config: DictConfig, space: Space) -> tuple[str, Any, Any] | None:
-    """Returns the first fixed setting that differs from those of the search in `directory`, and its two values."""
+    """Returns the first fixed setting that differs from the search in `directory`: key, value there, and value now."""
     try:
-        there = migrated(values_of(without_hydra(OmegaConf.load(directory / "multirun.yaml"))))
-    except Exception:  # no such file, or a damaged one: YAML's and OmegaConf's errors have no common base
+        saved: Any = OmegaConf.load(directory / "multirun.yaml")
+        there = migrated(values_of(without_hydra(saved)))
+    except Exception:  # a missing or damaged file: YAML and OmegaConf have no common exception class
         return None
     asked = values_of(without_hydra(config))
     varied = {key for key in flat(asked) for own in space if key == own or key.startswith(f"{own}.")}
-    return difference(with_moved_data(there, asked), asked, {*PER_RUN, *varied})
+    return difference(with_moved_data(there, asked), asked, {*MAY_DIFFER, *varied})
 
 
 def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], space: Space) -> list[DictConfig]:
@@ -181,11 +185,11 @@ def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], spa
     return composed
 
 
-def _check_values(override: Override, space: BaseDistribution, composed: list[DictConfig]) -> None:
-    """Sees that the numbers of a space are allowed, up to its ends, in one of the composed configurations at least.
+def _check_values(override: Override, space: Any, composed: list[DictConfig]) -> None:
+    """Checks that both ends of a space of numbers are allowed in at least one of the composed configurations.
 
     Raises:
-        UserError: they are not.
+        UserError: an end is not allowed in any of them.
     """
     if isinstance(space, CategoricalDistribution):
         return
@@ -201,7 +205,7 @@ def _check_values(override: Override, space: BaseDistribution, composed: list[Di
 
 
 def _refused(key: str, value: float, composed: DictConfig) -> str:
-    """Returns what is allowed where a configuration does not take a value of a key; "" where it does, or is wrong elsewhere."""
+    """Returns the line `allowed: …` if a configuration refuses a value of a key; "" if the configuration accepts the value."""
     asked = copy.deepcopy(without_hydra(composed))
     OmegaConf.update(asked, key, value)
     try:
@@ -213,23 +217,25 @@ def _refused(key: str, value: float, composed: DictConfig) -> str:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Reads Hydra's sweep syntax as a space: A,B are choices; range and int(interval) whole numbers; interval numbers.
+    """Translates Hydra's sweep syntax into a space of values.
+
+    A,B are choices; range(A,B) and int(interval(A,B)) are whole numbers; interval(A,B) are real numbers.
 
     Raises:
-        UserError: a sweep that is none of these, or that holds no value.
+        UserError: the sweep is none of these, or it holds no value.
     """
-    sweep = override.value()
+    sweep: Any = override.value()
     log = isinstance(sweep, IntervalSweep | RangeSweep) and "log" in sweep.tags
     if isinstance(sweep, ChoiceSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     if isinstance(sweep, RangeSweep) and sweep.step and all(isinstance(n, int) for n in (sweep.start, sweep.stop, sweep.step)):
-        return _whole_numbers(override, range(sweep.start, sweep.stop, sweep.step), log)
+        return _whole_numbers(override, range(int(sweep.start), int(sweep.stop), int(sweep.step)), log)
     if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
         if not (low <= high and math.isfinite(low) and math.isfinite(high)):
             raise UserError(f"{override.input_line}: no space to search\nallowed: interval(A,B) of two numbers with A ≤ B")
         _check_log(override, log, low)
-        kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+        kind: Any = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
         return kind(low, high, log=log)
     raise UserError(
         f"{override.input_line}: no space to search\nallowed: interval(A,B), tag(log,interval(A,B)), range(A,B), A,B,…"

@@ -1,19 +1,25 @@
-"""SLURM: a job that is stopped before its end asks to be queued again, and then goes on by resume=auto.
+"""Makes SLURM queue a stopped batch job again, which then continues by resume=auto.
 
-Jobs of `launcher=slurm` need none of this: submitit asks for them, when its signal has ended the training.
+Jobs of `launcher=slurm` do not need this: submitit queues them again itself, after its signal has ended the training.
 """
 
 import os
 import signal
 import subprocess
 
-WARNINGS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # that a queue sends before it kills (sbatch --signal=…)
+WARNINGS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # a queue sends these before it kills (sbatch --signal=…)
 
 
 def requeue(number: int) -> str:
-    """Ask for this process's batch job again, which signal `number` has stopped. Returns what there is to say, if anything.
+    """Asks SLURM to queue the batch job of this process again.
 
-    A job that was cancelled, or that SLURM itself queues again, is ending already, and is left alone.
+    Nothing happens if the job was cancelled, or if SLURM queues it again by itself: SLURM then reports that the job is ending.
+
+    Args:
+        number: the signal that has stopped the process.
+
+    Returns:
+        A message for the user; "" if nothing was asked.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job or number not in WARNINGS:
@@ -27,7 +33,7 @@ def requeue(number: int) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
         return f"SLURM did not queue job {job} again: {reason}"
-    return f"SLURM queues job {job} again, which goes on from here"
+    return f"SLURM queues job {job} again, which continues from here"
 
 
 def _scontrol(*arguments: str) -> str:

@@ -1,169 +1,185 @@
-"""A sweep: where its jobs run, what of them is done already, and the answer at its end. Imports no torch."""
+"""A sweep: the checks before its first job, its search, and the answer at its end. Imports no torch."""
 
-import itertools
 import math
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from bnn_exp.commands.command import Command
 from bnn_exp.commands.min_accuracy import Gate
-from bnn_exp.config import plugins
-from bnn_exp.config.settings import Report
-from bnn_exp.errors import UserError
-from bnn_exp.records import directories, html, next_command, runs, summary
+from bnn_exp.commands.sweep_jobs import without_hydra
+from bnn_exp.config import command_line, unread
+from bnn_exp.config.settings import Report, Request, load_request
+from bnn_exp.errors import FAILED, FULL, INTERRUPTED, TOO_LOW, NotWritten, UserError
+from bnn_exp.records import directories, next_command, runs
 from bnn_exp.records.files import existing
 from bnn_exp.records.formatting import console
-from bnn_exp.records.log import log, logging_to
-from bnn_exp.records.optional import attempt
-from bnn_exp.records.runs import Record
 from bnn_exp.records.sweeps.results import FILES, write_results
-from bnn_exp.training.plan import Plan, make_plan, values_of
-from bnn_exp.training.resume import can_go_on, difference, plan_to_go_on
+from bnn_exp.training.resume import AUTO
+from bnn_exp.training.torchrun import torchrun_size
 
-PER_RUN = ("resume", "device", "plugins")  # may differ from one start of a sweep to the next
+UNREADABLE = Exception  # a missing, damaged or foreign multirun.yaml: YAML and OmegaConf have no common exception class
 
 
-def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed: Path | None) -> tuple[Plan, Path]:
-    """The plan of a job that Hydra wants in `directory`, and where it is to run.
+@dataclass(frozen=True)
+class Sweep:
+    """The directory of a sweep, the axes of its report, and the accuracy that its runs must reach."""
 
-    A job whose run is in `directory` goes on with it: a queue has started the job again. In a sweep that is `resumed` the run
-    may be anywhere in the sweep, and a job that is new there gets a directory of its own. A plan that can't be leaves its
-    reason there.
+    directory: Path
+    report: Report
+    gate: Gate
+
+
+def prepare(config: DictConfig) -> Sweep:
+    """Checks a sweep before its first job.
 
     Raises:
-        UserError: what is wrong with the configuration, or the run of another one is in `directory`.
+        UserError: the input is wrong, or the directory of the sweep holds something else.
     """
-    earlier, given = _earlier([directory, *([resumed] if resumed else [])], composed, overrides), directory
-    if earlier:
-        directory = earlier.directory
-    elif resumed:
-        directory = _free(directory)
-    elif directories.holds_run(directory):
+    composed, overrides = without_hydra(config), list(config.hydra.overrides.task)
+    request, directory = load_request(composed), config.hydra.sweep.dir
+    _check_command(request, composed.get("resume"))
+    unread.check_command(request, overrides, sweep=True)
+    swept = config.hydra.sweeper.get("params") or {}  # an experiment file names these keys
+    in_experiment = {key: value for key, value in swept.items() if key in ("config", "from", "init_from")}
+    unread.check_named({"init_from": composed.get("init_from")} | in_experiment, overrides)
+    _check_directory(composed.get("resume") or request.sweep.resume, directory)
+    if len(command_line.values(overrides, "min_accuracy")) > 1:
+        raise UserError("min_accuracy: all runs of a sweep share one value\nallowed: min_accuracy=N")
+    return Sweep(Path(directory).absolute(), request.report, Gate(request.min_accuracy, request.which))
+
+
+def _check_command(request: Request, resume: str | None) -> None:
+    if request.task != "train":
+        raise UserError(f"task={request.task}: can't be swept over\nallowed: bnn-train task={request.task}, without -m")
+    if torchrun_size() > 1:
         raise UserError(
-            f"{directory}: the run of another job is there\n"
-            "allowed: a hydra.sweep.subdir that differs from job to job, such as ${hydra.job.num}"
+            "-m under torchrun: the processes of torchrun belong to one run, not to a sweep\n"
+            "allowed: bnn-train -m … engine.devices=N without torchrun, or torchrun without -m"
         )
-    if directory != given and not any(given.iterdir()):
-        given.rmdir()
-    found = directories.state(directory)
+    if resume not in (None, AUTO):
+        raise UserError(
+            f"resume={resume}: can't be swept over\nallowed: bnn-train resume=RUN, without -m; or sweep.resume=SWEEP"
+        )
+
+
+def _check_directory(resumed: str | None, directory: str) -> None:
+    """Raises UserError if the sweep would overwrite something, or if the sweep to resume does not exist."""
+    where = Path(directory)
+    if resumed == AUTO:
+        if not directory:
+            raise UserError(
+                "sweep.resume=auto: the directory of the sweep is missing\nallowed: hydra.sweep.dir=FOLDER beside it"
+            )
+        directories.check_no_run(where)
+    elif resumed:
+        if not any(runs.find([Path(resumed)])):
+            raise UserError(f"sweep.resume={resumed}: no sweep there\nallowed: a sweep's directory, outputs/DATE/TIME-sweep-…")
+        directories.check_same(where, Path(resumed), "hydra.sweep.dir", "sweep.resume")
+    else:
+        directories.check_free_for_sweep(where)
+
+
+def search(config: DictConfig) -> None:
+    """Runs the trials of a search, which Optuna chooses.
+
+    Raises:
+        UserError: Optuna is not installed, or there is nothing to search.
+        NotWritten: the disk is full.
+    """
     try:
-        if earlier and earlier.config and can_go_on(directory):
-            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # which may have moved
-            plan = plan_to_go_on(directory, values, overrides)
-        else:
-            plan = make_plan(composed, overrides)
+        from bnn_exp.commands.search import search
+    except ImportError as error:
+        raise UserError(f"sweep.search=optuna: {error}\nallowed: after pip install 'bnn-exp[optuna]'") from error
+    from bnn_exp.commands.job import job
+
+    try:
+        search(config, job)
+    except (NotWritten, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        reason = f"{config.hydra.sweep.dir}: can't be written ({error.strerror})" if isinstance(error, OSError) else error
+        raise NotWritten(f"{reason}\nallowed: hydra.sweep.dir=FOLDER where there is room") from error
+
+
+def conclude(now: Command) -> None:
+    """Writes and prints the answer of the command's sweep. The runs on disk then decide the exit code of the command.
+
+    The exit codes of single jobs count only if no run exists, since jobs may run in other processes.
+    """
+    sweep = now.sweep
+    cut = INTERRUPTED in now.codes
+    try:
+        completed = _answer(sweep, cut)
     except UserError as error:
-        if not can_go_on(directory):  # else what is there says more
-            summary.write(directory, "failed", error=str(error), overrides=overrides)
-            with logging_to(directory / "train.log"):
-                log.error("failed: %s", error)
-                attempt("report.html", html.write_run_page, directory)
-        raise
-    return replace(plan, found=found), directory
+        now.fail_with(error)
+    except NotWritten as error:
+        now.fail_with(error, f"next: bnn-train task=report from={sweep.directory}, when there is room")
+    else:
+        if completed is not None:
+            failed = not completed or {*now.codes} - {TOO_LOW}
+            low = _below(sweep)
+            if low:
+                now.say(low)
+            now.codes[:] = [INTERRUPTED] if cut else [FAILED] if failed else [TOO_LOW] if low else []
 
 
-def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> Record | None:
-    """The run of this configuration; one that could not begin is known by what was asked for.
+def _answer(sweep: Sweep, cut: bool) -> bool | None:
+    """Writes the answer of a sweep into its directory and prints it.
 
-    Where the data of the sweep have been moved, its configuration names the folder where they lie now.
+    Args:
+        cut: True if a signal has ended the sweep.
+
+    Returns:
+        True if all runs completed. None if there is no run: nothing could begin, and an empty directory is removed.
     """
-    try:
-        wanted = values_of(composed)
-    except UserError:
-        wanted = None
-    found, moved = list(runs.find(where)), []
-    for run in found:
-        if _same(run.config, wanted) if run.config else run.summary.get("overrides") == overrides:
-            return run
-    for run in found:
-        if wanted and run.config and _same(config := with_moved_data(run.config, wanted), wanted):
-            moved.append(replace(run, config=config))
-    return moved[0] if len(moved) == 1 else None
-
-
-def _same(there: dict, asked: dict | None) -> bool:
-    try:
-        return asked is not None and difference(there, asked, PER_RUN) is None
-    except UserError:  # one of them is no configuration
-        return False
-
-
-def with_moved_data(there: dict, asked: dict) -> dict:
-    """The configuration of a run whose folder of data has gone, with the folder that is asked for."""
-    path, moved = (values["dataset"].get("path") for values in (there, asked))
-    if not path or not moved or Path(path).exists():
-        return there
-    return there | {"dataset": there["dataset"] | {"path": moved}}
-
-
-def _free(directory: Path) -> Path:
-    """`directory`, or the first number after it, that no run has yet: made now, so that no other job takes it."""
-    if not any(directory.iterdir()):
-        return directory
-    for number in itertools.count(int(directory.name) + 1 if directory.name.isdigit() else 1):
-        try:
-            (directory.parent / str(number)).mkdir()
-        except FileExistsError:
-            continue
-        return directory.parent / str(number)
-
-
-def without_hydra(config: DictConfig) -> DictConfig:
-    """Returns a composed configuration without Hydra's own settings."""
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-
-
-def conclude(directory: Path, report: Report, cut: bool = False) -> bool | None:
-    """Leave the answer of the sweep in `directory`, as `report` says, and print it. `cut` tells that a signal has ended it.
-
-    Returns whether all its runs completed; None where there is none, since nothing could begin: then the directory goes too.
-    """
+    directory, report = sweep.directory, sweep.report
     found = list(runs.find([directory]))
     if not found:
         (directory / "multirun.yaml").unlink(missing_ok=True)
         if not any(directory.iterdir()):
             directory.rmdir()
         return None
-    result = write_results(
-        found, directory, report.y, report.x, report.group, max(planned(directory) - len(found), 0) if cut else 0
-    )
+    missing = max(planned(directory) - len(found), 0) if cut else 0
+    result = write_results(found, directory, report.y, report.x, report.group, missing)
     console().print(f"in {directory}: {', '.join(existing(directory, FILES))}")
     if following := next_command.after_sweep(result, directory, sys.argv[1:], cut):
         console().print(following)
     return not result.unfinished
 
 
+def _below(sweep: Sweep) -> str:
+    """Returns a line with the number of runs below `min_accuracy`; "" if there is none."""
+    found = list(runs.find([sweep.directory]))
+    low = [run for run in found if sweep.gate.of_run(run.summary)]
+    return f"{len(low)} of {len(found)} runs are below min_accuracy={sweep.gate.least:g}" if low else ""
+
+
 def planned(directory: Path) -> int:
-    """Returns how many jobs the sweep in `directory` was to have, by its multirun.yaml; 0 where this does not say it."""
+    """Returns the number of jobs that the multirun.yaml in `directory` describes; 0 if the file can't be read."""
     try:
         saved = OmegaConf.load(directory / "multirun.yaml")
         if saved.sweep.search == "optuna":
             return saved.sweep.trials
         swept = [f"{key}={value}" for key, value in (saved.hydra.sweeper.get("params") or {}).items()]
-        told = OverridesParser.create().parse_overrides([*swept, *saved.hydra.overrides.task])
-        values = {o.key_or_group: len(list(o.sweep_string_iterator())) for o in told if o.is_discrete_sweep()}
-    except Exception:  # no such file, a damaged one, or a foreign one: YAML's and OmegaConf's errors have no common base
+        given = OverridesParser.create().parse_overrides([*swept, *saved.hydra.overrides.task])
+        values = {o.key_or_group: len(list(o.sweep_string_iterator())) for o in given if o.is_discrete_sweep()}
+    except UNREADABLE:
         return 0
     return math.prod(values.values())
 
 
-def below(directory: Path, gate: Gate) -> str:
-    """Returns a line where runs of the sweep in `directory` are below the accuracy that is asked for; else ""."""
-    found = list(runs.find([directory]))
-    low = [run for run in found if gate.of_run(run.summary)]
-    return f"{len(low)} of {len(found)} runs are below min_accuracy={gate.least:g}" if low else ""
-
-
 def own_report(directory: Path) -> Report | None:
-    """How the sweep in `directory` reports on itself; None where there is no sweep."""
+    """Returns the axes of the report that the sweep in `directory` makes itself; None if `directory` holds no sweep."""
     try:
-        saved = OmegaConf.load(directory / "multirun.yaml")
-        report = Report(**OmegaConf.to_container(saved.report))
-        said = any(item.startswith("report.y=") for item in saved.hydra.overrides.task)
-    except Exception:  # no such file, a damaged one, or a foreign one: YAML's and OmegaConf's errors have no common base
+        saved: Any = OmegaConf.load(directory / "multirun.yaml")
+        report = Report(**saved.report)
+        chosen = any(item.startswith("report.y=") for item in saved.hydra.overrides.task)
+    except UNREADABLE:
         return None
-    earlier = report.y == "test_accuracy" and not said  # the default of an earlier version
-    return replace(report, y=None) if earlier else report
+    old_default = report.y == "test_accuracy" and not chosen  # an earlier version wrote its default into the file
+    return replace(report, y=None) if old_default else report

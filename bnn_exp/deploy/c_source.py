@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnn_exp.bits import from_tiles, pack
-from bnn_exp.deploy.mlp import DeployedMLP, HiddenLayer, LastLayer
+from bnn_exp.deploy.mlp import DeployedMLP, LastLayer
 from bnn_exp.errors import UserError
 from bnn_exp.records.formatting import in_a_line
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.config import plugins
-from bnn_exp.errors import NotWritten, UserError
+from bnn_exp.errors import Diverged, NotWritten, UserError
 from bnn_exp.models.cost import layers
 from bnn_exp.nn import NotBinary, binary_layers, verify_binary
 from bnn_exp.records import chance, checkpoint, directories, html, loggers, metrics, next_command, plots, summary
@@ -59,7 +59,7 @@ class Run:
         """Train to the end, or to where the user stops it, and leave the directory complete. Returns the summary.
 
         Raises:
-            UserError, NotBinary, NotWritten: why the run failed; the summary says so too, where it can be written.
+            UserError, NotBinary, NotWritten, Diverged: why the run failed; the summary says so too, where it can be written.
         """
         with stop_on_signals() as stop, alone_in(self.directory):
             if self.plan.found not in (None, directories.state(self.directory)):
@@ -74,7 +74,7 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         """Leave the reason of the end in the directory."""
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        expected = isinstance(error, UserError | NotBinary | NotWritten | KeyboardInterrupt)
+        expected = isinstance(error, UserError | NotBinary | NotWritten | Diverged | KeyboardInterrupt)
         log.error("%s: %s", status, error, exc_info=not expected)
         attempt("summary.json", self._summarise, status, str(error) or type(error).__name__)  # the disk may be full
         attempt("report.html", html.write_run_page, self.directory)

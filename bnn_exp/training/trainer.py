@@ -12,7 +12,7 @@ from bnn_exp import optim
 from bnn_exp.bits import load_state, packed_state
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset, Split, pieces
-from bnn_exp.errors import UserError
+from bnn_exp.errors import Diverged
 from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.exact import home
 from bnn_exp.records.terminal import progress
@@ -81,7 +81,7 @@ class Trainer:
             The metrics of the epoch; None if `stop` ended it.
 
         Raises:
-            UserError: a loss is not a finite number; the message names the first such batch.
+            Diverged: a loss is not a finite number; the message names the first such batch.
             RankLost: another rank has ended.
         """
         p, began = self.progress, time.perf_counter()
@@ -136,7 +136,7 @@ class Trainer:
     def _check_losses(self, losses: Tensor) -> None:
         if not losses.isfinite().all():
             p, first = self.progress, int((~losses.isfinite()).nonzero()[0]) + 1
-            raise UserError(
+            raise Diverged(
                 f"the loss is {float(losses[first - 1]):g} at epoch {p.epoch + 1}, batch {first} of {self.batch_count}\n"
                 "what may help: a smaller real_optimizer.lr or delta, data without extreme values"
             )

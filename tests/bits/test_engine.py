@@ -17,7 +17,7 @@ from bnn_exp.bits.cpu.forward import sums_of_bits, sums_of_pixels
 from bnn_exp.bits.cpu.layout import columns_of, filled, transposed
 from bnn_exp.bits.cpu.passes import OnCPU
 from bnn_exp.bits.packing import PackedBits
-from bnn_exp.errors import UserError
+from bnn_exp.errors import Diverged
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.layers import packed_at_once
@@ -217,7 +217,7 @@ def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
 
 def test_a_loss_that_is_no_number_is_named():
     trainer = trainer_of("engine=packed", "real_optimizer=sgd", "real_optimizer.lr=1e38")
-    with pytest.raises(UserError, match="the loss is inf at epoch 1, batch 2"):
+    with pytest.raises(Diverged, match="the loss is inf at epoch 1, batch 2"):
         trainer.epoch()
 
 

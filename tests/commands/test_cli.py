@@ -1,3 +1,5 @@
+"""bnn-train as a program: help, completion, versions, source trees, exit codes, and the directories that it makes."""
+
 import importlib.metadata
 import json
 import os
@@ -67,7 +69,7 @@ def test_version(bnn_train):
 
 
 def test_a_source_tree_that_is_not_installed_runs(tmp_path):
-    """Python looks for modules in a copy of the tree; the metadata of an installed distribution are hidden."""
+    """Python imports the package from a copy of the tree, and finds no metadata of an installed distribution."""
     for name in ("bnn_exp", "conf"):
         shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
@@ -113,6 +115,14 @@ def test_a_bad_job_leaves_its_reason_and_the_others_run(bnn_train, summary):
 def test_a_resume_is_no_sweep(bnn_train, tmp_path):
     done = bnn_train("-m", "resume=/x", "delta=0.1,0.2")
     assert done.code == 2 and "can't be swept" in done.err and list(tmp_path.iterdir()) == []
+
+
+def test_a_task_beside_training_makes_no_directory_of_a_run(bnn_train, copy_of_run, tmp_path):
+    """Hydra makes a directory for each job, also where the results go to the directory of an earlier run."""
+    copy_of_run(tmp_path / "run", "trainer=smoke", "model.hidden_size=16")
+    for arguments, code in ((["task=evaluate"], 0), (["task=report", "hydra.output_subdir=.hydra"], 0), (["task=predict"], 2)):
+        assert bnn_train(*arguments, "from=run").code == code
+        assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.slow

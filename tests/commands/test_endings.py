@@ -1,4 +1,4 @@
-"""Signals and full disks end a run with its directory whole; pictures, loggers and output end none."""
+"""Signals and full disks end a run, and leave its directory complete. Failing plots, loggers and output never end a run."""
 
 import io
 import json
@@ -29,8 +29,8 @@ ENDLESS = ("model.hidden_size=8", "trainer.epochs=100000", "trainer.batch_size=6
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGXCPU"])
 def test_every_signal_to_end_leaves_a_checkpoint_and_a_summary(bnn_train, summary, stopping_at, name):
-    before = signal.getsignal(getattr(signal, name))  # nohup has SIGHUP ignored
-    stopping_at(1, 2, getattr(signal, name), signal.SIGTERM)  # queues send a second one
+    before = signal.getsignal(getattr(signal, name))  # SIG_IGN for SIGHUP under nohup
+    stopping_at(1, 2, getattr(signal, name), signal.SIGTERM)  # queues send a second signal
     done = bnn_train(*TINY, "hydra.run.dir=k")
     assert done.code == 130 and done.err == "" and summary("k")["status"] == "interrupted"
     assert checkpoint.load(Path("k/checkpoints/last.pt"))["progress"]["batch"] == 3
@@ -111,12 +111,12 @@ def test_a_signal_ends_ranks_together(tmp_path, name):
     for line in run.stdout:
         if line.startswith("epoch 2/"):
             break
-    os.killpg(run.pid, getattr(signal, name))  # as queues do: to all of them
+    os.killpg(run.pid, getattr(signal, name))  # queues signal all processes of a job
     assert "next: bnn-train resume=" in run.communicate(timeout=60)[0] and run.returncode == 130
     assert json.loads((tmp_path / "k/summary.json").read_text())["status"] == "interrupted"
 
 
-# --- what only shows a run
+# --- plots, pages and output
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no_such_backend"])
@@ -132,7 +132,7 @@ def test_pictures_need_no_backend(tmp_path, backend):
 
 
 def test_a_training_goes_on_without_what_only_shows_it(bnn_train, summary):
-    """Every picture, page, table and line fails; the run completes, and train.log and the summary name each once."""
+    """Every plot, page, table and printed line fails. The run completes; train.log and the summary name each failure once."""
 
     def broken(*_, **__):
         raise ValueError("no colours left")
@@ -151,7 +151,7 @@ def test_a_training_goes_on_without_what_only_shows_it(bnn_train, summary):
 
 
 def test_a_run_lists_the_files_that_it_has_written(bnn_train, summary):
-    """A file that fails is said on the console, and is not among those that the run has left."""
+    """The console warns of a file that can't be written, and leaves this file out of the list of files."""
 
     def broken(*_, **__):
         raise OSError(28, "No space left on device")
@@ -184,7 +184,7 @@ def test_a_sweep_lists_the_files_that_it_has_written(bnn_train, copy_of_run, tmp
 @pytest.mark.parametrize("output", [">&-", ">/dev/full", ">/dev/full 2>&1", "| head -1", ">&- 2>&- <&-"])
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_cannot_be_written_does_not_end_a_run(tmp_path, output):
-    """In a fresh process each, which says a line and writes a file, as the command does; the file does not get the line."""
+    """A new process prints lines and writes a file. If its output is closed or full, the file has its own content alone."""
     code = (
         "import sys; from pathlib import Path; from bnn_exp.records.standard_streams import forgiving_output\n"
         "with forgiving_output():\n"
@@ -227,7 +227,7 @@ FULL = OSError(28, os.strerror(28))
 
 @pytest.mark.parametrize("file", ["config.yaml", "checkpoints/last.pt", "metrics.jsonl", "model.safetensors"])
 def test_a_full_disk_is_said_in_a_line_and_a_resume_goes_on(bnn_train, summary, copy_of_run, tmp_path, monkeypatch, file):
-    """Where the file is written in every epoch the disk is full the second time."""
+    """The disk is full when the file is first written, or for a file of every epoch the second time."""
     straight = copy_of_run(tmp_path / "straight", *TINY)
     place, written, fsync = tmp_path / "k" / file, [], os.fsync
 
@@ -289,7 +289,7 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Runs a shell command where FOLDER is a file system of its own, of 64 kB, that a second command makes read-only."""
+    """Runs a shell command beside the folder `disk`, a file system of 64 kB. The command may remount it as read-only."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("needs root, to mount a small file system")
     (tmp_path / "disk").mkdir()

@@ -1,4 +1,4 @@
-"""task=evaluate and task=predict: what they say is counted anew from the images."""
+"""task=evaluate, task=predict, task=export, task=benchmark: their numbers are counted again from the images."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_a_network_that_can_not_be_packed_is_evaluated_all_the_same(bnn_train, r
 
 
 def evaluations(run):
-    """Every evaluation of a run by its data's key and its network's epoch."""
+    """Returns the evaluations of a run by (key of the dataset, name of the network), and the number of their files."""
     files = [*run.glob("evaluation.json"), *run.glob("evaluations/*.json")]
     found = [json.loads(file.read_text()) for file in files]
     return {(one["data"]["key"], one["model"]["which"]): one for one in found}, len(files)
@@ -85,7 +85,7 @@ def test_each_data_set_and_each_network_has_a_file_of_its_own(bnn_train, run, su
 
 
 def test_the_best_network_and_a_checkpoint_itself(bnn_train, copy_of_run, summary, tmp_path):
-    """Both give the accuracy of the best epoch, the file of the checkpoint wherever it lies."""
+    """`which=best` and the path of best.pt give the accuracy of the best epoch, also after best.pt is copied elsewhere."""
     run = copy_of_run(tmp_path / "run", *WORSE_AND_WORSE)
     result = summary(run)
     assert result["best_test_accuracy"] > result["test_accuracy"], "else this shows nothing"
@@ -107,7 +107,8 @@ def test_the_best_network_and_a_checkpoint_itself(bnn_train, copy_of_run, summar
     assert (run / "export-best/network.pt2").is_file() and not (run / "export").exists()
 
 
-KEPT = {"checkpoints/mybest.pt": "best", "best.safetensors": "last", "checkpoints/best.safetensors": "last"}  # copies of it
+# the copy of a file, and the network that it holds
+KEPT = {"checkpoints/mybest.pt": "best", "best.safetensors": "last", "checkpoints/best.safetensors": "last"}
 
 
 @pytest.mark.parametrize("copied", KEPT)
@@ -294,10 +295,10 @@ def test_exports_say_what_they_made(bnn_train, run, tmp_path, kind, file):
 
 @pytest.mark.slow
 def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
-    from bnn_exp.commands.benchmark import inference
+    from bnn_exp.commands.benchmark import inference_speed
 
-    monkeypatch.setattr(inference, "LAYERS", ((64, 32, 1),))
-    monkeypatch.setattr(inference.benchmark, "__defaults__", ((1, 16), 3, 1))
+    monkeypatch.setattr(inference_speed, "LAYERS", ((64, 32, 1),))
+    monkeypatch.setattr(inference_speed.measure, "__defaults__", ((1, 16), 3, 1))
     done = bnn_train("task=benchmark", "from=run")
     assert done.code == 0, done.err
     found = json.loads((run / "benchmark.json").read_text())
@@ -311,7 +312,9 @@ def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
     alone = bnn_train("task=benchmark", "model.hidden_size=32", "hydra.run.dir=configured")
     assert alone.code == 0, alone.err
     files = json.loads((run.parent / "configured/benchmark.json").read_text())["files"]
-    assert abs(files["model.safetensors"] - found["files"]["model.safetensors"]) < 200  # its configuration alone is another
+    assert (
+        abs(files["model.safetensors"] - found["files"]["model.safetensors"]) < 200
+    )  # the two files differ only in their configuration
 
 
 def test_what_no_test_row_reads_is_refused_of_their_dataset(bnn_train, run, tmp_path):

@@ -1,4 +1,4 @@
-"""Sweeps that are cut, and jobs of launcher=local: they end with their command, and it says what is missing."""
+"""Interrupted sweeps, and jobs of launcher=local: jobs end with their command, and the command names what is missing."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_a_sweep_knows_how_many_jobs_it_was_to_have(tmp_path, arguments, count):
     saved = {"sweep": {"search": "grid", "trials": 20}, "hydra": {"sweeper": {}, "overrides": {"task": list(arguments)}}}
     (tmp_path / "multirun.yaml").write_text(json.dumps(saved))
     assert planned(tmp_path) == count and planned(tmp_path / "nowhere") == 0
-    saved["hydra"]["sweeper"] = {"params": {"optimizer": "bop,counter"}}  # of an experiment file
+    saved["hydra"]["sweeper"] = {"params": {"optimizer": "bop,counter"}}  # an experiment file sets these
     (tmp_path / "multirun.yaml").write_text(json.dumps(saved))
     assert planned(tmp_path) == 2 * count
     saved["sweep"]["search"] = "optuna"
@@ -82,7 +82,7 @@ def wait_for(*files: Path) -> None:
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Starts a sweep of long local jobs in a process group of its own, which ends with the test."""
+    """A running sweep of long local jobs, in a process group that is killed after the test."""
     pytest.importorskip("submitit")
     command = [*COMMAND, "-m", *LONG, "seed=0,1,2,3", *LOCAL]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -105,7 +105,7 @@ def alive(group: int) -> bool:
     ("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.killpg, signal.SIGUSR1)]
 )
 def test_local_jobs_end_with_their_command_and_with_a_checkpoint(tmp_path, sweep, send, number):
-    """To the command alone, as `kill` does; to the group, as Ctrl-C and queues do."""
+    """`kill` signals the command alone; Ctrl-C and queues signal the whole process group."""
     wait_for(*(tmp_path / "s" / job / "metrics.jsonl" for job in "01"))
     send(sweep.pid, number)
     out, err = sweep.communicate(timeout=100)
@@ -129,7 +129,7 @@ def test_local_jobs_end_with_a_command_that_is_stopped_while_they_begin(tmp_path
 
 @pytest.mark.slow
 def test_what_local_jobs_refuse_is_said_by_their_command(bnn_train, summary):
-    """The directory of one job is in use, as by a job whose command was killed."""
+    """The directory of one job is locked, as if the job of a killed command still used it."""
     pytest.importorskip("submitit")
     from filelock import FileLock
 
@@ -144,8 +144,8 @@ def test_a_local_job_without_a_result_fails_alone(capfd, tmp_path):
     pytest.importorskip("submitit")
     from hydra.core.utils import JobReturn, JobStatus
 
-    from bnn_exp import cli
-    from bnn_exp.commands import jobs
+    from bnn_exp.commands import command, jobs
+    from bnn_exp.errors import FAILED, TOO_LOW
 
     class Job:
         job_id, paths = "1", SimpleNamespace(result_pickle=tmp_path / "none", stderr=tmp_path / "log")
@@ -161,17 +161,16 @@ def test_a_local_job_without_a_result_fails_alone(capfd, tmp_path):
 
         def result(self):
             returned = JobReturn(status=JobStatus.COMPLETED)
-            returned.return_value, returned.outcome = 97.0, cli.Outcome(["below"], [cli.TOO_LOW])
+            returned.return_value, returned.command = 97.0, command.Command(messages=["below"], codes=[TOO_LOW])
             return returned
 
     class Raised(Good):
         def result(self):
             raise RuntimeError("Job failed with trace:\n---\nValueError: no such key\n")
 
-    cli._codes.clear()
+    now = command.begin()
     results = jobs._results([Job(), Good(), Raised()])
     assert [result.return_value for result in results] == [None, 97.0, None]
-    assert sorted(cli._codes) == [cli.FAILED, cli.FAILED, cli.TOO_LOW]
+    assert sorted(now.codes) == [FAILED, FAILED, TOO_LOW]
     err = capfd.readouterr().err
     assert "it ended without a result\n" in err and "ValueError: no such key\n" in err and "bnn-train: below\n" in err
-    cli._codes.clear()

@@ -1,4 +1,4 @@
-"""task=predict: which files are pictures, what is left of the answers, and that a broken file costs no other its answer."""
+"""task=predict: the images that it finds, and the files that it writes. A damaged image does not affect the others."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ def run(copy_of_run, tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Digits in folders: a/0.png, a/b/1.tif, c/[2].ppm, c/café.gif."""
+    """Writes four digits as a/0.png, a/b/1.tif, c/[2].ppm and c/café.gif; returns all test images of digits."""
     images = sources.read("digits").test_images
     for i, name in enumerate(("a/0.png", "a/b/1.tif", "c/[2].ppm", "c/café.gif")):
         file = tmp_path / name
@@ -72,7 +72,7 @@ def test_a_broken_file_is_named_and_the_others_are_answered(bnn_train, run, pict
 
 
 def test_a_network_that_normalises_by_the_batch_says_so(bnn_train, copy_of_run, pictures, tmp_path):
-    """All images are one batch, whose answers are those of the network; one alone has none."""
+    """All images form one batch, with the answers of the network. A single image is refused."""
     run = copy_of_run(tmp_path / "run", *SMALL, "model.batch_norm.running_stats=false")
     done = bnn_train("task=predict", "from=run", "input=[a,c]", "hydra.run.dir=out")
     assert done.code == 0 and "depends on the other images" in done.err
@@ -153,7 +153,7 @@ def test_of_many_answers_the_console_shows_the_first_and_the_last(bnn_train, run
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
 def test_pictures_are_read_as_in_training(bnn_train, tmp_path, fit):
-    """Every test picture, wide or clear or coloured, gets the answer that the evaluation has for its row."""
+    """Every test image, wide or transparent or coloured, gets the same answer as in the evaluation."""
     rng = np.random.default_rng(3)
     for split, count in (("train", 12), ("test", 8)):
         for name in "ab":

@@ -1,4 +1,4 @@
-"""SLURM: who is queued again and who is not, by a `scontrol` of the test's own, and by a real one where there is a cluster."""
+"""SLURM: which jobs are queued again. A shell script replaces `scontrol`; slow tests use a real cluster if there is one."""
 
 import os
 import shlex
@@ -18,7 +18,10 @@ SHOWN = "JobId=17 JobName=x\n   JobState={state} Reason={reason} Dependency=(nul
 
 @pytest.fixture
 def cluster(tmp_path_factory, monkeypatch):
-    """Puts a `scontrol` first on the path that shows job 17 in a state and notes what it is asked; gives that list."""
+    """Puts a script `scontrol` first on the path, which reports a state of job 17.
+
+    The value is a function that sets the state, and returns a function that lists the requests to `scontrol`.
+    """
     folder = tmp_path_factory.mktemp("slurm")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -39,10 +42,10 @@ def cluster(tmp_path_factory, monkeypatch):
 @pytest.mark.parametrize(
     ("state", "reason", "batch", "again"),
     [
-        ("RUNNING", "None", 1, True),  # warned by sbatch --signal, or about to be preempted
+        ("RUNNING", "None", 1, True),  # sbatch --signal sent a warning, or the job will be preempted
         ("COMPLETING", "TimeLimit", 1, True),
-        ("COMPLETING", "None", 1, False),  # cancelled by its user, or queued again already
-        ("RUNNING", "None", 0, False),  # an interactive one
+        ("COMPLETING", "None", 1, False),  # its user cancelled the job, or SLURM queues it again
+        ("RUNNING", "None", 0, False),  # an interactive job
     ],
 )
 def test_a_job_that_is_wanted_no_more_is_not_queued_again(cluster, state, reason, batch, again):
@@ -65,7 +68,9 @@ def test_ctrl_c_asks_for_nothing_and_a_refusal_is_said(cluster, monkeypatch):
 def test_a_stopped_run_is_queued_again_if_it_would_go_on(bnn_train, cluster, stopping_at):
     asked = cluster("RUNNING")
     stopping_at(1, 1, signal.SIGUSR1)
-    assert bnn_train(*TINY, "hydra.run.dir=k").code == 130 and asked() == []  # it would be refused next time
+    assert (
+        bnn_train(*TINY, "hydra.run.dir=k").code == 130 and asked() == []
+    )  # without resume=auto the same command would be refused
     done = bnn_train(*TINY, "hydra.run.dir=a", "resume=auto")
     assert done.code == 130 and asked() == ["show job 17", "requeue 17"] and "queues job 17 again" in done.err
     stopping_at(-1, 0)
@@ -77,7 +82,7 @@ def shown(file: Path) -> str:
 
 
 def wait_for(text: str, *files: Path) -> None:
-    """SLURM waits two minutes before it starts a job again."""
+    """Waits until all files contain the text, for ten minutes at most: SLURM starts a job again after two minutes."""
     until = time.monotonic() + 600
     while not all(text in shown(file) for file in files):
         assert time.monotonic() < until, [shown(file) for file in files]
@@ -85,7 +90,7 @@ def wait_for(text: str, *files: Path) -> None:
 
 
 def no_cluster() -> bool:
-    """Returns whether no SLURM controller answers here."""
+    """Returns True if no SLURM controller answers."""
     if not shutil.which("sbatch"):
         return True
     return bool(subprocess.run(["scontrol", "ping"], capture_output=True, timeout=60).returncode)
@@ -96,7 +101,7 @@ LONG = ("model.hidden_size=8", "trainer.epochs=400", "trainer.batch_size=64", "e
 
 @pytest.mark.slow
 def test_a_real_job_is_queued_again_and_goes_on(tmp_path):
-    """Warned by USR1 in its training."""
+    """SLURM sends USR1 during the training."""
     if no_cluster():
         pytest.skip("needs a SLURM cluster, if only of this machine")
     script, out = tmp_path / "job.sh", tmp_path / "out"
@@ -115,7 +120,7 @@ def test_a_real_job_is_queued_again_and_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_real_jobs_of_a_sweep_are_queued_again_by_submitit_and_go_on(tmp_path):
-    """Preempted in their training: the command that started the sweep waits for them, and ends with the table."""
+    """The jobs are preempted during their training. The command of the sweep waits for them, then writes the table."""
     if no_cluster():
         pytest.skip("needs a SLURM cluster, if only of this machine")
     command = [*COMMAND, "-m", "launcher=slurm", "hydra.launcher.timeout_min=60", *LONG, "seed=0,1", "hydra.sweep.dir=s"]

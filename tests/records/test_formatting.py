@@ -166,7 +166,7 @@ def test_what_takes_long_shows_how_far_it_is(bnn_train, copy_of_run, tmp_path, m
     assert "rows evaluated: 360 of 360" in bnn_train(*small, "hydra.run.dir=run").out
     assert "images on bits: 360 of 360" in bnn_train("task=evaluate", "from=run").out
     assert "test rows checked: 360 of 360" in bnn_train("task=export", "from=run", "export.format=torch").out
-    monkeypatch.setattr("bnn_exp.commands.benchmark.memory.measure", lambda name, values, device, done: done(3))
+    monkeypatch.setattr("bnn_exp.commands.benchmark.training_memory.measure", lambda name, values, device, done: done(3))
     found = bnn_train("task=benchmark", "benchmark=training", "benchmark.rounds=3", "model.hidden_size=8").out
     assert re.search(r"rounds of training, of each way: (\d+) of \1$", found, re.MULTILINE)
     assert re.search(r"processes whose memory is measured: (\d+) of \1$", found, re.MULTILINE)

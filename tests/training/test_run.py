@@ -229,7 +229,7 @@ def test_a_weight_that_is_no_bit_ends_the_run(bnn_train, summary, monkeypatch):
 
 def test_a_loss_that_is_no_number_ends_the_run(bnn_train, summary):
     done = bnn_train(*SMALL, "real_optimizer=sgd", "real_optimizer.lr=1e38")
-    assert done.code == 2 and "the loss is" in done.err and "epoch 1, batch" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "the loss is" in done.err and "epoch 1, batch" in done.err and "Traceback" not in done.err
     result = summary(done.runs[0])
     assert result["status"] == "failed" and "the loss is" in result["error"]
 

@@ -1,1 +1,1 @@
-"""`task=benchmark benchmark=training`: speed and memory of training a configuration, beside what one would write in torch."""
+"""`task=benchmark`: speed and memory of a trained network (`benchmark=inference`), or of a training (`benchmark=training`)."""

@@ -1,150 +1,85 @@
-"""How fast and how large a packed network is beside the same network in torch, as plain data for `benchmark.json`."""
+"""`benchmark=inference`: measures a packed network beside torch, then prints and writes the results."""
 
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from omegaconf import DictConfig
+from rich.table import Table
 
-from bnn_exp.bits import bit_sums, pack, pixel_sums, to_tiles
-from bnn_exp.commands.benchmark.machine import machine, using_threads
-from bnn_exp.commands.benchmark.resident import measure
-from bnn_exp.commands.benchmark.timing import ROUNDS, in_turns
-from bnn_exp.deploy.load import load_packed
-from bnn_exp.nn import binary_layers
-from bnn_exp.nn.exact import is_exactly
-from bnn_exp.records.model import load_model
+from bnn_exp import models
+from bnn_exp.commands.benchmark.inference_plot import speed_plot
+from bnn_exp.commands.benchmark.inference_speed import measure
+from bnn_exp.commands.export import line_to_export
+from bnn_exp.commands.task import Task, joined, named
+from bnn_exp.config.settings import Settings, load_settings
+from bnn_exp.records.files import writable, write_json
+from bnn_exp.records.formatting import bytes_in_words, console
+from bnn_exp.records.model import load_model, save_model
+from bnn_exp.records.runs import run_of
+from bnn_exp.training import plan
 
-BATCHES = (1, 16, 256, 4096)
-LAYERS = ((784, 1024, 1), (1024, 1024, 1), (4096, 4096, 1), (1024, 1024, 16), (784, 1024, 1024), (1024, 1024, 1024))
-LAYERS_CUDA = ((1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 1024))
 
+def benchmark(task: Task) -> str:
+    """Measures the network of `from`, on one thread unless `engine.threads` is set, and writes `benchmark.json` and a plot.
 
-def benchmark(
-    path: str | Path,
-    device: torch.device,
-    batches: tuple[int, ...] = BATCHES,
-    rounds: int = ROUNDS,
-    threads: int = 1,
-    *,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Measure the network of a run directory or a `model.safetensors`, packed and as it is.
-
-    Args:
-        threads: of torch, of our kernels and of onnxruntime, on a CPU.
-        say: is told in a line what is measured next, since some of it takes minutes.
-
-    Returns:
-        `machine`; `network`: per batch and way (packed, torch fp32, on CUDA torch bf16, where it is installed onnxruntime fp32)
-        the seconds a batch (`median`, `low`, `high`: quartiles), `images_per_second` and `speedup` of the packed network over
-        this way; `layers`: likewise of one layer of bits (784 inputs: of pixels) against `F.linear`; `memory`: bytes of a
-        process with each network (see `deploy.resident`), or on CUDA at the peak of a batch; `files`: bytes on disk.
+    Without `from`, a network of the configuration is measured, with the weights that a training begins with.
 
     Raises:
-        UserError: there is no such model, it is damaged, or can't be packed.
+        UserError: the network can't be read or packed, or the directory can't be used.
     """
-    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    settings = load_settings(task.composed)
+    device = torch.device(plan.device_of(settings.device))
+    file = task.model if task.request.from_ else None
+    into, name = (task.into_run_or(run_of(file), file), named("benchmark", file)) if file else (task.directory, "benchmark")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = _model_file(file, folder) if file else _untrained(settings, task.composed, folder)
+        found = measure(model, device, threads=settings.engine.threads or 1, say=console().print)
+    _print(found)
+    with writable(into):
+        write_json(into / f"{name}.json", found)
+        speed_plot(into / f"{name}.png", found)
+    return joined(f"in {into}: {name}.json, {name}.png", line_to_export(task) if file else "")
+
+
+def _model_file(file: Path, folder: Path) -> Path:
+    """Returns `file` if it is a model file. A checkpoint is saved as a model file in `folder`: a device needs no more."""
+    if file.suffix != ".pt":
+        return file
     network, about = load_model(file)
-    packed, _ = load_packed(file)
-    packed, network = packed.to(device), network.to(device)
-    with using_threads(threads):
-        runtime = _onnxruntime(network, packed, about, threads) if device.type == "cpu" else None
-        _make_plain(network)
-        ways = {"packed": packed, "torch fp32": lambda pixels: network(pixels / 255)}
-        if device.type == "cuda":
-            ways["torch bf16"] = torch.autocast("cuda", torch.bfloat16)(ways["torch fp32"])
-        if runtime is not None:
-            ways["onnxruntime fp32"] = runtime
-        found, layers = [], []
-        for batch in batches:
-            say(f"measuring the network, {', '.join(ways)}: batch {batch}, {rounds} rounds")
-            found.append(_network(ways, batch, about["image_shape"], device, rounds))
-        for inputs, outputs, batch in LAYERS_CUDA if device.type == "cuda" else LAYERS:
-            say(f"measuring a layer {inputs} → {outputs}: batch {batch}, {rounds} rounds")
-            layers.append(_layer(inputs, outputs, batch, device, rounds))
-    say("measuring memory")
-    return {
-        "machine": machine(device, threads),
-        "network": [row for rows in found for row in rows],
-        "layers": [row for rows in layers for row in rows],
-        "memory": _memory(file, ways, max(batches), about["image_shape"], device),
-        "files": {"model.safetensors": file.stat().st_size, "fp32": sum(4 * p.numel() for p in network.parameters())},
-    }
+    save_model(folder / "model.safetensors", network, about["config"], tuple(about["image_shape"]), tuple(about["classes"]))
+    return folder / "model.safetensors"
 
 
-@torch.no_grad()
-def _make_plain(network: nn.Module) -> None:
-    """In place: it multiplies by real weights which lie ready, as any network of torch does; it takes numbers from 0 to 1."""
-    for _, layer in binary_layers(network):
-        layer.weight.copy_(layer.value)
-        if layer.bias is not None:
-            layer.bias.copy_(layer.bias_value)
-        layer.weights, layer.binary_input = "float", False
+def _untrained(settings: Settings, composed: DictConfig, folder: Path) -> Path:
+    """Returns a model file in `folder` with a new network of the settings."""
+    arrays = plan.read(settings.dataset)
+    torch.manual_seed(settings.seed)
+    shape = arrays.train_images.shape[1:]
+    network = models.build(settings.model, shape, len(arrays.classes), arrays.mean, arrays.std)
+    file = folder / "model.safetensors"
+    save_model(file, network, plan.values_of(composed), shape, arrays.classes)
+    return file
 
 
-def _network(ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:
-    pixels = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, device=device)
-    with torch.inference_mode():
-        times = in_turns({name: lambda way=way: way(pixels) for name, way in ways.items()}, device, rounds)
-    return _rows({"batch": batch}, times, batch)
+def _print(found: dict) -> None:
+    machine = found["machine"]
+    where = f"{machine['name']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    _print_speeds(f"the network, on {where}", ("batch",), found["network"])
+    _print_speeds("one layer against F.linear", ("inputs", "outputs", "batch", "kind"), found["layers"])
+    files = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["files"].items())
+    console().print(f"on disk: {files}")
 
 
-def _layer(inputs: int, outputs: int, batch: int, device: torch.device, rounds: int) -> list[dict]:
-    """One layer on bits, or for 784 inputs on pixels, against `F.linear` of the same size in float, from memory to memory."""
-    weights = torch.randint(0, 2, (outputs, inputs))
-    tiles = to_tiles(pack(weights)).to(device)
-    pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)
-    on_pixels = inputs == 784
-    x, dtype = pixels.to(device) if on_pixels else pack(pixels & 1).to(device), torch.float32
-    if device.type == "cuda":
-        dtype = torch.bfloat16
-    a, b = pixels.to(device, dtype), (2 * weights - 1).to(device, dtype)
-    sums = pixel_sums if on_pixels else bit_sums
-    ways: dict[str, Callable[[], Tensor]] = {
-        "packed": lambda: sums(x, tiles, outputs, -1),
-        f"torch {'bf16' if dtype == torch.bfloat16 else 'fp32'}": lambda: F.linear(a, b),
-    }
-    with torch.inference_mode():
-        times = in_turns(ways, device, rounds)
-    kind = "pixels" if on_pixels else "bits"
-    return _rows({"inputs": inputs, "outputs": outputs, "batch": batch, "kind": kind}, times, batch)
-
-
-def _rows(what: dict[str, Any], times: dict[str, dict[str, float]], batch: int) -> list[dict[str, Any]]:
-    packed = times["packed"]["median"]
-    return [
-        what | {"way": way} | t | {"images_per_second": batch / t["median"], "speedup": t["median"] / packed}
-        for way, t in times.items()
-    ]
-
-
-def _onnxruntime(network: nn.Module, packed: nn.Module, about: dict, threads: int) -> Callable[[Tensor], Tensor] | None:
-    try:
-        from bnn_exp.deploy.onnx_graph import float_model, own_model
-        from bnn_exp.deploy.to_onnx import session
-
-        shape, classes = tuple(about["image_shape"]), tuple(about["classes"])
-        if is_exactly(type(network), "MLP", "BNCVLNet"):
-            return session(float_model(network, packed, shape, classes).SerializeToString(), threads)
-        return (
-            session(own_model(packed, shape, classes).SerializeToString(), threads) if hasattr(type(packed), "onnx") else None
+def _print_speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:
+    table = Table(*keys, "way", title=title, title_justify="left")
+    for column in ("median, ms", "quartiles, ms", "images/s", "packed is"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        low, median, high = (f"{1e3 * row[key]:.3g}" for key in ("low", "median", "high"))
+        faster = "" if row["way"] == "packed" else f"{row['speedup']:.1f}×"
+        table.add_row(
+            *(str(row[key]) for key in keys), row["way"], median, f"{low} to {high}", f"{row['images_per_second']:,.0f}", faster
         )
-    except ImportError:
-        return None
-
-
-def _memory(file: Path, ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device) -> dict[str, Any]:
-    if device.type == "cpu":
-        return {kind: measure(kind, file, 1) for kind in ("packed", "float")}
-    peaks = {}
-    pixels = torch.zeros(batch, *shape, dtype=torch.uint8, device=device)
-    for name, way in ways.items():
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        with torch.inference_mode():
-            way(pixels)
-        peaks[name] = torch.cuda.max_memory_allocated(device) - before
-    return peaks
+    console().print(table)

@@ -1,4 +1,4 @@
-"""`benchmark.png`: images a second over the batch, a line for each way to compute a network."""
+"""`benchmark.png` of an inference: images per second over the batch size, with a line for each way to compute the network."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from bnn_exp.records.matplotlib_figure import new_figure
 
 
 def speed_plot(file: Path, found: dict[str, Any]) -> None:
-    """Draws the speeds that `benchmark.inference` measured; error bars reach from quartile to quartile."""
+    """Draws the speeds in `found`, the result of `inference_speed.measure`. Error bars span the quartiles."""
     figure = new_figure(8, 4.8, layout="constrained")
     axes = figure.subplots()
     ways: dict[str, list[dict]] = {}

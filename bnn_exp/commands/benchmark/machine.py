@@ -1,4 +1,4 @@
-"""The machine that something is measured on."""
+"""Describes the machine of a measurement, and sets its number of threads."""
 
 import platform
 from collections.abc import Iterator
@@ -10,7 +10,11 @@ import torch
 
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """Its device and the device's name, the threads that compute, torch's version and the system."""
+    """Returns the `device` and its `name`, the number of `threads`, the version of `torch` and the operating `system`.
+
+    Args:
+        threads: the number of threads that compute; it is only recorded.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": device.type, "name": name, "threads": threads, "torch": torch.__version__, "system": platform.platform()}
 
@@ -25,7 +29,7 @@ def _processor() -> str:
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Within the block torch and our kernels use so many threads."""
+    """Context manager: torch and our kernels use `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

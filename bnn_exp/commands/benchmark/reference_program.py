@@ -1,4 +1,4 @@
-"""The seed's program, whose path the user gives, beside a run of ours: epochs of both in turn."""
+"""Measures the reference program beside our training: epochs of both, in turn. The user gives the path of the program."""
 
 import os
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from bnn_exp.commands.benchmark.times import whole_batches
 from bnn_exp.commands.benchmark.timing import summary
+from bnn_exp.commands.benchmark.training_times import whole_batches
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
@@ -18,14 +18,14 @@ from bnn_exp.records.terminal import progress
 from bnn_exp.training import engine
 from bnn_exp.training.trainer import Trainer
 
-ROUNDS, EPOCHS = 3, 2  # of each in turn
-LAYERS, PIXELS, CLASSES, BATCH = 4, (28, 28), 10, 16384  # of the program, unchangeably
-DELTA = 0.1  # of the program beside a rule that is not its own
+ROUNDS, EPOCHS = 3, 2  # in each round both train this number of epochs
+LAYERS, PIXELS, CLASSES, BATCH = 4, (28, 28), 10, 16384  # fixed in the program
+DELTA = 0.1  # the δ of the program if our rule is not HyperMask
 
 
 @dataclass(frozen=True)
-class SeedProgram:
-    """`python PATH FOLDER HIDDEN EPOCHS DELTA`, which says `train_s SECONDS` for each epoch."""
+class ReferenceProgram:
+    """The command `python PATH FOLDER HIDDEN EPOCHS DELTA`, which prints `train_s SECONDS` for each epoch."""
 
     path: Path
     folder: Path
@@ -34,14 +34,14 @@ class SeedProgram:
     device: torch.device
 
     @classmethod
-    def of(cls, path: str, settings: Settings, arrays: Arrays, device: torch.device) -> "SeedProgram":
-        """The program for the network and data of the settings.
+    def of(cls, path: str, settings: Settings, arrays: Arrays, device: torch.device) -> "ReferenceProgram":
+        """Returns the program with arguments for the network and data of the settings.
 
         Raises:
-            UserError: there is no such file, or it can't train such a network or such data.
+            UserError: the file is missing, or the program can't train such a network or such data.
         """
         if not Path(path).is_file():
-            raise UserError(f"benchmark.reference_program={path}: no such file\nallowed: the path of the seed's program")
+            raise UserError(f"benchmark.reference_program={path}: no such file\nallowed: the path of the reference program")
         model, pixels = settings.model, arrays.train_images.shape[1:]
         able = (
             (model.name == "mlp", f"model={model.name}", "model=mlp"),
@@ -52,22 +52,22 @@ class SeedProgram:
         )
         for possible, what, allowed in able:
             if not possible:
-                raise UserError(f"benchmark.reference_program: the seed's program can't train {what}\nallowed: {allowed}")
+                raise UserError(f"benchmark.reference_program: the reference program can't train {what}\nallowed: {allowed}")
         optimizer = settings.optimizer
         delta = optimizer.delta if optimizer.name == "hypermask" else DELTA
         return cls(Path(path).resolve(), Path(settings.dataset.path).resolve(), model.hidden_size, delta, device)
 
     def epochs(self, count: int) -> list[float]:
-        """The seconds of training of each of so many epochs, in a process of its own.
+        """Runs `count` epochs in a new process, and returns the seconds of training of each epoch.
 
         Raises:
-            UserError: it failed, or said nothing of its seconds; with its last line.
+            UserError: the program failed, or did not print its seconds. The message holds its last line.
         """
-        command = [sys.executable, self.path, self.folder, str(self.hidden), str(count), str(self.delta)]
+        command = [sys.executable, str(self.path), str(self.folder), str(self.hidden), str(count), str(self.delta)]
         done = subprocess.run(command, capture_output=True, text=True, env=self._environment())
         found = [float(seconds) for seconds in re.findall(r"\btrain_s (\d+\.?\d*)", done.stdout)]
         if done.returncode or len(found) != count:
-            last = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+            last = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it printed nothing"])[-1]
             raise UserError(
                 f"benchmark.reference_program={self.path}: exit code {done.returncode}, "
                 f"{len(found)} of {count} epochs: {last}\n"
@@ -76,7 +76,10 @@ class SeedProgram:
         return found
 
     def _environment(self) -> dict[str, str]:
-        """As many threads as torch has here, waiting as they do by default, and of the GPUs the one used here, if one is."""
+        """Returns the environment of the program: the threads and the GPU of this process.
+
+        The threads of the program wait for work as torch's do by default, so the policy of our engines is left out.
+        """
         visible = ""
         if self.device.type == "cuda":
             index, seen = self.device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -85,25 +88,27 @@ class SeedProgram:
         return given | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": visible}
 
 
-def beside(program: SeedProgram, trainer: Trainer, rows: int) -> dict:
-    """Epochs of the program and of ours, in rounds in turn.
+def compare(program: ReferenceProgram, trainer: Trainer, rows: int) -> dict:
+    """Measures epochs of the program and of our trainer in turn.
 
     Args:
-        rows: that the program trains on in an epoch, all train rows.
+        rows: the number of rows that the program trains on in an epoch: all train rows.
 
     Returns:
-        `seed`, `ours`: the seconds of an epoch (`median`, `low`, `high`) and the `images_per_second` of the median; `rows` and
-        `batch` of the program; `speedup`: our images a second over the program's.
+        - `seed` (the program) and `ours`: the seconds of an epoch (`median`, and the quartiles `low` and `high`), and the
+          `images_per_second` of the median;
+        - `rows` and `batch` of the program;
+        - `speedup`: our images per second divided by those of the program.
 
     Raises:
         UserError: the program fails.
     """
     seconds: dict[str, list[float]] = {"seed": [], "ours": []}
-    with progress("rounds beside the seed's program", ROUNDS) as done:
+    with progress("rounds beside the reference program", ROUNDS) as done:
         for turn in range(ROUNDS):
             seconds["seed"] += program.epochs(EPOCHS)
             if not turn:
-                trainer.train_on(next(whole_batches(trainer.data, trainer.batches.size(0))))  # compiles
+                trainer.train_on(next(whole_batches(trainer.data, trainer.batches.size(0))))  # compiles the kernels
             epochs = [trainer.epoch() for _ in range(EPOCHS)]
             seconds["ours"] += [epoch["train_seconds"] for epoch in epochs]
             done(1)

@@ -1,38 +1,63 @@
-"""Times of several ways to do the same, taken in turns, so that what disturbs one disturbs all."""
+"""The one loop that measures times: all ways are timed in turn, so a disturbance hits all of them alike."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from bnn_exp.records.terminal import progress
 
 ROUNDS = 15
-WINDOW = 0.005  # seconds that a way is repeated for in a round, at least
+WINDOW = 0.005  # seconds: a round repeats a call for at least this time
+Measured = TypeVar("Measured")
 
 
-def in_turns(ways: dict[str, Callable[[], Any]], device: torch.device, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """Per way the median seconds of a call, and the quartiles: `median`, `low`, `high`. Each is called once before that."""
-    repeats = {name: max(1, round(WINDOW / max(seconds_of(way, 1, device, warm=True), 1e-9))) for name, way in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with progress("rounds, of each way", rounds * len(ways)) as done:
+def in_turn(ways: Mapping[str, Callable[[], Measured]], rounds: int, label: str) -> dict[str, list[Measured]]:
+    """Calls every way once in each round, and shows a progress bar with `label`.
+
+    Returns:
+        The results of each way, one per round.
+    """
+    found: dict[str, list[Measured]] = {name: [] for name in ways}
+    with progress(label, rounds * len(ways)) as done:
         for _ in range(rounds):
             for name, way in ways.items():
-                seconds[name].append(seconds_of(way, repeats[name], device))
+                found[name].append(way())
                 done(1)
-    return {name: summary(times) for name, times in seconds.items()}
+    return found
 
 
-def seconds_of(way: Callable[[], Any], repeats: int, device: torch.device, warm: bool = False) -> float:
-    """Of a call of `way`, the mean of `repeats`, the device waited for; `warm` calls it once before."""
+def time_calls(
+    calls: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int = ROUNDS
+) -> dict[str, dict[str, float]]:
+    """Times several calls in turn. Each call is made twice before the first round: to compile, and to estimate its time.
+
+    Returns:
+        For each call the seconds of one call, as in `summary`.
+    """
+
+    def timer(call: Callable[[], Any]) -> Callable[[], float]:
+        repeats = max(1, round(WINDOW / max(seconds_of(call, 1, device, warm=True), 1e-9)))
+        return lambda: seconds_of(call, repeats, device)
+
+    timers = {name: timer(call) for name, call in calls.items()}
+    return {name: summary(times) for name, times in in_turn(timers, rounds, "rounds, of each way").items()}
+
+
+def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device, warm: bool = False) -> float:
+    """Returns the mean seconds of `repeats` calls, including the work that they start on the device.
+
+    Args:
+        warm: True to make one call before, which is not timed.
+    """
     if warm:
-        way()
+        call()
     _wait(device)
     began = time.perf_counter()
     for _ in range(repeats):
-        way()
+        call()
     _wait(device)
     return (time.perf_counter() - began) / repeats
 
@@ -43,6 +68,6 @@ def _wait(device: torch.device) -> None:
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """`median`, and `low` and `high`, the quartiles."""
+    """Returns the `median` of times, and their quartiles `low` and `high`."""
     low, _, high = quantiles(times, n=4) if len(times) > 1 else times * 3
     return {"median": median(times), "low": low, "high": high}

@@ -1,8 +1,8 @@
-"""Training as one writes it in torch today, with the data in memory: what ours is measured against.
+"""Usual training loops in plain torch, with the data in memory. Benchmarks compare our engines with these loops.
 
-Pixels lie on the device as float32 from 0 to 1; weights are float32 of the values that layers multiply by, so that every
-product is torch's own; each gradient is dense, and is there until the step. The networks are those of `bnn_exp.models`, with
-the loss, the batches and the optimizer of the real parameters that the configuration names.
+Pixels lie on the device as float32 in [0, 1]. Weights are the values that layers multiply by, stored as float32, so every
+product is torch's own. Each gradient is dense and exists until the step. The networks come from `bnn_exp.models`; the
+configuration names the loss, the batches and the optimizer of the real parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,19 +24,19 @@ from bnn_exp.training.setup import first_network
 
 
 def in_floats(data: Dataset) -> Dataset:
-    """The same with train images as float32 from 0 to 1, which is what these loops train on."""
+    """Returns the dataset with its train images as float32 in [0, 1], as these loops need them."""
     return replace(data, train=Split(data.train.images.float().div_(255), data.train.labels))
 
 
 class Loop:
-    """A loop around `network` on the train rows of `data`, which are `in_floats`; `bf16` computes under autocast."""
+    """A training loop for `network` on the train rows of `data`, the result of `in_floats`. `bf16` turns on autocast."""
 
     def __init__(
         self,
         settings: Settings,
         network: nn.Module,
         data: Dataset,
-        optimizers: Sequence[torch.optim.Optimizer],
+        optimizers: Sequence[Any],
         bf16: bool = False,
     ):
         self.network, self.optimizers, self.bf16 = network, optimizers, bf16
@@ -46,7 +46,11 @@ class Loop:
         self.loss = loss_named(settings.trainer.loss)
 
     def step(self, rows: Tensor) -> Tensor:
-        """One step on those rows (int64, on the device); their mean loss before it."""
+        """Makes one step and returns the mean loss before the step, as a tensor.
+
+        Args:
+            rows: indices of train rows, int64, on the device.
+        """
         x = self.images[rows]
         x = self.augment(x, 0, 0) if self.augment else x
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
@@ -57,13 +61,16 @@ class Loop:
         return loss.detach()
 
     def update(self) -> None:
-        """The optimizers' step, by the gradients that are there."""
+        """Lets every optimizer make its step."""
         for optimizer in self.optimizers:
             optimizer.step()
 
 
 class HyperMaskLoop(Loop):
-    """HyperMask with a random mask (Shibuya et al., BinSFO, Algorithm 1), in a line, on weights that are values."""
+    """A loop with HyperMask and a random mask (Shibuya et al., BinSFO, Algorithm 1), written in one line.
+
+    The weights are stored as values, not as bits.
+    """
 
     def __init__(self, settings: Settings, data: Dataset, bf16: bool = False):
         network = float_network(settings, data)
@@ -75,7 +82,7 @@ class HyperMaskLoop(Loop):
         self.delta = settings.optimizer.delta
 
     def mask(self, w: Tensor) -> Tensor:
-        """m ~ Bernoulli(δ), bool of the shape of `w`."""
+        """Draws the mask m ~ Bernoulli(δ): bool, of the shape of `w`."""
         return torch.rand_like(w) < self.delta
 
     @torch.no_grad()
@@ -86,25 +93,28 @@ class HyperMaskLoop(Loop):
 
 
 def rule_loop(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
-    """Any rule, by its class in `bnn_exp.optim`, on dense gradients; the values of its bits are made anew in each step."""
+    """Returns a loop with any rule, as its class in `bnn_exp.optim`, on dense gradients.
+
+    The layers store bits, and compute their values anew in each step.
+    """
     network = first_network(settings, data).to(data.train.labels.device)
     for _, layer in binary_layers(network):
         if isinstance(layer, BinaryLinear):
-            layer.binary_input = False  # so that its product is `F.linear`
+            layer.binary_input = False  # the product is then `F.linear`
     binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, 1, settings.seed)
     return Loop(settings, network, data, [binary, *_real_optimizers(settings, network)], bf16)
 
 
 def same_rule(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
-    """The loop that trains by the rule of the settings."""
+    """Returns the loop that trains by the rule of the settings."""
     random = settings.optimizer.name == "hypermask" and settings.optimizer.mask == "random"
     return (HyperMaskLoop if random else rule_loop)(settings, data, bf16)
 
 
 def adam_loop(settings: Settings, data: Dataset) -> Loop:
-    """The usual way to train a binary network: real latent weights, their sign straight through, Adam on all parameters.
+    """Returns the usual loop for binary networks: latent weights, straight-through gradients, Adam on all parameters.
 
-    (Courbariaux et al. 2016, arXiv 1602.02830.)
+    Source: Courbariaux et al. 2016, arXiv 1602.02830.
     """
     network = float_network(settings, data)
     for _, layer in list(binary_layers(network)):
@@ -115,7 +125,7 @@ def adam_loop(settings: Settings, data: Dataset) -> Loop:
 
 
 class Sign(nn.Module):
-    """The value of the bit 1[w ≥ 0] of a latent weight, with a straight-through gradient."""
+    """A parametrization: the value of the bit 1[w ≥ 0] of a latent weight w, with a straight-through gradient."""
 
     def __init__(self, encoding: str):
         super().__init__()
@@ -136,13 +146,13 @@ class _Sign(torch.autograd.Function):
 
 
 def float_network(settings: Settings, data: Dataset) -> nn.Module:
-    """The network of the settings with real weights that are used as they are, on the device of the data."""
+    """Returns a new network of the settings whose weights are real numbers, on the device of the data."""
     settings = replace(settings, model=replace(settings.model, weights="float"))
     return first_network(settings, data).to(data.train.labels.device)
 
 
 def _weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:
-    """What stands for bits in a network, in the order of the modules, and its encoding."""
+    """Yields each parameter that stands for bits with its encoding, in the order of the modules."""
     for _, layer in binary_layers(network):
         yield from ((p, layer.encoding) for p in (layer.weight, layer.bias) if p is not None)
 

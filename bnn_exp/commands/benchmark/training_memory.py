@@ -1,13 +1,13 @@
-"""Measures the memory of a training, each way in a process of its own that takes a job on standard input.
+"""Measures the memory of a training. Each way trains in a process of its own, which reads its job from standard input.
 
-What counts is the network, its optimizers and three steps on whole batches: the greatest number of bytes at any moment of that,
-beyond what the process had before. It had, alike in every way, Python with torch and this package, the data (as that way keeps
-them), and a training of a tiny network of the same kind behind it, so that the compiler of the kernels (LLVM, about 110 MB) and
-what torch loads at its first step are there; what that left free was given back.
+The result is the greatest number of bytes at any moment, beyond the bytes before. It covers the network, its optimizers and
+three steps on whole batches. Before, every process already holds Python with torch and this package, and the data in the form
+that the way needs. It has also trained a tiny network of the same kind, so the compiler of the kernels (LLVM, about 110 MB)
+and everything that torch loads at its first step are present. Memory that this training freed is returned to the system.
 
-On a CPU these are resident bytes, by the system's own high-water mark or, where that can't be set back, by looking every
-millisecond; on a GPU those of torch's allocator. A run of ours keeps freed memory (`training.memory`), which counts; the
-loops of plain torch have the allocator as it comes.
+On a CPU the bytes are resident bytes: the peak that the system records, or samples every millisecond where this peak can't be
+reset. On a GPU the bytes are those of torch's allocator. Our engines keep freed memory (`training.memory`), which counts; the
+loops of plain torch have the allocator in its default state.
 """
 
 import contextlib
@@ -21,13 +21,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from bnn_exp.commands.benchmark import ways
-from bnn_exp.commands.benchmark.times import batch_size, whole_batches
+from bnn_exp.commands.benchmark import process_memory, training_ways
+from bnn_exp.commands.benchmark.training_times import batch_size, whole_batches
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.data.dataset import Dataset
@@ -36,27 +35,31 @@ from bnn_exp.training import plan
 from bnn_exp.training.setup import load, settle
 
 STEPS = 3
-PROCESSES = 3  # of each way
-WARM_ROWS, WARM_WIDTH, WARM_CHANNELS = 1024, 64, 8  # of the tiny training, at most
+PROCESSES = 3  # for each way
+WARM_ROWS, WARM_WIDTH, WARM_CHANNELS = 1024, 64, 8  # upper limits of the tiny training
 
 
 def measure(name: str, values: dict, device: str, done: Callable[[int], None] = lambda count: None) -> dict | None:
-    """The bytes of one way, in processes of its own, the one with the median peak; None where there is nothing to tell them.
+    """Measures the bytes of one way in several processes, and returns those of the process with the median peak.
 
     Args:
-        name: of the way, see `bnn_exp.commands.benchmark.ways`.
-        values: the configuration, plain.
-        done: is told of each process that has ended.
+        name: the name of the way, see `training_ways`.
+        values: the plain values of the configuration.
+        done: a function that is called with 1 when a process has ended.
 
     Returns:
-        `before`; `built`: with network and optimizers, beyond `before`; `peak_bytes`: at the peak, beyond `before`;
-        `total_bytes`: of the process, at the peak; `peaks`: `peak_bytes` of every process, ascending. They differ, as memory
-        falls into pieces in another way each time.
+        None if the system does not report memory, else
+
+        - `before`: the bytes of the process before the training;
+        - `built`: the bytes of the network and its optimizers, beyond `before`;
+        - `peak_bytes`: the bytes at the peak, beyond `before`;
+        - `total_bytes`: the bytes of the process at the peak;
+        - `peaks`: `peak_bytes` of all processes, ascending. They differ, since memory is fragmented differently each time.
 
     Raises:
         UserError: a process failed.
     """
-    if device == "cpu" and not Path("/proc/self/status").exists():
+    if device == "cpu" and not process_memory.known():
         return None
     found = []
     for _ in range(PROCESSES):
@@ -69,7 +72,7 @@ def measure(name: str, values: dict, device: str, done: Callable[[int], None] = 
 def _in_a_process(name: str, values: dict, device: str) -> dict[str, int]:
     job = json.dumps({"way": name, "config": values, "device": device})
     done = subprocess.run(
-        [sys.executable, "-m", "bnn_exp.commands.benchmark.memory"], input=job, capture_output=True, text=True
+        [sys.executable, "-m", "bnn_exp.commands.benchmark.training_memory"], input=job, capture_output=True, text=True
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -78,12 +81,12 @@ def _in_a_process(name: str, values: dict, device: str) -> dict[str, int]:
 
 
 def of_this_process(name: str, settings: Settings, device: torch.device) -> dict[str, int]:
-    """What `measure` gives but for `peaks`, in this process."""
-    if name in ways.ENGINES:
+    """Returns the bytes of a training in this process, under the keys of `measure` except `peaks`."""
+    if name in training_ways.ENGINES:
         settle(settings, device)
     else:
         torch.set_num_threads(settings.engine.threads)
-    data = ways.data_for(name, load(settings, plan.read(settings.dataset), device))
+    data = training_ways.data_for(name, load(settings, plan.read(settings.dataset), device))
     _train(name, tiny(settings), data, steps=2)
     watch = watching(device)
     before = watch.now()
@@ -93,8 +96,8 @@ def of_this_process(name: str, settings: Settings, device: torch.device) -> dict
 
 
 def _train(name: str, settings: Settings, data: Dataset, steps: int, watch: "Watch | None" = None) -> int:
-    """Build that way and train so many steps; the bytes when it was built."""
-    step = ways.first_step(name, settings, data)
+    """Trains `steps` steps of a new network. Returns the bytes after network and optimizers were built."""
+    step = training_ways.first_step(name, settings, data)
     built = watch.now() if watch else 0
     for rows in islice(whole_batches(data, batch_size(settings, data)), steps):
         step(rows)
@@ -102,7 +105,7 @@ def _train(name: str, settings: Settings, data: Dataset, steps: int, watch: "Wat
 
 
 def tiny(settings: Settings) -> Settings:
-    """The same training with few rows, of a network as deep but narrow."""
+    """Returns the settings of a training with smaller batches, and with a network that is as deep but narrow."""
     model = settings.model
     if isinstance(getattr(model, "hidden_size", None), int):
         model = replace(model, hidden_size=min(model.hidden_size, WARM_WIDTH))
@@ -113,7 +116,7 @@ def tiny(settings: Settings) -> Settings:
 
 
 class Watch(Protocol):
-    """Bytes from now on."""
+    """A meter of bytes, from its creation on."""
 
     def now(self) -> int: ...
 
@@ -121,31 +124,27 @@ class Watch(Protocol):
 
 
 def watching(device: torch.device) -> Watch:
-    """A watch that begins now, when all that is free has been given back."""
+    """Returns free memory to the system, then starts and returns a meter for the device."""
     gc.collect()
     if device.type == "cuda":
         return Allocated(device)
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back (man 5 proc)
-    except OSError:
-        return Sampled()
-    return Resident()
+    return Resident() if process_memory.restart_peak() else Sampled()
 
 
 class Resident:
-    """Resident bytes of this process, by Linux's high-water mark."""
+    """A meter of the resident bytes of this process, by the peak that Linux records."""
 
     def now(self) -> int:
-        return _status("VmRSS")
+        return process_memory.resident()
 
     def peak(self) -> int:
-        return _status("VmHWM")
+        return process_memory.peak()
 
 
 class Sampled:
-    """Resident bytes of this process, looked at every millisecond."""
+    """A meter of the resident bytes of this process, which samples them every millisecond."""
 
     def __init__(self) -> None:
         self._highest = self.now()
@@ -157,14 +156,14 @@ class Sampled:
             time.sleep(1e-3)
 
     def now(self) -> int:
-        return _status("VmRSS")
+        return process_memory.resident()
 
     def peak(self) -> int:
         return max(self._highest, self.now())
 
 
 class Allocated:
-    """Bytes of tensors on a GPU, by torch's allocator."""
+    """A meter of the bytes of tensors on a GPU, by torch's allocator."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -177,11 +176,6 @@ class Allocated:
     def peak(self) -> int:
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device)
-
-
-def _status(what: str) -> int:
-    with Path("/proc/self/status").open() as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith(what))
 
 
 if __name__ == "__main__":

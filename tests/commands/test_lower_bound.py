@@ -1,4 +1,4 @@
-"""What an epoch has to do at the least, against what torch counts and what the kernels are given."""
+"""The least work of an epoch, compared with the operations that torch counts and the tensors that kernels receive."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bnn_exp.bits import device
-from bnn_exp.commands.benchmark.floor import floor, products, rates, step_of_mlp
+from bnn_exp.commands.benchmark.lower_bound import lower_bound, products, rates, step_of_mlp
 
 
 @pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg model.channels=[8,16]"])
@@ -30,7 +30,7 @@ def nbytes(*values):
 
 
 class Moved(TorchDispatchMode):
-    """The bytes that operators which move any are given, and give."""
+    """Counts the bytes of the arguments and results of all operators that read or write memory."""
 
     def __init__(self):
         super().__init__()
@@ -71,21 +71,21 @@ def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
         trainer.step.passes(x, labels)
         trainer.step.update()
     works = list(step_of_mlp(trainer.network, len(rows)))
-    of_errors = sum(work.bytes for work in works if work.kind == "bfloat16")  # which are no products here
-    assert moved.bytes == pytest.approx(sum(work.bytes for work in works) - of_errors, rel=0.06)
+    replaced = sum(work.bytes for work in works if work.kind == "bfloat16")  # the test replaces these products
+    assert moved.bytes == pytest.approx(sum(work.bytes for work in works) - replaced, rel=0.06)
 
 
-def test_a_floor_is_the_time_of_its_operations_at_the_measured_rate(monkeypatch):
+def test_the_least_time_is_that_of_the_operations_at_the_measured_rate(monkeypatch):
     trainer = trainer_of("dataset.limit=256")
     same = lambda kinds, where: dict.fromkeys(kinds, 1e9) | {"bytes": 1e6}  # noqa: E731
-    monkeypatch.setattr("bnn_exp.commands.benchmark.floor.rates", same)
-    found = floor(trainer.network, trainer.data, 64, 256, "dense")
+    monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound.rates", same)
+    found = lower_bound(trainer.network, trainer.data, 64, 256, "dense")
     step = sum(work.operations for work in products(trainer.network, trainer.data, 64, "float32"))
     assert found["operations"] == 4 * step and found["seconds"] == pytest.approx(4 * step / 1e9) and found["bytes"] is None
 
 
 def test_rates_are_measured(monkeypatch):
-    monkeypatch.setattr("bnn_exp.commands.benchmark.floor._SIDE", {"cpu": 128})
-    monkeypatch.setattr("bnn_exp.commands.benchmark.floor._COPIED", {"cpu": 2**20})
+    monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound.SIDE", {"cpu": 128})
+    monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound.COPIED", {"cpu": 2**20})
     found = rates({"float32", "int8"}, torch.device("cpu"))
     assert set(found) == {"float32", "int8", "bytes"} and min(found.values()) > 1e6

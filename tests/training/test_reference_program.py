@@ -1,4 +1,4 @@
-"""The seed's program, transcribed in NumPy from its equations, against ours: same masks, same bits, same BatchNorm."""
+"""The reference program, written in NumPy from its equations, makes our steps: equal masks, bits and BatchNorm."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,11 @@ from bnn_exp.optim import HyperMask, check_ownership
 EPS, MOMENTUM, RATE, DELTA, SEED = 1e-5, 0.1, 0.01, 0.1, 3
 
 
-def seed_step(weights, norms, x, labels, t):
-    """One step of the seed: forward, backward, w ← m̄·w + m·w*, SGD on BatchNorm. Everything float64, in place."""
+def reference_step(weights, norms, x, labels, t):
+    """Makes step `t` of the reference program in place, in float64, and returns the mean loss before the step.
+
+    Forward pass, backward pass, w ← m̄·w + m·w*, and SGD on the parameters of BatchNorm.
+    """
     hidden, normalised, scales = [x], [], []
     for w, norm in zip(weights, norms, strict=True):
         z = hidden[-1] @ w.T
@@ -26,7 +29,7 @@ def seed_step(weights, norms, x, labels, t):
         hidden.append((normalised[-1] * norm["gamma"] + norm["beta"] >= 0).astype(float))
     logits = hidden[-1]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    d = (p - np.eye(10)[labels]) / len(x)  # of log-softmax twice and the cross-entropy; straight through the step
+    d = (p - np.eye(10)[labels]) / len(x)  # gradient of log-softmax (twice) and cross-entropy, straight-through
     for i in reversed(range(len(weights))):
         d_gamma, d_beta = (d * normalised[i]).sum(0), d.sum(0)
         d_hat = d * norms[i]["gamma"]
@@ -36,7 +39,7 @@ def seed_step(weights, norms, x, labels, t):
         m = np.zeros(g.size)
         m[bernoulli_positions(g.size, DELTA, generator("cpu", Purpose.MASK, SEED, t, i)).numpy()] = 1
         m = m.reshape(g.shape)
-        assert (abs(g) > 1e-13).all()  # else rounding would decide its sign, and nothing could be compared
+        assert (abs(g) > 1e-13).all()  # rounding must not decide a sign
         target = (-g >= 0).astype(float)
         weights[i][:] = (1 - m) * weights[i] + m * target
         norms[i]["gamma"] -= RATE * d_gamma
@@ -44,7 +47,7 @@ def seed_step(weights, norms, x, labels, t):
     return -np.log(p[np.arange(len(x)), labels]).mean()
 
 
-def test_ten_steps_of_the_seed():
+def test_ten_steps_of_the_reference_program():
     torch.manual_seed(0)
     network = MLP(30, 10, 24, 4, "boolean", window=None, binarize_logits=True).double()
     binary = HyperMask([w for _, w in binary_parameters(network)], DELTA, "random", seed=SEED)
@@ -54,7 +57,7 @@ def test_ten_steps_of_the_seed():
     first = [w.copy() for w in weights]
     rng = np.random.default_rng(0)
     norms = [
-        # a beta of 0 would put integer sums that equal their mean on the edge of the step, where rounding decides
+        # with a beta of 0, rounding would decide the bit of an integer sum that equals its mean
         {"gamma": np.ones(n), "beta": rng.normal(0, 0.01, n), "mean": np.zeros(n), "var": np.ones(n)}
         for n in map(len, weights)
     ]
@@ -67,7 +70,7 @@ def test_ten_steps_of_the_seed():
         loss.backward()
         binary.step()
         real.step()
-        assert loss.item() == pytest.approx(seed_step(weights, norms, x, labels, t), rel=1e-12)
+        assert loss.item() == pytest.approx(reference_step(weights, norms, x, labels, t), rel=1e-12)
         for ours, theirs, norm, expected in zip(network.layers, weights, network.norms, norms, strict=True):
             assert np.array_equal(ours.weight.detach().numpy(), theirs)
             for name, value in (
@@ -77,7 +80,7 @@ def test_ten_steps_of_the_seed():
                 ("var", norm.running_var),
             ):
                 np.testing.assert_allclose(value.detach().numpy(), expected[name], rtol=1e-9, atol=1e-12)
-    assert all((a != b).mean() > 0.05 for a, b in zip(first, weights, strict=True))  # the bits did move
+    assert all((a != b).mean() > 0.05 for a, b in zip(first, weights, strict=True))  # bits have flipped
 
 
 def test_a_parameter_must_have_exactly_one_optimizer():

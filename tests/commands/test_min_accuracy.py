@@ -1,4 +1,4 @@
-"""`min_accuracy`: an exit code of its own for a test accuracy that is too low (row D5)."""
+"""`min_accuracy`: a test accuracy that is too low has its own exit code."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_a_finished_run_is_asked_by_resume_and_by_evaluate(bnn_train, copy_of_ru
 
 def test_an_interrupted_run_that_goes_on_is_asked_at_its_end(bnn_train, copy_of_run, tmp_path):
     run = copy_of_run(tmp_path / "run", *SMALL)
-    (run / "summary.json").unlink()  # killed before its end
+    (run / "summary.json").unlink()  # as if the run was killed
     assert bnn_train("resume=run", "min_accuracy=100").code == TOO_LOW
 
 
@@ -69,7 +69,7 @@ def test_a_sweep_has_the_worst_code_of_its_runs(bnn_train):
     done = bnn_train(*sweep, "min_accuracy=100", "hydra.sweep.dir=low")
     assert done.code == TOO_LOW and "2 of 2 runs are below min_accuracy=100" in done.err
     done = bnn_train(*sweep, "min_accuracy=100", "hydra.sweep.dir=low", "sweep.resume=auto")
-    assert done.code == TOO_LOW  # all are finished
+    assert done.code == TOO_LOW  # all runs are finished already
     assert bnn_train(*sweep, "min_accuracy=1", "hydra.sweep.dir=low", "sweep.resume=auto").code == 0
     assert bnn_train(*sweep[:-1], "trainer.batch_size=64,1", "min_accuracy=100").code == 1
 

@@ -19,12 +19,12 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from bnn_exp.config import plugins
-from bnn_exp.errors import RankLost, UserError
-from bnn_exp.training.distributed import torchrun_size
+from bnn_exp.errors import Diverged, RankLost, UserError
 from bnn_exp.training.distributed.ranks import PATIENCE, Ranks
 from bnn_exp.training.plan import Plan
 from bnn_exp.training.setup import prepare
 from bnn_exp.training.signals import SIGNALS, stop_on_signals
+from bnn_exp.training.torchrun import torchrun_size
 
 HERE = "127.0.0.1"
 PRELOAD = [__name__]  # of the server
@@ -129,7 +129,7 @@ def _follow(ranks: Ranks) -> int:
             _load_plugins(named, ranks)
             plan, directory = ranks.from_first()
             _train(plan, directory, ranks)
-    except (UserError, RankLost, KeyboardInterrupt):  # rank 0 has met it too
+    except (UserError, Diverged, RankLost, KeyboardInterrupt):  # rank 0 has met it too
         return 1
     except Exception as error:
         ranks.tell_failure(error)

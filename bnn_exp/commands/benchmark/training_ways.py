@@ -1,27 +1,34 @@
-"""The ways to train a configuration that are measured, each by its name: a function of a batch's rows that makes one step."""
+"""The ways to train a configuration that a benchmark compares. Each one is a function that makes one step on a batch."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnn_exp.commands.benchmark.loops import adam_loop, in_floats, same_rule
+from bnn_exp.commands.benchmark.torch_loops import adam_loop, in_floats, same_rule
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.training.setup import network_to_train
 from bnn_exp.training.trainer import Trainer
 
-ENGINES = ("packed", "dense")  # of bnn_exp.training.engine
+ENGINES = ("packed", "dense")  # our own ways: see bnn_exp.training.engine
 FP32, BF16, ADAM = "torch fp32", "torch bf16", "torch Adam"
 
-Step = Callable[[Tensor], object]
+Step = Callable[[Tensor], object]  # its argument: indices of train rows, int64, on the device
 
 
 def held(values: dict, threads: int) -> dict:
-    """The plain values of a configuration as they are measured: as a run of them begins, at full strength (a schedule that
-    ends in 0 would end in nothing to do), with that many threads."""
+    """Returns a configuration whose strengths and batch size stay as a run of `values` begins.
+
+    A schedule that ends in 0 would end in steps without work.
+
+    Args:
+        values: the plain values of a configuration; they are not changed.
+        threads: the number of threads to train with.
+    """
     values = copy.deepcopy(values)
     for group in ("optimizer", "real_optimizer"):
         if "schedule" in values[group]:
@@ -31,12 +38,16 @@ def held(values: dict, threads: int) -> dict:
 
 
 def data_for(name: str, data: Dataset) -> Dataset:
-    """The data as that way keeps them."""
+    """Returns the dataset in the form that the way `name` keeps in memory: uint8 for an engine, else float32."""
     return data if name in ENGINES else in_floats(data)
 
 
 def first_step(name: str, settings: Settings, data: Dataset) -> Step:
-    """A new network and all else that way needs: what makes its steps. `data` are those of `data_for`."""
+    """Builds a new network and optimizers for the way `name`, and returns the function that makes a step.
+
+    Args:
+        data: the result of `data_for`.
+    """
     if name in ENGINES:
         return trainer(name, settings, data).train_on
     if name == ADAM:
@@ -45,12 +56,13 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
 
 
 def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
-    """The configuration's own training, by that engine."""
+    """Returns a new trainer of the configuration with the given engine."""
     gradient_bits = settings.engine.gradient_bits if engine == "packed" else None
-    settings = replace(settings, engine=replace(settings.engine, name=engine, gradient_bits=gradient_bits))
+    chosen: dict[str, Any] = {"name": engine, "gradient_bits": gradient_bits}
+    settings = replace(settings, engine=replace(settings.engine, **chosen))
     return Trainer(settings, network_to_train(settings, data).to(data.train.labels.device), data)
 
 
 def plain(device: torch.device) -> tuple[str, ...]:
-    """The loops of plain torch by the same rule that are worth a comparison on that device."""
+    """Returns the names of the loops of plain torch with the same rule: fp32, and bf16 on a GPU."""
     return (FP32, BF16) if device.type == "cuda" else (FP32,)

@@ -1,4 +1,4 @@
-"""`benchmark.png` of a training: images a second, and bytes at the peak, a bar for each way."""
+"""`benchmark.png` of a training: images per second and memory at the peak, with a bar for each way to train."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,10 @@ from bnn_exp.records.matplotlib_figure import new_figure
 
 
 def training_plot(file: Path, found: dict[str, Any]) -> None:
-    """Draw what `task=benchmark benchmark=training` found; whiskers reach from quartile to quartile, of bytes over all."""
+    """Draws the results in `found`, the content of `benchmark.json`.
+
+    Error bars of speeds span the quartiles; error bars of memory span all processes.
+    """
     figure = new_figure(11, 3.6, dpi=110, layout="constrained")
     speed, memory = figure.subplots(1, 2)
     rows = found["ways"][::-1]

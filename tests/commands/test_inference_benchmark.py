@@ -1,20 +1,21 @@
+"""benchmark=inference: how times are taken, and the content of its result."""
+
 import json
 
 import pytest
 import torch
 from helpers import plain_config
 
-from bnn_exp.commands.benchmark import inference as module
-from bnn_exp.commands.benchmark.inference import benchmark
-from bnn_exp.commands.benchmark.timing import in_turns
+from bnn_exp.commands.benchmark import inference_speed
+from bnn_exp.commands.benchmark.timing import time_calls
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.records.model import save_model
 
 
-def test_times_are_taken_in_turns(monkeypatch):
-    """By a clock of the test's own: a takes 1 s, b 2 s, and then 10 s in one round of five."""
+def test_times_are_taken_in_turn(monkeypatch):
+    """The test replaces the clock: a call of a takes 1 s and a call of b 2 s, except for 10 s in one of five rounds."""
     now, calls = [0.0], []
 
     def way(name: str, seconds: list[float]):
@@ -25,8 +26,8 @@ def test_times_are_taken_in_turns(monkeypatch):
         return call
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    times = in_turns({"a": way("a", [1.0] * 7), "b": way("b", [2.0] * 5 + [10.0, 2.0])}, torch.device("cpu"), rounds=5)
-    assert calls == [*"aabb", *"ab" * 5]  # warm and probed, then in turns
+    times = time_calls({"a": way("a", [1.0] * 7), "b": way("b", [2.0] * 5 + [10.0, 2.0])}, torch.device("cpu"), rounds=5)
+    assert calls == [*"aabb", *"ab" * 5]  # a warm call and an estimate of each, then the rounds
     assert (times["a"]["median"], times["b"]["median"]) == (1.0, 2.0)
     assert times["a"]["low"] == times["a"]["high"] == 1.0 and times["b"]["high"] > 2.0
 
@@ -34,16 +35,16 @@ def test_times_are_taken_in_turns(monkeypatch):
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 @pytest.mark.slow
 def test_a_benchmark_is_plain_data(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LAYERS", ((784, 64, 2), (64, 70, 1)))
+    monkeypatch.setattr(inference_speed, "LAYERS", ((784, 64, 2), (64, 70, 1)))
     monkeypatch.setattr("bnn_exp.commands.benchmark.timing.WINDOW", 1e-4)
-    if kind == "cnn":  # processes of their own take seconds
-        monkeypatch.setattr(module, "measure", lambda *_: None)
+    if kind == "cnn":  # new processes take seconds
+        monkeypatch.setattr("bnn_exp.commands.benchmark.inference_memory.measure", lambda *_: None)
     network = MLP(16, 3, 9, 3) if kind == "mlp" else BNCVLNet((1, 4, 4), 3, (2,), 1, dense=(3,))
     shape = ["model.hidden_size=9", "model.num_layers=3"] if kind == "mlp" else ["model=bncvl", "model.channels=[2]"]
     shape += [] if kind == "mlp" else ["model.convolutions=1", "model.dense=[3]"]
     save_model(tmp_path / "model.safetensors", network, plain_config(*shape), (1, 4, 4), ("a", "b", "c"))
     threads = torch.get_num_threads()
-    found = benchmark(tmp_path, torch.device("cpu"), batches=(1, 3), rounds=2)
+    found = inference_speed.measure(tmp_path, torch.device("cpu"), batches=(1, 3), rounds=2)
     assert torch.get_num_threads() == threads
     assert json.loads(json.dumps(found)) == found
     ways = {row["way"] for row in found["network"]}
@@ -61,7 +62,7 @@ def test_a_benchmark_is_plain_data(kind, tmp_path, monkeypatch):
         for sizes in found["memory"].values():
             assert 0 < sizes["imported"] <= sizes["loaded"] <= sizes["peak"]
     with pytest.raises(UserError, match="no such file"):
-        benchmark(tmp_path / "none", torch.device("cpu"))
+        inference_speed.measure(tmp_path / "none", torch.device("cpu"))
 
 
 def test_the_onnx_graph_to_compare_with_is_the_float_network():
@@ -81,4 +82,4 @@ def test_the_onnx_graph_to_compare_with_is_the_float_network():
             norm.load_state_dict({"weight": scale, "bias": shift}, strict=False)
         run = session(float_model(network, pack_network(network), tuple(x.shape[1:]), tuple("0123456789")).SerializeToString())
         same = (run(x).argmax(1) == network(x).argmax(1)).float().mean()
-        assert same > 0.97  # its sums of pixels are rounded, so that a bit may fall otherwise
+        assert same > 0.97  # the sums of pixels are rounded, so a few bits may differ

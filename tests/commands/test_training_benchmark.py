@@ -1,4 +1,4 @@
-"""task=benchmark benchmark=training: its loops are the same training, its figures what they are called, its refusals short."""
+"""benchmark=training: its loops train as our engines do, its numbers fit their names, its refusals are short."""
 
 import json
 import mmap
@@ -11,14 +11,14 @@ import torch
 from helpers import settings_of, trainer_for, write_dataset
 
 from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
-from bnn_exp.commands.benchmark import loops, memory, times, ways
+from bnn_exp.commands.benchmark import process_memory, torch_loops, training_memory, training_times, training_ways
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers
 from bnn_exp.training.plan import read
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "optimizer.schedule=constant", "engine.threads=1", "device=cpu")
 TRAINING = ("task=benchmark", "benchmark=training", "benchmark.rounds=3")
-UNIT = 2.0**-24  # of fp32: half the distance of 1 to the next number
+UNIT = 2.0**-24  # unit roundoff of fp32
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def digits() -> Dataset:
 
 
 @torch.no_grad()
-def begin_alike(loop: loops.Loop, trainer) -> None:
-    """Give the loop's network the bits of the trainer's."""
+def begin_alike(loop: torch_loops.Loop, trainer) -> None:
+    """Copies the bits of the trainer's network into the network of the loop."""
     for (_, own), (_, other) in zip(binary_layers(loop.network), binary_layers(trainer.network), strict=True):
         own.weight.copy_(other.value if own.weights == "float" else other.weight)
 
@@ -36,7 +36,7 @@ def begin_alike(loop: loops.Loop, trainer) -> None:
 @pytest.mark.parametrize("encoding", ["boolean", "bipolar", "centred"])
 def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monkeypatch):
     settings = settings_of(*RANDOM, "engine=dense", f"model.encoding={encoding}", "delta=0.3", "model.hidden_size=64")
-    trainer, loop = trainer_for(settings), loops.same_rule(settings, loops.in_floats(digits))
+    trainer, loop = trainer_for(settings), torch_loops.same_rule(settings, torch_loops.in_floats(digits))
     begin_alike(loop, trainer)
     before = [w.clone() for w, _, _ in loop.weights]
     masks = [torch.zeros(w.numel(), dtype=torch.bool) for w in before]
@@ -52,7 +52,7 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
         unsure = w.grad.abs() < 512 * UNIT * w.grad.abs().max()
         assert ((layer.value == w) | unsure).all()
         flips, differing = flips + int((w != old).sum()), differing + int((layer.value != w).sum())
-    assert flips > 0.3 * sum(int(m.sum()) for m in masks)  # about half of what a mask selects is on the wrong side
+    assert flips > 0.3 * sum(int(m.sum()) for m in masks)  # about half of the bits under a mask have the wrong sign
     assert differing <= flips / 1000
 
 
@@ -60,7 +60,7 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
 def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
     held = (f"optimizer={rule}", "optimizer.schedule=constant", "real_optimizer.schedule=constant", "device=cpu")
     settings = settings_of(*held, "model.hidden_size=48")
-    trainer, loop = trainer_for(settings), loops.same_rule(settings, loops.in_floats(digits))
+    trainer, loop = trainer_for(settings), torch_loops.same_rule(settings, torch_loops.in_floats(digits))
     begin_alike(loop, trainer)
     for begin in range(0, 1024, 256):
         rows = torch.arange(begin, begin + 256)
@@ -73,17 +73,17 @@ def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
 
 def test_the_loop_of_adam_trains_latents_by_their_signs(digits):
     settings = settings_of(*RANDOM, "model.hidden_size=32")
-    loop = loops.adam_loop(settings, loops.in_floats(digits))
+    loop = torch_loops.adam_loop(settings, torch_loops.in_floats(digits))
     layer = loop.network.layers[0]
     latent = layer.parametrizations.weight.original
     assert torch.equal(layer.weight, torch.where(latent >= 0, 1.0, -1.0))
-    losses = [float(loop.step(rows)) for rows in islice(times.whole_batches(digits, 256), 60)]
+    losses = [float(loop.step(rows)) for rows in islice(training_times.whole_batches(digits, 256), 60)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert set(layer.weight.unique().tolist()) == {-1.0, 1.0} and latent.unique().numel() > 1000
 
 
 def test_every_way_takes_the_same_whole_batches(monkeypatch, digits):
-    """By a clock of the test's own: a step of a takes 1 s and one of b 3 s; a needs two steps for a round's 2 s."""
+    """The test replaces the clock: a step of a takes 1 s, a step of b 3 s. A round of 2 s then has two batches."""
     now, taken = [0.0], {"a": [], "b": []}
 
     def way(name: str, seconds: float):
@@ -94,23 +94,23 @@ def test_every_way_takes_the_same_whole_batches(monkeypatch, digits):
         return step
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    monkeypatch.setattr(times, "WINDOW", 2.0)
-    found = times.in_turns({"a": way("a", 1.0), "b": way("b", 3.0)}, times.whole_batches(digits, 400), 3)
-    assert taken["a"] == taken["b"] and len(taken["a"]) == 2 + 3 * 2  # two to begin with, then two in each round
+    monkeypatch.setattr(training_times, "WINDOW", 2.0)
+    found = training_times.time_steps({"a": way("a", 1.0), "b": way("b", 3.0)}, training_times.whole_batches(digits, 400), 3)
+    assert taken["a"] == taken["b"] and len(taken["a"]) == 2 + 3 * 2  # two steps before the rounds, then two in each round
     assert all(len(rows) == 400 for rows in taken["a"])
-    assert not {*taken["a"][1]} & {*taken["a"][2]}  # of one permutation
+    assert not {*taken["a"][1]} & {*taken["a"][2]}  # two batches of one permutation share no row
     assert (found["a"]["median"], found["b"]["median"]) == (1.0, 3.0)
 
 
-@pytest.mark.parametrize("watch", [memory.Resident, memory.Sampled])
+@pytest.mark.parametrize("watch", [training_memory.Resident, training_memory.Sampled])
 def test_a_peak_is_seen_after_it_is_gone(watch):
-    if not memory.Path("/proc/self/status").exists():
+    if not process_memory.known():
         pytest.skip("the system does not tell")
-    began = memory.watching(torch.device("cpu")) if watch is memory.Resident else watch()
+    began = training_memory.watching(torch.device("cpu")) if watch is training_memory.Resident else watch()
     if not isinstance(began, watch):
         pytest.skip("the high-water mark can't be set back")
     before = began.now()
-    with mmap.mmap(-1, 8 * 10**7) as block:  # no allocator that would keep it
+    with mmap.mmap(-1, 8 * 10**7) as block:  # an allocator would keep the memory
         block.write(bytes(8 * 10**7))
         time.sleep(0.1)  # long enough to be sampled
     assert began.now() < before + 10**8 and 7 * 10**7 < began.peak() - before < 2 * 10**8
@@ -122,7 +122,7 @@ def config_of(*overrides: str) -> dict:
     from bnn_exp.config.settings import REQUEST
 
     values = plain_config(*RANDOM, *overrides)
-    return ways.held({key: value for key, value in values.items() if key not in REQUEST}, 1)
+    return training_ways.held({key: value for key, value in values.items() if key not in REQUEST}, 1)
 
 
 def test_what_is_measured_begins_at_full_strength():
@@ -133,9 +133,9 @@ def test_what_is_measured_begins_at_full_strength():
 
 @pytest.mark.slow
 def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch):
-    """Under Adam n latents, n gradients, 2n moments are there at once, in fp32; under HyperMask n weights and n gradients."""
+    """Memory in fp32 for n weights: Adam holds n weights, n gradients and 2n moments; HyperMask n weights and n gradients."""
     n = 64 * 1024 + 2 * 1024**2 + 10 * 1024
-    monkeypatch.setattr(memory, "PROCESSES", 1)
+    monkeypatch.setattr(training_memory, "PROCESSES", 1)
     sizes = ("model.hidden_size=1024", "trainer.batch_size=64", "trainer.limit_batches=2")
     done = bnn_train(*TRAINING, *RANDOM, *sizes, "delta=0.1", "hydra.run.dir=out")
     assert done.code == 0, done.err
@@ -168,11 +168,11 @@ def small_folder(tmp_path):
 
 
 def program(tmp_path, text: str) -> str:
-    (tmp_path / "seed.py").write_text(textwrap.dedent(text))
-    return f"benchmark.reference_program={tmp_path / 'seed.py'}"
+    (tmp_path / "reference.py").write_text(textwrap.dedent(text))
+    return f"benchmark.reference_program={tmp_path / 'reference.py'}"
 
 
-def test_the_seeds_program_is_measured_beside_ours(bnn_train, tmp_path, small_folder, monkeypatch):
+def test_the_reference_program_is_measured_beside_ours(bnn_train, tmp_path, small_folder, monkeypatch):
     says = """
         import sys, os
         _, folder, hidden, epochs, delta = sys.argv
@@ -181,7 +181,7 @@ def test_the_seeds_program_is_measured_beside_ours(bnn_train, tmp_path, small_fo
         for epoch in range(int(epochs)):
             print(f"epoch {epoch + 1} loss 0.1 train 9.00 test 9.00 train_s 0.50 eval_s 1.00")
     """
-    monkeypatch.setattr(memory, "measure", lambda *_: None)  # processes of their own take seconds
+    monkeypatch.setattr(training_memory, "measure", lambda *_: None)  # new processes take seconds
     data = ("dataset=mnist", f"dataset.path={small_folder}", "model.hidden_size=32", "trainer.batch_size=16", "delta=0.25")
     done = bnn_train(*TRAINING, *RANDOM, *data, program(tmp_path, says), "hydra.run.dir=out")
     assert done.code == 0, done.err
@@ -191,7 +191,7 @@ def test_the_seeds_program_is_measured_beside_ours(bnn_train, tmp_path, small_fo
     assert ours["images_per_second"] == pytest.approx(64 / ours["median"])
     assert found["speedup_over_seed"] == pytest.approx(0.5 / ours["median"])
     assert found["memory"] is None and found["memory_saved_over_adam"] is None
-    assert "the seed's program" in done.out
+    assert "the reference program" in done.out
 
 
 BAD = {

@@ -1,0 +1,156 @@
+"""Measures the speed and size of a packed network beside the same network in torch, as plain data for `benchmark.json`."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnn_exp.bits import bit_sums, pack, pixel_sums, to_tiles
+from bnn_exp.commands.benchmark import inference_memory
+from bnn_exp.commands.benchmark.machine import machine, using_threads
+from bnn_exp.commands.benchmark.timing import ROUNDS, time_calls
+from bnn_exp.deploy.load import load_packed
+from bnn_exp.nn import binary_layers
+from bnn_exp.nn.exact import is_exactly
+from bnn_exp.records.model import load_model
+
+BATCHES = (1, 16, 256, 4096)
+LAYERS = ((784, 1024, 1), (1024, 1024, 1), (4096, 4096, 1), (1024, 1024, 16), (784, 1024, 1024), (1024, 1024, 1024))
+LAYERS_CUDA = ((1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 1024))
+
+
+def measure(
+    path: str | Path,
+    device: torch.device,
+    batches: tuple[int, ...] = BATCHES,
+    rounds: int = ROUNDS,
+    threads: int = 1,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measures the network of a run directory or a `model.safetensors`, packed and as floats.
+
+    Args:
+        threads: the number of threads of torch, of our kernels and of onnxruntime, on a CPU.
+        say: a function that is called with a line before each measurement, since some of them take minutes.
+
+    Returns:
+        - `machine`: see `machine`;
+        - `network`: a row for each batch and way, with the seconds of a batch (`median`, and the quartiles `low` and `high`),
+          `images_per_second`, and `speedup`, the speed of the packed network divided by the speed of this way. The ways are
+          packed, torch fp32, on CUDA torch bf16, and onnxruntime fp32 if it is installed;
+        - `layers`: the same for single layers against `F.linear`. A layer of 784 inputs takes pixels, any other one takes bits;
+        - `memory`: on a CPU the bytes of a process with each network (see `inference_memory`), on CUDA the bytes at the peak of
+          a batch;
+        - `files`: bytes on disk.
+
+    Raises:
+        UserError: the model is missing or damaged, or can't be packed.
+    """
+    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    network, about = load_model(file)
+    packed, _ = load_packed(file)
+    packed, network = packed.to(device), network.to(device)
+    with using_threads(threads):
+        runtime = _onnxruntime(network, packed, about, threads) if device.type == "cpu" else None
+        _make_plain(network)
+        ways: dict[str, Callable[[Tensor], Tensor]] = {"packed": packed, "torch fp32": lambda pixels: network(pixels / 255)}
+        if device.type == "cuda":
+            ways["torch bf16"] = torch.autocast("cuda", torch.bfloat16)(ways["torch fp32"])
+        if runtime is not None:
+            ways["onnxruntime fp32"] = runtime
+        found, layers = [], []
+        for batch in batches:
+            say(f"measuring the network, {', '.join(ways)}: batch {batch}, {rounds} rounds")
+            found.append(_network(ways, batch, about["image_shape"], device, rounds))
+        for inputs, outputs, batch in LAYERS_CUDA if device.type == "cuda" else LAYERS:
+            say(f"measuring a layer {inputs} → {outputs}: batch {batch}, {rounds} rounds")
+            layers.append(_layer(inputs, outputs, batch, device, rounds))
+    say("measuring memory")
+    return {
+        "machine": machine(device, threads),
+        "network": [row for rows in found for row in rows],
+        "layers": [row for rows in layers for row in rows],
+        "memory": _memory(file, ways, max(batches), about["image_shape"], device),
+        "files": {"model.safetensors": file.stat().st_size, "fp32": sum(4 * p.numel() for p in network.parameters())},
+    }
+
+
+@torch.no_grad()
+def _make_plain(network: nn.Module) -> None:
+    """Turns a network in place into a usual network of torch: stored real weights, and inputs in [0, 1]."""
+    layer: Any
+    for _, layer in binary_layers(network):
+        layer.weight.copy_(layer.value)
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias_value)
+        layer.weights, layer.binary_input = "float", False
+
+
+def _network(ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:
+    pixels = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, device=device)
+    with torch.inference_mode():
+        times = time_calls({name: partial(way, pixels) for name, way in ways.items()}, device, rounds)
+    return _rows({"batch": batch}, times, batch)
+
+
+def _layer(inputs: int, outputs: int, batch: int, device: torch.device, rounds: int) -> list[dict]:
+    """Measures a packed layer against `F.linear` of the same size. A layer of 784 inputs takes pixels, any other one bits."""
+    weights = torch.randint(0, 2, (outputs, inputs))
+    tiles = to_tiles(pack(weights)).to(device)
+    pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)
+    on_pixels = inputs == 784
+    x, dtype = pixels.to(device) if on_pixels else pack(pixels & 1).to(device), torch.float32
+    if device.type == "cuda":
+        dtype = torch.bfloat16
+    a, b = pixels.to(device, dtype), (2 * weights - 1).to(device, dtype)
+    sums = pixel_sums if on_pixels else bit_sums
+    ways: dict[str, Callable[[], Tensor]] = {
+        "packed": lambda: sums(x, tiles, outputs, -1),
+        f"torch {'bf16' if dtype == torch.bfloat16 else 'fp32'}": lambda: F.linear(a, b),
+    }
+    with torch.inference_mode():
+        times = time_calls(ways, device, rounds)
+    kind = "pixels" if on_pixels else "bits"
+    return _rows({"inputs": inputs, "outputs": outputs, "batch": batch, "kind": kind}, times, batch)
+
+
+def _rows(what: dict[str, Any], times: dict[str, dict[str, float]], batch: int) -> list[dict[str, Any]]:
+    packed = times["packed"]["median"]
+    return [
+        what | {"way": way} | t | {"images_per_second": batch / t["median"], "speedup": t["median"] / packed}
+        for way, t in times.items()
+    ]
+
+
+def _onnxruntime(network: nn.Module, packed: nn.Module, about: dict, threads: int) -> Callable[[Tensor], Tensor] | None:
+    try:
+        from bnn_exp.deploy.onnx_graph import float_model, own_model
+        from bnn_exp.deploy.to_onnx import session
+
+        shape, classes = tuple(about["image_shape"]), tuple(about["classes"])
+        if is_exactly(type(network), "MLP", "BNCVLNet"):
+            return session(float_model(network, packed, shape, classes).SerializeToString(), threads)
+        return (
+            session(own_model(packed, shape, classes).SerializeToString(), threads) if hasattr(type(packed), "onnx") else None
+        )
+    except ImportError:
+        return None
+
+
+def _memory(file: Path, ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device) -> dict[str, Any]:
+    if device.type == "cpu":
+        return {kind: inference_memory.measure(kind, file, 1) for kind in ("packed", "float")}
+    peaks = {}
+    pixels = torch.zeros(batch, *shape, dtype=torch.uint8, device=device)
+    for name, way in ways.items():
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        with torch.inference_mode():
+            way(pixels)
+        peaks[name] = torch.cuda.max_memory_allocated(device) - before
+    return peaks

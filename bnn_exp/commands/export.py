@@ -1,0 +1,69 @@
+"""`task=export`: a packed network in another format, checked on every test row."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bnn_exp.commands.task import Task, joined, named
+from bnn_exp.deploy.layers import traceable
+from bnn_exp.deploy.load import load_deployed
+from bnn_exp.deploy.to_c import export_c
+from bnn_exp.deploy.to_onnx import export_onnx
+from bnn_exp.deploy.to_torch import export_torch, write_torch
+from bnn_exp.errors import UserError
+from bnn_exp.nn.exact import home, is_exactly
+from bnn_exp.records.files import writable
+from bnn_exp.records.formatting import bytes_in_words
+from bnn_exp.records.runs import run_of
+from bnn_exp.training import plan
+
+OURS = ("PackedMLP", "BNCVLNet")  # every format supports these classes of packed networks
+
+
+def export(task: Task) -> str:
+    """Exports the network. The export succeeds only if it predicts the same classes for all test rows.
+
+    Raises:
+        UserError: the network or its test rows can't be read, or the format does not support the network.
+    """
+    wanted, model = task.request.export, task.model
+    network, about = load_deployed(model)
+    _check_format(wanted.format, network)
+    into = Path(wanted.dir) if wanted.dir else task.into_run_or(run_of(model) / named("export", model), model)
+    images = torch.from_numpy(plan.read(task.dataset).test_images)
+    with writable(into, "export.dir=FOLDER where you may write"):
+        if wanted.format == "torch":
+            ours = is_exactly(type(network), *OURS)
+            facts = export_torch(network, into, images) if ours else write_torch(network, traceable(network), into, images)
+        else:
+            facts = {"c": export_c, "onnx": export_onnx}[wanted.format](network, into, images, tuple(about["classes"]))
+    sizes = [
+        f"{key.removesuffix('bytes').replace('_', ' ')}{bytes_in_words(value)}"
+        for key, value in facts.items()
+        if key.endswith("bytes")
+    ]
+    files = [file.name for file in facts.get("files", [facts.get("file")])]
+    message = f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {len(images):,} test rows"
+    return joined(message, task.next("benchmark", "its speed"))
+
+
+def line_to_export(task: Task) -> str:
+    """Returns a line with the command that exports the network of `task`, in a format that supports the network."""
+    network, _ = load_deployed(task.model)
+    return task.next("export", "for a device", [] if _supports("onnx", network) else ["export.format=torch"])
+
+
+def _check_format(format: str, network: nn.Module) -> None:
+    if _supports(format, network):
+        return
+    arguments = {"onnx": "graph, pixels", "c": "shape, classes"}[format]
+    raise UserError(
+        f"export.format={format}: {home(type(network))} has no method {format}()\n"
+        f"allowed: export.format=torch, or a method {format}({arguments}) of the class (docs/add_a_model.md)"
+    )
+
+
+def _supports(format: str, network: nn.Module) -> bool:
+    """Returns True if `format` can hold a packed network. A class of the user may lack the method for a format."""
+    return format == "torch" or is_exactly(type(network), *OURS) or hasattr(type(network), format)

@@ -1,0 +1,116 @@
+"""The jobs of a sweep: where each one runs, and which of them are done already. Imports no torch."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from bnn_exp.config import plugins
+from bnn_exp.errors import UserError
+from bnn_exp.records import directories, html, runs, summary
+from bnn_exp.records.log import log, logging_to
+from bnn_exp.records.optional import attempt
+from bnn_exp.records.runs import Record
+from bnn_exp.training.plan import Plan, make_plan, values_of
+from bnn_exp.training.resume import can_go_on, difference, plan_to_go_on
+
+MAY_DIFFER = ("resume", "device", "plugins")  # a sweep may continue with other values of these settings
+
+
+def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed: Path | None) -> tuple[Plan, Path]:
+    """Returns the plan of a job, and the directory of its run.
+
+    If a queue starts a job again, the run of the job is already in `directory` and continues. In a resumed sweep this run may
+    be in any directory of the sweep, and a new job gets a new directory. If the plan fails, the reason is written into the
+    run's directory.
+
+    Args:
+        directory: the directory that Hydra chose for the job.
+        resumed: the directory of the sweep if it is resumed, else None.
+
+    Raises:
+        UserError: the configuration is wrong, or the run of another configuration is in `directory`.
+    """
+    earlier, given = _earlier([directory, *([resumed] if resumed else [])], composed, overrides), directory
+    if earlier:
+        directory = earlier.directory
+    elif resumed:
+        directory = _free(directory)
+    elif directories.holds_run(directory):
+        raise UserError(
+            f"{directory}: the run of another job is there\n"
+            "allowed: a hydra.sweep.subdir that differs from job to job, such as ${hydra.job.num}"
+        )
+    if directory != given and not any(given.iterdir()):
+        given.rmdir()
+    found = directories.state(directory)
+    try:
+        if earlier and earlier.config and can_go_on(directory):
+            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # the files may have moved
+            plan = plan_to_go_on(directory, values, overrides)
+        else:
+            plan = make_plan(composed, overrides)
+    except UserError as error:
+        if not can_go_on(directory):  # the files of a run that can continue say more
+            summary.write(directory, "failed", error=str(error), overrides=overrides)
+            with logging_to(directory / "train.log"):
+                log.error("failed: %s", error)
+                attempt("report.html", html.write_run_page, directory)
+        raise
+    return replace(plan, found=found), directory
+
+
+def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> Record | None:
+    """Returns the run of the same configuration in the directories `where`; None if there is no such run.
+
+    A run that could not begin has no configuration, and is found by its overrides. If the data have been moved since, the
+    configuration of the result names the new folder.
+    """
+    try:
+        wanted = values_of(composed)
+    except UserError:
+        wanted = None
+    found, moved = list(runs.find(where)), []
+    for run in found:
+        if _same(run.config, wanted) if run.config else run.summary.get("overrides") == overrides:
+            return run
+    for run in found:
+        if wanted and run.config and _same(config := with_moved_data(run.config, wanted), wanted):
+            moved.append(replace(run, config=config))
+    return moved[0] if len(moved) == 1 else None
+
+
+def _same(there: dict, asked: dict | None) -> bool:
+    try:
+        return asked is not None and difference(there, asked, MAY_DIFFER) is None
+    except UserError:  # one of them is not a valid configuration
+        return False
+
+
+def with_moved_data(there: dict, asked: dict) -> dict:
+    """Returns the configuration `there` with the data folder of `asked`, if the folder that it names no longer exists."""
+    path, moved = (values["dataset"].get("path") for values in (there, asked))
+    if not path or not moved or Path(path).exists():
+        return there
+    return there | {"dataset": there["dataset"] | {"path": moved}}
+
+
+def _free(directory: Path) -> Path:
+    """Returns `directory` if it is empty, else a new directory beside it, named by the next free number.
+
+    The new directory is made here, so no other job takes it.
+    """
+    if not any(directory.iterdir()):
+        return directory
+    for number in itertools.count(int(directory.name) + 1 if directory.name.isdigit() else 1):
+        try:
+            (directory.parent / str(number)).mkdir()
+        except FileExistsError:
+            continue
+        return directory.parent / str(number)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Returns a composed configuration without Hydra's own settings."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

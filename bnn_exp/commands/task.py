@@ -1,0 +1,124 @@
+"""The tasks beside training: the input that all of them share, and the table of their functions. Imports no torch."""
+
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from bnn_exp.commands.min_accuracy import Gate
+from bnn_exp.config import unread
+from bnn_exp.config.settings import Request, load_settings
+from bnn_exp.errors import UserError
+from bnn_exp.records import directories, next_command, runs
+
+FUNCTIONS = {  # each takes a Task and returns the message of its end
+    "report": "bnn_exp.commands.report:report",
+    "evaluate": "bnn_exp.commands.evaluate:evaluate",
+    "predict": "bnn_exp.commands.predict:predict",
+    "export": "bnn_exp.commands.export:export",
+    "benchmark": "bnn_exp.commands.benchmark.task:benchmark",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its checked request, its composed configuration and the overrides of the command line.
+
+    `directory` is where results go that have no directory of a run or sweep; the task creates it. `chosen` is True if the
+    user named `directory`. `flags` are the words of the command line that say where choices lie (`command_line.flags`).
+    """
+
+    request: Request
+    composed: DictConfig
+    overrides: list[str]
+    directory: Path
+    chosen: bool = False
+    flags: Sequence[str] = ()
+
+    @property
+    def gate(self) -> Gate:
+        return Gate(self.request.min_accuracy, self.request.which)
+
+    @property
+    def places(self) -> list[Path]:
+        """The paths in `from`.
+
+        Raises:
+            UserError: `from` is empty.
+        """
+        given = self.request.from_
+        if not given:
+            raise UserError(f"task={self.request.task} needs from=\nallowed: directories of runs or sweeps")
+        return [Path(given)] if isinstance(given, str) else [Path(place) for place in given]
+
+    @property
+    def model(self) -> Path:
+        """The file of the network that `from` and `which` name.
+
+        Raises:
+            UserError: `from` names no network, or several.
+        """
+        first, *others = self.places
+        if others:
+            several = ",".join(map(str, self.places))
+            raise UserError(f"from={several}: task={self.request.task} takes one\nallowed: a run or its model.safetensors")
+        return runs.model_file(first, self.request.which)
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset of the network's run, with the changes that the command line makes to it.
+
+        Raises:
+            UserError: the command line sets a key that the task does not read.
+        """
+        settings = load_settings(self.composed)
+        unread.check_rows(settings, self.overrides)
+        return settings.dataset
+
+    def into(self, usual: Path) -> Path:
+        """Returns the directory for results: the directory that the user named, else `usual`."""
+        return self.directory if self.chosen else usual
+
+    def into_run_or(self, usual: Path, model: Path) -> Path:
+        """Returns the directory for results of the network `model`: the directory that the user named, else `usual`.
+
+        Raises:
+            UserError: the directory belongs to another run, whose results these would seem to be.
+        """
+        into, run = self.into(usual), runs.run_of(model)
+        if into.resolve() == run.resolve():
+            return run
+        directories.check_no_other_run(into)
+        return into
+
+    def next(self, task: str, why: str, more: Sequence[str] = ()) -> str:
+        """Returns a line with the command that applies another task to the same network; "" without `from`."""
+        return next_command.of_network(task, self.request, why, more)
+
+
+def named(what: str, model: Path) -> str:
+    """Returns the name of results: `what` for the last network of a run, else `what` with the name of the network.
+
+    Results of the best network, or of another file, thus never replace those of the last network.
+    """
+    which = runs.which_of(model)
+    return what if which == "last" else f"{what}-{which}"
+
+
+def joined(*lines: str) -> str:
+    """Returns the non-empty lines of a message."""
+    return "\n".join(filter(None, lines))
+
+
+def perform(task: Task) -> str:
+    """Executes a task and returns the message of its end.
+
+    Raises:
+        UserError: the input is wrong.
+        NotWritten: a file can't be written.
+        TooLow, WrongResult: the task is done, but its result is below `min_accuracy`, or wrong.
+    """
+    return pkgutil.resolve_name(FUNCTIONS[task.request.task])(task)

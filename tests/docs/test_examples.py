@@ -1,0 +1,36 @@
+"""Runs each program of examples/ as its first lines say."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+QUICK = ("trainer.batch_size=64", "engine.threads=1", "hydra.run.dir=run")
+
+
+def run(folder, name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "examples" / name, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_the_own_loop_learns(tmp_path):
+    done = run(tmp_path, "own_loop.py")
+    assert done.returncode == 0, done.stderr
+    assert float(re.match(r"test accuracy ([\d.]+)%", done.stdout)[1]) > 85
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("own_rule.py", ("optimizer=patient", "optimizer.patience=2", "trainer.epochs=8", "model.hidden_size=128")),
+        ("own_model.py", ("model=resmlp", "model.width=64", "trainer.epochs=12")),
+    ],
+)
+def test_an_own_rule_and_an_own_model_learn(tmp_path, name, arguments):
+    done = run(tmp_path, name, *arguments, *QUICK)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["binary_verified"] and summary["test_accuracy"] > 80
