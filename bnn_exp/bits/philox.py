@@ -4,6 +4,7 @@ A number depends on a key, on the step and on its place in the tensor alone. The
 the number without asking Python, and a step that is recorded once draws new numbers each time it is replayed.
 """
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -45,11 +46,17 @@ class Philox(torch.Generator):
 
     def uniform(self, count: int) -> Tensor:
         """Returns `count` numbers in [0, 1): float32 on the device of `step`."""
-        if self.step.is_cuda and find_spec("triton"):
+        if self.step.is_cuda and has_triton():
             from bnn_exp.bits.cuda import draws
 
             return draws.uniform(count, self.key, self.step, self.next())
         return uniform_of(words(count, self.key, self.step, self.next()))
+
+
+@cache
+def has_triton() -> bool:
+    """Returns True if the package triton is installed."""
+    return find_spec("triton") is not None
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -76,7 +83,7 @@ def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, genera
         The number of flips, an int64 scalar on the device.
     """
     g = gradient.whole()
-    if find_spec("triton"):
+    if has_triton():
         from bnn_exp.bits.cuda import draws
 
         return draws.flip_at_random(weights, g, delta, generator.key, generator.step, generator.next())

@@ -11,6 +11,7 @@ from helpers import NeverWaits, on_both, trainer_of, where
 
 from bnn_exp.bits import bits_sha256, device, pack
 from bnn_exp.bits.packing import PackedBits
+from bnn_exp.config import compatibility
 from bnn_exp.models.mlp import MLP
 from bnn_exp.training.steps.packed import PackedMLP
 
@@ -216,3 +217,10 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.split()) == 9, done.stderr
+
+
+@pytest.mark.parametrize(("precision", "bf16"), [("bf16", True), ("fp32", False)])
+def test_the_precision_of_the_settings_reaches_the_kernels(precision, bf16, on_gpu, monkeypatch):
+    monkeypatch.setattr(compatibility, "reason_not_packed", lambda settings, device: "")  # which refuses bf16 on a CPU
+    trainer = trainer_of("optimizer=counter", "engine=packed", *SMALL[:-1], f"engine.precision={precision}")
+    assert trainer.step.forward.bits.bf16 is bf16
