@@ -10,6 +10,7 @@ pixels, uint8 [batch, inputs]; or of real numbers, [batch, inputs]. The value w 
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,12 +91,12 @@ def _on_cuda(name: str) -> Callable:
     return getattr(inference, name)
 
 
-def _shape(name: str, x: Tensor, tiles: Tensor, *constants) -> Tensor:
+def _shape(name: str, x: Tensor, tiles: Tensor, *constants: Any) -> Tensor:
     """Returns an empty tensor of the result's shape and dtype, for torch.compile and torch.export."""
     kind, result = name.split("_")
     rows, _, groups, _ = sizes(x, tiles, kind)
     if result == "steps":
-        check_thresholds(*constants[:2], tiles)
+        check_thresholds(constants[0], constants[1], tiles)
         return x.new_empty(rows, LANES // 8 * groups)
     check_outputs(constants[0], groups)
     return x.new_empty(rows, constants[0], dtype=torch.int32 if result == "sums" else x.dtype)

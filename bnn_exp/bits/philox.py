@@ -32,7 +32,7 @@ class Philox(torch.Generator):
     """
 
     def __new__(cls, key: int, step: Tensor, seed: int | None = None) -> "Philox":
-        return super().__new__(cls, "cpu" if seed is None else step.device)
+        return super().__new__(cls, "cpu" if seed is None else step.device)  # type: ignore[call-arg]
 
     def __init__(self, key: int, step: Tensor, seed: int | None = None):
         self.key, self.step, self.draws = key, step, 0
@@ -73,7 +73,7 @@ def integers(high: int, count: int, generator: torch.Generator, device: torch.de
     return torch.randint(high, (count,), generator=generator, device=device)
 
 
-def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, generator: Philox) -> Tensor:
+def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, generator: Philox) -> int | Tensor:
     """HyperMask with a random mask, on a GPU and in place: where a draw is below δ, a bit becomes 1[g ≤ 0].
 
     Args:

@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -175,8 +176,8 @@ def planned(directory: Path) -> int:
 def own_report(directory: Path) -> Report | None:
     """Returns the axes of the report that the sweep in `directory` makes itself; None if `directory` holds no sweep."""
     try:
-        saved = OmegaConf.load(directory / "multirun.yaml")
-        report = Report(**OmegaConf.to_container(saved.report))
+        saved: Any = OmegaConf.load(directory / "multirun.yaml")
+        report = Report(**saved.report)
         chosen = any(item.startswith("report.y=") for item in saved.hydra.overrides.task)
     except UNREADABLE:
         return None

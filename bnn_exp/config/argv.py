@@ -58,7 +58,7 @@ def flags_of(given: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{message}\nallowed: the flags that `bnn-train --hydra-help` lists")
 
     parser = get_args_parser()
-    parser.error = refuse
+    parser.error = refuse  # type: ignore[method-assign]
     found, unknown = parser.parse_known_intermixed_args(list(given))
     if unknown:
         raise _unknown(unknown[0], given)

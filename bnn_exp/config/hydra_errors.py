@@ -22,7 +22,8 @@ def in_words(error: Exception, arguments: Sequence[str]) -> str:
     Args:
         arguments: the command line, without the command.
     """
-    cause, text = error, str(error)
+    cause: BaseException = error
+    text = str(error)
     while not text and cause.__cause__:
         cause = cause.__cause__
         text = str(cause)

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from bnn_exp.config import plugin_import
 from bnn_exp.config.paths import at_home
@@ -133,7 +134,7 @@ def used(value: str | Iterable[str] | None) -> list[Plugin]:
     return [plugin for plugin in _loaded.values() if plugin.package or plugin.entry in named]
 
 
-def facts(value: str | Iterable[str] | None) -> list[dict[str, str | None]]:
+def facts(value: str | Iterable[str] | None) -> list[dict[str, Any]]:
     """Returns the facts on the plugins of a run that summary.json keeps.
 
     Each dictionary has `plugin` (the entry in config.yaml), `file` (a path or None) and `sha256` (of the source). An installed

@@ -25,7 +25,8 @@ class Registry(dict[str, Entry], Generic[Entry]):
 
     def __init__(self, key: str):
         super().__init__()
-        self.key, self._definitions = key, {}
+        self.key = key
+        self._definitions: dict[str, tuple[str, ...]] = {}
 
     def add(self, name: str, entry: Entry, *definition: Any) -> None:
         """Adds an entry. A second entry with an equal `definition` replaces the first.

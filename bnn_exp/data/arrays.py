@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -51,12 +52,12 @@ class Arrays:
         numbers = np.array([place.get(name, -1) for name in self.classes], np.int64)
         if unknown := [self.classes[label] for label in np.unique(self.test_labels) if numbers[label] < 0]:
             raise KeyError(unknown[0])
-        labels = {name: numbers[value] for name, value in vars(self).items() if name.endswith("_labels") and value is not None}
+        labels: dict[str, Any] = {n: numbers[v] for n, v in vars(self).items() if n.endswith("_labels") and v is not None}
         return replace(self, **labels, classes=classes)
 
     def all_as_test(self) -> "Arrays":
         """Returns the dataset with all train rows and test rows as test rows, train rows first."""
-        joined = {
+        joined: dict[str, Any] = {
             f"test_{what}": np.concatenate([getattr(self, f"{split}_{what}") for split in ("train", "test")])
             for what in ("images", "labels")
         }

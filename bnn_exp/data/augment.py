@@ -1,6 +1,7 @@
 """Random changes of the train images in every epoch: shifts, mirror images, and black squares (cutout)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,14 +66,14 @@ class Augment:
         if self.flip:
             x = torch.where(draw(2).bool()[:, None, None, None], x.flip(3), x)
         if self.shift:
-            x = _windows(F.pad(x, [self.shift] * 4), x.shape[2:], *(draw(2 * self.shift + 1) for _ in "yx"))
+            x = _windows(F.pad(x, [self.shift] * 4), (x.shape[2], x.shape[3]), *(draw(2 * self.shift + 1) for _ in "yx"))
         if self.cutout:
             down, across = (_within(side, draw(side) - self.cutout // 2, self.cutout) for side in x.shape[2:])
             x = x.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
         return x
 
 
-def build(settings, seed: int, image_shape: tuple[int, int, int]) -> Augment:
+def build(settings: Any, seed: int, image_shape: tuple[int, int, int]) -> Augment:
     """Returns the augmentation that the settings of a dataset request.
 
     Args:

@@ -55,7 +55,7 @@ def _names(rows: Rows, what: str) -> list[str]:
     return names
 
 
-def _text(label) -> str | None:
+def _text(label: object) -> str | None:
     """Returns the class name for a label of any type; None if the label is empty or no class."""
     if label is None or (isinstance(label, float) and not label.is_integer()):
         return None

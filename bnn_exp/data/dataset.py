@@ -91,7 +91,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape of one image: (channels, height, width)."""
-        return tuple(self.train.images.shape[1:])
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
 
 
 def some_rows(count: int, limit: int | None, seed: int) -> np.ndarray:

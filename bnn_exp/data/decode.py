@@ -106,7 +106,7 @@ def _images(source: Source, splits: dict[str, Rows], reading: Reading) -> dict[s
                         reading.size,
                         shape,
                         may_be_grey=channels == 1 and not reading.channels,
-                        name=lambda i, split=split, rows=rows: f"{source.where}: {split} {rows.name(i)}",
+                        name=lambda i: f"{source.where}: {split} {rows.name(i)}",  # noqa: B023
                     )
                 shape = images[split].shape[1:]
         except HasColours:

@@ -42,7 +42,7 @@ def decode_images(
         UserError: an image can't be decoded or has another size. The message names the first such image.
         HasColours: an image refutes the guess.
     """
-    make = partial(_pixels_of, pixels=pixels, channels=channels, size=size and (size, size), may_be_grey=may_be_grey)
+    make = partial(_pixels_of, pixels=pixels, channels=channels, size=(size, size) if size else None, may_be_grey=may_be_grey)
     images, rest, first = None, iter(pictures), 0
     with quiet(), ThreadPoolExecutor() as pool:
         while batch := list(islice(rest, AT_ONCE)):

@@ -141,7 +141,7 @@ def _range_of(picture: Image.Image, values: np.ndarray) -> tuple[float, float]:
 
 
 def _luminance(colour: tuple[int, int, int]) -> int:
-    return Image.new("RGB", (1, 1), colour).convert("L").getpixel((0, 0))
+    return int(np.asarray(Image.new("RGB", (1, 1), colour).convert("L"))[0, 0])
 
 
 def opened(encoded: Encoded) -> Image.Image:

@@ -69,7 +69,7 @@ def _read(
     from bnn_exp.data.formats import hub as of_hub
     from bnn_exp.data.images import Pixels
 
-    pixels = Pixels(fit, background, range and tuple(range), reduced=size is not None)
+    pixels = Pixels(fit, background, (range[0], range[1]) if range else None, reduced=size is not None)
     reading = decode.Reading(label, size, channels, pixels, test_fraction)
     source = folder.find(Path(path), label, (hub or "").partition(":")[2]) if path else of_hub.source(name, hub, label)
     found, content = (source.notes, source.warnings), source.digest() if path else f"hub {hub}"

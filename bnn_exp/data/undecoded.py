@@ -1,14 +1,11 @@
 """A dataset before decoding: the rows of each split as they lie in files, and the files that decide the rows."""
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bnn_exp.data.images import Encoded
 from bnn_exp.data.messages import WHOLE, shown
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import file_sha256
@@ -27,7 +24,7 @@ class Rows:
         files: the file of each row, relative to the dataset folder; empty if rows are not files.
     """
 
-    pictures: Collection[Encoded] | np.ndarray
+    pictures: Any
     labels: Sequence[Any]
     classes: tuple[str, ...] | None = None
     name: Callable[[int], str] = "image {}".format

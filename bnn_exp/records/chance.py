@@ -1,6 +1,7 @@
 """Decides whether a network is better than always answering the most common class, and suggests changes if not."""
 
 from math import sqrt
+from typing import Any
 
 from bnn_exp.config import rules
 from bnn_exp.config.models import weights_of
@@ -47,7 +48,7 @@ def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
     return f"{name} accuracy {accuracy:.2f}% is {reason}"
 
 
-def advice(settings, channels: int, flips: int) -> str:
+def advice(settings: Any, channels: int, flips: int) -> str:
     """Returns changes that may help a network that is near chance.
 
     Args:

@@ -48,7 +48,7 @@ def taken_for(label: int, answers: list[int], classes: Sequence[str]) -> str:
     return f"{classes[other]} ({most}×)" if most else "—"
 
 
-def bytes_in_words(count: int) -> str:
+def bytes_in_words(count: float) -> str:
     """Returns a number of bytes as text: 4 B, 12.3 kB, 1.2 MB (powers of 1000)."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:

@@ -27,7 +27,7 @@ class Nothing:
 
     last = 0
 
-    def __init__(self, *_):
+    def __init__(self, *_: Any):
         pass
 
     def log(self, metrics: Metrics) -> None:
@@ -40,7 +40,7 @@ class Nothing:
 class TensorBoard:
     """A logger that writes event files to `directory`/tensorboard."""
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = directory / "tensorboard"
@@ -77,7 +77,7 @@ class MLflow:
 
     STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # noqa: RUF012
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow.entities import Param
@@ -125,7 +125,7 @@ class WandB:
     """A logger that writes a Weights & Biases run to `directory`/wandb. An offline run can't be continued: a resume writes it
     anew."""
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -164,12 +164,12 @@ LOGGERS = {"none": Nothing, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb
 class GuardedLogger:
     """A logger that stops logging after a failure, so a failing logger never ends a training."""
 
-    def __init__(self, name: str, warn: Callable[[str], None], *arguments):
+    def __init__(self, name: str, warn: Callable[[str], None], *arguments: Any):
         """Starts the logger `name` with `arguments`. `warn` receives a sentence if the logger fails."""
         self.name, self.warn, self.logger = name, warn, Nothing()
         attempt(f"logger={name}", self._begin, *arguments, warn=warn)
 
-    def _begin(self, *arguments) -> None:
+    def _begin(self, *arguments: Any) -> None:
         self.logger = LOGGERS[self.name](*arguments)
 
     def log(self, metrics: Metrics) -> None:
@@ -178,12 +178,12 @@ class GuardedLogger:
     def finish(self, summary: dict[str, Any]) -> None:
         self._try("finish", summary)
 
-    def _try(self, method: str, *arguments) -> None:
+    def _try(self, method: str, *arguments: Any) -> None:
         if not attempt(f"logger={self.name}", getattr(self.logger, method), *arguments, warn=self.warn):
             self.logger = Nothing()
 
 
-def check(settings) -> None:
+def check(settings: Any) -> None:
     """Checks that the package of a logger is installed.
 
     Raises:
@@ -198,7 +198,7 @@ def check(settings) -> None:
 
 
 def start(
-    settings, directory: Path, config: dict[str, Any], epochs: list[Metrics], warn: Callable[[str], None] = log.warning
+    settings: Any, directory: Path, config: dict[str, Any], epochs: list[Metrics], warn: Callable[[str], None] = log.warning
 ) -> GuardedLogger:
     """Returns the logger of the run in `directory`, after logging the earlier `epochs` that the logger lacks.
 

@@ -2,8 +2,10 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from bnn_exp.nn import binary_layers
 from bnn_exp.records.files import replacing
@@ -88,7 +90,7 @@ def _font_file() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
-def _short(name: str, width: int, font) -> str:
+def _short(name: str, width: int, font: Any) -> str:
     """Returns `name` in one line, cut with an ellipsis if it is wider than `width` pixels."""
     name = in_a_line(name)
     if font.getlength(name) <= width:
@@ -96,18 +98,18 @@ def _short(name: str, width: int, font) -> str:
     return next((cut for end in range(len(name), 0, -1) if font.getlength(cut := name[:end] + "…") <= width), "…")
 
 
-def kernels(file: Path, network, image_shape: tuple[int, int, int]) -> None:
+def kernels(file: Path, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
     """Draws up to 64 units of the network's first layer into a PNG: bit 1 yellow, bit 0 blue; real weights by their size.
 
     The weights of a dense layer are drawn in the shape of the images, (channels, height, width). Three channels are drawn as
-    red, green and blue; of other numbers of channels the mean is drawn.
+    red, green and blue; the mean of other numbers of channels is drawn.
     """
     _, layer = next(binary_layers(network))
     weight = layer.bits().get("weight", layer.weight).detach().float().cpu()[:64]
     units = weight if weight.dim() == 4 else weight.reshape(-1, *image_shape)
-    units = (units if units.shape[1] in (1, 3) else units.mean(1, keepdim=True)).numpy()
-    low, high = (0.0, 1.0) if layer.bits() else (float(units.min()), float(units.max()))
-    shades = (units - low) / max(high - low, 1e-12)
+    pixels = (units if units.shape[1] in (1, 3) else units.mean(1, keepdim=True)).numpy()
+    low, high = (0.0, 1.0) if layer.bits() else (float(pixels.min()), float(pixels.max()))
+    shades = (pixels - low) / max(high - low, 1e-12)
     if shades.shape[1] == 1:
         ends = np.array((BIT_0, BIT_1), np.float32).reshape(2, 1, 3, 1, 1)
         shades = (ends[0] + shades * (ends[1] - ends[0])) / 255

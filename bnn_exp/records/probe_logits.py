@@ -34,7 +34,7 @@ def logits(network: nn.Module, shape: tuple[int, ...], answer: Callable[[Tensor]
     if any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in network.modules()):
         return None
     training = {module: module.training for module in network.modules()}
-    convolutions = torch.backends.cudnn.conv
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     precision, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
         network.eval()

@@ -133,6 +133,6 @@ def by_class(counts: list[list[int]], classes: Sequence[str]) -> Table:
 
 def plain(table: Table) -> str:
     """Returns a table as text without colours, 120 columns wide."""
-    console = Plain(width=120, color_system=None, force_terminal=False, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue().rstrip()
+    text = io.StringIO()
+    Plain(width=120, color_system=None, force_terminal=False, file=text).print(table)
+    return text.getvalue().rstrip()

@@ -28,7 +28,7 @@ def trainable(network: nn.Module, file: Path, about: dict[str, Any]) -> nn.Modul
     """
     if any(True for _ in running_norms(network)):
         state = {name: tensor.clone() for name, tensor in _scales(network).items()}
-        network.train = partial(_train, network, file, about, state)
+        network.train = partial(_train, network, file, about, state)  # type: ignore[method-assign]
     return network
 
 
@@ -81,7 +81,7 @@ def _restore(network: nn.Module, trained: nn.Module) -> None:
     parameters."""
     for (_, norm), (_, real) in zip(running_norms(network), running_norms(trained), strict=True):
         norm.eps, norm.momentum = real.eps, real.momentum
-        norm.weight.copy_(1.0 if real.weight is None else real.weight)
-        norm.bias.copy_(0.0 if real.bias is None else real.bias)
+        norm.weight.copy_(torch.ones_like(norm.weight) if real.weight is None else real.weight)
+        norm.bias.copy_(torch.zeros_like(norm.bias) if real.bias is None else real.bias)
         for statistic in ("running_mean", "running_var", "num_batches_tracked"):
             getattr(norm, statistic).copy_(getattr(real, statistic))

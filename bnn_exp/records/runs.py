@@ -46,7 +46,7 @@ def read(directory: Path) -> Record | None:
     if ended is None and not file.is_file():
         return None
     try:
-        values = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        values: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
     except Exception:  # a damaged file: the exceptions of YAML and OmegaConf have no common base class
         values = {}
     return Record(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,10 +21,10 @@ class Plain(Console):
     All text passes `render_str`: printed text, titles, and table cells.
     """
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
-    def render_str(self, text: str, **settings) -> Text:
+    def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(printable(text, self.encoding), **settings)
 
 

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from bnn_exp.config import compatibility
+from bnn_exp.config.settings import Settings
 from bnn_exp.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
 
 
-def choose(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
+def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
     """`dense` or `packed`, whichever `engine` names; of `auto` the faster one. Imports no torch.
 
     Args:
@@ -41,7 +42,7 @@ def choose(settings, device: str, network: "nn.Module | type[nn.Module] | None" 
     return _chosen(settings, device, hindrance)
 
 
-def _chosen(settings, device: str, hindrance: str) -> str:
+def _chosen(settings: Settings, device: str, hindrance: str) -> str:
     engine = settings.engine
     if engine.name != "auto":
         return engine.name
@@ -51,7 +52,7 @@ def _chosen(settings, device: str, hindrance: str) -> str:
     return "packed" if large or engine.gradient_bits or engine.memory == "lean" else "dense"
 
 
-def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
+def _hindrance(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
     """Returns the first setting that the packed engine can't train, in words; "" where there is none."""
     found = compatibility.reason_not_packed(settings, device)
     if found or network is None:
@@ -61,7 +62,7 @@ def _hindrance(settings, device: str, network: "nn.Module | type[nn.Module] | No
     return difference(network, "MLP")
 
 
-def records(settings, device: str) -> bool:
+def records(settings: Settings, device: str) -> bool:
     """Whether steps on that kind of device become CUDA graphs (`bnn_exp.training.steps.recorded`). Imports no torch.
 
     Raises:

@@ -5,7 +5,7 @@ of the loss by them, float32 [rows, width].
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class ToInputs(Protocol):
     """The product grad · V with the values of a layer's weights: the gradient at the sums becomes the one at the inputs."""
 
     width: int  # columns of the result
-    shares_rows: ClassVar[bool]  # True if several threads may call `rows`, False if `rows` itself uses all threads
+    shares_rows: bool  # True if several threads may call `rows`, False if `rows` itself uses all threads
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
         """Computes rows `begin` to `end` of `out`, float32 [rows, width], from those of `grad`, float32."""
@@ -118,7 +118,7 @@ class ByLookUp:
 
 def to_inputs(weights: PackedBits, width: int, zero: float) -> ToInputs:
     """Returns the fastest product grad · V for this processor, with a result of `width` columns."""
-    return (ByLookUp if processor.AVX512 else ByProduct)(weights, width, zero)
+    return ByLookUp(weights, width, zero) if processor.AVX512 else ByProduct(weights, width, zero)
 
 
 def look_up(grad: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: int, end: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +40,9 @@ class BitFactors:
     def entries(self, positions: Tensor) -> Tensor:
         """Returns the gradient at flat positions `positions`, int64, sorted: float32 of the same length."""
 
-        def kernel(grad, row, rows, neurons, x, column, starts, inputs, out):
+        def kernel(*arguments: Any) -> None:
             values = np.float32(self.zero), np.float32(1)
-            weight_gradient.entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, *values, out)
+            weight_gradient.entries_of_bits(*arguments[:-1], *values, arguments[-1])
 
         return _entries(kernel, self, self.columns, positions)
 

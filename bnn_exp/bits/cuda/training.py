@@ -210,7 +210,8 @@ class OnGPU:
 def _partial(z: Tensor) -> tuple[Tensor, Tensor]:
     """Returns two empty float32 [blocks of rows, width], for partial sums."""
     blocks = triton.cdiv(len(z), _BLOCK)
-    return tuple(z.new_empty(blocks, z.shape[1], dtype=torch.float32) for _ in range(2))
+    first, second = (z.new_empty(blocks, z.shape[1], dtype=torch.float32) for _ in range(2))
+    return first, second
 
 
 def _blocks(x: Tensor) -> tuple[int, int]:

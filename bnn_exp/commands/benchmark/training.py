@@ -11,7 +11,7 @@ from bnn_exp.commands.benchmark.lower_bound import lower_bound
 from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.training_plot import training_plot
 from bnn_exp.commands.task import Task
-from bnn_exp.config.settings import Settings, Training, load_settings
+from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records import next_command
 from bnn_exp.records.files import write_json
@@ -69,7 +69,7 @@ def _check(task: Task, settings: Settings) -> None:
             raise UserError(f"{key}={value}: not with benchmark=training\nallowed: {key}={allowed}")
 
 
-def _measure(plan: Plan, wanted: Training) -> dict[str, Any]:
+def _measure(plan: Plan, wanted: Any) -> dict[str, Any]:
     """Returns the content of `benchmark.json`."""
     device, threads = torch.device(plan.device), plan.settings.engine.threads or torch.get_num_threads()
     values = training_ways.held(plan.config, threads)

@@ -95,7 +95,7 @@ class Table:
         return [value for chunk in self.batches(column) for value in chunk.to_pylist()]
 
 
-def _arrow(pa, file: Path):
+def _arrow(pa: Any, file: Path) -> Any:
     with pa.memory_map(str(file)) as stream:
         try:
             return pa.ipc.open_stream(stream).read_all()
@@ -106,7 +106,7 @@ def _arrow(pa, file: Path):
 class HubSplit(Table):
     """A split that `datasets` has downloaded."""
 
-    def __init__(self, split):
+    def __init__(self, split: Any):
         self.split, self.features = split, dict(split.features)
         self.types = {name: split.features.arrow_schema.field(name).type for name in split.features}
         self.length, self.pieces = len(split), None

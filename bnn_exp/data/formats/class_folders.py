@@ -52,7 +52,7 @@ def _below_base(parts: Parts, where: str) -> Parts:
         if split_of(next(iter(parts.values()))[0]):
             break
         parts = {file: part[1:] for file, part in parts.items()}  # one folder holds all images: look below it
-    bases = {}
+    bases: dict[tuple[str, ...], None] = {}
     for part in parts.values():
         if (depth := next((i for i in range(len(part) - 2) if split_of(part[i]) == "train"), None)) is not None:
             bases[part[:depth]] = None

@@ -57,8 +57,8 @@ def find(root: Path, files: list[Path], label: str | None, where: str, sure: boo
         return None
     _refuse_twice(rows, used, root, where)
     splits: dict[str, list[Listing]] = {}
-    for row in rows:
-        splits.setdefault(row[1], []).append(row)
+    for listing in rows:
+        splits.setdefault(listing[1], []).append(listing)
 
     def load(source: Source) -> dict[str, Rows]:
         return {split: _rows(own, root) for split, own in splits.items()}

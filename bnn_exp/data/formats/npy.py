@@ -4,6 +4,7 @@ import re
 import zipfile
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -30,9 +31,11 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
     found: dict[tuple[str, Path, str], dict[str, Place]] = {}  # arrays by (split, group, kind)
     for file in sorted(files, key=str):
         if file.suffix.lower() == ".npy":
-            members, group = {file.stem: None}, file.parent
+            members: dict[str, str | None] = {file.stem: None}
+            group = file.parent
         elif file.suffix.lower() == ".npz":
-            members, group = {name: name for name in _members(file)}, file
+            members = {name: name for name in _members(file)}
+            group = file
         else:
             continue
         for name, member in members.items():
@@ -52,8 +55,8 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
             if split in splits:
                 both = some(sorted({shown(splits[split][0][0].relative_to(root)), shown(group.relative_to(root))}))
                 raise UserError(f"{where}: several datasets of {split} rows: {both}\nallowed: the path of one of them")
-            pair = (next(iter(found[split, group, kind].values())) for kind in ("images", "labels"))
-            splits[split] = tuple(pair)
+            images, labels = (next(iter(found[split, group, kind].values())) for kind in ("images", "labels"))
+            splits[split] = images, labels
     alone = {name for (split, group, kind), those in found.items() for name in those if (split, group, "images") not in found}
     refuse_labels_alone(alone, where)
     if not splits:
@@ -78,7 +81,7 @@ def _kind(name: str, label: str | None) -> str | None:
 
 def _prefix_split(name: str) -> str | None:
     match = re.search(r"(train|test|valid|val)", name.lower())
-    return match and split_of(match[1])
+    return split_of(match[1]) if match else None
 
 
 def _members(file: Path) -> list[str]:
@@ -104,7 +107,7 @@ def npy(file: Path, member: str | None = None) -> np.ndarray:
         return _npy(stream, archive.getinfo(f"{member}.npy").file_size)
 
 
-def _npy(stream, size: int) -> np.ndarray:
+def _npy(stream: IO[bytes], size: int) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
     shape, fortran, kind = header(stream)

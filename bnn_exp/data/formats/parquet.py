@@ -6,6 +6,7 @@ The files are read in place. The cache of `datasets` is not used, because it ide
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,13 +120,13 @@ def _by_their_numbers(names: list[str]) -> list[str]:
     )
 
 
-def _is_text(kind) -> bool:
+def _is_text(kind: Any) -> bool:
     import pyarrow.types as kinds
 
     return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
 
 
-def _is_encoded(kind) -> bool:
+def _is_encoded(kind: Any) -> bool:
     """Returns True if a column of this pyarrow type holds encoded images: bytes, or structs with a field "bytes"."""
     import pyarrow.types as kinds
 
@@ -134,7 +135,7 @@ def _is_encoded(kind) -> bool:
     return kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind)
 
 
-def _depth(kind) -> int:
+def _depth(kind: Any) -> int:
     """Returns the nesting depth of lists of numbers in a pyarrow type; 0 if the type holds none."""
     import datasets
     import pyarrow.types as kinds
@@ -157,7 +158,7 @@ def _numbers(cells: list, where: str, column: str) -> np.ndarray:
     return values
 
 
-def _kind(feature) -> str:
+def _kind(feature: Any) -> str:
     return getattr(feature, "dtype", None) if type(feature).__name__ == "Value" else type(feature).__name__
 
 

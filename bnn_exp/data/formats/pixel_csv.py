@@ -4,6 +4,7 @@ import gzip
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def csv(file: Path, how: tuple[Form, tuple[str, ...]]) -> tuple[np.ndarray, list
         if order and set(order) != set(form.header):
             raise Damaged("its columns are not those of the train rows")
         table = table[list(order or form.header)]
-        label = form.label
+        label: Any = form.label
     else:
         label = _label_column(table)
     labels = table[label]
@@ -120,7 +121,7 @@ def csv(file: Path, how: tuple[Form, tuple[str, ...]]) -> tuple[np.ndarray, list
     return pixels.to_numpy(), labels.astype(object).where(labels.notna(), None).tolist()
 
 
-def _label_column(table) -> int:
+def _label_column(table: Any) -> int:
     """Returns the label column of a table without a header: the first or the last column, if exactly one looks like labels."""
 
     def is_label(column: int) -> bool:

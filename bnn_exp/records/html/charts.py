@@ -87,7 +87,7 @@ def _said(values: Sequence[float | None]) -> str:
 def heat(
     title: str,
     rows: Sequence[str],
-    columns: Sequence[str | int],
+    columns: Sequence[Any],
     picture: str,
     values: dict[str, Any],
     note: str = "",

@@ -134,7 +134,7 @@ def _memory(memory: dict[str, dict[str, int]] | None) -> list[list[str]]:
     if not memory:
         return []
     own, adam = memory["run"], memory["adam"]
-    rows = [[name, own[name], adam[name]] for name in own] + [["together", sum(own.values()), sum(adam.values())]]
+    rows = [(name, own[name], adam[name]) for name in own] + [("together", sum(own.values()), sum(adam.values()))]
     return [[MEMORY.get(name, name), f"{mine:,}", f"{theirs:,}"] for name, mine, theirs in rows]
 
 

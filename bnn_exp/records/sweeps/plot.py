@@ -92,10 +92,11 @@ def _settings_of(row: Row, comparison: Comparison) -> str:
     return " ".join(drawn(as_text(row.settings[key])) for key in comparison.varied if row.settings[key] is not None)
 
 
-def _name(axes, points: dict[tuple[float, float], str]) -> None:
+def _name(axes: Any, points: dict[tuple[float, float], str]) -> None:
     """Writes the names beside their points. Tries four places and takes the first that is inside the axes and covers no other
     name; else the last."""
-    figure, taken = axes.figure, []
+    figure = axes.figure
+    taken: list[Any] = []
     figure.draw_without_rendering()  # computes the position of the axes
     for point, name in points.items():
         text = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize="small")

@@ -36,5 +36,5 @@ def _place(run: Path, directory: Path) -> Path:
     return run.relative_to(directory) if run.is_relative_to(directory) else run
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     return "" if value is None else as_text(value)
