@@ -112,7 +112,7 @@ LATENTS = ("latent", "float")
 
 
 def register(
-    settings: type,
+    settings: Any,
     home: str | type,
     trains: tuple[str, ...] = ("bits",),
     values: dict[str, Any] | None = None,

@@ -130,7 +130,7 @@ def described(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     return known | {"file_sha256": evaluations.file_sha256(file)}
 
 
-def _described(dataset: Rows, arrays: Arrays, split: str, own: bool | None) -> dict[str, Any]:
+def _described(dataset: Any, arrays: Arrays, split: str, own: bool | None) -> dict[str, Any]:
     path = getattr(dataset, "path", None)
     where = {"name": dataset.name, "path": path and str(Path(path).resolve())}
     return {**where, "key": arrays.key, "split": split, "rows": len(arrays.test_labels), "own": own}

@@ -3,8 +3,9 @@
 A file then takes one bit for each weight. A runtime unpacks the weights once, when it loads the graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,18 +32,18 @@ class Graph:
     A call `graph(OPERATOR, *inputs, **attributes)` adds a node; `inputs` are names.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._number = count()
 
-    def __call__(self, operator: str, *inputs: str, **attributes) -> str:
+    def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
         name = f"{operator}_{next(self._number)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
     def constant(self, values: Tensor | np.ndarray | float, dtype: type | None = None) -> str:
-        array = np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype)
+        array: np.ndarray = np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype)
         name = f"constant_{next(self._number)}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
@@ -181,7 +182,9 @@ def float_model(network: nn.Module, packed: nn.Module, shape: tuple[int, ...], c
     return packed_model(packed, shape, classes)
 
 
-def _model(build: Callable[[Graph, nn.Module, str], str], network: nn.Module, shape, classes) -> onnx.ModelProto:
+def _model(
+    build: Callable[[Graph, nn.Module, str], str], network: nn.Module, shape: Sequence[int], classes: Sequence[str]
+) -> onnx.ModelProto:
     graph = Graph()
     logits = build(graph, network, "pixels")
     graph.nodes.append(helper.make_node("Identity", [logits], ["logits"], name="logits"))

@@ -97,7 +97,9 @@ def predict(model: Path, given: Sequence[str]) -> Predictions:
             f"from={model}: the network takes {about['image_shape'][0]} channels, a file has 1 or 3\nallowed: task=evaluate"
         )
     found = find(given)
-    shape, answers, skipped = tuple(about["image_shape"]), [], []
+    shape = tuple(about["image_shape"])
+    answers: list[dict[str, Any]] = []
+    skipped: list[Any] = []
     pixels = Pixels.of_settings(about["config"]["dataset"])
     together = normalises_by_batch(network)
     with progress("images", len(found.images)) as done:

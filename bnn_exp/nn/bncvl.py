@@ -1,6 +1,7 @@
 """Binary normalised layers: the convolution BNCVL and its dense counterpart (Cabral et al., arXiv 2509.07025)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ class Standardize(nn.Module):
 
 
 class _BinaryNormalized(BinaryLayer):
-    def __init__(self, shape, activation, encoding, weights, norm: nn.Module):
+    def __init__(self, shape: tuple[int, ...], activation: Any, encoding: str, weights: str, norm: nn.Module):
         # a norm per channel subtracts the mean of the channel, and any bias with it
         super().__init__(shape, encoding, weights, bias=isinstance(norm, Standardize) and norm.dims != (2, 3))
         self.norm, self.activation = norm, activation

@@ -53,7 +53,7 @@ class Run:
         self.warnings: list[str] = list(plan.arrays.warnings if plan.arrays else ())  # of the data; more come in the run
         self.resumed = plan.saved is not None
         self.earlier_seconds = plan.saved["seconds"] if plan.saved else 0.0
-        self.logger = loggers.Nothing()
+        self.logger: Any = loggers.Nothing()
 
     def execute(self) -> dict[str, Any]:
         """Train to the end, or to where the user stops it, and leave the directory complete. Returns the summary.
@@ -131,7 +131,7 @@ class Run:
         self.warnings.append(text)
         self.report.warn(text)
 
-    def _attempt(self, what: str, function: Callable, *arguments) -> None:
+    def _attempt(self, what: str, function: Callable, *arguments: Any) -> None:
         """Calls what only shows the run; a failure is a warning of the run."""
         attempt(what, function, *arguments, warn=self._warn)
 
@@ -166,7 +166,8 @@ class Run:
         return True
 
     def _checkpoint(self, name: str) -> None:
-        about = {"config": self.config, "image_shape": list(self.data.image_shape), "classes": list(self.data.classes)}
+        about: dict[str, Any] = {"config": self.config, "image_shape": list(self.data.image_shape)}
+        about |= {"classes": list(self.data.classes)}
         state = {"data": self.data.key, "seconds": self._seconds(), "beginning": self.trainer.beginning}
         about |= {"threads": torch.get_num_threads()}
         state |= about | {"metrics": self.epochs[-1] if self.epochs else None} | self.trainer.state()
@@ -229,7 +230,7 @@ class Run:
         accuracies = self.epochs[-1]["train_accuracy"] if self.epochs else 0.0, self.evaluation["test_accuracy"]
         where = self.settings, self.plan.overrides, self.directory
         in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        about = self.data.image_shape[0], self.resumed, in_sweep, self.config.get("plugins") or (), flags
+        about: Any = self.data.image_shape[0], self.resumed, in_sweep, self.config.get("plugins") or (), flags
         return next_command.Ended(*where, *accuracies, *about).next()
 
     def _rows(self) -> str:

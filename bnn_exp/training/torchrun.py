@@ -7,8 +7,6 @@ Rank 0 starts them itself (`engine.devices=N`, see `launch`), or torchrun, or wh
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 def torchrun_size() -> int:
@@ -25,15 +23,3 @@ def torchrun_rank() -> int:
 def local_size(size: int) -> int:
     """How many of `size` ranks are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", size)) if torchrun_size() > 1 else size
-
-
-@contextmanager
-def leading() -> Iterator[None]:
-    """Within the block this process, rank 0, decides for torchrun's others; at its end they are let go if nothing was to do."""
-    try:
-        yield
-    finally:
-        if torchrun_size() > 1:
-            from bnn_exp.training import launch
-
-            launch.dismiss()
