@@ -58,7 +58,7 @@ def _lead_or_follow(now: Command) -> int:
             return 0
         return _execute(now)
     finally:
-        if torchrun.torchrun_size() > 1:
+        if torchrun.torchrun_size() > 1:  # the other ranks wait: a command that needs none of them lets them end
             from bnn_exp.training import launch
 
             launch.dismiss()
@@ -78,7 +78,7 @@ def _execute(now: Command) -> int:
             if not now.sweep or left.code == BAD_INPUT:  # a refused search has no answer
                 raise
             if left.code:
-                now.codes.append(left.code)
+                now.codes.append(int(left.code))
         except Exception as error:  # Hydra and the file system raise these; a job reports its exceptions itself
             if user_wants_tracebacks:
                 raise
@@ -110,7 +110,7 @@ def _compose_and_run() -> None:
     """Rewrites the command line for Hydra, which composes the configuration, calls `Preflight` and then `job`."""
     sys.argv = [sys.argv[0], *implied.completed(argv.arguments(sys.argv[1:], CONF))]
     if experiments.check(sys.argv[1:], CONF):
-        sys.argv.insert(1, "hydra.mode=MULTIRUN")  # Hydra 1.4 accepts the mode on the command line alone
+        sys.argv.insert(1, "hydra.mode=MULTIRUN")  # Hydra 1.4 accepts the mode only on the command line
     overrides = command_line.overrides(sys.argv[1:], CONF)
     with implied.inherited(overrides, command_line.config_dir(sys.argv[1:])) as more_plugins:
         if more_plugins:

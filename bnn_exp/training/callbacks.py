@@ -90,8 +90,8 @@ class Callbacks:
         CallbackFailed: in any method, if a callback raises an exception.
     """
 
-    def __init__(self):
-        self.made = {}  # the keys are the names of the states in checkpoints
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}  # the keys are the names of the states in checkpoints
         for registered in CALLBACKS:
             kind = registered if isinstance(registered, type) else type(registered)
             name, others = home(kind), len(self.made)

@@ -16,9 +16,8 @@ conditions is in `bnn_exp.config.compatibility`.
 import os
 from typing import TYPE_CHECKING
 
-from bnn_exp.config.compatibility import GRADIENT_BITS, PACKED, RECORDED, reason_not_packed
-from bnn_exp.config.settings import Settings
-from bnn_exp.errors import UserError
+from bnn_exp.config.compatibility import GRADIENT_BITS, PACKED, RECORDED
+from bnn_exp.config.groups import Settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,30 +27,29 @@ LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is faste
 
 
 def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
-    """Returns the engine that computes a training: `dense` or `packed`.
+    """Returns the engine of a training, `dense` or `packed`. For `engine=auto` it is the faster one. Imports no torch.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
-        network: the network or its class, if it is known. `packed` trains an MLP only, and no class derived from MLP.
+        network: the network or its class, if known. The packed engine trains an MLP, and no class derived from it.
 
     Raises:
-        UserError: the settings request `packed`, or `engine.gradient_bits` of it, and `packed` cannot train them.
+        UserError: the settings request the packed engine, which cannot train with them.
     """
-    reason = reason_not_packed(settings, device) or _difference_from_mlp(network)
+    from_network = _reason_of_network(settings, network)
     for feature in (PACKED, GRADIENT_BITS):
-        if feature.requested(settings) and (found := reason or feature.reason_against(settings, device)):
-            raise UserError(f"{feature.key.format(s=settings)}: not with {found}\nallowed: {feature.allowed}")
+        feature.check(settings, device, from_network)
     if settings.engine.name != "auto":
         return settings.engine.name
-    if reason or device != "cpu":  # on a GPU the two engines have not been compared yet
+    if PACKED.reason_against(settings, device) or from_network or device != "cpu":  # nobody has compared them on a GPU
         return "dense"
     large = settings.trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
     return "packed" if large or settings.engine.gradient_bits or settings.engine.memory == "lean" else "dense"
 
 
-def _difference_from_mlp(network: "nn.Module | type[nn.Module] | None") -> str:
-    """Returns in words how a network differs from the MLP of this package; "" if it does not, or is not known."""
-    if network is None:
+def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module] | None") -> str:
+    """Returns the reason why the packed engine cannot train a network, in words; "" if it can, or without a network."""
+    if network is None or settings.model.name != "mlp":  # for another model the settings are the reason
         return ""
     from bnn_exp.nn.exact import difference
 
@@ -59,10 +57,12 @@ def _difference_from_mlp(network: "nn.Module | type[nn.Module] | None") -> str:
 
 
 def records(settings: Settings, device: str) -> bool:
-    """Returns True if steps on this device are recorded as CUDA graphs (`bnn_exp.training.steps.recorded`).
+    """Returns True if steps on this kind of device are recorded as CUDA graphs (`bnn_exp.training.steps.recorded`).
+
+    Imports no torch.
 
     Raises:
-        UserError: `engine.graphs=true` requests graphs for a step that cannot be recorded.
+        UserError: `engine.graphs=true` requests graphs, which another setting or the device excludes.
     """
     RECORDED.check(settings, device)
     return settings.engine.graphs is not False and not RECORDED.reason_against(settings, device)

@@ -5,6 +5,7 @@ BinSFO (Shibuya et al.) is made for this: a device without room for real weights
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,12 +111,12 @@ def _beginning(network: nn.Module, settings: Settings, loaded: int = 0, trained:
     """Returns the Beginning of a network whose first `loaded` layers come from a run of the configuration `trained`."""
     of_layers = {id(layer): name for name, layer in binary_layers(network)}
     names = [", ".join(of_layers[id(m)] for m in stage if id(m) in of_layers) for stage in models.stages(network)]
-    rule_of_run = trained and _in_words(load_settings(trained).optimizer)
+    rule_of_run = _in_words(load_settings(trained).optimizer) if trained else None
     parts = (names[:loaded], names[loaded:], names[: settings.freeze])
     return Beginning(settings.init_from, *parts, _in_words(settings.optimizer), rule_of_run)
 
 
-def _in_words(rule) -> str:
+def _in_words(rule: Any) -> str:
     """Returns a rule and its strength as overrides of the command line."""
     strength = rules.strength(rule)
     return f"optimizer={rule.name}" + (f" optimizer.{strength}={getattr(rule, strength):g}" if strength else "")
@@ -142,7 +143,7 @@ def _checkpoint(place: Path) -> Path:
     return place / "checkpoints/last.pt" if place.is_dir() else place
 
 
-def _copy(to: nn.Module, original: nn.Module, outputs: list[int] | None = None) -> None:
+def _copy(to: nn.Module, original: Any, outputs: list[int] | None = None) -> None:
     """Copies the state of module `original` to module `to`; output i comes from output `outputs[i]`, if those are given."""
     state = original.state_dict()
     if isinstance(to, BinaryLayer) and (to.weights == "float") != (original.weights == "float"):

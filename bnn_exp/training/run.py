@@ -49,7 +49,7 @@ class Run:
         self.warnings: list[str] = list(plan.arrays.warnings if plan.arrays else ())  # the run adds its own
         self.resumed = plan.saved is not None
         self.earlier_seconds = plan.saved["seconds"] if plan.saved else 0.0
-        self.logger = loggers.Nothing()
+        self.logger: Any = loggers.Nothing()
 
     def execute(self) -> dict[str, Any]:
         """Trains to the end, or until the user stops the run. Leaves the directory complete and returns the summary.
@@ -133,7 +133,7 @@ class Run:
         self.warnings.append(text)
         self.report.warn(text)
 
-    def _attempt(self, what: str, function: Callable, *arguments) -> None:
+    def _attempt(self, what: str, function: Callable, *arguments: Any) -> None:
         """Makes a file that only shows the run. If that fails, the run gets a warning and continues."""
         attempt(what, function, *arguments, warn=self._warn)
 

@@ -94,7 +94,8 @@ def settle(settings: Settings, device: torch.device) -> None:
     else:
         torch.cuda.set_device(device)  # Triton's kernels and CUDA graphs use the current device
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # filling takes one pass over every new tensor
+        # filling each new tensor with NaN would take a pass over it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:

@@ -5,6 +5,7 @@ Imports torch only if the user has any.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from bnn_exp.config.losses import LOSSES
 from bnn_exp.config.models import MODELS
@@ -81,7 +82,8 @@ def _check_rule(settings: Settings) -> None:
     weights = getattr(settings.model, "weights", rule.trains[0])
     network = nn.Sequential(*(BinaryLinear(*sizes, weights=weights) for sizes in ((5, 4), (4, 3))))
     with _own_code(f"optimizer={settings.optimizer.name}: {home(rule.home)}", allowed):
-        optimizer = rule.load().of(settings.optimizer, network, 2, 2, settings.seed)
+        kind: Any = rule.load()
+        optimizer = kind.of(settings.optimizer, network, 2, 2, settings.seed)
         if hasattr(optimizer, "update"):
             optimizer.update = _watched(optimizer.update)
         for _ in range(2):
@@ -94,7 +96,7 @@ def _watched(update: Callable) -> Callable:
     """Returns the `update` of a rule with a check: each position that it returns must exist and occur only once."""
     import torch
 
-    def watched(g, w, *others):
+    def watched(g: Any, w: torch.Tensor, *others: Any) -> Any:
         which = update(g, w, *others)
         if isinstance(which, torch.Tensor) and which.dtype == torch.int64 and which.dim() == 1:
             if len(which.unique()) != len(which):
