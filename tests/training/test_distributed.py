@@ -171,7 +171,7 @@ def _train_on_integers(ranks):
     for mask in ("random", "top", "ewm", "wpm"):
         torch.manual_seed(1)
         layer = BinaryLinear(12, 9)
-        rule = HyperMask([layer.weight], 0.1, mask, lr=0.02, temperature="const")
+        rule = HyperMask([layer.weight], 0.1, mask, lr=0.04, temperature="const")
         steps = [layer.weight.detach().clone()]
         for _ in range(20):
             layer.zero_grad()
