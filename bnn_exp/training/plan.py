@@ -118,8 +118,8 @@ def read(dataset: Any) -> Arrays:
     rows = min(len(arrays.train_labels), dataset.limit or len(arrays.train_labels))
     if dataset.validation and int(dataset.validation * rows) < 2:
         raise UserError(
-            f"dataset.validation={dataset.validation:g}: less than two of {rows} train rows\n"
-            "allowed: 0, or a fraction up to 0.5 that is two rows or more"
+            f"dataset.validation={dataset.validation:g}: fewer than two of {rows} train rows\n"
+            "allowed: 0, or a fraction up to 0.5 that selects two rows or more"
         )
     return arrays
 

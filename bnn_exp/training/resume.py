@@ -64,7 +64,7 @@ def plan_to_go_on_or_begin(composed: DictConfig, overrides: Sequence[str], direc
         key, there, asked = different
         raise UserError(
             f"{key}={as_text(asked)}: the run in {directory} has {key}={as_text(there)}\n"
-            f"allowed: the same configuration, but for {', '.join(MAY_CHANGE[1:])}; or another folder"
+            f"allowed: the same configuration except {', '.join(MAY_CHANGE[1:])}; or another folder"
         )
     return plan_to_go_on(directory, _changed(values, composed, overrides), overrides)
 

@@ -59,7 +59,9 @@ class Run:
         """
         with stop_on_signals() as stop, alone_in(self.directory):
             if self.plan.found not in (None, directories.state(self.directory)):
-                raise UserError(f"{self.directory}: another process has written there meanwhile\nallowed: start it again")
+                raise UserError(
+                    f"{self.directory}: another process has written to it meanwhile\nallowed: start the command again"
+                )
             with logging_to(self.directory / "train.log"):
                 try:
                     return self._execute(stop)

@@ -45,7 +45,7 @@ def _check_network(settings: Settings, arrays: Arrays) -> None:
         torch.manual_seed(settings.seed)
         network = models.build(settings.model, shape, classes, arrays.mean, arrays.std)
         if not any(True for _ in binary_layers(network)):
-            raise UserError(f"{key}: the network has no binary weights\nallowed: one with layers of bnn_exp.nn")
+            raise UserError(f"{key}: the network has no binary weights\nallowed: a network with layers of bnn_exp.nn")
         with torch.no_grad():
             logits = network.eval()(torch.from_numpy(images))
     got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
