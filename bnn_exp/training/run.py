@@ -60,7 +60,7 @@ class Run:
         with stop_on_signals() as stop, alone_in(self.directory):
             if self.plan.found not in (None, directories.state(self.directory)):
                 raise UserError(
-                    f"{self.directory}: another process has written to it meanwhile\nallowed: start the command again"
+                    f"{self.directory}: another process has written to it meanwhile\nallowed: the command once more"
                 )
             with logging_to(self.directory / "train.log"):
                 try:
