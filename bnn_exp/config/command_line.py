@@ -6,12 +6,12 @@ Imports no torch.
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 
 from bnn_exp.errors import UserError
 
@@ -46,7 +46,7 @@ def _quoted(value: str) -> str:
     return value if re.fullmatch(r"[\w./-]+", value) else QuotedString(value, Quote.single).with_quotes()
 
 
-def flags(hydra: DictConfig) -> list[str]:
+def flags(hydra: Any) -> list[str]:
     """Returns the arguments of this command that say where its configuration lies: --config-dir, --config-name and
     hydra.searchpath.
 

@@ -77,7 +77,9 @@ class WandB:
 
 
 Logger = Annotated[NoLogger | TensorBoard | MLflow | WandB, Field(discriminator="name")]
-Rule, Model, Dataset = TypeVar("Rule"), TypeVar("Model"), TypeVar("Dataset")
+Rule = TypeVar("Rule")
+Model = TypeVar("Model")
+Dataset = TypeVar("Dataset")
 
 
 @schema

@@ -9,10 +9,11 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from bnn_exp.config import plugin_import
 from bnn_exp.config.paths import at_home
-from bnn_exp.config.plugin_import import Plugin, is_file, module_of
+from bnn_exp.config.plugin_import import Plugin, module_of, names_file
 from bnn_exp.config.registry import module_name
 from bnn_exp.errors import UserError
 
@@ -30,7 +31,7 @@ def entries(value: str | Iterable[str] | None, beside: Path | None = None) -> li
             else in the current folder.
     """
     given = [value] if isinstance(value, str) else value or ()
-    return list(dict.fromkeys(_absolute(entry, beside) if is_file(entry) else entry for entry in given))
+    return list(dict.fromkeys(_absolute(entry, beside) if names_file(entry) else entry for entry in given))
 
 
 def _absolute(entry: str, beside: Path | None) -> str:
@@ -56,7 +57,7 @@ def load(value: str | Iterable[str] | None, named_by: str = "") -> list[str]:
         if known is None or known.entry != entry:
             _loaded[name] = (
                 plugin_import.from_file(Path(entry), named_by, known)
-                if is_file(entry)
+                if names_file(entry)
                 else plugin_import.from_module(entry, named_by)
             )
     return given
@@ -133,7 +134,7 @@ def used(value: str | Iterable[str] | None) -> list[Plugin]:
     return [plugin for plugin in _loaded.values() if plugin.package or plugin.entry in named]
 
 
-def facts(value: str | Iterable[str] | None) -> list[dict[str, str | None]]:
+def facts(value: str | Iterable[str] | None) -> list[dict[str, Any]]:
     """Returns the facts on the plugins of a run that summary.json keeps.
 
     Each dictionary has `plugin` (the entry in config.yaml), `file` (a path or None) and `sha256` (of the source). An installed

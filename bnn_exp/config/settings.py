@@ -86,9 +86,10 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         UserError: a `${…}` refers to a key that does not exist.
     """
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    return values
 
 
 def known_keys() -> list[Key]:
@@ -96,9 +97,10 @@ def known_keys() -> list[Key]:
     return [key for kind in (_settings_type(), Request) for key in keys_of(TypeAdapter(kind).json_schema())]
 
 
-def _settings_type() -> type:
+def _settings_type() -> Any:
     """Returns `Settings` for the rules, networks and datasets that are registered now."""
-    return Settings[_one_of(entry.settings for entry in RULES.values()), _models(), _datasets()]
+    generic: Any = Settings
+    return generic[_one_of(entry.settings for entry in RULES.values()), _models(), _datasets()]
 
 
 def _models() -> Any:
@@ -115,8 +117,10 @@ def _one_of(kinds: Iterable[type]) -> Any:
 
 
 def _checked(kind: type, config: DictConfig | dict[str, Any]) -> Any:
+    raw: Any
     if isinstance(config, DictConfig):
-        raw, values = OmegaConf.to_container(config), resolved(config)
+        raw = OmegaConf.to_container(config)
+        values = resolved(config)
     else:
         raw = values = migrated(config)
     values = {key: value for key, value in values.items() if (key in REQUEST) == (kind is Request)}

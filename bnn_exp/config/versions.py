@@ -14,7 +14,7 @@ def _at_least(package: str, *version: int) -> bool:
 
 HYDRA = {} if _at_least("hydra-core", 1, 4) else {"version_base": "1.3"}  # arguments of hydra.main; 1.4 deprecates version_base
 # OmegaConf 2.4 renames the function
-_register = OmegaConf.register_resolver if _at_least("omegaconf", 2, 4) else OmegaConf.register_new_resolver
+_register: Callable = OmegaConf.register_resolver if _at_least("omegaconf", 2, 4) else OmegaConf.register_new_resolver
 
 
 def register_resolver(function: Callable, use_cache: bool) -> None:

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Settings, dataset_settings, load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.records.runs import metadata, of_several
+from bnn_exp.records.run_choice import of_several
+from bnn_exp.records.runs import metadata
 
 
 def settings(name: str, place: Path) -> Settings:
@@ -50,7 +51,7 @@ def plugins_in(file: Path, beside: Path | None = None) -> list[str]:
         beside: the file from whose folder relative paths begin; None: the current folder.
     """
     try:
-        return plugins.entries(OmegaConf.to_container(OmegaConf.load(file)).get("plugins"), beside)
+        return plugins.entries(_read(file).get("plugins"), beside)
     except Exception:  # the exceptions of YAML and OmegaConf have no common base
         return []
 
@@ -89,5 +90,6 @@ def _read(file: Path) -> dict[str, Any]:
 
         return checkpoint.load(file)["config"]
     if file.suffix != ".safetensors":
-        return OmegaConf.to_container(OmegaConf.load(file))
+        values: Any = OmegaConf.to_container(OmegaConf.load(file))
+        return values
     return json.loads(metadata(file)["config"])
