@@ -20,7 +20,7 @@ from bnn_exp.config import models as _models  # noqa: F401 (Hydra finds the defa
 from bnn_exp.config.registry import CONF
 from bnn_exp.errors import BAD_INPUT, FAILED, FULL, INTERRUPTED, UserError
 from bnn_exp.records.standard_streams import forgiving_output
-from bnn_exp.training import distributed, signals
+from bnn_exp.training import signals, torchrun
 
 
 def main() -> int:
@@ -47,12 +47,12 @@ def main() -> int:
 
 def _lead_or_follow(now: Command) -> int:
     """Executes the command on rank 0. Another rank that torchrun started follows rank 0."""
-    if distributed.torchrun_rank() > 0:
-        from bnn_exp.training.distributed import launch
+    if torchrun.torchrun_rank() > 0:
+        from bnn_exp.training import launch
 
         with signals.stop_on_signals():
             return launch.follow_torchrun()
-    with distributed.leading():
+    with torchrun.leading():
         if "--version" in sys.argv[1:]:
             print(f"bnn-train {__version__}")
             return 0
@@ -105,7 +105,7 @@ def _compose_and_run() -> None:
     """Rewrites the command line for Hydra, which composes the configuration, calls `Preflight` and then `job`."""
     sys.argv = [sys.argv[0], *implied.completed(argv.arguments(sys.argv[1:], CONF))]
     if experiments.check(sys.argv[1:], CONF):
-        sys.argv.insert(1, "hydra.mode=MULTIRUN")  # Hydra 1.4 accepts the mode on the command line alone
+        sys.argv.insert(1, "hydra.mode=MULTIRUN")  # Hydra 1.4 accepts the mode only on the command line
     overrides = command_line.overrides(sys.argv[1:], CONF)
     with implied.inherited(overrides, command_line.config_dir(sys.argv[1:])) as more_plugins:
         if more_plugins:

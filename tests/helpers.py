@@ -65,7 +65,7 @@ def code_of(page: str) -> list[str]:
 
 def forkserver():
     """Returns the multiprocessing context of the ranks: a server imports torch once, and every process is forked from it."""
-    from bnn_exp.training.distributed.launch import PRELOAD
+    from bnn_exp.training.launch import PRELOAD
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOAD, "bnn_exp.training.run", "pytest", "helpers"])

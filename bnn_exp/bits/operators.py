@@ -1,6 +1,6 @@
-"""The products with packed bits of inference, as torch operators. This module alone chooses who computes them.
+"""The operations of inference on packed bits, as torch operators.
 
-numba's kernels compute on a CPU, Triton's on CUDA, plain torch everywhere else.
+This module alone chooses the code that computes them: numba's kernels on a CPU, Triton's on CUDA, plain torch everywhere else.
 
 Weights are the tiles of their packed bits (`to_tiles`). Inputs are rows of packed bits, uint8 [batch, ≥ bytes of the tiles]; of
 pixels, uint8 [batch, inputs]; or of real numbers, [batch, inputs]. The value w of a weight's bit 1 is 1, that of a bit 0 is
@@ -10,6 +10,7 @@ pixels, uint8 [batch, inputs]; or of real numbers, [batch, inputs]. The value w 
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,12 +91,12 @@ def _on_cuda(name: str) -> Callable:
     return getattr(inference, name)
 
 
-def _shape(name: str, x: Tensor, tiles: Tensor, *constants) -> Tensor:
+def _shape(name: str, x: Tensor, tiles: Tensor, *constants: Any) -> Tensor:
     """Returns an empty tensor of the result's shape and dtype, for torch.compile and torch.export."""
     kind, result = name.split("_")
     rows, _, groups, _ = sizes(x, tiles, kind)
     if result == "steps":
-        check_thresholds(*constants[:2], tiles)
+        check_thresholds(constants[0], constants[1], tiles)
         return x.new_empty(rows, LANES // 8 * groups)
     check_outputs(constants[0], groups)
     return x.new_empty(rows, constants[0], dtype=torch.int32 if result == "sums" else x.dtype)

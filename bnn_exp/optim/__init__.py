@@ -1,4 +1,4 @@
-"""The rules that train binary weights, and who trains what."""
+"""Optimizers: rules that train bits, optimizers of latent weights, optimizers of real parameters."""
 
 from collections.abc import Iterable
 
@@ -35,15 +35,16 @@ __all__ = [
 
 
 def build_binary(settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> torch.optim.Optimizer:
-    """The optimizer of the binary weights that `settings` (a choice of the group `optimizer`) describes."""
+    """Returns the optimizer of a network's binary weights that `settings`, a choice of the group `optimizer`, describes."""
     return RULES[settings.name].load().of(settings, network, batch_size, total_steps, seed)
 
 
 def check_ownership(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Every parameter that wants a gradient must be trained by exactly one of the optimizers, bits by a rule for bits.
+    """Checks that exactly one of the optimizers trains each parameter that needs a gradient, and that a rule trains bits.
 
     Raises:
-        ValueError: naming the first parameter that is in none or in several, or bits that one of torch's optimizers trains.
+        ValueError: no optimizer or several train a parameter, or an optimizer of torch trains bits. The message names the
+            first such parameter.
     """
     owners: dict[int, list[torch.optim.Optimizer]] = {}
     for optimizer in optimizers:

@@ -1,4 +1,4 @@
-"""Averages of networks over training (EMA, SWA) that stay binary."""
+"""Averages of a network over its training (EMA, SWA) whose binary weights stay binary."""
 
 import torch
 from torch import nn
@@ -8,9 +8,10 @@ from bnn_exp.nn import binary_parameters
 
 
 class AveragedModel(swa_utils.AveragedModel):
-    """Does what torch's class does for all parameters that are no bits, such as those of BatchNorms and latents.
+    """An average of all real parameters of a network, such as those of BatchNorms and latent weights.
 
-    An average of bits is no bit: bits are those of the network at the last update. Arguments are torch's:
+    An average of bits is not a bit, so the bits are those of the network at the last update. The arguments are those of torch's
+    class:
 
         ema = AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
         ema.update_parameters(network)  # after each step
@@ -18,7 +19,7 @@ class AveragedModel(swa_utils.AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the network as it is now into the average."""
+        """Updates the average with the current parameters of the network `model`."""
         super().update_parameters(model)
         for (_, mine), (_, bits) in zip(binary_parameters(self.module), binary_parameters(model), strict=True):
             mine.copy_(bits)

@@ -1,4 +1,4 @@
-"""Boolean logic backpropagation's optimizer, for gradients that are real numbers."""
+"""Bold: the optimizer of Boolean logic backpropagation, for gradients that are real numbers."""
 
 import torch
 
@@ -8,9 +8,12 @@ from bnn_exp.optim.rule import Rule
 
 
 class Bold(Rule):
-    """a ← β·a + η·g; flip where a·s ≥ 1, and a = 0 there (Nguyen et al. 2024, arXiv 2405.16339).
+    """Flips bits by an accumulated gradient (Nguyen et al. 2024, arXiv 2405.16339).
 
-    β, one for each tensor, is 1 − the fraction of it that flipped in the last step. State: a, one float per weight.
+        a ← β·a + η·g
+        flip where a·s ≥ 1, for s = 2b − 1, and set a = 0 there
+
+    Each tensor has its own β: 1 − the fraction of its bits that flipped in the last step. State: a, one float per weight.
 
     Args:
         eta: η > 0, the accumulation rate, in units of 1/gradient; scheduled.

@@ -1,4 +1,4 @@
-"""Bop and its second-order sibling: a bit flips when a moving average of its gradient has long enough wanted it to."""
+"""Bop and Bop2: a bit flips when a moving average of its gradient exceeds a threshold."""
 
 from bnn_exp.config import rules
 from bnn_exp.optim.gradients import remembered, signs
@@ -6,7 +6,10 @@ from bnn_exp.optim.rule import Rule
 
 
 class Bop(Rule):
-    """m ← (1 − γ)m + γg; flip where m·s > τ (Helwegen et al. 2019, arXiv 1906.02107, Algorithm 1).
+    """Flips bits by a moving average of the gradient (Helwegen et al. 2019, arXiv 1906.02107, Algorithm 1).
+
+        m ← (1 − γ)m + γg
+        flip where m·s > τ, for s = 2b − 1
 
     γ = 1, τ = 0 is the plain sign rule, b ← 1[g < 0]. State: m, one float per weight.
 
@@ -27,9 +30,12 @@ class Bop(Rule):
 
 
 class Bop2(Rule):
-    """m ← (1 − γ)m + γg, v ← (1 − σ)v + σg²; flip where m·s/(√v + 10⁻¹⁰) > τ (Suarez-Ramirez et al. 2021, arXiv 2104.05124).
+    """Flips bits by two moments of the gradient (Suarez-Ramirez et al. 2021, arXiv 2104.05124, the biased variant).
 
-    The biased variant. State: m and v, two floats per weight.
+        m ← (1 − γ)m + γg,  v ← (1 − σ)v + σg²
+        flip where m·s/(√v + 10⁻¹⁰) > τ, for s = 2b − 1
+
+    State: m and v, two floats per weight.
 
     Args:
         gamma: γ in [0, 1]; scheduled.

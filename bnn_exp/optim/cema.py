@@ -1,4 +1,4 @@
-"""Cascaded moving averages: the latent weight understood as a filter of the gradient, and replaced by one."""
+"""CEMA: a latent weight is a filter of the gradient, so two cascaded moving averages can replace it."""
 
 from bnn_exp.config import rules
 from bnn_exp.optim.gradients import remembered, signs
@@ -6,9 +6,12 @@ from bnn_exp.optim.rule import Rule
 
 
 class CEMA(Rule):
-    """m ← (1 − γ)m + γg, h ← (1 − α)h + αm; flip where h·s > 0 (Quist, Li & van Gemert 2023, arXiv 2303.02452).
+    """Flips bits by two cascaded moving averages of the gradient (Quist, Li & van Gemert 2023, arXiv 2303.02452).
 
-    α falls to 0, so that the filter ends in the average of the whole training. State: m and h, two floats per weight.
+        m ← (1 − γ)m + γg,  h ← (1 − α)h + αm
+        flip where h·s > 0, for s = 2b − 1
+
+    α falls to 0, and so the filter ends as the average of the whole training. State: m and h, two floats per weight.
 
     Args:
         gamma: γ in [0, 1], of the first average.

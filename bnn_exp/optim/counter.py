@@ -1,4 +1,4 @@
-"""Saturating counters: a few bits per weight that remember, in place of a real-valued weight and its moments."""
+"""Saturating counters: a memory of a few bits per weight replaces a real-valued weight and its moments."""
 
 from functools import reduce
 from operator import or_
@@ -36,7 +36,7 @@ class Counter(Rule):
 
     def update(self, g, w, h, state, draw):
         half = 2 ** (h.bits - 1)
-        u = scaled(g, h.scale).mul_(h.delta * half)  # in place from here on: each of these is as large as the weights
+        u = scaled(g, h.scale).mul_(h.delta * half)  # in place: each new tensor would be as large as the weights
         u.add_(uniform(g, draw)).floor_()
         c = self._counters(w, h.bits, state).sub_(u).clamp_(-half, half - 1)
         which = (c >= 0) != w.bool()
@@ -52,19 +52,19 @@ class Counter(Rule):
 
 
 def _width(n: int) -> int:
-    """The bits of a byte that a number of n bits takes: 1, 2, 4 or 8."""
+    """Returns the bits of a byte that a number of n bits takes: 1, 2, 4 or 8."""
     return 1 << (n - 1).bit_length()
 
 
 def pack(numbers: Tensor, n: int) -> Tensor:
-    """Numbers below 2ⁿ, uint8 [count], as many to a byte as fit evenly, the lowest bits first: uint8 [⌈count·width/8⌉]."""
+    """Packs numbers below 2ⁿ, uint8 [count], several to a byte, the lowest bits first: uint8 [⌈count·width/8⌉]."""
     width = _width(n)
     columns = torch.nn.functional.pad(numbers, (0, -len(numbers) % (8 // width))).view(-1, 8 // width).unbind(1)
     return reduce(or_, (column << (width * j) for j, column in enumerate(columns)))
 
 
 def unpack(packed: Tensor, n: int, count: int) -> Tensor:
-    """What `pack` made of `count` numbers."""
+    """Returns the `count` numbers that `pack` packed: uint8 [count]."""
     width = _width(n)
     columns = [(packed >> shift) & (2**width - 1) for shift in range(0, 8, width)]
     return torch.stack(columns, 1).flatten()[:count]

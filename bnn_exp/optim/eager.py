@@ -21,6 +21,7 @@ class Eager:
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
     state_dict = inspect.unwrap(Optimizer.state_dict)
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
+    _warned_capturable_if_run_uncaptured = True  # the first steps, and some trainings, run without a graph on purpose
 
 
 def eager(kind: type[Optimizer]) -> type[Optimizer]:
@@ -33,7 +34,7 @@ SGD = eager(torch.optim.SGD)
 Adam = eager(torch.optim.Adam)
 
 
-ON_GPU = ("fused", "capturable")  # options by which a step on a GPU is few kernels and needs nothing from Python
+ON_GPU = ("fused", "capturable")  # with these options a step on a GPU is few kernels and needs nothing from Python
 
 
 def options_for(kind: type[Optimizer], parameters: list[Tensor]) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""Parameter groups whose `lr` is the strength of a rule, so that torch's LR schedulers work on it."""
+"""Parameter groups whose `lr` is the strength of a rule: torch's LR schedulers then work on rules too."""
 
 from typing import Any
 
@@ -22,15 +22,15 @@ class Group(dict):
     def __init__(self, entries: dict[str, Any], strength: str | None, count: str):
         super().__init__(entries)
         self.strength, self.count = strength, count
-        self.checked: tuple | None = None  # values that the optimizer has checked
-        self.on_device: Tensor | None = None  # in the place of `lr`, while an optimizer on a GPU steps
+        self.checked: tuple | None = None  # the values at the last check of the optimizer
+        self.on_device: Tensor | None = None  # the value of `lr` on a GPU, during a step of the optimizer
 
     def at(self, name: str, step: int) -> float:
-        """Returns the entry `name`, scaled by the schedule, at a step of the group."""
+        """Returns the entry `name` times the factor of the schedule at a step of the group."""
         return super().__getitem__(name) * factor(self["schedule"], step, self["total_steps"])
 
     def kept(self, name: str) -> Any:
-        """Returns the entry `name` without the schedule."""
+        """Returns the entry `name` as it is kept, without the schedule."""
         return super().__getitem__(name)
 
     def __contains__(self, name: object) -> bool:
@@ -42,7 +42,7 @@ class Group(dict):
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default  # noqa: SIM401, which would call itself
+        return self[name] if name in self else default  # noqa: SIM401 (dict.get would not call __getitem__)
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "lr" and self.strength is not None:
@@ -59,23 +59,26 @@ class Group(dict):
 
 
 class Grouped:
-    """Mixin of optimizers: every parameter group is a `Group`, also a later or a loaded one. Stands before torch's class."""
+    """A mixin for optimizers: every parameter group is a `Group`, those that are added or loaded later too.
+
+    It stands before torch's class in the list of base classes.
+    """
 
     step_entry = "step"  # the entry of a group that counts its steps
 
     def strength_of(self, entries: dict[str, Any]) -> str | None:
-        """Returns the name of the entry that `lr` of a group stands for; None where there is none."""
+        """Returns the name of the entry that `lr` of a group stands for, or None if `lr` stands for no entry."""
         raise NotImplementedError
 
     def entries(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Returns the entries to keep of a group that is new or loaded."""
+        """Returns the entries that a new or loaded group keeps."""
         return group
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group. It counts its own steps, from 0; its tensors are numbered after all that are there.
+        """Adds a group. The group counts its own steps, from 0; its tensors are numbered after all earlier ones.
 
         Raises:
-            ValueError: the optimizer can't train it; then the group is not added.
+            ValueError: the optimizer can't train the group, which is then not added.
         """
         super().add_param_group(param_group)
         try:
@@ -89,7 +92,7 @@ class Grouped:
         """Checks that the optimizer can train the newest group.
 
         Raises:
-            ValueError: it can't.
+            ValueError: the optimizer can't train it.
         """
         factor(group["schedule"], 0, group["total_steps"])
 

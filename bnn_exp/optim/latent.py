@@ -1,4 +1,4 @@
-"""The baseline: real latent weights, trained by the usual optimizers straight through the threshold that makes them bits."""
+"""The baseline: usual optimizers train real latent weights; gradients pass straight through the binary threshold."""
 
 import importlib
 import inspect
@@ -17,15 +17,15 @@ from bnn_exp.optim.trained import Trained
 
 
 class OfLatents(Trained):
-    """Makes a torch optimizer one of latents: with a scheduled learning rate, and `flips`, the bits that changed by its steps.
+    """A mixin that lets a torch optimizer train latent weights: it schedules the learning rate and counts flips.
 
-    It stands before the torch optimizer among the bases of a class. A network of float weights has no bits (`bits=False`).
+    It stands before the torch optimizer in the list of base classes. A network of float weights has no bits (`bits=False`).
 
     Args:
         schedule: `constant`, `linear`, `cosine` or `geometric`: how the learning rate falls over `total_steps` steps.
 
     Raises:
-        ValueError: a tensor holds the bits 0 and 1 alone, and no latents; or the schedule can't be.
+        ValueError: a tensor holds bits (0 and 1 alone) in place of latent weights; or the schedule is unknown.
     """
 
     own = ("flips", "bits", "falls", "_rates")
@@ -38,12 +38,12 @@ class OfLatents(Trained):
 
     @classmethod
     def of(cls, settings, network, batch_size, total_steps, seed):
-        """The optimizer that `settings` describe, for the latents or floats of a network."""
+        """Returns the optimizer that `settings` describe, for the latent or float weights of a network."""
         return cls.for_latents(network, total_steps, **{k: v for k, v in asdict(settings).items() if k != "name"})
 
     @classmethod
     def for_latents(cls, network: torch.nn.Module, total_steps: int, **options):
-        """The optimizer with these options, for the latents or floats of a network."""
+        """Returns the optimizer with these options, for the latent or float weights of a network."""
         bits, latents = any(True for _ in named_bits(network)), list(latent_parameters(network))
         options = eager.options_for(cls, [p for _, p in latents]) | options
         return cls(latents, **options, total_steps=total_steps, bits=bits)
@@ -58,7 +58,7 @@ class OfLatents(Trained):
         return "full_lr"
 
     def entries(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Returns a group with its schedule and its first learning rate; `lr` itself is computed, and not kept."""
+        """Returns a group with its schedule and its full learning rate in place of `lr`, which is computed in each step."""
         lr = group.pop("lr", None)
         return group if "full_lr" in group else self.falls | group | {"full_lr": lr, "steps": 0}
 
@@ -74,12 +74,12 @@ class OfLatents(Trained):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the optimizer state and of the latents themselves, which are no bits."""
+        """The bytes of the optimizer's state and of the latent weights themselves."""
         return super().state_bytes + sum(p.numel() * p.element_size() for p in self.tensors())
 
     @property
     def strengths(self) -> dict[str, float | None]:
-        """The learning rate that the last step used; there is no δ."""
+        """The learning rate of the last step. δ is None: latent weights have no δ."""
         group = self.param_groups[0]
         return {"delta": None, "lr": group.at("full_lr", max(group["steps"] - 1, 0))}
 
@@ -91,7 +91,7 @@ class OfLatents(Trained):
         return loss
 
     def announce(self) -> None:
-        """Puts the learning rate of the coming step where the latents lie, if that is a GPU."""
+        """Copies the learning rate of the coming step to the GPU, if the latent weights lie there."""
         first = next(iter(self.tensors()), None)
         if first is None or device.on_host(first) or not self.recordable:
             return
@@ -101,7 +101,7 @@ class OfLatents(Trained):
             rate.fill_(group["lr"])
 
     def apply(self, closure=None):
-        """Trains the latents, and counts the bits that change."""
+        """Trains the latent weights, and counts the bits that change. Returns the loss of the closure, if any."""
         before = [quantize(p.detach()) for p in self.tensors()] if self.bits else []
         for rate, group in zip(self._rates, self.param_groups, strict=False):
             group.on_device = rate
@@ -128,7 +128,7 @@ ALLOWED = "real numbers, as `latent_parameters` names them; a `Rule` for bits"
 
 
 def _holds_bits(p: torch.Tensor) -> bool:
-    """Whether it can be nothing but bits: both 0 and 1, and no other number."""
+    """Returns True if the tensor holds both 0 and 1, and no other number: it can only be bits."""
     zeros, ones = p == 0, p == 1
     return bool((zeros | ones).all() & zeros.any() & ones.any())
 
@@ -148,14 +148,14 @@ class LatentAdam(OfLatents, eager.Adam):
 
 
 class Latent:
-    """Builds and checks the optimizer that `optimizer=latent` names: any torch optimizer on latent weights."""
+    """Builds and checks the optimizer of `optimizer=latent`: any torch optimizer, on latent weights."""
 
     @classmethod
     def of(cls, settings, network, batch_size, total_steps, seed) -> OfLatents:
-        """The optimizer that `settings` describe, for the latents or floats of a network.
+        """Returns the optimizer that `settings` describe, for the latent or float weights of a network.
 
         Raises:
-            UserError: the class or its options can't be, or it can't train these tensors.
+            UserError: the class or an option does not exist, or the optimizer can't train these tensors.
         """
         kind = latent_optimizer(torch_class(settings.torch))
         try:
@@ -169,7 +169,7 @@ class Latent:
         """Checks that the optimizer that `settings` describe can do a step.
 
         Raises:
-            UserError: it can't, and why.
+            UserError: the optimizer can't do a step; the message says why.
         """
         kind = torch_class(settings.torch)
         options = settings.options or {}
@@ -185,7 +185,7 @@ class Latent:
         weight.grad = torch.ones(2, 2)
         try:
             latent_optimizer(kind)([weight], lr=settings.lr, **options).step()
-        except Exception as error:  # whatever its author raises
+        except Exception as error:  # a class of the user may raise any error
             raise _refused(settings, error) from error
 
 
@@ -193,7 +193,7 @@ EXAMPLES = "a class of torch.optim, such as RMSprop, or package.module:Class"
 
 
 def latent_optimizer(kind: type[Optimizer]) -> type[OfLatents]:
-    """Returns the class that trains latents by the torch optimizer `kind`: by its options, a schedule, and with counted flips.
+    """Returns a class that trains latent weights by the torch optimizer `kind`, with its options, a schedule and counted flips.
 
     optimizer = latent_optimizer(torch.optim.RMSprop)(latents, lr=0.01, momentum=0.9, schedule="cosine", total_steps=100)
     """
@@ -202,15 +202,15 @@ def latent_optimizer(kind: type[Optimizer]) -> type[OfLatents]:
 
 
 def torch_class(name: str) -> type[Optimizer]:
-    """The optimizer class of a name: `RMSprop` or `torch.optim.RMSprop`, or "package.module:Class".
+    """Returns the optimizer class of a name: `RMSprop`, `torch.optim.RMSprop` or "package.module:Class".
 
     Raises:
-        UserError: there is no such class, or it is no optimizer.
+        UserError: there is no such class, or the class is not an optimizer.
     """
     module, _, kind = name.rpartition(":") if ":" in name else name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module or "torch.optim"), kind)
-    except Exception as error:  # importing runs the module
+    except Exception as error:  # importing a module of the user may raise any error
         raise UserError(f"optimizer.torch={name}: {error}\nallowed: {EXAMPLES}") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)) or found is Optimizer:
         raise UserError(f"optimizer.torch={name}: no optimizer of torch\nallowed: {EXAMPLES}")

@@ -1,4 +1,4 @@
-"""How a strength (δ, a learning rate) falls over training: factors from 1 at progress 0 to an end at progress 1.
+"""Schedules of a strength (δ, a learning rate): each maps progress, from 0 to 1, to a factor that begins at 1 and falls.
 
 `linear` and `cosine` end at 0. `geometric` multiplies by the same factor each step and ends at `LAST`: the share of the weights
 that may flip then falls through every order of magnitude in equal time, where the others spend half of the run near the top.
@@ -6,7 +6,7 @@ that may flip then falls through every order of magnitude in equal time, where t
 
 import math
 
-LAST = 1 / 1000  # of the strength, where `geometric` ends
+LAST = 1 / 1000  # the factor at which `geometric` ends
 SCHEDULES = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
@@ -16,7 +16,7 @@ SCHEDULES = {
 
 
 def factor(schedule: str, step: int, total_steps: int | None) -> float:
-    """Returns the factor at `step` of `total_steps`; past the end it stays where it ended.
+    """Returns the factor at `step` of `total_steps`; after the last step it stays constant.
 
     Raises:
         ValueError: an unknown schedule, or one that falls without `total_steps` to fall over.

@@ -17,7 +17,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.records import loggers
 from bnn_exp.records.directories import State
 from bnn_exp.training import engine, tryout
-from bnn_exp.training.distributed import local_size, torchrun_size
+from bnn_exp.training.torchrun import local_size, torchrun_size
 
 PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range", "test_fraction")
 

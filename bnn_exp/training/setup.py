@@ -18,9 +18,9 @@ from bnn_exp.errors import UserError
 from bnn_exp.nn.exact import home
 from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.training import engine, finetune
-from bnn_exp.training.distributed import local_size
 from bnn_exp.training.memory.allocator import keep_freed_memory, return_freed_memory
 from bnn_exp.training.plan import Plan, read
+from bnn_exp.training.torchrun import local_size
 from bnn_exp.training.trainer import Trainer
 
 if TYPE_CHECKING:

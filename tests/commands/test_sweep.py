@@ -15,7 +15,8 @@ import torch
 from helpers import COMMAND, plain_config
 
 from bnn_exp.records.runs import Record
-from bnn_exp.records.sweeps.comparison import study, varied_keys
+from bnn_exp.records.sweeps.comparison import compare
+from bnn_exp.records.sweeps.varied_settings import varied_keys
 
 SMALL = ("trainer=smoke", "trainer.epochs=1", "trainer.limit_batches=1")
 
@@ -176,7 +177,7 @@ def test_the_fewest_keys_that_tell_configurations_apart():
 
 def test_a_preset_is_a_configuration_of_its_name():
     one, other = ({"optimizer": {"name": "counter", "bits": bits, "delta": delta}} for bits, delta in ((8, 0.02), (4, 0.05)))
-    result = study([run(overrides=["optimizer=counter"], **one), run(overrides=["optimizer=counter_4bit"], **other)])
+    result = compare([run(overrides=["optimizer=counter"], **one), run(overrides=["optimizer=counter_4bit"], **other)])
     assert [row.settings for row in result.rows] == [{"optimizer": "counter"}, {"optimizer": "counter_4bit"}]
 
 
@@ -195,15 +196,15 @@ def test_one_configuration_in_other_words_is_one_row(one, other):
     said = [(*one, "seed=0"), (*other, "seed=1"), (*other, "seed=2")]
     runs = [run(f"{i}", overrides, **plain_config(*overrides)) for i, overrides in enumerate(said)]
     for order in (runs, runs[::-1]):
-        result = study(order)
+        result = compare(order)
         assert result.varied == [] and [row.seeds for row in result.rows] == [3]
     different = run("d", ["delta=0.3", "optimizer=counter"], **plain_config("delta=0.3", "optimizer=counter"))
-    assert [len(row.runs) for row in study([*runs, different]).rows] == [3, 1]
+    assert [len(row.runs) for row in compare([*runs, different]).rows] == [3, 1]
 
 
 def test_the_strength_has_one_column_and_its_own_value():
     said = (("delta=0.3",), ("optimizer.delta=0.2",), ())
-    result = study(run(f"{i}", overrides, **plain_config(*overrides)) for i, overrides in enumerate(said))
+    result = compare(run(f"{i}", overrides, **plain_config(*overrides)) for i, overrides in enumerate(said))
     assert [row.settings for row in result.rows] == [{"delta": 0.3}, {"delta": 0.2}, {"delta": 0.02}]
     assert [line.split(",")[0] for line in result.csv().splitlines()] == ["delta", "0.3", "0.2", "0.02"]
 
@@ -219,13 +220,13 @@ def test_the_table_and_its_file_have_one_label_for_a_preset(bnn_train):
 def test_what_did_not_complete_is_named_by_its_choice():
     done = [run(optimizer={"name": name}) for name in ("bop", "cema")]
     killed = Record(Path("k"), {"optimizer": {"name": "bold"}}, {}, [])
-    assert "`k` optimizer=bold: unfinished" in study([*done, killed]).markdown()
+    assert "`k` optimizer=bold: unfinished" in compare([*done, killed]).markdown()
 
 
 def test_a_study_of_made_up_runs():
     runs = [run(f"{d}{s}", accuracy=a, delta=d, seed=s) for d, s, a in ((0.1, 0, 90.0), (0.1, 1, 94.0), (0.2, 0, 91.0))]
     killed = Record(Path("k"), {"delta": 0.3}, {}, [])
-    result = study([*runs, killed, run("f", ["delta=9"], status="failed")])
+    result = compare([*runs, killed, run("f", ["delta=9"], status="failed")])
     first, second = result.rows
     assert (first.mean, first.std, first.best) == (92.0, pytest.approx(math.sqrt(8)), True)
     assert (second.mean, second.std, second.best) == (91.0, None, False)

@@ -23,8 +23,8 @@ from bnn_exp.nn import BinaryLinear
 from bnn_exp.optim import HyperMask, hypermask
 from bnn_exp.training.distributed.batch_norm import synchronize
 from bnn_exp.training.distributed.gradients import SEND
-from bnn_exp.training.distributed.launch import HERE
 from bnn_exp.training.distributed.ranks import Ranks, share, voters
+from bnn_exp.training.launch import HERE
 
 RUN = (
     "model.hidden_size=32",

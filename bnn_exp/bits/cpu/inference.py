@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,9 @@ def _steps(kernel: Callable, x: Tensor, tiles: Tensor, shape: tuple, thresholds:
     return out
 
 
-def _in_parts(kernel: Callable, x: int, row: int, rows: int, tiles: int, columns: int, first: int, last: int, *rest) -> None:
+def _in_parts(
+    kernel: Callable, x: int, row: int, rows: int, tiles: int, columns: int, first: int, last: int, *rest: Any
+) -> None:
     """Calls kernel(x, row, …) once for each of several threads, each with some of the rows or some of the tiles."""
     *constants, out, out_row = rest
 

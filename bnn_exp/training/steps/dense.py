@@ -42,6 +42,7 @@ class Dense:
         diagnostics: Diagnostics | None = None,
     ):
         self.network, self.batches, self.loss, self.rule, self.real = network, batches, loss, rule, real
+        self.bf16 = bf16
         self.autocast = torch.autocast(batches.device.type, torch.bfloat16, enabled=bf16)
         self.forward = torch.compile(network, dynamic=False) if compiled else network
         self.answer: Callable[[Tensor], Tensor] = network

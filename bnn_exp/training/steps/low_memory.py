@@ -30,8 +30,8 @@ class LowMemory(Dense):
 
     rule: Rule
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, *parts, **options):
+        super().__init__(*parts, **options)
         self.footprint = Footprint(self.network, Saving(self.network))
         for p in self.rule.tensors():
             if p.requires_grad:

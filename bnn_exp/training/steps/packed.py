@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bnn_exp.bits import device
+from bnn_exp.bits.arithmetic import arithmetic
 from bnn_exp.bits.draws import Purpose, number
 from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
@@ -38,26 +38,16 @@ class Packed(Dense):
     network: MLP
     rule: Rule
 
-    def __init__(self, settings: Settings, *arguments, bf16: bool = False, **options):
-        super().__init__(*arguments, **options)
-        if device.on_host(self.network.layers[0].weight):
-            arithmetic = self._on_cpu(settings)
-        else:
-            from bnn_exp.bits.cuda.training import OnGPU
+    def __init__(self, settings: Settings, *parts, **options):
+        super().__init__(*parts, **options)
 
-            arithmetic = OnGPU(bf16)
-        self.forward = self.answer = PackedMLP(self.network, arithmetic, self.rule.flip, settings.freeze)
+        def key(layer: int, gradient: int) -> int:
+            """Returns the key by which the coming step rounds a gradient of a layer."""
+            step = self.rule.param_groups[0]["step"]
+            return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
-    def _on_cpu(self, settings: Settings) -> "OnCPU":
-        from bnn_exp.bits.cpu.passes import OnCPU
-        from bnn_exp.bits.cpu.rounding import Rounding
-
-        def rounding(layer: int, gradient: int) -> Rounding:
-            """Returns the rounding of one gradient of a layer in the coming step: 0, that of its inputs; 1, of its weights."""
-            key = number(Purpose.ROUNDING, settings.seed, self.rule.param_groups[0]["step"], layer, gradient)
-            return Rounding(settings.engine.gradient_bits, key & 0xFFFFFFFF)
-
-        return OnCPU(rounding if settings.engine.gradient_bits else None)
+        operations = arithmetic(self.network.layers[0].weight, self.bf16, settings.engine.gradient_bits, key)
+        self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze)
 
 
 class PackedMLP:

@@ -20,11 +20,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from bnn_exp.config import plugins
 from bnn_exp.errors import Diverged, RankLost, UserError
-from bnn_exp.training.distributed import torchrun_size
 from bnn_exp.training.distributed.ranks import PATIENCE, Ranks
 from bnn_exp.training.plan import Plan
 from bnn_exp.training.setup import prepare
 from bnn_exp.training.signals import SIGNALS, stop_on_signals
+from bnn_exp.training.torchrun import torchrun_size
 
 HERE = "127.0.0.1"
 PRELOAD = [__name__]  # of the server
