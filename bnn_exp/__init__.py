@@ -4,6 +4,7 @@ The command is `bnn-train`. These names work in anyone's own training loop, with
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -62,7 +63,7 @@ _HOMES = {  # imported when first asked for: torch takes seconds, and the comman
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, there = _HOMES[name].partition(":")

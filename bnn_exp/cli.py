@@ -52,11 +52,16 @@ def _lead_or_follow(now: Command) -> int:
 
         with signals.stop_on_signals():
             return launch.follow_torchrun()
-    with torchrun.leading():
+    try:
         if "--version" in sys.argv[1:]:
             print(f"bnn-train {__version__}")
             return 0
         return _execute(now)
+    finally:
+        if torchrun.torchrun_size() > 1:  # the other ranks wait: a command that needs none of them lets them end
+            from bnn_exp.training import launch
+
+            launch.dismiss()
 
 
 def _execute(now: Command) -> int:
@@ -73,7 +78,7 @@ def _execute(now: Command) -> int:
             if not now.sweep or left.code == BAD_INPUT:  # a refused search has no answer
                 raise
             if left.code:
-                now.codes.append(left.code)
+                now.codes.append(int(left.code))
         except Exception as error:  # Hydra and the file system raise these; a job reports its exceptions itself
             if user_wants_tracebacks:
                 raise

@@ -73,7 +73,7 @@ def integers(high: int, count: int, generator: torch.Generator, device: torch.de
     return torch.randint(high, (count,), generator=generator, device=device)
 
 
-def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, generator: Philox) -> Tensor:
+def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, generator: Philox) -> int | Tensor:
     """Applies HyperMask with a random mask on a GPU, in place: where a draw is below δ, a bit becomes 1[g ≤ 0].
 
     Args:

@@ -13,9 +13,9 @@ from bnn_exp.deploy import evaluate as evaluation
 from bnn_exp.errors import TooLow, UserError, WrongResult
 from bnn_exp.records import evaluations, html
 from bnn_exp.records.files import writable, write_json
-from bnn_exp.records.formatting import console
 from bnn_exp.records.report import by_class
 from bnn_exp.records.runs import MODELS, run_of
+from bnn_exp.records.terminal import console
 from bnn_exp.training import plan
 
 NOT_SAVED = "not saved"

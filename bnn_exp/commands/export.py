@@ -33,11 +33,8 @@ def export(task: Task) -> str:
     images = torch.from_numpy(plan.read(task.dataset).test_images)
     with writable(into, "export.dir=FOLDER where you may write"):
         if wanted.format == "torch":
-            facts = (
-                export_torch(network, into, images)
-                if has_a_form(network)
-                else write_torch(network, traceable(network), into, images)
-            )
+            ours = has_a_form(network)
+            facts = export_torch(network, into, images) if ours else write_torch(network, traceable(network), into, images)
         else:
             facts = {"c": export_c, "onnx": export_onnx}[wanted.format](network, into, images, tuple(about["classes"]))
     sizes = [

@@ -5,7 +5,7 @@ A job of a sweep may run in another process, which imports this module but not `
 
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -32,9 +32,11 @@ def job(composed: DictConfig) -> float | None:
         KeyboardInterrupt: a signal ended the job. A sweep ends too.
     """
     now, directory = command.current(), Path(HydraConfig.get().runtime.output_dir)
-    prepared, now.prepared = now.prepared, None
+    prepared: Any = now.prepared
+    now.prepared = None
     if composed.get("task", "train") != "train":
-        return _execute(prepared)
+        _execute(prepared)
+        return None
     from bnn_exp.commands.train import train
 
     return train(composed, directory, prepared)

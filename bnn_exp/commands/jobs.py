@@ -54,7 +54,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
             _end(jobs)
             raise
 
-    def _start(self, job_overrides: Sequence[Sequence[str]], first: int) -> list["LocalJob"]:
+    def _start(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
         import submitit
 
         sweep = self.config.hydra.sweep
@@ -98,7 +98,7 @@ def _results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
     return [results[place] for place in range(len(jobs))]
 
 
-def _result(job: "LocalJob") -> JobReturn:
+def _result(job: Any) -> JobReturn:
     """Returns the result of an ended job. A job that was killed or could not begin has the return value None."""
     task = job.task(0)
     if not task.paths.result_pickle.exists():

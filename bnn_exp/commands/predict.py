@@ -7,7 +7,7 @@ from bnn_exp.deploy import predict as prediction
 from bnn_exp.deploy.predict import FILES
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import writable
-from bnn_exp.records.formatting import console
+from bnn_exp.records.terminal import console
 
 SHOWN, LAST = 40, 10  # the console shows 40 images at most: the first 30 and the last 10
 

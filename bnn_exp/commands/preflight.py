@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -27,7 +27,7 @@ NOWHERE = "."  # exists already, so Hydra makes no directory
 class Preflight(Callback):
     """Hydra's hooks before and after jobs. `conf/config.yaml` names this class."""
 
-    def on_run_start(self, config: DictConfig, **_) -> None:
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Prepares the input of the only job. Hydra then makes the directory of a training, and none for another task."""
         _expand_home(config, "hydra.run.dir")
         command.current().goes_on = config.resume == "auto"
@@ -37,7 +37,7 @@ class Preflight(Callback):
             with read_write(config.hydra):
                 config.hydra.run.dir, config.hydra.output_subdir = NOWHERE, None
 
-    def on_multirun_start(self, config: DictConfig, **_) -> None:
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Checks a sweep. A search runs here, since Hydra's own sweeper knows grids alone."""
         from bnn_exp.commands import sweep
 
@@ -53,7 +53,7 @@ class Preflight(Callback):
                 sweep.search(config)
                 sys.exit()  # Hydra's sweeper has nothing left to do
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Frees the two configurations of a job, 250 kB each, which Hydra would keep until the end of a sweep."""
         job_return.cfg = job_return.hydra_cfg = None
 

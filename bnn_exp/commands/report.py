@@ -8,7 +8,7 @@ from bnn_exp.config.settings import Report
 from bnn_exp.errors import UserError
 from bnn_exp.records import directories, runs
 from bnn_exp.records.files import existing, writable
-from bnn_exp.records.sweeps.results import FILES, write_results
+from bnn_exp.records.sweep_results import FILES, write_results
 
 
 def report(task: Task) -> str:

@@ -36,7 +36,7 @@ from bnn_exp.training.resume import difference
 
 JOURNAL, NAME = "optuna.log", "search"
 ENDED = "ended"  # an attribute of every trial that ran to its end, good or bad
-Space = Mapping[str, BaseDistribution]  # the keys that a search varies, and their values
+Space = Mapping[str, Any]  # the keys that a search varies, and their values
 
 
 def search(config: DictConfig, job: TaskFunction) -> None:
@@ -161,7 +161,8 @@ def _check_same_search(directory: Path, config: DictConfig, space: Space) -> Non
 def _difference(directory: Path, config: DictConfig, space: Space) -> tuple[str, Any, Any] | None:
     """Returns the first fixed setting that differs from the search in `directory`: key, value there, and value now."""
     try:
-        there = migrated(values_of(without_hydra(OmegaConf.load(directory / "multirun.yaml"))))
+        saved: Any = OmegaConf.load(directory / "multirun.yaml")
+        there = migrated(values_of(without_hydra(saved)))
     except Exception:  # a missing or damaged file: YAML and OmegaConf have no common exception class
         return None
     asked = values_of(without_hydra(config))
@@ -184,7 +185,7 @@ def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], spa
     return composed
 
 
-def _check_values(override: Override, space: BaseDistribution, composed: list[DictConfig]) -> None:
+def _check_values(override: Override, space: Any, composed: list[DictConfig]) -> None:
     """Checks that both ends of a space of numbers are allowed in at least one of the composed configurations.
 
     Raises:
@@ -223,18 +224,18 @@ def distribution(override: Override) -> BaseDistribution:
     Raises:
         UserError: the sweep is none of these, or it holds no value.
     """
-    sweep = override.value()
+    sweep: Any = override.value()
     log = isinstance(sweep, IntervalSweep | RangeSweep) and "log" in sweep.tags
     if isinstance(sweep, ChoiceSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     if isinstance(sweep, RangeSweep) and sweep.step and all(isinstance(n, int) for n in (sweep.start, sweep.stop, sweep.step)):
-        return _whole_numbers(override, range(sweep.start, sweep.stop, sweep.step), log)
+        return _whole_numbers(override, range(int(sweep.start), int(sweep.stop), int(sweep.step)), log)
     if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
         if not (low <= high and math.isfinite(low) and math.isfinite(high)):
             raise UserError(f"{override.input_line}: no space to search\nallowed: interval(A,B) of two numbers with A ≤ B")
         _check_log(override, log, low)
-        kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+        kind: Any = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
         return kind(low, high, log=log)
     raise UserError(
         f"{override.input_line}: no space to search\nallowed: interval(A,B), tag(log,interval(A,B)), range(A,B), A,B,…"

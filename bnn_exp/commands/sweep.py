@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -16,8 +17,8 @@ from bnn_exp.config.settings import Report, Request, load_request
 from bnn_exp.errors import FAILED, FULL, INTERRUPTED, TOO_LOW, NotWritten, UserError
 from bnn_exp.records import directories, next_command, runs
 from bnn_exp.records.files import existing
-from bnn_exp.records.formatting import console
-from bnn_exp.records.sweeps.results import FILES, write_results
+from bnn_exp.records.sweep_results import FILES, write_results
+from bnn_exp.records.terminal import console
 from bnn_exp.training.resume import AUTO
 from bnn_exp.training.torchrun import torchrun_size
 
@@ -176,8 +177,8 @@ def planned(directory: Path) -> int:
 def own_report(directory: Path) -> Report | None:
     """Returns the axes of the report that the sweep in `directory` makes itself; None if `directory` holds no sweep."""
     try:
-        saved = OmegaConf.load(directory / "multirun.yaml")
-        report = Report(**OmegaConf.to_container(saved.report))
+        saved: Any = OmegaConf.load(directory / "multirun.yaml")
+        report = Report(**saved.report)
         chosen = any(item.startswith("report.y=") for item in saved.hydra.overrides.task)
     except UNREADABLE:
         return None

@@ -113,4 +113,4 @@ def _free(directory: Path) -> Path:
 
 def without_hydra(config: DictConfig) -> DictConfig:
     """Returns a composed configuration without Hydra's own settings."""
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

@@ -4,14 +4,15 @@ import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from bnn_exp.commands.min_accuracy import Gate
 from bnn_exp.config import unread
-from bnn_exp.config.settings import Request, Rows, load_settings
+from bnn_exp.config.settings import Request, load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.records import directories, next_command, runs
+from bnn_exp.records import directories, next_command, run_choice, runs
 
 FUNCTIONS = {  # each takes a Task and returns the message of its end
     "report": "bnn_exp.commands.report:report",
@@ -64,10 +65,10 @@ class Task:
         if others:
             several = ",".join(map(str, self.places))
             raise UserError(f"from={several}: task={self.request.task} takes one\nallowed: a run or its model.safetensors")
-        return runs.model_file(first, self.request.which)
+        return run_choice.model_file(first, self.request.which)
 
     @property
-    def dataset(self) -> Rows:
+    def dataset(self) -> Any:
         """The dataset of the network's run, with the changes that the command line makes to it.
 
         Raises:

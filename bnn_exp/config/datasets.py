@@ -74,7 +74,7 @@ class Local(ImageDataset):
 class Entry:
     """A registered dataset. `register_dataset` explains `home` and `files`."""
 
-    settings: type  # the dataclass of its settings
+    settings: Any  # the dataclass of its settings
     home: str | Callable[..., Mapping[str, Any]]
     files: Callable[..., Iterable[str | Path]] | None
 
@@ -94,7 +94,7 @@ _SHARED = {"name", *SHARED}
 
 
 def register_dataset(
-    settings: type,
+    settings: Any,
     home: str | Callable[..., Mapping[str, Any]],
     values: Mapping[str, Any] | None = None,
     files: Callable[..., Iterable[str | Path]] | None = None,

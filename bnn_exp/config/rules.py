@@ -98,7 +98,7 @@ class Entry:
 
     settings: type  # the dataclass of its settings
     home: str | type  # the class, or its name as "module:class", which is imported when a run needs the class
-    trains: tuple[str, ...]  # the kinds of weights that the rule trains, of bnn_exp.nn.binary.WEIGHTS
+    trains: tuple[str, ...]  # the kinds of weights that the rule trains: bits, latent, float
     strength: str | None = None  # the setting that says how much a step changes
     gentler: float = 1.0  # fine-tuning divides the strength by this number, see docs/rules.md
 
@@ -112,7 +112,7 @@ LATENTS = ("latent", "float")
 
 
 def register(
-    settings: type,
+    settings: Any,
     home: str | type,
     trains: tuple[str, ...] = ("bits",),
     values: dict[str, Any] | None = None,

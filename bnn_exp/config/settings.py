@@ -119,7 +119,8 @@ def _one_of(kinds: Iterable[type]) -> Any:
 def _checked(kind: type, config: DictConfig | dict[str, Any]) -> Any:
     raw: Any
     if isinstance(config, DictConfig):
-        raw, values = OmegaConf.to_container(config), resolved(config)
+        raw: Any = OmegaConf.to_container(config)
+        values = resolved(config)
     else:
         raw = values = migrated(config)
     values = {key: value for key, value in values.items() if (key in REQUEST) == (kind is Request)}

@@ -1,26 +1,27 @@
-"""Arrays."""
+"""A decoded dataset as NumPy arrays, with the fingerprint of its content and the statistics of its pixels."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A decoded dataset. Images are uint8 [rows, channels, height, width], labels int64 [rows].
+    """A decoded dataset. Images are uint8 [rows, channels, height, width], labels are int64 [rows].
 
     Args:
-        mean, std: of each channel over all train pixels, of pixels/255; a channel of one value has std 0.
-        key: the SHA-256 of classes, pixels and labels: equal keys, equal data, wherever they lie and in whatever form.
-        validation_images, validation_labels: None where the dataset has no validation split of its own.
+        mean, std: the mean and the standard deviation of each channel over all train pixels, of pixels/255.
+        key: the SHA-256 of classes, pixels and labels. Equal data have equal keys, whatever their format and place.
+        validation_images, validation_labels: None if the dataset has no validation split.
         notes: sentences about how the dataset was read.
-        warnings: sentences about what is odd in it, but usable.
-        test_names: the file of each test row, relative to the dataset's folder; empty where rows are no files.
-        train_names: those of the train rows, where test rows were set apart from them.
-        own_test: False where the test rows were set apart from the train rows, since the dataset has no others.
+        warnings: sentences about odd, but usable data.
+        test_names: the file of each test row, relative to the dataset folder; empty if rows are not files.
+        train_names: the file of each train row, if the test rows were taken from the train rows; else empty.
+        own_test: False if the test rows were taken from the train rows, because the dataset has no test rows.
     """
 
     train_images: np.ndarray
@@ -40,10 +41,10 @@ class Arrays:
     own_test: bool = True
 
     def in_classes(self, classes: tuple[str, ...]) -> "Arrays":
-        """Returns the same rows with labels that are indices of `classes`, matched by name.
+        """Returns the dataset with labels that index `classes`. Classes are matched by name.
 
         Raises:
-            KeyError: a class of a test row is not among them.
+            KeyError: `classes` lacks the class of a test row.
         """
         if classes == self.classes:
             return self
@@ -51,12 +52,12 @@ class Arrays:
         numbers = np.array([place.get(name, -1) for name in self.classes], np.int64)
         if unknown := [self.classes[label] for label in np.unique(self.test_labels) if numbers[label] < 0]:
             raise KeyError(unknown[0])
-        labels = {name: numbers[value] for name, value in vars(self).items() if name.endswith("_labels") and value is not None}
+        labels: dict[str, Any] = {n: numbers[v] for n, v in vars(self).items() if n.endswith("_labels") and v is not None}
         return replace(self, **labels, classes=classes)
 
     def all_as_test(self) -> "Arrays":
-        """Returns the same rows, those that serve for training among the test rows."""
-        joined = {
+        """Returns the dataset with all train rows and test rows as test rows, train rows first."""
+        joined: dict[str, Any] = {
             f"test_{what}": np.concatenate([getattr(self, f"{split}_{what}") for split in ("train", "test")])
             for what in ("images", "labels")
         }
@@ -64,13 +65,13 @@ class Arrays:
 
 
 def complete(decoded: dict) -> Arrays:
-    """Returns decoded rows with what follows from them."""
+    """Returns the dataset for decoded rows. Computes the mean, the standard deviation and the key."""
     mean, std = statistics(decoded["train_images"] if len(decoded["train_images"]) else decoded["test_images"])
     return Arrays(**decoded, mean=mean, std=std, key=content_key(decoded))
 
 
 def content_key(rows: Mapping) -> str:
-    """Returns the SHA-256 of the classes' names, and of the pixels and labels of each split."""
+    """Returns the SHA-256 of the class names and of the pixels and labels of each split, as hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(list(rows["classes"])).encode())
     for part in ("train_images", "train_labels", "validation_images", "validation_labels", "test_images", "test_labels"):
         if (array := rows.get(part)) is not None:
@@ -80,9 +81,9 @@ def content_key(rows: Mapping) -> str:
 
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of each channel, of pixels/255: exact sums, by the counts of the 256 levels."""
+    """Returns mean and standard deviation per channel, of pixels/255. The sums are exact, because they count the 256 levels."""
     counts = np.zeros((images.shape[1], 256), np.int64)
-    for rows in np.split(images, range(1000, len(images), 1000)):  # bincount makes eight bytes of each pixel
+    for rows in np.split(images, range(1000, len(images), 1000)):  # few rows at a time: bincount needs eight bytes per pixel
         counts += [np.bincount(rows[:, c].ravel(), minlength=256) for c in range(images.shape[1])]
     levels, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
     mean = share @ levels

@@ -1,6 +1,7 @@
-"""Pictures varied anew each time they are trained on: shifted, mirrored, with a square blacked out."""
+"""Random changes of the train images in every epoch: shifts, mirror images, and black squares (cutout)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,14 @@ from bnn_exp.bits.philox import Philox, integers
 
 @dataclass(frozen=True)
 class Augment:
-    """Varies a batch on its device, each sample by draws of its own from (seed, epoch, batch) alone.
+    """A random change of image batches on their device. All random draws follow from (seed, epoch, batch) alone.
 
-    shift: by -shift…shift pixels down and as many across, uniformly; black moves in.
-    flip: half of the samples are mirrored left to right.
-    cutout: a black square of that side, its centre uniform over the pixels, so that it may reach over the edge
-        (DeVries & Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout).
+    Args:
+        shift: the largest shift in pixels. Each image moves by -shift…shift pixels down and across, uniformly. Black pixels
+            fill the gap.
+        flip: mirrors half of the images left to right.
+        cutout: the side in pixels of a black square; 0 for none. The centre is uniform over the pixels, so the square may
+            extend over the edge (DeVries & Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout).
     """
 
     seed: int
@@ -40,11 +43,14 @@ class Augment:
         of: int | None = None,
         number: Tensor | None = None,
     ) -> Tensor:
-        """Returns augmented images [batch, channels, height, width], uint8 in new memory; `x` itself if nothing varies.
+        """Returns changed pixels, uint8 [batch, channels, height, width]. Returns `x` itself if nothing varies, and never
+        writes to `x`.
 
         Args:
-            share: the images that `x` holds, of a batch of `of` images. Each becomes what it would in the whole batch.
-            number: int64 scalar on a GPU that stands for epoch and batch there, so that a recorded step draws anew.
+            share: the rows of the whole batch that `x` holds. They change as they would in the whole batch.
+            of: the number of rows of the whole batch; None if `x` is the whole batch.
+            number: int64 scalar on a GPU that identifies epoch and batch there. A recorded step reads it, so each replay draws
+                anew.
         """
         if not self.varies:
             return x
@@ -54,21 +60,27 @@ class Augment:
             g = Philox(draws.number(Purpose.AUGMENTATION, self.seed) >> 1, number)
 
         def draw(n: int) -> Tensor:
-            """Returns an integer in 0 … n − 1 for each sample, int64 [samples]."""
+            """Returns a random integer from 0 to n − 1 for each row of `x`, int64 [rows]."""
             return integers(n, len(x) if of is None else of, g, x.device)[share]
 
         if self.flip:
             x = torch.where(draw(2).bool()[:, None, None, None], x.flip(3), x)
         if self.shift:
-            x = _windows(F.pad(x, [self.shift] * 4), x.shape[2:], *(draw(2 * self.shift + 1) for _ in "yx"))
+            x = _windows(F.pad(x, [self.shift] * 4), (x.shape[2], x.shape[3]), *(draw(2 * self.shift + 1) for _ in "yx"))
         if self.cutout:
             down, across = (_within(side, draw(side) - self.cutout // 2, self.cutout) for side in x.shape[2:])
             x = x.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
         return x
 
 
-def build(settings, seed: int, image_shape: tuple[int, int, int]) -> Augment:
-    """What `settings` (those of a dataset) ask for; images are (channels, height, width)."""
+def build(settings: Any, seed: int, image_shape: tuple[int, int, int]) -> Augment:
+    """Returns the augmentation that the settings of a dataset request.
+
+    Args:
+        settings: the `dataset` group of the configuration. With `shift=null`, images shift by up to an eighth of the smaller
+            side.
+        image_shape: (channels, height, width).
+    """
     if settings.augment == "none":
         return Augment(seed)
     shift = min(image_shape[1:]) // 8 if settings.shift is None else settings.shift
@@ -76,12 +88,13 @@ def build(settings, seed: int, image_shape: tuple[int, int, int]) -> Augment:
 
 
 def _windows(x: Tensor, size: tuple[int, int], tops: Tensor, lefts: Tensor) -> Tensor:
-    """From each sample the window of `size` (height, width) with that top left corner."""
+    """Returns a window of each image. `size` is (height, width); `tops` and `lefts` (int64 [batch]) give the top left
+    corners."""
     views = x.unfold(2, size[0], 1).unfold(3, size[1], 1)  # [batch, channels, tops, lefts, height, width], no copy
     return views[torch.arange(len(x), device=x.device), :, tops, lefts]
 
 
 def _within(side: int, first: Tensor, length: int) -> Tensor:
-    """Which of 0…side-1 are among the `length` from `first` on: bool [batch, side]."""
+    """Returns a mask, bool [batch, side]: True at the positions `first` … `first + length - 1` of each row."""
     offset = torch.arange(side, device=first.device) - first[:, None]
     return (offset >= 0) & (offset < length)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -87,7 +88,8 @@ def _load(file: Path, found_by: str) -> Arrays | None:
                 return None
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         facts = {name: json.loads(about[name]) for name in FACTS}
-        arrays = Arrays(**tensors, **{name: tuple(fact) if isinstance(fact, list) else fact for name, fact in facts.items()})
+        known: dict[str, Any] = {name: tuple(fact) if isinstance(fact, list) else fact for name, fact in facts.items()}
+        arrays = Arrays(**tensors, **known)
         return arrays if content_key(vars(arrays)) == arrays.key else None
     except (FileNotFoundError, SafetensorError, TypeError, KeyError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""Matches labels to classes by name, across splits."""
+"""Matches labels to classes by name, across the splits of a dataset."""
 
 import unicodedata
 
@@ -10,13 +10,13 @@ from bnn_exp.errors import UserError
 
 
 def classes_of(splits: dict[str, Rows], where: str) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Returns the names of the classes, and the labels of each split as indices of them, int64 [rows].
+    """Returns the class names, and the labels of each split as indices of these names, int64 [rows].
 
-    The train rows decide the order: their list of names where they have one, else numbers by size and texts by the alphabet.
-    Classes that only other splits have follow.
+    If a split has a list of class names, the lists decide the order: train first, then classes that only other splits have. If
+    no split has a list, whole numbers are sorted by size, and other texts follow alphabetically.
 
     Raises:
-        UserError: a row has no label, or the splits have no class in common.
+        UserError: a row has no label, or a split has no class in common with the train rows.
     """
     named = {split: _names(rows, f"{where}: {split}") for split, rows in splits.items()}
     order: dict[str, None] = {}
@@ -38,7 +38,7 @@ def classes_of(splits: dict[str, Rows], where: str) -> tuple[tuple[str, ...], di
 
 
 def _names(rows: Rows, what: str) -> list[str]:
-    """Returns the class of each row, by name."""
+    """Returns the class name of each row."""
     names = []
     for i, label in enumerate(rows.labels):
         if rows.classes is not None:
@@ -55,8 +55,8 @@ def _names(rows: Rows, what: str) -> list[str]:
     return names
 
 
-def _text(label) -> str | None:
-    """Returns the name of the class that a label is; None where it is none."""
+def _text(label: object) -> str | None:
+    """Returns the class name for a label of any type; None if the label is empty or no class."""
     if label is None or (isinstance(label, float) and not label.is_integer()):
         return None
     if isinstance(label, bool | np.bool_):
@@ -71,14 +71,14 @@ def _composed(name: str) -> str:
 
 
 def _by_size_or_alphabet(name: str) -> tuple:
-    """Sorts whole numbers by size, before texts."""
+    """Returns a sort key: whole numbers by size, then other texts alphabetically."""
     digits = name.removeprefix("-")
     whole = digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(name)) == name
     return (0, int(name), name) if whole else (1, 0, name)
 
 
 def missing(classes: tuple[str, ...], labels: dict[str, np.ndarray]) -> list[str]:
-    """Returns a sentence for each split in which classes have no rows."""
+    """Returns one sentence for each split in which some classes have no rows."""
     lines = []
     for split, own in labels.items():
         counts = np.bincount(own, minlength=len(classes))

@@ -1,4 +1,4 @@
-"""Decides which column of a table holds the classes, and which the pictures or their files."""
+"""Decides which column of a table holds the classes. Also lists the usual names of label and file columns."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,18 +25,21 @@ def refuse_identifiers(column: str, values: Sequence, where: str, columns: str) 
         UserError: the column identifies rows instead of classes.
     """
     if column.lower() not in LABELS and len(set(values)) == len(values) > 2:
-        label_column({}, None, where, columns)  # raises: no column is left
+        label_column({}, None, where, columns)  # raises the error for a table without a label column
 
 
 def label_column(candidates: Mapping[str, int], label: str | None, where: str, columns: str = "") -> str:
-    """Returns the column of the classes: the one that `label` names, else that of the most classes, else the one so called.
+    """Returns the name of the column that holds the classes.
+
+    The choice is `label` if given; else the column with the most named classes; else a column with a common name such as
+    "label"; else the only column left.
 
     Args:
-        candidates: of each column that may be it, how many classes it names; 0 where it holds the classes themselves.
-        columns: all columns, in an error's words.
+        candidates: the number of class names of each possible column; 0 if the column holds the classes themselves.
+        columns: all columns as text for error messages.
 
     Raises:
-        UserError: there is none, or several that nothing tells apart.
+        UserError: no column fits, or several fit equally well.
     """
     if label is not None:
         if label not in candidates:

@@ -1,4 +1,4 @@
-"""A dataset as tensors on the device of the training: uint8 images, decoded once; an epoch is one permutation."""
+"""The tensors of a training: uint8 images and labels on the device. An epoch is one random permutation of the train rows."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from bnn_exp.bits.draws import Purpose, generator
 from bnn_exp.data.arrays import Arrays
 
-_SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # seeds of the choices of rows, which are the same in every run
+_SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # fixed seeds: every run chooses the same rows
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [rows, channels, height, width] and labels int64 [rows], on one device."""
+    """The images (uint8 [rows, channels, height, width]) and labels (int64 [rows]) of one split, on one device."""
 
     images: Tensor
     labels: Tensor
@@ -23,14 +23,17 @@ class Split:
         return len(self.labels)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns pixels, uint8, and labels of these rows (int64)."""
+        """Returns the pixels (uint8) and the labels (int64) of the given rows."""
         return self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Train and test rows, perhaps some kept back from training, the names of the classes, mean and standard deviation of
-    each channel (of pixels/255, over all train rows there are), and the key of what all was made from."""
+    """The splits of a dataset on the device, its class names, and the statistics of its pixels.
+
+    `mean` and `std` are per channel, of pixels/255, over all train rows of the dataset, even if `limit` uses fewer. `key`
+    identifies the content of the dataset.
+    """
 
     train: Split
     validation: Split | None
@@ -49,9 +52,14 @@ class Dataset:
         validation: float = 0.0,
         limit_eval: int | None = None,
     ) -> "Dataset":
-        """`limit` uses that many train rows: the same random ones each time, since a dataset may be sorted by class.
-        `validation` is the fraction of those that is kept back, of every class alike; it too is always the same. A validation
-        split of the dataset itself is used as it is. `limit_eval` uses that many rows of test and of validation, likewise."""
+        """Returns the dataset on `device`. The choice of rows is random, but equal in every run.
+
+        Args:
+            limit: the number of train rows to use. They are random rows, because a dataset may be sorted by class.
+            validation: the fraction of these train rows that becomes the validation split, taken from every class alike. 0
+                uses the validation split of the dataset, if any.
+            limit_eval: the number of test rows and of validation rows to use.
+        """
         rows = some_rows(len(arrays.train_labels), limit, _SUBSET)
         kept_back = stratified(arrays.train_labels[rows], validation)
 
@@ -59,7 +67,7 @@ class Dataset:
             return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
         def train_rows(which: np.ndarray) -> Split:
-            every = len(which) == len(arrays.train_labels)  # then nothing is copied
+            every = len(which) == len(arrays.train_labels)  # all rows need no copy
             return split(*(a if every else a[which] for a in (arrays.train_images, arrays.train_labels)))
 
         def evaluated(whole: Split) -> Split:
@@ -82,38 +90,41 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        return tuple(self.train.images.shape[1:])
+        """The shape of one image: (channels, height, width)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
 
 
 def some_rows(count: int, limit: int | None, seed: int) -> np.ndarray:
-    """Returns the indices of at most `limit` rows of `count`, random but the same each time, ascending: int64."""
+    """Returns the indices of `limit` random rows out of `count`, int64, ascending. Equal seeds give equal rows."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
 
 
 def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
-    """A random choice of ⌊fraction · rows⌋ rows, of every class its share to within one: bool [rows], the same each time."""
+    """Returns a random choice of ⌊fraction · rows⌋ rows as a mask, bool [rows]. Each class contributes its share to within one
+    row. The choice is equal in every run."""
     order = np.random.default_rng(_VALIDATION).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]  # by class, at random within one
+    order = order[np.argsort(labels[order], kind="stable")]  # sorted by class, in random order within a class
     chosen = np.zeros(len(labels), bool)
-    chosen[order] = np.diff(np.floor(np.arange(len(labels) + 1) * fraction + 1e-9)) > 0  # evenly spaced
+    chosen[order] = np.diff(np.floor(np.arange(len(labels) + 1) * fraction + 1e-9)) > 0  # at even distances
     return chosen
 
 
 def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> list[Tensor]:
-    """The rows of each batch of an epoch: one permutation, from (seed, epoch) alone, cut into pieces."""
+    """Returns the row numbers of each batch of an epoch: one permutation, from (seed, epoch) alone, cut into pieces."""
     order = torch.randperm(rows, generator=generator(device, Purpose.PERMUTATION, seed, epoch), device=device)
     return pieces(order, batch_size)
 
 
 def pieces(rows: Tensor, size: int) -> list[Tensor]:
-    """`rows` cut into pieces of `size`; a single row left over joins the last piece, since BatchNorm can't take one sample."""
+    """Cuts `rows` into pieces of `size` rows. A single row at the end joins the last piece, because BatchNorm cannot take one
+    sample."""
     return list(rows.tensor_split([size * i for i in range(1, piece_count(len(rows), size))]))
 
 
 def piece_count(rows: int, size: int) -> int:
-    """How many pieces that are."""
+    """Returns the number of pieces that `pieces` makes of this many rows."""
     count = -(-rows // size)
     return count - 1 if count > 1 and rows % size == 1 else count

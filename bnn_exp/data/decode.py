@@ -1,4 +1,4 @@
-"""Decodes a dataset that was found: the rows of its splits become arrays of pixels and labels."""
+"""Decodes a dataset: the rows of its splits become arrays of pixels and labels."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -13,18 +13,19 @@ from bnn_exp.data.split_names import split_of
 from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 
-COPIES = 0.01  # from this share of the test rows on, test pictures that are train pictures too are worth a warning
+COPIES = 0.01  # share of test images that are train images too, above which a warning is given
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Settings that decide what is made of the rows of a dataset.
+    """The settings that decide what becomes of the rows of a dataset.
 
     Args:
-        label: the column of the classes, where a table has several.
-        size: the side in pixels of the square to which pictures are fitted; None: they have one size.
-        channels: 1 (grey) or 3 (RGB); None: 3 if any picture has colours.
-        test_fraction: the share of each class's rows that become test rows where the dataset has no others.
+        label: the column of the classes, if a table has several candidates.
+        size: the side in pixels of the square to which images are fitted; None if all images have one size.
+        channels: 1 (grey) or 3 (RGB); None means 3 if any image has colours, else 1.
+        pixels: the conversion of an image to pixels.
+        test_fraction: the share of each class that becomes test rows, if the dataset has no test rows.
     """
 
     label: str | None = None
@@ -35,17 +36,17 @@ class Reading:
 
 
 def decode(source: Source, reading: Reading) -> dict:
-    """Returns the fields of `sources.Arrays`, but for those that follow from them.
+    """Returns the fields of `arrays.Arrays` by name, without `mean`, `std` and `key`.
 
     Raises:
-        UserError: what of the dataset can't be read.
+        UserError: a part of the dataset can't be read.
     """
     splits = _by_role(source)
     classes, labels = classes_of(splits, source.where)
     images = _images(source, splits, reading)
     files = {split: rows.files for split, rows in splits.items()}
     own_test = "test" in splits
-    if "train" not in splits:  # rows to evaluate on
+    if "train" not in splits:  # the dataset serves for evaluation only
         images["train"], labels["train"], files["train"] = images["test"][:0], labels["test"][:0], ()
     elif not own_test:
         _set_apart(source, images, labels, files, reading.test_fraction)
@@ -54,7 +55,7 @@ def decode(source: Source, reading: Reading) -> dict:
     for split in images:
         if len(found := one_colour(images[split])):
             n, first = len(found), files[split][found[0]] if files[split] else f"row {found[0]}"
-            source.warnings.append(f"{n} {split} picture{' has' if n == 1 else 's have'} but one colour: {first}")
+            source.warnings.append(f"{n} {split} image{' has' if n == 1 else 's have'} only one colour: {first}")
     _warn_of_copies(source, images)
     return {
         **{f"{split}_images": array for split, array in images.items()},
@@ -69,7 +70,8 @@ def decode(source: Source, reading: Reading) -> dict:
 
 
 def _by_role(source: Source) -> dict[str, Rows]:
-    """Returns the rows of train, and of validation and test where they are there."""
+    """Returns the rows of each split by its role: train, validation, test. Validation rows serve as test rows if there are no
+    others."""
     loaded: dict[str, Rows] = {}
     for name, rows in source.load(source).items():
         if (role := split_of(name)) and len(rows.labels):
@@ -83,7 +85,7 @@ def _by_role(source: Source) -> dict[str, Rows]:
 
 
 def _images(source: Source, splits: dict[str, Rows], reading: Reading) -> dict[str, np.ndarray]:
-    """Returns the pictures of each split: uint8 [rows, channels, height, width]."""
+    """Returns the images of each split: uint8 [rows, channels, height, width]."""
     arrays = {split: rows.pictures for split, rows in splits.items() if isinstance(rows.pictures, np.ndarray)}
     narrow, notes, warnings = eight_bits(arrays, reading.pixels.range, source.where)
     source.notes += notes
@@ -104,24 +106,29 @@ def _images(source: Source, splits: dict[str, Rows], reading: Reading) -> dict[s
                         reading.size,
                         shape,
                         may_be_grey=channels == 1 and not reading.channels,
-                        name=lambda i, split=split, rows=rows: f"{source.where}: {split} {rows.name(i)}",
+                        name=lambda i: f"{source.where}: {split} {rows.name(i)}",  # noqa: B023
                     )
                 shape = images[split].shape[1:]
         except HasColours:
             continue
         return images
-    raise AssertionError("pictures always become 3 channels")
+    raise AssertionError("every image can be decoded to 3 channels")
 
 
 def _as_they_are(values: np.ndarray, channels: int, size: int | None, shape: tuple[int, ...] | None) -> bool:
-    """Returns whether values of 8 bits are the pixels already."""
+    """Returns True if 8-bit values need no change to become the pixels.
+
+    Args:
+        values: [rows, height, width] or [rows, height, width, channels].
+        shape: the image shape (channels, height, width) of the earlier splits; None for the first split.
+    """
     height, width = values.shape[1:3]
     own = values.shape[3] if values.ndim == 4 else 1
     return own == channels and size in (None, height) and size in (None, width) and shape in (None, (own, height, width))
 
 
 def _set_apart(source: Source, images: dict, labels: dict, files: dict, fraction: float) -> None:
-    """Makes test rows of a share of the train rows, of every class alike; the same rows each time."""
+    """Moves a share of the train rows to the test split, from every class alike. The choice is equal in every run."""
     from bnn_exp.data.dataset import stratified
 
     test = stratified(labels["train"], fraction)
@@ -149,4 +156,4 @@ def _warn_of_copies(source: Source, images: dict[str, np.ndarray]) -> None:
     known = set(prints("train"))
     copies = sum(print_ in known for print_ in prints("test"))
     if copies > COPIES * len(images["test"]):
-        source.warnings.append(f"{copies:,} of {len(images['test']):,} test pictures are train pictures too")
+        source.warnings.append(f"{copies:,} of {len(images['test']):,} test images are train images too")

@@ -1,4 +1,4 @@
-"""Decodes the images of a split."""
+"""Decodes all images of a split into one array; in several threads if the images are large."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +12,13 @@ from bnn_exp.data.images import Encoded, Pixels, opened, quiet
 from bnn_exp.data.messages import short_reason
 from bnn_exp.errors import UserError
 
-LARGE = 16_000  # bytes an encoded picture, in the mean: from here on threads gain more than handing over costs
-AT_ONCE = 256  # pictures that are decoded before the next ones are fetched
+LARGE = 16_000  # mean bytes of an encoded image, above which threads save more time than they cost
+AT_ONCE = 256  # images to decode before the next ones are fetched
 GREY_MODES = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 class HasColours(Exception):
-    """A picture has colours, and grey pixels were expected."""
+    """An image has colours, although grey pixels were expected."""
 
 
 def decode_images(
@@ -30,19 +30,19 @@ def decode_images(
     may_be_grey: bool,
     name: Callable[[int], str],
 ) -> np.ndarray:
-    """Returns all pictures of a split in one array: uint8 [rows, channels, height, width].
+    """Returns all images of a split in one array: uint8 [rows, channels, height, width].
 
     Args:
-        size: the side in pixels of the square to which the pictures are fitted; None: they have one size.
-        shape: [channels, height, width] of the split before it; None for the first.
-        may_be_grey: `channels` is 1 as a guess, which a picture with colours refutes.
-        name: gives an error's words for a row's number.
+        size: the side in pixels of the square to which images are fitted; None if all images have one size.
+        shape: (channels, height, width) of the images of earlier splits; None for the first split.
+        may_be_grey: `channels` is 1 only as a guess. An image with colours refutes the guess.
+        name: returns the words for a row number in error messages.
 
     Raises:
-        UserError: the first picture that can't be decoded, or that has another size.
-        HasColours: a picture refutes the guess.
+        UserError: an image can't be decoded or has another size. The message names the first such image.
+        HasColours: an image refutes the guess.
     """
-    make = partial(_pixels_of, pixels=pixels, channels=channels, size=size and (size, size), may_be_grey=may_be_grey)
+    make = partial(_pixels_of, pixels=pixels, channels=channels, size=(size, size) if size else None, may_be_grey=may_be_grey)
     images, rest, first = None, iter(pictures), 0
     with quiet(), ThreadPoolExecutor() as pool:
         while batch := list(islice(rest, AT_ONCE)):
@@ -52,8 +52,7 @@ def decode_images(
                     raise made
                 if isinstance(made, Exception):
                     raise UserError(
-                        f"{name(i)} can't be decoded ({short_reason(made)})\n"
-                        "allowed: readable images; repair or remove this one"
+                        f"{name(i)} can't be decoded ({short_reason(made)})\nallowed: readable images; repair or remove it"
                     ) from made
                 if images is None:
                     shape = shape or (channels, *made.shape[:2])
@@ -62,7 +61,7 @@ def decode_images(
                     (h, w), (_, height, width) = made.shape[:2], shape
                     raise UserError(
                         f"{name(i)} is {w}×{h} pixels, those before it are {width}×{height}\n"
-                        "allowed: pictures that all have one size, or dataset.size=N, to which they are fitted"
+                        "allowed: images of one size, or dataset.size=N, which fits all images to N×N pixels"
                     )
                 images[i] = made if channels == 1 else made.transpose(2, 0, 1)
             first += len(batch)
@@ -72,18 +71,19 @@ def decode_images(
 def _pixels_of(
     encoded: Encoded, pixels: Pixels, channels: int, size: tuple[int, int] | None, may_be_grey: bool
 ) -> np.ndarray | Exception:
-    """Returns the pixels, or the error: a pool would not say which row raised it."""
+    """Returns the pixels of an image. Returns an exception instead of raising it, because a thread pool does not say which row
+    raised it."""
     try:
         picture = opened(encoded)
         if may_be_grey and picture.mode not in GREY_MODES:
             return HasColours()
         return pixels.of(picture, channels, size)
-    except Exception as error:  # Pillow's plug-ins raise what they like
+    except Exception as error:  # Pillow's plug-ins raise exceptions of any type
         return error
 
 
 def one_colour(images: np.ndarray) -> np.ndarray:
-    """Returns the numbers of the pictures, of uint8 [rows, channels, height, width], whose pixels are all alike."""
+    """Returns the row numbers of images in which all pixels are equal. `images` is uint8 [rows, channels, height, width]."""
     flat = images.reshape(*images.shape[:2], images.shape[2] * images.shape[3])
     return (flat == flat[:, :, :1]).all((1, 2)).nonzero()[0]
 

@@ -1,7 +1,7 @@
-"""Finds the dataset in a folder: which files are which rows, of which split and class.
+"""Finds the dataset in a folder, an archive or a file: decides the format, and which files are which rows.
 
-Each form of a dataset has a reader. A reader looks at the names of the files, and at the first bytes of a few, and says
-whether it can make rows of them. Exactly one form may be there; else the user is told what was found.
+Each format has a reader in `bnn_exp.data.formats`. A reader looks at file names and at the first bytes of a few files, and
+says whether it can read them. Exactly one format must fit; otherwise an error says what was found.
 """
 
 import os
@@ -18,22 +18,22 @@ from bnn_exp.data.split_names import split_of
 from bnn_exp.data.undecoded import Found, Source
 from bnn_exp.errors import UserError
 
-IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found"}  # beside all names that begin with a dot
+IGNORED = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found"}  # names that begin with a dot are ignored too
 FORMS = (
-    "class folders (train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png), pictures with a metadata.csv, IDX, .npz or .npy, "
+    "class folders (train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png), images with a metadata.csv, IDX, .npz or .npy, "
     "pixel CSV, or parquet files"
 )
 
 
 def find(path: Path, label: str | None = None, part: str = "") -> Source:
-    """Finds the dataset in a folder, an archive, or a single file.
+    """Returns the dataset in a folder, an archive or a single file.
 
     Args:
-        label: the column of the classes, where a table has several.
-        part: the folder to be read, where the dataset has several configurations by the names of its folders.
+        label: the column of the classes, if a table has several candidates.
+        part: the subfolder to read, if each configuration of the dataset has a subfolder.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: no dataset or several datasets are there.
     """
     where, path = f"dataset.path={shown(path)}", Path(at_home(str(path))).absolute()
     if not path.exists():
@@ -59,7 +59,7 @@ def find(path: Path, label: str | None = None, part: str = "") -> Source:
     left = sorted(set(files) - set(found.files), key=str)
     pictures = [file for file in left if is_image(file) or file.suffix.lower() in UNREAD]
     for kind, those, lines in (
-        ("picture", pictures, source.warnings),
+        ("image", pictures, source.warnings),
         ("file", [file for file in left if file not in set(pictures)], source.notes),
     ):
         if those:
@@ -69,7 +69,7 @@ def find(path: Path, label: str | None = None, part: str = "") -> Source:
 
 
 def walk(folder: Path, where: str) -> Iterator[Path]:
-    """Yields the files in a folder and below it, through symbolic links, without hidden ones.
+    """Yields the files in a folder and below it, without hidden files. Follows symbolic links.
 
     Raises:
         UserError: a folder can't be listed.
@@ -78,13 +78,13 @@ def walk(folder: Path, where: str) -> Iterator[Path]:
     def within(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in above:
-            return  # a link that leads back up
+            return  # the link leads back to a parent folder
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name.lower() in IGNORED:
                 continue
             if entry.is_dir():
                 yield from within(folder / entry.name, (*above, (status.st_dev, status.st_ino)))
-            elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere is a row that is missing
+            elif entry.is_file() or entry.is_symlink():  # a broken link is kept: the decoder names it as a missing image
                 yield folder / entry.name
 
     try:
@@ -96,7 +96,7 @@ def walk(folder: Path, where: str) -> Iterator[Path]:
 
 
 def _without_wrapper(root: Path, files: list[Path]) -> Path:
-    """Returns the folder in `root` that holds the dataset, where each folder down to it holds that folder and nothing else."""
+    """Returns the folder that holds the dataset. Descends from `root` as long as a folder contains nothing but one folder."""
     there = set(files)
     while files:
         tops = {file.relative_to(root).parts[0] for file in files}
@@ -104,13 +104,14 @@ def _without_wrapper(root: Path, files: list[Path]) -> Path:
         if others or split_of(top) or root / top in there:
             return root
         if any(file.parent == root / top and is_image(file) for file in files):
-            return root  # a class folder
+            return root  # the folder holds images, so it is a class folder and no wrapper
         root = root / top
     return root
 
 
 def _pictures(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds pictures with a table called metadata, else in class folders, else with any table that names them."""
+    """Finds image files with their classes: from a table called metadata, else from class folders, else from any table that
+    names files."""
     pictures = [file for file in files if is_image(file)]
     about = [file for file in files if file.stem.lower() == "metadata" and image_table.is_table(file)]
     tables_ = [file for file in files if image_table.is_table(file) and file not in about]
@@ -119,14 +120,14 @@ def _pictures(root: Path, files: list[Path], label: str | None, where: str) -> F
         return found
     if folders is None and about and pictures:
         raise UserError(
-            f"{where}: {shown(about[0].relative_to(root))} names no picture that is there\n"
+            f"{where}: {shown(about[0].relative_to(root))} names no image that exists\n"
             f"allowed: UTF-8 text with a column of files ({', '.join(columns.FILES[:4])}, …) and one of classes"
         )
     return folders or image_table.find(root, tables_ + pictures, label, where) or None
 
 
 def _what_is_there(root: Path, files: list[Path], forms: list[Found]) -> str:
-    """Returns what a folder holds, in words."""
+    """Returns a text that says what the folder holds, for error messages."""
     if forms:
         return f"holds {len(forms)} datasets: " + ", ".join(f"{form.kind} ({len(form.files)} files)" for form in forms)
     if not files:
@@ -134,7 +135,7 @@ def _what_is_there(root: Path, files: list[Path], forms: list[Found]) -> str:
     pictures = [file for file in files if is_image(file)]
     if pictures:
         first = shown(pictures[0].relative_to(root))
-        return f"holds no dataset: {len(pictures)} pictures ({first}, …), but not two class folders, nor a metadata.csv"
+        return f"holds no dataset: {len(pictures)} images ({first}, …), but not two class folders and no metadata.csv"
     kinds = Counter(file.suffix.lower() or "without suffix" for file in files).most_common(4)
     return "holds no dataset: " + ", ".join(f"{count} {shown(kind)}" for kind, count in kinds) + " files"
 

@@ -1,4 +1,4 @@
-"""Suffixes."""
+"""Decides by its suffix whether a file is an image that Pillow reads."""
 
 from functools import cache
 from pathlib import Path
@@ -10,19 +10,19 @@ NO_PICTURES = {
     "", ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".gz", ".npz", ".npy", ".txt", ".md", ".zip", ".tar",
     ".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".gbr", ".fits", ".fit",
 }  # fmt: skip
-"""Suffixes of other files, and of some that Pillow knows, but that users do not mean as pictures."""
+"""Suffixes of other files. Pillow reads some of them, but users do not mean them as images."""
 
-UNREAD = {".heic", ".heif", ".raw", ".cr2", ".nef", ".dng", ".arw", ".psd", ".svg"}  # pictures that Pillow does not read
+UNREAD = {".heic", ".heif", ".raw", ".cr2", ".nef", ".dng", ".arw", ".psd", ".svg"}  # image formats that Pillow does not read
 
 
 @cache
 def _is_known(suffix: str) -> bool:
-    if suffix in COMMON or suffix in NO_PICTURES:  # Pillow's plug-ins take 0.1 s to load
+    if suffix in COMMON or suffix in NO_PICTURES:  # a known suffix saves 0.1 s, which Pillow's plug-ins take to load
         return suffix in COMMON
     Image.init()
     return Image.EXTENSION.get(suffix) in Image.OPEN
 
 
 def is_image(file: Path) -> bool:
-    """Returns whether a file is a picture that Pillow reads here, by its suffix."""
+    """Returns True if Pillow reads files with this suffix as images."""
     return _is_known(file.suffix.lower())

@@ -1,7 +1,7 @@
-"""Makes pixels of pictures, by Pillow: one function for training, prediction and every other reader.
+"""Converts an image to pixels with Pillow. Training, prediction and every dataset reader use this conversion.
 
-A picture becomes bytes in this order: EXIF turns it upright, wide values become 8 bits, transparency is laid on a ground,
-the colours become grey or RGB, and the picture is fitted to a size.
+The steps, in this order: EXIF rotates the image upright; values of more than 8 bits become 8 bits; a background replaces
+transparency; the colours become grey or RGB; the image is fitted to the requested size.
 """
 
 import logging
@@ -22,24 +22,24 @@ WIDE_MODES = ("F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 SILENT = logging.NullHandler()
 
 Encoded = Path | bytes | np.ndarray | None
-"""A picture before decoding: a file, its bytes, or values [height, width] or [height, width, channels]; None is no picture."""
+"""An image before decoding: a file, bytes, or values [height, width] or [height, width, channels]; None if it is missing."""
 
 
 class NotEightBits(ValueError):
-    """The values of a picture have a range that nobody has stated."""
+    """The values of an image have more than 8 bits, and their range is unknown."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Settings that decide the pixels of a picture. They are part of a dataset's settings, and so of a model file.
+    """The settings that decide the pixels of an image. They are part of the dataset settings, so a model file has them too.
 
     Args:
-        fit: how a picture gets another shape. `squash` changes its proportions, `crop` cuts its longer side, `pad` adds
+        fit: how an image gets another shape. `squash` changes the proportions, `crop` cuts the longer side, `pad` adds
             `background`.
-        background: the colour under transparent pixels and around padded pictures: white, grey, black or #rrggbb.
-        range: the values of arrays and of pictures of more than 8 bits that become 0 and 255. None: 0…65535 of 16 bits, 0…1
-            of floats. Pictures of 8 bits stay as they are.
-        reduced: a JPEG that gets another size may be decoded at a fraction of its own. Training does so if it has a size.
+        background: the colour under transparent pixels and around padded images: white, grey, black or #rrggbb.
+        range: the values of arrays, and of images of more than 8 bits, that become 0 and 255. None means 0…65535 for 16 bits
+            and 0…1 for floats. Images of 8 bits do not change.
+        reduced: decodes a JPEG at a fraction of its size if the image is made smaller. Training does so if `size` is set.
     """
 
     fit: str = "squash"
@@ -49,22 +49,22 @@ class Pixels:
 
     @classmethod
     def of_settings(cls, values: dict) -> "Pixels":
-        """Returns those of a dataset's settings as plain values, as a run or a model file keeps them."""
+        """Returns the pixel settings of a dataset, from the plain values that a run or a model file holds."""
         known = {key: values[key] for key in ("fit", "background", "range") if values.get(key) is not None}
         return cls(**known | ({"range": tuple(known["range"])} if "range" in known else {}), reduced=bool(values.get("size")))
 
     def of(self, picture: Image.Image, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Returns uint8 [height, width] for 1 channel, [height, width, 3] for 3.
+        """Returns the pixels of an image: uint8 [height, width] for 1 channel, [height, width, 3] for 3.
 
         Args:
-            size: (width, height) in pixels; None keeps that of the picture.
+            size: (width, height) in pixels; None keeps the size of the image.
 
         Raises:
-            NotEightBits: the picture has wide values, and their range is not known.
-            Exception: Pillow raises many kinds for a broken picture.
+            NotEightBits: the image has more than 8 bits, and their range is unknown.
+            Exception: Pillow raises exceptions of many types for a broken image.
         """
         mode = "L" if channels == 1 else "RGB"
-        if size and self.reduced:  # at a fraction of its size, but no less than this
+        if size and self.reduced:  # decode at twice the needed size or more, which keeps the quality
             picture.draft(mode, (2 * size[0], 2 * size[1]))
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
@@ -87,31 +87,31 @@ class Pixels:
 
     @property
     def ground(self) -> tuple[int, int, int]:
-        """The background as (red, green, blue)."""
+        """The background colour as (red, green, blue), 0…255."""
         return ImageColor.getrgb(self.background)[:3]
 
     def _on_ground(self, picture: Image.Image) -> Image.Image:
-        """Lays a picture with transparency on the background; RGB."""
+        """Returns an RGB image: the transparent image in front of the background."""
         if picture.mode in ("La", "RGBa"):
             picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
         ground = Image.new("RGBA", picture.size, (*self.ground, 255))
         return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
 
     def _narrowed(self, picture: Image.Image) -> Image.Image:
-        """Scales wide values to 8 bits."""
+        """Returns the image with its values scaled to 8 bits. The transparent value stays transparent."""
         values, clear = np.asarray(picture), picture.info.get("transparency")
         low, high = self.range or _range_of(picture, values)
         narrow = Image.fromarray(scaled(values, low, high))
-        if isinstance(clear, int):  # the value that stands for "transparent"
+        if isinstance(clear, int):  # `clear` is the value of transparent pixels
             narrow.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
         return narrow
 
 
 def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Returns uint8 of the shape of `values` (any numbers): `low` becomes 0, `high` 255, and values beyond them are cut off.
+    """Returns `values` as uint8 of the same shape. `low` becomes 0 and `high` becomes 255; values outside are clipped.
 
     Raises:
-        NotEightBits: a value is no number.
+        NotEightBits: a value is NaN.
     """
     if values.dtype == np.uint8 and (low, high) == (0, 255):
         return values
@@ -119,17 +119,21 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
         return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     values = values.astype(np.float64)
     if np.isnan(values).any():
-        raise NotEightBits("it holds values that are no numbers")
+        raise NotEightBits("it holds NaN values")
     return np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
 
 
 def _range_of(picture: Image.Image, values: np.ndarray) -> tuple[float, float]:
-    """Returns the values that mean black and white by the type of a picture's values."""
+    """Returns the values that mean black and white, from the mode and the file format of an image.
+
+    Raises:
+        NotEightBits: neither decides the range.
+    """
     if picture.mode.startswith("I;16"):
         return 0, 65535
     low, high = float(values.min()), float(values.max())
     if picture.mode == "I" and picture.format in ("PNG", "PPM") and low >= 0 and high <= 65535:
-        return 0, 65535  # Pillow reads 16 bits of these as 32
+        return 0, 65535  # Pillow opens 16-bit images of these formats as 32-bit ones
     if picture.mode == "F" and low >= 0 and high <= 1:
         return 0, 1
     kind = "floats" if picture.mode == "F" else "32-bit integers"
@@ -137,40 +141,40 @@ def _range_of(picture: Image.Image, values: np.ndarray) -> tuple[float, float]:
 
 
 def _luminance(colour: tuple[int, int, int]) -> int:
-    return Image.new("RGB", (1, 1), colour).convert("L").getpixel((0, 0))
+    return int(np.asarray(Image.new("RGB", (1, 1), colour).convert("L"))[0, 0])
 
 
 def opened(encoded: Encoded) -> Image.Image:
-    """Returns the picture of a file, of its bytes, or of values, not decoded yet.
+    """Returns an image that is not decoded yet, from a file, from bytes, or from values.
 
     Raises:
-        Exception: Pillow raises many kinds for what is no picture.
+        Exception: Pillow raises exceptions of many types for data that is no image.
     """
     if encoded is None:
-        raise ValueError("there is no picture")
+        raise ValueError("the image is missing")
     if isinstance(encoded, np.ndarray):
         return Image.fromarray(encoded[..., 0] if encoded.shape[2:] == (1,) else encoded)
     return Image.open(encoded if isinstance(encoded, Path) else BytesIO(encoded))
 
 
 def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.ndarray:
-    """Returns a picture file as uint8 of `shape` (channels, height, width), fitted to it.
+    """Returns an image file as uint8 of the given `shape`, (channels, height, width). The image is fitted to this shape.
 
     Raises:
-        UserError: it can't be decoded.
+        UserError: the file can't be decoded.
     """
     channels, height, width = shape
     try:
         with quiet():
             made = pixels.of(opened(file), channels, (width, height))
-    except Exception as error:  # Pillow's plug-ins raise what they like
+    except Exception as error:  # Pillow's plug-ins raise exceptions of any type
         raise UserError(f"{file}: not a readable image ({short_reason(error)})") from error
     return made[None] if channels == 1 else made.transpose(2, 0, 1)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block Pillow's warnings and complaints, which name no picture, are not printed."""
+    """Context manager: hides the warnings and log messages of Pillow, because they do not name the image."""
     logging.getLogger("PIL").addHandler(SILENT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

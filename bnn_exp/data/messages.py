@@ -1,4 +1,4 @@
-"""Messages."""
+"""Parts of messages to the user: names of files and rows, lists of names, reasons of errors."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ WHOLE = "allowed: a whole file that you may read; perhaps copy or download it ag
 
 
 def shown(path: Path | str) -> str:
-    """Returns a name as text that UTF-8 can hold, accents composed. A name that is no UTF-8 is taken for Latin-1."""
+    """Returns a file name as valid text with composed accents (NFC). A name that is not UTF-8 is read as Latin-1."""
     raw = str(path)
     try:
         raw.encode()
@@ -18,16 +18,16 @@ def shown(path: Path | str) -> str:
 
 
 def named(paths: Sequence[Path]) -> Callable[[int], str]:
-    """Returns the function that names a row by its number and its file."""
+    """Returns a function that names a row in messages by its number and its file."""
     return lambda i: f"image {i} ({shown(paths[i])})"
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """Returns the first names, and how many more there are: a, b, c and 5 more."""
+    """Returns the first names and the number of the others, such as "a, b, c and 5 more"."""
     first = ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in names[:most])
     return first + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def short_reason(error: Exception) -> str:
-    """Returns the reason of an error of another library as one short line."""
+    """Returns the message of another library's error as one short line."""
     return " ".join((str(error) or type(error).__name__).split())[:200]

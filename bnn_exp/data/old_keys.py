@@ -1,4 +1,4 @@
-"""The keys by which checkpoints knew their data before keys were of the content."""
+"""Recognises a dataset by the key that version 0.1.0 wrote into checkpoints. Newer keys depend on the content alone."""
 
 import hashlib
 import json
@@ -14,12 +14,14 @@ DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", "
 
 
 def are_same(saved: str, key: str, dataset: Any) -> bool:
-    """Returns whether data of this key, read by the settings `dataset`, are those that a file calls `saved`."""
+    """Returns True if `saved`, the dataset key in a file, names the data with the key `key`, read with the settings
+    `dataset`."""
     return saved == key or (dataset.name not in DATASETS and saved == old_key(dataset))
 
 
 def old_key(dataset: Any) -> str:
-    """Returns the key that version 0.1.0 gave to a dataset of these settings: of a folder's files, or of the hub's name."""
+    """Returns the key that version 0.1.0 computed from a dataset's settings: from the bytes of a folder's files, or from the
+    hub name."""
     if dataset.name == "digits":
         return _key(DIGITS.read_bytes())
     where = _digests(Path(dataset.path)) if dataset.path else [f"hub {dataset.hub}".encode()]

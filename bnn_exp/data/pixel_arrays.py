@@ -1,4 +1,4 @@
-"""Turns values that files hold, instead of encoded pictures, into rows of 8 bits."""
+"""Checks arrays of numbers that hold images, and scales their values to 8 bits."""
 
 import zipfile
 import zlib
@@ -14,19 +14,23 @@ from bnn_exp.data.messages import WHOLE, short_reason, shown, some
 from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 
-DARK = 32  # of 255: pictures of which no value is as high are worth a warning
-LEAST_PIXELS = 16  # columns of numbers that make a table one of pixels
+DARK = 32  # a warning is given if no value of 0…255 is as high as this
+LEAST_PIXELS = 16  # a table with more number columns than this holds pixels
 UNREADABLE = (
     ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, MemoryError, OverflowError, LookupError, NotImplementedError,
 )  # fmt: skip
 
 
 class Damaged(ValueError):
-    """A file is not what its name says."""
+    """A file does not have the content that its name promises."""
 
 
 def read(source: Source, file: Path, how: Any, reader: Callable) -> Any:
-    """Returns what `reader` reads; whatever is wrong with a file becomes one sentence."""
+    """Calls `reader(file, how)` and returns the result.
+
+    Raises:
+        UserError: the file can't be read. The message is one sentence, whatever the reader raised.
+    """
     try:
         return reader(file, how)
     except UNREADABLE as error:
@@ -36,18 +40,27 @@ def read(source: Source, file: Path, how: Any, reader: Callable) -> Any:
 
 
 def refuse_labels_alone(names: set[str], where: str) -> None:
-    """Refuses labels without pictures. (Pictures without labels are common: they are test rows of a competition.)"""
+    """Raises an error if labels have no images. Images without labels are allowed: competitions publish test rows without
+    labels.
+
+    Raises:
+        UserError: `names` is not empty.
+    """
     if names:
-        raise UserError(f"{where}: no pictures belong to {some(sorted(names))}\nallowed: pictures and labels of each split")
+        raise UserError(f"{where}: no images belong to {some(sorted(names))}\nallowed: images and labels for each split")
 
 
 def paired(source: Source, pictures: np.ndarray, labels: np.ndarray | list) -> Rows:
-    """Returns the rows of values and labels that belong together."""
+    """Returns the rows of an array of images and an array of labels.
+
+    Raises:
+        UserError: the numbers of images and labels differ, or the shape of an array does not fit.
+    """
     labels = np.asarray(labels) if not isinstance(labels, list) else labels
     if isinstance(labels, np.ndarray):
         labels = _one_each(source, labels)
     if len(pictures) != len(labels):
-        raise UserError(f"{source.where}: {len(pictures)} pictures, and {len(labels)} labels\nallowed: as many of both")
+        raise UserError(f"{source.where}: {len(pictures)} images, but {len(labels)} labels\nallowed: equal numbers of both")
     return Rows(as_pictures(source.where, pictures), labels)
 
 
@@ -57,7 +70,7 @@ def _one_each(source: Source, labels: np.ndarray) -> list:
     if labels.ndim == 2 and labels.dtype.kind in "biuf" and (np.sort(labels, 1) == np.eye(1, labels.shape[1])[:, ::-1]).all():
         labels = labels.argmax(1)
     if labels.ndim != 1:
-        raise UserError(f"{source.where}: labels of shape {list(labels.shape)}\nallowed: one a row, or one 1 a row among 0s")
+        raise UserError(f"{source.where}: labels of shape {list(labels.shape)}\nallowed: one label per row, or one-hot rows")
     return labels.tolist()
 
 
@@ -65,7 +78,7 @@ def as_pictures(where: str, values: np.ndarray) -> np.ndarray:
     """Returns values as [rows, height, width] or [rows, height, width, channels].
 
     Raises:
-        UserError: their shape is none of pictures.
+        UserError: the shape or the type is not that of images.
     """
     shape = values.shape
     if values.dtype.kind not in "biuf":
@@ -77,7 +90,7 @@ def as_pictures(where: str, values: np.ndarray) -> np.ndarray:
     if min(values.shape[1:], default=0) and (values.ndim == 3 or (values.ndim == 4 and values.shape[3] in (1, 3, 4))):
         return values[..., 0] if values.ndim == 4 and values.shape[3] == 1 else values
     raise UserError(
-        f"{where}: values of shape {list(shape)} are no pictures\n"
+        f"{where}: values of shape {list(shape)} are no images\n"
         "allowed: [rows, height, width], with channels (1, 3 or 4) last or second, or [rows, height²]"
     )
 
@@ -85,13 +98,13 @@ def as_pictures(where: str, values: np.ndarray) -> np.ndarray:
 def eight_bits(
     splits: dict[str, np.ndarray], limits: tuple[float, float] | None, where: str
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-    """Returns the values of all splits as uint8, sentences about how they were read, and warnings.
+    """Returns the values of all splits as uint8, notes about how they were read, and warnings.
 
     Args:
-        limits: the values that become 0 and 255; None: by type and extremes of the values.
+        limits: the values that become 0 and 255; None to derive them from type, minimum and maximum of the values.
 
     Raises:
-        UserError: the values have a range that nobody has stated, that differs between splits, or are no numbers.
+        UserError: the range is unclear, differs between splits, or a value is not a number.
     """
     filled = {split: values for split, values in splits.items() if values.size}
     if not filled:
@@ -110,12 +123,12 @@ def eight_bits(
     except NotEightBits as error:
         raise UserError(f"{where}: {error}\nallowed: numbers") from error
     if concluded and (most := max(int(values.max()) for values in narrow.values() if values.size)) < DARK:
-        warnings.append(f"the pictures are dark: no value is above {most} of 255; dataset.range=[LOW,HIGH] scales them")
+        warnings.append(f"the images are dark: no value is above {most} of 255; dataset.range=[LOW,HIGH] scales them")
     return narrow, notes, warnings
 
 
 def _range_of(values: np.ndarray, where: str) -> tuple[int, int]:
-    """Returns the range that the values of a split have by their type and their extremes."""
+    """Returns the lowest and highest possible value of a split, from the type, minimum and maximum of its values."""
     if values.dtype == bool:
         return 0, 1
     low, high = float(values.min()), float(values.max())

@@ -1,4 +1,4 @@
-"""The rows of a dataset of one's own, checked, and kept in the cache where its files are known."""
+"""Datasets that a plugin registers: calls the plugin's function and checks the rows that it returns."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -18,11 +18,13 @@ IMAGES = "images uint8 [rows, channels, height, width] or [rows, height, width]"
 
 
 def decoded(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Calls the function of the dataset `name`. Returns its rows by the names of `bnn_exp.data.sources.Arrays`: images uint8
-    [rows, channels, height, width], labels int64 [rows], and `classes`.
+    """Calls the function of the dataset `name` and returns its rows, with the field names of `bnn_exp.data.arrays.Arrays`.
+
+    Returns:
+        `classes`, and per split images uint8 [rows, channels, height, width] and labels int64 [rows].
 
     Raises:
-        UserError: the function fails, or it returns something else than labelled images.
+        UserError: the function fails, or does not return labelled images.
     """
     make = DATASETS[name].load()
     given = _called(name, make, settings)
@@ -40,8 +42,8 @@ def decoded(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def found_by(name: str, settings: Mapping[str, Any]) -> str | None:
-    """Returns a text that decides the rows: settings, source of the plugin, and the bytes of its files; None where it is not
-    known which files decide them.
+    """Returns a text that decides the rows: the settings, the source of the plugin, and the bytes of its files. Returns None
+    if the plugin does not name its files.
 
     Raises:
         UserError: a file can't be read.
@@ -55,7 +57,7 @@ def found_by(name: str, settings: Mapping[str, Any]) -> str | None:
 
 
 def _source(entry: Entry) -> str:
-    """A fingerprint of the plugin that holds the function."""
+    """Returns the SHA-256 of the plugin that defines the function; the function's name if no plugin does."""
     module = module_name(found(entry.home).__module__)
     return next((plugin.sha256 for plugin in plugins.loaded() if plugin.module == module), home(entry.home))
 
@@ -72,7 +74,7 @@ def _called(name: str, function: Callable, settings: Mapping[str, Any]) -> Any:
         return function(**settings)
     except UserError:
         raise
-    except Exception as error:  # of somebody's own code
+    except Exception as error:  # the function is the user's code
         raise UserError(
             f"dataset={name}: {home(function)} failed: {reason(error)}\nallowed: settings that it can read"
         ) from error
@@ -89,7 +91,7 @@ def _pair(name: str, make: Callable, split: str, value: Any) -> tuple[np.ndarray
 
 
 def _classes(name: str, make: Callable, given: Any, labels: np.ndarray) -> tuple[str, ...]:
-    """The names of the classes: those that are given, else those of the train labels, in order."""
+    """Returns the class names: the given names, else the train labels in order."""
     if given is not None:
         classes = tuple(map(str, given))
     elif labels.dtype.kind in "iu" and labels.size:

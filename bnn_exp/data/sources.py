@@ -1,8 +1,7 @@
-"""Turns a dataset's name or folder into uint8 arrays, which a cache file keeps.
+"""Reads a dataset by its name: from a folder, from the Hugging Face hub, from a plugin, or the digits of the package.
 
-Numpy only: what is wrong with the data is said before torch is imported. A cache file is found by the bytes of the files that
-decide the rows (or by the hub's name) and by the settings; it is written under a temporary name and then renamed, and one
-process at a time makes it.
+The result is uint8 arrays (`bnn_exp.data.arrays.Arrays`), which `bnn_exp.data.cache` keeps. No torch is imported here, so
+errors in the data appear before torch loads.
 """
 
 from collections.abc import Mapping
@@ -24,19 +23,19 @@ DIGITS = Path(__file__).with_name("digits.npz")
 
 
 def read(name: str, *place: Any, **settings: Any) -> Arrays:
-    """Returns the rows of the dataset `name`, for the settings of it that decide them.
+    """Returns the dataset `name`, read with the given settings.
 
     Args:
-        place, settings: the arguments of `_read`; of a dataset of one's own all its settings, by name.
+        place, settings: the arguments of `_read`. For a dataset of a plugin: all its settings, by name.
 
     Raises:
-        UserError: they can't be read.
+        UserError: the dataset can't be read.
     """
     return _own(name, settings) if name in DATASETS else _read(name, *place, **settings)
 
 
 def _own(name: str, settings: Mapping[str, Any]) -> Arrays:
-    """Returns a dataset of one's own, from the cache where it is known which files decide its rows."""
+    """Returns a dataset of a plugin. The cache keeps it only if the plugin names the files that decide the rows."""
 
     def make() -> Arrays:
         return complete(plugin_dataset.decoded(name, settings))
@@ -57,7 +56,7 @@ def _read(
     range: tuple[float, float] | None = None,
     test_fraction: float = 0.2,
 ) -> Arrays:
-    """Returns the dataset `name` from the folder or file `path`, else from the hub; `digits` from the package.
+    """Returns the dataset `name` from the folder or file `path`, else from the hub. `digits` comes from the package.
 
     The other arguments are those of `decode.Reading` and `images.Pixels`.
 
@@ -70,11 +69,11 @@ def _read(
     from bnn_exp.data.formats import hub as of_hub
     from bnn_exp.data.images import Pixels
 
-    pixels = Pixels(fit, background, range and tuple(range), reduced=size is not None)
+    pixels = Pixels(fit, background, (range[0], range[1]) if range else None, reduced=size is not None)
     reading = decode.Reading(label, size, channels, pixels, test_fraction)
     source = folder.find(Path(path), label, (hub or "").partition(":")[2]) if path else of_hub.source(name, hub, label)
     found, content = (source.notes, source.warnings), source.digest() if path else f"hub {hub}"
-    source.notes, source.warnings = [], []  # from here on those of the content, which the cache keeps
+    source.notes, source.warnings = [], []  # decoding adds notes that the cache keeps, without these
 
     def make() -> Arrays:
         made = complete(decode.decode(source, reading))

@@ -1,4 +1,4 @@
-"""Splits."""
+"""Finds the split (train, validation, test) in names of files and folders."""
 
 import re
 from collections.abc import Sequence
@@ -9,27 +9,28 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation", "t10k"),
 }
-"""The words in names of files and folders that stand for a split, in any case."""
+"""The words that name a split in names of files and folders. Upper case and lower case are alike."""
 
 
 def split_of(word: str) -> str | None:
-    """Returns the split that a word stands for: train, validation, test, or None."""
+    """Returns the split that a word names: train, validation or test; None for other words."""
     return next((split for split, words in SPLITS.items() if word.lower() in words), None)
 
 
 def split_among(name: str) -> str | None:
-    """Returns the split that a name says among other words, as seg_train, train_images or train2017 do."""
+    """Returns the split that a name contains among other words, such as seg_train, train_images or train2017; None if
+    unclear."""
     found = {split for word in re.findall(r"t10k|[a-z]+", name.lower()) if (split := split_of(word))}
     return found.pop() if len(found) == 1 else None
 
 
 def split_in(path: Path) -> str | None:
-    """Returns the split of a table's file, by its relative path: its own name decides, else its folders' from the top."""
+    """Returns the split of a file from its relative path: from the file name, else from its folders, top folder first."""
     return next(filter(None, map(split_among, (path.name, *path.parts[:-1]))), None)
 
 
 def by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Returns the files of each split; where no name says a split, all are train files."""
+    """Returns the files of each split. If no name contains a split, all files are train files."""
     splits: dict[str, list[Path]] = {}
     for file in sorted(files, key=str):
         if split := split_in(file.relative_to(root)):

@@ -1,14 +1,11 @@
-"""Describes a dataset before decoding: the rows of each split as they lie in files, and the files that decide them."""
+"""A dataset before decoding: the rows of each split as they lie in files, and the files that decide the rows."""
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bnn_exp.data.images import Encoded
 from bnn_exp.data.messages import WHOLE, shown
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import file_sha256
@@ -19,15 +16,15 @@ class Rows:
     """One split before decoding.
 
     Args:
-        pictures: encoded pictures, which are read as they are iterated; or values, of any type of numbers,
-            [rows, height, width] or [rows, height, width, channels].
-        labels: one a row: a class's name, a number, a bool, an index into `classes`; None where there is none.
-        classes: the names that the labels are indices of; None where the labels are the classes themselves.
-        name: gives an error's words for a row's number, without the split.
-        files: of each row the file that it was, relative to the dataset's folder; empty where rows are no files.
+        pictures: encoded images, which are read during iteration; or values of any numeric type, [rows, height, width] or
+            [rows, height, width, channels].
+        labels: one label per row: a class name, a number, a bool, or an index into `classes`; None if the row has no label.
+        classes: the names that the labels index; None if the labels are the classes themselves.
+        name: returns the words for a row number in error messages, without the split.
+        files: the file of each row, relative to the dataset folder; empty if rows are not files.
     """
 
-    pictures: Collection[Encoded] | np.ndarray
+    pictures: Any
     labels: Sequence[Any]
     classes: tuple[str, ...] | None = None
     name: Callable[[int], str] = "image {}".format
@@ -36,17 +33,17 @@ class Rows:
 
 @dataclass
 class Source:
-    """A dataset that was found.
+    """A dataset that a reader has found.
 
     Args:
-        where: the key and value of the configuration that name it, for errors.
-        root: the folder that its files are in.
+        where: the key and the value of the configuration that name the dataset, for error messages.
+        root: the folder that contains the files.
         files: every file whose name or bytes decide a row.
-        plan: tells datasets apart whose files are read in different ways.
         load: reads the rows of each split.
-        notes: sentences about how it is read, which the user should know.
-        warnings: sentences about what is odd, but usable.
-        kept: lives as long as the source, since its rows lie in it.
+        plan: a text about the role of each file. It tells apart datasets with equal files that are read differently.
+        notes: sentences about how the dataset is read, for the user.
+        warnings: sentences about odd, but usable data.
+        kept: an object that must live as long as the source, because the rows lie in it.
     """
 
     where: str
@@ -59,7 +56,7 @@ class Source:
     kept: Any = None
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the names and the bytes of its files, and of the plan by which they are read.
+        """Returns the SHA-256 of the plan and of the names and bytes of all files, as hexadecimal digits.
 
         Raises:
             UserError: a file can't be read.
@@ -76,14 +73,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """The rows that one form of a dataset finds in a folder.
+    """The files and rows that one reader finds in a folder.
 
     Args:
-        kind: the form, in an error's words.
-        files: those that decide the rows.
+        kind: the name of the format, for error messages.
+        files: the files that decide the rows.
         load: reads the rows of each split.
-        plan: which file is what.
-        columns: dataset.label may choose among columns.
+        plan: a text about the role of each file.
+        columns: True if `dataset.label` may choose a column.
     """
 
     kind: str

@@ -2,13 +2,14 @@
 
 import string
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bnn_exp.bits import from_tiles, pack
-from bnn_exp.deploy.mlp import DeployedMLP, HiddenLayer, LastLayer
+from bnn_exp.deploy.mlp import DeployedMLP, LastLayer
 from bnn_exp.errors import UserError
 from bnn_exp.records.formatting import in_a_line
 
@@ -52,7 +53,7 @@ _TOP = """\
 
 #define ZERO ({zero})
 #define SUM(with_ones, all) ((1 - ZERO) * (with_ones) + ZERO * (all))
-#define WORDS {words} /* of 32 bits, a bit for each pixel */
+#define WORDS {words} /* of 32 bits; a plane has a bit for each pixel */
 
 const char *const network_classes[NETWORK_CLASSES] = {{{names}}};
 """
@@ -165,19 +166,19 @@ def write_c(network: DeployedMLP, shape: tuple[int, ...], classes: tuple[str, ..
     return "".join(text) + "\n" + "\n".join(body) + _MAIN, header, flash, ram
 
 
-def _layer(n: int, layer: HiddenLayer | LastLayer, binarize_logits: bool) -> tuple[list, str]:
+def _layer(n: int, layer: Any, binarize_logits: bool) -> tuple[list, str]:
     """Returns the constants of layer number n, each as (C type, name, numbers), and a C expression for the output of neuron i.
 
     The expression has @ in place of the sum of the neuron.
     """
-    constants = [("uint32_t", f"weights_{n}", _to_words(from_tiles(layer.tiles, layer.outputs)))]
+    constants: list[tuple[str, str, Any]] = [("uint32_t", f"weights_{n}", _to_words(from_tiles(layer.tiles, layer.outputs)))]
     if isinstance(layer, LastLayer) and not binarize_logits:
         scale, shift = integer_scores(layer)
         constants += [("int64_t", f"scale_{n}", scale), ("int64_t", f"shift_{n}", shift)]
         return constants, f"scale_{n}[i] * @ + shift_{n}[i]"
     if isinstance(layer, LastLayer):
-        thresholds, inverted = layer.folded(layer.norm)
-        inverted = pack(inverted)
+        thresholds, rows = layer.folded(layer.norm)
+        inverted = pack(rows)
     else:
         thresholds, inverted = layer.thresholds, layer.inverted[None]
     constants += [

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,5 +61,5 @@ class _Traceable:
     """A base class that replaces the `value` of a BinaryLayer whose `weight` is packed."""
 
     @property
-    def value(self: BinaryLayer) -> Tensor:
+    def value(self: Any) -> Tensor:
         return encode(unpacked(self.weight)[:, : math.prod(self.shape[1:])].reshape(self.shape), self.encoding)

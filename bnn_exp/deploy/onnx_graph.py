@@ -3,8 +3,9 @@
 A file then takes one bit for each weight. A runtime unpacks the weights once, when it loads the graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,18 +32,18 @@ class Graph:
     A call `graph(OPERATOR, *inputs, **attributes)` adds a node; `inputs` are names.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._number = count()
 
-    def __call__(self, operator: str, *inputs: str, **attributes) -> str:
+    def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
         name = f"{operator}_{next(self._number)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
     def constant(self, values: Tensor | np.ndarray | float, dtype: type | None = None) -> str:
-        array = np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype)
+        array: np.ndarray = np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype)
         name = f"constant_{next(self._number)}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
@@ -64,7 +65,7 @@ class Graph:
 
 
 def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
-    """Adds a packed MLP: `pixels`, uint8 [batch, …] → logits. All is in integers up to the last BatchNorm."""
+    """Adds the nodes of a packed MLP: `pixels`, uint8 [batch, …] → logits. All is in integers up to the last BatchNorm."""
     h = graph("Flatten", pixels, axis=1)
     for layer in network.layers:
         sums = _sums(graph, layer, h)
@@ -79,7 +80,7 @@ def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
 
 
 def _sums(graph: Graph, layer: HiddenLayer | LastLayer, x: str) -> str:
-    """Adds Σ x·w, int32 [batch, outputs], of x in uint8. It multiplies by bits b; for weights ±1 it uses Σ x·(2b − 1)."""
+    """Adds nodes for Σ x·w, int32 [batch, outputs], of x in uint8. With bits b, weights ±1 give 2·Σ x·b − Σ x."""
     weights = graph("Transpose", graph.bits(from_tiles(layer.tiles, layer.outputs), layer.inputs), perm=[1, 0])
     common = graph("MatMulInteger", x, weights)
     if layer.zero == 0:
@@ -104,7 +105,7 @@ def _logits(graph: Graph, sums: str, layer: LastLayer) -> str:
 
 
 def bncvl(graph: Graph, network: BNCVLNet, pixels: str) -> str:
-    """Adds a packed `BNCVLNet`: `pixels`, uint8 [batch, channels, height, width] → logits."""
+    """Adds the nodes of a packed `BNCVLNet`: `pixels`, uint8 [batch, channels, height, width] → logits."""
     h = graph("Div", graph.cast(pixels, TensorProto.FLOAT), graph.floats(255.0))
     h = graph("Div", graph("Sub", h, graph.floats(network.mean)), graph.floats(network.std))
     for i, layer in enumerate(network.convolutions):
@@ -132,7 +133,7 @@ def _values(graph: Graph, bits: str, encoding: str) -> str:
 
 
 def _finish(graph: Graph, h: str, layer: DeployedConvolution | DeployedDense, shape: tuple[int, ...]) -> str:
-    """Adds the normalisation and the activation of a layer."""
+    """Adds the nodes of the normalisation and the activation of a layer."""
     if isinstance(layer.norm, Standardize):
         axes = graph.constant(layer.norm.dims, np.int64)
         centred = graph("Sub", h, graph("ReduceMean", h, axes, keepdims=1))
@@ -152,7 +153,7 @@ def _affine(graph: Graph, h: str, norm: nn.Module, shape: tuple[int, ...]) -> st
 
 
 def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
-    """Adds an MLP with float weights and folded norms, in fp32: benchmarks compare the packed graph with it."""
+    """Adds the nodes of an MLP with float weights and folded norms. Benchmarks compare the packed graph with it."""
     h = graph("Div", graph.cast(graph("Flatten", pixels, axis=1), TensorProto.FLOAT), graph.floats(255.0))
     zero, one = (graph.floats(value) for value in two_values(network.encoding))
     for i, (layer, norm) in enumerate(zip(network.layers, network.norms, strict=True), 1):
@@ -181,7 +182,9 @@ def float_model(network: nn.Module, packed: nn.Module, shape: tuple[int, ...], c
     return packed_model(packed, shape, classes)
 
 
-def _model(build: Callable[[Graph, nn.Module, str], str], network: nn.Module, shape, classes) -> onnx.ModelProto:
+def _model(
+    build: Callable[[Graph, nn.Module, str], str], network: nn.Module, shape: Sequence[int], classes: Sequence[str]
+) -> onnx.ModelProto:
     graph = Graph()
     logits = build(graph, network, "pixels")
     graph.nodes.append(helper.make_node("Identity", [logits], ["logits"], name="logits"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def export_onnx(
     return {"file": file, "bytes": len(data)}
 
 
-def session(data: bytes, threads: int = 0):
+def session(data: bytes, threads: int = 0) -> Any:
     """Returns a function that computes logits of uint8 pixels by onnxruntime on the CPU. threads=0: onnxruntime chooses."""
     import onnxruntime
 

@@ -1,8 +1,9 @@
-"""Builds the networks that a configuration can name, each in its own module here."""
+"""Builds networks from their settings. Each network has a module here."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from inspect import signature
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +13,7 @@ __all__ = ["build", "depth", "kind", "stages"]
 
 
 def build(
-    settings,
+    settings: Any,
     image_shape: tuple[int, int, int],
     num_classes: int,
     mean: Sequence[float] | None = None,
@@ -33,17 +34,17 @@ def build(
     return made(image_shape, num_classes, **values, **{name: value for name, value in statistics.items() if name in taken})
 
 
-def kind(settings) -> type[nn.Module]:
+def kind(settings: Any) -> type[nn.Module]:
     """Returns the class of the network that `build` makes of `settings`."""
     return MODELS[settings.name].load()
 
 
-def depth(settings) -> int:
+def depth(settings: Any) -> int:
     """Returns the number of layers with weights; 0 if `settings` has no `depth`."""
     return getattr(settings, "depth", 0)
 
 
-def stages(network: nn.Module) -> list[list[nn.Module]]:
+def stages(network: Any) -> list[list[nn.Module]]:
     """Returns the modules that hold parameters, a list for each layer; one list of all modules without `stages()`."""
     if hasattr(network, "stages"):
         return network.stages()

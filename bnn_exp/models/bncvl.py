@@ -1,6 +1,7 @@
 """The BNCVL network: blocks of binary normalised convolutions with pooling, then dense layers (arXiv 2509.07025)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class BNCVLNet(OfPixels):
                 f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels) - 1} times by {pool}"
             )
         self.pool, self.per_width = pool, convolutions
-        kind = {"encoding": encoding, "weights": weights}
+        kind: dict[str, Any] = {"encoding": encoding, "weights": weights}
         self.convolutions, self.dense = nn.ModuleList(), nn.ModuleList()
         for width in channels:
             for _ in range(convolutions):
@@ -74,7 +75,8 @@ class BNCVLNet(OfPixels):
 
     def suitable_shape(self) -> tuple[int, int, int]:
         """Returns a shape (channels, height, width) of small images that the network can pool."""
-        first, poolings = self.convolutions[0], (len(self.convolutions) - 1) // self.per_width
+        first: Any = self.convolutions[0]
+        poolings = (len(self.convolutions) - 1) // self.per_width
         side = max(8, self.pool**poolings)
         return first.in_channels, side, side
 

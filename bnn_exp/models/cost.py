@@ -1,6 +1,7 @@
 """Counts the parameters, bytes and multiply-adds of a network, layer by layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,8 @@ def layers(network: nn.Module, sample: Tensor) -> list[LayerCost]:
     """Returns the layers with parameters, in the order of their use for `sample`, a batch of ≥ 1. Buffers do not count."""
     found: list[LayerCost] = []
 
-    def note(name: str, module: nn.Module):
-        def hook(_module, _inputs, output: Tensor) -> None:
+    def note(name: str, module: nn.Module) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             bits = module.bits() if isinstance(module, BinaryLayer) else {}
             binary = sum(b.numel() for b in bits.values())
             real = sum(p.numel() for n, p in module.named_parameters(recurse=False) if n not in bits)

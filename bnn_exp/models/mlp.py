@@ -53,7 +53,7 @@ class MLP(nn.Module):
         self.encoding, self.window, self.binarize_logits = encoding, window, binarize_logits
 
     @classmethod
-    def of(cls, image_shape: tuple[int, int, int], num_classes: int, batch_norm: dict[str, bool], **settings: Any) -> "MLP":
+    def of(cls, image_shape: tuple[int, int, int], num_classes: int, batch_norm: dict[str, Any], **settings: Any) -> "MLP":
         """Builds the network from the settings of `model=mlp`."""
         return cls(prod(image_shape), num_classes, **batch_norm, **settings)
 
@@ -63,7 +63,8 @@ class MLP(nn.Module):
 
     def suitable_shape(self) -> tuple[int]:
         """Returns the shape of one input: a vector."""
-        return (self.layers[0].in_features,)
+        first: Any = self.layers[0]
+        return (first.in_features,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes logits [batch, num_classes] of x [batch, …], `in_features` numbers a row. uint8 pixels stand for x/255."""

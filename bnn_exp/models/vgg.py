@@ -4,6 +4,7 @@ In the paper the first and the last layer have real weights. Here all weights ar
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class VGG(OfPixels):
         if min(height, width) < 1:
             raise ValueError(f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels)} times by 2")
         self.per_width, self.encoding, self.window = convolutions, encoding, window
-        kind = {"encoding": encoding, "weights": weights}
+        kind: dict[str, Any] = {"encoding": encoding, "weights": weights}
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for outputs in channels:
             for _ in range(convolutions):

@@ -4,6 +4,8 @@ A binary weight is a bit, 0 or 1. A layer multiplies by the *value* of the bit, 
 the same for every encoding, so one check covers every network.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,11 +51,11 @@ class _Quantized(torch.autograd.Function):
         return encode(quantize(latent), encoding)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return grad, None
 
 
@@ -63,18 +65,18 @@ class _Binarize(torch.autograd.Function):
         return encode(torch.ge(x, 0, out=torch.empty_like(x)), encoding)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, _, window = inputs
         ctx.windowed = window is not None
         if ctx.windowed:
             ctx.save_for_backward(x.abs() <= window)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return grad * ctx.saved_tensors[0] if ctx.windowed else grad, None, None
 
     @staticmethod
-    def vmap(info, in_dims: tuple, x: Tensor, encoding: str, window: float | None) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, x: Tensor, encoding: str, window: float | None) -> tuple[Tensor, int]:
         return binarize(x, encoding, window), in_dims[0]  # the function is elementwise, so the batch dimension stays
 
 

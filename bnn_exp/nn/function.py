@@ -1,6 +1,7 @@
 """Autograd functions that torch.func can transform, and that are as fast as others outside of such a transform."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd import Function
@@ -19,14 +20,14 @@ def applied(kind: type[Function]) -> Callable:
     the work of `setup_context`.
     """
 
-    def forward(ctx, *arguments):
+    def forward(ctx: Any, *arguments: Any) -> Any:
         output = kind.forward(*arguments)
         kind.setup_context(ctx, arguments, output)
         return output
 
-    once = type(kind.__name__, (Function,), {"forward": staticmethod(forward), "backward": staticmethod(kind.backward)})
+    once: Any = type(kind.__name__, (Function,), {"forward": staticmethod(forward), "backward": staticmethod(kind.backward)})
 
-    def apply(*arguments):
+    def apply(*arguments: Any) -> Any:
         return (kind if transforming() else once).apply(*arguments)
 
     return apply

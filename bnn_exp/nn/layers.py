@@ -8,8 +8,9 @@ The gradient of a parameter is the gradient with respect to the value, unscaled:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from bnn_exp.nn.exact import exact
 from bnn_exp.nn.packing import pack, unpack
 from bnn_exp.nn.product import binary_product, pixel_product
 
-_FIRST = {  # the weights of a new layer
+_FIRST: dict[str, Callable] = {  # the weights of a new layer
     "bits": lambda shape: torch.full(shape, 0.5).bernoulli_(),
     "latent": torch.randn,
     "float": lambda shape: nn.init.kaiming_normal_(torch.empty(shape)) if len(shape) > 1 else torch.zeros(shape),
@@ -104,10 +105,10 @@ def packed_at_once() -> Iterator[None]:
     A network made in this context never has the unpacked weights of more than one layer in memory.
     """
 
-    def packed(layer: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def packed(layer: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         if isinstance(layer, BinaryLayer) and layer.weights == "bits" and name == "weight" and not _is_packed(parameter):
             return _packed(parameter)
-        return None  # torch then keeps the parameter
+        return None  # the parameter stays as it is
 
     hook = register_module_parameter_registration_hook(packed)
     try:
@@ -118,7 +119,7 @@ def packed_at_once() -> Iterator[None]:
 
 @exact
 class BinaryLinear(BinaryLayer):
-    """y = x Vᵀ, where V holds the values of the bits: [batch, in_features] → [batch, out_features], no bias.
+    """A linear layer y = x Vᵀ, V the values of its bits: [batch, in_features] → [batch, out_features], no bias.
 
     Inputs of dtype uint8 are pixels and stand for x/255.
 
@@ -150,7 +151,7 @@ class BinaryLinear(BinaryLayer):
 
 @exact
 class BinaryConv2d(BinaryLayer):
-    """y = x ∗ V, where V holds the values of the bits: [batch, in, H, W] → [batch, out, H, W], no bias, stride 1.
+    """A convolution y = x ∗ V, V the values of its bits: [batch, in, H, W] → [batch, out, H, W], no bias, stride 1.
 
     The input is padded by kernel_size // 2 zeros at each side. Inputs of dtype uint8 are pixels and stand for x/255.
 

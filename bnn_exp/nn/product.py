@@ -1,4 +1,4 @@
-"""Exact products of small integers with binary weights, in the fastest way of the processor.
+"""Exact products of small integers with binary weights, in the way that is fastest on the processor.
 
 - A CPU with VNNI instructions multiplies int8 × int8 → int32, in a quarter of the time of fp32 (1024² weights, batch 16384).
   Without VNNI int8 is slower, and torch's fp32 product is used.
@@ -9,6 +9,7 @@ autocast their operands are rounded to bf16.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,17 +28,17 @@ class _BinaryProduct(torch.autograd.Function):
         return matmul(x, v.t(), _in_bf16(x) and x.is_cuda)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.bf16 = _in_bf16(inputs[0])
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, v = ctx.saved_tensors
         return matmul(grad, v, ctx.bf16) if ctx.needs_input_grad[0] else None, matmul(grad.t(), x, ctx.bf16)
 
     @staticmethod
-    def vmap(info, in_dims: tuple, x: Tensor, v: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, x: Tensor, v: Tensor) -> tuple[Tensor, int]:
         return _of_many(binary_product, in_dims, x, v)
 
 
@@ -47,17 +48,17 @@ class _PixelProduct(torch.autograd.Function):
         return pixel_sums(x, v).div_(255)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.bf16 = _in_bf16(inputs[0])
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         return None, matmul(grad.t(), x.to(grad.dtype), ctx.bf16).div_(255)
 
     @staticmethod
-    def vmap(info, in_dims: tuple, x: Tensor, v: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, x: Tensor, v: Tensor) -> tuple[Tensor, int]:
         return _of_many(pixel_product, in_dims, x, v)
 
 
@@ -71,8 +72,8 @@ def _of_many(product: Callable[[Tensor, Tensor], Tensor], in_dims: tuple, x: Ten
         xs = x.movedim(of_x, 0)
         return product(xs.flatten(0, 1), v).unflatten(0, xs.shape[:2]), 0
     vs = v.movedim(of_v, 0)
-    xs = [x] * len(vs) if of_x is None else x.movedim(of_x, 0)
-    return torch.stack([product(*pair) for pair in zip(xs, vs, strict=True)]), 0
+    inputs = [x] * len(vs) if of_x is None else x.movedim(of_x, 0)
+    return torch.stack([product(*pair) for pair in zip(inputs, vs, strict=True)]), 0
 
 
 def binary_product(x: Tensor, v: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Optimizers: rules that train bits, optimizers of latent weights, optimizers of real parameters."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from bnn_exp.optim.hypermask import HyperMask
 from bnn_exp.optim.latent import LatentAdam, LatentSGD, latent_optimizer
 from bnn_exp.optim.real import Scheduled, build_real
 from bnn_exp.optim.rule import Rule
+from bnn_exp.optim.trained import Trained
 
 __all__ = [
     "CEMA",
@@ -34,12 +36,13 @@ __all__ = [
 ]
 
 
-def build_binary(settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> torch.optim.Optimizer:
+def build_binary(settings: Any, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> Trained:
     """Returns the optimizer of a network's binary weights that `settings`, a choice of the group `optimizer`, describes."""
-    return RULES[settings.name].load().of(settings, network, batch_size, total_steps, seed)
+    kind: Any = RULES[settings.name].load()
+    return kind.of(settings, network, batch_size, total_steps, seed)
 
 
-def check_ownership(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+def check_ownership(network: nn.Module, optimizers: Iterable[Any]) -> None:
     """Checks that exactly one of the optimizers trains each parameter that needs a gradient, and that a rule trains bits.
 
     Raises:

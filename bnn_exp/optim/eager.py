@@ -5,6 +5,7 @@ from the command to the first step.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ Adam = eager(torch.optim.Adam)
 ON_GPU = ("fused", "capturable")  # with these options a step on a GPU is few kernels and needs nothing from Python
 
 
-def options_for(kind: type[Optimizer], parameters: list[Tensor]) -> dict[str, bool]:
+def options_for(kind: type, parameters: Sequence[Tensor]) -> dict[str, bool]:
     """Returns those of the options `ON_GPU` that a class of optimizers has, if the parameters lie on a GPU."""
     if not parameters or device.on_host(parameters[0]):
         return {}
@@ -46,7 +47,7 @@ def options_for(kind: type[Optimizer], parameters: list[Tensor]) -> dict[str, bo
     return {name: True for name in ON_GPU if name in known and (fused or name != "fused")}
 
 
-def own_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+def own_options(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Returns a saved state of an optimizer with this optimizer's options: the state may come from another device."""
     groups = []
     for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False):

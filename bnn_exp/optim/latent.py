@@ -33,7 +33,8 @@ class OfLatents(Trained):
 
     def __init__(self, params, *arguments, schedule: str = "constant", total_steps: int | None = None, bits=True, **options):
         self.falls = {"schedule": schedule, "total_steps": total_steps}
-        self.bits, self.flips, self._rates = bits, [], []
+        self.bits, self.flips = bits, []
+        self._rates: list[torch.Tensor] = []
         super().__init__(params, *arguments, **options)
 
     @classmethod

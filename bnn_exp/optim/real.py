@@ -23,8 +23,9 @@ class Scheduled:
         parameters: the tensors to train, on one device.
     """
 
-    def __init__(self, settings, parameters: list[nn.Parameter], total_steps: int):
-        kind, values = KINDS[settings.name], {"lr": settings.lr}
+    def __init__(self, settings: Any, parameters: list[nn.Parameter], total_steps: int):
+        kind: Any = KINDS[settings.name]
+        values = {"lr": settings.lr}
         if settings.name == "sgd":
             values["momentum"] = settings.momentum
         self.optimizer = kind(parameters, **values, **eager.options_for(kind, parameters))

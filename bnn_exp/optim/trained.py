@@ -15,11 +15,30 @@ class Trained(Grouped, Eager):
     `step` is `announce`, `apply` and `count` in turn, see `Rule`; a training step calls the three itself.
     """
 
+    state: dict[Tensor, dict[str, Any]]  # torch's
     flips: list[Tensor]  # bits flipped in each tensor: int64 scalars on its device; the reader sets them back to 0
     own: ClassVar[tuple[str, ...]] = ("flips",)  # attributes that a copy of the optimizer needs beside torch's
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {name: getattr(self, name) for name in self.own}
+        state: Any = super().__getstate__()
+        return state | {name: getattr(self, name) for name in self.own}
+
+    def announce(self) -> None:
+        """Prepares the coming step in Python."""
+        raise NotImplementedError
+
+    def apply(self) -> Any:
+        """Trains every tensor that has a gradient."""
+        raise NotImplementedError
+
+    def count(self) -> None:
+        """Counts the step that was done."""
+        raise NotImplementedError
+
+    @property
+    def strengths(self) -> dict[str, float | None]:
+        """The strengths that the last step used: `delta` and `lr`, None where there is none."""
+        raise NotImplementedError
 
     @property
     def recordable(self) -> bool:

@@ -1,1 +1,5 @@
-"""The run directory: what a run leaves behind, and what it says while it runs."""
+"""The run directory: the files that a run writes, the output of a run, and the readers of both.
+
+Where to look: `files` writes atomically; `checkpoint`, `metrics`, `summary` and `model` hold one file format each; `runs`
+reads run directories; `sweeps/` compares many runs; `html/` makes the pages `report.html`.
+"""

@@ -1,16 +1,22 @@
-"""Tells whether a trained network is better than always giving the most common class, and what to try where it is not."""
+"""Decides whether a network is better than always answering the most common class, and suggests changes if not."""
 
 from math import sqrt
+from typing import Any
 
 from bnn_exp.config import rules
 from bnn_exp.config.models import weights_of
 
-FEW_ROWS = 32  # of a batch: with fewer, more steps no longer help
-CLEAR = 3.0  # standard deviations of a binomial count: one accuracy in 700 is so far above chance by luck
+FEW_ROWS = 32  # smaller batches, with more steps, do not help any more
+CLEAR = 3.0  # standard deviations of a binomial count: luck exceeds them once in 700 trainings
 
 
 def beyond_chance(accuracy: float, counts: list[int]) -> bool:
-    """Tells whether `accuracy` (percent) on rows of so many per class is clearly above that of the most common class alone."""
+    """Returns True if an accuracy is clearly above that of always answering the most common class.
+
+    Args:
+        accuracy: in percent.
+        counts: the number of evaluated rows per class.
+    """
     rows, chance = sum(counts), chance_of(counts) / 100
     return accuracy / 100 > chance + CLEAR * sqrt(chance * (1 - chance) / max(rows, 1))
 
@@ -21,36 +27,40 @@ def chance_of(counts: list[int]) -> float:
 
 
 def near_chance(accuracy: float, counts: list[int]) -> bool:
-    """Tells whether `accuracy` is near chance or below it, on rows that are enough to tell."""
+    """Returns True if an accuracy (percent) is near chance or below, and the rows are enough to decide."""
     chance = chance_of(counts)
     return chance < 100 and not beyond_chance(accuracy, counts) and (accuracy <= chance or beyond_chance(100.0, counts))
 
 
 def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
-    """Returns a sentence where the `accuracy` (percent) on rows of so many per class is not clearly above chance; else None."""
+    """Returns a sentence if an accuracy (percent) is not clearly above chance; else None. `counts` are the rows per class."""
     if beyond_chance(accuracy, counts):
         return None
     chance = chance_of(counts)
     if chance == 100:
-        reason = "of rows of one class, which tell nothing"
+        reason = "measured on rows of a single class, and so says nothing"
     elif accuracy <= chance:
         reason = f"no better than the most common class alone ({chance:.2f}%)"
     elif near_chance(accuracy, counts):
         reason = f"near chance: the most common class alone gives {chance:.2f}%"
     else:
-        reason = f"of {sum(counts)} rows, too few to tell it from chance ({chance:.2f}%)"
+        reason = f"measured on {sum(counts)} rows, too few to tell it from chance ({chance:.2f}%)"
     return f"{name} accuracy {accuracy:.2f}% is {reason}"
 
 
-def advice(settings, channels: int, flips: int) -> str:
-    """Returns what may help a network of `settings` that is near chance on pictures of so many channels, after so many flips of
-    its bits."""
+def advice(settings: Any, channels: int, flips: int) -> str:
+    """Returns changes that may help a network that is near chance.
+
+    Args:
+        channels: the number of channels of the images.
+        flips: the number of bits that flipped in the training.
+    """
     strength = rules.strength(settings.optimizer)
     value = getattr(settings.optimizer, strength) if strength else None
     if weights_of(settings.model) == "bits" and strength and not flips:
         larger = f"a larger optimizer.{strength} than {value:g}"
-        return f"what to try: {larger}, by which no bit has flipped: no binary weight is trained"
-    tried = ["look at samples.png (are the pictures and their classes right?)"]
+        return f"what to try: {larger}; no bit has flipped, so no binary weight is trained"
+    tried = ["look at samples.png (are the images and their classes right?)"]
     if settings.optimizer.name != "counter" and weights_of(settings.model) == "bits":
         tried.append("optimizer=counter")
     if strength == "delta":

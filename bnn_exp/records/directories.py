@@ -1,4 +1,4 @@
-"""Directories of runs and sweeps, looked at before anything is written, so that none is written over. Imports no torch."""
+"""Checks directories of runs and sweeps before anything is written, so nothing is overwritten. Imports no torch."""
 
 from pathlib import Path
 
@@ -8,12 +8,13 @@ from bnn_exp.records.files import check_writable
 
 RUN = ("config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints")
 SWEEP = ("multirun.yaml", "optuna.log", "sweep.csv", "sweep.md")
-CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/best.pt")  # the newest first
-State = dict[str, int]  # of the files that make a directory a run: when each was written, in nanoseconds
+CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/best.pt")  # a resume tries them in this order
+State = dict[str, int]  # per file of a run: time of the last write in nanoseconds
 
 
 def state(directory: Path) -> State:
-    """Returns when each file of a run in `directory` was written. Two equal states mean that no process wrote in between."""
+    """Returns the time of the last write, in nanoseconds, of each file of a run in `directory`. If two states are equal, no
+    process wrote in between."""
     files = {name: directory / name for name in (*RUN, *CHECKPOINTS)}
     return {name: file.stat().st_mtime_ns for name, file in files.items() if file.exists()}
 
@@ -23,7 +24,7 @@ def holds_run(directory: Path) -> bool:
 
 
 def holds_sweep(directory: Path) -> bool:
-    """Whether it is a sweep's directory, or the one of a report of several places, which looks the same."""
+    """Returns True if `directory` holds a sweep, or a report of several directories, which looks alike."""
     return any((directory / name).exists() for name in SWEEP)
 
 
@@ -32,10 +33,10 @@ def has_checkpoint(directory: Path) -> bool:
 
 
 def check_free_for_run(directory: Path) -> None:
-    """A new run must not write over another one, or over a sweep.
+    """Checks that a new run can be written to `directory`.
 
     Raises:
-        UserError: it would, or it could not write there.
+        UserError: a run or a sweep is there already, or the directory is not writable.
     """
     check_writable(directory, "hydra.run.dir")
     if holds_run(directory):
@@ -48,10 +49,11 @@ def check_free_for_run(directory: Path) -> None:
 
 
 def check_free_for_sweep(directory: Path) -> None:
-    """A new sweep must not write over another one, or over runs; its table is made of all runs below its directory.
+    """Checks that a new sweep can be written to `directory`. No run may lie below, because the table of a sweep covers all
+    runs below its directory.
 
     Raises:
-        UserError: it would, or it could not write there.
+        UserError: a sweep or runs are there already, or the directory is not writable.
     """
     check_writable(directory, "hydra.sweep.dir")
     check_no_run(directory)
@@ -63,10 +65,10 @@ def check_free_for_sweep(directory: Path) -> None:
 
 
 def check_no_run(directory: Path) -> None:
-    """A sweep is not to lie in the directory of a run.
+    """Checks that the directory of a sweep is not the directory of a run.
 
     Raises:
-        UserError: it would.
+        UserError: it is.
     """
     if holds_run(directory):
         raise UserError(
@@ -75,20 +77,20 @@ def check_no_run(directory: Path) -> None:
 
 
 def check_no_other_run(directory: Path) -> None:
-    """Results are not to lie in the directory of a run that they are not of.
+    """Checks that results are not written into the directory of another run.
 
     Raises:
-        UserError: they would.
+        UserError: they would be.
     """
     if holds_run(directory):
         raise UserError(f"hydra.run.dir={directory}: another run is there ({_status(directory)})\nallowed: another folder")
 
 
 def check_same(given: Path, resumed: Path, key: str, resume: str) -> None:
-    """Where a run or sweep goes on is where it lies: the setting `key` may not lead elsewhere.
+    """Checks that the setting `key` does not move a run or sweep that continues. It continues where it lies.
 
     Raises:
-        UserError: it does.
+        UserError: the setting names another directory.
     """
     if given.resolve() != resumed.resolve():
         raise UserError(f"{key}={given}: {resume}={resumed} goes on where it lies\nallowed: {resume}={resumed} without {key}")

@@ -1,8 +1,8 @@
-"""Evaluations of a run: a file for each network and each data set, so that none replaces another's. Imports no torch.
+"""The files of evaluations: one file per network and dataset, so no evaluation overwrites another. Imports no torch.
 
-`evaluation.json` is of the run's own test rows by the network of its last epoch. All others lie in `evaluations/`, by the
-name and the key of the data, the epoch (or the name of the file), and the fingerprint of the network. Each has a picture of its
-mistakes beside it.
+`evaluation.json` holds the evaluation of the last epoch's network on the run's own test rows. All others lie in
+`evaluations/`. Their names contain the dataset's name and key, the epoch (or the file name) of the network, and the network's
+fingerprint. An image of the mistakes lies beside each file.
 """
 
 import json
@@ -15,11 +15,17 @@ from bnn_exp.records.files import file_sha256
 from bnn_exp.records.runs import Record
 
 OWN = "evaluation.json"
-ACCURACY = {"last": "test_accuracy", "best": "best_test_accuracy"}  # in summary.json, by the epoch of the network
+ACCURACY = {"last": "test_accuracy", "best": "best_test_accuracy"}  # keys of summary.json, by the epoch of the network
 
 
 def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Path) -> Path:
-    """Returns the file in `folder` for an evaluation of a `model` of `run` on `data`, both as the evaluation describes them."""
+    """Returns the file for an evaluation.
+
+    Args:
+        folder: the directory of the results.
+        model, data: the network and the dataset as the evaluation describes them.
+        run: the directory of the network's run.
+    """
     if data["own"] and model["which"] == "last" and folder == run:
         return folder / OWN
     name = _plain(Path(data["path"]).name if data["path"] else data["name"]) or "data"
@@ -27,21 +33,24 @@ def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Pat
 
 
 def _plain(name: str) -> str:
-    """Returns a name with only such signs as a file name may have everywhere."""
+    """Returns a name without characters that some file system refuses."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:40]
 
 
 def picture_of(file: Path) -> Path:
-    """Returns the picture of the mistakes of an evaluation."""
+    """Returns the image file of an evaluation's mistakes."""
     return file.with_name("mistakes.png") if file.name == OWN else file.with_suffix(".png")
 
 
 def told(record: Record, which: str, rows: int) -> float | None:
-    """Returns the accuracy (percent) that a run's summary has of its network on its own `rows` test rows; None where it has
-    none, and of any other file.
+    """Returns the test accuracy (percent) that the summary of a run states for a network; None if it can't be compared.
 
-    The summary of a run that was stopped tells of its last whole epoch, its last network may be a few steps further. One whose
-    test was limited tells of fewer rows.
+    The summary of a stopped run describes the last whole epoch, but its last network may be a few steps further. The summary
+    of a run with a limited test describes fewer rows.
+
+    Args:
+        which: the epoch of the network, `last` or `best`, or a file name.
+        rows: the number of test rows of the evaluation.
     """
     if which == "last" and record.status != "completed":
         return None
@@ -51,8 +60,8 @@ def told(record: Record, which: str, rows: int) -> float | None:
 
 
 def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
-    """Returns two lines that say how an accuracy differs from the summary's; None where it does not. A row, or 0.1%, may be
-    rounding on another processor."""
+    """Returns two lines that say how an accuracy differs from the summary; None if both agree. One row or 0.1% may differ,
+    because another processor rounds differently."""
     expected, found, rows = evaluation["summary_accuracy"], evaluation["accuracy_float"], evaluation["rows"]
     if expected is None or abs(found - expected) <= max(100 / rows, 0.1) + 1e-9:
         return None
@@ -63,7 +72,7 @@ def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
 
 
 def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the evaluations in a run directory with their file names, the run's own first, without damaged files."""
+    """Returns the evaluations in a run directory with their file names, `evaluation.json` first. Damaged files are left out."""
     found = []
     for file in (folder / OWN, *sorted((folder / "evaluations").glob("*.json"))):
         try:
@@ -76,8 +85,8 @@ def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def is_present(folder: Path, model: dict[str, Any]) -> bool:
-    """Whether the `model` of an evaluation lies in the run directory `folder` now. It does not where the run went on since,
-    or where it is another run's. One that an earlier version does not name counts as present."""
+    """Returns True if the run directory `folder` still holds the evaluated network. It does not if the run went on, or if the
+    network is another run's. An evaluation of an earlier version names no network and counts as present."""
     if "sha256" not in model:
         return True
     which = model["which"]
@@ -86,16 +95,16 @@ def is_present(folder: Path, model: dict[str, Any]) -> bool:
 
 
 def _holds(file: Path, model: dict[str, Any]) -> bool:
-    """Whether `file` holds the network that an evaluation names."""
+    """Returns True if `file` holds the network that an evaluation names."""
     if file.suffix == ".safetensors":
         try:
             return runs.metadata(file)["sha256"] == model["sha256"]
-        except (OSError, ValueError, LookupError):  # damaged
+        except (OSError, ValueError, LookupError):  # the file is damaged
             return False
-    known = model.get("file_sha256")  # an earlier version does not write it, and model.safetensors tells of the last epoch
+    known = model.get("file_sha256")  # earlier versions did not write this key
     return file_sha256(file) == known if known else model["which"] != "last"
 
 
 def own_run(file: Path) -> Record | None:
-    """Returns the run around a model file; None where there is none."""
+    """Returns the run to which a model file belongs; None if the file lies outside of a run."""
     return runs.read(runs.run_of(file))

@@ -1,4 +1,4 @@
-"""Writing files so that they are there whole or not at all."""
+"""Writes files atomically: a file is complete or absent, even after a crash or on a full disk."""
 
 import hashlib
 import json
@@ -15,17 +15,18 @@ from filelock import FileLock, Timeout
 from bnn_exp.errors import NotWritten, UserError
 from bnn_exp.records.formatting import bytes_in_words
 
-TEMPORARY = re.compile(r"\..+\.\d+\.part")  # the names of `replacing`'s temporary files
+TEMPORARY = re.compile(r"\..+\.\d+\.part")  # names of the temporary files of `replacing`
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary path to write to; when the block ends well it becomes `file`, else it is removed.
+    """Context manager: yields a temporary path to write to. If the block succeeds, the temporary file becomes `file`; else it
+    is removed.
 
-    The file gets the permissions that the process gives to new files, whatever the writer gave it.
+    The file gets the permissions that the process gives to new files.
 
     Raises:
-        NotWritten: the folder can't be made or the file can't be written; an earlier `file` is as it was.
+        NotWritten: the folder can't be made or the file can't be written. An earlier `file` stays as it was.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     with writing_to(file.parent):
@@ -45,7 +46,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Within the block an error of the operating system becomes a NotWritten that names `folder`."""
+    """Context manager: an OSError in the block becomes a NotWritten that names `folder`, the reason and the free space."""
     try:
         yield
     except OSError as error:
@@ -56,10 +57,10 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """The command must be able to make or to fill `folder`, which the setting `key` names.
+    """Checks that the command can create or fill `folder`, which the setting `key` names.
 
     Raises:
-        UserError: it is a file, or the user may not write there.
+        UserError: a file is in the way, or the user may not write there.
     """
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
@@ -69,7 +70,7 @@ def check_writable(folder: Path, key: str) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what `replacing` left in `folder` in a process that was killed; nobody else may be writing there."""
+    """Removes temporary files that a killed process left in `folder`. No other process may be writing there."""
     for file in folder.glob(".*.part"):
         if TEMPORARY.fullmatch(file.name):
             file.unlink(missing_ok=True)
@@ -82,27 +83,28 @@ def file_sha256(file: Path) -> str:
 
 
 def existing(directory: Path, names: Iterable[str]) -> list[str]:
-    """Returns those `names` of files and folders that are in `directory`."""
+    """Returns the `names` of files and folders that exist in `directory`."""
     return [name for name in names if (directory / name).exists()]
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` to `file` atomically, in UTF-8; what UTF-8 does not have, such as lone surrogates, as escapes."""
+    """Writes `text` to `file` atomically, in UTF-8. Characters that UTF-8 can't encode, such as lone surrogates, become
+    escapes."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write `value` to `file` atomically, as JSON."""
+    """Writes `value` to `file` atomically, as JSON."""
     write_text(file, json.dumps(value, indent=2, default=str) + "\n")
 
 
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Within the block no other process may be in such a block for the same directory.
+    """Context manager: locks `directory` against other processes that use this context manager.
 
     Raises:
-        UserError: one is.
+        UserError: another process holds the lock.
         NotWritten: the directory can't be written.
     """
     lock = FileLock(directory / ".lock")
@@ -121,10 +123,10 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def writable(folder: Path, allowed: str = "hydra.run.dir=FOLDER where you may write") -> Iterator[None]:
-    """Within the block the file system's errors are the user's to mend: no permission, no space, a file in the way.
+    """Context manager: a failure to write becomes a UserError, because the user can repair its cause.
 
     Raises:
-        UserError: `folder` can't be written.
+        UserError: `folder` can't be written. The second line of the message says what is `allowed`.
     """
     try:
         yield

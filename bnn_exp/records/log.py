@@ -1,4 +1,4 @@
-"""The text log of a run directory, `train.log`."""
+"""The log file of a run directory, `train.log`."""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ log = logging.getLogger("bnn_exp")
 
 
 class _Quiet(logging.FileHandler):
-    """Leaves out what can't be written: a full disk says so elsewhere."""
+    """A log handler that skips lines that can't be written. Another message already reports a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -19,10 +19,10 @@ class _Quiet(logging.FileHandler):
 
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
-    """Within the block what is logged below `bnn_exp` goes to the end of `file`.
+    """Context manager: appends everything that is logged below `bnn_exp` to `file`.
 
     Raises:
-        NotWritten: the file can't be made.
+        NotWritten: the file can't be created.
     """
     with writing_to(file.parent):
         handler = _Quiet(file, encoding="utf-8", errors="backslashreplace")

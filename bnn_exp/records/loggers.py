@@ -1,7 +1,7 @@
-"""The epochs of a run for other programs to show: TensorBoard, MLflow, Weights & Biases. None of them is needed.
+"""Sends the metrics of a run to TensorBoard, MLflow or Weights & Biases. None of these packages is required.
 
-All get the names of metrics.jsonl, `flips/layers.0.weight` for what is nested there, with the epoch as the step. A run that is
-resumed goes on where its logger was, each epoch in it once: `last` is the newest that it has.
+Metrics have the names of metrics.jsonl (`flips/layers.0.weight` for nested ones), and the step is the epoch. After a resume a
+logger continues, and each epoch appears once. The attribute `last` of a logger is the newest epoch that it has.
 """
 
 import importlib.util
@@ -23,11 +23,11 @@ Metrics = dict[str, Any]  # a line of metrics.jsonl
 
 
 class Nothing:
-    """logger=none."""
+    """The logger of `logger=none`: does nothing."""
 
     last = 0
 
-    def __init__(self, *_):
+    def __init__(self, *_: Any):
         pass
 
     def log(self, metrics: Metrics) -> None:
@@ -38,9 +38,9 @@ class Nothing:
 
 
 class TensorBoard:
-    """Event files in `directory`/tensorboard."""
+    """A logger that writes event files to `directory`/tensorboard."""
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = directory / "tensorboard"
@@ -51,7 +51,8 @@ class TensorBoard:
 
     @staticmethod
     def _last(folder: Path) -> int:
-        """The newest epoch that all scalars have: a killed run may have left some of the next one, which is purged."""
+        """Returns the newest epoch that all scalars have. A killed run may have written a part of the next epoch, which is
+        purged."""
         from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
         events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
@@ -68,15 +69,15 @@ class TensorBoard:
         self.writer.close()
 
     def _text(self, name: str, values: dict[str, Any], step: int) -> None:
-        self.writer.add_text(name, f"```\n{json.dumps(values, indent=2)}\n```", step)  # Markdown
+        self.writer.add_text(name, f"```\n{json.dumps(values, indent=2)}\n```", step)  # TensorBoard shows Markdown
 
 
 class MLflow:
-    """A run of MLflow, in a database of its own in `directory`/mlflow or where `settings.uri` leads."""
+    """A logger that writes an MLflow run, to a database in `directory`/mlflow or to the server `settings.uri`."""
 
     STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # noqa: RUF012
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow.entities import Param
@@ -103,7 +104,7 @@ class MLflow:
             return found.experiment_id
         try:
             return self.client.create_experiment(name, artifacts)
-        except MlflowException:  # another run was quicker
+        except MlflowException:  # another run created the experiment meanwhile
             return self.client.get_experiment_by_name(name).experiment_id
 
     def log(self, metrics: Metrics) -> None:
@@ -121,9 +122,10 @@ class MLflow:
 
 
 class WandB:
-    """A run of Weights & Biases in `directory`/wandb; offline, where nothing can be added to one, written anew on a resume."""
+    """A logger that writes a Weights & Biases run to `directory`/wandb. An offline run can't be continued: a resume writes it
+    anew."""
 
-    def __init__(self, settings, directory: Path, config: dict[str, Any]):
+    def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -160,14 +162,14 @@ LOGGERS = {"none": Nothing, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb
 
 
 class GuardedLogger:
-    """A logger that falls silent when it fails: a training does not end for what only shows it."""
+    """A logger that stops logging after a failure, so a failing logger never ends a training."""
 
-    def __init__(self, name: str, warn: Callable[[str], None], *arguments):
-        """Begins the logger `name`, which is made of the `arguments`; `warn` gets a sentence when it fails."""
+    def __init__(self, name: str, warn: Callable[[str], None], *arguments: Any):
+        """Starts the logger `name` with `arguments`. `warn` receives a sentence if the logger fails."""
         self.name, self.warn, self.logger = name, warn, Nothing()
         attempt(f"logger={name}", self._begin, *arguments, warn=warn)
 
-    def _begin(self, *arguments) -> None:
+    def _begin(self, *arguments: Any) -> None:
         self.logger = LOGGERS[self.name](*arguments)
 
     def log(self, metrics: Metrics) -> None:
@@ -176,19 +178,19 @@ class GuardedLogger:
     def finish(self, summary: dict[str, Any]) -> None:
         self._try("finish", summary)
 
-    def _try(self, method: str, *arguments) -> None:
+    def _try(self, method: str, *arguments: Any) -> None:
         if not attempt(f"logger={self.name}", getattr(self.logger, method), *arguments, warn=self.warn):
             self.logger = Nothing()
 
 
-def check(settings) -> None:
-    """Refuse a logger whose package is not installed.
+def check(settings: Any) -> None:
+    """Checks that the package of a logger is installed.
 
     Raises:
-        UserError: it is not.
+        UserError: the package is not installed.
     """
     found = settings.name == "none" or importlib.util.find_spec(settings.name)
-    if not found or getattr(found, "origin", "") is None:  # a folder of that name is no package
+    if not found or getattr(found, "origin", "") is None:  # a folder with the package's name is no package
         raise UserError(
             f"logger={settings.name}: the package {settings.name} is not installed\n"
             f"allowed: after pip install 'bnn-exp[{settings.name}]'; or logger=none"
@@ -196,10 +198,13 @@ def check(settings) -> None:
 
 
 def start(
-    settings, directory: Path, config: dict[str, Any], epochs: list[Metrics], warn: Callable[[str], None] = log.warning
+    settings: Any, directory: Path, config: dict[str, Any], epochs: list[Metrics], warn: Callable[[str], None] = log.warning
 ) -> GuardedLogger:
-    """Returns the logger of the run in `directory`, with the `epochs` so far in it. One that fails is silent from then on, and
-    `warn` gets a sentence."""
+    """Returns the logger of the run in `directory`, after logging the earlier `epochs` that the logger lacks.
+
+    Args:
+        warn: receives a sentence if the logger fails. The logger is silent from then on.
+    """
     logger = GuardedLogger(settings.name, warn, settings, directory, config)
     last = logger.logger.last
     for metrics in epochs:
@@ -209,7 +214,8 @@ def start(
 
 
 def scalars(metrics: Metrics) -> dict[str, float]:
-    """{"epoch": 3, "loss": 1, "delta": None, "flips": {"a": 2}} → {"loss": 1.0, "flips/a": 2.0}: the epoch is the step."""
+    """Returns the numbers of an epoch by name, without the epoch: {"epoch": 3, "loss": 1, "delta": None, "flips": {"a": 2}} →
+    {"loss": 1.0, "flips/a": 2.0}."""
     numbers: dict[str, Any] = {}
     for key, value in metrics.items():
         numbers |= {f"{key}/{name}": number for name, number in value.items()} if isinstance(value, dict) else {key: value}
@@ -217,5 +223,5 @@ def scalars(metrics: Metrics) -> dict[str, float]:
 
 
 def plain(summary: dict[str, Any]) -> dict[str, Any]:
-    """The numbers and texts of a summary, without its lists and tables."""
+    """Returns the numbers and texts of a summary, without its lists and tables."""
     return {key: value for key, value in summary.items() if isinstance(value, str | int | float)}

@@ -1,18 +1,19 @@
-"""Texts of users in Markdown (GitHub's): they are shown as they are, and mark nothing up."""
+"""Writes users' texts as Markdown (GitHub's) that shows them literally."""
 
 import re
 from collections.abc import Sequence
 
-MARKS = re.compile(r"[\\`*<|~$]|\[|\](?=[(\[:])|&(?=\w)|(?<![^\W_])_|_(?![^\W_])|(?<=:)//")  # a_b is no emphasis
+# All characters that Markdown could interpret. An underscore inside a word, as in a_b, needs no backslash.
+MARKS = re.compile(r"[\\`*<|~$]|\[|\](?=[(\[:])|&(?=\w)|(?<![^\W_])_|_(?![^\W_])|(?<=:)//")
 
 
 def text(value: str) -> str:
-    """`value` in a line, with a backslash before whatever would be read as markup."""
+    """Returns `value` in one line, with a backslash before each character that Markdown would interpret."""
     return MARKS.sub(lambda found: f"\\{found[0]}", " ".join(value.split()))
 
 
 def code(value: str) -> str:
-    """`value` as code, in a line."""
+    """Returns `value` in one line of Markdown code."""
     value = " ".join(value.split())
     fence = "`" * (max((len(run) for run in re.findall("`+", value)), default=0) + 1)
     pad = " " if value[:1] == "`" or value[-1:] == "`" else ""
@@ -20,7 +21,7 @@ def code(value: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[bool]) -> str:
-    """A table of texts; `bold` tells the rows that are to stand out."""
+    """Returns a Markdown table of texts. `bold` marks the rows in bold letters."""
     lines = ["| " + " | ".join(map(text, head)) + " |", "|---" * len(head) + "|"]
     for cells, strong in zip(rows, bold, strict=True):
         shown = [f"**{text(cell)}**" if strong and cell else text(cell) for cell in cells]

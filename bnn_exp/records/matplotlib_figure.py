@@ -1,4 +1,4 @@
-"""Figures of matplotlib for files alone, whatever backend the environment or the user's process has chosen."""
+"""Figures of matplotlib that are drawn into files, whatever backend the environment or the user's process has chosen."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float, **options: Any) -> "Figure":
-    """A figure of `width` by `height` inches that Agg draws; pyplot does not know of it."""
+    """Returns a figure of `width` by `height` inches, drawn by Agg. pyplot does not know the figure."""
     if "matplotlib" not in sys.modules:
         _import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +22,8 @@ def new_figure(width: float, height: float, **options: Any) -> "Figure":
 
 
 def _import_matplotlib() -> None:
-    """Import matplotlib without $MPLBACKEND, which may name a backend that is not here, and then let it have its choice."""
+    """Imports matplotlib without $MPLBACKEND, which may name a missing backend. Restores the variable and the choice
+    afterwards."""
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line an epoch, on disk as soon as the epoch is done."""
+"""`metrics.jsonl`: one line per epoch, on disk as soon as the epoch ends."""
 
 import errno
 import json
@@ -9,10 +9,10 @@ from bnn_exp.records.files import replacing, writing_to
 
 
 def append(file: Path, metrics: dict) -> None:
-    """Add a line.
+    """Appends the metrics of an epoch as one line.
 
     Raises:
-        NotWritten: it can't be written whole; then nothing of it is there.
+        NotWritten: the line can't be written completely. The file stays as it was.
     """
     with writing_to(file.parent), file.open("ab", buffering=0) as stream:
         before, line = stream.tell(), f"{json.dumps(metrics)}\n".encode()
@@ -26,7 +26,7 @@ def append(file: Path, metrics: dict) -> None:
 
 
 def read(file: Path) -> list[dict]:
-    """The epochs so far; a last line that a killed process left unfinished does not count."""
+    """Returns the metrics of all epochs. Ignores a last line that a killed process left incomplete."""
     if not file.exists():
         return []
     epochs = []
@@ -39,9 +39,11 @@ def read(file: Path) -> list[dict]:
 
 
 def keep(file: Path, epochs: int, newest: dict | None = None) -> list[dict]:
-    """Cut the file back to its first `epochs` epochs, and return them.
+    """Shortens the file to its first `epochs` epochs and returns their metrics.
 
-    The `newest` is added if it is missing: it comes from the checkpoint, and a kill may have fallen between the two files.
+    Args:
+        newest: the metrics of the last epoch, from the checkpoint. They are appended if missing: a kill may happen after the
+            checkpoint was written and before the line was.
     """
     kept = read(file)[:epochs]
     if newest is not None and newest["epoch"] == len(kept) + 1 == epochs:

@@ -1,4 +1,5 @@
-"""`model.safetensors`: a trained network in one file, its binary weights eight to a byte, its configuration in the metadata."""
+"""`model.safetensors`: a trained network in one file, with eight binary weights per byte and the configuration in the
+metadata."""
 
 import json
 from collections.abc import Callable
@@ -43,7 +44,7 @@ DAMAGED = (
     MemoryError,
     RuntimeError,
     UserError,
-)  # what a bad file can raise
+)  # exceptions that a damaged file can raise
 
 
 def save_model(
@@ -54,15 +55,15 @@ def save_model(
     classes: tuple[str, ...],
     answer: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Write the network atomically.
+    """Writes the network atomically.
 
-    The metadata hold the configuration, the classes, the class of the network ("module:name") and its logits for the probe
-    (`bnn_exp.records.probe_logits`), so that a reader knows whether it has built the same network.
+    The metadata hold the configuration, the classes, the class of the network ("module:name"), and its logits for random
+    images (`bnn_exp.records.probe_logits`). A reader compares these logits to know that it built the same network.
 
     Args:
         config: the resolved configuration of the run.
         image_shape: (channels, height, width).
-        answer: computes what `network` computes, where something does so in less memory.
+        answer: computes the logits in place of `network`, if something needs less memory.
     """
     state, found = deployed_state(network), probe_logits.logits(network, image_shape, answer)
     rows = found if found is None else [[float(f"{number:.6g}") for number in row] for row in found.tolist()]
@@ -75,18 +76,19 @@ def save_model(
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a run directory, of a `model.safetensors` or of a checkpoint, in evaluation mode on the CPU, and what the
-    file says of it: `config`, `image_shape` (channels, height, width) and `classes`; `sha256`, a fingerprint of the network
-    with these. Its input is pixels, uint8 or float32 in [0, 1].
+    """Returns the network of a run directory, a `model.safetensors` or a checkpoint, and what the file says of the network.
 
-    A network of one's own needs the plugin that registers it: the one that its configuration names is imported.
+    The network is in evaluation mode on the CPU. Its input is pixels, uint8 or float32 in [0, 1]. The second value is a
+    dictionary: `config`, `image_shape` (channels, height, width), `classes`, and `sha256`, the fingerprint of all of these and
+    the tensors.
 
-    On a CPU it evaluates bit for bit as the network that was saved. Its BatchNorms have a scale and a shift, and no statistics.
-    Its first `train()` restores their statistics from the checkpoint of the run (`bnn_exp.records.restore_norms`).
+    If a plugin registers the network, the plugin that the configuration names is imported. On a CPU the network evaluates bit
+    for bit as the saved one. Its BatchNorms hold a scale and a shift, but no statistics. The first `train()` restores the
+    statistics from the checkpoint of the run (`bnn_exp.records.restore_norms`).
 
     Raises:
-        UserError: there is no such file, it is damaged, something else wrote it, its network is of another class than the one
-            that its configuration builds here, or gives other logits than the network that was saved.
+        UserError: the file is missing, damaged or no model file; or the network that its configuration builds here is of
+            another class, or gives other logits.
     """
     network, state, about = read_model(path)
     shapes = {name: tuple(weight.shape) for name, weight in binary_parameters(network)}
@@ -100,10 +102,10 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def check_probe(path: str | Path, network: nn.Module, about: dict[str, Any]) -> None:
-    """Take the probe out of `about`, and refuse a `network` that gives other logits than it says.
+    """Removes the saved logits from `about` and compares them with those of `network`.
 
     Raises:
-        UserError: it does.
+        UserError: the logits differ.
     """
     expected = about.pop("probe")
     if expected is None:
@@ -117,11 +119,14 @@ def check_probe(path: str | Path, network: nn.Module, about: dict[str, Any]) -> 
 
 
 def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
-    """Returns the parts of which `load_model` makes a network: the network on the meta device, where it takes no memory; its
-    tensors, binary weights packed (`bnn_exp.bits.deployed_state`); and what the file says of it.
+    """Returns the parts of which `load_model` makes a network.
+
+    Returns:
+        The network on the meta device, where it takes no memory. Its tensors, with packed binary weights
+        (`bnn_exp.bits.deployed_state`). What the file says of the network.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: see `load_model`.
     """
     file = model_file(path)
     if not file.is_file():
@@ -152,10 +157,11 @@ def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
 
 
 def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
-    """Does the same for a checkpoint. A checkpoint of an earlier version does not name its data: the run around it does.
+    """Returns the parts of a network from a checkpoint, as `read_model` does. A checkpoint of an earlier version does not name
+    its dataset: then the run around it does.
 
     Raises:
-        UserError: it is damaged, or nothing names its images and classes.
+        UserError: the checkpoint is damaged, or nothing names its images and classes.
     """
     saved = checkpoint.load(file)
     try:
@@ -178,14 +184,14 @@ def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
 
 
 class _Unknown(UserError):
-    """The network of a file is of a model that no plugin registers here."""
+    """No plugin registers the model of a file."""
 
 
 def _know_model(file: Path, config: dict[str, Any]) -> None:
-    """Load the plugins that a configuration names, if its model is one of theirs and not known yet.
+    """Loads the plugins that a configuration names, unless its model is already known.
 
     Raises:
-        UserError: a plugin can't be loaded, or none has the model.
+        UserError: a plugin can't be loaded, or no plugin has the model.
         ValueError: no plugin is named.
     """
     name, named = config["model"]["name"], config.get("plugins")
@@ -202,7 +208,7 @@ def _know_model(file: Path, config: dict[str, Any]) -> None:
 
 
 def _about_run(run: Path) -> dict[str, Any]:
-    """Reads what the model file of a run says of its network."""
+    """Returns what the model file of a run says of its network."""
     if (run / "model.safetensors").is_file():
         about = read_model(run)[2]
         return {key: about[key] for key in ABOUT}
@@ -223,5 +229,5 @@ def _another_class(file: Path, about: dict[str, Any], network: nn.Module) -> Use
 
 
 def model_file(path: str | Path) -> Path:
-    """The `model.safetensors` of a run directory, or the file itself."""
+    """Returns the `model.safetensors` of a run directory, or the file itself."""
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)

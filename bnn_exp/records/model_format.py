@@ -17,15 +17,15 @@ from bnn_exp.records import probe_logits
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
-# Files that earlier versions wrote have none of these. Earlier versions read a file with them, since "sha256" leaves them out.
+# Files of earlier versions lack these keys. Earlier versions can read files with them, because "sha256" does not cover them.
 IDENTITY = ("class", "probe")
 
 
 def identity(metadata: dict[str, str]) -> dict[str, Any]:
-    """The class of the network and its probe; None for each that the file does not have.
+    """Returns the class of the network and its probe logits; None for each if the file has neither.
 
     Raises:
-        ValueError, LookupError: they are not what was written.
+        ValueError, LookupError: the metadata are not as they were written.
     """
     if not {*IDENTITY, "identity_sha256"} & metadata.keys():
         return dict.fromkeys(IDENTITY)
@@ -38,7 +38,11 @@ def identity(metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def check_probe_shape(about: dict[str, Any]) -> None:
-    """Raises ValueError unless the probe is a row of numbers, one a class, for each of its images."""
+    """Checks that the probe has a row of numbers, one per class, for each of its images.
+
+    Raises:
+        ValueError: its shape differs.
+    """
     if about["probe"] is not None:
         shape = tuple(torch.tensor(about["probe"], dtype=torch.float32).shape)
         if shape != (probe_logits.ROWS, len(about["classes"])):
@@ -46,7 +50,14 @@ def check_probe_shape(about: dict[str, Any]) -> None:
 
 
 def skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
-    """The network that a file of so many tensors describes, on the meta device; one's own on the CPU."""
+    """Returns the network that a file describes, without its weights: on the meta device, or on the CPU for a plugin's model.
+
+    Args:
+        tensors: the number of tensors in the file.
+
+    Raises:
+        ValueError: the description is impossible.
+    """
     settings = model_settings(about["config"]["model"])
     shape, classes = about["image_shape"], about["classes"]
     if not (isinstance(shape, list) and [type(n) for n in shape] == [int] * 3 and min(shape) > 0):
@@ -56,8 +67,8 @@ def skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
     if models.depth(settings) > tensors:
         raise ValueError(f"{models.depth(settings)} layers, {tensors} tensors")
     if weights_of(settings) == "latent":
-        settings = replace(settings, weights="bits")  # the file holds the bits of latents, not the latents
-    # A network of one's own may hold tensors that no state_dict has
+        settings = replace(settings, weights="bits")  # the file holds the bits of the latent weights
+    # A plugin's network may hold tensors that its state_dict lacks, so the meta device does not suit it.
     with torch.device("meta" if MODELS[settings.name].ours else "cpu"), torch.random.fork_rng(devices=[]):
         network = models.build(settings, tuple(shape), len(classes))
         for _, norm in running_norms(network):
@@ -66,7 +77,11 @@ def skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
 
 
 def check_tensors(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Raises ValueError unless the tensors are those of the network, by name, shape and dtype."""
+    """Checks that the tensors are those of the network, by name, shape and dtype.
+
+    Raises:
+        ValueError: a tensor is missing, superfluous or different.
+    """
     binary = {name for name, _ in binary_parameters(network)}
     expected = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(STATISTICS)}
     for name in sorted(expected.keys() ^ state.keys()):
@@ -81,7 +96,7 @@ def check_tensors(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def sha256(about: dict[str, str], state: dict[str, Tensor]) -> str:
-    """A fingerprint of all that a file holds: what it says of the network as it is written, and every tensor."""
+    """Returns the fingerprint of a file's content: its description as JSON texts, and every tensor."""
     digest = hashlib.sha256()
     for key in ABOUT:
         digest.update(f"{key} {about[key]}\n".encode())
@@ -92,5 +107,5 @@ def sha256(about: dict[str, str], state: dict[str, Tensor]) -> str:
 
 
 def identity_sha256(about: dict[str, str]) -> str:
-    """A fingerprint of what says which network a file holds, bound to the rest by its own fingerprint."""
+    """Returns the fingerprint of the class and the probe logits. It covers `sha256` too, so it belongs to one file."""
     return hashlib.sha256("\n".join(about[key] for key in (*IDENTITY, "sha256")).encode()).hexdigest()

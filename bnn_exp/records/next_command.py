@@ -1,4 +1,4 @@
-"""The command that makes sense after another one: the last line of what `bnn-train` says. Imports no torch."""
+"""Suggests the next command: the last line that `bnn-train` prints. Imports no torch."""
 
 import shlex
 from collections.abc import Collection, Iterator, Sequence
@@ -12,19 +12,25 @@ from bnn_exp.records.runs import own_overrides
 if TYPE_CHECKING:
     from bnn_exp.records.sweeps.comparison import Comparison
 
-LEARNED = 80.0  # percent of the train rows, from which on a network has learned them
-GAP = 10.0  # percent between train and test accuracy, from which on more train pictures help
+LEARNED = 80.0  # percent: train accuracy above which a network has learned its rows
+GAP = 10.0  # percent: difference of train and test accuracy above which more train images help
 SMOKE = ("trainer", "trainer.epochs", "trainer.limit_batches", "trainer.limit_eval")  # keys that shorten a run
 
 
 def line(arguments: Sequence[str], why: str = "") -> str:
-    """Returns a line that says what may come next: what it is for, and a `bnn-train` command to be pasted into a shell."""
+    """Returns a line with a `bnn-train` command to paste into a shell, and its purpose."""
     return f"next{f' ({why})' if why else ''}: {shlex.join(['bnn-train', *arguments])}"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A training that is completed, and what it reached in percent; `channels` are those of its pictures."""
+    """A completed training and its results.
+
+    Args:
+        train_accuracy, test_accuracy: in percent.
+        channels: the number of channels of the images.
+        flags: the options of the command line, see `command_line.flags`.
+    """
 
     settings: Settings
     overrides: Sequence[str]
@@ -35,10 +41,10 @@ class Ended:
     resumed: bool = False
     in_sweep: bool = False
     plugins: Sequence[str] = ()
-    flags: Sequence[str] = ()  # of its command line, see `said.flags`
+    flags: Sequence[str] = ()
 
     def next(self) -> str:
-        """Returns the line of the command that makes sense now; "" for a run of a sweep, which has one of its own."""
+        """Returns the line of the next useful command; "" for a run of a sweep, because the sweep suggests one."""
         if self.in_sweep:
             return ""
         if self.settings.trainer.limit_batches or self.settings.trainer.limit_eval:
@@ -48,7 +54,8 @@ class Ended:
         return self._better() or self._sweep()
 
     def _better(self) -> str:
-        """The change that helps most where the network has not learned its rows, or knows them by heart."""
+        """Returns the change that helps most, if the network has not learned its train rows, or knows them by heart; else
+        ""."""
         model, trainer = self.settings.model, self.settings.trainer
         if self.train_accuracy < LEARNED:
             if self.channels > 1 and model.name == "mlp":
@@ -56,11 +63,11 @@ class Ended:
                 return line([*kept, "model=bncvl"], "a convolutional network, for photos")
             if model.weights == "bits" and self.settings.optimizer.name == "hypermask":
                 kept = self._without(("delta",), ("optimizer",))
-                return line([*kept, "optimizer=counter"], "a rule with a byte of memory a weight")
+                return line([*kept, "optimizer=counter"], "a rule with one byte of memory per weight")
             return line([*self._without(("trainer.epochs",)), f"trainer.epochs={2 * trainer.epochs}"], "more epochs")
         if self.train_accuracy - self.test_accuracy > GAP and self.settings.dataset.augment == "none":
             kept = self._without(("dataset.augment",))
-            return line([*kept, "dataset.augment=standard"], "each picture varied in training")
+            return line([*kept, "dataset.augment=standard"], "random changes of the train images")
         return ""
 
     def _sweep(self) -> str:
@@ -70,7 +77,7 @@ class Ended:
         return line(["-m", *self._without([item.partition("=")[0] for item in varied]), *varied], "a sweep")
 
     def _without(self, keys: Collection[str], groups: Collection[str] = ()) -> Iterator[str]:
-        """Yields the flags of the run, and its overrides without some keys, and without groups and all that is below them."""
+        """Yields the flags of the run, and its overrides without the given keys and without all keys of the given groups."""
         yield from self.flags
         for item in own_overrides(self.overrides, self.plugins):
             key = item.lstrip("+~").partition("=")[0]
@@ -79,7 +86,11 @@ class Ended:
 
 
 def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) -> str:
-    """Returns the line of another task with the network of a request, and `more` overrides; "" where the request names none."""
+    """Returns the line of another task with the network of a request; "" if the request names no network.
+
+    Args:
+        more: further overrides of the command.
+    """
     if not request.from_:
         return ""
     place = request.from_ if isinstance(request.from_, str) else request.from_[0]
@@ -88,15 +99,15 @@ def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) 
 
 
 def after_sweep(comparison: "Comparison", directory: Path, arguments: Sequence[str], cut: bool = False) -> str:
-    """Returns the line that goes on with a sweep, or that evaluates its best run.
+    """Returns the line that continues a sweep, or that evaluates its best run; "" if neither makes sense.
 
     Args:
-        arguments: of the command that swept.
-        cut: a signal has ended it.
+        arguments: the arguments of the command that swept.
+        cut: True if a signal ended the sweep.
     """
     if cut or any(run.status in ("interrupted", "unfinished") for run in comparison.unfinished):
         known = any(item.partition("=")[0] == "sweep.resume" for item in arguments)
-        return line([*arguments, *([] if known else [f"sweep.resume={directory}"])], "what is missing")
+        return line([*arguments, *([] if known else [f"sweep.resume={directory}"])], "continues the sweep")
     if not comparison.best:
         return ""
-    return line(["task=evaluate", f"from={comparison.best.runs[0].directory}"], "the best, on bits too")
+    return line(["task=evaluate", f"from={comparison.best.runs[0].directory}"], "the best run, on bits too")

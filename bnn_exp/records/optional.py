@@ -1,13 +1,14 @@
-"""Pictures, pages, loggers, output: they only show a training, so it goes on without what fails."""
+"""Runs optional output (plots, pages, loggers, the console). A failure there never ends a training."""
 
 from collections.abc import Callable
+from typing import Any
 
 from bnn_exp.records.log import log
 
 
-def attempt(what: str, function: Callable, *arguments, warn: Callable[[str], None] = log.warning) -> bool:
-    """Calls `function`; where it fails, a warning (in the log, or by `warn`) says that `what` is left out. Returns whether it
-    went well."""
+def attempt(what: str, function: Callable, *arguments: Any, warn: Callable[[str], None] = log.warning) -> bool:
+    """Calls `function(*arguments)` and returns True if it succeeds. If it fails, gives a warning (by `warn`) that `what` is
+    left out."""
     try:
         function(*arguments)
     except Exception as error:

@@ -1,30 +1,33 @@
-"""`curves.png`, a run at a glance, `samples.png`, what it is trained on, and `kernels.png`, what its first layer looks for."""
+"""Images of a run: `curves.png` (its metrics), `samples.png` (its train images), `kernels.png` (weights of its first layer)."""
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from bnn_exp.nn import binary_layers
 from bnn_exp.records.files import replacing
 from bnn_exp.records.formatting import drawn, in_a_line
 from bnn_exp.records.matplotlib_figure import new_figure
 
-BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # told apart by the colour-blind, and both from white and from black
-GREY = (118, 118, 118)  # the same contrast on white as on a dark page
-TILE = 96  # pixels of the longer side of a picture in a sheet, or a little less: whole multiples stay sharp
+BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # distinct for the colour-blind, on white and on black
+GREY = (118, 118, 118)  # equal contrast on a white and on a dark page
+TILE = 96  # largest side of a drawn image in pixels; whole multiples of the original stay sharp
 IN_A_ROW = 8
 
 
 def curves(file: Path, epochs: list[dict], title: str) -> None:
-    """Draw loss, accuracies and flips per layer over the epochs of `metrics.jsonl` into a PNG."""
+    """Draws loss, accuracies and flips per layer into a PNG, over the epochs of `metrics.jsonl`."""
     figure = new_figure(13, 4, dpi=100)
     from matplotlib.ticker import MaxNLocator
 
     x = [m["epoch"] for m in epochs]
     marker = "o" if len(x) < 3 else None
     loss, accuracy, flips = figure.subplots(1, 3)
-    figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)  # layout engines take 0.1 s
+    # Fixed margins and label positions: to compute them takes longer than the drawing.
+    figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)
     loss.plot(x, [m["train_loss"] for m in epochs], color="#0072b2", marker=marker)
     for name, color in (("train", "#8a94a3"), ("validation", "#e69f00"), ("test", "#0072b2")):
         if f"{name}_accuracy" in epochs[0]:
@@ -39,7 +42,7 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
     for axes, name in ((loss, "training loss"), (accuracy, "accuracy, %"), (flips, "flips per epoch")):
         axes.set_title(name, y=1.0)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_label_coords(0.5, -0.1)  # as y=1.0 above: to search a place takes longer than to draw
+        axes.xaxis.set_label_coords(0.5, -0.1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
     figure.suptitle(drawn(title))
@@ -48,10 +51,12 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
 
 
 def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
-    """Draw pictures (uint8 [count, channels, height, width]), eight in a row, over their names.
+    """Draws images, eight per row, with their names below, into a PNG with a transparent background.
 
-    Three channels are red, green and blue; other channels, which are no colours, are averaged.
-    The sheet is transparent, so that it suits a light page as well as a dark one.
+    Args:
+        images: uint8 [count, channels, height, width]. Three channels are red, green and blue; the mean of other numbers of
+            channels is drawn.
+        names: one per image.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -75,7 +80,7 @@ def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
 
 
 def _font_file() -> Path:
-    """matplotlib's DejaVu Sans. Where it lies beside the package nothing of that, half a second, is imported."""
+    """Returns the file of the font DejaVu Sans, which matplotlib ships. Avoids importing matplotlib (0.5 s) if possible."""
     spec = importlib.util.find_spec("matplotlib")
     file = Path(spec.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"
     if file.is_file():
@@ -85,26 +90,26 @@ def _font_file() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
-def _short(name: str, width: int, font) -> str:
-    """`name`, cut with an ellipsis where it is wider than `width` pixels; one line."""
+def _short(name: str, width: int, font: Any) -> str:
+    """Returns `name` in one line, cut with an ellipsis if it is wider than `width` pixels."""
     name = in_a_line(name)
     if font.getlength(name) <= width:
         return name
     return next((cut for end in range(len(name), 0, -1) if font.getlength(cut := name[:end] + "…") <= width), "…")
 
 
-def kernels(file: Path, network, image_shape: tuple[int, int, int]) -> None:
-    """Draw up to 64 units of the network's first layer, bit 1 yellow and bit 0 blue; a layer without bits by its size.
+def kernels(file: Path, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Draws up to 64 units of the network's first layer into a PNG: bit 1 yellow, bit 0 blue; real weights by their size.
 
-    Those of a dense layer have the shape of the images, (channels, height, width). Of three channels each is a colour, red,
-    green and blue; channels that are no colours are averaged.
+    The weights of a dense layer are drawn in the shape of the images, (channels, height, width). Three channels are drawn as
+    red, green and blue; the mean of other numbers of channels is drawn.
     """
     _, layer = next(binary_layers(network))
     weight = layer.bits().get("weight", layer.weight).detach().float().cpu()[:64]
     units = weight if weight.dim() == 4 else weight.reshape(-1, *image_shape)
-    units = (units if units.shape[1] in (1, 3) else units.mean(1, keepdim=True)).numpy()
-    low, high = (0.0, 1.0) if layer.bits() else (float(units.min()), float(units.max()))
-    shades = (units - low) / max(high - low, 1e-12)
+    pixels = (units if units.shape[1] in (1, 3) else units.mean(1, keepdim=True)).numpy()
+    low, high = (0.0, 1.0) if layer.bits() else (float(pixels.min()), float(pixels.max()))
+    shades = (pixels - low) / max(high - low, 1e-12)
     if shades.shape[1] == 1:
         ends = np.array((BIT_0, BIT_1), np.float32).reshape(2, 1, 3, 1, 1)
         shades = (ends[0] + shades * (ends[1] - ends[0])) / 255

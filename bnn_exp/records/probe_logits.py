@@ -1,4 +1,4 @@
-"""The probe: logits for a few images of random pixels, by which a network is recognised in another form of it."""
+"""Recognises a network by its logits for a few images of random pixels (the probe), also after a conversion to another form."""
 
 import math
 from collections.abc import Callable
@@ -9,30 +9,32 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ROWS, SEED = 8, 20251126
-TOLERANCE = 1e-3  # of the largest logit of a row
+TOLERANCE = 1e-3  # relative to the largest logit of a row
 
 
 def pixels(shape: tuple[int, ...], rows: int = ROWS) -> Tensor:
-    """Images of random pixels, uint8 [rows, *shape]: the same ones everywhere, as NumPy never changes this generator."""
+    """Returns images of random pixels, uint8 [rows, *shape]. They are equal everywhere, because NumPy never changes this
+    generator."""
     drawn = np.frombuffer(np.random.RandomState(SEED).bytes(rows * math.prod(shape)), np.uint8)
     return torch.from_numpy(drawn.copy()).view(rows, *shape)
 
 
 @torch.no_grad()
 def logits(network: nn.Module, shape: tuple[int, ...], answer: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
-    """The logits of the probe, float32 [ROWS, classes] on the CPU, by `network` in evaluation; it stays as it is.
+    """Returns the logits of the probe, float32 [ROWS, classes] on the CPU. `network` evaluates, and keeps its mode.
 
     Args:
-        shape: of an image.
-        answer: computes what `network` computes, where something does so in less memory.
+        shape: the shape of an image.
+        answer: computes the logits in place of `network`, if something needs less memory.
 
     Returns:
-        None where BatchNorms have no running statistics: such logits depend on the batch, and ties in it on the processor.
+        None if BatchNorms have no running statistics: their logits depend on the batch, and ties in a batch depend on the
+            processor.
     """
     if any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in network.modules()):
         return None
     training = {module: module.training for module in network.modules()}
-    convolutions = torch.backends.cudnn.conv
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     precision, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
         network.eval()
@@ -45,10 +47,10 @@ def logits(network: nn.Module, shape: tuple[int, ...], answer: Callable[[Tensor]
 
 
 def difference(found: Tensor, expected: Tensor) -> str:
-    """Says on how many images the logits differ, if that is more than half of them; else "".
+    """Returns a text about the number of images with other logits, if it is more than half; else "".
 
-    Another processor adds real numbers in another order. That may, rarely, change a bit of a hidden layer, and all logits of
-    that row with it. So a few rows may differ; those of another network differ almost all.
+    Another processor adds real numbers in another order. This can, rarely, change a bit of a hidden layer, and with it all
+    logits of a row. A few rows may therefore differ. Another network differs in almost all rows.
     """
     if found.shape != expected.shape:
         return f"it has {tuple(found.shape)[1:]} logits in place of {tuple(expected.shape)[1:]}"

@@ -1,4 +1,4 @@
-"""Output of a run: on a terminal by rich, elsewhere a plain line an epoch; always in train.log."""
+"""The console output of a run: rich on a terminal, one plain line per epoch elsewhere. train.log always gets it too."""
 
 import io
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bnn_exp.models.cost import LayerCost
-from bnn_exp.records import formatting
+from bnn_exp.records import terminal
 from bnn_exp.records.formatting import bytes_in_words, taken_for
 from bnn_exp.records.log import log
 from bnn_exp.records.optional import attempt
@@ -23,11 +23,17 @@ WIDTHS = {
 
 
 class Report:
-    """The output of one run of `epochs` epochs; `batches` are those of the epoch under way."""
+    """The output of one run.
+
+    Args:
+        epochs: the number of epochs of the run.
+        batches: the number of batches of an epoch, for the progress bar.
+        binary_weights: the number of binary weights, for the percentage of ones.
+    """
 
     def __init__(self, epochs: int, batches: int, binary_weights: int, console: Console | None = None):
         self.epochs, self.batches, self.binary_weights = epochs, batches, binary_weights
-        self.console = console or formatting.console()
+        self.console = console or terminal.console()
         self.seconds: list[float] = []
         self.bar: Progress | None = None
         self.epoch_began = 0.0
@@ -37,17 +43,17 @@ class Report:
         self._show(line)
 
     def warn(self, text: str) -> None:
-        """Says what is odd: the run goes on."""
+        """Shows and logs a warning. The run continues."""
         log.warning(text)
         self._show(f"warning: {text}")
 
     def _show(self, what: str | Table) -> None:
-        """Prints it; the console falls silent when it fails."""
+        """Prints `what`. After a failure the console stays silent."""
         if not attempt("output", self.console.print, what):
             self.console.quiet = True
 
     def network(self, layers: list[LayerCost]) -> None:
-        """A row per layer, and the sum of the network."""
+        """Shows a table of the network: one row per layer, and the sum."""
         table = Table("layer", "kind", title="network", title_justify="left")
         for column in ("output", "binary", "real", "as bits", "as fp32", "1-bit multiply-adds"):
             table.add_column(column, justify="right")
@@ -66,7 +72,7 @@ class Report:
         attempt("a table in the log", lambda: log.info("\n%s", plain(table)))
 
     def tick(self, batch: int) -> None:
-        """Move the bar of the epoch under way: on a terminal only, and only in an epoch that lasts a second or more."""
+        """Updates the progress bar after a batch: only on a terminal, and only in an epoch that lasts a second or more."""
         now = monotonic()
         if batch == 1:
             self.epoch_began = now
@@ -82,7 +88,7 @@ class Report:
             self.bar = None
 
     def epoch(self, m: dict[str, Any]) -> None:
-        """The row of an epoch, from its line in metrics.jsonl."""
+        """Shows one epoch from its line in metrics.jsonl."""
         self.stop_bar()
         first = not self.seconds
         self.seconds.append(m["train_seconds"] + m["eval_seconds"])
@@ -115,7 +121,8 @@ class Report:
 
 
 def by_class(counts: list[list[int]], classes: Sequence[str]) -> Table:
-    """Per class: rows, accuracy, and what it is most often taken for; of counts [label][answer]."""
+    """Returns a table with one row per class: rows, accuracy, and the class it is most often mistaken for. `counts` is
+    [label][answer]."""
     table = Table("class", title="test rows by class", title_justify="left")
     for column in ("rows", "right %", "most often taken for"):
         table.add_column(column, justify="right")
@@ -125,7 +132,7 @@ def by_class(counts: list[list[int]], classes: Sequence[str]) -> Table:
 
 
 def plain(table: Table) -> str:
-    """A table as text without colours."""
-    console = Plain(width=120, color_system=None, force_terminal=False, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue().rstrip()
+    """Returns a table as text without colours, 120 columns wide."""
+    text = io.StringIO()
+    Plain(width=120, color_system=None, force_terminal=False, file=text).print(table)
+    return text.getvalue().rstrip()

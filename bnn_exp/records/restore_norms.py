@@ -1,7 +1,7 @@
-"""A loaded network that can go on training: its BatchNorms get back what its file left out.
+"""Makes a loaded network trainable: its BatchNorms get the statistics that its file lacks.
 
-A `model.safetensors` holds of a BatchNorm the scale and shift that evaluation needs. Training needs its statistics and its
-parameters, which are in the checkpoint beside the file. They are read when training begins, so that loading costs nothing.
+A `model.safetensors` holds only the scale and the shift of a BatchNorm, which evaluation needs. Training needs the statistics
+and the parameters, which are in the checkpoint beside the file. They are read when training begins, so loading stays fast.
 """
 
 from functools import partial
@@ -20,36 +20,40 @@ from bnn_exp.records import checkpoint, runs
 
 
 def trainable(network: nn.Module, file: Path, about: dict[str, Any]) -> nn.Module:
-    """Returns the loaded `network`, whose first `train()` puts real BatchNorms in the place of scales and shifts.
+    """Returns `network`. Its first `train()` replaces scales and shifts by real BatchNorms.
 
     Args:
-        file: what it was loaded from, a `model.safetensors` or a checkpoint.
-        about: what the file says of it.
+        file: the file of the network, a `model.safetensors` or a checkpoint.
+        about: what the file says of the network.
     """
     if any(True for _ in running_norms(network)):
         state = {name: tensor.clone() for name, tensor in _scales(network).items()}
-        network.train = partial(_train, network, file, about, state)
+        network.train = partial(_train, network, file, about, state)  # type: ignore[method-assign]
     return network
 
 
 def _train(network: nn.Module, file: Path, about: dict[str, Any], state: dict[str, Tensor], mode: bool = True) -> nn.Module:
-    """Does what `nn.Module.train` does; before the first training it restores the norms.
+    """Does the same as `nn.Module.train`, but restores the BatchNorms before the first training.
 
     Raises:
-        UserError: there is no checkpoint of this network.
+        UserError: the checkpoint of this network is missing.
     """
     if mode:
         _restore(network, _trained(file, about, state))
-        del network.train  # the method of its class from now on
+        del network.train  # from now on the method of the class applies
     return nn.Module.train(network, mode)
 
 
 def _trained(file: Path, about: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
-    """The network of the checkpoint that belongs to `file`."""
+    """Returns the network of the checkpoint that belongs to `file`.
+
+    Raises:
+        UserError: the checkpoint is missing or holds another network.
+    """
     source = file if file.suffix == ".pt" else runs.run_of(file) / "checkpoints/last.pt"
     if not source.is_file():
         raise UserError(
-            f"{file}: it has no statistics of BatchNorm, which a training goes on from\nallowed: a run with its checkpoints/"
+            f"{file}: it has no statistics of BatchNorm, which a training needs\nallowed: a run with its checkpoints/"
         )
     network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
     try:
@@ -63,7 +67,7 @@ def _trained(file: Path, about: dict[str, Any], state: dict[str, Tensor]) -> nn.
 
 
 def _scales(network: nn.Module) -> dict[str, Tensor]:
-    """The scales and shifts of the norms, by the names of the parameters that hold them."""
+    """Returns the scales and shifts of the BatchNorms, by parameter name."""
     return {
         f"{name}.{own}" if name else own: getattr(norm, own).detach()
         for name, norm in running_norms(network)
@@ -73,10 +77,11 @@ def _scales(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _restore(network: nn.Module, trained: nn.Module) -> None:
-    """Give the norms of `network` the numbers of those of `trained`, in place: an optimizer may hold the parameters."""
+    """Copies the numbers of the BatchNorms of `trained` into those of `network`, in place: an optimizer may hold the
+    parameters."""
     for (_, norm), (_, real) in zip(running_norms(network), running_norms(trained), strict=True):
         norm.eps, norm.momentum = real.eps, real.momentum
-        norm.weight.copy_(1.0 if real.weight is None else real.weight)
-        norm.bias.copy_(0.0 if real.bias is None else real.bias)
+        norm.weight.copy_(torch.ones_like(norm.weight) if real.weight is None else real.weight)
+        norm.bias.copy_(torch.zeros_like(norm.bias) if real.bias is None else real.bias)
         for statistic in ("running_mean", "running_var", "num_batches_tracked"):
             getattr(norm, statistic).copy_(getattr(real, statistic))

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from bnn_exp.config import plugins
 from bnn_exp.config.settings import Settings, dataset_settings, load_settings
 from bnn_exp.errors import UserError
-from bnn_exp.records.runs import metadata, of_several
+from bnn_exp.records.run_choice import of_several
+from bnn_exp.records.runs import metadata
 
 
 def settings(name: str, place: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""Standard output and error that never end a run: closed, full, or of an encoding without the letters of a name."""
+"""Makes standard output and standard error harmless: a closed pipe, a full disk or a poor encoding never ends a run."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ from bnn_exp.records.log import log
 
 
 class Forgiving:
-    """A text stream that falls silent, with a warning in the log, when it can't be written any more."""
+    """A text stream that drops all text, with one entry in the log, after a failed write."""
 
     def __init__(self, stream: TextIO, name: str):
         self.stream, self.name = stream, name
@@ -22,7 +22,7 @@ class Forgiving:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             self._silence(error)
             return len(text)
 
@@ -36,18 +36,19 @@ class Forgiving:
         return getattr(self.stream, name)
 
     def _silence(self, error: Exception) -> None:
-        """Have all that is written from now on, by whomever, go nowhere; what waits in the buffer too."""
+        """Sends all further output to the null device, also that of other writers and of the buffer."""
         full, self.stream = self.stream, open(os.devnull, "w")  # noqa: PTH123, SIM115
-        with suppress(OSError, ValueError):  # it is no file
+        with suppress(OSError, ValueError):  # the stream may have no file number
             os.dup2(self.stream.fileno(), full.fileno())
-        mishap = isinstance(error, OSError) and not isinstance(error, BrokenPipeError)  # as `| head` or a closed stream is not
+        # `| head` and a closed stream need no warning.
+        mishap = isinstance(error, OSError) and not isinstance(error, BrokenPipeError)
         level = logging.WARNING if mishap else logging.INFO
         log.log(level, "%s can't be written any more: %s", self.name, error)
 
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Within the block output that can't be written is dropped."""
+    """Context manager: output that can't be written is dropped."""
     if isinstance(sys.stdout, Forgiving):
         yield
         return
@@ -63,11 +64,12 @@ def forgiving_output() -> Iterator[None]:
 
 
 def _open_closed() -> None:
-    """Give closed standard files (`>&-`) the null device; else the next file to be opened, a checkpoint, takes their number."""
+    """Opens the null device for closed standard files (`>&-`). Otherwise the next opened file, a checkpoint, would get their
+    number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # the system assigns the lowest free number
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115

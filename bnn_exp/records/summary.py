@@ -1,4 +1,4 @@
-"""`summary.json`: what a run was and how it ended. Imports no torch, so that a run that fails early can still write one."""
+"""`summary.json`: what a run was and how it ended. Imports no torch, so a run that fails early can write it too."""
 
 import importlib.metadata
 import json
@@ -20,16 +20,20 @@ STATUS = ("completed", "failed", "interrupted")
 
 
 def write(directory: Path, status: str, **facts: Any) -> dict[str, Any]:
-    """Write the summary of a run that ended with `status`, with where and by what it was run beside `facts`."""
+    """Writes the summary of a run and returns it. Adds the command, versions and machine to the `facts`.
+
+    Args:
+        status: completed, failed or interrupted.
+    """
     flags = command_line.flags(HydraConfig.get()) if HydraConfig.initialized() else []
-    flags = flags or (read(directory) or {}).get("flags")  # of a run that goes on
+    flags = flags or (read(directory) or {}).get("flags", [])  # a resumed run keeps its flags
     summary = {"status": status, **facts, **({"flags": flags} if flags else {}), "command": sys.argv[1:], **surroundings()}
     write_json(directory / "summary.json", summary)
     return summary
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """The summary in a run directory; None where there is none, or a damaged one."""
+    """Returns the summary in a run directory; None if it is missing or damaged."""
     try:
         return json.loads((directory / "summary.json").read_text())
     except (OSError, json.JSONDecodeError):
@@ -37,13 +41,13 @@ def read(directory: Path) -> dict[str, Any] | None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Versions, machine and the commit of the working directory."""
+    """Returns the versions, the machine, and the git commit of the working directory."""
     versions = {"python": platform.python_version(), "bnn-exp": __version__} | {name: _version(name) for name in PACKAGES}
     return {"versions": versions, "machine": platform.platform(), "cpus": os.cpu_count(), "git_commit": git_commit()}
 
 
 def _version(package: str) -> str | None:
-    """The version of an installed package; None where no metadata of it are found, as in a plain source tree."""
+    """Returns the version of an installed package; None if its metadata are missing, as in a plain source tree."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -51,7 +55,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit checked out in the working directory, with -dirty if files differ from it; None outside of git."""
+    """Returns the commit of the working directory, with -dirty if files are changed; None outside of git."""
     try:
         git = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
         return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True, start_new_session=True).stdout.strip()

@@ -1,37 +1,48 @@
-"""Consoles that show every text as it is, and bars of what takes long."""
+"""Consoles that show users' texts literally, and progress bars."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bnn_exp.records.formatting import console, printable
+from bnn_exp.records.formatting import printable
 
-EVERY = 10.0  # seconds between two lines of progress, where there is no terminal
+EVERY = 10.0  # seconds between two lines of progress without a terminal
 PATIENCE = 1.0  # seconds before a bar appears
 
 
 class Plain(Console):
-    """A console for the texts of users: it reads no markup and no emoji codes, and escapes what its stream can't show.
+    """A console for users' texts: ignores markup and emoji codes, and escapes characters that its stream can't show.
 
-    Every text passes `render_str`: printed ones, titles, and the cells of tables.
+    All text passes `render_str`: printed text, titles, and table cells.
     """
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
-    def render_str(self, text: str, **settings) -> Text:
+    def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(printable(text, self.encoding), **settings)
+
+
+def console() -> Console:
+    """Returns the console of the command: as wide as the terminal, else 120 columns."""
+    made = Plain(soft_wrap=True)
+    if not made.is_terminal:
+        made.width = 120
+    return made
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of `total` is done, where it takes long: a bar on a terminal after a second, elsewhere a line every ten.
+    """Context manager: shows how much of `total` is done. A terminal gets a bar after a second; other outputs get a line every
+    ten seconds.
 
-    Yields a function that takes how much more is done.
+    Yields:
+        A function that takes the number of further items done.
     """
     began = said = monotonic()
     done, bar, speak = 0, None, console()
@@ -56,7 +67,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def started_bar(on: Console, what: str, total: int) -> Progress:
-    """Returns a progress bar of one task, shown on the console `on` until its `stop`."""
+    """Returns a progress bar with one task, visible on the console `on` until its `stop`."""
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=on, transient=True)
     bar.add_task(what, total=total)

@@ -90,8 +90,8 @@ class Callbacks:
         CallbackFailed: from each method, where a callback raises an error.
     """
 
-    def __init__(self):
-        self.made = {}  # by the names under which checkpoints hold their states
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}  # by the names under which checkpoints hold their states
         for registered in CALLBACKS:
             kind = registered if isinstance(registered, type) else type(registered)
             name, others = home(kind), len(self.made)

@@ -104,7 +104,7 @@ def dead_outputs(network: nn.Module, x: Tensor) -> dict[str, int]:
     """
     inputs: list[tuple[str, int]] = []
 
-    def note(name: str):
+    def note(name: str) -> Any:
         return lambda _module, arguments: inputs.append((name, _constant(arguments[0])))
 
     layers = ((f"{name}.weight" if name else "weight", layer) for name, layer in binary_layers(network))

@@ -1,10 +1,15 @@
-"""Who computes a training: torch on dense tensors, or kernels on packed bits.
+"""Chooses how a training is computed: by torch on dense tensors, or by kernels on packed bits. Imports no torch.
 
-`dense` computes with bits as float32, for any rule, model and device. `packed` is for an MLP of bits: its weights lie eight to
-a byte, and a layer's gradient goes to the rule in the backward pass, as two factors, and is never kept. A rule that draws
-which entries it reads before it sees the gradient (HyperMask's random mask) computes those alone on a CPU; for the others the
-whole gradient of one layer is there for a moment. On a CPU both engines draw the same numbers; their gradients are sums of the
-same terms in another order, so that a flip can differ only where rounding decides. On a GPU a random mask is drawn by Triton.
+`dense` computes with bits as float32, for every rule, model and device. `packed` trains an MLP of bits, stored eight to a byte.
+In the backward pass each layer passes its gradient to the rule as two factors, and no gradient is kept. A rule that draws its
+entries before it sees the gradient (the random mask of HyperMask) computes only those entries on a CPU. For any other rule, the
+whole gradient of one layer exists for a moment.
+
+On a CPU both engines draw the same numbers, and their gradients are sums of the same terms in another order: a flip can differ
+only where rounding decides. On a GPU, Triton draws a random mask.
+
+`engine=auto` chooses `packed` on a CPU if `packed` can train the settings and is the faster or smaller one; else `dense`.
+`bnn_exp.config.compatibility` holds the table of the conditions.
 """
 
 import os
@@ -16,8 +21,8 @@ from bnn_exp.config.groups import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
-LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
+WAITING = "OMP_WAIT_POLICY"  # sets how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME take precedence
+LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is faster (measured on a Zen 4)
 
 
 def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
@@ -63,11 +68,11 @@ def records(settings: Settings, device: str) -> bool:
 
 
 def let_waiting_threads_sleep(device: str) -> None:
-    """For work on a CPU, before torch is loaded: has OpenMP's threads sleep when they have nothing to do.
+    """Makes OpenMP's threads sleep while they have no work. Call it for a CPU, before torch is loaded.
 
-    By default they wait for their next work by spinning, some 10 ms after every operation, on the cores that our kernels and
-    other processes want. Beside several busy processes for each core, steps on two threads took 12 to 42 times as long as on
-    one; with threads that sleep, no longer than on one. What the user says of it by OpenMP's variables stays.
+    By default the threads wait by spinning, for about 10 ms after every operation, on cores that other processes and our own
+    kernels need. Beside several busy processes per core, steps on two threads took 12 to 42 times as long as steps on one
+    thread; with sleeping threads they took no longer. A value that the user has set for OpenMP stays.
     """
     if not device.startswith("cuda"):
         os.environ.setdefault(WAITING, "PASSIVE")

@@ -5,6 +5,7 @@ What BinSFO is for: a network trained elsewhere, adapted on a device that has no
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,12 +106,12 @@ def _beginning(network: nn.Module, settings: Settings, loaded: int = 0, trained:
     """The first `loaded` layers are those of a run of the configuration `trained`."""
     of_layers = {id(layer): name for name, layer in binary_layers(network)}
     names = [", ".join(of_layers[id(m)] for m in stage if id(m) in of_layers) for stage in models.stages(network)]
-    rule_of_run = trained and _in_words(load_settings(trained).optimizer)
+    rule_of_run = _in_words(load_settings(trained).optimizer) if trained else None
     parts = (names[:loaded], names[loaded:], names[: settings.freeze])
     return Beginning(settings.init_from, *parts, _in_words(settings.optimizer), rule_of_run)
 
 
-def _in_words(rule) -> str:
+def _in_words(rule: Any) -> str:
     """A rule and its strength as the command line takes them."""
     strength = rules.strength(rule)
     return f"optimizer={rule.name}" + (f" optimizer.{strength}={getattr(rule, strength):g}" if strength else "")
@@ -137,7 +138,7 @@ def _checkpoint(place: Path) -> Path:
     return place / "checkpoints/last.pt" if place.is_dir() else place
 
 
-def _copy(to: nn.Module, original: nn.Module, outputs: list[int] | None = None) -> None:
+def _copy(to: nn.Module, original: Any, outputs: list[int] | None = None) -> None:
     """Copies a module, with its outputs in that order."""
     state = original.state_dict()
     if isinstance(to, BinaryLayer) and (to.weights == "float") != (original.weights == "float"):

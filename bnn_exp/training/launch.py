@@ -127,7 +127,8 @@ def _follow(ranks: Ranks) -> int:
         named = ranks.from_first()
         if named is not None:
             _load_plugins(named, ranks)
-            _train(*ranks.from_first(), ranks)
+            plan, directory = ranks.from_first()
+            _train(plan, directory, ranks)
     except (UserError, Diverged, RankLost, KeyboardInterrupt):  # rank 0 has met it too
         return 1
     except Exception as error:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from bnn_exp.config import compatibility, models, plugins, unread
 from bnn_exp.config.datasets import DATASETS
 from bnn_exp.config.paths import at_home
-from bnn_exp.config.settings import REQUEST, Rows, Settings, load_settings, resolved
+from bnn_exp.config.settings import REQUEST, Settings, load_settings, resolved
 from bnn_exp.data import sources
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
@@ -92,7 +92,7 @@ def with_devices(settings: Settings, values: dict, asked: int | None) -> Setting
     return settings
 
 
-def read(dataset: Rows) -> Arrays:
+def read(dataset: Any) -> Arrays:
     """The arrays of a dataset.
 
     Raises:
@@ -115,7 +115,7 @@ def read(dataset: Rows) -> Arrays:
     return arrays
 
 
-def place(dataset: Rows) -> dict[str, Any]:
+def place(dataset: Any) -> dict[str, Any]:
     """Returns the settings of a dataset that decide its rows and pixels, by the names of `sources.read`."""
     if dataset.name in DATASETS:
         return DATASETS[dataset.name].own(dataset)

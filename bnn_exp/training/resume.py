@@ -12,6 +12,7 @@ from bnn_exp.config import plugins
 from bnn_exp.config.migrate import migrated
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import load_settings
+from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
 from bnn_exp.records import directories, loggers, metrics, summary
 from bnn_exp.records.directories import CHECKPOINTS
@@ -120,7 +121,7 @@ def _newest_whole(directory: Path) -> tuple[dict[str, Any], str]:
     return saved, ""
 
 
-def _data(directory: Path, dataset):
+def _data(directory: Path, dataset: Any) -> Arrays:
     path = getattr(dataset, "path", None)
     if path and not Path(path).exists():
         raise UserError(
@@ -141,7 +142,8 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
         raise UserError(f"{asked}: {reason}")
     values: Any = {}
     try:
-        values = migrated(OmegaConf.to_container(OmegaConf.load(file)))
+        saved: Any = OmegaConf.to_container(OmegaConf.load(file))
+        values = migrated(saved)
         load_settings(values)
     except Exception as error:
         reason = str(error).splitlines()[0]

@@ -90,7 +90,8 @@ def settle(settings: Settings, device: torch.device) -> None:
     else:
         torch.cuda.set_device(device)  # where Triton's kernels and recordings go
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # with NaN, at the price of a pass over every new tensor
+        # Filling each new tensor with NaN would cost a pass over it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 ALWAYS = [signal.SIGINT, signal.SIGTERM]
 UNLESS_IGNORED = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)]
@@ -23,7 +24,7 @@ class Stop:
     def __call__(self) -> bool:
         return self.number != 0
 
-    def handle(self, number: int, frame) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         again = self()
         self.number = self.number or number
         if (again and number == signal.SIGINT) or not (again or self.waiting):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,8 @@ class Trainer:
         """
         began = time.perf_counter()
         self.network.eval()
-        metrics, ones = {}, verify_binary(self.network)
+        metrics: dict[str, Any] = {}
+        ones = verify_binary(self.network)
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if split is not None:
                 size = self.settings.trainer.eval_batch_size

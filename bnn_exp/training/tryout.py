@@ -77,7 +77,8 @@ def _check_rule(settings: Any) -> None:
     weights = getattr(settings.model, "weights", rule.trains[0])
     network = nn.Sequential(*(BinaryLinear(*sizes, weights=weights) for sizes in ((5, 4), (4, 3))))
     with _own_code(f"optimizer={settings.optimizer.name}: {home(rule.home)}", allowed):
-        optimizer = rule.load().of(settings.optimizer, network, 2, 2, settings.seed)
+        kind: Any = rule.load()
+        optimizer = kind.of(settings.optimizer, network, 2, 2, settings.seed)
         if hasattr(optimizer, "update"):
             optimizer.update = _watched(optimizer.update)
         for _ in range(2):
@@ -90,7 +91,7 @@ def _watched(update: Callable) -> Callable:
     """Returns `update` of a rule, which refuses positions that are not there, or that come twice."""
     import torch
 
-    def watched(g, w, *others):
+    def watched(g: Any, w: torch.Tensor, *others: Any) -> Any:
         which = update(g, w, *others)
         if isinstance(which, torch.Tensor) and which.dtype == torch.int64 and which.dim() == 1:
             if len(which.unique()) != len(which):

@@ -114,7 +114,7 @@ def test_local_jobs_end_with_their_command_and_with_a_checkpoint(tmp_path, sweep
     for job in "01":
         assert json.loads((tmp_path / "s" / job / "summary.json").read_text())["status"] == "interrupted"
         assert torch.load(tmp_path / "s" / job / "checkpoints/last.pt", weights_only=True)["progress"]["batch"] >= 0
-    assert out.count("interrupted after") == 2 and "Not the whole sweep: 2 of its jobs" in out
+    assert out.count("interrupted after") == 2 and "The sweep is incomplete: 2 of its jobs" in out
     assert following(out)[-1].startswith("sweep.resume=")
 
 

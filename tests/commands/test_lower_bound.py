@@ -85,7 +85,7 @@ def test_the_least_time_is_that_of_the_operations_at_the_measured_rate(monkeypat
 
 
 def test_rates_are_measured(monkeypatch):
-    monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound._SIDE", {"cpu": 128})
-    monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound._COPIED", {"cpu": 2**20})
+    monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound.SIDE", {"cpu": 128})
+    monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound.COPIED", {"cpu": 2**20})
     found = rates({"float32", "int8"}, torch.device("cpu"))
     assert set(found) == {"float32", "int8", "bytes"} and min(found.values()) > 1e6

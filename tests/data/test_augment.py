@@ -8,7 +8,8 @@ PICTURES = torch.randint(1, 256, (2000, 3, 9, 7), dtype=torch.uint8, generator=t
 
 
 def shifts(before, after, reach):
-    """(down, across) of each picture, found by trying every one: exactly one must fit, with zeros where nothing moved in."""
+    """Returns the shift (down, across) of each image. Tries every shift: exactly one must fit, with zeros where pixels moved
+    in."""
     padded, (height, width) = F.pad(before, [reach] * 4), before.shape[2:]
     found = torch.full((len(before), 2), 99)
     for down in range(-reach, reach + 1):
@@ -22,10 +23,10 @@ def shifts(before, after, reach):
 
 def test_a_shift_moves_all_pixels_by_so_many_and_fills_zeros():
     found = shifts(PICTURES, Augment(0, shift=2)(PICTURES, 0, 0), 2)
-    assert found.abs().max() == 2  # none unexplained
+    assert found.abs().max() == 2  # every image has an explanation
     counts = torch.bincount((found[:, 0] + 2) * 5 + found[:, 1] + 2, minlength=25)
     assert counts.min() > 0
-    assert ((counts - 80).abs() < 5 * (2000 / 25) ** 0.5).all()  # uniform: five standard deviations
+    assert ((counts - 80).abs() < 5 * (2000 / 25) ** 0.5).all()  # uniform to within five standard deviations
 
 
 def test_a_flip_is_the_mirror_image_of_half_of_them():
@@ -40,10 +41,10 @@ def test_a_cutout_is_one_black_square_that_may_reach_over_the_edge():
     black = (after == 0).all(1)
     assert torch.equal(after, PICTURES * ~black[:, None])
     rows, columns = black.any(2), black.any(1)
-    assert torch.equal(black, rows[:, :, None] & columns[:, None, :])  # a rectangle …
+    assert torch.equal(black, rows[:, :, None] & columns[:, None, :])  # black pixels form a product of rows and columns
     for lines in (rows, columns):
         extent = lines.int()
-        assert (extent.diff().abs().sum(1) <= 2).all()  # … in one piece
+        assert (extent.diff().abs().sum(1) <= 2).all()  # each side is one piece, so the black area is a rectangle
         assert extent.sum(1).min() == 2 and extent.sum(1).max() == 4
         assert extent.sum(0).min() > 0
 
@@ -65,7 +66,7 @@ def test_the_draws_depend_on_seed_epoch_and_batch_alone():
 def test_each_sample_is_varied_by_itself():
     alike = PICTURES[:1].expand(200, -1, -1, -1)
     varied = Augment(0, shift=2, flip=True)(alike, 0, 0)
-    assert len(varied.flatten(1).unique(dim=0)) > 40  # of 2·25
+    assert len(varied.flatten(1).unique(dim=0)) > 40  # 2·25 changes are possible
 
 
 @pytest.mark.parametrize("side", [1, 3])

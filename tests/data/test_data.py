@@ -22,14 +22,14 @@ def test_digits_are_scikit_learns():
     assert digits.train_images.shape == (1437, 1, 8, 8) and digits.test_images.shape == (360, 1, 8, 8)
     images = np.concatenate([digits.train_images, digits.test_images])[:, 0]
     labels = np.concatenate([digits.train_labels, digits.test_labels])
-    levels = np.rint(images / 255 * 16)  # 0…16 survive the scaling to a byte
+    levels = np.rint(images / 255 * 16)  # recovers the levels 0…16 from bytes
 
     def rows(x, y):
         return sorted((*image.astype(int).ravel().tolist(), int(label)) for image, label in zip(x, y, strict=True))
 
     assert rows(levels, labels) == rows(sklearn.images, sklearn.target)
     share = np.bincount(digits.test_labels) / np.bincount(labels)
-    assert abs(share - 360 / 1797).max() < 0.01  # stratified
+    assert abs(share - 360 / 1797).max() < 0.01  # each class has its share of test rows
 
 
 def test_a_folder_is_decoded_exactly_by_feature_types(tmp_path):
@@ -69,7 +69,7 @@ def test_a_damaged_cache_file_is_made_anew(tmp_path):
     arrays = sources.read("mnist", "none/none", folder)
     file = max(cache.cache_folder().glob("mnist-*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
     whole = file.read_bytes()
-    for damaged in (whole[:-20], whole[:-20] + bytes(19) + b"\1"):  # cut off; other pixels
+    for damaged in (whole[:-20], whole[:-20] + bytes(19) + b"\1"):  # a truncated file, then one with changed pixels
         file.write_bytes(damaged)
         assert np.array_equal(sources.read("mnist", "none/none", folder).test_images, arrays.test_images)
     assert np.array_equal(sources.read("mnist", "none/none", folder).test_images, arrays.test_images)
@@ -105,8 +105,8 @@ def test_what_is_no_dataset_is_named(tmp_path):
         tmp_path / "empty": "holds no dataset",
         mixed: r"train image 5 is 7×7 pixels, those before it are 5×6",
         later: r"test image 0 is 7×7 pixels",
-        unlabelled: r"3 pictures \(test/2.png, …\), but not two class folders",
-        one_class: "2 pictures .*, but not two class folders",
+        unlabelled: r"3 images \(test/2.png, …\), but not two class folders",
+        one_class: "2 images .*, but not two class folders",
         bare: r"its columns are picture \(Image\)",
         junk: r"train.parquet can't be read \(",
     }.items():
@@ -128,7 +128,7 @@ def test_a_corrupt_image_is_named(tmp_path):
 
 
 def test_without_a_hub_the_two_ways_out_are_named():
-    """In a process of its own, whose hub is a closed port: nothing waits for retries."""
+    """Runs in a new process with a closed port as the hub, so nothing waits for retries."""
     code = "from bnn_exp.data import sources; sources.read('mnist', 'ylecun/mnist')"
     environment = {
         **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
@@ -172,7 +172,7 @@ def test_a_row_left_over_joins_the_last_batch():
 
 
 def write_images(folder: Path, names: list[str]) -> Path:
-    """A folder of those files, each a random colour picture of 6×5."""
+    """Writes the named files below `folder`, each a random colour image of 6×5 pixels."""
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(folder / name)
@@ -258,7 +258,7 @@ def test_statistics_are_those_of_the_pixels_in_float64(tmp_path):
     x = images.astype(np.float64) / 255
     assert np.allclose(mean, x.mean((0, 2, 3)), rtol=1e-12) and np.allclose(std, x.std((0, 2, 3)), rtol=1e-12)
     folder = write_images(tmp_path / "own", CLASS_FOLDERS)
-    first, again = (sources.read("local", path=str(folder)) for _ in range(2))  # the second from the cache
+    first, again = (sources.read("local", path=str(folder)) for _ in range(2))  # the cache provides the second one
     assert first.mean == again.mean and first.std == again.std and len(first.mean) == 3
 
 
@@ -272,17 +272,17 @@ def test_validation_rows_are_train_rows_that_are_not_trained_on(limit, validatio
         return sorted(zip(map(bytes, split.images.numpy()), split.labels.tolist(), strict=True))
 
     everything = Dataset.from_arrays(digits, torch.device("cpu"), limit)
-    assert sorted(kinds(data.train) + kinds(data.validation)) == kinds(everything.train)  # each row in exactly one of them
+    assert sorted(kinds(data.train) + kinds(data.validation)) == kinds(everything.train)  # each row is in exactly one split
     assert kinds(data.test) == kinds(everything.test) and everything.validation is None
     share = data.validation.labels.bincount() - validation * everything.train.labels.bincount()
-    assert share.abs().max() <= 1  # stratified
+    assert share.abs().max() <= 1  # each class has its share of validation rows
     again = Dataset.from_arrays(digits, torch.device("cpu"), limit, validation)
     assert torch.equal(data.validation.images, again.validation.images)
 
 
 @pytest.mark.slow
 def test_the_real_cifar10(cifar10_folder):
-    """The copy at hand is JPEG, so that its statistics are near the published ones of the original, but not equal."""
+    """The local copy is JPEG, so its statistics are only near the published ones."""
     arrays = sources.read("cifar10", "uoft-cs/cifar10", str(cifar10_folder))
     assert arrays.train_images.shape == (50000, 3, 32, 32) and arrays.test_images.shape == (10000, 3, 32, 32)
     assert np.bincount(arrays.train_labels).tolist() == [5000] * 10
@@ -294,6 +294,6 @@ def test_the_real_cifar10(cifar10_folder):
 def test_the_real_mnist(mnist_folder):
     arrays = sources.read("mnist", "ylecun/mnist", str(mnist_folder))
     assert arrays.train_images.shape == (60000, 1, 28, 28) and arrays.test_images.shape == (10000, 1, 28, 28)
-    assert arrays.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # as published
+    assert arrays.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # the published order
     assert np.bincount(arrays.train_labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert (round(arrays.mean[0], 4), round(arrays.std[0], 4)) == (0.1307, 0.3081)  # what everyone normalises by
+    assert (round(arrays.mean[0], 4), round(arrays.std[0], 4)) == (0.1307, 0.3081)  # the usual constants of MNIST

@@ -1,4 +1,4 @@
-"""Folders as users have them: the rows that are read are the rows that the user sees there."""
+"""Folders as users have them: the rows that the reader finds are the rows that a person sees there."""
 
 import gzip
 import json
@@ -37,14 +37,14 @@ def test_the_top_folder_alone_decides_the_split(classes):
 def test_a_class_called_train_among_bare_class_folders_is_a_class():
     data = own(pictures("voc", ("bus", "train", "car"), n=10, splits=("",)))
     assert data.classes == ("bus", "car", "train") and len(data.train_labels) == 24 and len(data.test_labels) == 6
-    assert np.bincount(data.test_labels).tolist() == [2, 2, 2]  # of every class alike
+    assert np.bincount(data.test_labels).tolist() == [2, 2, 2]  # every class gives two test rows
     assert "6 of 30 rows serve as such" in " ".join(data.notes) and not data.own_test
     more = own("voc", test_fraction=0.5)
     assert len(more.test_labels) == 15 and more.key != data.key
 
 
 def test_class_folders_that_hold_splits():
-    """CLASS/train and CLASS/test, as in MVTec's data."""
+    """Reads CLASS/train and CLASS/test, the layout of MVTec's data."""
     for name in ("bolt", "nut"):
         pictures(f"m/{name}", ("train", "test"), splits=("",))
     data = own("m")
@@ -70,7 +70,7 @@ def test_a_folder_around_the_dataset_and_what_systems_leave_there():
     pictures("zip/photos/2024/other", [""], splits=("",), n=2)
     again = own("zip")
     assert again.key == data.key and "1 file is not read: readme.txt" in again.notes
-    assert "2 pictures of the folder are not read: other/0.png …" in again.warnings
+    assert "2 images of the folder are not read: other/0.png …" in again.warnings
 
 
 def test_links_to_class_folders_are_followed_and_circles_are_not():
@@ -159,9 +159,14 @@ def test_classes_are_matched_by_name_across_splits_and_files():
     table(Path("o/test.parquet"), [1, 0], ["dog", "cat"], images[:2])
     data = own("o")
     assert data.classes == ("cat", "dog") and data.train_labels.tolist() == data.test_labels.tolist() == [0, 1]
-    table(Path("o/train-2.parquet"), [0, 1], ["emu", "cat"], images[2:])  # a shard with a list of its own
+    table(Path("o/train-2.parquet"), [0, 1], ["emu", "cat"], images[2:])  # this shard lists other class names
     data = own("o")
-    assert [data.classes[i] for i in data.train_labels] == ["emu", "cat", "cat", "dog"]  # in the order of the files' names
+    assert [data.classes[i] for i in data.train_labels] == [
+        "emu",
+        "cat",
+        "cat",
+        "dog",
+    ]  # rows follow the order of the file names
     table(Path("n/train.parquet"), [0, 1], ["cat", "dog"])
     table(Path("n/test.parquet"), [0, 1], ["0", "1"])
     assert "the test rows have other classes (0, 1) than the train rows (cat, dog)" in refused("n")
@@ -182,7 +187,7 @@ def test_names_that_are_no_utf_8():
 def test_a_null_is_named_and_a_label_that_is_missing_too():
     for split in ("train", "test"):
         table(Path(f"n/{split}.parquet"), [0, 1], ["a", "b"], [picture(), None])
-    assert "train image 1 can't be decoded (there is no picture)" in refused("n")
+    assert "train image 1 can't be decoded (the image is missing)" in refused("n")
     table(Path("l/train.parquet"), [0, None, 1], ["a", "b"])
     assert "train image 1 has no label" in refused("l")
 
@@ -193,8 +198,8 @@ def test_odd_but_usable_data_are_warned_of():
     Image.new("RGB", (8, 8), (9, 9, 9)).save("m/test/c/2.png")
     Path("m/test/a/0.png").write_bytes(Path("m/train/a/1.png").read_bytes())
     warnings = " | ".join(own("m").warnings)
-    assert "1 class has no train rows: b" in warnings and "1 test picture has but one colour: test/c/2.png" in warnings
-    assert "1 of 12 test pictures are train pictures too" in warnings
+    assert "1 class has no train rows: b" in warnings and "1 test image has only one colour: test/c/2.png" in warnings
+    assert "1 of 12 test images are train images too" in warnings
 
 
 @pytest.mark.parametrize(
@@ -244,16 +249,16 @@ def test_a_table_names_the_pictures():
     Path("t/labels.csv").write_text(
         "id;split;class\n" + "".join(f"{i};{'train' if i < 12 else 'val'};{k}\n" for i, k in enumerate(kinds))
     )
-    data = own("t")  # file names without suffix, a column of splits, a semicolon
+    data = own("t")  # the table has names without suffix, a split column, and semicolons
     assert len(data.train_labels) == 12 and [data.classes[i] for i in data.train_labels[:4]] == kinds[:4]
     assert np.array_equal(data.train_images[3], array("t/3.png").transpose(2, 0, 1))
     Path("t/3.png").unlink()
-    assert "labels.csv: row 3 names '3', which is not there" in refused("t")
+    assert "labels.csv: row 3 names '3', which does not exist" in refused("t")
 
 
 @pytest.fixture
 def digits():
-    """Images and labels of train and test: uint8 [n, 8, 8] and [n]."""
+    """Returns images and labels of train and test: uint8 [n, 8, 8] and [n]."""
     data = read("digits")
     return [
         a
@@ -301,7 +306,7 @@ def test_numpy_arrays(digits):
     np.save("n/train_x.npy", x.reshape(40, 64) - 128.0)
     assert "its values are from -128 to" in refused("n") and own("n", range=(-128, 127)).train_images.max() == 255
     Path("n/test_x.npy").rename("n/other.npy")
-    assert "no pictures belong to test_y" in refused("n")
+    assert "no images belong to test_y" in refused("n")
     Path("n/other.npy").rename("n/test_x.npy")
     np.save("n/train_x.npy", np.array([{}] * 40))
     assert "can't be read (it holds object" in refused("n")
@@ -367,7 +372,7 @@ def test_archives(pack):
 def test_refusals_say_what_is_there():
     assert "no such folder" in refused("nowhere")
     pictures("flat", [""], splits=("",))
-    assert "4 pictures (0.png, …), but not two class folders" in refused("flat")
+    assert "4 images (0.png, …), but not two class folders" in refused("flat")
     Path("text").mkdir()
     for i in range(3):
         Path(f"text/{i}.txt").write_text("x")
@@ -378,7 +383,7 @@ def test_refusals_say_what_is_there():
 
 
 def test_fit_keeps_the_proportions_or_does_not():
-    """A white square of 10 in the middle of a black picture of 20 × 10."""
+    """Fits a black image of 20×10 pixels with a white square of 10×10."""
     wide = np.zeros((10, 20, 3), np.uint8)
     wide[:, 5:15] = 255
     pictures("f", "ab", make=lambda: Image.fromarray(wide))
@@ -405,7 +410,7 @@ def test_a_full_or_read_only_cache_is_named(monkeypatch):
 
 
 def test_mnist_as_idx_files_is_mnist(mnist_folder, tmp_path):
-    """The four files as they are published, made here of the rows of the parquet files."""
+    """Writes the four published IDX files from the rows of the parquet files, and reads them."""
     parquet = read("mnist", "ylecun/mnist", str(mnist_folder))
     for split, name in (("train", "train"), ("test", "t10k")):
         images, labels = getattr(parquet, f"{split}_images")[:, 0], getattr(parquet, f"{split}_labels").astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Folders in which a wrong reading is near: the right rows are read, or the user is told what to say."""
+"""Folders that are easily misread: the reader finds the right rows, or tells the user what to set."""
 
 import csv
 import gzip
@@ -39,14 +39,14 @@ def test_splits_by_customary_names(splits):
     picture().save("d/docs/figure.png")
     data = own("d")
     assert data.classes == ("a", "b") and counts(data) == (8, 8)
-    assert "1 picture is not read: docs/figure.png" in data.warnings or splits[0].startswith("images")
+    assert "1 image is not read: docs/figure.png" in data.warnings or splits[0].startswith("images")
 
 
 def test_a_picture_beside_the_splits_is_not_a_row():
     pictures("d", "ab")
     picture().save("d/sample.png")
     data = own("d")
-    assert counts(data) == (8, 8) and "1 picture is not read: sample.png" in data.warnings
+    assert counts(data) == (8, 8) and "1 image is not read: sample.png" in data.warnings
 
 
 def test_a_class_alone_in_a_split_is_a_class():
@@ -56,7 +56,7 @@ def test_a_class_alone_in_a_split_is_a_class():
 
 
 def test_classes_with_a_split_in_each_and_a_stray_picture():
-    """The stray picture changes the rows of no split, whichever was read first."""
+    """The stray image changes the rows of no split, whichever layout is read first."""
     for name in ("cat", "dog"):
         pictures(f"d/{name}", ("train", "test"), splits=("",))
     clean = own("d")
@@ -66,7 +66,7 @@ def test_classes_with_a_split_in_each_and_a_stray_picture():
 
 
 def test_the_layout_is_part_of_what_the_cache_knows():
-    """Files are bare class folders; with a table they are other rows; without it they are the first ones again."""
+    """Reads bare class folders, then the same files with a table, then without it: the third result equals the first."""
     pictures("d", "ab", n=10, splits=("",))
     bare = own("d")
     files = sorted(Path("d").rglob("*.png"))
@@ -88,7 +88,7 @@ def test_bare_folders_are_evaluated_on_whole(bnn_train):
     dark, light = (lambda v=v: Image.fromarray(np.full((8, 8), v, np.uint8) + np.arange(8, dtype=np.uint8)) for v in (10, 200))
     for name, make in (("a", dark), ("b", light)):
         pictures("d", [name], n=8, make=make)
-        pictures("other", [name], n=5, make=light if name == "a" else dark, splits=("",))  # all of them wrong
+        pictures("other", [name], n=5, make=light if name == "a" else dark, splits=("",))  # all labels are wrong here
     small = ("model.hidden_size=8", "trainer.epochs=30", "trainer.batch_size=4")
     assert bnn_train("dataset=local", "dataset.path=d", *small, "hydra.run.dir=r").code == 0
     assert bnn_train("task=evaluate", "from=r", "dataset.path=other").code == 0
@@ -105,7 +105,7 @@ def listing(rows, name="metadata.csv", head="file_name,label"):
 
 @pytest.fixture
 def listed():
-    """t/img/a/0.png … and t/img/b/0.png …, without splits."""
+    """Returns a folder with t/img/a/0.png … and t/img/b/0.png …, without splits."""
     pictures("t/img", "ab", splits=("",))
     return [(file.relative_to("t").as_posix(), file.parent.name) for file in sorted(Path("t").rglob("*.png"))]
 
@@ -113,7 +113,7 @@ def listed():
 def test_a_table_that_names_a_picture_wrongly_is_refused(listed):
     Path("t/img/b/3.png").unlink()
     listing(listed)
-    assert "row 7 names 'img/b/3.png', which is not there" in refused("t")
+    assert "row 7 names 'img/b/3.png', which does not exist" in refused("t")
     listing([*listed[:7], listed[0]])
     assert "img/a/0.png is named twice" in refused("t")
     listing(
@@ -148,13 +148,13 @@ def test_pixel_csv_by_the_names_of_its_columns():
     frame.to_csv("c/train.csv", index=False)
     assert "no column is called label" in refused("c")
     assert own("c", label="number").classes == tuple("0123456789")
-    frame.to_csv("c/train.csv")  # with pandas' index
+    frame.to_csv("c/train.csv")  # pandas writes an index column
     frame.sample(frac=1, axis=1, random_state=0).to_csv("c/test.csv")
     data = own("c", label="number")
     assert np.array_equal(data.train_images, data.test_images) and np.array_equal(data.train_labels, digits.train_labels[:40])
     for file in Path("c").iterdir():
         file.unlink()
-    frame.to_csv("c/optdigits.csv", index=False, header=False)  # the last column, as UCI has it
+    frame.to_csv("c/optdigits.csv", index=False, header=False)  # UCI puts the labels into the last column
     assert own("c").classes == tuple("0123456789")
     gzipped = gzip.compress(Path("c/optdigits.csv").read_bytes())
     Path("c/optdigits.csv").unlink()
@@ -220,7 +220,7 @@ def test_values_have_one_range_in_all_splits():
     np.savez("n/d.npz", x_train=x > 99, y_train=y, x_test=x > 99, y_test=y)
     assert set(np.unique(own("n").train_images)) == {0, 255}
     np.savez("n/d.npz", x_train=(x > 99).astype(int), y_train=y, x_test=(x > 99).astype(int), y_test=y)
-    assert "the pictures are dark: no value is above 1 of 255" in own("n").warnings[0]
+    assert "the images are dark: no value is above 1 of 255" in own("n").warnings[0]
 
 
 def test_a_stated_range_is_of_arrays_and_wide_pictures_alone():

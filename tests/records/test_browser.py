@@ -1,7 +1,7 @@
-"""Both pages in a real headless Chromium: on a phone and a desk, by day and by night.
+"""Opens both kinds of pages in a headless Chromium: in the sizes of a phone and a desk screen, with light and dark colours.
 
-BNN_EXP_CHROMIUM names another browser than the first one found. With BNN_EXP_SCREENSHOTS=FOLDER the slow test leaves its
-pictures there: `BNN_EXP_SCREENSHOTS=docs/pictures pytest -m slow tests/records/test_browser.py`.
+BNN_EXP_CHROMIUM names a browser in place of the first one found. With BNN_EXP_SCREENSHOTS=FOLDER the slow test writes its
+screenshots there: `BNN_EXP_SCREENSHOTS=docs/pictures pytest -m slow tests/records/test_browser.py`.
 """
 
 import os
@@ -34,7 +34,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A page of each kind, of numbers without meaning and names that are too long or are no names."""
+    """Writes a page of each kind, with random numbers and with names that are too long or odd."""
     folder = tmp_path_factory.mktemp("pages")
     classes = [*EVIL, "a_class_whose_name_is_much_too_long_for_a_phone"]
     summary = {"test_accuracy": 50.0, "binary_parameters": 12345678, "train_seconds": 4321.0, "seconds": 5000.0}
@@ -50,7 +50,8 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def opened(chromium):
-    """Opens a file as a phone or a desk shows it, by day or by night, and fails if the page complains or asks for more."""
+    """Opens a file with the size of a phone or a desk screen, in light or dark colours. Fails if the page logs an error or
+    loads another file."""
     contexts, said, asked = [], [], []
 
     def open_page(file: Path, size: str, scheme: str):
@@ -143,7 +144,7 @@ def test_without_scripts_all_but_the_values_under_the_pointer_is_there(chromium,
     context.close()
 
 
-PICTURES = {  # file name: (page, size, scheme, the heading it begins at)
+PICTURES = {  # file name: (page, screen size, colour scheme, first visible heading)
     "run-desk.png": ("run", "desk", "light", None),
     "run-desk-dark.png": ("run", "desk", "dark", "Classes"),
     "run-phone-dark.png": ("run", "phone", "dark", None),

@@ -1,4 +1,4 @@
-"""Nothing is written over: a directory of a run or sweep is refused, or what lies there goes on, to the same bits."""
+"""Nothing is overwritten: a command refuses the directory of a run or sweep, or continues it with equal bits."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_sweeps_and_runs_keep_out_of_each_other(bnn_train, copy_of_run, tmp_path
     before = contents(tmp_path)
     for wrong, said in {
         ("-m", "seed=0,1", "hydra.sweep.dir=s"): "sweep.resume=s",
-        ("-m", "seed=0,1", "hydra.sweep.dir=."): "sweep.resume=.",  # whose table would be of the run in s too
+        ("-m", "seed=0,1", "hydra.sweep.dir=."): "sweep.resume=.",  # the sweep's table would contain the run in s
         ("-m", "seed=0,1", "hydra.sweep.dir=s/0", "sweep.resume=auto"): "and no sweep",
         ("-m", "seed=0,1", "hydra.sweep.dir=t", "sweep.resume=s"): "hydra.sweep.dir=t",
         ("hydra.run.dir=s",): "a sweep is there",
@@ -168,7 +168,7 @@ def test_a_killed_sweep_goes_on_by_auto_in_its_directory(bnn_train, summary, sto
 
 
 def test_a_job_that_a_queue_starts_again_goes_on_in_its_directory(bnn_train, summary, stopping_at, monkeypatch):
-    """Asks the queue for the job again, with the same overrides, as submitit's signal handler does."""
+    """Requeues a job with the same overrides, as the signal handler of submitit does."""
     from bnn_exp import cli
     from bnn_exp.training import signals
     from bnn_exp.training.trainer import Trainer

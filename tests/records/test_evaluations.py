@@ -1,4 +1,4 @@
-"""The evaluations of a run: of which network each is, by the files that the run has now."""
+"""Evaluations of a run: each belongs to one network, which the files of the run identify."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Output of the command: texts of users are shown as they are, and the best of a run is said with what it was chosen by."""
+"""Console output: users' texts stay literal, and the best epoch is named with the rows that chose it."""
 
 import io
 import itertools
@@ -42,7 +42,7 @@ def test_names_of_classes_are_shown_as_they_are():
 
 
 def test_there_is_one_kind_of_console():
-    """A table that a console of rich's own prints would have its cells read as markup."""
+    """A console of rich itself would read the cells of a table as markup."""
     root = Path(bnn_exp.__file__).parent
     made = [f.name for f in root.rglob("*.py") if re.search(r"\bConsole\(|rich\.print|from rich import", f.read_text())]
     assert made == []
@@ -71,16 +71,16 @@ def test_progress_is_a_line_every_ten_seconds_where_there_is_no_terminal(monkeyp
 @pytest.mark.parametrize(
     ("accuracy", "counts", "expected"),
     [
-        (38.0, [33, 33, 33], "near chance: the most common class alone gives 33.33%"),  # 3σ reach to 47.5%
+        (38.0, [33, 33, 33], "near chance: the most common class alone gives 33.33%"),  # chance plus 3σ is 47.5%
         (47.0, [33, 33, 33], "near chance"),
         (48.0, [33, 33, 33], None),
         (90.0, [90, 10], "no better than the most common class alone (90.00%)"),
         (98.9, [90, 10], "near chance"),
         (99.5, [900, 100], None),
-        (100.0, [2, 2], "of 4 rows, too few to tell it from chance (50.00%)"),
+        (100.0, [2, 2], "measured on 4 rows, too few to tell it from chance (50.00%)"),
         (11.0, [1000] * 10, None),
         (10.5, [1000] * 10, "near chance"),
-        (100.0, [9, 0], "of rows of one class, which tell nothing"),
+        (100.0, [9, 0], "measured on rows of a single class, and so says nothing"),
         (0.0, [], "no better"),
     ],
 )
@@ -108,10 +108,10 @@ def test_a_run_near_chance_says_so_and_what_to_try(bnn_train, summary):
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        (("delta=0",), "a larger optimizer.delta than 0, "),
-        (("delta=1e-9",), "a larger optimizer.delta than 1e-09, "),
-        (("optimizer=counter", "delta=0"), "a larger optimizer.delta than 0, "),
-        (("optimizer=bop", "optimizer.gamma=0"), "a larger optimizer.gamma than 0, "),
+        (("delta=0",), "a larger optimizer.delta than 0; "),
+        (("delta=1e-9",), "a larger optimizer.delta than 1e-09; "),
+        (("optimizer=counter", "delta=0"), "a larger optimizer.delta than 0; "),
+        (("optimizer=bop", "optimizer.gamma=0"), "a larger optimizer.gamma than 0; "),
     ],
 )
 def test_a_rule_that_flips_nothing_is_to_be_stronger(bnn_train, rule, text):
@@ -121,7 +121,7 @@ def test_a_rule_that_flips_nothing_is_to_be_stronger(bnn_train, rule, text):
 
 
 def test_advice_reads_the_strength_of_the_rule():
-    """The δ of a rule that does not read it is not named."""
+    """The advice does not name δ for a rule that does not read δ."""
     assert "optimizer.delta" in chance.advice(settings_of("optimizer=hypermask_top"), 1, flips=9)
     assert "optimizer.delta" not in chance.advice(settings_of("optimizer=hypermask_ewm"), 1, flips=9)
     assert "model=bncvl" in chance.advice(settings_of(), 3, flips=9)
@@ -154,13 +154,13 @@ def test_the_best_is_said_with_what_chose_it(bnn_train, summary):
             said += f"{result['best_test_accuracy']:.2f}%)"
             assert "best in validation" in (Path(by) / "report.html").read_text()
         else:
-            said = f"best {result['best_test_accuracy']:.2f}% (epoch 1; chosen on the test itself: optimistic)"
-            assert "chosen on the test itself" in (Path(by) / "report.html").read_text()
+            said = f"best {result['best_test_accuracy']:.2f}% (epoch 1; chosen on the test rows: optimistic)"
+            assert "chosen on the test rows" in (Path(by) / "report.html").read_text()
         assert f"completed: test {result['test_accuracy']:.2f}%, {said}" in done.out
 
 
 def test_what_takes_long_shows_how_far_it_is(bnn_train, copy_of_run, tmp_path, monkeypatch):
-    """Where each step takes ten seconds, every loop of the command says so: training's tests, benchmarks, exports."""
+    """Every loop prints its progress, if each step takes ten seconds: tests in training, benchmarks, exports."""
     monkeypatch.setattr(terminal, "EVERY", 0.0)
     small = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
     assert "rows evaluated: 360 of 360" in bnn_train(*small, "hydra.run.dir=run").out

@@ -1,4 +1,4 @@
-"""report.html of a run: what it holds, that it needs nothing else, and that data can't become markup."""
+"""The page of a run: its content, that it loads nothing else, and that data can't become markup."""
 
 import json
 import math
@@ -149,7 +149,8 @@ def test_large_pictures_are_drawn_smaller(tmp_path):
 
 
 def test_lines_are_told_apart_by_the_colour_blind_and_from_the_page():
-    """WCAG 1.4.11 asks for 3 : 1 to the ground; colour vision deficiencies by Machado et al. 2009, distances in CIELAB."""
+    """WCAG 1.4.11 requires a contrast of 3 : 1 with the background. Colour vision deficiencies follow Machado et al. 2009;
+    distances are in CIELAB."""
     style = (Path(html.__file__).parent / "templates" / "style.css").read_text()
     for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL):
         colours = dict(re.findall(r"--(card|c\d): #(\w+)", block))
@@ -161,7 +162,7 @@ def test_lines_are_told_apart_by_the_colour_blind_and_from_the_page():
             assert max(luminance[name], luminance["card"]) / min(luminance[name], luminance["card"]) >= 3
         for deficiency in DEFICIENCIES.values():
             seen = [lab(deficiency @ lights[name]) for name in lines]
-            assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) >= 10  # 2.3 is just noticeable
+            assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) >= 10  # a distance of 2.3 is just noticeable
 
 
 DEFICIENCIES = {
@@ -173,14 +174,14 @@ DEFICIENCIES = {
 
 
 def linear(colour: str) -> np.ndarray:
-    """Linear sRGB of a CSS colour in three or six hexadecimal digits."""
+    """Returns the linear sRGB of a CSS colour with three or six hexadecimal digits."""
     digits = colour if len(colour) == 6 else "".join(2 * digit for digit in colour)
     c = np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
 def lab(light: np.ndarray) -> np.ndarray:
-    """CIELAB of linear sRGB under D65."""
+    """Returns the CIELAB coordinates of linear sRGB under the illuminant D65."""
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = to_xyz @ np.clip(light, 0, 1) / (0.9505, 1, 1.089)
     x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)

@@ -1,4 +1,4 @@
-"""Loggers: what other programs read of a run that was stopped and resumed is what metrics.jsonl says, each epoch once."""
+"""Other programs read from a stopped and resumed run exactly what metrics.jsonl says, each epoch once."""
 
 import importlib.machinery
 import importlib.util
@@ -16,7 +16,7 @@ from bnn_exp.records import loggers, runs
 
 
 def events_of(directory):
-    """(name, epoch, value) of every scalar in every event file, as they lie there."""
+    """Returns (name, epoch, value) of every scalar in every event file, in file order."""
     loading = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     for file in sorted((directory / "tensorboard").iterdir()):
         for event in loading.EventFileLoader(str(file)).Load():
@@ -52,7 +52,7 @@ READ = {"tensorboard": events_of, "mlflow": history_of_mlflow, "wandb": records_
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", pytest.param("mlflow", marks=pytest.mark.slow)])
 def test_a_stopped_and_resumed_run_is_there_once_and_whole(bnn_train, monkeypatch, name):
-    """Stopped in the third epoch, after its second was lost on the way to the logger, as by a kill at that moment."""
+    """The run stops in the third epoch, and the logger lacks the second one, as after a kill."""
     from bnn_exp.training.trainer import Trainer
 
     pytest.importorskip(name)
@@ -79,7 +79,7 @@ def test_a_stopped_and_resumed_run_is_there_once_and_whole(bnn_train, monkeypatc
 
 
 def test_tensorboard_after_a_kill_within_an_epoch_shows_each_epoch_once(tmp_path):
-    """The event file of a killed run ends with half of the third epoch's scalars, and in the middle of a record."""
+    """The event file of a killed run ends within a record, after half of the third epoch's scalars."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -140,7 +140,9 @@ def test_a_logger_that_cannot_begin_is_left_out_and_said(bnn_train, monkeypatch)
     done = bnn_train(*SMALL)
     assert done.code == 0 and len(epochs(done.runs[0])) == 4 and done.err == ""
     assert "warning: logger=none is left out" in done.out and "Traceback" not in done.out
-    assert (done.runs[0] / "train.log").read_text().count("no route\nto host\n") == 2  # the warning, and where it failed
+    assert (done.runs[0] / "train.log").read_text().count(
+        "no route\nto host\n"
+    ) == 2  # once in the warning, once in the traceback
 
 
 def test_files_of_wandb_are_no_runs(tmp_path):

@@ -1,4 +1,4 @@
-"""The loader of `model.safetensors` against files that are damaged, foreign or forged: one clear line, and nothing runs."""
+"""Loads damaged, foreign and forged `model.safetensors` files: each gives one clear line, and no code runs."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ NASTY = (None, True, -1, 1.5, 2**31, 10**30, "x" * 5000, [], {}, [2**40] * 3, ["
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, bytes]:
-    """The bytes of a good file of each kind of network."""
+    """Returns the bytes of a good file for each kind of network."""
     folder = tmp_path_factory.mktemp("models")
     mlp, cnn = MLP(16, 3, 9, 3), BNCVLNet((1, 4, 4), 3, (2,), 1, dense=(3,))
     shape = ["model.channels=[2]", "model.convolutions=1", "model.dense=[3]"]
@@ -45,7 +45,7 @@ def joined(header: dict, body: bytes) -> bytes:
 
 
 def signed(header: dict, body: bytes) -> bytes:
-    """A file whose fingerprint is right, whatever it says: as a forger would make it."""
+    """Returns a forged file: any content, with the right fingerprint."""
     about, digest = header["__metadata__"], hashlib.sha256()
     for key in ("config", "image_shape", "classes"):
         digest.update(f"{key} {about.get(key)}\n".encode())
@@ -59,7 +59,7 @@ def signed(header: dict, body: bytes) -> bytes:
 
 
 def answer(file: Path, data: bytes, load) -> torch.nn.Module | None:
-    """The network that `load` finds in a file of these bytes; None where it refuses them, in the way that it should."""
+    """Returns the network that `load` finds in a file of these bytes; None if `load` refuses them with the right error."""
     file.write_bytes(data)
     try:
         return load(file)[0]
@@ -77,7 +77,7 @@ def test_damage_anywhere_is_found(files, kind, load, tmp_path):
     whole = answer(file, good, load).state_dict()
     header = 8 + int.from_bytes(good[:8], "little")
     damaged = [good[:length] for length in (*range(0, 64), *rng.sample(range(len(good)), 100))]
-    for _ in range(500):  # bits of the header, of any byte, and whole bytes
+    for _ in range(500):  # changes a bit of the header, a bit of any byte, or a whole byte
         data = bytearray(good)
         for _ in range(rng.choice((1, 1, 2, 5))):
             at = rng.randrange(header if rng.random() < 0.7 else len(good))
@@ -89,14 +89,14 @@ def test_damage_anywhere_is_found(files, kind, load, tmp_path):
         network = answer(file, data, load)
         if network is None:
             found += 1
-        else:  # a change that says the same: of white space, or of a name's case in a number (1e5, 1E5)
+        else:  # a change without a meaning: white space, or the case of a number (1e5, 1E5)
             state = network.state_dict()
             assert state.keys() == whole.keys() and all(torch.equal(state[name], whole[name]) for name in whole)
     assert found > 0.99 * len(damaged)
 
 
 def test_a_forged_file_is_a_network_or_a_line(files, tmp_path):
-    """Every value of the header and of the configuration replaced by a nasty one, with the right fingerprint."""
+    """Replaces every value of the header and of the configuration by a nasty one, with the right fingerprint."""
     file, tried, loaded = tmp_path / "model.safetensors", 0, 0
     for kind in files:
         header, body = split(files[kind])
@@ -130,7 +130,7 @@ def test_layers_without_end_cost_nothing(files, tmp_path):
 
 
 class Payload:
-    """Unpickled, it leaves a file behind."""
+    """An object that leaves a file behind when it is unpickled."""
 
     def __init__(self, mark: Path):
         self.mark = mark

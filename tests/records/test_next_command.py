@@ -1,4 +1,4 @@
-"""The last line of what the command says: a command that makes sense now and can be pasted."""
+"""The last line of the output suggests a command that makes sense and can be pasted into a shell."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_a_run_of_a_sweep_and_one_that_went_on():
 
 
 def test_each_command_names_one_that_works(bnn_train, tmp_path):
-    """From a training to its evaluation, export and benchmark, in a folder whose name has to be quoted."""
+    """Follows the suggestions from a training to its evaluation, export and benchmark, in a folder whose name needs quotes."""
     assert bnn_train(*SMALL, "hydra.run.dir=my run").code == 0
     pictures(tmp_path / "in", ["a"], n=1, splits=("",))
     evaluated = following(bnn_train("task=predict", "from=my run", "input=in", "hydra.run.dir=p").err)
@@ -73,7 +73,7 @@ def test_a_limited_test_is_of_so_many_rows_and_says_so(bnn_train, summary, tmp_p
         limit == 100
     )
     full = bnn_train("task=evaluate", "from=run")
-    assert full.code == 0 and "360 test rows" in full.out  # the accuracies differ, and do not contradict each other
+    assert full.code == 0 and "360 test rows" in full.out  # the accuracies differ, but cover different rows
 
 
 def test_a_smoke_run_tests_few_rows():

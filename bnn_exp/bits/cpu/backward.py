@@ -120,7 +120,7 @@ class ByLookUp:
 
 def to_inputs(weights: "PackedBits", width: int, zero: float) -> ToInputs:
     """Returns the fastest product grad · V for this processor, with a result of `width` columns."""
-    return (ByLookUp if processor.AVX512 else ByProduct)(weights, width, zero)
+    return ByLookUp(weights, width, zero) if processor.AVX512 else ByProduct(weights, width, zero)
 
 
 def look_up(grad: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: int, end: int) -> None:

@@ -14,9 +14,10 @@ from bnn_exp.commands.export import line_to_export
 from bnn_exp.commands.task import Task, joined, named
 from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.records.files import writable, write_json
-from bnn_exp.records.formatting import bytes_in_words, console
+from bnn_exp.records.formatting import bytes_in_words
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.runs import run_of
+from bnn_exp.records.terminal import console
 from bnn_exp.training import plan
 
 

@@ -1,6 +1,7 @@
 """Measures the speed and size of a packed network beside the same network in torch, as plain data for `benchmark.json`."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def measure(
     with using_threads(threads):
         runtime = _onnxruntime(network, packed, about, threads) if device.type == "cpu" else None
         _make_plain(network)
-        ways = {"packed": packed, "torch fp32": lambda pixels: network(pixels / 255)}
+        ways: dict[str, Callable[[Tensor], Tensor]] = {"packed": packed, "torch fp32": lambda pixels: network(pixels / 255)}
         if device.type == "cuda":
             ways["torch bf16"] = torch.autocast("cuda", torch.bfloat16)(ways["torch fp32"])
         if runtime is not None:
@@ -82,6 +83,7 @@ def measure(
 @torch.no_grad()
 def _make_plain(network: nn.Module) -> None:
     """Turns a network in place into a usual network of torch: stored real weights, and inputs in [0, 1]."""
+    layer: Any
     for _, layer in binary_layers(network):
         layer.weight.copy_(layer.value)
         if layer.bias is not None:
@@ -92,7 +94,7 @@ def _make_plain(network: nn.Module) -> None:
 def _network(ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:
     pixels = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, device=device)
     with torch.inference_mode():
-        times = time_calls({name: lambda way=way: way(pixels) for name, way in ways.items()}, device, rounds)
+        times = time_calls({name: partial(way, pixels) for name, way in ways.items()}, device, rounds)
     return _rows({"batch": batch}, times, batch)
 
 

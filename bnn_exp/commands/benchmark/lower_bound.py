@@ -21,8 +21,8 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.models import cost
 from bnn_exp.models.mlp import MLP
 
-_SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices whose product gives a rate
-_COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes of the copy that gives the rate of memory
+SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices whose product gives a rate
+COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes of the copy that gives the rate of memory
 _REPEATS = 5
 SUM, PIXEL_SUM = 2, 4  # bytes of a kept sum over bits, and over pixels
 INTEGER, REAL, GRADIENT = 4, 4, 2  # bytes of an int32 product, of a float32 product, and of a bfloat16 gradient
@@ -73,14 +73,14 @@ def rates(kinds: set[str], device: torch.device) -> dict[str, float]:
 
     The rate of the copy stands under `bytes`: bytes read plus bytes written, per second.
     """
-    side = _SIDE[device.type]
+    side = SIDE[device.type]
     numbers = torch.randint(-1, 2, (side, side), device=device, dtype=torch.int8)
     found = {}
     for kind in sorted(kinds):
         a = numbers.to(getattr(torch, kind))
         product = (lambda a=a: torch._int_mm(a, a.t())) if kind == "int8" else (lambda a=a: a @ a.t())
         found[kind] = 2 * side**3 / seconds_of(product, _REPEATS, device, warm=True)
-    source = torch.randint(256, (_COPIED[device.type],), device=device, dtype=torch.uint8)
+    source = torch.randint(256, (COPIED[device.type],), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     return found | {"bytes": 2 * len(source) / seconds_of(lambda: target.copy_(source), _REPEATS, device, warm=True)}
 

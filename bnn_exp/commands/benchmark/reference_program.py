@@ -63,7 +63,7 @@ class ReferenceProgram:
         Raises:
             UserError: the program failed, or did not print its seconds. The message holds its last line.
         """
-        command = [sys.executable, self.path, self.folder, str(self.hidden), str(count), str(self.delta)]
+        command = [sys.executable, str(self.path), str(self.folder), str(self.hidden), str(count), str(self.delta)]
         done = subprocess.run(command, capture_output=True, text=True, env=self._environment())
         found = [float(seconds) for seconds in re.findall(r"\btrain_s (\d+\.?\d*)", done.stdout)]
         if done.returncode or len(found) != count:

@@ -7,6 +7,7 @@ configuration names the loss, the batches and the optimizer of the real paramete
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Loop:
         settings: Settings,
         network: nn.Module,
         data: Dataset,
-        optimizers: Sequence[torch.optim.Optimizer],
+        optimizers: Sequence[Any],
         bf16: bool = False,
     ):
         self.network, self.optimizers, self.bf16 = network, optimizers, bf16
@@ -136,11 +137,11 @@ class Sign(nn.Module):
 
 class _Sign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w: Tensor, zero: float, one: float) -> Tensor:
+    def forward(ctx: Any, w: Tensor, zero: float, one: float) -> Tensor:
         return torch.where(w >= 0, one, zero)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return grad, None, None
 
 

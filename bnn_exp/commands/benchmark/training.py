@@ -11,13 +11,13 @@ from bnn_exp.commands.benchmark.lower_bound import lower_bound
 from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.training_plot import training_plot
 from bnn_exp.commands.task import Task
-from bnn_exp.config.settings import Settings, Training, load_settings
+from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records import next_command
 from bnn_exp.records.files import write_json
-from bnn_exp.records.formatting import bytes_in_words, console
+from bnn_exp.records.formatting import bytes_in_words
 from bnn_exp.records.runs import own_overrides
-from bnn_exp.records.terminal import progress
+from bnn_exp.records.terminal import console, progress
 from bnn_exp.training import engine
 from bnn_exp.training.plan import Plan, make_plan
 from bnn_exp.training.setup import first_network, load, settle
@@ -69,7 +69,7 @@ def _check(task: Task, settings: Settings) -> None:
             raise UserError(f"{key}={value}: not with benchmark=training\nallowed: {key}={allowed}")
 
 
-def _measure(plan: Plan, wanted: Training) -> dict[str, Any]:
+def _measure(plan: Plan, wanted: Any) -> dict[str, Any]:
     """Returns the content of `benchmark.json`."""
     device, threads = torch.device(plan.device), plan.settings.engine.threads or torch.get_num_threads()
     values = training_ways.held(plan.config, threads)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,8 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
 def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
     """Returns a new trainer of the configuration with the given engine."""
     gradient_bits = settings.engine.gradient_bits if engine == "packed" else None
-    settings = replace(settings, engine=replace(settings.engine, name=engine, gradient_bits=gradient_bits))
+    chosen: dict[str, Any] = {"name": engine, "gradient_bits": gradient_bits}
+    settings = replace(settings, engine=replace(settings.engine, **chosen))
     return Trainer(settings, network_to_train(settings, data).to(data.train.labels.device), data)
 
 

@@ -32,7 +32,7 @@ class Entry:
         home: its class, or the text "module:class", which is imported when a run needs the class.
     """
 
-    settings: type
+    settings: Any
     home: str | type
 
     def load(self) -> type:
@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def ours(self) -> bool:
-        """Tells whether the network is part of this package."""
+        """True if the network is part of this package."""
         return is_ours(home(self.settings))
 
 
@@ -49,7 +49,7 @@ MODELS: Registry[Entry] = Registry("model")  # by the name that model=NAME choos
 
 
 def register_model(
-    settings: type,
+    settings: Any,
     home: str | type,
     values: Mapping[str, Any] | None = None,
     optimizer: str = "hypermask",

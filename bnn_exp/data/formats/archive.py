@@ -1,4 +1,4 @@
-"""Reads the dataset in an archive, by way of a temporary folder."""
+"""Reads a dataset in a zip or tar archive: unpacks the archive into a temporary folder."""
 
 import tarfile
 import tempfile
@@ -20,12 +20,13 @@ UNPACKING = (
 
 
 def is_archive(file: Path) -> bool:
-    """Returns whether a file is an archive, by its name."""
+    """Returns True if the suffix of the file is that of a zip or tar archive."""
     return file.name.lower().endswith(SUFFIXES)
 
 
 def source(file: Path, where: str, find: Callable[[Path], Source]) -> Source:
-    """Returns the dataset that `find` finds in the unpacked archive. It is unpacked only when its rows are read."""
+    """Returns the dataset that `find` finds in the unpacked archive. The archive is unpacked only when `load` reads the
+    rows."""
 
     def load(outer: Source) -> dict[str, Rows]:
         folder = tempfile.TemporaryDirectory(prefix="bnn_exp-")
@@ -42,7 +43,7 @@ def source(file: Path, where: str, find: Callable[[Path], Source]) -> Source:
             rows.name = _elsewhere(rows.name, folder.name, shown(file))
         outer.notes += inner.notes
         outer.warnings += inner.warnings
-        outer.kept = folder, inner.kept  # until its pictures are decoded
+        outer.kept = folder, inner.kept  # keeps the temporary folder until the images are decoded
         return splits
 
     return Source(where, file.parent, [file], load)

@@ -1,4 +1,4 @@
-"""Arrow."""
+"""Tables of parquet, arrow and JSON-lines files and of the hub, read column by column."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ ROWS_AT_ONCE = 256
 
 
 class Column:
-    """The encoded pictures of a table's column, in turn. They are fetched as they are iterated.
+    """The encoded images of a table column. They are read during iteration.
 
     Args:
-        table: a file's, or a split's of `datasets` with its arrow format.
-        column: the name of the column: of structs of bytes and path, or of bytes.
-        where: the table, in an error's words.
+        table: the table of a file, or of a split on the hub.
+        column: the name of the column. It holds bytes, or structs with a field "bytes".
+        where: the words for the table in error messages.
 
     Raises:
-        UserError: while it is iterated, where the table is damaged.
+        UserError: the table is damaged. The error appears during iteration.
     """
 
     def __init__(self, table: "Table", column: str, where: str):
@@ -43,7 +43,7 @@ class Column:
 
 
 class Chained:
-    """Several collections, one after the other."""
+    """Several collections of images, one after the other."""
 
     def __init__(self, parts: list):
         self.parts = parts
@@ -57,10 +57,10 @@ class Chained:
 
 
 class Table:
-    """A parquet, arrow or JSON file: its features, its length, and its columns in pieces.
+    """A parquet, arrow or JSON-lines file: the features of its columns, its length, and its columns in pieces.
 
     Raises:
-        Exception: pyarrow raises many kinds for a damaged file.
+        Exception: pyarrow raises exceptions of many types for a damaged file.
     """
 
     def __init__(self, file: Path):
@@ -83,7 +83,7 @@ class Table:
         return self.length
 
     def batches(self, column: str) -> Iterator:
-        """Yields the column in pieces, as arrays of pyarrow."""
+        """Yields a column in pieces, as pyarrow arrays."""
         if self.pieces is not None:
             yield from self.pieces[column].chunks
         else:
@@ -91,11 +91,11 @@ class Table:
                 yield batch.column(0)
 
     def values(self, column: str) -> list:
-        """Returns a column as Python's values."""
+        """Returns a column as a list of Python values."""
         return [value for chunk in self.batches(column) for value in chunk.to_pylist()]
 
 
-def _arrow(pa, file: Path):
+def _arrow(pa: Any, file: Path) -> Any:
     with pa.memory_map(str(file)) as stream:
         try:
             return pa.ipc.open_stream(stream).read_all()
@@ -106,7 +106,7 @@ def _arrow(pa, file: Path):
 class HubSplit(Table):
     """A split that `datasets` has downloaded."""
 
-    def __init__(self, split):
+    def __init__(self, split: Any):
         self.split, self.features = split, dict(split.features)
         self.types = {name: split.features.arrow_schema.field(name).type for name in split.features}
         self.length, self.pieces = len(split), None
@@ -119,10 +119,10 @@ class HubSplit(Table):
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Within the block errors are those of a table that can't be read."""
+    """Context manager: any error becomes a UserError that says that the table can't be read."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # pyarrow's errors have no common base
+    except Exception as error:  # pyarrow's exceptions have no common base class
         raise UserError(f"{where} can't be read ({short_reason(error)})\n{WHOLE}") from error

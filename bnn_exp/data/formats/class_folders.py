@@ -1,4 +1,4 @@
-"""Class folders."""
+"""Reads folders of images in which each class is a folder: SPLIT/CLASS/…/image, CLASS/SPLIT/image, or CLASS/…/image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ from bnn_exp.errors import UserError
 
 
 def find(root: Path, pictures: list[Path], where: str) -> Found | None:
-    """Finds SPLIT/CLASS/…/picture, CLASS/SPLIT/picture, or CLASS/…/picture.
+    """Finds class folders among the image files. Returns None if there are fewer than two classes.
 
-    Where a train folder has class folders, the top folder alone decides the split, whatever the names of the classes.
+    If a train folder contains class folders, the top folder alone decides the split, whatever the class names are.
     """
     placed = _placed(_below_base({file: file.relative_to(root).parts for file in pictures}, where))
     names = sorted({name for _, name in placed.values()})
@@ -39,11 +39,11 @@ def find(root: Path, pictures: list[Path], where: str) -> Found | None:
     return Found("class folders", list(placed), load, plan, columns=False)
 
 
-Parts = dict[Path, tuple[str, ...]]  # of pictures: the folders that they lie in, and their names
+Parts = dict[Path, tuple[str, ...]]  # per image: the names of its folders and its file name
 
 
 def _below_base(parts: Parts, where: str) -> Parts:
-    """Returns the parts below the folder that holds train/CLASS, where most pictures lie below one such folder.
+    """Returns the path parts below the folder that holds train/CLASS, if most images lie below one such folder.
 
     Raises:
         UserError: several folders hold train/CLASS.
@@ -51,8 +51,8 @@ def _below_base(parts: Parts, where: str) -> Parts:
     while parts and len({part[0] for part in parts.values()}) == 1 and min(map(len, parts.values())) > 2:
         if split_of(next(iter(parts.values()))[0]):
             break
-        parts = {file: part[1:] for file, part in parts.items()}  # a folder around all of them
-    bases = {}
+        parts = {file: part[1:] for file, part in parts.items()}  # one folder holds all images: look below it
+    bases: dict[tuple[str, ...], None] = {}
     for part in parts.values():
         if (depth := next((i for i in range(len(part) - 2) if split_of(part[i]) == "train"), None)) is not None:
             bases[part[:depth]] = None
@@ -67,26 +67,26 @@ def _below_base(parts: Parts, where: str) -> Parts:
 
 
 def _placed(parts: Parts) -> dict[Path, tuple[str, str]]:
-    """Returns the split and the class of each picture that has both."""
+    """Returns the split and the class of each image that has both."""
     deep = {file: part for file, part in parts.items() if len(part) > 2}
-    for split in (split_of, split_among):  # train and test; else seg_train and seg_test
+    for split in (split_of, split_among):  # names such as train and test first, then seg_train and seg_test
         tops = {split(part[0]) for part in deep.values()}
         if "train" in tops and (split is split_of or len(tops - {None}) > 1):
             return _split_first(deep, split)
     if tops and None not in tops and "train" not in tops:
-        return _split_first(deep, split_among)  # test rows alone
+        return _split_first(deep, split_among)  # a dataset with test rows only
     if "train" in {split_of(part[1]) for part in deep.values()} and any(
         split_of(part[1]) in ("test", "validation") for part in deep.values()
     ):
         return {file: (split_of(part[1]), shown(part[0])) for file, part in deep.items() if split_of(part[1])}
     names = {split_among(part[0]) for part in parts.values() if len(part) > 1}
     if "train" in names and len(names) > 1 and None not in names:
-        return {}  # train/*.png and test/*.png, which have no classes
+        return {}  # train/*.png and test/*.png have no classes
     return {file: ("train", shown(part[0])) for file, part in parts.items() if len(part) > 1}
 
 
 def _split_first(deep: Parts, split: Callable[[str], str | None]) -> dict[Path, tuple[str, str]]:
-    """Returns split and class of SPLIT/CLASS/…, or of SPLIT/FOLDER/CLASS/… where a split holds one folder alone."""
+    """Returns split and class for paths SPLIT/CLASS/…, or SPLIT/FOLDER/CLASS/… if each split holds a single folder."""
     below: dict[str, set[str]] = {}
     for part in deep.values():
         below.setdefault(part[0], set()).add(part[1] if len(part) > 3 else "")

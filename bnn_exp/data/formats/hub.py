@@ -1,23 +1,24 @@
-"""Loads a dataset of the Hugging Face hub, by `datasets`."""
+"""Loads a dataset from the Hugging Face hub with `datasets`."""
 
 import os
 import threading
 import urllib.error
 import urllib.request
+from errno import ENOSPC, EROFS
 
 from bnn_exp.data.formats.arrow_table import HubSplit
 from bnn_exp.data.formats.parquet import rows_of
 from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 
-PROBE_SECONDS = 2.5  # how long the hub may take to answer at all; `datasets` itself gives up only after 25 s
+PROBE_SECONDS = 2.5  # time limit for the first answer of the hub; `datasets` itself gives up only after 25 s
 
 
 def load(name: str, hub: str, label: str | None) -> dict[str, Rows]:
-    """Returns the rows of each split of OWNER/NAME, or OWNER/NAME:CONFIGURATION.
+    """Returns the rows of each split of OWNER/NAME or OWNER/NAME:CONFIGURATION.
 
     Raises:
-        UserError: the hub can't be reached and no earlier download is there, or its cache can't be written.
+        UserError: the hub can't be reached and no copy was downloaded before, or the download folder can't be written.
     """
     where = f"dataset={name} ({hub})"
     offline = not _answers()
@@ -30,8 +31,8 @@ def load(name: str, hub: str, label: str | None) -> dict[str, Rows]:
     repository, _, configuration = hub.partition(":")
     try:
         splits = datasets.load_dataset(repository, configuration or None)
-    except Exception as error:  # whatever a missing network makes a deep stack of libraries raise
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in (28, 30)):  # full, read-only
+    except Exception as error:  # without a network, the libraries below raise exceptions of many types
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in (ENOSPC, EROFS)):
             folder = error.filename or datasets.config.HF_DATASETS_CACHE
             raise UserError(
                 f"{where}: the cache of downloads {folder} can't be written ({error.strerror})\n"
@@ -45,14 +46,14 @@ def load(name: str, hub: str, label: str | None) -> dict[str, Rows]:
 
 
 def source(name: str, hub: str, label: str | None) -> Source:
-    """Returns the dataset of the hub as a source without files of its own."""
+    """Returns the hub dataset as a source without files."""
     from pathlib import Path
 
     return Source(f"dataset={name} ({hub})", Path(), [], lambda _: load(name, hub, label))
 
 
 def _answers() -> bool:
-    """Returns whether the hub answers within PROBE_SECONDS, by whatever proxy the environment names; name look-up included."""
+    """Returns True if the hub answers within PROBE_SECONDS, including the name look-up. Uses the proxy of the environment."""
     answer = threading.Event()
 
     def probe() -> None:

@@ -1,4 +1,4 @@
-"""Reads IDX files, the form in which MNIST is published, gzipped or not."""
+"""Reads IDX files, the format in which MNIST is published, gzipped or not."""
 
 import gzip
 import re
@@ -21,11 +21,16 @@ TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds pairs of files called train-images-idx3-ubyte and train-labels-idx1-ubyte, or alike."""
+    """Finds pairs of files such as train-images-idx3-ubyte and train-labels-idx1-ubyte.
+
+    Raises:
+        UserError: labels have no images, or the pairs belong to several datasets.
+    """
     found: dict[tuple[Path, str, str, str], Path] = {}
-    for file in sorted(files, key=str, reverse=True):  # a file that is there gzipped too counts as it is
+    for file in sorted(files, key=str, reverse=True):  # reverse order: a plain file replaces its gzipped copy
         if match := NAME.fullmatch(file.name):
-            folder = file.parent.parent if NAME.fullmatch(file.parent.name) else file.parent  # Kaggle's: a folder a file
+            # Kaggle puts each file into a folder of the same name.
+            folder = file.parent.parent if NAME.fullmatch(file.parent.name) else file.parent
             found[folder, match["prefix"], split_of(match["split"]), match["kind"].lower()] = file
     pairs = {
         (folder, prefix, split): (file, found[folder, prefix, split, "labels"])
@@ -47,10 +52,10 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
 
 
 def idx(file: Path, _: None = None) -> np.ndarray:
-    """Returns the array of an IDX file, gzipped or not, in the machine's byte order.
+    """Returns the array of an IDX file, gzipped or not, in the byte order of the machine.
 
     Raises:
-        Damaged: it is none, or its size is not what it says.
+        Damaged: the file is no IDX file, or its size differs from the size in its header.
     """
     with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as stream:
         head = stream.read(4)

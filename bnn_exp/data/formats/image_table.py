@@ -1,4 +1,4 @@
-"""Reads pictures that a table names: a metadata.csv or metadata.jsonl, with a column of files and one of classes."""
+"""Reads images that a CSV or JSON-lines table names, such as metadata.csv, with a column of files and a column of classes."""
 
 import csv
 import json
@@ -13,24 +13,24 @@ from bnn_exp.errors import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage")
-Table = dict[str, list]  # columns by their names
+Table = dict[str, list]  # the values of each column, by column name
 
-Listing = tuple[Path, str, str | None]  # a picture, its split, its class
+Listing = tuple[Path, str, str | None]  # image file, split, class
 
 
 def is_table(file: Path) -> bool:
-    """Returns whether a file may be a table of pictures, by its name."""
+    """Returns True if the suffix of a file is that of a CSV or JSON-lines table."""
     return file.suffix.lower() in TABLES
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str, sure: bool = True) -> Found | None:
-    """Finds tables whose rows name pictures, relative to the table, to the folder, or by their names alone.
+    """Finds tables whose rows name images: relative to the table, relative to the folder, or by the file name alone.
 
     Args:
-        sure: nothing else says the classes. Else a table counts only if it has a column of classes by its name.
+        sure: True if nothing else tells the classes. If False, a table needs a column with a usual name of labels.
 
     Raises:
-        UserError: a row names a picture that is not there, a split that is none, or a picture that another row names.
+        UserError: a row names a missing image, an unknown split, or an image that another row names too.
     """
     pictures = [file for file in files if is_image(file)]
     rows: list[Listing] = []
@@ -48,7 +48,7 @@ def find(root: Path, files: list[Path], label: str | None, where: str, sure: boo
         if None in paths:
             row = paths.index(None)
             raise UserError(
-                f"{name}: row {row} names {table[column][row]!r}, which is not there\n"
+                f"{name}: row {row} names {table[column][row]!r}, which does not exist\n"
                 "allowed: a table whose files are all in the folder"
             )
         rows += zip(paths, _splits(table, paths, file, root, name), table[chosen], strict=True)
@@ -57,14 +57,14 @@ def find(root: Path, files: list[Path], label: str | None, where: str, sure: boo
         return None
     _refuse_twice(rows, used, root, where)
     splits: dict[str, list[Listing]] = {}
-    for row in rows:
-        splits.setdefault(row[1], []).append(row)
+    for listing in rows:
+        splits.setdefault(listing[1], []).append(listing)
 
     def load(source: Source) -> dict[str, Rows]:
         return {split: _rows(own, root) for split, own in splits.items()}
 
     plan = repr([(shown(path.relative_to(root)), split) for path, split, _ in rows])
-    return Found("a table of pictures", [*used, *(path for path, _, _ in rows)], load, plan)
+    return Found("a table of images", [*used, *(path for path, _, _ in rows)], load, plan)
 
 
 def _rows(rows: list[Listing], root: Path) -> Rows:
@@ -74,7 +74,7 @@ def _rows(rows: list[Listing], root: Path) -> Rows:
 
 
 def _label_column(table: Table, files: str, label: str | None, where: str, sure: bool) -> str | None:
-    """Returns the column of the classes; None where the table is about something else."""
+    """Returns the label column; None if the table is not about classes."""
     splits = {name for name in table if name.lower() in SPLIT_COLUMNS}
     plain = {name: 0 for name in table if name != files and name not in splits and not _nested(table[name])}
     if not sure and label is None and not any(name.lower() in LABELS for name in plain):
@@ -90,7 +90,7 @@ def _nested(values: list) -> bool:
 
 
 def _splits(table: Table, paths: list[Path], file: Path, root: Path, where: str) -> list[str]:
-    """Returns the split of each row: by its column, the table's name, or the folder of the picture."""
+    """Returns the split of each row: from the split column, else from the table's path, else from the image's folder."""
     column = next((name for name in table if name.lower() in SPLIT_COLUMNS), None)
     if column is None:
         own = split_in(file.relative_to(root))
@@ -109,12 +109,12 @@ def _refuse_twice(rows: list[Listing], used: list[Path], root: Path, where: str)
     for path, _, _ in rows:
         if path in seen:
             names = some([shown(file.relative_to(root)) for file in used])
-            raise UserError(f"{where}: {shown(path.relative_to(root))} is named twice in {names}\nallowed: each picture once")
+            raise UserError(f"{where}: {shown(path.relative_to(root))} is named twice in {names}\nallowed: each image once")
         seen.add(path)
 
 
 def _table(file: Path) -> Table | None:
-    """Returns the columns of a table. A cell of a CSV file is text, or None where it is empty. None for what is no table."""
+    """Returns the columns of a table file; None if the file is no table. Cells of a CSV file are text, or None if empty."""
     try:
         text = _text(file)
         if file.suffix.lower() in (".jsonl", ".ndjson"):
@@ -130,7 +130,7 @@ def _table(file: Path) -> Table | None:
 
 
 def _text(file: Path) -> str:
-    """Returns the text of a file: UTF-8, UTF-16 by its mark, else as Windows writes it."""
+    """Returns the text of a file: UTF-8; UTF-16 if the file begins with its mark; else Windows-1252."""
     raw = file.read_bytes()
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16")
@@ -141,7 +141,7 @@ def _text(file: Path) -> str:
 
 
 def _unique(pictures: list[Path]) -> dict[str, Path]:
-    """Returns the pictures by their names, with and without suffix, as far as these are of one picture alone."""
+    """Returns the images by name, with and without suffix. Names that several images share are left out."""
     found: dict[str, Path | None] = {}
     for file in pictures:
         for name in {file.name, file.stem}:
@@ -150,7 +150,7 @@ def _unique(pictures: list[Path]) -> dict[str, Path]:
 
 
 def _file_column(table: Table, folder: Path, root: Path, by_name: dict[str, Path]) -> tuple[str, list[Path | None]] | None:
-    """Returns the column of files and the picture of each row; None where no column names a picture that is there."""
+    """Returns the column of files and the image of each row; None if no column names an existing image."""
     known = {name: name.lower().replace(" ", "_") for name in table}
     for column in sorted((name for name in table if known[name] in FILES), key=lambda name: FILES.index(known[name])):
         paths = [_picture(str(cell), folder, root, by_name) if cell is not None else None for cell in table[column]]
@@ -160,12 +160,14 @@ def _file_column(table: Table, folder: Path, root: Path, by_name: dict[str, Path
 
 
 def _picture(name: str, folder: Path, root: Path, by_name: dict[str, Path]) -> Path | None:
+    """Returns the image that a cell names: relative to `folder` or `root`, else by its file name in any folder; None if
+    missing."""
     name = PureWindowsPath(name).as_posix() if "\\" in name else name
     for place in (folder, root):
         file = place / name
         try:
             if ".." not in file.parts and file.is_relative_to(root) and file.is_file():
                 return file
-        except OSError:  # no name of a file
+        except OSError:  # the cell is no valid file name
             return None
-    return by_name.get(name)  # without a folder, by whatever folder it lies in
+    return by_name.get(name)  # a name without a folder may lie in any folder

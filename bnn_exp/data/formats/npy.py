@@ -1,9 +1,10 @@
-"""Reads datasets in NumPy's files, .npz and .npy, whose arrays are found by their names."""
+"""Reads NumPy files, .npz and .npy. The names of the arrays tell images, labels and splits."""
 
 import re
 import zipfile
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -15,24 +16,26 @@ from bnn_exp.errors import UserError
 
 IMAGES = {"x", "images", "image", "imgs", "img", "data", "pixels"}
 TARGETS = {"y", "labels", "label", "targets", "target", "classes"}
-AFFIX = re.compile(r"^(train|test|valid|val)(?=.)|(?<=.)(train|test|valid|val)$")  # of a split, as in xtrain
+AFFIX = re.compile(r"^(train|test|valid|val)(?=.)|(?<=.)(train|test|valid|val)$")  # split at an end of a word: xtrain
 
 
-Place = tuple[Path, str | None]  # of an array: its file, and its name in an .npz
+Place = tuple[Path, str | None]  # where an array lies: its file, and its name in an .npz file
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds the pictures and the labels of each split, in one .npz file or in .npy files of one folder.
+    """Finds the images and labels of each split, in one .npz file or in .npy files of one folder.
 
     Raises:
-        UserError: several arrays may be the pictures or the labels of a split, or labels have no pictures.
+        UserError: several arrays may be the images or the labels of a split, or labels have no images.
     """
-    found: dict[tuple[str, Path, str], dict[str, Place]] = {}  # split, group and kind: names and places
+    found: dict[tuple[str, Path, str], dict[str, Place]] = {}  # arrays by (split, group, kind)
     for file in sorted(files, key=str):
         if file.suffix.lower() == ".npy":
-            members, group = {file.stem: None}, file.parent
+            members: dict[str, str | None] = {file.stem: None}
+            group = file.parent
         elif file.suffix.lower() == ".npz":
-            members, group = {name: name for name in _members(file)}, file
+            members = {name: name for name in _members(file)}
+            group = file
         else:
             continue
         for name, member in members.items():
@@ -52,8 +55,8 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
             if split in splits:
                 both = some(sorted({shown(splits[split][0][0].relative_to(root)), shown(group.relative_to(root))}))
                 raise UserError(f"{where}: several datasets of {split} rows: {both}\nallowed: the path of one of them")
-            pair = (next(iter(found[split, group, kind].values())) for kind in ("images", "labels"))
-            splits[split] = tuple(pair)
+            images, labels = (next(iter(found[split, group, kind].values())) for kind in ("images", "labels"))
+            splits[split] = images, labels
     alone = {name for (split, group, kind), those in found.items() for name in those if (split, group, "images") not in found}
     refuse_labels_alone(alone, where)
     if not splits:
@@ -68,7 +71,7 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
 
 
 def _kind(name: str, label: str | None) -> str | None:
-    """Returns images or labels, whichever an array's name says: x_train, train_images, Xtest, y."""
+    """Returns "images" or "labels" for an array name such as x_train, train_images, Xtest or y; None for other names."""
     words = re.findall(r"[a-z]+|[0-9]+", name.lower())
     rest = [word for word in (AFFIX.sub("", word) for word in words if not split_of(word)) if word]
     if len(rest) == 1 and rest[0] in IMAGES:
@@ -78,7 +81,7 @@ def _kind(name: str, label: str | None) -> str | None:
 
 def _prefix_split(name: str) -> str | None:
     match = re.search(r"(train|test|valid|val)", name.lower())
-    return match and split_of(match[1])
+    return split_of(match[1]) if match else None
 
 
 def _members(file: Path) -> list[str]:
@@ -90,21 +93,21 @@ def _members(file: Path) -> list[str]:
 
 
 def npy(file: Path, member: str | None = None) -> np.ndarray:
-    """Returns the array of an .npy file, or that of a member of an .npz file.
+    """Returns the array of an .npy file, or of the member `member` of an .npz file.
 
     Raises:
-        Damaged: it is none, or its size is not what it says.
+        Damaged: the content is no array of numbers or texts, or its size differs from its header.
     """
     if member is None:
         with file.open("rb") as stream:
             return _npy(stream, file.stat().st_size)
     with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
-        if damaged := archive.testzip():  # of the other members too: a damaged name hides an array
+        if damaged := archive.testzip():  # checks all members: a damaged name could hide an array
             raise Damaged(f"its part {damaged} is damaged")
         return _npy(stream, archive.getinfo(f"{member}.npy").file_size)
 
 
-def _npy(stream, size: int) -> np.ndarray:
+def _npy(stream: IO[bytes], size: int) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
     shape, fortran, kind = header(stream)
@@ -113,7 +116,7 @@ def _npy(stream, size: int) -> np.ndarray:
     length = prod(shape) * kind.itemsize
     if length > size:
         raise Damaged(f"it should hold {'×'.join(map(str, shape))} values, and holds less")
-    content = stream.read()  # to its end, where a member's checksum is looked at
+    content = stream.read()  # reading to the end makes zipfile verify the checksum
     if len(content) != length:
         raise Damaged(f"it should hold {'×'.join(map(str, shape))} values of {kind}, and does not")
     return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")

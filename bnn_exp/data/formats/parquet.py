@@ -1,11 +1,12 @@
-"""Reads tables of pictures: parquet and arrow files, JSON lines, and the hub's datasets, by the features of `datasets`.
+"""Reads tables of images: parquet, arrow and JSON-lines files. The features of `datasets` tell the columns.
 
-Files are read where they lie: nothing of `datasets`' own cache, which goes by path and time, stands between.
+The files are read in place. The cache of `datasets` is not used, because it identifies files by path and time.
 """
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,12 @@ from bnn_exp.data.undecoded import Found, Rows, Source
 from bnn_exp.errors import UserError
 
 SHARD = re.compile(r"-\d{5}-of-(\d{5})")
-SPLIT_COLUMNS = ("split", "subset", "partition")  # which nobody reads: a table is of one split
+SPLIT_COLUMNS = ("split", "subset", "partition")  # such a column is refused: each table holds one split
 NO_TABLES = {"metadata.jsonl"}
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds parquet files, else arrow files, else JSON lines that hold pixels."""
+    """Finds parquet files, else arrow files, else JSON-lines files that hold pixels."""
     for suffixes in KINDS:
         those = [file for file in files if file.suffix.lower() in suffixes and file.name.lower() not in NO_TABLES]
         if ".jsonl" in suffixes:
@@ -35,7 +36,7 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
 
 
 def _refuse_missing_shards(files: list[Path], where: str) -> None:
-    """Refuses train-00000-of-00003.parquet without the two others."""
+    """Raises an error for an incomplete set of shards, such as train-00000-of-00003.parquet alone."""
     there: dict[tuple[Path, str, str], int] = {}
     for file in files:
         if match := SHARD.search(file.name):
@@ -56,17 +57,17 @@ def _found(splits: dict[str, list[Path]], label: str | None) -> Found:
 
 
 def _rows(source: Source, file: Path, label: str | None) -> Rows:
-    """Returns the rows of a file."""
+    """Returns the rows of one file."""
     name = shown(file.relative_to(source.root))
     with reading(where := f"{source.where}: {name}"):
         return rows_of(Table(file), where, label)
 
 
 def rows_of(table: Table, where: str, label: str | None) -> Rows:
-    """Returns the rows of a table, its columns found by their features.
+    """Returns the rows of a table. The features of its columns tell images and classes.
 
     Raises:
-        UserError: there is no column of images, or none of classes.
+        UserError: no column holds images or no column holds classes.
     """
     import datasets
     import pyarrow.types as kinds
@@ -112,21 +113,21 @@ def rows_of(table: Table, where: str, label: str | None) -> Rows:
 
 
 def _by_their_numbers(names: list[str]) -> list[str]:
-    """Returns the columns of pixels by the numbers in their names, so that the order in a file has no effect."""
+    """Returns pixel columns sorted by the numbers in their names, so the column order of a file has no effect."""
     numbers = {name: tuple(map(int, re.findall(r"\d{1,9}", name))) for name in names}
     return (
         sorted(names, key=numbers.__getitem__) if all(numbers.values()) and len(set(numbers.values())) == len(names) else names
     )
 
 
-def _is_text(kind) -> bool:
+def _is_text(kind: Any) -> bool:
     import pyarrow.types as kinds
 
     return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
 
 
-def _is_encoded(kind) -> bool:
-    """Returns whether a column of this type holds encoded pictures: bytes, or structs that have bytes."""
+def _is_encoded(kind: Any) -> bool:
+    """Returns True if a column of this pyarrow type holds encoded images: bytes, or structs with a field "bytes"."""
     import pyarrow.types as kinds
 
     if kinds.is_struct(kind):
@@ -134,8 +135,8 @@ def _is_encoded(kind) -> bool:
     return kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_binary_view(kind)
 
 
-def _depth(kind) -> int:
-    """Returns how deeply lists of numbers are nested in a type; 0 for what holds none."""
+def _depth(kind: Any) -> int:
+    """Returns the nesting depth of lists of numbers in a pyarrow type; 0 if the type holds none."""
     import datasets
     import pyarrow.types as kinds
 
@@ -153,21 +154,21 @@ def _numbers(cells: list, where: str, column: str) -> np.ndarray:
         if values.dtype == object:
             raise ValueError("rows of different sizes")
     except ValueError as error:
-        raise UserError(f"{where}: its column {column} holds {error}\nallowed: pictures of one size") from error
+        raise UserError(f"{where}: its column {column} holds {error}\nallowed: images of one size") from error
     return values
 
 
-def _kind(feature) -> str:
+def _kind(feature: Any) -> str:
     return getattr(feature, "dtype", None) if type(feature).__name__ == "Value" else type(feature).__name__
 
 
 def _joined(parts: list[Rows], source: Source) -> Rows:
-    """Returns the rows of several files as one split's."""
+    """Returns the rows of several files as the rows of one split."""
     if len(parts) == 1:
         return parts[0]
     if len({part.classes for part in parts}) == 1:
         labels, classes = [label for part in parts for label in part.labels], parts[0].classes
-    else:  # the names of the classes differ from file to file
+    else:  # the files have different class names: merge them
         order = dict.fromkeys(name for part in parts for name in part.classes or ())
         labels = [
             part.classes[label] if part.classes and isinstance(label, int) and 0 <= label < len(part.classes) else label
@@ -182,12 +183,12 @@ def _joined(parts: list[Rows], source: Source) -> Rows:
     if arrays and len(arrays) == len(parts) and len({array.shape[1:] for array in arrays}) == 1:
         return Rows(np.concatenate(arrays), labels, classes)
     if arrays:
-        raise UserError(f"{source.where}: its files hold pictures of different shapes\nallowed: files of one kind")
+        raise UserError(f"{source.where}: its files hold images of different shapes\nallowed: files of one kind")
     return Rows(Chained([part.pictures for part in parts]), labels, classes)
 
 
 def _holds_pixels(file: Path) -> bool:
-    """Returns whether the first record of JSON lines holds a list."""
+    """Returns True if the first record of a JSON-lines file holds a list."""
     try:
         with file.open(encoding="utf-8") as stream:
             record = json.loads(stream.readline(1_000_000))

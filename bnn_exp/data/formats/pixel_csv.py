@@ -1,9 +1,10 @@
-"""Reads CSV files of pixels: a column of classes, and one for each pixel of a grey square picture."""
+"""Reads CSV files of pixels: one column of classes and one column per pixel of a grey square image."""
 
 import gzip
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +15,19 @@ from bnn_exp.data.split_names import split_in
 from bnn_exp.data.undecoded import Found, Rows, Source
 from bnn_exp.errors import UserError
 
-LONGEST_LINE = 4_000_000  # characters of a line that are looked at
+LONGEST_LINE = 4_000_000  # characters of a line that are read
 SUFFIXES = (".csv", ".tsv", ".csv.gz")
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a file is written: its separator, its header, and the name of the column of classes, None without a header."""
+    """The layout of a CSV file.
+
+    Args:
+        separator: the sign between cells.
+        header: the column names; empty if the file has no header.
+        label: the name of the label column; None without a header.
+    """
 
     separator: str
     header: tuple[str, ...]
@@ -28,10 +35,10 @@ class Form:
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds the CSV file of each split. A file without classes, such as the test rows of a competition, is none.
+    """Finds the CSV file of each split. Ignores a file without classes, such as the test rows of a competition.
 
     Raises:
-        UserError: two files of a split, or a header that names no column of classes.
+        UserError: a split has two files, a header names no label column, or the train file has another layout.
     """
     forms: dict[str, tuple[Path, Form]] = {}
     for file in sorted(files, key=str):
@@ -60,7 +67,7 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
 
 
 def _form(file: Path, label: str | None, where: str) -> Form | None:
-    """Returns how a file is written that holds pixels and classes; None for any other file."""
+    """Returns the layout of a file that holds pixels and classes; None for any other file."""
     try:
         with (gzip.open if file.suffix.lower() == ".gz" else open)(
             file, "rt", encoding="utf-8-sig", errors="replace"
@@ -83,10 +90,13 @@ def _form(file: Path, label: str | None, where: str) -> Form | None:
 
 
 def csv(file: Path, how: tuple[Form, tuple[str, ...]]) -> tuple[np.ndarray, list]:
-    """Returns the values [rows, pixels] and the labels of a CSV file of pixels, its columns in the order that is given.
+    """Returns the values [rows, pixels] and the labels of a CSV file of pixels.
+
+    Args:
+        how: the layout, and the column order of the train file (empty to keep the file's order).
 
     Raises:
-        Damaged: a cell holds no number, the columns are others, or nothing says which column holds the classes.
+        Damaged: a cell holds no number, the columns differ from the train file's, or the label column is unclear.
     """
     import pandas
 
@@ -98,7 +108,7 @@ def csv(file: Path, how: tuple[Form, tuple[str, ...]]) -> tuple[np.ndarray, list
         if order and set(order) != set(form.header):
             raise Damaged("its columns are not those of the train rows")
         table = table[list(order or form.header)]
-        label = form.label
+        label: Any = form.label
     else:
         label = _label_column(table)
     labels = table[label]
@@ -111,8 +121,8 @@ def csv(file: Path, how: tuple[Form, tuple[str, ...]]) -> tuple[np.ndarray, list
     return pixels.to_numpy(), labels.astype(object).where(labels.notna(), None).tolist()
 
 
-def _label_column(table) -> int:
-    """Returns the column of the classes of a table without a header: the first or the last, whichever looks like it."""
+def _label_column(table: Any) -> int:
+    """Returns the label column of a table without a header: the first or the last column, if exactly one looks like labels."""
 
     def is_label(column: int) -> bool:
         values = table[column].dropna().unique()

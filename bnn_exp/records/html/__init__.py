@@ -1,7 +1,7 @@
-"""`report.html`: a run, or a study of many, on one page that needs no network, made from run directories alone.
+"""`report.html`: one page about a run or about many runs, made from run directories. The page works without a network.
 
-Nothing here imports torch or matplotlib. Charts are SVG with their values beside them as JSON; `script.js` shows those
-under the pointer and sorts tables, and without it all else of the page is there.
+Nothing here imports torch or matplotlib. Charts are SVG, with their values beside them as JSON. `script.js` shows the values
+under the pointer and sorts tables; without the script the rest of the page works.
 """
 
 from bnn_exp.records.html.run import run_page, write_run_page

@@ -1,4 +1,4 @@
-"""Axes: numbers to places on a chart, and the numbers to write beside it."""
+"""Axes of charts: convert numbers to positions, and choose the numbers to write beside an axis."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from math import ceil, floor, isfinite, log10
 
 @dataclass(frozen=True)
 class Axis:
-    """Numbers from `low` to `high` laid from `start` to `end` in the units of the drawing; by their logarithms if `log`."""
+    """An axis that maps numbers from `low` to `high` to positions from `start` to `end` in units of the drawing; logarithmic
+    if `log`."""
 
     low: float
     high: float
@@ -16,11 +17,13 @@ class Axis:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Returns the position of a number, in units of the drawing."""
         low, high, value = (log10(v) if self.log else v for v in (self.low, self.high, value))
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
     def ticks(self, count: int = 5, whole: bool = False) -> list[float]:
-        """At most about `count` round numbers on the axis: 1, 2 or 5 times powers of ten apart, `whole` ones if asked."""
+        """Returns about `count` or fewer round numbers on the axis: 1, 2 or 5 times a power of ten apart; whole numbers if
+        `whole`."""
         if self.log:
             powers = [10.0**power for power in range(ceil(log10(self.low)), floor(log10(self.high)) + 1)]
             if len(powers) > 1:
@@ -33,9 +36,9 @@ class Axis:
 
 
 def spread(values: Iterable[float | None], within: tuple[float, float] | None = None) -> tuple[float, float]:
-    """The range for an axis that shows `values` with a little air about them, and stays `within` its own limits.
+    """Returns the range of an axis that shows `values` with a small margin. The range stays `within` the given limits.
 
-    None and numbers that are not finite don't count.
+    None and values that are not finite are ignored.
     """
     numbers = [v for v in values if v is not None and isfinite(v)] or [0.0]
     low, high = min(numbers), max(numbers)

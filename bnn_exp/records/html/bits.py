@@ -1,4 +1,4 @@
-"""Heat maps of what became of the bits: tensors over epochs."""
+"""Charts of the bits: heat maps of tensors over epochs."""
 
 from typing import Any
 
@@ -7,12 +7,17 @@ import numpy as np
 from bnn_exp.records.html import data_uris
 from bnn_exp.records.html.charts import Chart, Series, heat, lines, number
 
-DRAWN = {"flips", "ones", "flip_ratio", "ones_ratio"}  # the last two are the first two as fractions
-EMPTY_FLIPS, EMPTY_ONES = "By their logarithm; empty where none.", "Empty where half of the bits are 1."
+DRAWN = {"flips", "ones", "flip_ratio", "ones_ratio"}  # metrics with special charts; the ratios repeat the first two
+EMPTY_FLIPS, EMPTY_ONES = "Logarithmic colours; no colour means no flip.", "No colour means that half of the bits are 1."
 
 
 def bits_charts(epochs: list[dict[str, Any]], weights: dict[str, int]) -> list[Chart]:
-    """Flips, ones, and what else the epochs tell of each tensor; `weights`: how many it has, as far as that is known."""
+    """Returns charts of flips, ones, and all other metrics per tensor.
+
+    Args:
+        epochs: lines of metrics.jsonl.
+        weights: the number of binary weights of each tensor, if known.
+    """
     tensors = list(epochs[-1]["flips"])
     if not tensors:
         return []
@@ -20,7 +25,7 @@ def bits_charts(epochs: list[dict[str, Any]], weights: dict[str, int]) -> list[C
     sizes = np.array([weights.get(name, 0) for name in tensors], np.float64)[:, None]
     flips, ones = (np.array([[m[key].get(name, 0) for m in epochs] for name in tensors]) for key in ("flips", "ones"))
     total = Series("flips", flips.sum(0).tolist(), "c1")
-    charts = [lines("Flips of all bits", x, [total], note="Each epoch, of all layers together.")]
+    charts = [lines("Flips of all bits", x, [total], note="Per epoch, all layers together.")]
     if flips.any():
         charts.append(_flips(tensors, x, flips, sizes))
     if sizes.all():
@@ -48,9 +53,9 @@ def _ones(tensors: list[str], x: list[int], ones: np.ndarray, sizes: np.ndarray)
 
 
 def _figures(key: str, x: list[int], epochs: list[dict[str, Any]]) -> Chart:
-    """Any other figure that an epoch has by tensor or layer, from its least to its greatest."""
+    """Returns a heat map of any other metric per tensor or layer, from its least to its greatest value."""
     names = list(epochs[-1][key])
-    cells = np.array([[m.get(key, {}).get(name) for m in epochs] for name in names], np.float64)  # None becomes NaN
+    cells = np.array([[m.get(key, {}).get(name) for m in epochs] for name in names], np.float64)  # np.array makes NaN of None
     known = cells[np.isfinite(cells)] if np.isfinite(cells).any() else np.zeros(1)
     low, high = float(known.min()), float(known.max())
     values = _values(cells, np.zeros(len(names)), "")

@@ -1,4 +1,4 @@
-"""Line charts and heat maps as SVG in the text, each with its values for the pointer."""
+"""Line charts and heat maps as SVG, each with the values that the pointer shows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,19 @@ from markupsafe import Markup
 from bnn_exp.records.html.axes import Axis, spread
 from bnn_exp.records.html.render import short
 
-WIDTH, HEIGHT = 380, 230  # as wide as a phone's, so that the letters are as large there as elsewhere
+WIDTH, HEIGHT = 380, 230  # the width of a phone, so letters have one size on all screens
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
-COLOURS = 8  # c0 … c7 of style.css
+COLOURS = 8  # the classes c0 … c7 of style.css
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: as many values as there are epochs (None: none there), and the classes of style.css that it has."""
+    """One line of a chart.
+
+    Args:
+        values: one per epoch; None for a missing value.
+        style: CSS classes of style.css.
+    """
 
     name: str
     values: Sequence[float | None]
@@ -26,14 +31,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture, what it says in words, and the values that the pointer shows."""
+    """A chart: its SVG drawing, its texts, and the values that the pointer shows."""
 
     title: str
     svg: Markup
     values: dict[str, Any]
     note: str = ""
     legend: Sequence[tuple[str, str]] = ()  # (style, name)
-    ramp: tuple[str, str, str] | None = None  # of a heat map: the colours as CSS, and the numbers at their ends
+    ramp: tuple[str, str, str] | None = None  # colours of a heat map as CSS, and the numbers at both ends
 
 
 def lines(
@@ -44,7 +49,12 @@ def lines(
     note: str = "",
     legend: Sequence[tuple[str, str]] | None = None,
 ) -> Chart:
-    """Values over epochs. `within`: limits that the axis does not pass, (0, 100) for percent. `legend`: else all series."""
+    """Returns a line chart of values over epochs.
+
+    Args:
+        within: the limits of the vertical axis, such as (0, 100) for percent.
+        legend: pairs of (style, name); None for all series.
+    """
     across = Axis(*((x[0], x[-1]) if len(x) > 1 else (x[0] - 1, x[0] + 1)), LEFT, WIDTH - RIGHT)
     up = Axis(*spread((v for one in series for v in one.values), within), HEIGHT - BOTTOM, TOP)
     parts = [grid(up), *_epochs(across, HEIGHT - BOTTOM)]
@@ -77,17 +87,20 @@ def _said(values: Sequence[float | None]) -> str:
 def heat(
     title: str,
     rows: Sequence[str],
-    columns: Sequence[str | int],
+    columns: Sequence[Any],
     picture: str,
     values: dict[str, Any],
     note: str = "",
     ramp: tuple[str, str, str] | None = None,
     labels: Sequence[str] = (),
 ) -> Chart:
-    """A table of numbers as colours: `picture` is the data URI of an image with a pixel for each.
+    """Returns a heat map: a table of numbers as colours.
 
-    Columns that are numbers are epochs; others are the same things as the rows. `values` is what the pointer shows: `cells`,
-    and the words about them. `labels` stand beside the rows where their names are long.
+    Args:
+        columns: epochs if they are numbers; else the same names as the rows.
+        picture: the data URI of an image with one pixel per number.
+        values: the values that the pointer shows: `cells` and the words about them.
+        labels: short names beside the rows; empty for the rows' own names.
     """
     labels = [clipped(name) for name in labels or rows]
     left = 14 + 7 * max(map(len, labels))
@@ -114,12 +127,12 @@ def heat(
 
 
 def clipped(name: str, length: int = 14) -> str:
-    """The end of a name that is longer than `length` letters."""
+    """Returns the end of a name that is longer than `length` letters."""
     return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def grid(up: Axis) -> Markup:
-    """Lines at the ticks of the axis that goes up, and their numbers."""
+    """Returns horizontal lines at the ticks of the vertical axis, with their numbers."""
     line = Markup('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text class="end" x="{}" y="{}">{}</text>')
     marks = ((up(v), v) for v in up.ticks(5))
     return Markup("").join(line.format(LEFT, WIDTH - RIGHT, LEFT - 6, y + 4, short(v), y=y) for y, v in marks)
@@ -132,13 +145,13 @@ def _epochs(across: Axis, floor: float) -> list[Markup]:
 
 
 def svg(height: float, words: str, parts: Sequence[Markup]) -> Markup:
-    """A drawing of `parts` that `words` describe."""
+    """Returns an SVG drawing of `parts`. `words` describe it for screen readers."""
     start = Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">').format(WIDTH, height, words)
     return start + Markup("").join(parts) + Markup("</svg>")
 
 
 def number(value: float | None) -> float | None:
-    """A value as JSON has it: whole, or to six digits, or none."""
+    """Returns a value for JSON: an integer as it is, a float rounded to six digits, None if it is missing or not finite."""
     if isinstance(value, int):
         return value
     return float(f"{value:.6g}") if value is not None and isfinite(value) else None

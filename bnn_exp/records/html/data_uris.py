@@ -1,4 +1,4 @@
-"""Numbers as pixels, and pictures as data URIs."""
+"""Images inside a page, as data URIs: numbers as coloured pixels, and image files."""
 
 from base64 import b64encode
 from io import BytesIO
@@ -7,15 +7,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CIVIDIS = ("#00204d", "#31446b", "#666970", "#958f78", "#cbba69", "#ffea46")  # Nuñez et al. 2018, for the colour-blind too
+CIVIDIS = (
+    "#00204d",
+    "#31446b",
+    "#666970",
+    "#958f78",
+    "#cbba69",
+    "#ffea46",
+)  # cividis (Nuñez et al. 2018), suits the colour-blind
 RAMP = f"linear-gradient(90deg, {', '.join(CIVIDIS)})"
 FEWER, MORE = (0, 114, 178), (213, 94, 0)
 LEANING = f"linear-gradient(90deg, rgb{FEWER}, transparent, rgb{MORE})"
-EMBEDDED = 250_000  # bytes of an image file that goes into a page as it is
+EMBEDDED = 250_000  # bytes: larger image files are compressed again
 
 
 def shades(parts: np.ndarray) -> str:
-    """Numbers from 0 to 1, [rows, columns], as a picture from dark blue to yellow; NaN as nothing."""
+    """Returns numbers from 0 to 1, [rows, columns], as an image from dark blue to yellow. NaN becomes transparent."""
     stops = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in CIVIDIS], np.float64)
     places = np.linspace(0, 1, len(stops))
     known = np.isfinite(parts)
@@ -25,7 +32,7 @@ def shades(parts: np.ndarray) -> str:
 
 
 def leanings(parts: np.ndarray) -> str:
-    """Numbers from −1 (blue) by 0 (nothing) to 1 (orange), [rows, columns], as a picture."""
+    """Returns numbers from −1 (blue) over 0 (transparent) to 1 (orange), [rows, columns], as an image."""
     colour = np.where(parts[..., None] < 0, FEWER, MORE)
     return _uri(np.concatenate([colour, np.abs(parts[..., None]) * 255], axis=-1))
 
@@ -37,7 +44,7 @@ def _uri(pixels: np.ndarray) -> str:
 
 
 def embedded(file: Path) -> tuple[str, int, int] | None:
-    """A PNG file as a data URI, its width and its height; a large one a little coarser. None where there is no such picture."""
+    """Returns a PNG file as a data URI with its width and height; a large file with some loss. None if the file is no image."""
     try:
         with Image.open(file) as image:
             size, kind, content = image.size, "png", file.read_bytes()

@@ -1,4 +1,4 @@
-"""Evaluations on the page of a run: a row each, and the mistakes on the run's own test rows."""
+"""Evaluations on the page of a run: one row per evaluation, and the mistakes on the run's own test rows."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,17 @@ from typing import Any
 from bnn_exp.records import evaluations
 from bnn_exp.records.html import data_uris
 
-SHOWN = 64  # mistakes in the table
+SHOWN = 64  # largest number of mistakes in the table
 ABSENT = " (not in the run now)"
 
 
 def evaluated(directory: Path) -> dict[str, Any]:
-    """Returns what the template needs: `evaluations` and `mistakes` (rows of texts), `wrong` (the picture of the mistakes, or
-    None), and `evaluation_files`. Mistakes are those of the network that the run has now."""
+    """Returns the variables of the template.
+
+    Returns:
+        `evaluations` and `mistakes` (rows of texts), `wrong` (the image of the mistakes, or None), and `evaluation_files`. The
+        mistakes are those of the network that the run holds now.
+    """
     found = [
         (name, value, evaluations.is_present(directory, value.get("model", {}))) for name, value in evaluations.read(directory)
     ]
@@ -26,7 +30,7 @@ def evaluated(directory: Path) -> dict[str, Any]:
 
 
 def _row(name: str, value: dict[str, Any], present: bool) -> list[str]:
-    model, data = value.get("model", {}), value.get("data", {})  # those of an earlier version name neither
+    model, data = value.get("model", {}), value.get("data", {})  # files of earlier versions have neither key
     packed = value.get("accuracy_packed")
     return [
         str(data.get("path") or data.get("name") or "—"),

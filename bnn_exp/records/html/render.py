@@ -1,4 +1,4 @@
-"""Pages from templates. All text that enters one is escaped, and a page may load nothing from elsewhere."""
+"""Makes pages from templates. All inserted text is escaped, and a page may load nothing from elsewhere."""
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **content: Any) -> str:
-    """The page that `template` makes of `content`; what UTF-8 does not have, such as lone surrogates, as escapes."""
+    """Returns the page that `template` makes of `content`. Characters that UTF-8 can't encode become escapes."""
     return _environment().get_template(template).render(**content).encode("utf-8", "backslashreplace").decode()
 
 
@@ -28,7 +28,7 @@ def _environment() -> "Environment":
 
 
 def short(value: float) -> str:
-    """A number for the end of an axis: 0.05, 60, 20k, 1.5M."""
+    """Returns a number as short text for an axis: 0.05, 60, 20k, 1.5M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (1000 if unit == 'k' else limit):.4g}{unit}"

@@ -1,4 +1,4 @@
-"""The page of one run."""
+"""Makes the page of one run."""
 
 import shlex
 from pathlib import Path
@@ -16,24 +16,24 @@ from bnn_exp.records.html.evaluations import evaluated
 from bnn_exp.records.html.render import render
 from bnn_exp.records.runs import Record
 
-DRAWN = 300  # epochs at most in charts and table; of more every second, third, …
-COUNTED = 20  # classes at most in a table of counts; more are a picture
+DRAWN = 300  # largest number of epochs in charts and table
+COUNTED = 20  # largest number of classes in a table of counts; more become an image
 FILES = (
     "config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints/last.pt", "checkpoints/best.pt",
     "curves.png", "samples.png", "kernels.png", "train.log",
 )  # fmt: skip
-MEMORY = {"state": "optimizer state", "gradients": "gradients, the most at once", "saved": "saved for the backward pass"}
+MEMORY = {"state": "optimizer state", "gradients": "gradients (peak)", "saved": "saved for the backward pass"}
 KNOWN = {"epoch", "train_loss", "train_seconds", "eval_seconds", "images_per_second", "flips", "ones"}
 ACCURACIES = (("train", "c7 dashed"), ("validation", "c4"), ("test", "c0"))
 
 
 def write_run_page(directory: Path) -> None:
-    """Write `report.html` of the run in `directory` from what lies there."""
+    """Writes `report.html` into the run directory, from the files there."""
     write_text(directory / "report.html", run_page(runs.read(directory)))
 
 
 def run_page(record: Record) -> str:
-    """A run however it ended as a page of HTML, pictures included."""
+    """Returns the HTML page of a run, with its images inside, however the run ended."""
     summary, config = record.summary, record.config
     epochs = thinned(record.epochs, DRAWN)
     layers = summary.get("layers") or []
@@ -65,27 +65,27 @@ def run_page(record: Record) -> str:
 
 
 def thinned(epochs: list, most: int) -> list:
-    """Every second, third, … so that at most `most` are left, the last among them."""
+    """Returns every second, third, … item, so at most `most` items remain. The last item always remains."""
     return epochs[:: -max(-(-len(epochs) // most), 1)][::-1]
 
 
 def command(summary: dict[str, Any]) -> str:
-    """The command line that made a run: its own overrides where they are known, else what was typed."""
+    """Returns the command line of a run: its own overrides if they are known, else the typed command."""
     own = summary.get("overrides")
     arguments = [*(summary.get("flags") or []), *own] if own else summary.get("command") or []
     return shlex.join(["bnn-train", *map(str, arguments)])
 
 
 def _tiles(record: Record) -> list[tuple[str, str, str]]:
-    """The run in a few numbers: what, how much, and a remark."""
+    """Returns the main numbers of a run: name, value and remark of each."""
     s, tiles = record.summary, []
     if s.get("test_accuracy") is not None:
         tiles.append(("test accuracy", f"{s['test_accuracy']:.2f}%", "after the last epoch"))
     if s.get("best_validation_accuracy") is not None:
-        remark = f"epoch {s['best_epoch']}; in the test there {s['best_test_accuracy']:.2f}%"
+        remark = f"epoch {s['best_epoch']}; test accuracy there {s['best_test_accuracy']:.2f}%"
         tiles.append(("best in validation", f"{s['best_validation_accuracy']:.2f}%", remark))
     elif s.get("best_test_accuracy") is not None:
-        remark = f"epoch {s['best_epoch']}, chosen on the test itself: optimistic"
+        remark = f"epoch {s['best_epoch']}, chosen on the test rows: optimistic"
         tiles.append(("best", f"{s['best_test_accuracy']:.2f}%", remark))
     if asked := record.setting("trainer.epochs"):
         tiles.append(("epochs", f"{len(record.epochs):,}", f"of {asked:,}"))
@@ -101,7 +101,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
 
 
 def _curves(epochs: list[dict]) -> list[Chart]:
-    """Accuracies, loss, and whatever other number an epoch has: the strength of the rule."""
+    """Returns charts of accuracies, loss, and any other number of the epochs, such as the strength of the rule."""
     x = [m["epoch"] for m in epochs]
     accuracies = [
         Series(name, [m.get(f"{name}_accuracy") for m in epochs], style)
@@ -118,7 +118,7 @@ def _curves(epochs: list[dict]) -> list[Chart]:
 
 
 def _layer(layer: dict, epochs: list[dict]) -> list[str]:
-    """A row of the table of layers: what it is, and what its bits did."""
+    """Returns a row of the table of layers: the layer's description, and the statistics of its bits."""
     tensor, binary = f"{layer['name']}.weight", layer["binary"]
     row = [layer["name"], layer["kind"], "×".join(map(str, layer["output"])), f"{binary:,}", f"{layer['real']:,}"]
     row.append(f"{layer['multiply_adds']:,}")
@@ -130,16 +130,16 @@ def _layer(layer: dict, epochs: list[dict]) -> list[str]:
 
 
 def _memory(memory: dict[str, dict[str, int]] | None) -> list[list[str]]:
-    """The rows of the table of bytes: what for, this run, Adam with latent weights."""
+    """Returns the rows of the memory table: purpose, bytes of this run, bytes under Adam with latent weights."""
     if not memory:
         return []
     own, adam = memory["run"], memory["adam"]
-    rows = [[name, own[name], adam[name]] for name in own] + [["together", sum(own.values()), sum(adam.values())]]
+    rows = [(name, own[name], adam[name]) for name in own] + [("together", sum(own.values()), sum(adam.values()))]
     return [[MEMORY.get(name, name), f"{mine:,}", f"{theirs:,}"] for name, mine, theirs in rows]
 
 
 def _mistakes(classes: list[str] | None, confusion: list[list[int]] | None) -> dict[str, Any]:
-    """The test rows by class and answer: counts and shares of the row to be a table, or a picture of many classes."""
+    """Returns the variables of the template about classes: a table of counts and shares; for many classes an image."""
     if not classes or not confusion:
         return {"classes": [], "matrix": [], "by_class": [], "picture": None}
     counts = np.array(confusion)
@@ -154,7 +154,7 @@ def _mistakes(classes: list[str] | None, confusion: list[list[int]] | None) -> d
     else:
         values = {"kind": "cells", "of": counts.sum(1).tolist(), "column": "answered", "unit": "rows", "cells": confusion}
         ramp = (data_uris.RAMP, "0", "100% of the rows of the class")
-        note = "Down: the class; across: the answer, in the same order. By the square root, so that rare mistakes show."
+        note = "Rows: the class; columns: the answer. Colours show the square root, so rare mistakes are visible."
         coloured = data_uris.shades(np.where(counts, np.sqrt(shares), np.nan))
         picture = heat("Answers by class", classes, classes, coloured, values, note, ramp)
     return {"classes": classes, "matrix": matrix, "by_class": by_class, "picture": picture}

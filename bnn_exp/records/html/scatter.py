@@ -1,4 +1,4 @@
-"""What a study measured over one of its settings: means with their standard deviations, and each run as a small dot."""
+"""Charts of the compared number over one setting: means with standard deviations, and each run as a small dot."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +13,13 @@ from bnn_exp.records.sweeps.comparison import Comparison, Row
 from bnn_exp.records.sweeps.numbers import number
 from bnn_exp.records.sweeps.text import short_names
 
-APART = 7  # units of the drawing between lines that have a value at the same place
+APART = 7  # distance, in units of the drawing, between lines with values at one place
 MARK = Markup('<circle class="{} {}" cx="{}" cy="{}" r="{}"/>')
 
 
 def over(key: str, comparison: Comparison) -> Chart:
-    """The rows of a study over its setting `key`. Those that have all else in common are a line, if they are numbers."""
+    """Returns a chart of the rows over the setting `key`. Rows that agree in all other settings form a line, if `key` is
+    numeric."""
     others = [other for other in comparison.varied if other != key]
     names = short_names(comparison.varied)
     groups: dict[str, list[Row]] = {}
@@ -50,12 +51,12 @@ def over(key: str, comparison: Comparison) -> Chart:
 
 
 def settings(row: Row, keys: Sequence[str], names: dict[str, str]) -> str:
-    """hidden_size=128 mask=top."""
+    """Returns settings of a row as text, such as hidden_size=128 mask=top."""
     return " ".join(f"{names[key]}={as_text(row.settings[key])}" for key in keys)
 
 
 def in_title(y: str) -> str:
-    """test_accuracy → Test accuracy."""
+    """Returns the name of a number for a title: test_accuracy → Test accuracy."""
     return y.replace("_", " ").capitalize()
 
 
@@ -77,7 +78,7 @@ def _marks(x: float, row: Row, up: Axis, style: str, y: str) -> list[Markup]:
 
 
 def _numbers(values: list[float]) -> tuple[Axis, list[Markup]]:
-    """An axis of numbers, by their logarithms where they span much, and a mark at each or, of many, at round ones."""
+    """Returns an axis of numbers and its marks. The axis is logarithmic for a wide range; many numbers get round marks."""
     there = sorted(set(values))
     log = there[0] > 0 and there[-1] >= 8 * there[0]
     if log:
@@ -90,7 +91,7 @@ def _numbers(values: list[float]) -> tuple[Axis, list[Markup]]:
 
 
 def _names(values: list[Any]) -> tuple[Any, list[Markup]]:
-    """A place for each value, in the order in which they come, and their names."""
+    """Returns a function that gives each value its position, in order of appearance; and the marks of the axis."""
     names = list(dict.fromkeys(map(as_text, values)))
     axis = Axis(-0.5, len(names) - 0.5, LEFT, WIDTH - RIGHT)
     length = max(int((WIDTH - LEFT) / 7 / len(names)) - 1, 5)
@@ -98,7 +99,7 @@ def _names(values: list[Any]) -> tuple[Any, list[Markup]]:
 
 
 def _under(marks: list[tuple[float, str]]) -> list[Markup]:
-    """Marks below the drawing, without those that would touch the one before them."""
+    """Returns marks below the drawing, without marks that would touch their left neighbour."""
     text, parts, end = Markup('<text class="middle" x="{}" y="{}">{}</text>'), [], 0.0
     for x, name in marks:
         if x - 3.6 * len(name) >= end:

@@ -1,4 +1,4 @@
-"""The page of a comparison: its table, what it measured over each setting that varied, and the curves of all runs."""
+"""Makes the page of a sweep, or of any runs: its table, charts over the varied settings, and the curves of all runs."""
 
 import os
 from pathlib import Path
@@ -14,17 +14,17 @@ from bnn_exp.records.sweeps.comparison import VALIDATION, Comparison
 from bnn_exp.records.sweeps.numbers import over_seeds
 from bnn_exp.records.sweeps.text import label, mean_and_deviation, reason, short_names
 
-KEYS = 5  # settings at most that have a chart of their own
-DRAWN = 20_000  # points at most of all curves together
+KEYS = 5  # largest number of settings with a chart
+DRAWN = 20_000  # largest number of points of all curves together
 
 
 def write_sweep_page(comparison: Comparison, directory: Path) -> None:
-    """Write `report.html` of a study into `directory`."""
+    """Writes `report.html` of a comparison into `directory`."""
     write_text(directory / "report.html", sweep_page(comparison, directory))
 
 
 def sweep_page(comparison: Comparison, directory: Path) -> str:
-    """A study as a page of HTML that will stand in `directory`: links to the runs' own pages are relative to it."""
+    """Returns the HTML page of a comparison. Links to the runs' pages are relative to `directory`, where the page will lie."""
     charts = [over(key, comparison) for key in comparison.varied[:KEYS]] if comparison.rows else []
     return render(
         "sweep.html",
@@ -66,7 +66,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 
 def _link(run: Record, directory: Path) -> tuple[str | None, str]:
-    """Where a run's own page is, if it has one, and what to call it."""
+    """Returns the link to a run's page (None if there is no page), and the text of the link."""
     seed = run.setting("seed")
     name = run.directory.name if seed is None else f"seed {seed}"
     page = run.directory / "report.html"
@@ -75,7 +75,8 @@ def _link(run: Record, directory: Path) -> tuple[str | None, str]:
 
 
 def _curves(comparison: Comparison) -> list[Chart]:
-    """The measured number over the epochs where each has it, else the test accuracy: a line a run, a colour a configuration."""
+    """Returns a chart of the compared number over the epochs; of the test accuracy if the epochs lack this number. One line
+    per run, one colour per configuration."""
     runs = [(row, run) for row in comparison.rows for run in row.runs if run.epochs]
     if not runs:
         return []
@@ -86,7 +87,7 @@ def _curves(comparison: Comparison) -> list[Chart]:
     coloured = comparison.rows if len(comparison.rows) <= COLOURS else best
     styles = {id(row): f"c{i}" for i, row in enumerate(coloured)}
     series, names = [], short_names(comparison.varied)
-    for row, run in sorted(runs, key=lambda pair: pair[0].best):  # the best on top
+    for row, run in sorted(runs, key=lambda pair: pair[0].best):  # the best row last, so it is on top
         values = {m["epoch"]: m.get(key) for m in run.epochs}
         name = f"{settings(row, comparison.varied, names)} seed={run.setting('seed')}".strip()
         series.append(Series(name, [values.get(epoch) for epoch in x], f"thin {styles.get(id(row), 'c7 faint')}"))

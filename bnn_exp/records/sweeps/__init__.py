@@ -1,1 +1,1 @@
-"""Sweeps and other groups of runs: which settings vary, the table of means, its files and its plot."""
+"""Compares many runs, of a sweep or of any folders: which settings vary, the table of means, its files and its plot."""

@@ -1,7 +1,7 @@
-"""A study of many runs: a row per configuration, its seeds folded into mean ± standard deviation. Imports no torch.
+"""Compares runs: one row per configuration, with mean ± standard deviation over its seeds. Imports no torch.
 
-All of it comes from the run directories' own files, so that it is the same under every launcher, after a crash, and later.
-The seed alone is folded. Two runs of one seed and one configuration are repeats: they count as one seed.
+All numbers come from files in the run directories, so they are equal under every launcher, after a crash, and later. Runs that
+differ only in the seed form one row. Two runs of one seed and one configuration are repeats: they count as one seed.
 """
 
 import csv
@@ -27,36 +27,36 @@ LESS_IS_BETTER = ("loss", "seconds", "bytes")
 
 @dataclass
 class Row:
-    """A configuration: the values of what varies, paths by the part that differs, and its completed runs."""
+    """One configuration: its settings, its completed runs, and the mean of the compared number."""
 
     settings: dict[str, Any]
-    whole: dict[str, Any]  # the same with whole paths
+    whole: dict[str, Any]  # the settings with complete paths
     runs: list[Record]
     mean: float
-    std: float | None  # of the sample of seeds; None for a single one
+    std: float | None  # sample standard deviation over the seeds; None for a single seed
     best: bool = False
-    every: dict[str, Any] = field(default_factory=dict)  # all settings of the configuration
+    every: dict[str, Any] = field(default_factory=dict)  # all settings, also those that do not vary
 
     def value(self, key: str) -> Any:
-        """A setting, a path by the part that differs; None where the configuration has no such key."""
+        """Returns a setting, paths shortened to the part that differs; None if the configuration lacks the key."""
         return self.settings.get(key, self.every.get(key))
 
     @property
     def seeds(self) -> int:
-        """How many seeds the runs have."""
+        """The number of different seeds of the runs."""
         return len({run.setting("seed") for run in self.runs})
 
     @property
     def seconds_per_epoch(self) -> float:
-        """Of training, without evaluation; the mean over the runs."""
+        """The mean seconds of an epoch of training, without evaluation."""
         seconds = [run.summary["train_seconds"] / max(run.summary["epochs"], 1) for run in self.runs]
         return statistics.fmean(seconds)
 
     def number(self, key: str) -> float:
-        """The mean over the seeds of a number of their summaries or last epochs.
+        """Returns the mean of a number over the seeds, from the summaries or the last epochs.
 
         Raises:
-            UserError: a run has no such number.
+            UserError: a run lacks this number.
         """
         return over_seeds(self.runs, key)[0]
 
@@ -66,7 +66,7 @@ class Row:
         return mean_and_deviation(self.mean, self.std)
 
     def command(self) -> str:
-        """The command line of its first run."""
+        """Returns the command line of the first run."""
         run = self.runs[0]
         own = own_overrides(run.summary.get("overrides") or [], run.config.get("plugins") or [])
         return shlex.join(["bnn-train", *(run.summary.get("flags") or []), *own])
@@ -74,50 +74,62 @@ class Row:
 
 @dataclass
 class Comparison:
-    """Runs by configuration, the one whose number `by` is best marked; `unfinished` are all that did not complete."""
+    """Runs grouped by configuration.
+
+    Args:
+        y: the compared number.
+        by: the number that chooses the best row.
+        varied: the fewest dotted keys that tell the configurations apart, without the seed.
+        unfinished: all runs that did not complete.
+        missing: the number of jobs of the sweep that have not begun.
+    """
 
     y: str
     by: str
-    varied: list[str]  # dotted keys, the fewest that tell the configurations apart; not the seed
+    varied: list[str]
     rows: list[Row]
     unfinished: list[Record] = field(default_factory=list)
-    missing: int = 0  # jobs of the sweep that have not begun
+    missing: int = 0
 
     def varies(self, key: str) -> bool:
-        """Whether configurations differ in a setting, be it a column or not."""
+        """Returns True if configurations differ in a setting, even if the table has no column for it."""
         return key in self.varied or len({as_text(row.value(key)) for row in self.rows}) > 1
 
     @property
     def best(self) -> Row | None:
-        """The marked row."""
+        """The best row; None without completed runs."""
         return next((row for row in self.rows if row.best), None)
 
     @property
     def validated(self) -> bool:
-        """Whether a column shows the validation beside `y`: every run kept rows back."""
+        """True if the table has a column of validation accuracies: every run has validation rows, and `y` is another number."""
         return self.y != VALIDATION and has_all([run for row in self.rows for run in row.runs], VALIDATION)
 
     @property
     def repeated(self) -> bool:
-        """Whether a configuration has several runs of one seed."""
+        """True if a configuration has several runs of one seed."""
         return any(row.seeds < len(row.runs) for row in self.rows)
 
     @property
     def costs(self) -> dict[str, str]:
-        """Numbers of the summaries that a row shows beside its settings and `y`, by their heads."""
+        """Further numbers of the summaries that the table shows, with their column titles: the state of the rule, if it
+        varies."""
         state = {run.summary.get(STATE) for row in self.rows for run in row.runs}
         return {STATE: "state, B/weight"} if len(state) > 1 and None not in state else {}
 
     @property
     def notes(self) -> list[str]:
-        """Sentences below the table: by what the best was chosen, and what counts as a seed."""
+        """Sentences below the table: how the best row was chosen, and what counts as a seed."""
         notes = []
         if self.missing:
-            notes.append(f"Not the whole sweep: {self.missing} of its jobs {'have' if self.missing > 1 else 'has'} not begun.")
+            have = "have" if self.missing > 1 else "has"
+            notes.append(f"The sweep is incomplete: {self.missing} of its jobs {have} not begun.")
         if len(self.rows) > 1 and self.by in BY_TEST:
-            way = "without report.y it is" if self.validated else "with dataset.validation=0.1 rows are kept back, and it is"
+            way = (
+                "Without report.y it is" if self.validated else "With dataset.validation=0.1 some rows are kept back, and it is"
+            )
             notes.append(
-                f"The best is chosen on the test rows themselves (by {self.by}), so that its accuracy is optimistic; "
+                f"The best is chosen on the test rows themselves (by {self.by}), so its accuracy is optimistic. "
                 f"{way} chosen by validation."
             )
         elif len(self.rows) > 1:
@@ -127,6 +139,7 @@ class Comparison:
         return notes
 
     def csv(self) -> str:
+        """Returns the text of `sweep.csv`."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         measured = [self.y, *([VALIDATION] if self.validated else [])]
@@ -140,7 +153,7 @@ class Comparison:
         return text.getvalue()
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """The table as a reader sees it: its head, and a list of texts per row."""
+        """Returns the table for readers: its column titles, and a list of texts per row."""
         seeds, validated = ["seeds"] * self.repeated, ["best in validation"] * self.validated
         rows = [
             [
@@ -158,6 +171,7 @@ class Comparison:
         return [*self.varied, "runs", *seeds, *self.costs.values(), *validated, self.y, "s/epoch", ""], rows
 
     def markdown(self) -> str:
+        """Returns the text of `sweep.md`."""
         head, rows = self.cells()
         parts = [markdown.table(head, rows, bold=[row.best for row in self.rows])]
         parts += [markdown.text(note) for note in self.notes]
@@ -170,11 +184,14 @@ class Comparison:
 
 
 def compare(records: Iterable[Record], y: str | None = None) -> Comparison:
-    """Folds runs into a study of `y`: a number of the summaries, or of the last lines of metrics.jsonl. When nothing is said it
-    is the test accuracy, and the best is chosen by validation, if every run kept rows back for it.
+    """Groups runs by configuration and compares the number `y`.
+
+    Args:
+        y: a number of the summaries, or of the last lines of metrics.jsonl. None means the test accuracy; then the validation
+            accuracy chooses the best row, if every run has it.
 
     Raises:
-        UserError: a completed run has no such number.
+        UserError: a completed run lacks the number.
     """
     records = list(records)
     completed = [record for record in records if record.status == "completed" and record.config]

@@ -1,4 +1,4 @@
-"""Runs as a tidy table: a row for each number of each epoch. Imports no torch."""
+"""Reads runs as a tidy pandas table: one row per number and epoch. Imports no torch."""
 
 from collections.abc import Iterable, Iterator
 from glob import glob
@@ -19,17 +19,21 @@ COLUMNS = ("epoch", "tensor", "metric", "value")
 
 
 def load_runs(paths: Paths, settings: Iterable[str] | None = None) -> "DataFrame":
-    """The epochs of runs as a pandas DataFrame, one row for each run, epoch, tensor and metric.
+    """Returns the epochs of runs as a pandas DataFrame, with one row per run, epoch, tensor and metric.
 
     Columns:
-        run: the directory, as text. status: completed, failed, interrupted or unfinished. seed: int.
-        a column for each setting, under its dotted key (`model.hidden_size`; `optimizer` is the choice of that group).
-        epoch: int, from 1. tensor: its name in the state dict (`layers.0.weight`); None for a number of the whole network.
-        metric: a name of metrics.jsonl. value: float. A number that a run does not have (null) has no row.
+        run: the directory, as text.
+        status: completed, failed, interrupted or unfinished.
+        seed: int.
+        one column per setting, named by its dotted key (`model.hidden_size`). `optimizer` is the choice of that group.
+        epoch: int, from 1.
+        tensor: the name in the state dict (`layers.0.weight`); None for a number of the whole network.
+        metric: a name of metrics.jsonl.
+        value: float. A missing number (null) has no row.
 
     Args:
-        paths: directories of runs, sweeps, or folders of them; patterns such as "outputs/*/*"; or a list of these.
-        settings: the keys of the settings that become columns; None: those that differ between the runs.
+        paths: directories of runs or sweeps, folders of them, patterns such as "outputs/*/*", or a list of these.
+        settings: the keys of the settings that become columns; None for those that differ between the runs.
 
     Raises:
         UserError: no run is there, or no run has such a setting.
@@ -54,7 +58,7 @@ def load_runs(paths: Paths, settings: Iterable[str] | None = None) -> "DataFrame
 
 
 def _places(paths: Paths) -> list[Path]:
-    """Directories that exist: `paths` themselves, and what patterns among them match."""
+    """Returns the directories that `paths` name or match."""
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     found: list[Path] = []
     for path in given:
@@ -72,12 +76,12 @@ def _rows(record: Record) -> Iterator[tuple[int, str | None, str, float]]:
 
 
 def _tensor(metric: str, name: str | None) -> str | None:
-    """The name of a tensor; earlier versions named `dead_outputs` by layers."""
+    """Returns the name of a tensor. Earlier versions named `dead_outputs` by layer."""
     return f"{name}.weight" if metric == "dead_outputs" and name and not name.endswith("weight") else name
 
 
 def _plain(value: Any) -> Any:
-    """A setting as a column can hold it: lists as text."""
+    """Returns a setting as a table cell: lists as text."""
     return as_text(value) if isinstance(value, list | dict) else value
 
 

@@ -9,6 +9,11 @@ from bnn_exp.records.runs import Record
 
 
 def number(run: Record, y: str) -> float:
+    """Returns a number of a run's summary, else of its last epoch.
+
+    Raises:
+        UserError: the run lacks this number.
+    """
     value = run.summary.get(y, run.epochs[-1].get(y) if run.epochs else None)
     if isinstance(value, bool) or not isinstance(value, int | float):
         sources = (run.summary, *run.epochs[-1:])
@@ -18,10 +23,10 @@ def number(run: Record, y: str) -> float:
 
 
 def over_seeds(runs: list[Record], key: str) -> tuple[float, float | None]:
-    """The mean of a number over the seeds of `runs`, and its standard deviation; None for a single seed.
+    """Returns the mean of a number over the seeds of `runs`, and its sample standard deviation (None for a single seed).
 
     Raises:
-        UserError: a run has no such number.
+        UserError: a run lacks this number.
     """
     seeds: dict[Any, list[float]] = {}
     for run in runs:
@@ -31,5 +36,5 @@ def over_seeds(runs: list[Record], key: str) -> tuple[float, float | None]:
 
 
 def has_all(runs: Sequence[Record], key: str) -> bool:
-    """Whether there are runs, and all their summaries have this number."""
+    """Returns True if there are runs, and all their summaries have this number."""
     return bool(runs) and all(run.summary.get(key) is not None for run in runs)

@@ -1,4 +1,4 @@
-"""`sweep.png`: what a study measured, over the setting that varied."""
+"""`sweep.png`: the compared number over the setting that varied."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from bnn_exp.records.sweeps.comparison import Comparison, Row
 
 
 def axes_of(comparison: Comparison, x: str | None, group: str | None) -> tuple[str | None, str | None]:
-    """The keys of the horizontal axis and of the lines: what is asked for, else the first numeric key and the first other one.
+    """Returns the keys of the horizontal axis and of the lines. Without `x` and `group` these are the first numeric key and
+    the first other key.
 
     Raises:
-        UserError: a key that does not vary; for x, that is no number of the summaries either.
+        UserError: a key does not vary, and `x` is no number of the summaries either.
     """
     allowed = ", ".join(comparison.varied) or "nothing varies"
     for name, key in (("x", x), ("group", group)):
@@ -27,11 +28,11 @@ def axes_of(comparison: Comparison, x: str | None, group: str | None) -> tuple[s
 
 
 def draw(file: Path, comparison: Comparison, x: str | None = None, group: str | None = None) -> None:
-    """Mean with its standard deviation over `x`, a line for each value of `group`, the best row ringed. Over a number that was
-    measured and not set, points with their settings instead of lines.
+    """Draws means with standard deviations over `x` into a PNG: one line per value of `group`, a ring around the best row. If
+    `x` is a measured number and no setting, draws points with their settings as labels.
 
     Raises:
-        UserError: a key that does not vary.
+        UserError: a key does not vary.
     """
     x, group = axes_of(comparison, x, group)
     figure = new_figure(8, 4.8, layout="constrained")
@@ -76,7 +77,7 @@ def draw(file: Path, comparison: Comparison, x: str | None = None, group: str | 
     if not numeric:
         axes.set_xticks(range(len(names)), map(drawn, names), rotation=0 if sum(map(len, names)) < 60 else 30)
     if measured:
-        axes.margins(x=0.25)  # for the names
+        axes.margins(x=0.25)  # leaves space for the names
     elif group and len(lines) > 1:
         axes.legend(title=group, fontsize="small")
     axes.set(xlabel=x or "", ylabel=comparison.y)
@@ -91,11 +92,12 @@ def _settings_of(row: Row, comparison: Comparison) -> str:
     return " ".join(drawn(as_text(row.settings[key])) for key in comparison.varied if row.settings[key] is not None)
 
 
-def _name(axes, points: dict[tuple[float, float], str]) -> None:
-    """Write the names beside their points: at the first of four places where they are inside and cover no other
-    name, or the last."""
-    figure, taken = axes.figure, []
-    figure.draw_without_rendering()  # which settles where the axes lie
+def _name(axes: Any, points: dict[tuple[float, float], str]) -> None:
+    """Writes the names beside their points. Tries four places and takes the first that is inside the axes and covers no other
+    name; else the last."""
+    figure = axes.figure
+    taken: list[Any] = []
+    figure.draw_without_rendering()  # computes the position of the axes
     for point, name in points.items():
         text = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize="small")
         for right, up in ((6, 4), (-6, 4), (6, -11), (-6, -11)):
@@ -107,7 +109,7 @@ def _name(axes, points: dict[tuple[float, float], str]) -> None:
 
 
 def is_measured(comparison: Comparison, key: str) -> bool:
-    """Whether all completed runs have this number."""
+    """Returns True if all completed runs have this number."""
     try:
         return all(row.number(key) is not None for row in comparison.rows)
     except UserError:

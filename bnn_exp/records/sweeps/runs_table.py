@@ -1,4 +1,4 @@
-"""`sweep_runs.csv`: every run of a study in a row of its own, before its seeds are folded. Imports no torch."""
+"""`sweep_runs.csv`: one row per run, before the mean over the seeds. Imports no torch."""
 
 import csv
 import io
@@ -13,11 +13,10 @@ MEASURED = (TEST, "best_test_accuracy", VALIDATION, "best_epoch", "epochs", "tra
 
 
 def runs_csv(comparison: Comparison, records: Sequence[Record], directory: Path) -> str:
-    """A row for each of the `records` of `study`: its directory, seed, status, what varies, and what it reached.
+    """Returns a CSV table with one row per run: its directory, seed, status, varied settings, and results.
 
-    The directory of a run below `directory` is relative to it, so that a sweep can be moved; any other is absolute.
-
-    A number that a run does not have is empty, so that those of a run that failed are.
+    Run directories below `directory` are relative to it, so a sweep can be moved. Others are absolute. Numbers that a run
+    lacks are empty, for example those of a failed run.
     """
     measured = list(dict.fromkeys((comparison.y, *MEASURED)))
     text = io.StringIO()
@@ -37,5 +36,5 @@ def _place(run: Path, directory: Path) -> Path:
     return run.relative_to(directory) if run.is_relative_to(directory) else run
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     return "" if value is None else as_text(value)

@@ -12,19 +12,20 @@ def mean_and_deviation(mean: float, std: float | None) -> str:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by its last part, as far as that is one key's alone; by its group where that is all it says."""
+    """Returns a short name for each key: its last part, if no other key has the same; else the whole key. `model.name` becomes
+    `model`."""
     last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
     return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
 def label(run: Record, keys: Iterable[str]) -> str:
-    """Returns the overrides of the command line, else the values of `keys`."""
+    """Returns the overrides of a run's command line; without them, the values of `keys`."""
     values = settings(run)
     return " ".join(run.summary.get("overrides") or [f"{key}={as_text(values.get(key))}" for key in keys if values])
 
 
 def reason(run: Record) -> str:
-    """Why a run did not complete, in a line: its error, else how far it came."""
+    """Returns one line about why a run did not complete: its error, else the number of completed epochs."""
     error = run.summary.get("error")
     if error and run.status == "failed":
         return f"failed: {error}".replace("\n", "; ")

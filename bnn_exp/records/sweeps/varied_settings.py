@@ -1,4 +1,4 @@
-"""Settings that tell the configurations of runs apart. Imports no torch."""
+"""Finds the settings in which runs differ. Imports no torch."""
 
 import os
 from collections.abc import Sequence
@@ -7,22 +7,22 @@ from typing import Any
 
 from bnn_exp.records.runs import Record, as_text, flat
 
-FOLDED = ("seed", "resume", "logger")  # with what is below them: they tell runs apart, and no configurations
-TWICE = "delta"  # stands in optimizer.delta too, which a run reads
-CONTENT = "dataset.content"  # the first digits of the key of the data: other files under the same path are other data
+FOLDED = ("seed", "resume", "logger")  # runs that differ only in these keys have one configuration
+TWICE = "delta"  # alias of optimizer.delta, which a run reads
+CONTENT = "dataset.content"  # first digits of the dataset's key: tells other files under the same path apart
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Returns the configuration of a run by dotted keys, the choice of each group ({"optimizer": "counter_4bit", …}), and the
-    content of its data."""
+    """Returns the settings of a run by dotted keys, with the choice of each group ({"optimizer": "counter_4bit", …}) and the
+    first digits of the dataset's key."""
     return filled([record])[0]
 
 
 def filled(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Returns the settings of runs, equal for equal configurations, however the command lines said them.
+    """Returns the settings of runs. Equal configurations have equal settings, whatever their command lines were.
 
-    Runs of an earlier version lack new keys: a key that has one value in all other runs gets this value, which is its default
-    as far as they tell.
+    Runs of earlier versions lack new keys. If all other runs have one value of such a key, the run gets this value, which is
+    probably the default.
     """
     configs = [_values(record) for record in records]
     for key in {key for config in configs for key in config}:
@@ -38,24 +38,25 @@ def filled(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _values(record: Record) -> dict[str, Any]:
-    """Returns the configuration of a run by dotted keys, each number in one form, and the content of its data."""
+    """Returns the settings of a run by dotted keys, with equal forms of equal numbers, and the first digits of the dataset's
+    key."""
     values = {key: _plain(value) for key, value in flat(record.config).items()}
     if TWICE in values and "optimizer.name" in values:
         values[TWICE] = values.get(f"optimizer.{TWICE}")
-    if "plugins" in values:  # by their content: a file that moved is the same plugin
+    if "plugins" in values:  # plugins are identified by content, so a moved file is the same plugin
         used = [fact for fact in record.summary.get("plugins", []) if fact["plugin"] in values["plugins"]]
         values["plugins"] = ", ".join(f"{PurePosixPath(fact['plugin']).name} {fact['sha256'][:8]}" for fact in used)
     return values | ({CONTENT: record.summary["dataset"][:8]} if record.summary.get("dataset") else {})
 
 
 def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # lr=10 and lr=10.0
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # lr=10 equals lr=10.0
 
 
 def _labelled(records: Sequence[Record], configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the settings with a label for each group: its choice on the command line, such as a preset, else its name.
 
-    A label names the values of its group: runs with equal values get one label, the first that a command line has.
+    Runs with equal values of a group get one label, the first that a command line has.
     """
     said: dict[tuple, str] = {}
     for record, config in zip(records, configs, strict=True):
@@ -78,7 +79,7 @@ def _of_group(config: dict[str, Any], group: str) -> tuple:
 
 
 def varied_keys(records: Sequence[Record]) -> list[str]:
-    """Returns the keys that tell configurations apart: those set on the command line, then what else is needed."""
+    """Returns the keys that tell the configurations apart: those on the command lines first, then others as needed."""
     configs = filled(records)
     keys = dict.fromkeys(key for config in configs for key in config if key.partition(".")[0] not in FOLDED)
     several = [key for key in keys if len({as_text(config.get(key)) for config in configs}) > 1]
@@ -96,7 +97,7 @@ def _parts(configs: list[dict], keys: list[str]) -> int:
 
 
 def shortened(values: Sequence[Any]) -> list[Any]:
-    """Returns absolute paths among `values` without the folders that all of them share; other values as they are."""
+    """Returns `values` with absolute paths cut to the part after their shared folders. Other values do not change."""
     paths = {value for value in values if isinstance(value, str) and value.startswith("/")}
     if len(paths) < 2:
         return list(values)

@@ -1,5 +1,7 @@
 """BatchNorm over the rows of all ranks. (torch's own SyncBatchNorm works on GPUs only.)"""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class _Normalize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks):
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks) -> Any:
         dims = [d for d in range(x.dim()) if d != 1]
         count = x.numel() // x.shape[1]
         sums = x.sum(dims, dtype=torch.float64)
@@ -38,7 +40,7 @@ class _Normalize(torch.autograd.Function):
         return out, mean, var, n
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_):
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         """∂β = Σ∂y and ∂γ = Σ∂y·x̂ of the own rows; ∂x = α·(∂y − (Σ∂y + x̂·Σ∂y·x̂)/n) with the sums over all rows."""
         x, mean, invstd, alpha, n = ctx.saved_tensors
         one = torch.ones_like(mean)
@@ -82,4 +84,4 @@ def synchronize(network: nn.Module, ranks: Ranks) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = SyncBatchNorm
-            module.ranks = ranks
+            module.ranks = ranks  # type: ignore[assignment]

@@ -52,7 +52,7 @@ def sign(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor
     ballot = pack(torch.cat([p.grad.flatten() <= 0 for p in binary]))  # 1 for w* = 1[−g ≥ 0]
     weights = torch.cat([p.detach().flatten() for p in binary])
     ballots = ranks.gather(ballot.to(weights.device))[:voters]
-    ones = sum(unpack(b, weights.shape) for b in ballots).to(weights.device)
+    ones = torch.stack([unpack(b, weights.shape) for b in ballots]).sum(0).to(weights.device)
     _give(binary, torch.where(2 * ones == voters, 1 - 2 * weights, (voters - 2 * ones).sign()))
     scalars, rest = fp32(ranks, [], real, scalars, voters)
     return scalars, ballot.nbytes + rest

@@ -83,7 +83,7 @@ class Ranks:
         """The greatest of all ranks' values, in place of `tensor`."""
         return self._all_reduce(tensor, dist.ReduceOp.MAX)
 
-    def _all_reduce(self, tensor: Tensor, op) -> Tensor:
+    def _all_reduce(self, tensor: Tensor, op: Any) -> Tensor:
         with self._noticing():
             dist.all_reduce(tensor, op, self.group if tensor.is_cuda else None)
         return tensor

@@ -53,7 +53,7 @@ class Footprint:
         there = sum(p.grad.nbytes for p in self.network.parameters() if p.grad is not None)
         self.gradients = max(self.gradients, there)
 
-    def bytes(self, *optimizers: Optimizer) -> Bytes:
+    def bytes(self, *optimizers: Any) -> Bytes:
         """Of the steps so far and of the optimizers as they are."""
         weights, buffers = (sum(t.nbytes for t in ts) for ts in (self.network.parameters(), self.network.buffers()))
         state = sum(t.nbytes for optimizer in optimizers for t in _state(optimizer))

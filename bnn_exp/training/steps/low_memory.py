@@ -9,6 +9,7 @@ waits for the GPU. Flips and losses are those of `fast`, to the bit.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class LowMemory(Dense):
 
     rule: Rule
 
-    def __init__(self, *parts, **options):
+    def __init__(self, *parts: Any, **options: Any):
         super().__init__(*parts, **options)
         self.footprint = Footprint(self.network, Saving(self.network))
         for p in self.rule.tensors():

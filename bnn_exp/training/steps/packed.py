@@ -38,7 +38,7 @@ class Packed(Dense):
     network: MLP
     rule: Rule
 
-    def __init__(self, settings: Settings, *parts, **options):
+    def __init__(self, settings: Settings, *parts: Any, **options: Any):
         super().__init__(*parts, **options)
 
         def key(layer: int, gradient: int) -> int:
@@ -120,8 +120,9 @@ class Layer:
 
 class _Pass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, packed: PackedMLP, anchor: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.packed, ctx.layers, saved = packed, [], []
+    def forward(ctx: Any, x: Tensor, packed: PackedMLP, anchor: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.packed, ctx.layers = packed, []
+        saved: list[Tensor] = []
         for i, layer in enumerate(packed.layers(x)):
             parts = [_taken_out(part) for part in (layer.sums, layer.norm)]
             ctx.layers.append([(shell, list(tensors)) for shell, tensors in parts])
@@ -130,7 +131,7 @@ class _Pass(torch.autograd.Function):
         return packed.logits(layer)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         packed, saved, layers = ctx.packed, iter(ctx.saved_tensors), []
         for parts in ctx.layers:
             x = next(saved)

@@ -1,4 +1,4 @@
-"""Studies: what is a row, what is a seed, by what the best is chosen, and that texts of users mark nothing up."""
+"""Comparisons of runs: rows, seeds, the choice of the best row, and users' texts that stay literal in Markdown."""
 
 import csv
 import io
@@ -50,7 +50,7 @@ def table(result: Comparison) -> list[dict[str, str]]:
 
 
 def markdown_rows(text: str) -> list[list[str]]:
-    """The cells of the first table of a text in Markdown, as a reader sees them, by another program's parser."""
+    """Returns the cells of the first Markdown table as a reader sees them. Another program parses the Markdown."""
     rows = []
     for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
         if token.type == "tr_open":
@@ -161,7 +161,7 @@ def test_texts_of_users_mark_nothing_up_in_markdown_and_csv():
 
 
 def classes_named(folder: Path, *names: str) -> Path:
-    """Pictures of digits' size of those classes."""
+    """Writes images of 8×8 pixels in class folders of these names, and returns the folder."""
     for i, name in enumerate(names):
         for split in ("train", "test"):
             place = folder / split / name
@@ -228,7 +228,7 @@ def test_a_report_goes_where_it_is_wanted_and_leaves_the_sweeps_own_alone(bnn_tr
 
 @pytest.mark.parametrize("numeric", [False, True])
 def test_odd_names_in_the_plot_of_a_study(tmp_path, numeric):
-    """Of every odd text, and of lines by it, a picture is drawn, without a warning of a name that is left out."""
+    """Draws a plot for odd texts as settings and as names of lines. matplotlib gives no warning of an omitted name."""
     texts = [*ODD, "_leading", "$", "$$x$$", "\\$"]
     result = compare([run(0, 50 + i, x=text, n=i % 2 if numeric else 0) for i, text in enumerate(texts)])
     with warnings.catch_warnings():

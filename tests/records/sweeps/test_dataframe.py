@@ -1,4 +1,4 @@
-"""`load_runs`, rows of single runs, and the axes of a report: against the run directories' own files."""
+"""Compares `load_runs`, rows of single runs and the axes of a report with the files of the run directories."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ SMOKE = ("trainer=smoke", "model.hidden_size=8", "trainer.epochs=2")
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> Path:
-    """A sweep of two rules and two seeds, and a folder with a run that failed."""
+    """Returns a folder with a sweep of two rules and two seeds, and a single run."""
     place = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)

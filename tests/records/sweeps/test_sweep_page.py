@@ -1,4 +1,4 @@
-"""report.html of a study: its table, its links, and charts whose marks stand where their numbers are."""
+"""The page of a sweep: its table, its links, and charts whose marks have the right positions."""
 
 import re
 import statistics
@@ -15,7 +15,7 @@ ACCURACIES = {(64, "top"): (90.0, 94.0), (256, "top"): (95.0, 96.0), (64, "rando
 
 @pytest.fixture
 def runs(tmp_path):
-    """Runs of two sizes and two masks in folders with awkward names, the first of them with a page."""
+    """Returns runs of two sizes and two masks in folders with awkward names. The first run of each configuration has a page."""
     records = []
     for (size, mask), accuracies in ACCURACIES.items():
         for seed, accuracy in enumerate(accuracies):
@@ -60,7 +60,7 @@ def test_what_did_not_complete_stands_with_its_reason_as_text(runs, tmp_path):
 
 
 def test_marks_stand_where_the_grid_says(runs, tmp_path):
-    """The height of each mean and of the ends of its error bar, by the numbers beside the grid's lines."""
+    """Reads the heights of means and error bars with the numbers beside the grid lines."""
     comparison = compare(runs)
     page = Page(sweep_page(comparison, tmp_path))
     text = next(part for part in page.text.split("<figure") if "Test accuracy over hidden_size" in part)

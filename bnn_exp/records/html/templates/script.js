@@ -1,5 +1,5 @@
 "use strict";
-// The values of a chart under the pointer, or by the arrow keys; and tables sorted by a click on a column's head.
+// Shows the values of a chart under the pointer or by the arrow keys, and sorts a table on a click on a column title.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -14,7 +14,7 @@ function nearest(places, x) {
   return best;
 }
 
-// Each kind: what is at a point {x, y} of the drawing, as an index; and what index i shows: words, and marks to draw.
+// Per kind of chart: `find` returns the index at a point {x, y} of the drawing; `show` returns the words and marks of index i.
 const kinds = {
   lines: (v) => {
     const height = (value) => v.y[2] + (value - v.y[0]) / (v.y[1] - v.y[0]) * (v.y[3] - v.y[2]);
@@ -126,7 +126,7 @@ function sortable(table) {
       rows.sort((a, b) => {
         if (!numeric) return (up ? 1 : -1) * text.get(a).localeCompare(text.get(b), "en", { numeric: true });
         const [x, y] = [number(text.get(a)), number(text.get(b))];
-        return x === null || y === null ? (x === null) - (y === null) : (up ? 1 : -1) * (x - y);  // without a number: last
+        return x === null || y === null ? (x === null) - (y === null) : (up ? 1 : -1) * (x - y);  // cells without a number come last
       });
       heads.forEach((other) => { other.ariaSort = null; });
       head.ariaSort = up ? "ascending" : "descending";

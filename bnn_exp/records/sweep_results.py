@@ -1,4 +1,4 @@
-"""The answer of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, `report.html`, `sweep_runs.csv`, and the table printed."""
+"""Writes the result of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, `report.html`, `sweep_runs.csv`; and prints its table."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ from rich.table import Table
 
 from bnn_exp.records import html, runs
 from bnn_exp.records.files import write_text
-from bnn_exp.records.formatting import console
 from bnn_exp.records.optional import attempt
 from bnn_exp.records.runs import Record
 from bnn_exp.records.sweeps import plot
 from bnn_exp.records.sweeps.comparison import Comparison, compare
 from bnn_exp.records.sweeps.runs_table import runs_csv
 from bnn_exp.records.sweeps.text import label, reason, short_names
+from bnn_exp.records.terminal import console
 
 FILES = ("sweep.csv", "sweep.md", "sweep.png", "report.html", "sweep_runs.csv")
 
@@ -25,11 +25,15 @@ def write_results(
     group: str | None = None,
     missing: int = 0,
 ) -> Comparison:
-    """Folds `records` into a study of `y`, prints it and leaves it in `directory`; the plot is over `x`, a line a `group`.
-    `missing` jobs of the sweep have not begun.
+    """Compares `records`, prints the table, and writes the files of the result into `directory`. Returns the comparison.
+
+    Args:
+        y: the number to compare; None for the test accuracy.
+        x, group: the settings of the plot's horizontal axis and lines; None to choose them.
+        missing: the number of jobs of the sweep that have not begun.
 
     Raises:
-        UserError: a key that does not vary, or a number that the runs don't have.
+        UserError: a key does not vary, or the runs lack a number.
     """
     result = compare(records, y)
     result.missing = missing
@@ -39,17 +43,17 @@ def write_results(
     for name, text in texts.items():
         write_text(directory / name, text)
     if not (result.rows and attempt("sweep.png", plot.draw, directory / "sweep.png", result, x, group)):
-        (directory / "sweep.png").unlink(missing_ok=True)  # of an earlier answer
+        (directory / "sweep.png").unlink(missing_ok=True)  # an earlier result may have left a plot
     if runs.read(directory) is None:
         attempt("report.html", html.write_sweep_page, result, directory)
-    else:  # asked for a run alone
+    else:  # the directory is that of a single run
         attempt("report.html", html.write_run_page, directory)
     show(result)
     return result
 
 
 def show(result: Comparison) -> None:
-    """Prints the table of a study, how its best was chosen, and what did not complete."""
+    """Prints the table of a comparison, the choice of the best, and the runs that did not complete."""
     say, (head, rows) = console(), result.cells()
     names = short_names(result.varied)
     head = [names.get(name, name) for name in head]
