@@ -113,8 +113,8 @@ def eight_bits(
     if limits is None:
         known = {split: _range_of(values, where) for split, values in filled.items()}
         if len(set(known.values())) > 1:
-            said = ", ".join(f"{split} {low:g} to {high:g}" for split, (low, high) in known.items())
-            raise UserError(f"{where}: the splits have values of different ranges ({said})\nallowed: one range in all splits")
+            ranges = ", ".join(f"{split} {low:g} to {high:g}" for split, (low, high) in known.items())
+            raise UserError(f"{where}: the splits have values of different ranges ({ranges})\nallowed: one range in all splits")
         limits = next(iter(known.values()))
         if limits != (0, 255) or any(values.dtype.kind == "f" for values in filled.values()):
             notes.append(f"values are read as numbers from {limits[0]} to {limits[1]} (or say dataset.range)")
