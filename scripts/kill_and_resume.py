@@ -1,4 +1,4 @@
-"""Kills a run, a sweep and a disk at random moments, and checks that nothing is lost.
+"""Kills runs and sweeps at random moments, fills disks, and checks that nothing is lost.
 
     python scripts/kill_and_resume.py --kills 100 dataset=mnist dataset.path=FOLDER trainer.epochs=200
 
@@ -52,9 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     rng = random.Random(asked.seed)
     overrides = list(dict.fromkeys(["engine.threads=1", *asked.overrides]))
-    signal.signal(
-        signal.SIGHUP, lambda *_: None
-    )  # under nohup SIGHUP is ignored, and children inherit that; they do not inherit a handler
+    # under nohup the runs would inherit an ignored SIGHUP; they do not inherit a handler
+    signal.signal(signal.SIGHUP, lambda *_: None)
     try:
         if asked.on_disk:
             on_disk(asked.on_disk, asked.limit, asked.straight, overrides)

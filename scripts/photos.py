@@ -11,11 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-CLASSES = {
-    "disc": None,
-    "square": (4, np.pi / 4),
-    "triangle": (3, -np.pi / 2),
-}  # corners, and the radians of the first one
+# the number of corners, and the angle of the first corner in radians
+CLASSES = {"disc": None, "square": (4, np.pi / 4), "triangle": (3, -np.pi / 2)}
 SIDES = (40, 160)  # least and greatest width and height of an image, in pixels
 LIGHTER = 60  # least difference of shape and ground, in the mean of the channels
 NOISE = 50  # standard deviation of the noise on each channel

@@ -1,4 +1,7 @@
-"""Chooses the kernels that train an MLP on packed bits: numba's on a CPU, Triton's on a GPU."""
+"""Chooses the kernels that train an MLP on packed bits: numba's on a CPU, Triton's on a GPU.
+
+`bnn_exp.bits.cpu.passes.OnCPU` and `bnn_exp.bits.cuda.training.OnGPU` have the same methods.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,8 +22,9 @@ def arithmetic(
 
     Args:
         bf16: on a GPU, products round gradients to bfloat16.
-        gradient_bits: on a CPU, gradients are rounded at random to so many bits; None: they are not rounded.
-        key: returns the random key of a rounding, below 2³²: of a layer, and of its gradient 0 (inputs) or 1 (weights).
+        gradient_bits: on a CPU, products round gradients at random to 4 or 8 bits; with None they do not round.
+        key: returns the random key, below 2³², of one rounding. Its arguments are the number of a layer, and 0 for the gradient
+            of the layer's inputs or 1 for the gradient of its weights.
     """
     if not device.on_host(weights):
         from bnn_exp.bits.cuda.training import OnGPU

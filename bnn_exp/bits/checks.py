@@ -36,7 +36,7 @@ def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
 
 
 def check_outputs(outputs: int, groups: int) -> None:
-    """Raises ValueError unless `outputs` outputs take exactly `groups` tiles."""
+    """Raises ValueError unless `groups` tiles hold `outputs` outputs, with a part of the last tile empty at most."""
     if (outputs + LANES - 1) // LANES != groups:
         raise ValueError(f"outputs={outputs}: {groups} tiles have {LANES * (groups - 1) + 1} to {LANES * groups}")
 

@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """The purpose of random numbers, the first integer of a key. Different purposes never share a key."""
+    """The purpose of random numbers: the first integer of a key, followed by the integers that the comments name.
+
+    Different purposes never share a key.
+    """
 
     MASK = 1  # seed, step, tensor
     PERMUTATION = 2  # seed, epoch

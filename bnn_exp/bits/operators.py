@@ -1,6 +1,6 @@
-"""The products with packed bits of inference, as torch operators. This module alone chooses who computes them.
+"""The operations of inference on packed bits, as torch operators.
 
-numba's kernels compute on a CPU, Triton's on CUDA, plain torch everywhere else.
+This module alone chooses the code that computes them: numba's kernels on a CPU, Triton's on CUDA, plain torch everywhere else.
 
 Weights are the tiles of their packed bits (`to_tiles`). Inputs are rows of packed bits, uint8 [batch, ≥ bytes of the tiles]; of
 pixels, uint8 [batch, inputs]; or of real numbers, [batch, inputs]. The value w of a weight's bit 1 is 1, that of a bit 0 is

@@ -29,7 +29,7 @@ class PackedBits:
         return len(self.packed) * self.columns
 
     def flatten(self) -> "PackedBits":
-        """Returns itself: indices are flat positions already."""
+        """Returns itself, since indices are flat positions already."""
         return self
 
     def __getitem__(self, positions: Tensor) -> Tensor:

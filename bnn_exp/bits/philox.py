@@ -1,7 +1,7 @@
 """Random numbers by counters, for weights on a GPU: Philox 4×32-10 (Salmon et al. 2011, Random123).
 
-A number depends on a key, on the step and on its place in the tensor alone. The step lies on the device, so a kernel computes
-the number without asking Python, and a step that is recorded once draws new numbers each time it is replayed.
+A number depends on a key, the step and its place in the tensor alone. The step's number is a tensor on the device: a kernel
+computes random numbers without Python, and a recorded training step draws new numbers at each replay.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-WEYL = 0x9E3779B9, 0xBB67AE85  # added to the two halves of the key from round to round
+WEYL = 0x9E3779B9, 0xBB67AE85  # added to the two halves of the key after each round
 ROUNDS = 10
 _LOW = 0xFFFFFFFF
 
@@ -22,13 +22,13 @@ _LOW = 0xFFFFFFFF
 class Philox(torch.Generator):
     """The random numbers of one tensor in one step.
 
-    The first draw of an object is numbered 0, the second 1, and so on. `torch.rand(…, generator=…)` takes the object too, if it
-    was made with a seed; a step that does so is not recorded.
+    The draws of an object are numbered 0, 1, and so on. `torch.rand(…, generator=…)` takes the object too if it has a seed; a
+    training step that uses it so is not recorded.
 
     Args:
-        key: 0 ≤ key < 2⁶³, from the seed, the purpose and the tensor.
-        step: int64 scalar on the device; its value is read when a kernel runs.
-        seed: for `torch.rand`. None while CUDA records a graph, when torch refuses to seed a generator.
+        key: 0 ≤ key < 2⁶³, made from the run's seed, the purpose and the tensor.
+        step: int64 scalar on the device; a kernel reads its value when it runs.
+        seed: for `torch.rand`. It is None while CUDA records a graph: torch then refuses to seed a generator.
     """
 
     def __new__(cls, key: int, step: Tensor, seed: int | None = None) -> "Philox":
@@ -67,14 +67,14 @@ def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def integers(high: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Returns `count` independent integers in 0 … high − 1: int64 on the device. `high` is below 2²⁴."""
+    """Returns `count` independent integers from 0 to high − 1, int64 on the device; `high` is below 2²⁴."""
     if isinstance(generator, Philox):
         return (generator.uniform(count) * high).long()
     return torch.randint(high, (count,), generator=generator, device=device)
 
 
 def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, generator: Philox) -> int | Tensor:
-    """HyperMask with a random mask, on a GPU and in place: where a draw is below δ, a bit becomes 1[g ≤ 0].
+    """Applies HyperMask with a random mask on a GPU, in place: where a draw is below δ, a bit becomes 1[g ≤ 0].
 
     Args:
         delta: float32 scalar on the device.
@@ -92,12 +92,12 @@ def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, genera
 
 
 def words(count: int, key: int, step: Tensor, draw: int) -> Tensor:
-    """Returns the first word of Philox 4×32-10 for the counters (place, step, draw), place 0 … count − 1.
+    """Returns the first word of Philox 4×32-10 for the counters (place, step, draw), with place from 0 to count − 1.
 
-    This is the definition in plain torch; `bnn_exp.bits.cuda.draws` computes the same.
+    This is the definition in plain torch; the kernels of `bnn_exp.bits.cuda.draws` compute the same numbers.
 
     Returns:
-        int64 [count], each 0 … 2³² − 1.
+        int64 [count], from 0 to 2³² − 1.
     """
     c0 = torch.arange(count, device=step.device) & _LOW
     c1, c2, c3 = (t.expand(count) for t in (step & _LOW, (step >> 32) & _LOW, torch.full_like(step, draw)))
@@ -110,7 +110,7 @@ def words(count: int, key: int, step: Tensor, draw: int) -> Tensor:
 
 
 def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Returns the upper and the lower 32 bits of x · factor, for 32-bit numbers in int64, which holds 63 bits."""
+    """Returns the upper and the lower 32 bits of x · factor. Both are 32-bit numbers; x is int64, which holds 63 bits."""
     low = x * (factor & 0xFFFF)
     high = x * (factor >> 16) + (low >> 16)
     return high >> 16, ((high << 16) | (low & 0xFFFF)) & _LOW

@@ -6,19 +6,18 @@ import torch
 from torch import nn
 
 from bnn_exp.commands.task import Task, joined, named
+from bnn_exp.deploy.check import has_a_form
 from bnn_exp.deploy.layers import traceable
 from bnn_exp.deploy.load import load_deployed
 from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import UserError
-from bnn_exp.nn.exact import home, is_exactly
+from bnn_exp.nn.exact import home
 from bnn_exp.records.files import writable
 from bnn_exp.records.formatting import bytes_in_words
 from bnn_exp.records.runs import run_of
 from bnn_exp.training import plan
-
-OURS = ("PackedMLP", "BNCVLNet")  # every format supports these classes of packed networks
 
 
 def export(task: Task) -> str:
@@ -34,7 +33,7 @@ def export(task: Task) -> str:
     images = torch.from_numpy(plan.read(task.dataset).test_images)
     with writable(into, "export.dir=FOLDER where you may write"):
         if wanted.format == "torch":
-            ours = is_exactly(type(network), *OURS)
+            ours = has_a_form(network)
             facts = export_torch(network, into, images) if ours else write_torch(network, traceable(network), into, images)
         else:
             facts = {"c": export_c, "onnx": export_onnx}[wanted.format](network, into, images, tuple(about["classes"]))
@@ -66,4 +65,4 @@ def _check_format(format: str, network: nn.Module) -> None:
 
 def _supports(format: str, network: nn.Module) -> bool:
     """Returns True if `format` can hold a packed network. A class of the user may lack the method for a format."""
-    return format == "torch" or is_exactly(type(network), *OURS) or hasattr(type(network), format)
+    return format == "torch" or has_a_form(network) or hasattr(type(network), format)

@@ -16,7 +16,7 @@ def completed(arguments: list[str]) -> list[str]:
 def inherited(overrides: list[str], folder: str | None) -> AbstractContextManager[list[str]]:
     """Context manager: provides Hydra with the settings that the command inherits from an earlier run, and loads plugins.
 
-    Its value is the list of that run's plugins which the command line does not name (see `records.inherit.taken_over`).
+    Its value lists the plugins that the command line must name too: an experiment names them relative to its own file.
 
     Args:
         folder: the argument of --config-dir.

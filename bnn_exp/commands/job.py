@@ -1,6 +1,6 @@
-"""The function that Hydra calls: it executes the task of the command, or one training of a sweep. Imports no torch at first.
+"""The function that Hydra calls: it executes the task of the command, or one training of a sweep.
 
-A job of a sweep may run in another process, which imports this module alone.
+A job of a sweep may run in another process, which imports this module but not `cli`. Torch is imported only when needed.
 """
 
 import traceback
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @forgiving_output()  # another process has not entered this context yet
 def job(composed: DictConfig) -> float | None:
-    """Executes one job. An expected exception becomes a message and an exit code, so a sweep goes on.
+    """Executes one job. Exceptions become messages and exit codes, so a sweep continues with its next job.
 
     Returns:
         For a training its best validation accuracy in percent, or its test accuracy if no validation rows exist; a search

@@ -1,4 +1,4 @@
-"""The launcher of `launcher=local`: jobs in processes that end when the command ends that started them.
+"""The launcher of `launcher=local`: each job is a process, which ends when the command that started it ends.
 
 submitit starts two processes for each job: the job, and a process that waits for the job and passes SIGTERM on to it.
 """

@@ -30,6 +30,7 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Prepares the input of the only job. Hydra then makes the directory of a training, and none for another task."""
         _expand_home(config, "hydra.run.dir")
+        command.current().goes_on = config.resume == "auto"
         with _leaving_on_failure():
             command.current().prepared = _prepare(config)
         if config.task != "train":
@@ -41,6 +42,7 @@ class Preflight(Callback):
         from bnn_exp.commands import sweep
 
         _expand_home(config, "hydra.sweep.dir")
+        command.current().goes_on = "auto" in (config.resume, config.sweep.resume)
         with _leaving_on_failure():
             command.current().sweep = sweep.prepare(config)
             if "submitit_launcher.LocalLauncher" in config.hydra.launcher.get("_target_", ""):
@@ -57,13 +59,12 @@ class Preflight(Callback):
 
 
 def _expand_home(config: DictConfig, place: str) -> None:
-    """Replaces ~ in the directory `place`, and notes `resume=auto`."""
+    """Replaces ~ in the directory that the key `place` names."""
     given = OmegaConf.select(config, place)
     if (path := at_home(given)) != given:
         with read_write(config.hydra):
             OmegaConf.update(config, place, path)
             config.hydra.overrides.hydra.append(f"{place}={path}")  # Hydra composes each job of a sweep anew
-    command.current().goes_on = "auto" in (config.resume, config.sweep.resume)
 
 
 def _prepare(config: DictConfig) -> "Plan | Task":

@@ -44,7 +44,7 @@ def prepare(config: DictConfig) -> Sweep:
     request, directory = load_request(composed), config.hydra.sweep.dir
     _check_command(request, composed.get("resume"))
     unread.check_command(request, overrides, sweep=True)
-    swept = config.hydra.sweeper.get("params") or {}  # an experiment file names these keys
+    swept = config.hydra.sweeper.get("params") or {}  # keys that an experiment file sweeps over
     in_experiment = {key: value for key, value in swept.items() if key in ("config", "from", "init_from")}
     unread.check_named({"init_from": composed.get("init_from")} | in_experiment, overrides)
     _check_directory(composed.get("resume") or request.sweep.resume, directory)
@@ -107,9 +107,10 @@ def search(config: DictConfig) -> None:
 
 
 def conclude(now: Command) -> None:
-    """Writes and prints the answer of the command's sweep. The runs on disk then decide the exit code of the command.
+    """Writes and prints the answer of the command's sweep, and replaces the exit codes of its jobs by one for the sweep.
 
-    The exit codes of single jobs count only if no run exists, since jobs may run in other processes.
+    This exit code is 130 if a signal ended the sweep, else 1 if a run did not complete or a job failed, else 3 if a run is
+    below `min_accuracy`. The files of the runs decide, since jobs may have run in other processes.
     """
     sweep = now.sweep
     cut = INTERRUPTED in now.codes

@@ -109,7 +109,7 @@ def named(what: str, model: Path) -> str:
 
 
 def joined(*lines: str) -> str:
-    """Returns the non-empty lines of a message."""
+    """Joins the non-empty lines of a message."""
     return "\n".join(filter(None, lines))
 
 

@@ -66,7 +66,7 @@ def train(composed: DictConfig, directory: Path, plan: Plan | None) -> float | N
         details = f"\n{log} has the details" if log.is_file() else ""
         now.fail(f"failed: {reason(error)} ({place(error)}){details}", FAILED)
     else:
-        if result["status"] == "interrupted" or (now.sweep and signals.asked()):  # too late for this run, not for the sweep
+        if result["status"] == "interrupted" or (now.sweep and signals.asked()):  # the run was complete already
             now.codes.append(INTERRUPTED)
             raise KeyboardInterrupt
         if shortfall := Gate(composed.min_accuracy, composed.which).of_run(result):

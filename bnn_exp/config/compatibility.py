@@ -9,6 +9,7 @@ from typing import Any
 from bnn_exp.config import rules
 from bnn_exp.config.groups import Settings
 from bnn_exp.config.models import weights_of
+from bnn_exp.config.registry import fields_of
 from bnn_exp.config.request import Request
 from bnn_exp.errors import UserError
 
@@ -41,9 +42,9 @@ class Feature:
         broken = (condition.reason for condition in self.conditions if not condition.holds(settings, device))
         return next(broken, "").format(s=settings, device=device)
 
-    def check(self, settings: Settings, device: str) -> None:
-        """Raises UserError if the settings request the feature and exclude it."""
-        if self.requested(settings) and (reason := self.reason_against(settings, device)):
+    def check(self, settings: Settings, device: str, other_reason: str = "") -> None:
+        """Raises UserError if the settings request the feature, and a condition or `other_reason` excludes it."""
+        if self.requested(settings) and (reason := self.reason_against(settings, device) or other_reason):
             raise UserError(f"{self.key.format(s=settings)}: not with {reason}\nallowed: {self.allowed}")
 
 
@@ -118,16 +119,6 @@ LEAN = Feature(
 )
 
 
-def reason_not_packed(settings: Settings, device: str) -> str:
-    """Returns the first setting that the packed engine cannot train with, in words; "" if there is none."""
-    return PACKED.reason_against(settings, device)
-
-
-def reason_not_recorded(settings: Settings, device: str) -> str:
-    """Returns the first setting for which a step cannot be recorded as a CUDA graph, in words; "" if there is none."""
-    return RECORDED.reason_against(settings, device)
-
-
 def check(settings: Settings, device: str) -> None:
     """Checks that the device can compute everything that the settings request.
 
@@ -185,7 +176,7 @@ def check_measured(settings: Settings, request: Request) -> None:
     Raises:
         UserError: plain torch cannot train the network, or the training does not begin anew in one process.
     """
-    if "weights" not in type(settings.model).__dataclass_fields__:
+    if "weights" not in fields_of(type(settings.model)):
         raise UserError(
             f"model={settings.model.name}: it has no setting weights, by which plain torch trains it with real weights\n"
             "allowed: a model that has it, or benchmark=inference"

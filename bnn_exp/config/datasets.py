@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from bnn_exp.config import plugins
-from bnn_exp.config.registry import Registry, found, name_of, offer
+from bnn_exp.config.registry import Registry, fields_of, found, name_of, offer
 from bnn_exp.config.schema import Count, Place, schema
 
 
@@ -84,7 +84,7 @@ class Entry:
 
     def own(self, settings: Any) -> dict[str, Any]:
         """Returns the settings that only this dataset has. They decide which samples it holds."""
-        return {name: getattr(settings, name) for name in self.settings.__dataclass_fields__ if name not in _SHARED}
+        return {name: getattr(settings, name) for name in fields_of(self.settings) if name not in _SHARED}
 
 
 DATASETS: Registry[Entry] = Registry("dataset")  # dataset=NAME chooses an entry

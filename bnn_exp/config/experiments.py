@@ -30,8 +30,8 @@ def check(arguments: Sequence[str], groups: Path) -> bool:
     """
     flags = flags_of(arguments)
     chosen = {folder.name for folder in groups.iterdir() if folder.is_dir()} - {"experiment"}
-    asked = [_check(file, chosen) for _, file in files(flags.overrides, flags.config_dir, groups)]
-    return any(asked) and not flags.multirun and "hydra.mode" not in command_line.keys(flags.overrides)
+    requested = [_check(file, chosen) for _, file in files(flags.overrides, flags.config_dir, groups)]
+    return any(requested) and not flags.multirun and "hydra.mode" not in command_line.keys(flags.overrides)
 
 
 def files(overrides: Sequence[str], folder: str | None, groups: Path) -> list[tuple[str, Path]]:

@@ -13,7 +13,8 @@ from bnn_exp.config import mistakes
 from bnn_exp.config.registry import CONF, RESERVED
 
 BY_MODEL = "of_"  # optimizer=of_MODEL and trainer=of_MODEL are the defaults of a model
-EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}  # launchers: their extras
+# pip install 'bnn-exp[EXTRA]' installs a launcher: the EXTRA of each
+EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 
 
 def in_words(error: Exception, arguments: Sequence[str]) -> str:
@@ -32,9 +33,9 @@ def in_words(error: Exception, arguments: Sequence[str]) -> str:
         return f"{where.name}, line {where.line + 1}: {cause.problem}\nallowed: YAML, indented by spaces"
     if isinstance(error, OverrideParseException):
         return _unread(error.override)
-    for pattern, said in _REFUSED:
+    for pattern, describe in _REFUSED:
         if match := re.search(pattern, text, re.MULTILINE):
-            return said(match, text, arguments)
+            return describe(match, text, arguments)
     return "\n".join(line.strip() for line in text.splitlines()[:2])
 
 

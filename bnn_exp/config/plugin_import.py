@@ -50,14 +50,14 @@ class Plugin:
 importing: list[str] = []  # the modules of the plugins whose import has begun and not ended
 
 
-def is_file(entry: str) -> bool:
+def names_file(entry: str) -> bool:
     """Returns True if an entry of the setting `plugins` names a file, False if it names a module."""
     return entry.endswith(".py") or "/" in entry or "\\" in entry
 
 
 def module_of(entry: str) -> str:
     """Returns the name of the module that an entry of the setting `plugins` becomes."""
-    return Path(entry).stem.replace(".", "_") if is_file(entry) else entry
+    return Path(entry).stem.replace(".", "_") if names_file(entry) else entry
 
 
 def from_file(file: Path, named_by: str, known: Plugin | None) -> Plugin:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bnn_exp.config import plugin_import
 from bnn_exp.config.paths import at_home
-from bnn_exp.config.plugin_import import Plugin, is_file, module_of
+from bnn_exp.config.plugin_import import Plugin, module_of, names_file
 from bnn_exp.config.registry import module_name
 from bnn_exp.errors import UserError
 
@@ -31,7 +31,7 @@ def entries(value: str | Iterable[str] | None, beside: Path | None = None) -> li
             else in the current folder.
     """
     given = [value] if isinstance(value, str) else value or ()
-    return list(dict.fromkeys(_absolute(entry, beside) if is_file(entry) else entry for entry in given))
+    return list(dict.fromkeys(_absolute(entry, beside) if names_file(entry) else entry for entry in given))
 
 
 def _absolute(entry: str, beside: Path | None) -> str:
@@ -57,7 +57,7 @@ def load(value: str | Iterable[str] | None, named_by: str = "") -> list[str]:
         if known is None or known.entry != entry:
             _loaded[name] = (
                 plugin_import.from_file(Path(entry), named_by, known)
-                if is_file(entry)
+                if names_file(entry)
                 else plugin_import.from_module(entry, named_by)
             )
     return given

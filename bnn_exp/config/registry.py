@@ -83,13 +83,18 @@ def found(defined: Any) -> Any:
     return pkgutil.resolve_name(defined) if isinstance(defined, str) else defined
 
 
+def fields_of(settings: type) -> Mapping[str, Any]:
+    """Returns the fields of a dataclass of settings by their names; none for another class."""
+    return getattr(settings, "__dataclass_fields__", {})
+
+
 def name_of(settings: type) -> str:
     """Returns the name by which the configuration chooses a dataclass of settings.
 
     Raises:
         UserError: the class has no field `name: Literal["NAME"]`.
     """
-    field = getattr(settings, "__dataclass_fields__", {}).get("name")
+    field = fields_of(settings).get("name")
     names = get_args(field.type) if field else ()
     if not names or not isinstance(names[0], str):
         allowed = 'a @schema class whose first field is name: Literal["NAME"]'

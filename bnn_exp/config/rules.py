@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from bnn_exp.config import plugins
-from bnn_exp.config.registry import Registry, found, name_of, offer
+from bnn_exp.config.registry import Registry, fields_of, found, name_of, offer
 from bnn_exp.config.schema import Fraction, NonNegative, Positive, Schedule, schema
 
 Scale = Literal["tensor", "neuron", "factored"]  # see bnn_exp.optim.rule.scaled
@@ -98,7 +98,7 @@ class Entry:
 
     settings: type  # the dataclass of its settings
     home: str | type  # the class, or its name as "module:class", which is imported when a run needs the class
-    trains: tuple[str, ...]  # the kinds of weights that the rule trains, of bnn_exp.nn.binary.WEIGHTS
+    trains: tuple[str, ...]  # the kinds of weights that the rule trains: bits, latent, float
     strength: str | None = None  # the setting that says how much a step changes
     gentler: float = 1.0  # fine-tuning divides the strength by this number, see docs/rules.md
 
@@ -135,7 +135,7 @@ def register(
     """
     name = name_of(settings)
     plugins.note(sys._getframe(1))
-    known = strength if strength in settings.__dataclass_fields__ else None
+    known = strength if strength in fields_of(settings) else None
     RULES.add(name, Entry(settings, home, trains, known, gentler), settings, home)
     if values is not None:
         own = {"delta": f"${{strength:{values['delta']}}}"} if "delta" in values else {}

@@ -15,7 +15,8 @@ T = TypeVar("T")
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def schema(kind: type[T]) -> type[T]:
     """Makes a class a frozen, strict dataclass of settings: pydantic checks types and ranges, and refuses unknown names."""
-    return dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(kind)  # type: ignore[return-value]
+    made: Any = dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+    return made(kind)
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -87,9 +87,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        return values
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    return values
 
 
 def known_keys() -> list[Key]:
@@ -117,8 +117,9 @@ def _one_of(kinds: Iterable[type]) -> Any:
 
 
 def _checked(kind: type, config: DictConfig | dict[str, Any]) -> Any:
+    raw: Any
     if isinstance(config, DictConfig):
-        raw: Any = OmegaConf.to_container(config)
+        raw = OmegaConf.to_container(config)
         values = resolved(config)
     else:
         raw = values = migrated(config)

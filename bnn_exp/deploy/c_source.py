@@ -53,7 +53,7 @@ _TOP = """\
 
 #define ZERO ({zero})
 #define SUM(with_ones, all) ((1 - ZERO) * (with_ones) + ZERO * (all))
-#define WORDS {words} /* of 32 bits, a bit for each pixel */
+#define WORDS {words} /* of 32 bits; a plane has a bit for each pixel */
 
 const char *const network_classes[NETWORK_CLASSES] = {{{names}}};
 """

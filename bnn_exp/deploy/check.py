@@ -16,7 +16,7 @@ FORMS = ("DeployedMLP", "BNCVLNet")  # classes of the packed networks that every
 
 
 class Evaluating(nn.Module):
-    """A module on bits. It evaluates and cannot train."""
+    """A module that computes on packed bits. It can evaluate, but not train."""
 
     def train(self, mode: bool = True) -> "Evaluating":
         """Raises UserError if `mode` is True."""

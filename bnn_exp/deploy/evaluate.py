@@ -66,7 +66,7 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
     trained_on = run.summary.get("dataset") if run else None
     own = trained_on and are_same(trained_on, arrays.key, dataset)
     split = "test" if own or arrays.own_test else "all"
-    arrays = _in_its_terms(file, about, arrays if split == "test" else arrays.all_as_test())
+    arrays = _relabelled(file, about, arrays if split == "test" else arrays.all_as_test())
     images, labels = torch.from_numpy(arrays.test_images), torch.from_numpy(arrays.test_labels)
     # Without running statistics a prediction depends on its batch, so the batch size is that of the training
     size = about["config"].get("trainer", {}).get("eval_batch_size", BATCH)
@@ -99,7 +99,7 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
     return result, arrays
 
 
-def _in_its_terms(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
+def _relabelled(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
     """Returns `arrays` with the labels that the network uses for the classes.
 
     Raises:

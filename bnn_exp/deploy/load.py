@@ -20,7 +20,7 @@ from bnn_exp.records.model import check_probe, load_model, read_model
 ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build, or one with a method pack()"
 # A network that was altered raises these, for example by one layer too many, or by a layer of another kind or size
 ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
-_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl}  # the key is the name of exactly one class
+_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl}  # the key is the name of a class; subclasses have no form here
 
 
 def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -65,7 +65,7 @@ class Graph:
 
 
 def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
-    """Adds a packed MLP: `pixels`, uint8 [batch, …] → logits. All is in integers up to the last BatchNorm."""
+    """Adds the nodes of a packed MLP: `pixels`, uint8 [batch, …] → logits. All is in integers up to the last BatchNorm."""
     h = graph("Flatten", pixels, axis=1)
     for layer in network.layers:
         sums = _sums(graph, layer, h)
@@ -80,7 +80,7 @@ def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
 
 
 def _sums(graph: Graph, layer: HiddenLayer | LastLayer, x: str) -> str:
-    """Adds Σ x·w, int32 [batch, outputs], of x in uint8. It multiplies by bits b; for weights ±1 it uses Σ x·(2b − 1)."""
+    """Adds nodes for Σ x·w, int32 [batch, outputs], of x in uint8. With bits b, weights ±1 give 2·Σ x·b − Σ x."""
     weights = graph("Transpose", graph.bits(from_tiles(layer.tiles, layer.outputs), layer.inputs), perm=[1, 0])
     common = graph("MatMulInteger", x, weights)
     if layer.zero == 0:
@@ -105,7 +105,7 @@ def _logits(graph: Graph, sums: str, layer: LastLayer) -> str:
 
 
 def bncvl(graph: Graph, network: BNCVLNet, pixels: str) -> str:
-    """Adds a packed `BNCVLNet`: `pixels`, uint8 [batch, channels, height, width] → logits."""
+    """Adds the nodes of a packed `BNCVLNet`: `pixels`, uint8 [batch, channels, height, width] → logits."""
     h = graph("Div", graph.cast(pixels, TensorProto.FLOAT), graph.floats(255.0))
     h = graph("Div", graph("Sub", h, graph.floats(network.mean)), graph.floats(network.std))
     for i, layer in enumerate(network.convolutions):
@@ -133,7 +133,7 @@ def _values(graph: Graph, bits: str, encoding: str) -> str:
 
 
 def _finish(graph: Graph, h: str, layer: DeployedConvolution | DeployedDense, shape: tuple[int, ...]) -> str:
-    """Adds the normalisation and the activation of a layer."""
+    """Adds the nodes of the normalisation and the activation of a layer."""
     if isinstance(layer.norm, Standardize):
         axes = graph.constant(layer.norm.dims, np.int64)
         centred = graph("Sub", h, graph("ReduceMean", h, axes, keepdims=1))
@@ -153,7 +153,7 @@ def _affine(graph: Graph, h: str, norm: nn.Module, shape: tuple[int, ...]) -> st
 
 
 def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
-    """Adds an MLP with float weights and folded norms, in fp32: benchmarks compare the packed graph with it."""
+    """Adds the nodes of an MLP with float weights and folded norms. Benchmarks compare the packed graph with it."""
     h = graph("Div", graph.cast(graph("Flatten", pixels, axis=1), TensorProto.FLOAT), graph.floats(255.0))
     zero, one = (graph.floats(value) for value in two_values(network.encoding))
     for i, (layer, norm) in enumerate(zip(network.layers, network.norms, strict=True), 1):

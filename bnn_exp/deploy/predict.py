@@ -165,7 +165,7 @@ def find(given: Sequence[str]) -> Found:
             found.images.append(path)
         else:
             matching = [str(path)] if path.is_dir() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
-            _look(matching, found)
+            _add_images(matching, found)
         if len(found.images) == before:
             raise UserError(
                 f"input={item}: no image there\n"
@@ -175,7 +175,7 @@ def find(given: Sequence[str]) -> Found:
     return found
 
 
-def _look(paths: Sequence[str], found: Found) -> None:
+def _add_images(paths: Sequence[str], found: Found) -> None:
     """Adds the images among `paths`, and in folders among them, to `found`."""
     for path in map(Path, paths):
         for file in [path] if path.is_file() else walk(path, f"input={path}"):

@@ -1,4 +1,4 @@
-"""Builds the networks that a configuration can name, each in its own module here."""
+"""Builds networks from their settings. Each network has a module here."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

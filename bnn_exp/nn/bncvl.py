@@ -16,7 +16,7 @@ NORMALIZATIONS = ("sample", "batch", "channel")
 
 @exact
 class Standardize(nn.Module):
-    """z ← (z − mean)/(std + 1e−8), with the mean and the unbiased standard deviation over `dims` of each sample."""
+    """A module that computes (z − mean)/(std + 1e−8), the mean and the unbiased standard deviation over `dims` of z."""
 
     def __init__(self, dims: tuple[int, ...]):
         super().__init__()
@@ -41,7 +41,7 @@ class _BinaryNormalized(BinaryLayer):
 
 @exact
 class BNCVL(_BinaryNormalized):
-    """activation(normalise(conv(x))) with binary weights: [batch, in, H, W] → [batch, out, H, W], zero-padded.
+    """A layer activation(normalise(conv(x))) of binary weights: [batch, in, H, W] → [batch, out, H, W], zero-padded.
 
     The default arguments give the layer of the reference program: latent weights ~ N(0, 1), bias 0, boolean bits by the mean,
     straight-through gradient, normalised over (C, H, W) of each sample.
@@ -90,7 +90,7 @@ class BNCVL(_BinaryNormalized):
 
 @exact
 class BinaryNormalizedLinear(_BinaryNormalized):
-    """activation(normalise(x Vᵀ + b)) with binary V and b: [batch, in_features] → [batch, out_features].
+    """A layer activation(normalise(x Vᵀ + b)) of binary V and b: [batch, in_features] → [batch, out_features].
 
     Args:
         activation: applied to the normalised numbers. None: ReLU.

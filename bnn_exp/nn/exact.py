@@ -36,12 +36,12 @@ for _plain in (nn.ModuleList, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Identi
 
 
 def is_exactly(kind: type, *names: str) -> bool:
-    """Returns True if `kind` is one of the classes named `names`, decorated with `exact`; False for a subclass of one."""
+    """Returns True if `kind` is the class that `exact` recorded under one of `names`, not a subclass of it."""
     return kind in [_known[name].kind for name in names]
 
 
 def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
-    """Returns in a few words why `network` may not compute exactly what one of the classes `names` computes; "" if it does.
+    """Returns why `network` may compute something else than the classes `names` compute, in a few words; "" if it does not.
 
     Args:
         network: a network, which is checked with all its layers, or a class.
@@ -57,7 +57,7 @@ def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
 
 
 def altered(network: nn.Module) -> str:
-    """Returns which module of `network` may not compute what its class computes, and why; "" if none."""
+    """Returns which module of `network` has a replaced forward or hooks, in a few words; "" if none has."""
     return next(
         filter(None, (_altered_instance(name or "the network", module) for name, module in network.named_modules())), ""
     )

@@ -108,7 +108,7 @@ def packed_at_once() -> Iterator[None]:
     def packed(layer: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         if isinstance(layer, BinaryLayer) and layer.weights == "bits" and name == "weight" and not _is_packed(parameter):
             return _packed(parameter)
-        return None  # torch then keeps the parameter
+        return None  # the parameter stays as it is
 
     hook = register_module_parameter_registration_hook(packed)
     try:
@@ -119,7 +119,7 @@ def packed_at_once() -> Iterator[None]:
 
 @exact
 class BinaryLinear(BinaryLayer):
-    """y = x Vᵀ, where V holds the values of the bits: [batch, in_features] → [batch, out_features], no bias.
+    """A linear layer y = x Vᵀ, V the values of its bits: [batch, in_features] → [batch, out_features], no bias.
 
     Inputs of dtype uint8 are pixels and stand for x/255.
 
@@ -151,7 +151,7 @@ class BinaryLinear(BinaryLayer):
 
 @exact
 class BinaryConv2d(BinaryLayer):
-    """y = x ∗ V, where V holds the values of the bits: [batch, in, H, W] → [batch, out, H, W], no bias, stride 1.
+    """A convolution y = x ∗ V, V the values of its bits: [batch, in, H, W] → [batch, out, H, W], no bias, stride 1.
 
     The input is padded by kernel_size // 2 zeros at each side. Inputs of dtype uint8 are pixels and stand for x/255.
 

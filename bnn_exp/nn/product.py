@@ -1,4 +1,4 @@
-"""Exact products of small integers with binary weights, in the fastest way of the processor.
+"""Exact products of small integers with binary weights, in the way that is fastest on the processor.
 
 - A CPU with VNNI instructions multiplies int8 × int8 → int32, in a quarter of the time of fp32 (1024² weights, batch 16384).
   Without VNNI int8 is slower, and torch's fp32 product is used.

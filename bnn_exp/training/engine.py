@@ -1,85 +1,78 @@
-"""Who computes a training: torch on dense tensors, or kernels on packed bits.
+"""Chooses how a training is computed: by torch on dense tensors, or by kernels on packed bits. Imports no torch.
 
-`dense` computes with bits as float32, for any rule, model and device. `packed` is for an MLP of bits: its weights lie eight to
-a byte, and a layer's gradient goes to the rule in the backward pass, as two factors, and is never kept. A rule that draws
-which entries it reads before it sees the gradient (HyperMask's random mask) computes those alone on a CPU; for the others the
-whole gradient of one layer is there for a moment. On a CPU both engines draw the same numbers; their gradients are sums of the
-same terms in another order, so that a flip can differ only where rounding decides. On a GPU a random mask is drawn by Triton.
+`dense` computes with bits as float32, for every rule, model and device. `packed` trains an MLP of bits, stored eight to a byte.
+In the backward pass each layer passes its gradient to the rule as two factors, and no gradient is kept. A rule that draws its
+entries before it sees the gradient (the random mask of HyperMask) computes only those entries on a CPU. For any other rule, the
+whole gradient of one layer exists for a moment.
+
+On a CPU both engines draw the same numbers, and their gradients are sums of the same terms in another order: a flip can differ
+only where rounding decides. On a GPU, Triton draws a random mask.
+
+`engine=auto` chooses `packed` on a CPU if `packed` can train the settings and is the faster or smaller one; else `dense`.
+`bnn_exp.config.compatibility` holds the table of the conditions.
 """
 
 import os
 from typing import TYPE_CHECKING
 
-from bnn_exp.config import compatibility
-from bnn_exp.config.settings import Settings
-from bnn_exp.errors import UserError
+from bnn_exp.config.compatibility import GRADIENT_BITS, PACKED, RECORDED
+from bnn_exp.config.groups import Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-
-WAITING = "OMP_WAIT_POLICY"  # how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME go before it
-LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is the faster one (measured on a Zen 4)
+WAITING = "OMP_WAIT_POLICY"  # sets how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME take precedence
+LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is faster (measured on a Zen 4)
 
 
 def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
-    """`dense` or `packed`, whichever `engine` names; of `auto` the faster one. Imports no torch.
+    """Returns the engine of a training, `dense` or `packed`. For `engine=auto` it is the faster one. Imports no torch.
 
     Args:
-        network: the network or its class, once it is known: `packed` trains an MLP, and nothing derived from it.
+        device: `cpu`, `cuda` or `cuda:N`.
+        network: the network or its class, if known. The packed engine trains an MLP, and no class derived from it.
 
     Raises:
-        UserError: what is asked for needs `packed`, which can't compute this training.
+        UserError: the settings request the packed engine, which cannot train with them.
     """
-    engine, hindrance = settings.engine, _hindrance(settings, device, network)
-    if engine.name == "packed" and hindrance:
-        raise UserError(f"engine=packed: not with {hindrance}\nallowed: engine=auto or dense")
-    if engine.gradient_bits and (hindrance or engine.name == "dense"):
-        raise UserError(
-            f"engine.gradient_bits={engine.gradient_bits}: not with {hindrance or 'engine=dense'}\n"
-            "allowed: engine.gradient_bits=null, or what engine=packed can train"
-        )
-    return _chosen(settings, device, hindrance)
-
-
-def _chosen(settings: Settings, device: str, hindrance: str) -> str:
-    engine = settings.engine
-    if engine.name != "auto":
-        return engine.name
-    if hindrance or device != "cpu":  # on a GPU neither is measured yet
+    from_network = _reason_of_network(settings, network)
+    for feature in (PACKED, GRADIENT_BITS):
+        feature.check(settings, device, from_network)
+    if settings.engine.name != "auto":
+        return settings.engine.name
+    if PACKED.reason_against(settings, device) or from_network or device != "cpu":  # nobody has compared them on a GPU
         return "dense"
     large = settings.trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
-    return "packed" if large or engine.gradient_bits or engine.memory == "lean" else "dense"
+    return "packed" if large or settings.engine.gradient_bits or settings.engine.memory == "lean" else "dense"
 
 
-def _hindrance(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
-    """Returns the first setting that the packed engine can't train, in words; "" where there is none."""
-    found = compatibility.reason_not_packed(settings, device)
-    if found or network is None:
-        return found
+def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module] | None") -> str:
+    """Returns the reason why the packed engine cannot train a network, in words; "" if it can, or without a network."""
+    if network is None or settings.model.name != "mlp":  # for another model the settings are the reason
+        return ""
     from bnn_exp.nn.exact import difference
 
     return difference(network, "MLP")
 
 
 def records(settings: Settings, device: str) -> bool:
-    """Whether steps on that kind of device become CUDA graphs (`bnn_exp.training.steps.recorded`). Imports no torch.
+    """Returns True if steps on this kind of device are recorded as CUDA graphs (`bnn_exp.training.steps.recorded`).
+
+    Imports no torch.
 
     Raises:
-        UserError: `engine.graphs` asks for them, and they can't be.
+        UserError: `engine.graphs=true` requests graphs, which another setting or the device excludes.
     """
-    engine, hindrance = settings.engine, compatibility.reason_not_recorded(settings, device)
-    if engine.graphs and hindrance:
-        raise UserError(f"engine.graphs=true: not with {hindrance}\nallowed: engine.graphs=null or false")
-    return not hindrance and engine.graphs is not False
+    RECORDED.check(settings, device)
+    return settings.engine.graphs is not False and not RECORDED.reason_against(settings, device)
 
 
 def let_waiting_threads_sleep(device: str) -> None:
-    """For work on a CPU, before torch is loaded: has OpenMP's threads sleep when they have nothing to do.
+    """Makes OpenMP's threads sleep while they have no work. Call it for a CPU, before torch is loaded.
 
-    By default they wait for their next work by spinning, some 10 ms after every operation, on the cores that our kernels and
-    other processes want. Beside several busy processes for each core, steps on two threads took 12 to 42 times as long as on
-    one; with threads that sleep, no longer than on one. What the user says of it by OpenMP's variables stays.
+    By default the threads wait by spinning, for about 10 ms after every operation, on cores that other processes and our own
+    kernels need. Beside several busy processes per core, steps on two threads took 12 to 42 times as long as steps on one
+    thread; with sleeping threads they took no longer. A value that the user has set for OpenMP stays.
     """
     if not device.startswith("cuda"):
         os.environ.setdefault(WAITING, "PASSIVE")

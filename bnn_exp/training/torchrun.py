@@ -1,25 +1,26 @@
-"""One run on several processes, called ranks. Here is what the environment says of them; no torch is imported.
+"""What the environment says about the processes of one run, which are called ranks. Imports no torch.
 
-Rank 0 does all that a run of one process does: it reads the command line, checks it, makes the run directory, evaluates,
-records and speaks. The others are given the checked plan and do nothing but compute their share of every batch.
+Rank 0 does all that a run of one process does: it reads and checks the command line, makes the run directory, evaluates, writes
+the records and prints. The other ranks get the checked plan, and only compute their share of every batch.
 
-Rank 0 starts them itself (`engine.devices=N`, see `launch`), or torchrun, or whatever else sets torchrun's variables, has.
+Rank 0 starts the other ranks itself (`engine.devices=N`, see `launch`). Or torchrun has started all of them, or another program
+that sets torchrun's variables.
 """
 
 import os
 
 
 def torchrun_size() -> int:
-    """How many ranks torchrun has started, on all machines; 1 without it."""
+    """Returns the number of ranks that torchrun has started on all machines; 1 without torchrun."""
     there = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     return int(os.environ["WORLD_SIZE"]) if there else 1
 
 
 def torchrun_rank() -> int:
-    """Which of torchrun's ranks this process is; 0 without it."""
+    """Returns the rank of this process under torchrun, from 0; 0 without torchrun."""
     return int(os.environ["RANK"]) if torchrun_size() > 1 else 0
 
 
 def local_size(size: int) -> int:
-    """How many of `size` ranks are on this machine."""
+    """Returns the number of ranks on this machine, out of the `size` ranks of the run."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", size)) if torchrun_size() > 1 else size

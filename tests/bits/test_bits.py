@@ -1,3 +1,5 @@
+"""The operators of inference against products of integers, on any processor, and Triton's kernels against them."""
+
 import os
 import platform
 import subprocess
@@ -13,7 +15,7 @@ SIZES = [(1, 1024, 1024), (1, 1, 1), (0, 8, 64), (5, 70, 5), (6, 785, 130), (4, 
 
 
 def weights(outputs: int, inputs: int, zero: float, one: float = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random weights: their values, and their tiles."""
+    """Returns the values of random weights, [outputs, inputs], and their tiles."""
     bits = torch.randint(0, 2, (outputs, inputs))
     return torch.where(bits == 1, one, zero), to_tiles(pack(bits))
 
@@ -43,7 +45,7 @@ def test_steps_are_sums_against_thresholds(batch, inputs, outputs, zero):
     inverted[:outputs] = torch.randint(0, 2, (outputs,))
     for x, steps, sums in ((bits_of(bits), bit_steps, bits @ values.T), (pixels, pixel_steps, pixels.long() @ values.T)):
         if batch:
-            thresholds[:outputs] = sums[torch.randint(0, batch, (outputs,)), torch.arange(outputs)]  # some sum each
+            thresholds[:outputs] = sums[torch.randint(0, batch, (outputs,)), torch.arange(outputs)]  # a sum of each output
         packed = steps(x, tiles, thresholds, pack(inverted)[0], zero)
         expected = torch.zeros(batch, 64 * len(tiles), dtype=torch.bool)
         expected[:, :outputs] = (sums >= thresholds[:outputs]) ^ (inverted[:outputs] == 1)
@@ -64,7 +66,7 @@ def test_real_inputs_are_multiplied_by_the_values(batch, inputs, outputs, zero, 
 def test_inputs_of_any_strides():
     values, tiles = weights(70, 40, -1)
     bits = torch.randint(0, 2, (9, 40))
-    wide = torch.cat([bits_of(bits), torch.randint(0, 256, (9, 3), dtype=torch.uint8)], 1)  # more bytes than the weights have
+    wide = torch.cat([bits_of(bits), torch.randint(0, 256, (9, 3), dtype=torch.uint8)], 1)  # rows longer than the weights
     pixels = torch.randint(0, 256, (40, 18), dtype=torch.uint8).T[::2]
     x = torch.randn(40, 9).T
     spread = torch.stack([tiles, tiles], 3)[..., 0]
@@ -107,7 +109,7 @@ def test_the_operators_are_known_to_torch(name):
     assert torch.equal(compiled(x), function(*arguments))
 
 
-def test_what_does_not_fit_is_refused():
+def test_tensors_that_do_not_fit_are_refused():
     _, tiles = weights(70, 40, 0)
     bits, pixels = torch.zeros(2, 5, dtype=torch.uint8), torch.zeros(2, 40, dtype=torch.uint8)
     for call in (

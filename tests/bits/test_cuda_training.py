@@ -1,4 +1,4 @@
-"""The packed engine on a GPU, by its kernels in Triton's interpreter where there is none: what they compute, against torch."""
+"""The packed engine on a GPU against torch. Without a GPU, Triton's interpreter runs the kernels."""
 
 import copy
 import subprocess
@@ -31,7 +31,7 @@ SMALL = (
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """From here on tensors count as a GPU's, wherever they lie."""
+    """Makes `device.on_host` take every tensor for one on a GPU, until the test ends."""
     monkeypatch.setattr(device, "on_host", lambda where: False)
 
 
@@ -70,7 +70,7 @@ def network_and_twin(**options):
 
 
 def decided_pixels(network, rows):
-    """Pixels on which no activation of a network stands so near 0, or the window's edge, that rounding decides of it."""
+    """Returns pixels whose activations all keep away from 0 and from the window's edge: rounding decides none of them."""
     near = []
 
     def note(_norm, _inputs, y):
@@ -102,7 +102,7 @@ def decided_pixels(network, rows):
     ids=str,
 )
 def test_a_pass_is_that_of_the_network(options):
-    """The gradients of weights and norms, and the running statistics, against torch's autograd; then evaluation."""
+    """The gradients of weights and norms, the running statistics and the evaluation agree with torch's autograd."""
     (network, exact), received, rows = network_and_twin(**options), {}, 300
     x, labels = decided_pixels(network, rows), torch.arange(rows, device=WHERE) % 5
     for layer in network.layers:
@@ -120,8 +120,8 @@ def test_a_pass_is_that_of_the_network(options):
         torch.testing.assert_close(ours(some), exact(some), rtol=1e-4, atol=1e-5)
 
 
-def test_errors_in_bf16_are_off_by_its_rounding(monkeypatch):
-    """Each product rounds its errors by at most 2⁻⁹ of themselves, at random as it were."""
+def test_gradients_in_bf16_are_off_by_its_rounding(monkeypatch):
+    """Each product rounds each gradient by a factor of at most 2⁻⁹, which acts like random noise."""
     network, exact = network_and_twin()
     x, labels = torch.randint(0, 256, (256, 37), dtype=torch.uint8, device=WHERE), torch.arange(256, device=WHERE) % 5
     received = {}
@@ -136,7 +136,7 @@ def test_errors_in_bf16_are_off_by_its_rounding(monkeypatch):
 
 
 def test_moments_of_many_rows_are_those_of_all():
-    """More blocks of rows than a program takes at a time, the last of them not full, around a mean far from 0."""
+    """There are more blocks of rows than a program adds at a time; the last block is not full; the mean is far from 0."""
     norm, rows = torch.nn.BatchNorm1d(3).to(WHERE), 64 * 64 + 70
     z = torch.zeros(rows, 64, dtype=torch.int16, device=WHERE)
     z[:, :3] = torch.randint(900, 1100, (rows, 3))
@@ -166,7 +166,7 @@ class NoKernel:
 
 @pytest.mark.parametrize("rule", ["hypermask optimizer.mask=random", "hypermask optimizer.mask=top", "counter_4bit", "bop2"])
 def test_no_step_waits_for_a_gpu(rule, on_gpu, monkeypatch):
-    """Nor goes Python by what a kernel wrote: here they write nothing."""
+    """Python does not depend on the results of a kernel either: the kernels of this test write nothing."""
     for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center"):
         monkeypatch.setattr(gpu.kernels, name, NoKernel())
     trainer = trainer_of(f"optimizer={rule}".split()[0], *rule.split()[1:], "engine=packed", "real_optimizer=sgd", *SMALL)
@@ -213,7 +213,7 @@ for name, kernel in ({n: getattr(kernels, n) for n in names} | of_draws).items()
 
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
-    """For compute capabilities 8.0 and 9.0, whether there is such a GPU or not."""
+    """The kernels compile for compute capabilities 8.0 and 9.0 without such a GPU."""
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.split()) == 9, done.stderr

@@ -1,4 +1,4 @@
-"""The packed engine against the dense one and against sums in float64: same draws, same flips but for the rounding of fp32."""
+"""The packed engine on a CPU against the dense engine: the same draws, and flips that differ only where rounding decides."""
 
 import copy
 import os
@@ -9,14 +9,9 @@ import torch
 import torch.nn.functional as F
 from helpers import settings_of, trainer_of
 
-from bnn_exp.bits import bits_sha256, pack, unpack
+from bnn_exp.bits import bits_sha256
 from bnn_exp.bits.cpu import processor
-from bnn_exp.bits.cpu.backward import to_inputs
-from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
-from bnn_exp.bits.cpu.forward import sums_of_bits, sums_of_pixels
-from bnn_exp.bits.cpu.layout import columns_of, filled, transposed
 from bnn_exp.bits.cpu.passes import OnCPU
-from bnn_exp.bits.packing import PackedBits
 from bnn_exp.errors import Diverged
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
@@ -27,131 +22,22 @@ from bnn_exp.training.steps.packed import PackedMLP
 from bnn_exp.training.trainer import Trainer
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "trainer.epochs=3", "trainer.batch_size=512")
-UNIT = 2.0**-24  # of fp32: half the distance of 1 to the next number
-SHAPES = [(16, 32, 32), (1, 3, 5), (37, 10, 64), (1030, 33, 100), (2500, 64, 96)]  # rows, neurons, inputs
+UNIT = 2.0**-24  # half the distance from 1 to the next float32
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Of torch's BatchNorm sums differ in their last bits by the number of threads; ours add up as it does with one."""
+    """Gives torch one thread, whose BatchNorm sums equal ours. With more threads their last bits differ."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def normal(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def bits(*shape):
-    return torch.full(shape, 0.5).bernoulli_(generator=torch.Generator().manual_seed(2))
-
-
-def some_positions(n):
-    return (torch.rand(n, generator=torch.Generator().manual_seed(3)) < 0.3).nonzero().squeeze(1)
-
-
-def near(found, exact, terms, rows):
-    """Within the bound of any order of summation: rows · u · Σ|terms| (Higham 2002, eq. 4.4)."""
-    return ((found.double() - exact).abs() <= (rows + 2) * UNIT * terms).all()
-
-
-def bit_factors(errors, x, zero):
-    """Of errors [rows, neurons] and bits x [rows, inputs]."""
-    neurons, inputs = errors.shape[1], x.shape[1]
-    return BitFactors(filled(errors, -(-neurons // 64) * 64), columns_of(pack(x)), neurons, inputs, zero)
-
-
-def values(x, zero):
-    return x * (1 - zero) + zero
-
-
-@pytest.mark.parametrize(("rows", "neurons", "inputs"), SHAPES)
-@pytest.mark.parametrize("zero", [0.0, -1.0])
-def test_the_gradient_of_weights_is_errors_times_inputs(rows, neurons, inputs, zero):
-    errors, x = normal(rows, neurons), bits(rows, inputs)
-    at, factors = some_positions(neurons * inputs), bit_factors(errors, x, zero)
-    exact, terms = (f(errors.double()).T @ f(values(x, zero).double()) for f in (lambda t: t, torch.abs))
-    found = factors.entries(at)
-    # of values −1 and 1, Σ g·x is taken as 2·Σ g[x = 1] − Σ g
-    assert found.shape == at.shape and near(found, exact.flatten()[at], (1 - 2 * zero) * terms.flatten()[at], rows)
-    assert near(factors.whole(), exact, terms, rows)
-
-
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (37, 10, 64), (600, 70, 100)])
-@pytest.mark.parametrize("zero", [0.0, -1.0])
-def test_sums_of_bits_are_exact(rows, outputs, inputs, zero):
-    x, v = bits(rows, inputs), bits(outputs, inputs)
-    sums = sums_of_bits(pack(x), PackedBits(pack(v), inputs), zero)
-    numbers = (sums.a * sums.z + sums.c)[:, :outputs]
-    assert numbers.tolist() == (values(x, zero).double() @ values(v, zero).double().T).tolist()
-
-
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (37, 10, 64), (600, 70, 101)])
-@pytest.mark.parametrize("zero", [0.0, -1.0])
-@pytest.mark.parametrize("ink", [0.1, 1.0])  # the fraction of pixels that are not 0, about
-@pytest.mark.parametrize("vnni", [True, False])
-def test_sums_of_pixels_are_exact(rows, outputs, inputs, zero, ink, vnni, monkeypatch):
-    if vnni and not processor.VNNI:
-        pytest.skip("this processor has no AVX-512 VNNI")
-    monkeypatch.setattr(processor, "VNNI", vnni)
-    chance = torch.Generator().manual_seed(6)
-    x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=chance)
-    x[torch.rand(rows, inputs, generator=chance) > ink] = 0
-    w = bits(outputs, inputs)
-    exact = x.double() @ values(w, zero).double().T
-    found = sums_of_pixels(x, PackedBits(pack(w), inputs), zero)
-    assert torch.equal(found.z[:, :outputs], exact.float() / 255)
-
-
-@pytest.mark.parametrize(("rows", "neurons", "inputs"), SHAPES)
-def test_the_gradient_of_weights_on_pixels(rows, neurons, inputs):
-    errors = normal(rows, neurons)
-    x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-    x[:, 0] = 0  # a pixel that is never lit has the gradient 0
-    at, factors = some_positions(neurons * inputs), PixelFactors(filled(errors, 128), x, neurons)
-    exact, terms = (e.T @ (x.double() / 255) for e in (errors.double(), errors.double().abs()))
-    found = factors.entries(at)
-    assert near(found, exact.flatten()[at], terms.flatten()[at], rows) and near(factors.whole(), exact, terms, rows)
-    assert (found[at % inputs == 0] == 0).all()
-
-
-@pytest.mark.parametrize(("rows", "neurons", "inputs"), [(64, 32, 32), (67, 96, 64), (300, 64, 100), (70, 10, 32), (3, 32, 5)])
-@pytest.mark.parametrize("zero", [0.0, -1.0])
-@pytest.mark.parametrize("look_up", [True, False])
-def test_the_gradient_of_inputs_is_errors_times_weights(rows, neurons, inputs, zero, look_up, monkeypatch):
-    if look_up and not processor.AVX512:
-        pytest.skip("this processor has no AVX-512")
-    monkeypatch.setattr(processor, "AVX512", look_up)
-    errors, v, width = normal(rows, neurons), bits(neurons, inputs), -(-inputs // 64) * 64
-    product, found = to_inputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
-    product.rows(filled(errors, -(-neurons // 64) * 64), 0, rows, found)
-    exact, terms = (f(errors.double()) @ f(values(v, zero).double()) for f in (lambda t: t, torch.abs))
-    assert near(found[:, :inputs], exact, terms, neurons)
-
-
-@pytest.mark.parametrize("rows", [2, 64, 333])
-def test_transposed_bytes_and_bits(rows):
-    x = torch.randint(0, 256, (rows, 37), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(transposed(x), F.pad(x.T, (0, -rows % 64)))
-    assert torch.equal(columns_of(x), pack(F.pad(unpack(x, (rows, 8 * 37)).T, (0, -rows % 64))))
-
-
-def test_packed_bits_are_read_and_flipped_where_they_lie():
-    x, at = bits(7, 13), some_positions(7 * 13)
-    packed = PackedBits(pack(x), 13)
-    assert packed.numel() == 91 and torch.equal(packed[at], x.flatten()[at])
-    assert packed.flip(at) == len(at)
-    x.view(-1)[at] = 1 - x.view(-1)[at]
-    assert torch.equal(packed.unpack(), x)
-    assert packed.flip(x == 1) == int(x.sum()) and not packed.packed.any()
-
-
 @pytest.mark.parametrize("window", [1.0, None])
 @pytest.mark.parametrize("encoding", ["bipolar", "boolean"])
 def test_a_pass_is_that_of_the_network(encoding, window):
-    """Forward, running statistics and the gradients of BatchNorms, of weights in double precision beside it."""
+    """The logits, the running statistics and all gradients of a pass agree with torch's autograd."""
     torch.manual_seed(0)
     network = MLP(37, 5, hidden_size=70, encoding=encoding, window=window)
     exact, received, rows = copy.deepcopy(network), {}, 300
@@ -199,7 +85,7 @@ def test_threads_share_the_work_and_change_nothing():
     ids=" ".join,
 )
 def test_both_engines_end_with_the_same_bits(overrides):
-    few = ("trainer.epochs=3", "trainer.batch_size=512")  # steps: sooner or later rounding decides a flip
+    few = ("trainer.epochs=3", "trainer.batch_size=512")  # in a longer training rounding decides a flip at some point
     dense, packed = (trainer_of(*few, *overrides, f"engine={name}") for name in ("dense", "packed"))
     assert (dense.engine, packed.engine) == ("dense", "packed")
     start = bits_sha256(dense.network)
@@ -222,10 +108,12 @@ def test_a_loss_that_is_no_number_is_named():
 
 
 def differing_flips(overrides, steps, monkeypatch):
-    """Steps of both trainers from the same state: flips, those that differ, and of these the ones with |g| above rounding.
+    """Counts the flips of `steps` steps, each done by both engines from the same state.
 
-    Rounding is what the order of summation may change: rows · u · Σ |error · input|, where no input is greater than 1, once for
-    each engine and once for the errors, which are sums in another order themselves.
+    Returns:
+        The number of flips of the dense engine, the number of weights that end differently, and the number of the latter whose
+        gradient is larger than its rounding. The order of summation may change a gradient by rows · u · Σ |grad · input|, where
+        no input is greater than 1: once in each engine, and once in the gradient at the sums, which is a sum itself.
     """
     rounding, original = {}, Rule.flip
 
@@ -257,7 +145,7 @@ def differing_flips(overrides, steps, monkeypatch):
 
 
 def test_flips_that_differ_have_a_gradient_below_rounding(monkeypatch):
-    """A frozen beginning has outputs that never change: the gradients of the weights on them are nothing but rounding."""
+    """The outputs of frozen layers that never change have weights whose gradients are nothing but rounding."""
     flips, differing, unexplained = differing_flips(("freeze=2", "delta=0.5"), 9, monkeypatch)
     assert flips > 1000 and unexplained == 0 and differing <= flips / 100
 

@@ -1,3 +1,5 @@
+"""Packing, the state of a network with packed bits, and the model file that holds it."""
+
 import math
 
 import pytest
@@ -18,7 +20,7 @@ def test_bit_j_of_a_row_is_bit_j_mod_8_of_byte_j_div_8(shape):
     assert torch.equal(unpack(packed, shape), bits)
 
 
-def test_what_is_not_packed_bits_of_that_shape_is_refused():
+def test_tensors_that_are_not_packed_bits_of_the_shape_are_refused():
     packed = pack(torch.ones(3, 9))
     for wrong in ((3, 17), (4, 9), (3, 8)):
         with pytest.raises(ValueError, match="does not hold"):
@@ -40,7 +42,7 @@ def test_a_state_goes_into_another_network_whole():
 
 @pytest.fixture(scope="module")
 def config():
-    """The plain values of a configuration whose network is that of these tests."""
+    """Returns the plain values of a configuration that describes the network of these tests."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -54,7 +56,7 @@ def config():
 
 def test_a_model_file_holds_one_bit_a_weight_and_all_that_rebuilds_the_network(tmp_path, config):
     network = MLP(64, 10, 64, 3, "boolean", None)
-    network(torch.rand(16, 64))  # running statistics other than those of a new network
+    network(torch.rand(16, 64))  # changes the running statistics
     file = tmp_path / "model.safetensors"
     save_model(file, network, config, (1, 8, 8), tuple("0123456789"))
     again, about = load_model(tmp_path)

@@ -1,4 +1,4 @@
-"""Random numbers by counters: known answers, the plain definition against the kernel, and their statistics."""
+"""Philox's random numbers: known answers, the kernel against the definition in plain torch, and statistics."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ def step(number: int) -> torch.Tensor:
 
 
 def test_known_answers_of_random123():
-    """The first words of the counters 0 and key 0, and of counters and key of ones (kat_vectors of Random123 1.14)."""
+    """The first word is right for counters and key of all zeros and of all ones (kat_vectors of Random123 1.14)."""
     assert int(words(1, 0, step(0), 0)[0]) == 0x6627E8D5
     ones = words_at(0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, -1, 0xFFFFFFFF)
     assert ones == 0x408F276D
 
 
 def words_at(place: int, key: int, number: int, draw: int) -> int:
-    """The word of a single place, by the scalar equations of the paper."""
+    """Returns the word of a single place, by the scalar equations of the paper."""
     c, k = [place, number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF, draw], [key & 0xFFFFFFFF, key >> 32]
     for _ in range(10):
         a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
@@ -40,7 +40,7 @@ def test_words_are_those_of_the_scalar_equations(key, number, draw):
 
 @pytest.mark.usefixtures("triton_runs")
 @pytest.mark.parametrize(("key", "number", "draw"), [(0, 0, 0), (2**63 - 25, 2**40 + 3, 2), (123456789012, 7, 1)])
-def test_the_kernel_draws_what_the_definition_says(key, number, draw):
+def test_the_kernel_draws_the_numbers_of_the_definition(key, number, draw):
     from bnn_exp.bits.cuda import draws
 
     expected = uniform_of(words(2500, key, step(number), draw))
@@ -48,7 +48,7 @@ def test_the_kernel_draws_what_the_definition_says(key, number, draw):
     assert expected.min() >= 0 and expected.max() < 1 and abs(expected.mean() - 0.5) < 5 * (1 / 12 / 2500) ** 0.5
 
 
-def test_draws_follow_the_step_that_lies_on_the_device():
+def test_draws_follow_the_step_on_the_device():
     now = step(3)
     source = Philox(5, now)
     first, second = uniform(torch.empty(4, 5, device=WHERE), source), uniform(torch.empty(20, device=WHERE), source)
@@ -61,7 +61,7 @@ def test_draws_follow_the_step_that_lies_on_the_device():
 def test_integers_are_uniform():
     found = integers(7, 7000, Philox(11, step(0)), torch.device(WHERE))
     counts = torch.bincount(found.cpu(), minlength=7).double()
-    assert len(counts) == 7 and ((counts - 1000) ** 2 / 1000).sum() < 22.5  # χ² of six degrees, p = 0.001
+    assert len(counts) == 7 and ((counts - 1000) ** 2 / 1000).sum() < 22.5  # χ² with six degrees of freedom, p = 0.001
 
 
 def flipped(w, gradient, delta, key, number=0):
@@ -77,7 +77,7 @@ def test_a_random_mask_turns_its_share_of_the_wrong_bits():
     torch.manual_seed(0)
     w = torch.full((70, 130), 0.5, device=WHERE).bernoulli_()
     gradient = torch.randn(w.shape, device=WHERE)
-    gradient[0] = 0  # which wants a 1
+    gradient[0] = 0  # a gradient of 0 asks for a bit 1
     wrong, key = w != (gradient <= 0), 1234567890123
     changed = flipped(w, gradient, 0.3, key)
     assert not changed[~wrong].any()
@@ -87,4 +87,4 @@ def test_a_random_mask_turns_its_share_of_the_wrong_bits():
     for other in (flipped(w, gradient, 0.3, key + 1), flipped(w, gradient, 0.3, key, 1)):
         assert abs((changed & other).sum() / wrong.sum() - 0.09) < 5 * (0.09 * 0.91 / wrong.sum()) ** 0.5
     chosen = Philox(key, step(0)).uniform(w.numel()).view(w.shape) < 0.3
-    assert torch.equal(changed, chosen & wrong)  # as the dense engine draws
+    assert torch.equal(changed, chosen & wrong)  # the dense engine draws the same

@@ -1,4 +1,4 @@
-"""Errors rounded to few bits: unbiased, in their range, and products of them that are exact, by look-up and without it."""
+"""Gradients rounded to few bits are unbiased and in their range; their products are exact, with the look-up and without it."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_rounding_keeps_the_mean_and_the_range(width, levels):
     assert torch.allclose(scales[:, 0], x.abs().amax(1).double() / levels)
     error = (codes * scales - x.double())[:, [0, 2]] / scales[[0, 2]]
     assert error.abs().max() <= 1 + 1e-5  # a code is the floor or the ceiling of x / scale
-    # the mean of 400 errors, each at most 1/4 in variance: within 5 standard deviations for all 400 numbers
+    # each rounding error has a variance of at most 1/4: the mean of 400 stays within 5 standard deviations
     assert error.mean(0).abs().max() < 5 * (0.25 / 400) ** 0.5
 
 
@@ -49,34 +49,34 @@ def test_what_a_row_becomes_does_not_depend_on_its_neighbours():
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 @pytest.mark.parametrize("look_up", [True, False])
 @pytest.mark.parametrize(("rows", "neurons", "inputs"), [(70, 10, 33), (MOST_ROWS + 100, 65, 64), (5, MOST_ROWS + 70, 64)])
-def test_products_of_rounded_errors_are_exact(rows, neurons, inputs, look_up, zero, width, monkeypatch):
+def test_products_of_rounded_gradients_are_exact(rows, neurons, inputs, look_up, zero, width, monkeypatch):
     if look_up and not processor.AVX512:
         pytest.skip("this processor has no AVX-512")
     monkeypatch.setattr(processor, "AVX512", look_up)
-    how, errors = Rounding(width, 7), filled(normal(rows, neurons), -(-neurons // 64) * 64)
+    how, grad = Rounding(width, 7), filled(normal(rows, neurons), -(-neurons // 64) * 64)
     v, x = bits(neurons, inputs), bits(rows, inputs)
     values = lambda b: b.double() * (1 - zero) + zero  # noqa: E731
 
     product = to_inputs(PackedBits(pack(v), inputs), -(-inputs // 64) * 64, zero, how)
     found = torch.empty(rows, product.width)
-    product.rows(errors, 0, rows, found)
-    codes, scales = how(errors, 0, rows)
+    product.rows(grad, 0, rows, found)
+    codes, scales = how(grad, 0, rows)
     sums = codes[:, :neurons].double() @ values(v)  # integers below 2²⁴
     assert torch.equal(found[:, :inputs], sums.float() * scales[:, None])
 
-    factors = RoundedBitFactors(errors, columns_of(pack(x)), neurons, inputs, zero, how)
-    by_neuron = filled(errors[:, :neurons].t(), -(-rows // 64) * 64).contiguous()
+    factors = RoundedBitFactors(grad, columns_of(pack(x)), neurons, inputs, zero, how)
+    by_neuron = filled(grad[:, :neurons].t(), -(-rows // 64) * 64).contiguous()
     codes, scales = how(by_neuron, 0, neurons)
     assert torch.equal(factors.whole(), (codes[:, :rows].double() @ values(x)).float() * scales[:, None])
 
     pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     sums = codes[:, :rows].double() @ pixels.double()
-    whole = RoundedPixelFactors(errors, pixels, neurons, how).whole()
+    whole = RoundedPixelFactors(grad, pixels, neurons, how).whole()
     torch.testing.assert_close(whole, (sums * scales[:, None] / 255).float(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("width", [4, 8])
-def test_rounded_errors_train_and_threads_change_nothing(width):
+def test_rounded_gradients_train_and_threads_change_nothing(width):
     before, ends = torch.get_num_threads(), []
     try:
         for threads in (1, 3):

@@ -312,9 +312,8 @@ def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
     alone = bnn_train("task=benchmark", "model.hidden_size=32", "hydra.run.dir=configured")
     assert alone.code == 0, alone.err
     files = json.loads((run.parent / "configured/benchmark.json").read_text())["files"]
-    assert (
-        abs(files["model.safetensors"] - found["files"]["model.safetensors"]) < 200
-    )  # the two files differ only in their configuration
+    # the two files differ only in their configuration
+    assert abs(files["model.safetensors"] - found["files"]["model.safetensors"]) < 200
 
 
 def test_what_no_test_row_reads_is_refused_of_their_dataset(bnn_train, run, tmp_path):

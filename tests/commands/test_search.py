@@ -19,12 +19,6 @@ def table(directory: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((directory / "sweep.csv").open()))
 
 
-def accuracies(directory: Path, **wanted) -> list[float]:
-    """Returns the test accuracies of the completed runs below `directory` whose summary has the `wanted` values."""
-    found = (json.loads(file.read_text()) for file in sorted(directory.rglob("summary.json")))
-    return [s["test_accuracy"] for s in found if s["status"] == "completed" and wanted.items() <= s.items()]
-
-
 def test_a_search_asks_for_trials_and_resumes(bnn_train):
     optuna = pytest.importorskip("optuna")
     space = ["delta=tag(log,interval(0.001,0.3))", "optimizer.mask=top,random", "model.hidden_size=range(8,33)", *SMALL]
@@ -34,8 +28,8 @@ def test_a_search_asks_for_trials_and_resumes(bnn_train):
     assert done.code == 0 and len(done.runs) == 5, done.err
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("s/optuna.log"))
     trials = optuna.load_study(study_name="search", storage=storage).trials
-    told = sorted(trial.value for trial in trials)
-    assert told == sorted(accuracies(Path("s")))
+    reached = [json.loads(file.read_text())["test_accuracy"] for file in Path("s").rglob("summary.json")]
+    assert sorted(trial.value for trial in trials) == sorted(reached)
     for trial in trials:
         assert 0.001 <= trial.params["delta"] <= 0.3 and 8 <= trial.params["model.hidden_size"] <= 32
     assert len(table(Path("s"))) == 5
@@ -70,7 +64,7 @@ def test_a_search_that_cannot_be_is_refused(bnn_train, tmp_path, sweep, allowed)
 
 
 def test_a_search_up_to_an_end_that_is_not_allowed(bnn_train, tmp_path):
-    """No trial is drawn at the ends themselves: momentum < 1 is allowed, and a rule at least takes δ > 1."""
+    """Trials are never drawn at the ends of an interval, so the end itself may be a refused value."""
     pytest.importorskip("optuna")
     for space in (["real_optimizer.momentum=interval(0,1)"], ["optimizer=hypermask,counter", "optimizer.delta=interval(0,2)"]):
         done = bnn_train("-m", "sweeper=optuna", "sweep.trials=1", *SMALL, "real_optimizer=sgd", *space)
@@ -79,7 +73,7 @@ def test_a_search_up_to_an_end_that_is_not_allowed(bnn_train, tmp_path):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """A search of two trials over model.hidden_size=8,16."""
+    """The directory of a finished search: two trials over model.hidden_size=8,16."""
     pytest.importorskip("optuna")
     place = tmp_path_factory.mktemp("searched")
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +128,7 @@ def test_a_search_that_breaks_off_has_failed(bnn_train, monkeypatch):
 
 
 def test_the_best_of_a_search_is_that_of_the_table(bnn_train):
-    """By validation, where the search keeps rows back; its command line makes the same run again."""
+    """With validation rows the best trial is that of the best validation accuracy. Its printed command repeats the run."""
     optuna = pytest.importorskip("optuna")
     arguments = ["-m", "sweeper=optuna", "model.hidden_size=range(8,40)", "dataset.validation=0.2", *SMALL, "sweep.trials=5"]
     done = bnn_train(*arguments, "hydra.sweep.dir=s")

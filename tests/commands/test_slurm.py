@@ -68,9 +68,7 @@ def test_ctrl_c_asks_for_nothing_and_a_refusal_is_said(cluster, monkeypatch):
 def test_a_stopped_run_is_queued_again_if_it_would_go_on(bnn_train, cluster, stopping_at):
     asked = cluster("RUNNING")
     stopping_at(1, 1, signal.SIGUSR1)
-    assert (
-        bnn_train(*TINY, "hydra.run.dir=k").code == 130 and asked() == []
-    )  # without resume=auto the same command would be refused
+    assert bnn_train(*TINY, "hydra.run.dir=k").code == 130 and asked() == []  # a second start would be refused
     done = bnn_train(*TINY, "hydra.run.dir=a", "resume=auto")
     assert done.code == 130 and asked() == ["show job 17", "requeue 17"] and "queues job 17 again" in done.err
     stopping_at(-1, 0)

@@ -1,4 +1,5 @@
-"""Bad input: one or two lines with the key, the value and what is allowed; exit code 2; nothing written."""
+"""Bad input gives exit code 2 and a message of one or two lines with the key, its value and the allowed values. No file is
+written. Experiments compose to the settings of their sources."""
 
 from pathlib import Path
 
@@ -21,7 +22,7 @@ BAD = {
     "model.encoding=ternary": ("model.encoding=ternary", "boolean, bipolar"),
     "optimizer.mask=best": ("optimizer.mask=best", "random, top, ewm, wpm"),
     "model=mpl": ("model=mpl", "mlp"),
-    "experiment=none_such": ("experiment=none_such", "seed_mlp"),
+    "experiment=none_such": ("experiment=none_such", "reference_mlp"),
     "model=null": ("string", ""),
     "~model": ("model", ""),
     "dataset.name=foo": ("dataset.name=foo", "digits"),
@@ -42,7 +43,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("argument", BAD)
-def test_bad_input_is_said_in_two_lines_and_leaves_nothing(bnn_train, argument, tmp_path):
+def test_bad_input_is_answered_in_two_lines_and_leaves_nothing(bnn_train, argument, tmp_path):
     done = bnn_train(argument)
     assert done.code == 2
     assert 1 <= len(done.err.splitlines()) <= 2 and "Traceback" not in done.err
@@ -62,10 +63,10 @@ def test_every_mistake_is_named_at_once(bnn_train):
     done = bnn_train("delta=2", "trainer.epochs=0", "model.num_layers=0")
     assert done.code == 2
     assert all(key in done.err for key in ("delta=2", "trainer.epochs=0", "model.num_layers=0"))
-    assert done.err.count("delta=2") == 1  # not again as optimizer.delta
+    assert done.err.count("delta=2") == 1  # optimizer.delta is wrong too, but is not named again
 
 
-def test_the_traceback_is_there_for_who_wants_it(bnn_train, monkeypatch):
+def test_hydra_full_error_shows_the_traceback(bnn_train, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match="dleta"):
         bnn_train("dleta=0.1")
@@ -73,7 +74,7 @@ def test_the_traceback_is_there_for_who_wants_it(bnn_train, monkeypatch):
 
 def test_every_experiment_and_group_composes(bnn_train):
     for choice in (
-        "experiment=seed_mlp",
+        "experiment=reference_mlp",
         "experiment=binsfo_mlp",
         "experiment=mnist_best",
         "experiment=mnist_1bit",
@@ -85,10 +86,10 @@ def test_every_experiment_and_group_composes(bnn_train):
         assert done.code == 0 and "model:" in done.out
 
 
-def test_the_seeds_experiment_is_the_seeds_program(bnn_train):
+def test_the_experiment_of_the_reference_program_has_its_settings(bnn_train):
     from omegaconf import OmegaConf
 
-    config = OmegaConf.create(bnn_train("experiment=seed_mlp", "--cfg", "job", "--resolve").out)
+    config = OmegaConf.create(bnn_train("experiment=reference_mlp", "--cfg", "job", "--resolve").out)
     assert (config.model.hidden_size, config.model.num_layers, config.model.encoding) == (1024, 4, "boolean")
     assert config.model.window is None and config.model.binarize_logits
     assert (config.optimizer.mask, config.optimizer.delta, config.optimizer.schedule) == ("random", 0.1, "constant")
@@ -110,7 +111,7 @@ def test_one_delta_feeds_the_optimizer(bnn_train):
     assert out.count("delta: 0.03") == 2
 
 
-def test_a_model_brings_what_trains_it_unless_told_otherwise(bnn_train):
+def test_a_model_has_a_default_optimizer_and_trainer(bnn_train):
     from omegaconf import OmegaConf
 
     def composed(*arguments):
@@ -124,13 +125,26 @@ def test_a_model_brings_what_trains_it_unless_told_otherwise(bnn_train):
     assert (config.optimizer.name, config.trainer.epochs) == ("hypermask", 2)
 
 
-def test_the_seeds_layer_is_the_seeds(bnn_train):
+def test_the_experiment_of_the_reference_convolution_has_its_settings(bnn_train):
     from omegaconf import OmegaConf
 
-    config = OmegaConf.create(bnn_train("experiment=seed_bncvl", "--cfg", "job").out)
+    config = OmegaConf.create(bnn_train("experiment=reference_bncvl", "--cfg", "job").out)
     assert (config.model.encoding, config.model.normalization, config.model.weights) == ("boolean", "sample", "latent")
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.schedule) == ("latent_adam", 0.001, "constant")
     assert (config.trainer.epochs, config.trainer.batch_size, config.dataset.name) == (20, 128, "mnist")
+
+
+@pytest.mark.parametrize("name", ["mlp", "bncvl"])
+def test_the_former_name_of_an_experiment_is_an_alias(bnn_train, name):
+    former, present = (bnn_train(f"experiment={prefix}_{name}", "--cfg", "job").out for prefix in ("seed", "reference"))
+    assert former == present != ""
+
+
+@pytest.mark.parametrize("name", ["any_dataset", "image_dataset"])
+def test_the_settings_that_datasets_share_are_no_choice(bnn_train, name):
+    assert name not in bnn_train("--help").out
+    done = bnn_train(f"dataset={name}")
+    assert done.code == 2 and "allowed: cifar10, cifar100, digits, fashion_mnist, food101, local, mnist, svhn;" in done.err
 
 
 def test_the_papers_network(bnn_train):
@@ -159,5 +173,5 @@ def test_every_rule_of_the_leaderboard_can_be_chosen(bnn_train):
     from omegaconf import OmegaConf
 
     for choice in OmegaConf.load(ROOT / "conf/experiment/leaderboard.yaml").hydra.sweeper.params.optimizer.split(","):
-        done = bnn_train(f"optimizer={choice}", "trainer.epochs=0")  # so far, and no further
+        done = bnn_train(f"optimizer={choice}", "trainer.epochs=0")  # an invalid value ends the command early
         assert done.code == 2 and done.err.splitlines()[0].endswith("trainer.epochs=0 is not allowed")

@@ -1,4 +1,4 @@
-"""Choices of one's own in `--config-dir` and `hydra.searchpath`: the commands that are printed name them too."""
+"""Choices of the user in `--config-dir` and `hydra.searchpath`: the commands that bnn-train prints name these folders too."""
 
 import re
 import shlex
@@ -18,14 +18,14 @@ MINE = HEADER + "defaults:\n  - override /optimizer: hypermask\nmodel: {hidden_s
 
 @pytest.fixture
 def confs(tmp_path) -> Path:
-    """`my confs`, with the experiment `mine`."""
+    """Returns the folder `my confs`, which holds the experiment `mine`."""
     (tmp_path / "my confs/experiment").mkdir(parents=True)
     (tmp_path / "my confs/experiment/mine.yaml").write_text(MINE)
     return tmp_path / "my confs"
 
 
 def composes(bnn_train, arguments: list[str]) -> bool:
-    """Whether a command can be typed as it stands."""
+    """Returns True if Hydra composes a command with these arguments."""
     return bnn_train(*arguments, "--cfg", "job").code == 0
 
 
@@ -60,7 +60,7 @@ def test_a_run_that_goes_on_keeps_the_flags_of_its_command(tmp_path, monkeypatch
 
 
 def test_the_experiment_of_the_page_about_sweeps_runs(bnn_train, forget, tmp_path):
-    """With the plugin of the page about rules beside it, from wherever it is called."""
+    """The plugin of docs/add_a_rule.md lies beside the experiment. The command runs in another folder."""
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), re.DOTALL)
     (tmp_path / "elsewhere/confs/experiment").mkdir(parents=True)
     (tmp_path / "elsewhere/confs/experiment/mine.yaml").write_text(text)

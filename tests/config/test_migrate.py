@@ -1,4 +1,4 @@
-"""Settings of earlier versions: runs that have them are read, commands that name them are told the new name."""
+"""Settings of earlier versions: runs with old keys can be read, and a command with an old key gets the new one as answer."""
 
 import pytest
 import yaml
@@ -9,7 +9,7 @@ from bnn_exp.config.settings import load_settings
 
 
 def as_written_before(config: dict) -> dict:
-    """The configuration as version 0.1.0 wrote it: what is now in `engine` stood in `trainer`."""
+    """Returns the configuration as version 0.1.0 wrote it: the settings of `engine` stand in `trainer`."""
     engine = dict(config["engine"])
     old = {"engine": engine.pop("name"), "error_bits": engine.pop("gradient_bits"), **engine}
     return {key: value for key, value in config.items() if key != "engine"} | {"trainer": config["trainer"] | old}

@@ -1,4 +1,4 @@
-"""Names and paths on the command line: each is taken as the text that is typed (rows C1 and C3)."""
+"""Names and paths on the command line: Hydra reads each of them as the text that the user types."""
 
 import json
 import shutil
@@ -102,8 +102,8 @@ def test_what_exists_under_the_whole_text_is_meant(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         assert read(*quoting.as_typed([f"dataset.path={name}"], CONF, sweep=False)) == name
     (tmp_path / "a${b}").mkdir()
-    assert read(*quoting.as_typed(["dataset.path=a${b}"], CONF, sweep=False)) == r"a\${b}"  # which OmegaConf reads as a${b}
-    assert quoting.as_typed(["dataset.path=a,b"], CONF, sweep=True) == ["dataset.path=a,b"]  # the commas of a sweep stay commas
+    assert read(*quoting.as_typed(["dataset.path=a${b}"], CONF, sweep=False)) == r"a\${b}"  # OmegaConf reads this as a${b}
+    assert quoting.as_typed(["dataset.path=a,b"], CONF, sweep=True) == ["dataset.path=a,b"]  # commas separate values
 
 
 def test_runs_and_folders_that_look_like_numbers(bnn_train, copy_of_run, tmp_path, summary):

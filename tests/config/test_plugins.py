@@ -1,4 +1,4 @@
-"""Plugins: what a file of one's own registers is known to every process that reads its run, or is refused in words."""
+"""Plugins: every process that reads a run loads the plugins of the run. A plugin that cannot be loaded gives a message."""
 
 import json
 import os
@@ -39,7 +39,7 @@ register_loss("stopping", stopping)
 
 @pytest.fixture
 def patient(tmp_path):
-    """The file of the page about a rule."""
+    """Returns a file with the example rule of docs/add_a_rule.md."""
     (code,) = code_of("add_a_rule.md")
     file = tmp_path / "patient.py"
     file.write_text(code)
@@ -47,7 +47,7 @@ def patient(tmp_path):
 
 
 def refused(done, *words, lines=2):
-    """A refusal of so many lines with these words, and no traceback."""
+    """Asserts that a command is refused by a message of `lines` lines that contains `words`. Returns the message."""
     assert done.code == 2 and len(done.err.splitlines()) == lines, done.err
     for word in words:
         assert str(word) in done.err, done.err
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(bnn_train, patient, forget, summ
     assert bnn_train("resume=cut").code == 0
     assert summary("cut")["bits_sha256"] == summary("whole")["bits_sha256"]
     forget()
-    assert bnn_train("resume=auto", "hydra.run.dir=whole", *command[1:]).code == 0  # its plugins are not said again
+    assert bnn_train("resume=auto", "hydra.run.dir=whole", *command[1:]).code == 0  # the command names no plugin
 
 
 def test_a_sweep_and_its_report_name_the_plugin(bnn_train, patient, forget):
@@ -95,12 +95,12 @@ def test_a_sweep_and_its_report_name_the_plugin(bnn_train, patient, forget):
     assert again.code == 0 and len(again.runs) == 3, again.err
     best = next(line for line in again.out.splitlines() if line.startswith("the best: "))
     assert "plugins=" in best
-    assert len((Path("sweep") / "sweep.csv").read_text().splitlines()) == 2  # three seeds of one configuration
+    assert len((Path("sweep") / "sweep.csv").read_text().splitlines()) == 2  # a header, and one row for all seeds
 
 
 @pytest.mark.parametrize("how", ["plugin", pytest.param("program", marks=pytest.mark.slow)])
-def test_ranks_and_jobs_in_processes_of_their_own(patient, tmp_path, how, summary):
-    """A job of launcher=local that shares its training with another process."""
+def test_ranks_and_jobs_in_other_processes(patient, tmp_path, how, summary):
+    """A job of launcher=local trains with two ranks."""
     pytest.importorskip("submitit")
     program, named = {"plugin": (["-m", "bnn_exp"], ["plugins=[patient.py]"]), "program": (["patient.py"], [])}[how]
     command = [sys.executable, *program, "-m", *named, *PATIENT, "launcher=local", "engine.devices=2", "hydra.sweep.dir=sweep"]
@@ -135,7 +135,7 @@ def test_a_plugin_that_moved_or_changed(bnn_train, patient, forget, summary, tmp
         told = refused(bnn_train(*f"{key}=run".split()), patient, f"{key.split()[-1]}=run names it", "run/plugins/patient.py")
         assert "allowed: plugins=[FILE]" in told
     assert sorted(tmp_path.rglob("*")) == before
-    assert bnn_train("task=report", "from=run", "hydra.run.dir=report").code == 0  # which needs no code
+    assert bnn_train("task=report", "from=run", "hydra.run.dir=report").code == 0  # a report needs no plugin
     forget()
     done = bnn_train("task=evaluate", "from=run", f"plugins=[{moved}]")
     assert done.code == 0 and "warning" not in done.out, done.err
@@ -144,7 +144,7 @@ def test_a_plugin_that_moved_or_changed(bnn_train, patient, forget, summary, tmp
     done = bnn_train("task=evaluate", "from=run", f"plugins=[{moved}]")
     assert done.code == 0 and "warning: the plugin" in done.out and "run/plugins/patient.py" in "".join(done.out.split("\n"))
     forget()
-    (tmp_path / "run/summary.json").unlink()  # as if it had been killed
+    (tmp_path / "run/summary.json").unlink()  # a killed run has no summary.json
     done = bnn_train("resume=run", f"plugins=[{moved}]")
     assert done.code == 0, done.err
     assert any("has changed" in text for text in summary("run")["warnings"])
@@ -182,7 +182,7 @@ def test_a_plugin_that_can_not_be_loaded_is_refused(bnn_train, forget, tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-FAULTS = {  # of patient.py: what is in place of what, and words of the refusal
+FAULTS = {  # right text of patient.py, wrong text in its place, words of the message
     "no update": ("def update(", "def updat(", "NotImplementedError: Patient has no method update(g, w, h, state, draw)"),
     "no **training": (", **training):", "):", "unexpected keyword argument 'schedule'"),
     "no schedule": ("    schedule: Schedule\n", "", "optimizer.schedule"),
@@ -232,7 +232,7 @@ def test_two_plugins_of_one_name(bnn_train, forget, patient, tmp_path):
     (folder / "patient.py").write_text(patient.read_text() + "\n")
     refused(bnn_train("plugins=[patient.py,second/patient.py]"), "patient is the name of another module", patient)
     forget()
-    (folder / "patient.py").write_text(patient.read_text())  # a copy
+    (folder / "patient.py").write_text(patient.read_text())  # a copy is no second plugin
     assert bnn_train("plugins=[patient.py,second/patient.py]", *PATIENT, "trainer.epochs=1").code == 0
 
 
@@ -302,7 +302,7 @@ def test_a_choice_that_no_plugin_has(bnn_train, tmp_path):
 
 
 def test_help_lists_what_installed_packages_register(patient, tmp_path):
-    """An entry point; torch is not imported for a plugin that names its class by text."""
+    """An installed package names its plugin by an entry point. A plugin that names its class by text does not import torch."""
     (tmp_path / "waiting.py").write_text(
         "from typing import Literal\nfrom bnn_exp import register_rule\n"
         "from bnn_exp.config.schema import Fraction, Schedule, schema\n\n\n"
@@ -324,7 +324,7 @@ def test_help_lists_what_installed_packages_register(patient, tmp_path):
     assert done.returncode == 2 and "the package waiting 1.0: ZeroDivisionError" in done.stderr, done.stderr
 
 
-def test_a_network_of_ones_own_is_loaded_in_another_process(bnn_train, forget, tmp_path):
+def test_a_network_of_a_plugin_is_loaded_in_another_process(bnn_train, forget, tmp_path):
     (tmp_path / "resmlp.py").write_text(code_of("add_a_model.md")[0])
     small = ("model=resmlp", "model.width=8", "model.blocks=1", "trainer=smoke", "trainer.epochs=1")
     assert bnn_train("plugins=[resmlp.py]", *small, "hydra.run.dir=run").code == 0
@@ -335,7 +335,7 @@ def test_a_network_of_ones_own_is_loaded_in_another_process(bnn_train, forget, t
 
 @pytest.mark.slow
 def test_the_pages_in_a_sweep_that_is_killed_and_resumed(tmp_path, summary):
-    """Both pages at once under launcher=local: killed, resumed by the same command, evaluated and exported."""
+    """The plugins of both pages train in one sweep under launcher=local, which is killed, resumed, evaluated and exported."""
     pytest.importorskip("submitit")
     (tmp_path / "patient.py").write_text(code_of("add_a_rule.md")[0])
     (tmp_path / "resmlp.py").write_text(code_of("add_a_model.md")[0])
@@ -365,7 +365,7 @@ def test_the_pages_in_a_sweep_that_is_killed_and_resumed(tmp_path, summary):
 
 
 def _kill_jobs(folder: Path) -> None:
-    """Ends the jobs of the sweep in `folder`, which submitit starts in sessions of their own."""
+    """Kills the jobs of the sweep in `folder`. submitit starts each job in a new session, so the sweep's signal misses them."""
     for status in Path("/proc").glob("[0-9]*"):
         try:
             inside = (status / "cwd").resolve().is_relative_to(folder)

@@ -1,4 +1,4 @@
-"""The command line as people type it: what works, and what is answered in one to three lines (row C10 and the end of F)."""
+"""The command line as people type it: words in any order work, and a mistyped word is answered in one to three lines."""
 
 import json
 
@@ -88,7 +88,7 @@ ANSWERS = {
     "model=MLP": "did you mean model=mlp?",
     "model=mpl": "did you mean model=mlp?",
     "optimizer=conter": "did you mean optimizer=counter?",
-    "experiment=seed-mlp": "did you mean experiment=seed_mlp?",
+    "experiment=reference-mlp": "did you mean experiment=reference_mlp?",
     "--epochs 3": "bnn-train trainer.epochs=3",
     "--epochs=3": "bnn-train trainer.epochs=3",
     "--lr 0.1": "bnn-train optimizer.lr=0.1 or bnn-train real_optimizer.lr=0.1",
@@ -164,7 +164,7 @@ def test_an_experiment_is_found_by_its_name_alone(bnn_train, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["--config-dir=my", "hydra.searchpath=[my]", "hydra.searchpath=[file://my]"])
-def test_experiments_of_ones_own_run_from_each_place(bnn_train, tmp_path, summary, where):
+def test_experiments_of_the_user_run_from_each_place(bnn_train, tmp_path, summary, where):
     experiment(
         tmp_path / "my", f"{FIRST}defaults:\n  - override /trainer: smoke\nseed: 7\nmodel:\n  hidden_size: 8\n", "2024.yaml"
     )

@@ -1,4 +1,4 @@
-"""A setting that is said and that nothing reads is refused by its name; delta is the strength of every rule that has one."""
+"""An override that nothing reads is refused by its key. `delta` sets the strength of every rule that has a setting `delta`."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from bnn_exp.errors import UserError
 
 FLOAT = ("optimizer=latent_adam", "model.weights=float")
 CNN = ("model=bncvl", "model.channels=[4,6]")
-NOT_BY_TRAINING = [  # the last one is what nothing reads
+NOT_BY_TRAINING = [  # nothing reads the last override of each
     ("optimizer=bop", "delta=0.1"),
     ("optimizer=bop2", "delta=0.1"),
     ("optimizer=cema", "delta=0.1"),
@@ -115,7 +115,7 @@ def test_what_is_read_is_not_refused(overrides):
 
 
 def test_every_key_of_the_table_is_a_setting():
-    """A key that has been renamed would be refused no more."""
+    """The table would no longer refuse a key that has been renamed."""
     known = set()
 
     def note(values, prefix=""):
@@ -160,14 +160,14 @@ def test_delta_is_the_strength_of_every_rule_that_has_one(name):
         (["optimizer=hypermask_factored", "delta=x"], "delta=x is not allowed\nallowed: a number ≥ 0 and ≤ 1"),
     ],
 )
-def test_a_delta_out_of_range_is_named_as_it_was_said(overrides, line):
+def test_a_delta_out_of_range_is_named_as_it_was_given(overrides, line):
     with pytest.raises(UserError) as refused:
         settings_of(*overrides)
     assert str(refused.value) == line
-    assert settings_of("optimizer=counter", "optimizer.delta=1.5").optimizer.delta == 1.5  # as its own range says
+    assert settings_of("optimizer=counter", "optimizer.delta=1.5").optimizer.delta == 1.5  # a counter has no upper limit
 
 
-def test_delta_is_the_strength_of_a_rule_of_ones_own(tmp_path):
+def test_delta_is_the_strength_of_a_rule_of_a_plugin(tmp_path):
     text = (ROOT / "docs/add_a_rule.md").read_text().split("```python\n")[1].split("```")[0]
     (tmp_path / "patient.py").write_text(text)
     command = [sys.executable, "patient.py", "optimizer=patient", "delta=0.25", "--cfg", "job", "--resolve"]

@@ -1,4 +1,4 @@
-"""Runs each program of examples/ as its first lines say."""
+"""Runs each program of examples/ as its first lines say, and the one of docs/."""
 
 import json
 import re
@@ -34,3 +34,12 @@ def test_an_own_rule_and_an_own_model_learn(tmp_path, name, arguments):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["binary_verified"] and summary["test_accuracy"] > 80
+
+
+def test_the_time_to_the_first_step_is_measured(tmp_path):
+    command = [sys.executable, ROOT / "docs/first_step.py", "trainer=smoke", "model.hidden_size=8", "hydra.run.dir=run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    seconds = {stage: float(text) for stage, text in re.findall(r"^(.*?) {2,}([\d.]+) s$", done.stderr, re.MULTILINE)}
+    assert {"import torch", "the first evaluation", "the first step"} < set(seconds)
+    assert sum(seconds.values()) == pytest.approx(2 * seconds["together"], abs=0.1)

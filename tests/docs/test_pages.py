@@ -46,7 +46,7 @@ def test_every_path_exists(page):
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
 def test_every_module_and_name_can_be_imported(page):
     text = page.read_text()
-    for module, names in re.findall(r"^ *from (bnn_exp[\w.]*) import ([\w, ]+)", text, re.MULTILINE):
+    for module, names in re.findall(r"from (bnn_exp[\w.]*) import ([\w, ]+)", text):
         for name in names.split(","):
             assert hasattr(importlib.import_module(module), name.strip()), f"{module}: {name}"
     for dotted in re.findall(r"(?<![\w/.\"-])bnn_exp(?:\.\w+)+", text):

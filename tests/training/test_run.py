@@ -211,15 +211,15 @@ def test_a_bad_checkpoint_is_refused_and_nothing_changes(bnn_train):
 def test_a_weight_that_is_no_bit_ends_the_run(bnn_train, summary, monkeypatch):
     from bnn_exp.optim import HyperMask
 
-    original = HyperMask.step
+    original = HyperMask.count
 
-    def faulty(self, closure=None):
-        original(self, closure)
+    def faulty(self):
+        original(self)
         if self.param_groups[0]["step"] == 60:
             with torch.no_grad():
                 self.param_groups[0]["params"][2][4, 7] = 0.5
 
-    monkeypatch.setattr(HyperMask, "step", faulty)
+    monkeypatch.setattr(HyperMask, "count", faulty)
     done = bnn_train(*SMALL, "optimizer=hypermask", "engine=dense")
     result = summary(done.runs[0])
     assert done.code == 1 and "layers.2.weight[4, 7] is 0.5" in done.err

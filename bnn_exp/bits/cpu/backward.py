@@ -5,7 +5,7 @@ of the loss by them, float32 [rows, width].
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,13 +16,15 @@ from bnn_exp.bits.cpu.forward import Norm, Sums, share_rows
 from bnn_exp.bits.cpu.kernels import batch_norm, input_gradient
 from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
 from bnn_exp.bits.cpu.layout import columns_of, factors_of, filled, up_to, words_of
-from bnn_exp.bits.packing import PackedBits
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 _CACHED = 2**18  # numbers of a gradient, 1 MiB, that stay in the cache from one kernel to the next
 
 
 class _OnRows:
-    """An operation on a gradient, in place, that can be done for some rows at a time."""
+    """An operation that changes a gradient in place. It can be applied to some rows at a time."""
 
     def rows(self, grad: np.ndarray, begin: int, end: int) -> None:
         """Changes rows `begin` to `end`, whole chunks, of float32 [rows, width]."""
@@ -55,7 +57,7 @@ class Window(_OnRows):
 
     @property
     def totals(self) -> Totals:
-        """The sums over all rows, once every row has passed."""
+        """The two sums over all rows. They are complete once `rows` has run for every row."""
         return Totals(*torch.from_numpy(self.partial.sum(1, dtype=np.float64)))
 
 
@@ -75,7 +77,7 @@ class Centering(_OnRows):
 
 
 class ToInputs(Protocol):
-    """The product grad · V with the values of a layer's weights: the gradient at the sums becomes the one at the inputs."""
+    """The product grad · V of the gradient at a layer's sums and the values V of its weights: the gradient at its inputs."""
 
     width: int  # columns of the result
     shares_rows: bool  # True if several threads may call `rows`, False if `rows` itself uses all threads
@@ -85,11 +87,11 @@ class ToInputs(Protocol):
 
 
 class ByProduct:
-    """The product grad · V in float32 by torch; see `ToInputs`."""
+    """The product grad · V as torch's float32 matrix product; see `ToInputs`."""
 
     shares_rows = False
 
-    def __init__(self, weights: PackedBits, width: int, zero: float):
+    def __init__(self, weights: "PackedBits", width: int, zero: float):
         self.width, self.v = width, filled(weights.values(zero), width)
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
@@ -106,7 +108,7 @@ class ByLookUp:
 
     shares_rows = True
 
-    def __init__(self, weights: PackedBits, width: int, zero: float):
+    def __init__(self, weights: "PackedBits", width: int, zero: float):
         self.width, self.neurons = width, up_to(len(weights.packed), 32)
         self.words = words_of(columns_of(weights.packed)[:, : self.neurons // 8], width)
         self.factors = factors_of(zero)
@@ -116,13 +118,13 @@ class ByLookUp:
         look_up(grad[:, : self.neurons], self.words, self.factors, out, begin, end)
 
 
-def to_inputs(weights: PackedBits, width: int, zero: float) -> ToInputs:
+def to_inputs(weights: "PackedBits", width: int, zero: float) -> ToInputs:
     """Returns the fastest product grad · V for this processor, with a result of `width` columns."""
     return ByLookUp(weights, width, zero) if processor.AVX512 else ByProduct(weights, width, zero)
 
 
 def look_up(grad: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: int, end: int) -> None:
-    """Computes rows `begin` to `end` of `out`, float32, by `kernels.input_gradient`, from those of `grad`, float32.
+    """Computes rows `begin` to `end` of `out` = grad · V by look-ups (`kernels.input_gradient`); both are float32.
 
     Args:
         words: the bits of V, as `words_of` arranges them.
@@ -134,9 +136,10 @@ def look_up(grad: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: in
 
 
 def go_back(grad: Tensor, center: Centering, to_inputs: ToInputs, window: Window) -> Tensor:
-    """Turns the gradient at a layer's y into the one at its sums, in place. Returns the one at the y of the layer below.
+    """Turns the gradient at a layer's y into the gradient at its sums, in place.
 
-    Both are float32, [rows, width] of their layer.
+    Returns:
+        The gradient at the y of the layer below, float32 [rows, width].
     """
     below = torch.empty(len(grad), to_inputs.width)
     here, there = grad.numpy(), below.numpy()

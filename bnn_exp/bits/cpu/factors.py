@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from bnn_exp.bits.cpu.kernels import weight_gradient
 from bnn_exp.bits.cpu.kernels.llvm import WIDTH
 from bnn_exp.bits.cpu.layout import by_neuron, factors_of, transposed, up_to, words_of
 from bnn_exp.bits.cpu.threads import share_out
-from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
+from bnn_exp.nn.packing import unpack
 
 _TABLE_ROWS = 1024  # rows of a batch at a time: the look-up tables of four neurons (1 MiB) stay in the cache
 
@@ -39,12 +38,8 @@ class BitFactors:
 
     def entries(self, positions: Tensor) -> Tensor:
         """Returns the gradient at flat positions `positions`, int64, sorted: float32 of the same length."""
-
-        def kernel(*arguments: Any) -> None:
-            values = np.float32(self.zero), np.float32(1)
-            weight_gradient.entries_of_bits(*arguments[:-1], *values, arguments[-1])
-
-        return _entries(kernel, self, self.columns, positions)
+        values = np.float32(self.zero), np.float32(1)
+        return _entries(weight_gradient.entries_of_bits, self, self.columns, positions, *values)
 
     def whole(self) -> Tensor:
         """Returns the whole gradient, float32 [neurons, inputs]."""
@@ -65,7 +60,8 @@ class BitFactors:
 
     def values(self) -> Tensor:
         """Returns the values of xᵀ, float32 [inputs, rows], with the rows filled up to a multiple of 64."""
-        return PackedBits(self.columns, 8 * self.columns.shape[1]).values(self.zero)[: self.inputs]
+        shape = len(self.columns), 8 * self.columns.shape[1]
+        return unpack(self.columns, shape).mul_(1 - self.zero).add_(self.zero)[: self.inputs]
 
 
 @dataclass(frozen=True)
@@ -95,11 +91,14 @@ class PixelFactors:
         return (self.grad[:, : self.neurons].t() @ self.pixels.float()).div_(255)
 
 
-def _entries(kernel: Callable, factors: BitFactors | PixelFactors, columns: Tensor, positions: Tensor) -> Tensor:
+def _entries(
+    kernel: Callable, factors: BitFactors | PixelFactors, columns: Tensor, positions: Tensor, *values: np.float32
+) -> Tensor:
     """Returns the entries of a gradient at sorted flat positions, float32, each summed over the rows by `kernel`.
 
     Args:
         columns: the layer's inputs, transposed, as the kernel takes them.
+        values: the values of the inputs' bits 0 and 1, if the inputs are bits.
     """
     grad, neurons, out = factors.grad, factors.neurons, torch.zeros(len(positions))
     starts = torch.searchsorted(positions, torch.arange(neurons + 1) * factors.inputs).numpy()
@@ -108,7 +107,8 @@ def _entries(kernel: Callable, factors: BitFactors | PixelFactors, columns: Tens
     def of_neurons(first: int, last: int) -> None:
         begin, end = first * WIDTH, min(last * WIDTH, neurons)
         start, row = grad.data_ptr() + grad.itemsize * begin, grad.stride(0)
-        kernel(start, row, len(grad), end - begin, columns.data_ptr(), columns.stride(0), starts[begin:], inputs, entries)
+        sizes = row, len(grad), end - begin
+        kernel(start, *sizes, columns.data_ptr(), columns.stride(0), starts[begin:], inputs, *values, entries)
 
     share_out(of_neurons, -(-neurons // WIDTH))
     return out

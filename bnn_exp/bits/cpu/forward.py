@@ -8,6 +8,7 @@ threads changes no result: each sum has a fixed order, or is taken by chunks of 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +20,12 @@ from bnn_exp.bits.cpu.kernels import batch_norm, packed_bits, pixel_products, pr
 from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
 from bnn_exp.bits.cpu.layout import filled
 from bnn_exp.bits.cpu.threads import share_out
-from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import pixel_sums
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 
 def share_rows(work: Callable[[int, int], None], rows: int) -> None:
@@ -32,7 +35,10 @@ def share_rows(work: Callable[[int, int], None], rows: int) -> None:
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of a layer for a batch: z, int16 or float32 [rows, width], stands for the numbers a·z + c, exactly."""
+    """The sums of a layer for a batch: z, int16 or float32 [rows, width], stands for the numbers a·z + c, exactly.
+
+    `bnn_exp.bits.cuda.training.Sums` is the counterpart on a GPU.
+    """
 
     z: Tensor
     a: float
@@ -40,11 +46,11 @@ class Sums:
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.float32, np.ndarray]:
-        """z, a and c as the kernels take them."""
+        """The fields z, a and c as the kernels take them."""
         return self.z.numpy(), np.float32(self.a), self.c.numpy()
 
 
-def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
     """Returns the sums x Vᵀ of a batch of bits, uint8 [rows, bytes], and the values V of weights [neurons, inputs]."""
     tiles = to_tiles(weights.packed)
     groups, columns, _ = tiles.shape
@@ -63,7 +69,7 @@ def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     return Sums(z, 2.0, filled(-of_weights, z.shape[1]))  # Σ (2b − 1)·v = 2·Σ b·v − Σ v
 
 
-def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
     """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs].
 
     z is float32, equal to the result of `bnn_exp.nn.product.pixel_product`.
@@ -91,11 +97,11 @@ def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
 class Norm:
     """A BatchNorm in one step: y = number · scale + shift, all float32 [width].
 
+    `bnn_exp.bits.cuda.training.Norm` is the counterpart on a GPU. In columns that belong to no neuron every y is −∞.
+
     Args:
         mean, inverse: mean and 1/σ of the numbers, by which the BatchNorm normalizes.
         batch: True if mean and inverse come from this batch, False if they are the running statistics.
-
-    In columns that belong to no neuron every y is −∞.
     """
 
     scale: Tensor
@@ -106,12 +112,12 @@ class Norm:
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scale and shift as the kernels take them."""
+        """The fields scale and shift as the kernels take them."""
         return self.scale.numpy(), self.shift.numpy()
 
 
 def moments(sums: Sums) -> tuple[Tensor, Tensor]:
-    """Returns the mean, float32 [width], and the population variance, float64 [width], of every column of the numbers."""
+    """Returns the mean, float32 [width], and the population variance, float64 [width], of the numbers in every column."""
     z, a, c = sums.arrays
     mean, squares = np.empty(z.shape[1], np.float32), np.empty(z.shape[1], np.float32)
 
@@ -124,7 +130,7 @@ def moments(sums: Sums) -> tuple[Tensor, Tensor]:
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """Returns what `norm` does with this batch, in training or in evaluation; in training it updates the running statistics."""
+    """Returns `norm` as it acts on a batch, in training or in evaluation; in training its running statistics are updated."""
     width = sums.z.shape[1]
     if norm.running_mean is not None and not norm.training:
         scale, shift = scale_and_shift(norm)
@@ -144,7 +150,7 @@ def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
 
 
 def activations(sums: Sums, norm: Norm) -> Tensor:
-    """Returns the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    """Returns the packed bits 1[y ≥ 0] of the output y of a layer's BatchNorm, uint8 [rows, width / 8]."""
     bits = torch.empty(len(sums.z), sums.z.shape[1] // 8, dtype=torch.uint8)
     arguments, target = (*sums.arrays, *norm.arrays), bits.numpy()
     share_rows(lambda begin, end: batch_norm.activations(*arguments, begin, end, target), len(bits))
@@ -152,7 +158,7 @@ def activations(sums: Sums, norm: Norm) -> Tensor:
 
 
 def normalized(sums: Sums, norm: Norm) -> Tensor:
-    """Returns y, float32 [rows, width]."""
+    """Returns y, the output of a layer's BatchNorm, float32 [rows, width]."""
     y = torch.empty(sums.z.shape)
     batch_norm.normalized(*sums.arrays, *norm.arrays, 0, len(y), y.numpy())
     return y

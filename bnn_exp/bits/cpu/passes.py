@@ -1,7 +1,8 @@
-"""The arithmetic of an MLP of bits in training on a CPU (`bnn_exp.bits.arithmetic.Arithmetic`), gathered from this folder."""
+"""The operations with which the packed engine trains on a CPU, gathered from this folder."""
 
 from collections.abc import Callable
 from math import inf
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,11 +12,15 @@ from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
 from bnn_exp.bits.cpu.forward import Norm, Sums
 from bnn_exp.bits.cpu.layout import columns_of, filled
 from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, Rounding
-from bnn_exp.bits.packing import PackedBits
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 
 class OnCPU:
-    """The arithmetic of a training on a CPU; see `bnn_exp.bits.arithmetic.Arithmetic`.
+    """The operations of a training on packed bits, on a CPU. `bnn_exp.bits.cuda.training.OnGPU` has the same methods.
+
+    The value of a bit 1 is 1; the value of a bit 0 is `zero`, 0 or −1. y is the output of a BatchNorm.
 
     Args:
         rounding: returns how to round the gradient at the sums of a layer, for the gradient of its inputs (0) or of its weights
@@ -27,7 +32,7 @@ class OnCPU:
     normalization = staticmethod(forward.normalization)
     activations = staticmethod(forward.activations)
     normalized = staticmethod(forward.normalized)
-    kept = staticmethod(columns_of)
+    kept = staticmethod(columns_of)  # the form in which the backward pass takes the bits of a layer's inputs
 
     def __init__(self, rounding: Callable[[int, int], Rounding] | None = None):
         self.rounding = rounding
@@ -36,27 +41,35 @@ class OnCPU:
         """Begins a backward pass; `grad` is the gradient at the last layer's y, float32 [rows, classes]."""
         return Backward(grad, sums, norm)
 
-    def to_inputs(self, layer: int, weights: PackedBits, width: int, zero: float) -> ToInputs:
-        """Returns the product that takes the gradient at a layer's sums to its inputs, `width` columns."""
+    def to_inputs(self, layer: int, weights: "PackedBits", width: int, zero: float) -> ToInputs:
+        """Returns the product that takes the gradient at the sums of layer number `layer` to its inputs, `width` columns."""
         if self.rounding is None:
             return backward.to_inputs(weights, width, zero)
         return rounding.to_inputs(weights, width, zero, self.rounding(layer, 0))
 
     def bit_factors(self, layer: int, grad: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> BitFactors:
-        """Returns the weight gradient of a layer on bits, of which `x` is what `kept` returned."""
+        """Returns the weight gradient [neurons, inputs] of a layer whose inputs are bits.
+
+        Args:
+            grad: the gradient at the layer's sums, float32 [rows, width].
+            x: the layer's inputs, as `kept` returned them.
+        """
         if self.rounding is None:
             return BitFactors(grad, x, neurons, inputs, zero)
         return RoundedBitFactors(grad, x, neurons, inputs, zero, self.rounding(layer, 1))
 
     def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int) -> PixelFactors:
-        """Returns the weight gradient of the first layer."""
+        """Returns the weight gradient [neurons, inputs] of the first layer, whose inputs are pixels, uint8 [rows, inputs]."""
         if self.rounding is None:
             return PixelFactors(grad, pixels, neurons)
         return RoundedPixelFactors(grad, pixels, neurons, self.rounding(0, 1))
 
 
 class Backward:
-    """A backward pass through a network, from its last layer to its first; see `bnn_exp.bits.arithmetic.Backward`."""
+    """A backward pass through a network, from its last layer to its first.
+
+    `of_weight` and `of_bias` are the gradients of the current layer's BatchNorm, float32 [width].
+    """
 
     def __init__(self, grad: Tensor, sums: Sums, norm: Norm):
         self.grad = filled(grad, sums.z.shape[1])
@@ -75,7 +88,16 @@ class Backward:
         return self.grad
 
     def go_on(self, to_inputs: ToInputs, sums: Sums, norm: Norm, window: float) -> Tensor:
-        """Goes on to the y of the layer below. Returns the gradient at the sums of the layer that it leaves."""
+        """Goes on from the current layer to the layer below.
+
+        Args:
+            to_inputs: the product that takes the gradient at the current layer's sums to its inputs.
+            sums, norm: the sums and the BatchNorm of the layer below.
+            window: the gradient passes the activation of the layer below where |y| ≤ `window`.
+
+        Returns:
+            The gradient at the sums of the layer that the pass leaves, float32 [rows, width].
+        """
         passing, at_sums = Window(sums, norm, window), self.grad
         self.grad = backward.go_back(at_sums, self.center, to_inputs, passing)
         self._enter(sums, norm, passing)

@@ -5,6 +5,7 @@ neuron in the gradient of the weights. `entries` of a weight gradient stay unrou
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from bnn_exp.bits.cpu.kernels import digits
 from bnn_exp.bits.cpu.kernels.digits import BASE, MOST, MOST_ROWS
 from bnn_exp.bits.cpu.layout import by_neuron, columns_of, transposed, up_to
 from bnn_exp.bits.cpu.threads import share_out
-from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.product import pixel_sums
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def product(codes: Tensor, scales: Tensor, bits: int, tiles: Tensor, zero: float
 class RoundedByProduct(ByProduct):
     """The product grad · V of a rounded gradient, by torch; see `bnn_exp.bits.cpu.backward.ToInputs`."""
 
-    def __init__(self, weights: PackedBits, width: int, zero: float, rounding: Rounding):
+    def __init__(self, weights: "PackedBits", width: int, zero: float, rounding: Rounding):
         super().__init__(weights, width, zero)
         self.rounding = rounding
 
@@ -82,7 +85,7 @@ class RoundedByLookUp:
 
     shares_rows = True
 
-    def __init__(self, weights: PackedBits, width: int, zero: float, rounding: Rounding):
+    def __init__(self, weights: "PackedBits", width: int, zero: float, rounding: Rounding):
         self.width, self.zero, self.rounding = width, zero, rounding
         self.tiles = to_tiles(columns_of(weights.packed))
 
@@ -92,7 +95,7 @@ class RoundedByLookUp:
         product(codes, scales, self.rounding.bits, self.tiles, self.zero, out[begin:end])
 
 
-def to_inputs(weights: PackedBits, width: int, zero: float, rounding: Rounding) -> ToInputs:
+def to_inputs(weights: "PackedBits", width: int, zero: float, rounding: Rounding) -> ToInputs:
     """Returns the fastest product grad · V of a rounded gradient for this processor, with a result of `width` columns."""
     return (RoundedByLookUp if processor.AVX512 else RoundedByProduct)(weights, width, zero, rounding)
 

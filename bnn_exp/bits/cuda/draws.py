@@ -1,4 +1,4 @@
-"""The random numbers of `bnn_exp.bits.philox` on a GPU, by Triton: alone, and fused with the flips of a random mask."""
+"""Triton's kernels for the numbers of `bnn_exp.bits.philox`, drawn alone or together with the flips of a random mask."""
 
 import torch
 import triton
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from bnn_exp.bits.packing import PackedBits
 
-BLOCK = tl.constexpr(1024)
-UPDATE = tl.constexpr(16)  # rows and bytes of a block of `flip_kernel`
+BLOCK = tl.constexpr(1024)  # numbers that a program of `uniform_kernel` draws
+UPDATE = tl.constexpr(16)  # rows, and bytes of each row, that a program of `flip_kernel` takes
 
 
 @triton.jit
 def _draw(key, step, draw, place):
-    """The number in [0, 1) at a place of the tensor: Philox of the counters (place, step, draw)."""
+    """Returns the numbers in [0, 1) at these places of a tensor: Philox of the counters (place, step, draw)."""
     now = tl.load(step)
     low, high = now.to(tl.int32), (now >> 32).to(tl.int32)
     word, _, _, _ = tl.philox(key.to(tl.int64), place.to(tl.int32), low + 0 * place, high + 0 * place, draw + 0 * place)
@@ -22,13 +22,14 @@ def _draw(key, step, draw, place):
 
 @triton.jit(do_not_specialize=["key", "draw"])
 def uniform_kernel(out, count, key, step, draw):
+    """Stores `count` numbers in [0, 1), float32."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + place, _draw(key, step, draw, place), place < count)
 
 
 @triton.jit(do_not_specialize=["key", "draw"])
 def flip_kernel(packed, row, rows, columns, gradient, stride, delta, key, step, draw, flips):
-    """b ← 1[g ≤ 0] where the number at a weight's place is below δ. Adds the number of changed bits to `flips`."""
+    """Sets b ← 1[g ≤ 0] where the random number at a weight's place is below δ, and adds the number of flips to `flips`."""
     r = (tl.program_id(0) * UPDATE + tl.arange(0, UPDATE))[:, None, None]
     j = (tl.program_id(1) * UPDATE + tl.arange(0, UPDATE))[None, :, None]
     place = tl.arange(0, 8)[None, None, :]
@@ -51,10 +52,10 @@ def uniform(count: int, key: int, step: Tensor, draw: int) -> Tensor:
 
 
 def flip_at_random(weights: PackedBits, gradient: Tensor, delta: Tensor, key: int, step: Tensor, draw: int) -> Tensor:
-    """HyperMask with a random mask, in place; see `bnn_exp.bits.philox.flip_at_random`.
+    """Applies HyperMask with a random mask, in place; see `bnn_exp.bits.philox.flip_at_random`.
 
     Args:
-        gradient: float32 [neurons, inputs]; the entries of a row lie side by side.
+        gradient: float32 [neurons, inputs]; each row is contiguous.
         delta: float32 scalar on the device.
     """
     rows, row = weights.packed.shape

@@ -51,14 +51,14 @@ def moments(z, rows, width, means, squares):
 
 @triton.jit
 def _over_blocks(partial, first, blocks, width, n):
-    """Returns columns n of the next BLOCKS blocks from `first` on, float32 [BLOCKS, NEURONS], 0 beyond the last block."""
+    """Returns the partial results of BLOCKS blocks, from block `first` on, in columns n: float32, 0 beyond the last block."""
     b = first + tl.arange(0, BLOCKS)
     return tl.load(partial + b[:, None] * width + n[None, :], (b < blocks)[:, None], 0.0)
 
 
 @triton.jit
 def _rows_of(first, rows):
-    """Returns the number of rows in each of the next BLOCKS blocks from `first` on, float32 [BLOCKS, 1]."""
+    """Returns the number of rows in each of BLOCKS blocks, from block `first` on: float32 [BLOCKS, 1]."""
     before = (first + tl.arange(0, BLOCKS)) * ROWS
     return tl.maximum(tl.minimum(rows - before, ROWS), 0).to(tl.float32)[:, None]
 
@@ -116,7 +116,7 @@ def normalize(
 
 @triton.jit
 def activate(z, rows, width, scale, shift, bits):
-    """Computes the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    """Computes the packed bits 1[y ≥ 0] of y = z·scale + shift, uint8 [rows, width / 8]."""
     r, n, at, there = _block(rows, width)
     y = tl.load(z + at, there, 0).to(tl.float32) * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
     ones = (y >= 0).to(tl.int32) << (n % 8)[None, :]
@@ -127,7 +127,7 @@ def activate(z, rows, width, scale, shift, bits):
 
 @triton.jit
 def _passing(grad, z, at, there, n, scale, shift, mean, window):
-    """Returns the gradient at y, set to 0 outside the window, and z − mean."""
+    """Returns the gradient at y = z·scale + shift, set to 0 where |y| > window, and z − mean."""
     x = tl.load(z + at, there, 0).to(tl.float32)
     y = x * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
     g = tl.load(grad + at, there, 0.0)
@@ -146,7 +146,7 @@ def total(grad, z, rows, width, scale, shift, mean, window, sums, products):
 
 @triton.jit
 def slopes(sums, products, rows, width, a, scale, inverse, slope, offset, of_weight, of_bias):
-    """Computes the inputs `slope` and `offset` of `center`, and the gradients of BatchNorm's weight and bias, after `total`."""
+    """Turns the sums of `total` into `slope` and `offset` of `center`, and the gradients of BatchNorm's weight and bias."""
     n = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     blocks = tl.cdiv(rows, ROWS)
     g, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
@@ -162,7 +162,7 @@ def slopes(sums, products, rows, width, a, scale, inverse, slope, offset, of_wei
 
 @triton.jit
 def center(grad, z, rows, width, scale, shift, mean, window, a, slope, offset, out):
-    """Computes the gradient at the numbers from the gradient at y, [rows, width] (Ioffe & Szegedy 2015, section 3)."""
+    """Computes BatchNorm's backward pass, from y to the numbers a·z, [rows, width] (Ioffe & Szegedy 2015, section 3)."""
     _, n, at, there = _block(rows, width)
     g, away = _passing(grad, z, at, there, n, scale, shift, mean, window)
     factor = tl.load(scale + n) / a

@@ -1,4 +1,4 @@
-"""The arithmetic of an MLP of bits in training on a GPU (`bnn_exp.bits.arithmetic.Arithmetic`).
+"""The operations with which the packed engine trains on a GPU.
 
 Products are torch's. Forward products are int8 × int8 → int32: sums are exact. Backward products multiply gradients, in bf16 or
 float32, by the values of bits and pixels, which are exact in bf16 too, and add up in float32. Operands are unpacked for a
@@ -26,7 +26,10 @@ _FEWEST = 17  # torch's product of integers takes no fewer rows
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of a layer for a batch: z, int16 or int32 [rows, width], stands for the numbers a·z."""
+    """The sums of a layer for a batch: z, int16 or int32 [rows, width], stands for the numbers a·z.
+
+    `bnn_exp.bits.cpu.forward.Sums` is the counterpart on a CPU.
+    """
 
     z: Tensor
     a: float
@@ -35,6 +38,8 @@ class Sums:
 @dataclass(frozen=True)
 class Norm:
     """A BatchNorm in one step: y = z · scale + shift, all float32 [width].
+
+    `bnn_exp.bits.cpu.forward.Norm` is the counterpart on a CPU.
 
     Args:
         mean: the mean of z.
@@ -56,7 +61,7 @@ def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
 def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs]."""
     v = _matrix(weights, zero, torch.int8, weights.packed.shape[1])
-    centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128
+    centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128, int8
     return Sums(_product_of_integers(centred, v).add_(128 * v.sum(1, dtype=torch.int32)), 1 / 255)
 
 
@@ -84,7 +89,7 @@ def _matrix(bits: PackedBits, zero: float, dtype: torch.dtype, row: int, multipl
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """Returns what `norm` does with this batch, in training or in evaluation; in training it updates the running statistics."""
+    """Returns `norm` as it acts on a batch, in training or in evaluation; in training its running statistics are updated."""
     rows, width = sums.z.shape
     if norm.running_mean is not None and not norm.training:
         scale, shift = (t.to(sums.z.device) for t in scale_and_shift(norm))
@@ -121,7 +126,7 @@ def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
 
 
 def activations(sums: Sums, norm: Norm) -> Tensor:
-    """Returns the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    """Returns the packed bits 1[y ≥ 0] of the output y of a layer's BatchNorm, uint8 [rows, width / 8]."""
     rows, width = sums.z.shape
     bits = sums.z.new_empty(rows, width // 8, dtype=torch.uint8)
     kernels.activate[_blocks(sums.z)](sums.z, rows, width, norm.scale, norm.shift, bits)
@@ -129,12 +134,15 @@ def activations(sums: Sums, norm: Norm) -> Tensor:
 
 
 def normalized(sums: Sums, norm: Norm) -> Tensor:
-    """Returns y, float32 [rows, width]."""
+    """Returns y, the output of a layer's BatchNorm, float32 [rows, width]."""
     return sums.z * norm.scale + norm.shift
 
 
 class Backward:
-    """A backward pass through a network, from its last layer to its first; see `bnn_exp.bits.arithmetic.Backward`."""
+    """A backward pass through a network, from its last layer to its first.
+
+    `of_weight` and `of_bias` are the gradients of the current layer's BatchNorm, float32 [width].
+    """
 
     def __init__(self, grad: Tensor, sums: Sums, norm: Norm, dtype: torch.dtype):
         self.grad, self.dtype = F.pad(grad, (0, sums.z.shape[1] - grad.shape[1])), dtype
@@ -157,10 +165,15 @@ class Backward:
         return out
 
     def go_on(self, v: Tensor, sums: Sums, norm: Norm, window: float) -> Tensor:
-        """Goes on to the y of the layer below. Returns the gradient at the sums of the layer that it leaves.
+        """Goes on from the current layer to the layer below.
 
         Args:
-            v: the values of that layer's weights, from `OnGPU.to_inputs`.
+            v: the values of the current layer's weights, from `OnGPU.to_inputs`.
+            sums, norm: the sums and the BatchNorm of the layer below.
+            window: the gradient passes the activation of the layer below where |y| ≤ `window`.
+
+        Returns:
+            The gradient at the sums of the layer that the pass leaves, [rows, width].
         """
         at_sums = self.at_sums()
         self.grad = matmul(at_sums, v, self.dtype == torch.bfloat16)
@@ -169,7 +182,7 @@ class Backward:
 
 
 class OnGPU:
-    """The arithmetic of a training on a GPU; see `bnn_exp.bits.arithmetic.Arithmetic`.
+    """The operations of a training on packed bits, on a GPU. `bnn_exp.bits.cpu.passes.OnCPU` has the same methods.
 
     Args:
         bf16: whether products round gradients to bfloat16; otherwise gradients are float32.
@@ -194,7 +207,7 @@ class OnGPU:
         return Backward(grad, sums, norm, self.dtype)
 
     def to_inputs(self, layer: int, weights: PackedBits, width: int, zero: float) -> Tensor:
-        """Returns the values of a layer's weights, by which its gradient is multiplied: [filled neurons, width]."""
+        """Returns the values of a layer's weights, [neurons, width], with the neurons filled up to a multiple of 64."""
         return _matrix(weights, zero, self.dtype, width // 8)
 
     def bit_factors(self, layer: int, grad: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> ComputedGradient:

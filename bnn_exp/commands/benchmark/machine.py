@@ -1,4 +1,4 @@
-"""Describes the machine of a measurement, and sets its number of threads."""
+"""Describes the machine of a measurement, and sets the number of threads."""
 
 import platform
 from collections.abc import Iterator

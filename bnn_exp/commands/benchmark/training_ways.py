@@ -21,7 +21,7 @@ Step = Callable[[Tensor], object]  # its argument: indices of train rows, int64,
 
 
 def held(values: dict, threads: int) -> dict:
-    """Returns a configuration whose strengths and batch size stay as a run of `values` begins.
+    """Returns a configuration without schedules: strengths and batch size keep the values with which a run begins.
 
     A schedule that ends in 0 would end in steps without work.
 

@@ -35,7 +35,7 @@ class BNCVL:
         check_pooling(self.channels, size, len(self.channels) - 1, self.pool, "fewer channels, or model.pool=1")
 
 
-SMALL = "${by:${dataset.name},{digits:%d,local:%d,else:%d}}"  # digits and one's own images are few
+SMALL = "${by:${dataset.name},{digits:%d,local:%d,else:%d}}"  # digits and local datasets have few samples
 TRAINER = {"epochs": SMALL % (40, 40, 20), "batch_size": SMALL % (32, 32, 128)}
 
 register_model(BNCVL, "bnn_exp.models.bncvl:BNCVLNet", optimizer="latent_adam", trainer=TRAINER)

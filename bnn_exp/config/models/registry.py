@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from bnn_exp.config import plugins
-from bnn_exp.config.registry import Registry, found, home, is_ours, name_of, offer
+from bnn_exp.config.registry import Registry, fields_of, found, home, is_ours, name_of, offer
 from bnn_exp.errors import UserError
 
 
@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def ours(self) -> bool:
-        """Tells whether the network is part of this package."""
+        """True if the network is part of this package."""
         return is_ours(home(self.settings))
 
 
@@ -79,7 +79,7 @@ def register_model(
     plugins.note(sys._getframe(1))
     MODELS.add(name, Entry(settings, home), settings, home)
     if values is not None:
-        weights = {"weights": "${weights_for:${optimizer.name}}"} if "weights" in settings.__dataclass_fields__ else {}
+        weights = {"weights": "${weights_for:${optimizer.name}}"} if "weights" in fields_of(settings) else {}
         offer("model", name, {"name": name, **weights, **values})
     train_by(name, optimizer, trainer)
 

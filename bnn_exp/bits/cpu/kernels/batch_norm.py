@@ -36,7 +36,7 @@ def _number(z, short, a, c):
 
 @fused_kernel
 def moments(z, a, c, first, last, mean, squares):
-    """Computes the mean and Σ (number − mean)² of columns `first` to `last`, float32, into `mean` and `squares`.
+    """Computes `mean` and `squares`, Σ (number − mean)², of the numbers a·z + c in columns `first` to `last`, float32.
 
     The rows are added one after the other, as torch does on one thread.
     """
@@ -63,7 +63,7 @@ def moments(z, a, c, first, last, mean, squares):
 
 @fused_kernel
 def normalized(z, a, c, scale, shift, begin, end, y):
-    """Computes rows `begin` to `end` of y, float32 [rows, width]."""
+    """Computes rows `begin` to `end` of y = (a·z + c)·scale + shift, float32 [rows, width]."""
     for r in range(begin, end):
         for n in range(z.shape[1]):
             y[r, n] = (a * np.float32(z[r, n]) + c[n]) * scale[n] + shift[n]
@@ -71,7 +71,7 @@ def normalized(z, a, c, scale, shift, begin, end, y):
 
 @fused_kernel
 def activations(z, a, c, scale, shift, begin, end, bits):
-    """Computes rows `begin` to `end` of the packed bits 1[y ≥ 0], uint8 [rows, width / 8]."""
+    """Computes rows `begin` to `end` of the packed bits 1[(a·z + c)·scale + shift ≥ 0], uint8 [rows, width / 8]."""
     y = np.empty(z.shape[1], np.float32)
     at, to, row = np.intp(y.ctypes.data), np.intp(bits.ctypes.data), np.intp(bits.shape[1])
     for r in range(begin, end):
@@ -83,10 +83,11 @@ def activations(z, a, c, scale, shift, begin, end, bits):
 
 @fused_kernel
 def pass_window(grad, z, a, c, scale, shift, mean, window, begin, end, totals, products):
-    """Sets a gradient at y to 0, in place, where |y| > window, in rows `begin` to `end`, which are whole chunks.
+    """Sets the gradient to 0, in place, where |y| > window for y = (a·z + c)·scale + shift.
 
     Args:
-        grad: float32 [rows, width].
+        grad: the gradient at y, float32 [rows, width].
+        begin, end: the range of rows to change, made of whole chunks.
         totals, products: float32 [chunks, width]; receive Σ grad and Σ grad · (number − mean) of each chunk.
     """
     for first in range(begin, end, CHUNK):
@@ -105,9 +106,9 @@ def pass_window(grad, z, a, c, scale, shift, mean, window, begin, end, totals, p
 
 @fused_kernel
 def center(grad, z, a, c, mean, factor, slope, offset, begin, end):
-    """Turns rows `begin` to `end` of the gradient at y, float32 [rows, width], into the gradient at the numbers, in place.
+    """Turns rows `begin` to `end` of the gradient at y, float32 [rows, width], into the gradient at a·z + c.
 
-    The result is factor · grad − slope · (number − mean) − offset.
+    The result, factor · grad − slope · (a·z + c − mean) − offset, replaces the gradient.
     """
     for r in range(begin, end):
         for n in range(z.shape[1]):

@@ -16,7 +16,7 @@ from bnn_exp.bits.reference import LANES
 
 
 def _sources() -> str:
-    """Returns a fingerprint of everything outside a kernel's own lines that its machine code depends on."""
+    """Returns a fingerprint of LANES and of all source files of this folder."""
     digest = hashlib.sha256(f"LANES = {LANES}".encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())

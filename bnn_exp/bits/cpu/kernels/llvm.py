@@ -31,7 +31,7 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, vector, vector.ir)
 
 
-BYTES_64, INTS_64, FLOATS_64 = (Vector(element, LANES) for element in (I8, I32, F32))  # a number for each output of a tile
+BYTES_64, INTS_64, FLOATS_64 = (Vector(element, LANES) for element in (I8, I32, F32))  # one number for each output of a tile
 SHORTS_32 = Vector(I16, LANES // 2)
 WIDTH = 16  # numbers of 32 bits in a register of AVX-512
 INTS_16, FLOATS_16 = Vector(I32, WIDTH), Vector(F32, WIDTH)

@@ -78,11 +78,12 @@ def _count_ones(x, columns):
 
 @kernel
 def _store_result(matches, x_total, zero, group, thresholds, inverted, out):
-    """Stores 64 sums Σ x·w of tile `group` in the row at `out`, int32, or bits 1[sum ≥ threshold], unless `thresholds` is 0.
+    """Stores the results of tile `group` in the row at `out`: the 64 sums Σ x·w, int32, or packed bits 1[sum ≥ threshold].
 
     Args:
         matches: the numbers of `_matches`, int32.
         x_total: Σ x.
+        thresholds: the address of the thresholds, int32; 0 to store the sums.
         inverted: the address of packed bits; where one is 1, the output bit is inverted.
     """
     sums = scale_and_shift(matches, 1 - zero, zero * x_total)
@@ -94,9 +95,9 @@ def _store_result(matches, x_total, zero, group, thresholds, inverted, out):
 
 @kernel
 def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
-    """Computes tiles `first` to `last` of the sums Σ x·w of `rows` rows of bits, or of their steps if `thresholds` is not 0.
+    """Computes tiles `first` to `last` of the sums Σ x·w of `rows` rows of bits, int32, and stores them at `out`.
 
-    The results go to `out`: int32 sums, or packed bits.
+    If `thresholds` is not 0, it stores packed bits 1[sum ≥ threshold] instead; see `_store_result`.
     """
     totals = np.empty(rows, np.int64)
     for r in range(rows):
@@ -156,7 +157,7 @@ def _split_planes(x, pixels, planes, columns):
 def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
     """Computes what `bit_product` does for rows of `row` pixels: Σ_p 2^p · (the matches of bit p of the pixels)."""
     planes = np.empty((_BLOCK, 8, columns), np.uint8)
-    start, step = np.intp(planes.ctypes.data), 8 * columns  # an unsigned address plus a signed integer would be a float
+    start, step = np.intp(planes.ctypes.data), 8 * columns  # numba makes a float of an unsigned address plus a signed integer
     totals = np.empty(_BLOCK, np.int64)
     for begin in range(0, rows, _BLOCK):
         block = min(_BLOCK, rows - begin)

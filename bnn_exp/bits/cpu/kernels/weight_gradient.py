@@ -67,7 +67,7 @@ def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, o
         zero, one: the values of the bits 0 and 1 of x, float32.
     """
     block = np.empty((WIDTH, BLOCK), np.float32)
-    scratch = np.intp(block.ctypes.data)  # an unsigned address plus a signed integer would be a float
+    scratch = np.intp(block.ctypes.data)  # numba makes a float of an unsigned address plus a signed integer
     for begin in range(0, rows, BLOCK):
         size = min(BLOCK, rows - begin)
         steps = -(-size // WIDTH)
@@ -104,7 +104,7 @@ def entries_of_pixels(grad, row, rows, neurons, x, column, starts, inputs, out):
         x: the pixels of each input along the batch, uint8, with `column` ≥ ⌈rows / 16⌉ · 16.
     """
     block = np.empty((WIDTH, BLOCK), np.float32)
-    scratch = np.intp(block.ctypes.data)  # an unsigned address plus a signed integer would be a float
+    scratch = np.intp(block.ctypes.data)  # numba makes a float of an unsigned address plus a signed integer
     for begin in range(0, rows, BLOCK):
         size = min(BLOCK, rows - begin)
         steps = -(-size // WIDTH)
