@@ -88,7 +88,7 @@ def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, genera
 
         return draws.flip_at_random(weights, g, delta, generator.key, generator.step, generator.next())
     chosen = generator.uniform(weights.numel()).view(g.shape) < delta
-    return weights.flip(chosen & ((g <= 0) != weights.unpack().bool()))  # type: ignore[return-value]
+    return weights.flip(chosen & ((g <= 0) != weights.unpack().bool()))
 
 
 def words(count: int, key: int, step: Tensor, draw: int) -> Tensor:

@@ -119,7 +119,7 @@ def _one_of(kinds: Iterable[type]) -> Any:
 def _checked(kind: type, config: DictConfig | dict[str, Any]) -> Any:
     raw: Any
     if isinstance(config, DictConfig):
-        raw: Any = OmegaConf.to_container(config)
+        raw = OmegaConf.to_container(config)
         values = resolved(config)
     else:
         raw = values = migrated(config)

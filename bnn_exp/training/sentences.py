@@ -76,8 +76,8 @@ def following(run: "Run", flags: list[str]) -> str:
     accuracies = run.epochs[-1]["train_accuracy"] if run.epochs else 0.0, run.evaluation["test_accuracy"]
     where = run.settings, run.plan.overrides, run.directory
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    about = run.data.image_shape[0], run.resumed, in_sweep, run.config.get("plugins") or (), flags
-    return next_command.Ended(*where, *accuracies, *about).next()
+    about = run.data.image_shape[0], run.resumed, in_sweep
+    return next_command.Ended(*where, *accuracies, *about, run.config.get("plugins") or (), flags).next()
 
 
 def _rows(run: "Run") -> str:
