@@ -49,7 +49,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         try:
             if stop():
                 raise KeyboardInterrupt
-            return _results(jobs)
+            return results(jobs)
         except KeyboardInterrupt:
             _end(jobs)
             raise
@@ -87,7 +87,7 @@ def _blocked(numbers: set[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
+def results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
     """Waits for the jobs and returns their results. When a job ends, its messages are printed."""
     results: dict[int, JobReturn] = {}
     while len(results) < len(jobs):

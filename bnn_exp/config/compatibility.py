@@ -55,7 +55,7 @@ PACKED = Feature(
     "engine=packed",
     lambda s: s.engine.name == "packed",
     (
-        Condition(lambda s, _: s.model.name == "mlp", "model={s.model.name}, only mlp"),
+        Condition(lambda s, _: getattr(s.model, "packed_training", False), "model={s.model.name}, only mlp"),
         Condition(lambda s, _: s.model.weights == "bits", "model.weights={s.model.weights}, only bits"),
         Condition(lambda s, _: s.model.encoding != "centred", "model.encoding=centred"),
         Condition(

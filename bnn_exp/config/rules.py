@@ -157,7 +157,7 @@ def gentler(settings: Any) -> Any:
     """
     key = strength(settings)
     own = getattr(settings, key) if key else None
-    if not isinstance(own, int | float):
+    if key is None or not isinstance(own, int | float):
         return settings
     wanted = own / RULES[settings.name].gentler
     try:

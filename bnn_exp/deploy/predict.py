@@ -98,8 +98,8 @@ def predict(model: Path, given: Sequence[str]) -> Predictions:
         )
     found = find(given)
     shape = tuple(about["image_shape"])
-    answers: list[dict[str, Any]] = []
-    skipped: list[Any] = []
+    answers: list[tuple[Path, list[tuple[str, float]]]] = []
+    skipped: list[tuple[Path, str]] = []
     pixels = Pixels.of_settings(about["config"]["dataset"])
     together = normalises_by_batch(network)
     with progress("images", len(found.images)) as done:

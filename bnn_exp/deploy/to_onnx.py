@@ -1,8 +1,7 @@
 """Exports a packed network as an ONNX file, and checks the file with onnxruntime before it is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +53,7 @@ def export_onnx(
     return {"file": file, "bytes": len(data)}
 
 
-def session(data: bytes, threads: int = 0) -> Any:
+def session(data: bytes, threads: int = 0) -> Callable[[Tensor], Tensor]:
     """Returns a function that computes logits of uint8 pixels by onnxruntime on the CPU. threads=0: onnxruntime chooses."""
     import onnxruntime
 

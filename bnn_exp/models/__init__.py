@@ -44,10 +44,11 @@ def depth(settings: Any) -> int:
     return getattr(settings, "depth", 0)
 
 
-def stages(network: Any) -> list[list[nn.Module]]:
+def stages(network: nn.Module) -> list[list[nn.Module]]:
     """Returns the modules that hold parameters, a list for each layer; one list of all modules without `stages()`."""
-    if hasattr(network, "stages"):
-        return network.stages()
+    own: Any = getattr(network, "stages", None)
+    if own:
+        return own()
     return [[module for module in network.modules() if _holds_tensors(module)]]
 
 

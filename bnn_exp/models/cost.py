@@ -1,5 +1,6 @@
 """Counts the parameters, bytes and multiply-adds of a network, layer by layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ def layers(network: nn.Module, sample: Tensor) -> list[LayerCost]:
     """Returns the layers with parameters, in the order of their use for `sample`, a batch of ≥ 1. Buffers do not count."""
     found: list[LayerCost] = []
 
-    def note(name: str, module: nn.Module) -> Any:
+    def note(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             bits = module.bits() if isinstance(module, BinaryLayer) else {}
             binary = sum(b.numel() for b in bits.values())

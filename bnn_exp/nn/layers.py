@@ -105,7 +105,7 @@ def packed_at_once() -> Iterator[None]:
     A network made in this context never has the unpacked weights of more than one layer in memory.
     """
 
-    def packed(layer: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+    def packed(layer: nn.Module, name: str, parameter: Any) -> Any:
         if isinstance(layer, BinaryLayer) and layer.weights == "bits" and name == "weight" and not _is_packed(parameter):
             return _packed(parameter)
         return None  # the parameter stays as it is

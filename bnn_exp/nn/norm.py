@@ -46,7 +46,7 @@ def affine_norm(kind: type[_BatchNorm], scale: Tensor, shift: Tensor) -> _BatchN
 
 def make_affine(norm: _BatchNorm) -> None:
     """Resets `norm` in place: in evaluation it then applies only its scale and shift, which start as 1 and 0."""
-    device = norm.running_mean.device
+    device = next(norm.buffers()).device
     norm.eps, norm.affine = NO_EPS, True
     norm.weight = nn.Parameter(torch.ones(norm.num_features, device=device))
     norm.bias = nn.Parameter(torch.zeros(norm.num_features, device=device))

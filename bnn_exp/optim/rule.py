@@ -249,7 +249,7 @@ class Rule(Trained, torch.optim.Optimizer):
         seed = None if recording else number(Purpose.MASK, group["seed"], group["step"], i) >> 1
         return Philox(number(Purpose.MASK, group["seed"], i) >> 1, self._on_device()[k, 0], seed)
 
-    def _on_device(self) -> Tensor:
+    def _on_device(self) -> Any:
         if self._announced is None:
             self.announce()
         return self._announced

@@ -73,11 +73,19 @@ def beside_chance(run: "Run") -> tuple[list[str], str]:
 
 def following(run: "Run", flags: list[str]) -> str:
     """Returns the line with the command that makes sense after a completed run; "" if there is none."""
-    accuracies = run.epochs[-1]["train_accuracy"] if run.epochs else 0.0, run.evaluation["test_accuracy"]
-    where = run.settings, run.plan.overrides, run.directory
-    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    about: Any = run.data.image_shape[0], run.resumed, in_sweep, run.config.get("plugins") or (), flags
-    return next_command.Ended(*where, *accuracies, *about).next()
+    ended = next_command.Ended(
+        settings=run.settings,
+        overrides=run.plan.overrides,
+        directory=run.directory,
+        train_accuracy=run.epochs[-1]["train_accuracy"] if run.epochs else 0.0,
+        test_accuracy=run.evaluation["test_accuracy"],
+        channels=run.data.image_shape[0],
+        resumed=run.resumed,
+        in_sweep=HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN,
+        plugins=run.config.get("plugins") or (),
+        flags=flags,
+    )
+    return ended.next()
 
 
 def _rows(run: "Run") -> str:

@@ -221,6 +221,6 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
 
 @pytest.mark.parametrize(("precision", "bf16"), [("bf16", True), ("fp32", False)])
 def test_the_precision_of_the_settings_reaches_the_kernels(precision, bf16, on_gpu, monkeypatch):
-    monkeypatch.setattr(compatibility, "reason_not_packed", lambda settings, device: "")  # which refuses bf16 on a CPU
+    monkeypatch.setattr(compatibility.Feature, "reason_against", lambda *_: "")  # the table refuses bf16 on a CPU
     trainer = trainer_of("optimizer=counter", "engine=packed", *SMALL[:-1], f"engine.precision={precision}")
     assert trainer.step.forward.bits.bf16 is bf16

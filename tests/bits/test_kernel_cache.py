@@ -20,7 +20,7 @@ print(counts[0], sum(stats.cache_hits.values()), sum(stats.cache_misses.values()
 
 
 def test_a_changed_intrinsic_is_never_run_from_the_cache(tmp_path):
-    """In a package that holds a copy of the kernels alone, and therefore imports no torch."""
+    """The test copies the kernels alone into a new package, which imports no torch."""
     kernels = tmp_path / "bnn_exp" / "bits" / "cpu" / "kernels"
     source = Path(bnn_exp.bits.cpu.kernels.__file__).parent
     shutil.copytree(source, kernels, ignore=shutil.ignore_patterns("__pycache__"))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -295,10 +296,10 @@ def test_exports_say_what_they_made(bnn_train, run, tmp_path, kind, file):
 
 @pytest.mark.slow
 def test_a_benchmark_compares_ways_that_agree(bnn_train, run, monkeypatch):
-    from bnn_exp.commands.benchmark import inference_speed
+    from bnn_exp.commands.benchmark import inference, inference_speed
 
     monkeypatch.setattr(inference_speed, "LAYERS", ((64, 32, 1),))
-    monkeypatch.setattr(inference_speed.measure, "__defaults__", ((1, 16), 3, 1))
+    monkeypatch.setattr(inference, "measure", partial(inference_speed.measure, batches=(1, 16), rounds=3))
     done = bnn_train("task=benchmark", "from=run")
     assert done.code == 0, done.err
     found = json.loads((run / "benchmark.json").read_text())

@@ -169,7 +169,7 @@ def test_a_local_job_without_a_result_fails_alone(capfd, tmp_path):
             raise RuntimeError("Job failed with trace:\n---\nValueError: no such key\n")
 
     now = command.begin()
-    results = jobs._results([Job(), Good(), Raised()])
+    results = jobs.results([Job(), Good(), Raised()])
     assert [result.return_value for result in results] == [None, 97.0, None]
     assert sorted(now.codes) == [FAILED, FAILED, TOO_LOW]
     err = capfd.readouterr().err
