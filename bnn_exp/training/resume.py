@@ -80,7 +80,7 @@ def _check_nothing_lost(directory: Path) -> None:
         raise UserError(f"hydra.run.dir={directory}: a sweep is there\nallowed: another folder")
     if epochs := len(metrics.read(directory / "metrics.jsonl")):
         raise UserError(
-            f"{directory}: a new run would overwrite a run of {epochs} epochs, which has no checkpoint\n"
+            f"{directory}: holds a run of {epochs} epochs without a checkpoint; a new run would overwrite them\n"
             "allowed: its checkpoints/last.pt put back, or another folder"
         )
 

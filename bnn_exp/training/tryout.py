@@ -65,9 +65,7 @@ def _check_loss(name: str, classes: int) -> None:
     if not scalar:
         got = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
         got += " without a gradient" if isinstance(value, torch.Tensor) and not value.requires_grad else ""
-        raise UserError(
-            f"trainer.loss={name}: the function returns {got}\nallowed: the mean over the batch, a scalar with a gradient"
-        )
+        raise UserError(f"trainer.loss={name}: it returns {got}\nallowed: the mean over the batch, a scalar with a gradient")
 
 
 def _check_rule(settings: Settings) -> None:
