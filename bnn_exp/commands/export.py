@@ -1,9 +1,10 @@
 """`task=export`: a packed network in another format, checked on every test row."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnn_exp.commands.task import Task, joined, named
 from bnn_exp.deploy.check import has_a_form
@@ -32,11 +33,7 @@ def export(task: Task) -> str:
     into = Path(wanted.dir) if wanted.dir else task.into_run_or(run_of(model) / named("export", model), model)
     images = torch.from_numpy(plan.read(task.dataset).test_images)
     with writable(into, "export.dir=FOLDER where you may write"):
-        if wanted.format == "torch":
-            ours = has_a_form(network)
-            facts = export_torch(network, into, images) if ours else write_torch(network, traceable(network), into, images)
-        else:
-            facts = {"c": export_c, "onnx": export_onnx}[wanted.format](network, into, images, tuple(about["classes"]))
+        facts = _write(wanted.format, network, into, images, tuple(about["classes"]))
     sizes = [
         f"{key.removesuffix('bytes').replace('_', ' ')}{bytes_in_words(value)}"
         for key, value in facts.items()
@@ -45,6 +42,15 @@ def export(task: Task) -> str:
     files = [file.name for file in facts.get("files", [facts.get("file")])]
     message = f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {len(images):,} test rows"
     return joined(message, task.next("benchmark", "its speed"))
+
+
+def _write(format: str, network: nn.Module, into: Path, images: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Writes the export and checks its predictions for `images`, uint8 [n, …]. Returns facts such as files and sizes."""
+    if format != "torch":
+        return {"c": export_c, "onnx": export_onnx}[format](network, into, images, classes)
+    if has_a_form(network):
+        return export_torch(network, into, images)
+    return write_torch(network, traceable(network), into, images)
 
 
 def line_to_export(task: Task) -> str:

@@ -58,7 +58,7 @@ def train(composed: DictConfig, directory: Path, plan: Plan | None) -> float | N
     except NotWritten as error:
         now.fail_with(error, f"next: {_command_to_go_on(directory)}, when there is room")
     except RankLost as error:
-        now.fail_with(error, f"next: bnn-train resume={directory}, which continues after the last complete epoch")
+        now.fail(f"{error.prefix}{error}; bnn-train resume={directory} continues after the last epoch", error.exit_code)
     except Expected as error:
         now.fail_with(error)
     except Exception as error:

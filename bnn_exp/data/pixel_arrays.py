@@ -51,7 +51,7 @@ def refuse_labels_alone(names: set[str], where: str) -> None:
 
 
 def paired(source: Source, pictures: np.ndarray, labels: np.ndarray | list) -> Rows:
-    """Returns the rows of an array of images and an array of labels.
+    """Returns one split from an array of images and its labels. One-hot labels become class numbers.
 
     Raises:
         UserError: the numbers of images and labels differ, or the shape of an array does not fit.
@@ -113,8 +113,8 @@ def eight_bits(
     if limits is None:
         known = {split: _range_of(values, where) for split, values in filled.items()}
         if len(set(known.values())) > 1:
-            said = ", ".join(f"{split} {low:g} to {high:g}" for split, (low, high) in known.items())
-            raise UserError(f"{where}: the splits have values of different ranges ({said})\nallowed: one range in all splits")
+            ranges = ", ".join(f"{split} {low:g} to {high:g}" for split, (low, high) in known.items())
+            raise UserError(f"{where}: the splits have values of different ranges ({ranges})\nallowed: one range in all splits")
         limits = next(iter(known.values()))
         if limits != (0, 255) or any(values.dtype.kind == "f" for values in filled.values()):
             notes.append(f"values are read as numbers from {limits[0]} to {limits[1]} (or say dataset.range)")
@@ -128,7 +128,11 @@ def eight_bits(
 
 
 def _range_of(values: np.ndarray, where: str) -> tuple[int, int]:
-    """Returns the lowest and highest possible value of a split, from the type, minimum and maximum of its values."""
+    """Returns the values that mean black and white in a split, from the type, minimum and maximum of its values.
+
+    Raises:
+        UserError: type and values do not decide the range.
+    """
     if values.dtype == bool:
         return 0, 1
     low, high = float(values.min()), float(values.max())

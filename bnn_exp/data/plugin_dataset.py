@@ -91,7 +91,7 @@ def _pair(name: str, make: Callable, split: str, value: Any) -> tuple[np.ndarray
 
 
 def _classes(name: str, make: Callable, given: Any, labels: np.ndarray) -> tuple[str, ...]:
-    """Returns the class names: the given names, else the train labels in order."""
+    """Returns the class names: the given names; else 0 … max for whole-number labels, or the sorted texts of other labels."""
     if given is not None:
         classes = tuple(map(str, given))
     elif labels.dtype.kind in "iu" and labels.size:

@@ -84,7 +84,7 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
         data=_described(dataset, arrays, split, own),
         accuracy_float=percent(answers == labels),
         accuracy_packed=None if packed_answers is None else percent(packed_answers == labels),
-        summary_accuracy=evaluations.told(run, model["which"], len(labels)) if own else None,
+        summary_accuracy=evaluations.summary_accuracy(run, model["which"], len(labels)) if own else None,
         different_predictions=None if packed_answers is None else int((packed_answers != answers).sum()),
         seconds_float=seconds,
         seconds_packed=packed_seconds,

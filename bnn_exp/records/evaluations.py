@@ -42,7 +42,7 @@ def picture_of(file: Path) -> Path:
     return file.with_name("mistakes.png") if file.name == OWN else file.with_suffix(".png")
 
 
-def told(record: Record, which: str, rows: int) -> float | None:
+def summary_accuracy(record: Record, which: str, rows: int) -> float | None:
     """Returns the test accuracy (percent) that the summary of a run states for a network; None if it can't be compared.
 
     The summary of a stopped run describes the last whole epoch, but its last network may be a few steps further. The summary

@@ -107,5 +107,5 @@ def sha256(about: dict[str, str], state: dict[str, Tensor]) -> str:
 
 
 def identity_sha256(about: dict[str, str]) -> str:
-    """Returns the fingerprint of the class and the probe logits. It covers `sha256` too, so it belongs to one file."""
+    """Returns the fingerprint of the network's class and probe logits, bound to the fingerprint of the other content."""
     return hashlib.sha256("\n".join(about[key] for key in (*IDENTITY, "sha256")).encode()).hexdigest()

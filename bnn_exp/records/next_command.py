@@ -18,7 +18,7 @@ SMOKE = ("trainer", "trainer.epochs", "trainer.limit_batches", "trainer.limit_ev
 
 
 def line(arguments: Sequence[str], why: str = "") -> str:
-    """Returns a line with a `bnn-train` command to paste into a shell, and its purpose."""
+    """Returns one output line: a `bnn-train` command that can be pasted into a shell, with its purpose."""
     return f"next{f' ({why})' if why else ''}: {shlex.join(['bnn-train', *arguments])}"
 
 
@@ -44,7 +44,7 @@ class Ended:
     flags: Sequence[str] = ()
 
     def next(self) -> str:
-        """Returns the line of the next useful command; "" for a run of a sweep, because the sweep suggests one."""
+        """Returns the output line that suggests the next command; "" for a run of a sweep, because the sweep suggests one."""
         if self.in_sweep:
             return ""
         if self.settings.trainer.limit_batches or self.settings.trainer.limit_eval:
@@ -54,7 +54,7 @@ class Ended:
         return self._better() or self._sweep()
 
     def _better(self) -> str:
-        """Returns the change that helps most, if the network has not learned its train rows, or knows them by heart; else
+        """Returns a suggestion with the most helpful change, if the network has not learned its train rows or overfits; else
         ""."""
         model, trainer = self.settings.model, self.settings.trainer
         if self.train_accuracy < LEARNED:
@@ -86,9 +86,11 @@ class Ended:
 
 
 def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) -> str:
-    """Returns the line of another task with the network of a request; "" if the request names no network.
+    """Returns the output line that suggests another task for the network of a request; "" if the request names no network.
 
     Args:
+        task: the suggested task.
+        why: the purpose of the command.
         more: further overrides of the command.
     """
     if not request.from_:
@@ -99,7 +101,7 @@ def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) 
 
 
 def after_sweep(comparison: "Comparison", directory: Path, arguments: Sequence[str], cut: bool = False) -> str:
-    """Returns the line that continues a sweep, or that evaluates its best run; "" if neither makes sense.
+    """Returns the output line that suggests to continue a sweep or to evaluate its best run; "" if neither makes sense.
 
     Args:
         arguments: the arguments of the command that swept.

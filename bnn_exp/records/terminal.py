@@ -44,20 +44,20 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     Yields:
         A function that takes the number of further items done.
     """
-    began = said = monotonic()
-    done, bar, speak = 0, None, console()
+    began = printed = monotonic()
+    done, bar, output = 0, None, console()
 
     def advance(count: int) -> None:
-        nonlocal said, done, bar
+        nonlocal printed, done, bar
         done += count
-        if speak.is_terminal:
+        if output.is_terminal:
             if bar is None and monotonic() - began >= PATIENCE:
-                bar = started_bar(speak, what, total)
+                bar = started_bar(output, what, total)
             if bar is not None:
                 bar.update(bar.task_ids[0], completed=done)
-        elif monotonic() - said >= EVERY:
-            said = monotonic()
-            speak.print(f"{what}: {done:,} of {total:,}")
+        elif monotonic() - printed >= EVERY:
+            printed = monotonic()
+            output.print(f"{what}: {done:,} of {total:,}")
 
     try:
         yield advance

@@ -117,7 +117,7 @@ def test_a_heat_map_tells_the_layer_and_the_epoch_under_the_pointer(opened, file
     assert figure.locator(".tip").inner_text() == f"layers.2.weight, epoch 11\n{flips} flips ({flips / 10:g}% of 1,000)"
 
 
-def test_a_click_sorts_the_table_of_a_study(opened, files):
+def test_a_click_sorts_the_table_of_a_sweep(opened, files):
     page = opened(files / "sweep.html", "desk", "light")
 
     def column(number):

@@ -1,4 +1,5 @@
-"""config=RUN, init_from=RUN and from=RUN: what is taken over from a run, and what takes its place."""
+"""config=RUN, init_from=RUN and from=RUN: the settings that a command inherits from a run, and the overrides that replace
+them."""
 
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ from bnn_exp.data import sources
 SMALL = ("model.hidden_size=16", "trainer.batch_size=128")
 RUN = (*SMALL, "model.encoding=boolean", "optimizer.mask=random", "delta=0.3", "real_optimizer=sgd", "dataset.limit=300",
        "trainer.epochs=2", "seed=4")  # fmt: skip
-PHOTOGRAPHS = "photographs of 'mine', 100% = ${all}"  # a name with all that Hydra's grammar means something by
+PHOTOGRAPHS = "photographs of 'mine', 100% = ${all}"  # a name full of signs of Hydra's grammar
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_configuration_anew_is_the_same_run(bnn_train, first, summary, place):
     ],
 )
 def test_an_experiment_can_not_name_the_run_to_begin_with(bnn_train, first, tmp_path, text, arguments):
-    """The rule of the run would go on at the strength at which it learned from nothing."""
+    """The experiment is refused: it would keep the strength of the first training, which is too large for fine-tuning."""
     (tmp_path / "own/experiment").mkdir(parents=True)
     (tmp_path / "own/experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
     done = bnn_train("--config-dir", "own", *arguments, "trainer.epochs=1")
@@ -118,7 +119,7 @@ def test_every_value_comes_back_as_it_was(bnn_train, tmp_path):
 
 
 def test_a_configuration_of_an_earlier_version_keeps_each_rules_strength(bnn_train, first):
-    """Then delta was 0.1 whatever the rule, and counters had their own."""
+    """In earlier versions delta was 0.1 for every rule, and counters had a separate strength."""
     values = OmegaConf.load(first / "config.yaml")
     values.delta, values.optimizer = 0.1, {"name": "counter", "bits": 4, "delta": 0.05, "scale": "tensor", "schedule": "linear"}
     OmegaConf.save(values, first / "config.yaml")
@@ -189,7 +190,7 @@ def test_fine_tuning_goes_on_with_model_and_rule(bnn_train, first, summary):
         assert "init_from=first: loaded: layers.0, layers.1, layers.2, layers.3; begins anew: nothing; frozen: layers.0" in text
         assert "optimizer.delta=0.06; of that run: optimizer=hypermask optimizer.delta=0.3" in text
     third = composed(bnn_train, "init_from=second")
-    assert third["optimizer"]["delta"] == pytest.approx(0.06)  # gentle already
+    assert third["optimizer"]["delta"] == pytest.approx(0.06)  # the first fine-tuning reduced it already
 
 
 def test_fine_tuning_by_another_rule_or_strength(bnn_train, first):
@@ -199,7 +200,7 @@ def test_fine_tuning_by_another_rule_or_strength(bnn_train, first):
     for said in ("delta=0.2", "optimizer.delta=0.2"):
         assert composed(bnn_train, "init_from=first", said)["optimizer"]["delta"] == 0.2
     assert composed(bnn_train, "init_from=first", "experiment=mnist_best")["optimizer"]["name"] == "counter"
-    assert composed(bnn_train, "init_from=first", "config=first")["optimizer"]["delta"] == 0.3  # which says the rule too
+    assert composed(bnn_train, "init_from=first", "config=first")["optimizer"]["delta"] == 0.3  # config= gives the rule too
 
 
 GENTLER = {
@@ -243,10 +244,10 @@ register_rule(Settings, HyperMask, values={"k": 12, "schedule": "constant"}, STR
     ("least", "strength", "k", "expected"),
     [
         (1, "strength='k', gentler=4", 12, 3),
-        (1, "strength='k', gentler=4", 2, 1),  # not a half
-        (0, "strength='k', gentler=4", 2, 1),  # with none it would not learn
-        (8, "strength='k', gentler=4", 12, 12),  # the gentler one is not allowed
-        (1, "gentler=4", 12, 12),  # no setting is its strength
+        (1, "strength='k', gentler=4", 2, 1),  # 2/4 is rounded up to a whole number
+        (0, "strength='k', gentler=4", 2, 1),  # a strength of 0 would not learn
+        (8, "strength='k', gentler=4", 12, 12),  # 12/4 is below the least allowed value
+        (1, "gentler=4", 12, 12),  # the rule names no strength
     ],
 )
 def test_a_strength_that_is_a_whole_number_stays_one(bnn_train, forget, tmp_path, least, strength, k, expected):
@@ -265,7 +266,7 @@ KNOWN, FEW = (
 
 
 def test_what_was_known_is_not_destroyed(bnn_train, copy_of_run, tmp_path, summary):
-    """By the same rows again, without a rule said."""
+    """Fine-tunes on equal rows, with the inherited rule."""
     run = copy_of_run(tmp_path / "known", *KNOWN)
     assert bnn_train(f"init_from={run}", *FEW, "hydra.run.dir=same").code == 0
     assert summary("same")["test_accuracy"] > summary(run)["test_accuracy"] - 10
@@ -273,7 +274,7 @@ def test_what_was_known_is_not_destroyed(bnn_train, copy_of_run, tmp_path, summa
 
 @pytest.mark.slow
 def test_what_is_other_is_learned(bnn_train, copy_of_run, tmp_path, summary):
-    """Digits moved by a pixel, without a rule said."""
+    """Fine-tunes on digits that are shifted by a pixel, with the inherited rule."""
     run, digits = copy_of_run(tmp_path / "known", *KNOWN), sources.read("digits")
     train, test = ([*np.roll(images[:, 0], 1, 2)] for images in (digits.train_images[:400], digits.test_images))
     _labelled(tmp_path / "moved", train, digits.train_labels[:400], test, digits.test_labels)

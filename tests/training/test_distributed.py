@@ -415,4 +415,8 @@ def test_more_devices_than_gpus_are_refused(bnn_train, tmp_path, monkeypatch, de
 
 def test_more_devices_than_eight_bits_can_sum_are_refused(bnn_train):
     done = bnn_train("engine.devices=128", "engine.all_reduce=int8")
-    assert done.code == 2 and "engine.all_reduce=int8: the sum of 128 devices" in done.err and "up to 127" in done.err
+    assert (
+        done.code == 2
+        and "engine.all_reduce=int8: the sum of 128 devices" in done.err
+        and "up to engine.devices=127" in done.err
+    )

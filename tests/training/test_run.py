@@ -237,7 +237,7 @@ def test_a_loss_that_is_no_number_ends_the_run(bnn_train, summary):
 def test_an_unexpected_error_is_a_line_here_and_a_traceback_in_the_log(bnn_train, summary, monkeypatch):
     from bnn_exp.training.trainer import Trainer
 
-    def broken(self, x, labels):
+    def broken(self, rows, epoch, batch):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(Trainer, "train_on", broken)

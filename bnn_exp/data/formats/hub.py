@@ -46,7 +46,7 @@ def load(name: str, hub: str, label: str | None) -> dict[str, Rows]:
 
 
 def source(name: str, hub: str, label: str | None) -> Source:
-    """Returns the hub dataset as a source without files."""
+    """Returns a dataset of the hub as a `Source`. It has no files of its own, because `datasets` manages the download."""
     from pathlib import Path
 
     return Source(f"dataset={name} ({hub})", Path(), [], lambda _: load(name, hub, label))

@@ -86,28 +86,28 @@ def rows_of(table: Table, where: str, label: str | None) -> Rows:
         if _is_text(kind)
         or any(is_kind(kind) for is_kind in (kinds.is_integer, kinds.is_boolean, kinds.is_dictionary, kinds.is_floating))
     }
-    said = ", ".join(f"{name} ({_kind(feature)})" for name, feature in list(table.features.items())[:12])
-    said += f" and {len(table.features) - 12} more" if len(table.features) > 12 else ""
+    all_columns = ", ".join(f"{name} ({_kind(feature)})" for name, feature in list(table.features.items())[:12])
+    all_columns += f" and {len(table.features) - 12} more" if len(table.features) > 12 else ""
     columns = named | {name: 0 for name in plain if name not in named}
     if len(images) == 1 or (not images and len(nested) == 1):
-        chosen = label_column(columns if label or not named else named, label, where, said)
+        chosen = label_column(columns if label or not named else named, label, where, all_columns)
         classes = tuple(table.features[chosen].names) if chosen in named else None
         labels = table.values(chosen)
         if label is None and chosen not in named:
-            refuse_identifiers(chosen, labels, where, said)
+            refuse_identifiers(chosen, labels, where, all_columns)
         if images:
             return Rows(Column(table, images[0], where), labels, classes)
         return Rows(as_pictures(where, _numbers(table.values(nested[0]), where, nested[0])), labels, classes)
     numbers = [name for name in plain if not _is_text(table.types[name]) and not kinds.is_dictionary(table.types[name])]
     if not images and len(numbers) > LEAST_PIXELS:
         called = {name: 0 for name in columns if name == label or name.lower() in LABELS}
-        chosen = label_column(called, label, where, said)
+        chosen = label_column(called, label, where, all_columns)
         own = _by_their_numbers([name for name in numbers if name != chosen and name.lower() not in NO_LABELS])
         pixels = np.stack([np.asarray(table.values(name)) for name in own], 1)
         classes = tuple(table.features[chosen].names) if chosen in named else None
         return Rows(as_pictures(where, pixels), table.values(chosen), classes)
     raise UserError(
-        f"{where}: its columns are {said}\n"
+        f"{where}: its columns are {all_columns}\n"
         "allowed: one column of images (Image, or bytes) and one of classes (ClassLabel, numbers or texts)"
     )
 

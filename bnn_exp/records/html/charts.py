@@ -65,7 +65,7 @@ def lines(
         if len(points) <= 12:
             dots = (Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(one.style, i, v) for i, v in points)
             parts.extend(dots)
-    last = "; ".join(f"{one.name} {_said(one.values)}" for one in series[:COLOURS])
+    last = "; ".join(f"{one.name} {_first_and_last(one.values)}" for one in series[:COLOURS])
     values = {
         "kind": "lines",
         "x": list(x),
@@ -79,7 +79,7 @@ def lines(
     return Chart(title, svg(HEIGHT, words, parts), values, note, legend)
 
 
-def _said(values: Sequence[float | None]) -> str:
+def _first_and_last(values: Sequence[float | None]) -> str:
     there = [v for v in values if v is not None]
     return f"from {there[0]:.4g} to {there[-1]:.4g}" if there else "without values"
 

@@ -90,8 +90,8 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
     if asked := record.setting("trainer.epochs"):
         tiles.append(("epochs", f"{len(record.epochs):,}", f"of {asked:,}"))
     if s.get("binary_parameters") is not None:
-        said = "verified to be bits" if s.get("binary_verified") else "not verified"
-        tiles.append(("binary weights", f"{s['binary_parameters']:,}", said))
+        remark = "verified to be bits" if s.get("binary_verified") else "not verified"
+        tiles.append(("binary weights", f"{s['binary_parameters']:,}", remark))
     if s.get("bytes_as_bits"):
         as_fp32 = 4 * (s["binary_parameters"] + s["real_parameters"])
         tiles.append(("size", bytes_in_words(s["bytes_as_bits"]), f"{bytes_in_words(as_fp32)} as fp32"))

@@ -45,8 +45,8 @@ def over(key: str, comparison: Comparison) -> Chart:
             points.append([x, up(row.mean), words + "s" * (len(row.runs) != 1) + ", best" * row.best, style])
     legend = [(f"c{i}", name) for i, name in enumerate(groups)] if 1 < len(groups) <= COLOURS else []
     title = f"{in_title(comparison.y)} over {names[key]}"
-    said = (f"{settings(row, comparison.varied, names)}: {row.in_words}" for row in comparison.rows[:12])
-    words = f"{title}. {'; '.join(said)}"
+    rows_in_words = (f"{settings(row, comparison.varied, names)}: {row.in_words}" for row in comparison.rows[:12])
+    words = f"{title}. {'; '.join(rows_in_words)}"
     return Chart(title, svg(HEIGHT, words, parts), {"kind": "points", "points": points}, legend=legend)
 
 

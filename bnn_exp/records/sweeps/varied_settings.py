@@ -58,15 +58,15 @@ def _labelled(records: Sequence[Record], configs: list[dict[str, Any]]) -> list[
 
     Runs with equal values of a group get one label, the first that a command line has.
     """
-    said: dict[tuple, str] = {}
+    labels: dict[tuple, str] = {}
     for record, config in zip(records, configs, strict=True):
         for group, choice in _choices(record).items():
             if f"{group}.name" in config:
-                said.setdefault(_of_group(config, group), choice)
+                labels.setdefault(_of_group(config, group), choice)
     found = []
     for config in configs:
         groups = [key.removesuffix(".name") for key in config if key.count(".") == 1 and key.endswith(".name")]
-        found.append({group: said.get(_of_group(config, group), config[f"{group}.name"]) for group in groups} | config)
+        found.append({group: labels.get(_of_group(config, group), config[f"{group}.name"]) for group in groups} | config)
     return found
 
 

@@ -32,6 +32,8 @@ class Exchanged:
         self.step = build(self._loss_of_share)
         network, rule = self.step.network, self.step.rule
         self.size, self.bytes_reduced = 0, 0  # of the whole batch; of what a rank sends in a step
+        self.wants_to_stop: Callable[[], bool] = lambda: False  # of this rank; `stopping` is that of all ranks
+        self.stopping = False
         self.bits = [p for p in rule.tensors() if p.requires_grad]
         binary = {id(p) for p in self.bits}
         self.reals = [p for p in network.parameters() if id(p) not in binary and p.requires_grad]

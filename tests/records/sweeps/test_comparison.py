@@ -227,7 +227,7 @@ def test_a_report_goes_where_it_is_wanted_and_leaves_the_sweeps_own_alone(bnn_tr
 
 
 @pytest.mark.parametrize("numeric", [False, True])
-def test_odd_names_in_the_plot_of_a_study(tmp_path, numeric):
+def test_odd_names_in_the_plot_of_a_sweep(tmp_path, numeric):
     """Draws a plot for odd texts as settings and as names of lines. matplotlib gives no warning of an omitted name."""
     texts = [*ODD, "_leading", "$", "$$x$$", "\\$"]
     result = compare([run(0, 50 + i, x=text, n=i % 2 if numeric else 0) for i, text in enumerate(texts)])

@@ -92,7 +92,7 @@ def test_a_hundred_runs_are_a_small_page(tmp_path):
     assert len(sweep_page(compare(runs), tmp_path).encode()) < 1_000_000
 
 
-def test_a_study_of_nothing_of_one_run_and_of_words_alone(tmp_path):
+def test_a_page_of_no_run_of_one_run_and_of_words_alone(tmp_path):
     assert "0 runs" in sweep_page(compare([]), tmp_path)
     single = study_run(tmp_path, 0, 50.0, model={"name": "mlp"})
     assert "50.00" in sweep_page(compare([single]), tmp_path)
