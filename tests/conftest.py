@@ -3,6 +3,7 @@
 They import `helpers` inside their functions: `helpers` imports torch, and `pytest_configure` must run before torch is imported.
 """
 
+import copy
 import json
 import os
 import random
@@ -62,6 +63,28 @@ def triton_runs():
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
     os.environ["BNN_EXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _files_of_conf():
+    """Parses each file of conf/ once in a process. Hydra parses some thirty of them for every command."""
+    from omegaconf import OmegaConf
+
+    from bnn_exp.config.registry import CONF
+
+    parse, parsed = OmegaConf.load, {}
+
+    def load(file):
+        name = str(getattr(file, "name", file))
+        if not Path(name).is_relative_to(CONF):
+            return parse(file)
+        if name not in parsed:
+            parsed[name] = parse(file)
+        return copy.deepcopy(parsed[name])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", load)
+        yield
 
 
 @pytest.fixture(autouse=True)

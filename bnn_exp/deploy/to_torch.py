@@ -39,7 +39,7 @@ def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Te
     """Does the work of `export_torch`. `form` computes what `network` computes, and `torch.export` can trace it."""
     file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
-    shapes = {"x": {0: torch.export.Dim("batch", min=1)}}
+    shapes = ({0: torch.export.Dim("batch", min=1)},)  # by position: a user's network may give its argument any name
     plain = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in operators.SCHEMAS}
     written = io.BytesIO()
     with warnings.catch_warnings():

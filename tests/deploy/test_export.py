@@ -11,6 +11,7 @@ from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network
 from bnn_exp.deploy.check import check_equal, predictions
 from bnn_exp.deploy.to_c import classify, compile_c
 from bnn_exp.deploy.to_onnx import session
+from bnn_exp.deploy.to_torch import write_torch
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
@@ -202,3 +203,22 @@ def test_an_export_says_what_it_needs(form, tmp_path):
         with pytest.raises(UserError, match=r"export\.format="):
             form(other, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class NamedOtherwise(torch.nn.Module):
+    """A network whose argument is not called `x`."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, digits):
+        return self.network(digits)
+
+
+def test_the_argument_of_an_exported_network_may_have_any_name(tmp_path):
+    network, images = random_mlp(0)
+    named = NamedOtherwise(network)
+    found = write_torch(named, named, tmp_path, images)
+    program = torch.export.load(found["file"]).module()
+    assert torch.equal(program(images[:3]).argmax(1), network(images[:3]).argmax(1))
