@@ -1,6 +1,6 @@
-"""Checks of the tensors that kernels get: a kernel sees only addresses.
+"""Checks the tensors that a kernel gets, because a kernel sees only their addresses.
 
-A check takes a microsecond; a layer of 1024² bits takes two.
+A check must be short. It takes a microsecond, and the kernel of a layer of 1024² bits takes only two.
 """
 
 import torch
@@ -12,13 +12,13 @@ _UINT8, _INT32 = torch.uint8, torch.int32
 
 
 def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
-    """Returns the sizes of an input x and its weights: rows and columns of x, number of tiles, bytes of an output's weights.
+    """Returns the rows and columns of the input `x`, the number of `tiles`, and the bytes of one output's weights.
 
     Args:
         kind: the kind of numbers in x: "bit", "pixel" or "real".
 
     Raises:
-        ValueError: x and tiles do not fit together.
+        ValueError: the shapes, dtypes or devices of `x` and `tiles` do not fit together.
     """
     try:
         (rows, row), (groups, columns, lanes) = x.shape, tiles.shape
@@ -36,13 +36,13 @@ def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
 
 
 def check_outputs(outputs: int, groups: int) -> None:
-    """Raises ValueError unless `groups` tiles hold `outputs` outputs, with a part of the last tile empty at most."""
+    """Raises ValueError unless `outputs` outputs need exactly `groups` tiles. Only the last tile may be partly empty."""
     if (outputs + LANES - 1) // LANES != groups:
         raise ValueError(f"outputs={outputs}: {groups} tiles have {LANES * (groups - 1) + 1} to {LANES * groups}")
 
 
 def check_thresholds(thresholds: Tensor, inverted: Tensor, tiles: Tensor) -> None:
-    """Raises ValueError unless `thresholds` and `inverted` have an entry for each output of the tiles, on their device."""
+    """Raises ValueError unless `thresholds` and `inverted` fit the outputs, and are on the device, of `tiles`."""
     groups, device = tiles.shape[0], tiles.get_device()
     typed = thresholds.dtype is _INT32 and inverted.dtype is _UINT8
     shaped = thresholds.shape == (LANES * groups,) and inverted.shape == (LANES // 8 * groups,)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """The purpose of random numbers: the first integer of a key, followed by the integers that the comments name.
+    """The first integer of every random key. The comment of each member names the integers that follow it in the key.
 
     Different purposes never share a key.
     """
@@ -26,7 +26,7 @@ class Purpose(IntEnum):
 def generator(device: torch.device | str, purpose: Purpose, *key: int) -> torch.Generator:
     """Returns a generator that depends on `purpose` and the integers of `key`, each ≥ 0, alone.
 
-    NumPy's SeedSequence mixes them into the generator's seed.
+    NumPy's SeedSequence mixes these integers into the generator's seed.
     """
     return torch.Generator(device).manual_seed(number(purpose, *key) >> 1)
 

@@ -1,7 +1,8 @@
 """The interface through which the packed engine passes the gradient of a layer's weights to a rule.
 
-A weight gradient is the product of two factors: the gradient at the layer's sums, and the layer's inputs. A rule that reads
-few entries of the gradient has only those computed.
+A layer's sums are the products of its inputs with its weights. A weight gradient is the product of two factors: the gradient
+at the layer's sums, and the layer's inputs. If a rule reads only a few entries of a weight gradient, only these entries are
+computed.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ class Factors(Protocol):
         """The number of inputs of each neuron."""
 
     def entries(self, positions: Tensor) -> Tensor:
-        """Returns the gradient at flat positions `positions`, int64, sorted: float32 of the same length."""
+        """Returns the gradient at `positions`, float32. Positions are sorted int64 indices into the flattened gradient."""
 
     def whole(self) -> Tensor:
         """Returns the whole gradient, float32 [neurons, inputs]."""
@@ -36,7 +37,7 @@ class ComputedGradient:
         return self.gradient.shape[1]
 
     def entries(self, positions: Tensor) -> Tensor:
-        """Returns the gradient at flat positions `positions`, int64: float32 of the same length."""
+        """Returns the gradient at `positions`, float32. Positions are int64 indices into the flattened gradient."""
         return self.gradient.flatten()[positions]
 
     def whole(self) -> Tensor:

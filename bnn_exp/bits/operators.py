@@ -1,11 +1,11 @@
 """The operations of inference on packed bits, as torch operators.
 
-This module alone chooses the code that computes them: numba's kernels on a CPU, Triton's on CUDA, plain torch everywhere else.
+This module alone chooses the code of an operator: numba's kernels on a CPU, Triton's on CUDA, plain torch everywhere else.
 
-Weights are the tiles of their packed bits (`to_tiles`). Inputs are rows of packed bits, uint8 [batch, ≥ bytes of the tiles]; of
-pixels, uint8 [batch, inputs]; or of real numbers, [batch, inputs]. The value w of a weight's bit 1 is 1, that of a bit 0 is
-`zero`, 0 or −1. On bits x ∈ {0, 1} and on pixels the sums Σ x·w are therefore integers, and exact. `torch.compile` and
-`torch.export` know the operators. They have no gradients.
+Weights are the tiles of their packed bits (`to_tiles`). An input x is packed bits, uint8 [batch, ≥ bytes of the tiles], pixels,
+uint8 [batch, inputs], or real numbers, [batch, inputs]. A weight w is 1 for a bit 1, and `zero` (0 or −1) for a bit 0. For bits
+and pixels x, the sums Σ x·w are therefore integers, and exact. `torch.compile` and `torch.export` know the operators. The
+operators have no gradients.
 """
 
 from collections.abc import Callable
@@ -21,35 +21,47 @@ from bnn_exp.bits.reference import LANES
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Returns Σ x·w of bits x, uint8 [batch, ≥ bytes]: int32 [batch, outputs]."""
+    """Returns the sums Σ x·w of packed bits x, uint8 [batch, ≥ bytes]: int32 [batch, outputs].
+
+    Args:
+        tiles: the packed bits of the weights w, from `to_tiles`.
+        zero: the value of w for a bit 0, 0 or −1. For a bit 1, w is 1.
+    """
     return _operator("bit_sums", x)(x, tiles, outputs, zero)
 
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Returns Σ x·w of pixels x, uint8 [batch, inputs]: int32 [batch, outputs]."""
+    """Returns the sums Σ x·w of pixels x, uint8 [batch, inputs]: int32 [batch, outputs].
+
+    Args:
+        tiles: the packed bits of the weights w, from `to_tiles`.
+        zero: the value of w for a bit 0, 0 or −1. For a bit 1, w is 1.
+    """
     return _operator("pixel_sums", x)(x, tiles, outputs, zero)
 
 
 def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
-    """Returns the bits 1[Σ x·w ≥ threshold] of bits x, packed: uint8 [batch, 8 · tiles].
+    """Returns the packed bits 1[Σ x·w ≥ threshold] of packed bits x, uint8 [batch, ≥ bytes]: uint8 [batch, 8 · tiles].
 
     Args:
+        tiles, zero: see `bit_sums`.
         thresholds: int32 [64 · tiles]; the largest int32 for outputs that do not exist.
-        inverted: packed bits, uint8 [8 · tiles]; where one is 1, the output bit is 1[Σ x·w < threshold].
+        inverted: packed bits, uint8 [8 · tiles]. For an output whose bit here is 1, the result is 1[Σ x·w < threshold].
     """
     return _operator("bit_steps", x)(x, tiles, thresholds, inverted, zero)
 
 
 def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
-    """Returns the bits 1[Σ x·w ≥ threshold] of pixels x, uint8 [batch, inputs], as `bit_steps` does of bits."""
+    """Returns the packed bits 1[Σ x·w ≥ threshold] of pixels x, uint8 [batch, inputs]. For the rest, see `bit_steps`."""
     return _operator("pixel_steps", x)(x, tiles, thresholds, inverted, zero)
 
 
 def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:
-    """Returns Σ x·w of real numbers x [batch, inputs]: [batch, outputs] of x's dtype.
+    """Returns the sums Σ x·w of real numbers x [batch, inputs]: [batch, outputs] of x's dtype.
 
     Args:
-        zero, one: the values of a weight's bits 0 and 1.
+        tiles: the packed bits of the weights w, from `to_tiles`.
+        zero, one: the values of w for a bit 0 and for a bit 1.
     """
     return _operator("real_product", x)(x, tiles, outputs, zero, one)
 
@@ -62,9 +74,9 @@ SCHEMAS = {"bit_sums": _SUMS, "pixel_sums": _SUMS, "bit_steps": _STEPS, "pixel_s
 
 
 def _operator(name: str, x: Tensor) -> Callable:
-    """Returns the torch operator `name`, or for a plain tensor on a CPU its function.
+    """Returns the torch operator `name`. For a plain tensor x on a CPU, returns the Python function behind the operator.
 
-    Torch's dispatcher takes longer than a layer of 1024² bits.
+    A direct call of this function avoids torch's dispatcher, which takes longer than a layer of 1024² bits.
     """
     if x.is_cpu and type(x) is Tensor and not _compiling():
         return _ON_CPU.get(name) or _on_cpu(name)
@@ -92,7 +104,7 @@ def _on_cuda(name: str) -> Callable:
 
 
 def _shape(name: str, x: Tensor, tiles: Tensor, *constants: Any) -> Tensor:
-    """Returns an empty tensor of the result's shape and dtype, for torch.compile and torch.export."""
+    """Returns an empty tensor with the shape and dtype of the operator's result, for torch.compile and torch.export."""
     kind, result = name.split("_")
     rows, _, groups, _ = sizes(x, tiles, kind)
     if result == "steps":

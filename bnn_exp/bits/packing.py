@@ -41,7 +41,7 @@ class PackedBits:
         return found
 
     def flip(self, which: Tensor) -> int | Tensor:
-        """Flips bits in place and returns their number, on a GPU as an int64 scalar there.
+        """Flips bits in place and returns their number, on a GPU as an int64 scalar on that GPU.
 
         Args:
             which: bool [rows, columns], True for each bit to flip; or, on the CPU only, flat positions, int64 and each once.
@@ -69,7 +69,7 @@ class PackedBits:
 
 
 def packed_state(network: nn.Module) -> dict[str, Tensor]:
-    """Returns the network's state_dict on the CPU, with parameters that hold bits packed. Latent weights stay real."""
+    """Returns the network's state_dict on the CPU. Parameters that hold bits are packed; latent weights stay real."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
     return state | {name: pack(p) for name, p in binary_parameters(network) if p.dtype != torch.uint8}
 
@@ -77,7 +77,7 @@ def packed_state(network: nn.Module) -> dict[str, Tensor]:
 def deployed_state(network: nn.Module) -> dict[str, Tensor]:
     """Returns the part of the network's state that evaluation needs, on the CPU.
 
-    The result is that of `packed_state` with two changes: packed bits replace latent weights too, and a BatchNorm with running
+    The result differs from `packed_state` in two ways. Packed bits replace latent weights too, and a BatchNorm with running
     statistics keeps only its scale and shift (`bnn_exp.nn.norm`).
     """
     state = packed_state(network) | {name: pack(bits) for name, bits in named_bits(network)}
@@ -93,7 +93,7 @@ def load_state(network: nn.Module, state: dict[str, Tensor]) -> None:
     """Loads a state from `packed_state` into a network of the same shape, in place.
 
     Raises:
-        ValueError, RuntimeError: names or sizes differ.
+        ValueError, RuntimeError: names or sizes in `state` differ from those in the network.
     """
     shapes = {name: tuple(p.shape) for name, p in binary_parameters(network) if p.dtype != torch.uint8}
     network.load_state_dict({n: unpack(t, shapes[n]) if n in shapes else t for n, t in state.items()})

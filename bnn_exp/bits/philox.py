@@ -1,7 +1,8 @@
 """Random numbers by counters, for weights on a GPU: Philox 4×32-10 (Salmon et al. 2011, Random123).
 
-A number depends on a key, the step and its place in the tensor alone. The step's number is a tensor on the device: a kernel
-computes random numbers without Python, and a recorded training step draws new numbers at each replay.
+A random number depends on a key, the number of the training step and its own place in the tensor alone. The step number is a
+tensor on the GPU, which a kernel reads without Python. A training step recorded as a CUDA graph therefore draws new random
+numbers at each replay.
 """
 
 from functools import cache
@@ -22,13 +23,13 @@ _LOW = 0xFFFFFFFF
 class Philox(torch.Generator):
     """The random numbers of one tensor in one step.
 
-    The draws of an object are numbered 0, 1, and so on. `torch.rand(…, generator=…)` takes the object too if it has a seed; a
-    training step that uses it so is not recorded.
+    An object numbers its draws 0, 1, and so on. An object with a seed can also be the generator of `torch.rand`. A training
+    step that calls `torch.rand` is not recorded as a CUDA graph.
 
     Args:
         key: 0 ≤ key < 2⁶³, made from the run's seed, the purpose and the tensor.
         step: int64 scalar on the device; a kernel reads its value when it runs.
-        seed: for `torch.rand`. It is None while CUDA records a graph: torch then refuses to seed a generator.
+        seed: the seed for `torch.rand`. None while CUDA records a graph, because torch then refuses to seed a generator.
     """
 
     def __new__(cls, key: int, step: Tensor, seed: int | None = None) -> "Philox":
@@ -40,12 +41,12 @@ class Philox(torch.Generator):
             self.manual_seed(seed)
 
     def next(self) -> int:
-        """Returns the number of the coming draw."""
+        """Counts one more draw and returns its number, from 0."""
         self.draws += 1
         return self.draws - 1
 
     def uniform(self, count: int) -> Tensor:
-        """Returns `count` numbers in [0, 1): float32 on the device of `step`."""
+        """Draws `count` random numbers in [0, 1): float32 on the device of `step`."""
         if self.step.is_cuda and has_triton():
             from bnn_exp.bits.cuda import draws
 
@@ -60,21 +61,23 @@ def has_triton() -> bool:
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns independent numbers in [0, 1) of the shape, the dtype and the device of `like`."""
+    """Returns independent random numbers in [0, 1) with the shape, the dtype and the device of `like`."""
     if isinstance(generator, Philox):
         return generator.uniform(like.numel()).view(like.shape).to(like.dtype)
     return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def integers(high: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Returns `count` independent integers from 0 to high − 1, int64 on the device; `high` is below 2²⁴."""
+    """Returns `count` independent random integers from 0 to high − 1, int64 on `device`; `high` is below 2²⁴."""
     if isinstance(generator, Philox):
         return (generator.uniform(count) * high).long()
     return torch.randint(high, (count,), generator=generator, device=device)
 
 
 def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, generator: Philox) -> int | Tensor:
-    """Applies HyperMask with a random mask on a GPU, in place: where a draw is below δ, a bit becomes 1[g ≤ 0].
+    """Applies HyperMask with a random mask on a GPU, in place: each bit whose random number is below δ becomes 1[g ≤ 0].
+
+    g is the gradient of the bit.
 
     Args:
         delta: float32 scalar on the device.
@@ -94,7 +97,7 @@ def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, genera
 def words(count: int, key: int, step: Tensor, draw: int) -> Tensor:
     """Returns the first word of Philox 4×32-10 for the counters (place, step, draw), with place from 0 to count − 1.
 
-    This is the definition in plain torch; the kernels of `bnn_exp.bits.cuda.draws` compute the same numbers.
+    This function is the definition in plain torch. The kernels of `bnn_exp.bits.cuda.draws` compute the same numbers.
 
     Returns:
         int64 [count], from 0 to 2³² − 1.

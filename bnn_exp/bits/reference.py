@@ -1,6 +1,7 @@
-"""The operations on packed bits in plain torch. Kernels are tested against them, and they compute where there is no kernel.
+"""The operations on packed bits in plain torch. Tests compare kernels with these operations; devices without kernels use them.
 
-Every sum of bits or pixels is exact: its terms are integers. It is taken in float32 if it stays below 2²⁴, else in float64.
+Every sum of bits or pixels is exact, because its terms are integers. It is computed in float32 if it stays below 2²⁴, else in
+float64.
 """
 
 import torch
@@ -13,7 +14,8 @@ LANES = 64  # outputs of a tile, which a kernel computes together
 def to_tiles(packed: Tensor) -> Tensor:
     """Rearranges packed rows of weights, uint8 [outputs, bytes], into *tiles*, uint8 [⌈outputs/64⌉, bytes, 64].
 
-    A tile holds the bytes j of 64 rows side by side: one vector takes a step for 64 outputs. Missing rows are 0.
+    A tile holds 64 rows, one for each of 64 outputs. The bytes j of the 64 rows stand side by side, so one vector operation
+    works on 64 outputs. Missing rows of the last tile are 0.
     """
     outputs, columns = packed.shape
     whole = outputs // LANES
@@ -49,9 +51,9 @@ def packed(bits: Tensor) -> Tensor:
 
 
 def planes(pixels: Tensor) -> Tensor:
-    """Splits pixels, uint8 [rows, columns], into bit planes: row [r, p] packs the bits p of the pixels of row r.
+    """Splits pixels, uint8 [rows, columns], into bit planes, uint8 [rows, 8, ⌈columns/8⌉] on the same device.
 
-    Returns uint8 [rows, 8, ⌈columns/8⌉] on the same device.
+    Plane [r, p] packs bit p of every pixel of row r.
     """
     places = torch.arange(8, dtype=torch.uint8, device=pixels.device)
     filled = F.pad(pixels, (0, -pixels.shape[1] % 8))
@@ -60,7 +62,7 @@ def planes(pixels: Tensor) -> Tensor:
 
 
 def _values(tiles: Tensor, outputs: int, inputs: int, zero: float, one: float, dtype: torch.dtype) -> Tensor:
-    """Returns the values of the weights' bits, [outputs, inputs]."""
+    """Returns the values of the weights, [outputs, inputs]: `zero` for a bit 0, `one` for a bit 1."""
     return unpacked(from_tiles(tiles, outputs), dtype)[:, :inputs] * (one - zero) + zero
 
 
@@ -75,12 +77,12 @@ def steps(sums: Tensor, thresholds: Tensor, inverted: Tensor) -> Tensor:
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Returns Σ x·w of bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
+    """Returns the sums Σ x·w of packed bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     return _sums(unpacked(x[:, : tiles.shape[1]]), tiles, outputs, zero, 1)
 
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Returns Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
+    """Returns the sums Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     return _sums(x, tiles, outputs, zero, 255)
 
 
@@ -95,5 +97,5 @@ def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, 
 
 
 def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:
-    """Returns Σ x·w of real numbers x, [batch, outputs] of x's dtype; see `bnn_exp.bits.operators`."""
+    """Returns the sums Σ x·w of real numbers x, [batch, outputs] of x's dtype; see `bnn_exp.bits.operators`."""
     return F.linear(x, _values(tiles, outputs, x.shape[1], zero, one, x.dtype))

@@ -1,7 +1,7 @@
 """The gradient of a layer's inputs in training on a CPU: back through BatchNorm, weights and activation, by numba's kernels.
 
 y is the output of a BatchNorm; the sums are its input. The *gradient at y* and the *gradient at the sums* are the derivatives
-of the loss by them, float32 [rows, width].
+of the loss with respect to y and to the sums, float32 [rows, width].
 """
 
 from dataclasses import dataclass
@@ -27,18 +27,21 @@ class _OnRows:
     """An operation that changes a gradient in place. It can be applied to some rows at a time."""
 
     def rows(self, grad: np.ndarray, begin: int, end: int) -> None:
-        """Changes rows `begin` to `end`, whole chunks, of float32 [rows, width]."""
+        """Changes rows `begin` to `end` of `grad`, float32 [rows, width], in place. The range consists of whole chunks."""
         raise NotImplementedError
 
     def all(self, grad: Tensor) -> None:
-        """Changes all rows of float32 [rows, width]; torch's threads share them."""
+        """Changes all rows of `grad`, float32 [rows, width], in place; torch's threads share the rows."""
         array = grad.numpy()
         share_rows(lambda begin, end: self.rows(array, begin, end), len(array))
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Two sums over the rows of the gradient at y, inside the window: Σ grad and Σ grad · (number − mean), float64 [width]."""
+    """Two sums over the rows of a batch: Σ grad and Σ grad · (number − mean), float64 [width].
+
+    `grad` is the gradient at the output y of a BatchNorm, 0 outside the window. `number` is the input of the BatchNorm.
+    """
 
     grads: Tensor
     products: Tensor
@@ -57,12 +60,12 @@ class Window(_OnRows):
 
     @property
     def totals(self) -> Totals:
-        """The two sums over all rows. They are complete once `rows` has run for every row."""
+        """The two sums of `Totals` over all rows. They are complete once the method `rows` has run for every row."""
         return Totals(*torch.from_numpy(self.partial.sum(1, dtype=np.float64)))
 
 
 class Centering(_OnRows):
-    """The backward pass of a BatchNorm, from the gradient at y to the one at the sums (Ioffe & Szegedy 2015, section 3)."""
+    """The backward pass of a BatchNorm: the gradient at y becomes that at the sums (Ioffe & Szegedy 2015, section 3)."""
 
     def __init__(self, sums: Sums, norm: Norm, totals: Totals):
         factor, rows = norm.scale, len(sums.z)
@@ -83,7 +86,7 @@ class ToInputs(Protocol):
     shares_rows: bool  # True if several threads may call `rows`, False if `rows` itself uses all threads
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from those of `grad`, float32."""
+        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from the same rows of `grad`, float32."""
 
 
 class ByProduct:
@@ -95,15 +98,15 @@ class ByProduct:
         self.width, self.v = width, filled(weights.values(zero), width)
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from those of `grad`, float32."""
+        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from the same rows of `grad`, float32."""
         torch.mm(grad[begin:end, : len(self.v)], self.v, out=out[begin:end])
 
 
 class ByLookUp:
     """The product grad · V in float32 by look-ups (`kernels.input_gradient`), on a processor with AVX-512; see `ToInputs`.
 
-    It takes a third of the time of torch's float32 product on a Zen 4. Torch's bf16 product takes longer, and rounds the
-    gradient to 8 bits.
+    The look-ups take a third of the time of torch's float32 product on a Zen 4. Torch's bf16 product takes longer, and rounds
+    the gradient to 8 bits.
     """
 
     shares_rows = True
@@ -114,17 +117,17 @@ class ByLookUp:
         self.factors = factors_of(zero)
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from those of `grad`, float32."""
+        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from the same rows of `grad`, float32."""
         look_up(grad[:, : self.neurons], self.words, self.factors, out, begin, end)
 
 
 def to_inputs(weights: "PackedBits", width: int, zero: float) -> ToInputs:
-    """Returns the fastest product grad · V for this processor, with a result of `width` columns."""
+    """Returns the `ToInputs` that is fastest on this processor, for a result of `width` columns; a bit 0 counts as `zero`."""
     return ByLookUp(weights, width, zero) if processor.AVX512 else ByProduct(weights, width, zero)
 
 
 def look_up(grad: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: int, end: int) -> None:
-    """Computes rows `begin` to `end` of `out` = grad · V by look-ups (`kernels.input_gradient`); both are float32.
+    """Computes rows `begin` to `end` of `out` = grad · V by look-ups (`kernels.input_gradient`). `grad` and `out` are float32.
 
     Args:
         words: the bits of V, as `words_of` arranges them.
@@ -136,7 +139,12 @@ def look_up(grad: Tensor, words: Tensor, factors: Tensor, out: Tensor, begin: in
 
 
 def go_back(grad: Tensor, center: Centering, to_inputs: ToInputs, window: Window) -> Tensor:
-    """Turns the gradient at a layer's y into the gradient at its sums, in place.
+    """Turns `grad`, the gradient at a layer's y, into the gradient at its sums, in place, and goes on to the layer below.
+
+    Args:
+        center: the backward pass of the layer's BatchNorm.
+        to_inputs: the product with the layer's weights.
+        window: the backward pass of the activation of the layer below.
 
     Returns:
         The gradient at the y of the layer below, float32 [rows, width].

@@ -22,11 +22,11 @@ _TABLE_ROWS = 1024  # rows of a batch at a time: the look-up tables of four neur
 
 @dataclass(frozen=True)
 class BitFactors:
-    """The gradient gradᵀ · x of weights [neurons, inputs] that act on bits x, as its two factors.
+    """The weight gradient gradᵀ · x [neurons, inputs] of a layer on bits x, stored as its two factors.
 
     Args:
         grad: the gradient at the layer's sums, float32 [rows, width], 0 in columns that belong to no neuron.
-        columns: the bits x, packed along the columns, see `columns_of`.
+        columns: the bits x, transposed: row k packs input k of all samples (`columns_of`).
         zero: the value of a bit 0 of x.
     """
 
@@ -37,7 +37,7 @@ class BitFactors:
     zero: float
 
     def entries(self, positions: Tensor) -> Tensor:
-        """Returns the gradient at flat positions `positions`, int64, sorted: float32 of the same length."""
+        """Returns the gradient at `positions`, float32. Positions are sorted int64 indices into the flattened gradient."""
         values = np.float32(self.zero), np.float32(1)
         return _entries(weight_gradient.entries_of_bits, self, self.columns, positions, *values)
 
@@ -59,14 +59,14 @@ class BitFactors:
         return gradient[: self.neurons, : self.inputs]
 
     def values(self) -> Tensor:
-        """Returns the values of xᵀ, float32 [inputs, rows], with the rows filled up to a multiple of 64."""
+        """Returns the values of xᵀ, float32 [inputs, rows], with `rows` rounded up to a multiple of 64."""
         shape = len(self.columns), 8 * self.columns.shape[1]
         return unpack(self.columns, shape).mul_(1 - self.zero).add_(self.zero)[: self.inputs]
 
 
 @dataclass(frozen=True)
 class PixelFactors:
-    """The gradient gradᵀ · x of weights [neurons, inputs] that act on x = pixels / 255, as its two factors.
+    """The weight gradient gradᵀ · x [neurons, inputs] of a layer on x = pixels / 255, stored as its two factors.
 
     Args:
         grad: the gradient at the layer's sums, float32 [rows, width], 0 in columns that belong to no neuron.
@@ -83,7 +83,7 @@ class PixelFactors:
         return self.pixels.shape[1]
 
     def entries(self, positions: Tensor) -> Tensor:
-        """Returns the gradient at flat positions `positions`, int64, sorted: float32 of the same length."""
+        """Returns the gradient at `positions`, float32. Positions are sorted int64 indices into the flattened gradient."""
         return _entries(weight_gradient.entries_of_pixels, self, transposed(self.pixels), positions).div_(255)
 
     def whole(self) -> Tensor:
@@ -94,7 +94,7 @@ class PixelFactors:
 def _entries(
     kernel: Callable, factors: BitFactors | PixelFactors, columns: Tensor, positions: Tensor, *values: np.float32
 ) -> Tensor:
-    """Returns the entries of a gradient at sorted flat positions, float32, each summed over the rows by `kernel`.
+    """Returns the entries of a gradient at sorted flat positions, float32. `kernel` sums each entry over the rows of the batch.
 
     Args:
         columns: the layer's inputs, transposed, as the kernel takes them.

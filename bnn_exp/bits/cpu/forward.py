@@ -1,8 +1,8 @@
 """The forward pass of a layer of bits in training on a CPU: sums, BatchNorm and activation, computed on packed bits.
 
 The value of a bit 0 is `zero`, 0 or −1, in weights and in inputs; the value of a bit 1 is 1. The bits of a batch are uint8
-[rows, bytes], as `bnn_exp.bits.pack` packs them. A width is a number of neurons filled up to a multiple of 64. The number of
-threads changes no result: each sum has a fixed order, or is taken by chunks of CHUNK rows.
+[rows, bytes], as `bnn_exp.bits.pack` packs them. A width is a number of neurons, rounded up to a multiple of 64. The
+number of threads changes no result: each sum has a fixed order, or is computed in chunks of CHUNK rows.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def share_rows(work: Callable[[int, int], None], rows: int) -> None:
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of a layer for a batch: z, int16 or float32 [rows, width], stands for the numbers a·z + c, exactly.
+    """The sums of a layer for a batch, equal to a·z + c without rounding. z is int16 or float32 [rows, width].
 
     `bnn_exp.bits.cuda.training.Sums` is the counterpart on a GPU.
     """
@@ -51,7 +51,7 @@ class Sums:
 
 
 def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
-    """Returns the sums x Vᵀ of a batch of bits, uint8 [rows, bytes], and the values V of weights [neurons, inputs]."""
+    """Returns the sums x Vᵀ of packed bits x, uint8 [rows, bytes]. V are the values of `weights` [neurons, inputs]."""
     tiles = to_tiles(weights.packed)
     groups, columns, _ = tiles.shape
     z = torch.empty(len(x), LANES * groups, dtype=torch.int16)
@@ -70,7 +70,7 @@ def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
 
 
 def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
-    """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs].
+    """Returns the sums x Vᵀ / 255 of pixels x, uint8 [rows, inputs]. V are the values of `weights` [neurons, inputs].
 
     z is float32, equal to the result of `bnn_exp.nn.product.pixel_product`.
     """
@@ -95,7 +95,7 @@ def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
 
 @dataclass(frozen=True)
 class Norm:
-    """A BatchNorm in one step: y = number · scale + shift, all float32 [width].
+    """A BatchNorm in one step: y = number · scale + shift, where the numbers are a layer's sums. Vectors are float32 [width].
 
     `bnn_exp.bits.cuda.training.Norm` is the counterpart on a GPU. In columns that belong to no neuron every y is −∞.
 
@@ -117,7 +117,7 @@ class Norm:
 
 
 def moments(sums: Sums) -> tuple[Tensor, Tensor]:
-    """Returns the mean, float32 [width], and the population variance, float64 [width], of the numbers in every column."""
+    """Returns the mean, float32 [width], and the population variance, float64 [width], of a layer's sums in every column."""
     z, a, c = sums.arrays
     mean, squares = np.empty(z.shape[1], np.float32), np.empty(z.shape[1], np.float32)
 
@@ -130,7 +130,7 @@ def moments(sums: Sums) -> tuple[Tensor, Tensor]:
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """Returns `norm` as it acts on a batch, in training or in evaluation; in training its running statistics are updated."""
+    """Returns the `Norm` that `norm` applies to a batch with these sums. In training, updates `norm`'s running statistics."""
     width = sums.z.shape[1]
     if norm.running_mean is not None and not norm.training:
         scale, shift = scale_and_shift(norm)

@@ -1,4 +1,4 @@
-"""The operators of `bnn_exp.bits.operators` on a CPU: they check sizes, reserve memory and share the kernels among threads."""
+"""The operators of `bnn_exp.bits.operators` on a CPU: they check sizes, reserve memory and divide the work among threads."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +19,12 @@ _REAL_ROWS = 16  # from this number of rows on, unpacking the weights and torch'
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Returns Σ x·w of bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
+    """Returns the sums Σ x·w of packed bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     return _sums(products.bit_product, x, tiles, sizes(x, tiles, "bit"), outputs, zero)
 
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Returns Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
+    """Returns the sums Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     return _sums(products.pixel_product, x, tiles, sizes(x, tiles, "pixel"), outputs, zero)
 
 
@@ -39,7 +39,7 @@ def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, 
 
 
 def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:
-    """Returns Σ x·w of real numbers x, [batch, outputs] of x's dtype; see `bnn_exp.bits.operators`."""
+    """Returns the sums Σ x·w of real numbers x, [batch, outputs] of x's dtype; see `bnn_exp.bits.operators`."""
     rows, inputs, groups, columns = sizes(x, tiles, "real")
     check_outputs(outputs, groups)
     if rows >= _REAL_ROWS or x.dtype is not torch.float32:
@@ -75,7 +75,7 @@ def _steps(kernel: Callable, x: Tensor, tiles: Tensor, shape: tuple, thresholds:
 def _in_parts(
     kernel: Callable, x: int, row: int, rows: int, tiles: int, columns: int, first: int, last: int, *rest: Any
 ) -> None:
-    """Calls kernel(x, row, …) once for each of several threads, each with some of the rows or some of the tiles."""
+    """Calls kernel(x, row, …) once in each of several threads. Each call computes some of the rows, or some of the tiles."""
     *constants, out, out_row = rest
 
     def of_rows(begin: int, end: int) -> None:

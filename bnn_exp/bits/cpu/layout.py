@@ -1,4 +1,4 @@
-"""Tensors filled, transposed and rearranged into the layouts that the kernels read."""
+"""Fills, transposes and rearranges tensors into the layouts that the kernels read."""
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,8 @@ def columns_of(bits: Tensor) -> Tensor:
 def by_neuron(grad: Tensor, neurons: int) -> Tensor:
     """Transposes the first `neurons` columns of float32 [rows, width] to float32 [neurons, rows].
 
-    The sizes of the result are filled up to multiples of 16 and 64. Width is at least the filled number of neurons.
+    In the result, `neurons` is rounded up to a multiple of 16 and `rows` to a multiple of 64. `width` must be at least the
+    rounded number of neurons.
     """
     neurons, rows = up_to(neurons, WIDTH), len(grad)
     out = torch.empty(neurons, up_to(rows, LANES))
@@ -59,7 +60,7 @@ def by_neuron(grad: Tensor, neurons: int) -> Tensor:
 def words_of(columns: Tensor, width: int) -> Tensor:
     """Rearranges bits, packed along the columns, uint8 [inputs, bytes], for `kernels.input_gradient`.
 
-    Returns int32 [width / 32, bytes / 4, 32], where inputs beyond the given ones are 0.
+    Returns int32 [width / 32, bytes / 4, 32], where inputs beyond those of `columns` are 0.
     """
     words = F.pad(columns.contiguous().view(torch.int32), (0, 0, 0, width - len(columns)))
     return words.view(width // 32, 32, -1).transpose(1, 2).contiguous()

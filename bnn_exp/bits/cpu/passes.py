@@ -23,8 +23,8 @@ class OnCPU:
     The value of a bit 1 is 1; the value of a bit 0 is `zero`, 0 or −1. y is the output of a BatchNorm.
 
     Args:
-        rounding: returns how to round the gradient at the sums of a layer, for the gradient of its inputs (0) or of its weights
-            (1). With None gradients are not rounded.
+        rounding: returns how to round the gradient at a layer's sums. Its arguments are the number of the layer, and 0 for the
+            gradient of the layer's inputs or 1 for the gradient of its weights. With None no gradient is rounded.
     """
 
     sums_of_bits = staticmethod(forward.sums_of_bits)
@@ -68,7 +68,7 @@ class OnCPU:
 class Backward:
     """A backward pass through a network, from its last layer to its first.
 
-    `of_weight` and `of_bias` are the gradients of the current layer's BatchNorm, float32 [width].
+    `of_weight` and `of_bias` are the gradients of weight and bias of the current layer's BatchNorm, float32 [width].
     """
 
     def __init__(self, grad: Tensor, sums: Sums, norm: Norm):

@@ -1,4 +1,4 @@
-"""Gradients rounded at random to 4 or 8 bits, and the products of a backward pass with them: sums of integers.
+"""Rounds gradients at random to 4 or 8 bits, and computes the products of a backward pass from them, as sums of integers.
 
 Every product rounds its gradient anew, with one scale for each row: a row is a sample in the gradient of the inputs, and a
 neuron in the gradient of the weights. `entries` of a weight gradient stay unrounded, because they cost less than the rounding.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rounding:
-    """Stochastic rounding to 4 or 8 `bits`; `key`, 32 bits, decides all chance."""
+    """Stochastic rounding to 4 or 8 `bits`. `key`, 32 bits, determines all random numbers."""
 
     bits: int
     key: int
@@ -96,13 +96,13 @@ class RoundedByLookUp:
 
 
 def to_inputs(weights: "PackedBits", width: int, zero: float, rounding: Rounding) -> ToInputs:
-    """Returns the fastest product grad · V of a rounded gradient for this processor, with a result of `width` columns."""
+    """Returns the `ToInputs` of a rounded gradient that is fastest on this processor. Its result has `width` columns."""
     return (RoundedByLookUp if processor.AVX512 else RoundedByProduct)(weights, width, zero, rounding)
 
 
 @dataclass(frozen=True)
 class RoundedBitFactors(BitFactors):
-    """The factors of `BitFactors`; `whole` rounds the gradient at the sums first."""
+    """A `BitFactors` whose `whole` first rounds the gradient at the layer's sums."""
 
     rounding: Rounding
 
@@ -126,7 +126,7 @@ class RoundedBitFactors(BitFactors):
 
 @dataclass(frozen=True)
 class RoundedPixelFactors(PixelFactors):
-    """The factors of `PixelFactors`; `whole` rounds the gradient at the sums first."""
+    """A `PixelFactors` whose `whole` first rounds the gradient at the layer's sums."""
 
     rounding: Rounding
 

@@ -10,7 +10,7 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def share(work: Callable[[int, int], None], count: int, threads: int) -> None:
-    """Calls work(begin, end) for `threads` parts of range(count) at the same time; this thread takes the first part."""
+    """Calls work(begin, end) for `threads` parts of range(count) at the same time; the calling thread takes the first part."""
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(os.cpu_count(), "bits")

@@ -13,7 +13,7 @@ UPDATE = tl.constexpr(16)  # rows, and bytes of each row, that a program of `fli
 
 @triton.jit
 def _draw(key, step, draw, place):
-    """Returns the numbers in [0, 1) at these places of a tensor: Philox of the counters (place, step, draw)."""
+    """Returns the random numbers in [0, 1) for the integers `place`: Philox of the counters (place, step, draw)."""
     now = tl.load(step)
     low, high = now.to(tl.int32), (now >> 32).to(tl.int32)
     word, _, _, _ = tl.philox(key.to(tl.int64), place.to(tl.int32), low + 0 * place, high + 0 * place, draw + 0 * place)
@@ -22,14 +22,14 @@ def _draw(key, step, draw, place):
 
 @triton.jit(do_not_specialize=["key", "draw"])
 def uniform_kernel(out, count, key, step, draw):
-    """Stores `count` numbers in [0, 1), float32."""
+    """Stores `count` random numbers in [0, 1), float32, at `out`."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + place, _draw(key, step, draw, place), place < count)
 
 
 @triton.jit(do_not_specialize=["key", "draw"])
 def flip_kernel(packed, row, rows, columns, gradient, stride, delta, key, step, draw, flips):
-    """Sets b ← 1[g ≤ 0] where the random number at a weight's place is below δ, and adds the number of flips to `flips`."""
+    """Sets each bit whose random number is below δ to 1[gradient ≤ 0], and adds the number of flips to `flips`."""
     r = (tl.program_id(0) * UPDATE + tl.arange(0, UPDATE))[:, None, None]
     j = (tl.program_id(1) * UPDATE + tl.arange(0, UPDATE))[None, :, None]
     place = tl.arange(0, 8)[None, None, :]
@@ -45,7 +45,7 @@ def flip_kernel(packed, row, rows, columns, gradient, stride, delta, key, step, 
 
 
 def uniform(count: int, key: int, step: Tensor, draw: int) -> Tensor:
-    """Returns `count` numbers in [0, 1), float32 on the device of `step`; see `bnn_exp.bits.philox.words`."""
+    """Returns `count` random numbers in [0, 1), float32 on the device of `step`; see `bnn_exp.bits.philox.words`."""
     out = torch.empty(count, device=step.device)
     uniform_kernel[(triton.cdiv(count, BLOCK.value),)](out, count, key, step, draw)
     return out

@@ -1,8 +1,9 @@
 """The operators of `bnn_exp.bits.operators` on CUDA, by Triton's kernels. Not measured on a GPU yet.
 
-Every operator counts matches: the ones that an output's weights have in common with a row of bits. Few rows are counted by
-population counts, many are multiplied as int8 by the tensor cores. Both are exact. A row of pixels is eight rows of bits, one
-for each bit of a pixel. A tile is contiguous, and neighbouring lanes are neighbouring bytes, so that loads are coalesced.
+Every operator counts matches: the ones that an output's weights have in common with a row of bits. For fewer
+than 16 rows, population counts do this. For more rows, the tensor cores multiply the bits as int8. Both ways are exact. A row of pixels is treated as
+eight rows of bits, one for each bit of a pixel. A tile is contiguous, and neighbouring lanes are neighbouring bytes, so that
+loads are coalesced.
 """
 
 import torch
@@ -28,7 +29,7 @@ def _popcount(x):
 
 @triton.jit
 def _count(x, tiles, out, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Stores the matches of row r with each lane of tile g in out[r, g·LANES + lane]; one program for each row and tile."""
+    """Stores the number of ones that row r has in common with each lane of tile g, in out[r, g·LANES + lane]."""
     r, g = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     lane, column = tl.arange(0, LANES), tl.arange(0, COLUMNS)
     total = tl.zeros((LANES,), tl.int32)
@@ -44,7 +45,7 @@ def _count(x, tiles, out, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.
 
 @triton.jit
 def _multiply(x, tiles, out, rows, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """Stores the matches as `_count` does, for ROWS rows in a program: bits are unpacked to int8 and multiplied."""
+    """Computes the result of `_count` as a product of int8: a program unpacks the bits of ROWS rows and of one tile."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     g = tl.program_id(1).to(tl.int64)
     lane, bit = tl.arange(0, LANES), tl.arange(0, 8 * COLUMNS)
@@ -78,14 +79,14 @@ def matches(x: Tensor, tiles: Tensor) -> Tensor:
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Returns Σ x·w of bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
+    """Returns the sums Σ x·w of packed bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     check_outputs(outputs, tiles.shape[0])
     sums = matches(x, tiles)[:, :outputs]
     return sums.contiguous() if zero == 0 else 2 * sums - reference.unpacked(x[:, : tiles.shape[1]], torch.int32).sum(1, True)
 
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
-    """Returns Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
+    """Returns the sums Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
     rows, _, _, columns = sizes(x, tiles, "pixel")
     check_outputs(outputs, tiles.shape[0])
     places = torch.arange(8, device=x.device)

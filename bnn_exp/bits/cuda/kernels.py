@@ -86,8 +86,8 @@ def normalize(
 ):
     """Computes a BatchNorm from the results of `moments`, and updates its running statistics.
 
-    The means and squares of blocks become those of all rows (Chan et al. 1983, eq. 2.1). Outputs: `scale` and `shift`, the mean
-    of z, and `inverse`, 1/√(variance + eps) of the numbers.
+    The means and squares of blocks are combined into the mean and variance of all rows (Chan et al. 1983, eq. 2.1). Outputs:
+    `scale` and `shift`, the `mean` of z, and `inverse`, 1/√(variance + eps) of the numbers a·z.
     """
     n = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     real, blocks = n < neurons, tl.cdiv(rows, ROWS)
@@ -127,7 +127,10 @@ def activate(z, rows, width, scale, shift, bits):
 
 @triton.jit
 def _passing(grad, z, at, there, n, scale, shift, mean, window):
-    """Returns the gradient at y = z·scale + shift, set to 0 where |y| > window, and z − mean."""
+    """Returns the gradient at y = z·scale + shift, set to 0 where |y| > window. The second result is z − mean.
+
+    The addresses `grad` and `z` are read at offsets `at` where the mask `there` is True; n are the columns.
+    """
     x = tl.load(z + at, there, 0).to(tl.float32)
     y = x * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
     g = tl.load(grad + at, there, 0.0)
@@ -146,7 +149,7 @@ def total(grad, z, rows, width, scale, shift, mean, window, sums, products):
 
 @triton.jit
 def slopes(sums, products, rows, width, a, scale, inverse, slope, offset, of_weight, of_bias):
-    """Turns the sums of `total` into `slope` and `offset` of `center`, and the gradients of BatchNorm's weight and bias."""
+    """Computes, from the sums of `total`, the arguments `slope` and `offset` of `center`, and BatchNorm's own gradients."""
     n = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     blocks = tl.cdiv(rows, ROWS)
     g, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
@@ -162,7 +165,7 @@ def slopes(sums, products, rows, width, a, scale, inverse, slope, offset, of_wei
 
 @triton.jit
 def center(grad, z, rows, width, scale, shift, mean, window, a, slope, offset, out):
-    """Computes BatchNorm's backward pass, from y to the numbers a·z, [rows, width] (Ioffe & Szegedy 2015, section 3)."""
+    """Computes the gradient at the numbers a·z from the gradient at y, [rows, width] (Ioffe & Szegedy 2015, section 3)."""
     _, n, at, there = _block(rows, width)
     g, away = _passing(grad, z, at, there, n, scale, shift, mean, window)
     factor = tl.load(scale + n) / a

@@ -26,7 +26,7 @@ _FEWEST = 17  # torch's product of integers takes no fewer rows
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of a layer for a batch: z, int16 or int32 [rows, width], stands for the numbers a·z.
+    """The sums of a layer for a batch, equal to a·z. z is int16 or int32 [rows, width].
 
     `bnn_exp.bits.cpu.forward.Sums` is the counterpart on a CPU.
     """
@@ -53,20 +53,20 @@ class Norm:
 
 
 def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """Returns the sums x Vᵀ of a batch of bits, uint8 [rows, bytes], and the values V of weights [neurons, inputs]."""
+    """Returns the sums x Vᵀ of packed bits x, uint8 [rows, bytes]. V are the values of `weights` [neurons, inputs]."""
     operands = unpacked(PackedBits(x, weights.columns), zero, torch.int8), _matrix(weights, zero, torch.int8, x.shape[1])
     return Sums(_product_of_integers(*operands).to(torch.int16), 1.0)
 
 
 def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs]."""
+    """Returns the sums x Vᵀ / 255 of pixels x, uint8 [rows, inputs]. V are the values of `weights` [neurons, inputs]."""
     v = _matrix(weights, zero, torch.int8, weights.packed.shape[1])
     centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128, int8
     return Sums(_product_of_integers(centred, v).add_(128 * v.sum(1, dtype=torch.int32)), 1 / 255)
 
 
 def _product_of_integers(a: Tensor, v: Tensor) -> Tensor:
-    """Returns a vᵀ, int32 [rows, width], of int8 operands."""
+    """Returns the product a vᵀ, int32 [rows, width]. `a` [rows, inputs] and `v` [width, inputs] are int8."""
     return torch._int_mm(_filled(a, max(len(a), _FEWEST), a.shape[1]), v.t())[: len(a)]
 
 
@@ -81,7 +81,7 @@ def unpacked(bits: PackedBits, zero: float, dtype: torch.dtype) -> Tensor:
 
 
 def _matrix(bits: PackedBits, zero: float, dtype: torch.dtype, row: int, multiple: int = LANES) -> Tensor:
-    """Returns the values of bits as `dtype`, with rows filled up to a multiple and columns to 8 · `row`; the fill is 0."""
+    """Returns the values of bits as `dtype`, filled with zeros: rows to a multiple of `multiple`, columns to 8 · `row`."""
     (given, own), rows = bits.packed.shape, triton.cdiv(len(bits.packed), multiple) * multiple
     out = bits.packed.new_empty(rows, 8 * row, dtype=dtype)
     kernels.unpack[_blocks(out)](bits.packed, own, given, bits.columns, out, rows, 8 * row, zero)
@@ -89,7 +89,7 @@ def _matrix(bits: PackedBits, zero: float, dtype: torch.dtype, row: int, multipl
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """Returns `norm` as it acts on a batch, in training or in evaluation; in training its running statistics are updated."""
+    """Returns the `Norm` that `norm` applies to a batch with these sums. In training, updates `norm`'s running statistics."""
     rows, width = sums.z.shape
     if norm.running_mean is not None and not norm.training:
         scale, shift = (t.to(sums.z.device) for t in scale_and_shift(norm))
@@ -141,7 +141,7 @@ def normalized(sums: Sums, norm: Norm) -> Tensor:
 class Backward:
     """A backward pass through a network, from its last layer to its first.
 
-    `of_weight` and `of_bias` are the gradients of the current layer's BatchNorm, float32 [width].
+    `of_weight` and `of_bias` are the gradients of weight and bias of the current layer's BatchNorm, float32 [width].
     """
 
     def __init__(self, grad: Tensor, sums: Sums, norm: Norm, dtype: torch.dtype):
@@ -221,7 +221,7 @@ class OnGPU:
 
 
 def _partial(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns two empty float32 [blocks of rows, width], for partial sums."""
+    """Returns two empty tensors for the partial sums of blocks of rows of z: float32 [blocks, width]."""
     blocks = triton.cdiv(len(z), _BLOCK)
     first, second = (z.new_empty(blocks, z.shape[1], dtype=torch.float32) for _ in range(2))
     return first, second

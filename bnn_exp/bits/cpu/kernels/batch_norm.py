@@ -1,8 +1,9 @@
 """BatchNorm and the binary activation of a layer of bits in training, forward and backward.
 
 The sums `z` of a layer are int16 or float32 [rows, width], where width is a multiple of 64. A sum stands for the number
-a·z + c[neuron], exact in float32. The argument of the activation is y = (a·z + c)·scale + shift. The product and the last sum
-are one rounding where the processor can, as in torch's batch_norm. So y is never stored: every kernel computes it again from z.
+a·z + c[neuron], exact in float32. The argument of the activation is y = (a·z + c)·scale + shift. The product and the
+addition of `shift` are rounded once where the processor can, as in torch's batch_norm. y is never stored: every kernel computes
+it again from z.
 Vectors are float32 [width].
 
 A kernel takes a range of rows or columns, so that threads can share the work. How they share it changes no result.
@@ -30,13 +31,13 @@ CHUNK = 256  # rows of a gradient whose float32 sums are taken one after the oth
 
 @fused_kernel
 def _number(z, short, a, c):
-    """Returns 16 numbers a·z + c, float32; z is the address of int16 if `short`, else of float32."""
+    """Returns 16 numbers a·z + c, float32. `z` is the address of 16 int16 if `short`, else of 16 float32."""
     return times_plus(shorts_at(z) if short else floats_at(z), a, c)
 
 
 @fused_kernel
 def moments(z, a, c, first, last, mean, squares):
-    """Computes `mean` and `squares`, Σ (number − mean)², of the numbers a·z + c in columns `first` to `last`, float32.
+    """Computes the `mean` and the `squares` Σ (number − mean)² of the numbers a·z + c in columns `first` to `last`, float32.
 
     The rows are added one after the other, as torch does on one thread.
     """

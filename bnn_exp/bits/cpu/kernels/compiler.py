@@ -34,7 +34,7 @@ class _KernelCache(FunctionCache):
 
 
 def kernel(function: Callable, **options) -> Callable:
-    """Returns `function`, compiled by numba at its first call, without the interpreter's lock.
+    """Returns `function`, compiled by numba at its first call. The compiled code runs without the interpreter's lock.
 
     Numba keeps the machine code beside the source file, or in the user's cache folder.
 
@@ -48,5 +48,5 @@ def kernel(function: Callable, **options) -> Callable:
 
 
 def fused_kernel(function: Callable) -> Callable:
-    """Returns `function` compiled as by `kernel`, with a·b + c in one rounding where the processor can."""
+    """Returns `function` compiled as by `kernel`. It rounds a·b + c only once where the processor can."""
     return kernel(function, fastmath={"contract"})

@@ -24,7 +24,7 @@ _NIBBLES = 8  # nibbles in an int32
 
 @kernel
 def _set_tables(grad, groups, factors, out):
-    """Stores at `out`, float32 [groups, 16], for each 4 gradients the 16 sums that 4 weights can make of them."""
+    """Stores at `out`, float32 [groups, 16], the 16 sums that 4 weights can make of each group of 4 gradients."""
     for group in range(groups):
         sums = zero_floats()
         for j in range(4):
@@ -42,8 +42,8 @@ def input_gradient(grad, row, rows, neurons, weights, inputs, factors, out):
         weights: the address of the bits of V, int32 [inputs / 32, neurons / 32, 32]. Nibble i of word w of an input holds the
             weights of neurons 32w + 4i to 32w + 4i + 3, the lowest bit first.
         factors: the address of float32 [5, 16]. Entry (j, i) of the first four rows is the value of bit j of nibble i; the last
-            row is sixteen ones. Multiplied by these ones, half of the sums use the processor's multipliers: 19% sooner on a
-            Zen 4.
+            row is sixteen ones. Half of the looked-up sums are multiplied by these ones, because the processor's multipliers
+            then share the work: 19% faster on a Zen 4.
     """
     groups = neurons // 4
     tables = np.empty((4, groups, WIDTH), np.float32)

@@ -1,7 +1,7 @@
 """The vector types of the kernels, helpers that emit LLVM instructions, and intrinsics on single numbers.
 
-Numba has no vectors, so intrinsics emit LLVM's. LLVM splits a vector into the registers that the processor has: one source
-serves every processor.
+Numba has no vector types, so intrinsics emit LLVM's vector instructions. LLVM splits a vector into the registers that the
+processor has, so one source serves every processor.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ def emitted(signature, codegen: Callable) -> tuple:
 
 
 def constant(kind: Vector, values: int | Sequence[int]) -> ir.Constant:
-    """Returns the constant vector of these values; a single value stands in every lane."""
+    """Returns the constant vector of `values`. A single integer fills every lane."""
     return ir.Constant(kind.ir, [values] * kind.ir.count if isinstance(values, int) else list(values))
 
 
@@ -76,7 +76,7 @@ def pointer(b: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
 
 
 def declared(b: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Value:
-    """Returns LLVM's own function `name`, declared in the current module."""
+    """Returns LLVM's own function `name`, declared in the current module with these types of result and arguments."""
     return cgutils.get_or_insert_function(b.module, ir.FunctionType(result, arguments), name)
 
 

@@ -1,4 +1,4 @@
-"""Bits counted, read and flipped in packed rows."""
+"""Kernels that count, read and flip bits in packed rows."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def count_ones(packed, counts):
 
 @kernel
 def bits_at(packed, inputs, positions, found):
-    """Reads the bits at flat positions, int64, of bits [rows, inputs] into `found`, float32.
+    """Copies the bits at flat `positions`, int64, of bits [rows, inputs] to `found`, float32.
 
     Args:
         packed: the bits, uint8 [rows, bytes].
@@ -31,7 +31,7 @@ def bits_at(packed, inputs, positions, found):
 
 @kernel
 def flip_at(packed, inputs, positions):
-    """Flips the bits at flat positions, int64 and each once, of bits [rows, inputs], in place.
+    """Flips the bits at flat `positions` of bits [rows, inputs], in place. Positions are int64 and distinct.
 
     Args:
         packed: the bits, uint8 [rows, bytes].

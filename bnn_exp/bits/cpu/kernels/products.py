@@ -1,7 +1,8 @@
-"""The products of bits, pixels and real numbers with bits: 64 outputs at a time, one bit of each in every byte of a vector.
+"""The products of bits, pixels and real numbers with bits: 64 outputs at a time, a byte of each in a vector.
 
-A step takes one byte of an input row (8 inputs) and the 64 bytes that the 64 outputs of a tile have there. It counts the inputs
-where both have a 1. With w = 1 for a bit 1 and w = `zero`, 0 or −1, for a bit 0, Σ x·w is (1 − zero) · matches + zero · Σ x.
+A step takes one byte of an input row (8 inputs) and, for each of the 64 outputs of a tile, the byte of its weights for these
+inputs. It counts the *matches*: the inputs where both bytes have a 1. With w = 1 for a weight's bit 1 and w = `zero`, 0 or −1,
+for a bit 0, Σ x·w is (1 − zero) · matches + zero · Σ x.
 
 Arguments of every kernel, beside addresses:
     row, out_row: bytes from one row of the input or the output to the next.
@@ -36,7 +37,7 @@ _BLOCK = 16  # rows of pixels at a time: their bits stay in the first-level cach
 
 @kernel
 def _matches(x, tile, columns):
-    """Returns the number of ones that each of the 64 outputs of `tile` has in common with the row at x, int32."""
+    """Returns the number of ones that each of the 64 outputs of `tile` has in common with the row at x, of `columns` bytes: int32."""
     total = zero_ints()
     while columns > 0:
         run = min(columns, _STEPS)
@@ -155,7 +156,7 @@ def _split_planes(x, pixels, planes, columns):
 
 @kernel
 def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
-    """Computes what `bit_product` does for rows of `row` pixels: Σ_p 2^p · (the matches of bit p of the pixels)."""
+    """Computes the results of `bit_product` for rows of `row` pixels: a match of bit p of a pixel counts 2^p times."""
     planes = np.empty((_BLOCK, 8, columns), np.uint8)
     start, step = np.intp(planes.ctypes.data), 8 * columns  # numba makes a float of an unsigned address plus a signed integer
     totals = np.empty(_BLOCK, np.int64)

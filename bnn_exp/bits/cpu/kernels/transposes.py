@@ -1,4 +1,4 @@
-"""Transposes of bytes, of float32 and of packed bits."""
+"""Kernels that transpose bytes, float32 and packed bits."""
 
 import numpy as np
 

@@ -43,7 +43,7 @@ def zero_ints(_typing):
 
 @intrinsic
 def repeated(_typing, number):
-    """Returns a float32 in all 16 lanes."""
+    """Returns a vector with the float32 `number` in all 16 lanes."""
     return emitted(FLOATS_16(types.float32), lambda b, x: splat(b, x, WIDTH))
 
 
@@ -95,9 +95,9 @@ def set_not_negative(_typing, address, numbers):
 
 @intrinsic
 def set_used(_typing, address, x, y, first):
-    """Stores first + i, int32, for each i of 0 … 15 where the int32 at x + 4i or at y + 4i is not 0; returns their number.
+    """Stores first + i, int32, for each i of 0 … 15 where the int32 at x + 4i or at y + 4i is not 0; returns their count.
 
-    The numbers stand one after the other from `address` on. The rest of the 64 bytes there is overwritten with 0.
+    The stored integers stand one after the other from `address` on. The rest of the 64 bytes from `address` on becomes 0.
     """
 
     def codegen(b, address, x, y, first):
@@ -204,7 +204,7 @@ def add_looked_up(_typing, sums, table, indices):
 def add_looked_up_times(_typing, sums, table, indices, factor):
     """Returns sums + table[the low 4 bits of each index] · factor in one rounding, 16 float32.
 
-    With a factor of 1 the result is that of `add_looked_up`, computed by the processor's multipliers.
+    With a factor of 1, `add_looked_up` returns the same, but without the processor's multipliers.
     """
     signature = FLOATS_16(FLOATS_16, FLOATS_16, INTS_16, FLOATS_16)
     return emitted(signature, lambda b, sums, table, i, factor: _fused(b, _permuted(b, table, i), factor, sums))
@@ -217,7 +217,7 @@ def next_nibbles(_typing, indices):
 
 
 def _columns(b: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """Returns the 16 columns of 16 rows, vectors of 16 elements."""
+    """Returns the 16 columns of the matrix that `rows` holds, as vectors of 16 elements."""
     rows = list(rows)
     for s in (8, 4, 2, 1):  # swap the off-diagonal blocks of size s
         low = [j + WIDTH - s if j & s else j for j in range(WIDTH)]

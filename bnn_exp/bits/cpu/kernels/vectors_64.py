@@ -52,8 +52,8 @@ def add_matches(_typing, counts, weights, x):
     """Returns counts + the number of ones in (weights & the byte at address x), lane by lane, uint8.
 
     A processor that counts the bits of bytes (AVX-512 BITALG, NEON) takes an and, a population count and an addition. With
-    AVX2 alone, one shuffle looks up the counts of 32 nibbles: the register holds the counts of all 16 nibbles against a nibble
-    of the row.
+    AVX2 alone, one shuffle looks up the counts of 32 nibbles (4 bits) of the weights. Its table holds the number of ones that
+    each of the 16 possible nibbles has in common with a nibble of the row.
     """
 
     def by_counting(b, counts, weights, x):
@@ -80,7 +80,7 @@ def add_matches(_typing, counts, weights, x):
 
 
 def _nibble_counts(b: ir.IRBuilder) -> ir.Value:
-    """Returns a constant [16, 16] of the module: the number of ones that nibble i and nibble j have in common."""
+    """Returns a constant table [16, 16] of the LLVM module. Entry (i, j) is the number of ones that i and j have in common."""
     row = ir.VectorType(I8, 16)
     if "nibble_counts" not in b.module.globals:
         table = ir.GlobalVariable(b.module, ir.ArrayType(row, 16), "nibble_counts")
@@ -91,7 +91,7 @@ def _nibble_counts(b: ir.IRBuilder) -> ir.Value:
 
 @intrinsic
 def widen(_typing, total, counts):
-    """Returns total + counts: 64 int32 and 64 uint8."""
+    """Returns total + counts, 64 int32; `total` is 64 int32 and `counts` 64 uint8."""
     return emitted(INTS_64(INTS_64, BYTES_64), lambda b, total, counts: b.add(total, b.zext(counts, INTS_64.ir)))
 
 

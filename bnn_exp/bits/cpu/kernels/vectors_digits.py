@@ -68,7 +68,7 @@ def high_nibbles(_typing, weights):
 
 @intrinsic
 def add_looked_up(_typing, sums, table, nibbles):
-    """Returns sums + the entry of the 16 bytes at address `table` that each of the 64 nibbles names, uint8."""
+    """Returns sums + table[nibble] for each of 64 nibbles, uint8. `table` is the address of 16 bytes."""
 
     def codegen(b, sums, table, nibbles):
         four_times = picked(b, b.load(pointer(b, table, ir.VectorType(I8, 16)), align=1), [*range(16)] * 4)
@@ -100,9 +100,9 @@ def add_odd(_typing, total, sums):
 
 @intrinsic
 def set_sums(_typing, address, even, odd, offset, base, scale):
-    """Stores 64 float32 at `address`: scale · (sum − offset + base · the number that is there).
+    """Stores 64 float32 at `address`: scale · (sum − offset + base · the number stored at this place before).
 
-    `even` and `odd` are the sums of the even and the odd lanes. With base 0 the number that is there is not used.
+    `even` and `odd` are the sums of the even and the odd lanes. With base 0 the numbers stored before are not used.
     """
 
     def codegen(b, address, even, odd, offset, base, scale):

@@ -1,12 +1,12 @@
-"""Chosen entries of the gradient of a layer's weights: Σ_b grad[b, n] · x[b, k] for some pairs (n, k) alone.
+"""Kernels that compute only chosen entries of a weight gradient: Σ_b grad[b, n] · x[b, k] for some neurons n and inputs k.
 
-The rows b of a batch are taken 16 at a time. The gradients at one neuron's sum in 16 rows are a vector. For an input of bits it
-is added where the input's 16 bits are 1; for pixels it is multiplied by them. All sums are float32. They differ from those of a
-matrix product by the order of their terms.
+The kernels take the samples b of a batch 16 at a time. The gradients of one neuron for 16 samples form a vector.
+`entries_of_bits` adds the lanes of the vector where the input's bit is 1. `entries_of_pixels` multiplies the vector by the
+input's pixels. All sums are float32. They differ from the sums of a matrix product by the order of their terms.
 
 Arguments of both kernels:
-    grad: the address of the gradient at the layer's sums, float32 rows of `row` numbers.
-    x: the address of the inputs, one row of `column` bytes for each input.
+    grad: the address of the gradient at the layer's sums, float32; a row of `row` numbers for each sample.
+    x: the address of the inputs, transposed: a row of `column` bytes for each input.
     starts: int64 array; the entries of neuron n are starts[n] to starts[n + 1].
     inputs: int64 array; the input k of each entry.
     out: float32 array, to which each entry is added.
@@ -33,7 +33,7 @@ BLOCK = 1024  # rows at a time: the gradients of 16 neurons (64 KiB) stay in the
 def _turn_block(grad, row, rows, neurons, out):
     """Transposes the gradients of up to 16 neurons in `rows` ≤ BLOCK rows to float32 [neurons, BLOCK] at `out`.
 
-    The number of rows is filled with zeros to a multiple of 16.
+    Zeros fill the number of rows up to a multiple of 16.
     """
     whole = rows // WIDTH * WIDTH if neurons == WIDTH else 0
     for r in range(0, whole, WIDTH):
