@@ -44,7 +44,7 @@ class DeployedConvolution(Evaluating):
 
 @exact
 class DeployedDense(Evaluating):
-    """A `BinaryNormalizedLinear` layer with packed weights. Its sums add in another order than those of the float layer."""
+    """A `BinaryNormalizedLinear` layer with packed weights. Its sums add their terms in another order than the float layer."""
 
     def __init__(self, layer: BinaryNormalizedLinear, state: dict[str, Tensor]):
         super().__init__()
@@ -63,7 +63,7 @@ def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> BNCVLNet:
     """Replaces the layers of `network` by packed layers, in place. Returns `network` in evaluation mode.
 
     Args:
-        network: it may be on the meta device.
+        network: a float network. Its tensors may be on the meta device.
         state: the tensors that `bnn_exp.bits.deployed_state` returns.
     """
     for kind, layers in ((DeployedConvolution, network.convolutions), (DeployedDense, network.dense)):

@@ -169,7 +169,7 @@ def write_c(network: DeployedMLP, shape: tuple[int, ...], classes: tuple[str, ..
 def _layer(n: int, layer: Any, binarize_logits: bool) -> tuple[list, str]:
     """Returns the constants of layer number n, each as (C type, name, numbers), and a C expression for the output of neuron i.
 
-    The expression has @ in place of the sum of the neuron.
+    The expression has @ in the place of the neuron's sum.
     """
     constants: list[tuple[str, str, Any]] = [("uint32_t", f"weights_{n}", _to_words(from_tiles(layer.tiles, layer.outputs)))]
     if isinstance(layer, LastLayer) and not binarize_logits:
@@ -189,9 +189,9 @@ def _layer(n: int, layer: Any, binarize_logits: bool) -> tuple[list, str]:
 
 
 def integer_scores(layer: LastLayer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns int64 a and b [outputs] with a·u + b ≈ 2ᵏ times the logit of sum u, for one k.
+    """Returns integers a and b, int64 [outputs]: for the sum u of an output, a·u + b ≈ 2ᵏ · logit, with one k for all outputs.
 
-    k is as large as 62 bits allow, so the result is nearer to the exact number than float32.
+    k is as large as 62 bits allow, so a·u + b is nearer to the exact number than float32.
 
     Raises:
         UserError: a scale or a shift of the last BatchNorm is not finite.

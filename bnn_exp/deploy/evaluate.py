@@ -30,7 +30,7 @@ LISTED = 1000  # mistakes in evaluation.json
 
 @dataclass
 class Evaluation:
-    """The results of the float network and of the packed network on the same rows. Packed results are None without one."""
+    """The results of the float network and of the packed network on the same rows. Without a packed network its results are None."""
 
     model: dict[str, Any]  # the result of `described`, and `bits_sha256`
     data: dict[str, Any]  # `name`, `path`, `key`, `rows`; `split`: test, or all without test rows; `own`: they are the run's
@@ -53,13 +53,13 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
     """Evaluates the network of a model file or a checkpoint on the test rows of `arrays`.
 
     Args:
-        dataset: the settings of the dataset that `arrays` holds.
+        dataset: the settings by which `arrays` was loaded.
 
     Returns:
         The evaluation, and the evaluated rows: the test rows, or all rows of data without test rows.
 
     Raises:
-        UserError: there is no such model, or the images or the classes do not suit it.
+        UserError: there is no such model, or the network does not take these images or classes.
     """
     network, about = load_model(file)
     run = evaluations.own_run(file)
@@ -103,7 +103,7 @@ def _relabelled(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
     """Returns `arrays` with the labels that the network uses for the classes.
 
     Raises:
-        UserError: the images have another shape than those of the network, or it does not know one of the classes.
+        UserError: the network takes images of another shape, or does not know one of the classes.
     """
     known, given = tuple(about["image_shape"]), arrays.test_images.shape[1:]
     if known != given:
@@ -123,7 +123,7 @@ def _relabelled(file: Path, about: dict[str, Any], arrays: Arrays) -> Arrays:
 def described(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Returns facts that identify the network of a file.
 
-    They are `file`; `which`: last, best, or the name of another file; `sha256`, the fingerprint of the network and its
+    The facts are `file`; `which`: last, best, or the name of another file; `sha256`, the fingerprint of the network and its
     classes; and `file_sha256`, the fingerprint of the whole file.
     """
     known = {"file": str(file.resolve()), "which": which_of(file), "sha256": about["sha256"]}
@@ -158,7 +158,7 @@ def percent(right: Tensor) -> float:
 
 
 def _mistakes(arrays: Arrays, logits: Tensor) -> list[dict[str, Any]]:
-    """Returns the wrong answers, at most LISTED, the likeliest ones first."""
+    """Returns the wrong answers, at most LISTED, those with the highest probability first."""
     probabilities, answers = (found.numpy() for found in logits.softmax(1).max(1))
     wrong = (answers != arrays.test_labels).nonzero()[0]
     names = arrays.test_names
@@ -175,7 +175,7 @@ def _mistakes(arrays: Arrays, logits: Tensor) -> list[dict[str, Any]]:
 
 
 def draw_mistakes(file: Path, evaluation: Evaluation, arrays: Arrays) -> None:
-    """Draws the images of the worst mistakes, each titled "label → answer, probability". Without mistakes it removes `file`."""
+    """Draws the images of the worst mistakes, each titled "label → answer, probability". Without mistakes, deletes `file`."""
     worst = evaluation.mistakes[:WORST]
     if not worst:
         file.unlink(missing_ok=True)

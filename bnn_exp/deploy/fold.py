@@ -1,4 +1,7 @@
-"""Replaces the BatchNorm and the sign of an integer by one threshold, found by evaluating the BatchNorm itself."""
+"""Replaces a BatchNorm of integers, and the step 1[y ≥ 0] after it, by one integer threshold for each neuron.
+
+The threshold is found by evaluating the BatchNorm itself, not by a formula.
+"""
 
 from collections.abc import Callable
 
@@ -9,8 +12,8 @@ from torch import Tensor
 def thresholds(decide: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Finds for each neuron a threshold t and a bool v with decide(u) = (u ≥ t) ≠ v for every u from `low` to `high`.
 
-    Bisection calls `decide`, so the result holds for its arithmetic, whatever that is. The decisions must be monotone, rising
-    or falling, as those of a rounded scale · u + shift ≥ 0 are. A neuron with equal decisions everywhere has t = high + 1.
+    Bisection calls `decide`, so the result holds for every rounding in `decide`. The decisions must be monotone in u, rising or
+    falling, as the decisions of a rounded scale · u + shift ≥ 0 are. A neuron with equal decisions everywhere has t = high + 1.
 
     Args:
         decide: takes an integer for each neuron, int64 [neurons]; returns the decisions, bool [neurons].

@@ -1,4 +1,4 @@
-"""Prepares the arguments of an export: packs the network, and fills in missing images and class names."""
+"""Prepares the arguments of an export: packs the network, and provides missing images and class names."""
 
 import math
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ def ready(
         network: a packed network, or one that `pack_network` can pack.
         images: uint8 [n, channels, height, width]. None: random pixels; this needs an MLP for square images of one or three
             channels.
-        classes: None: "0", "1", …
+        classes: the names of the classes. None: "0", "1", …
 
     Raises:
-        UserError: the network can't be packed, or the images are missing or not such pixels.
+        UserError: the network can't be packed, the images have another dtype or shape, or no random pixels can replace them.
     """
     if any(layer.weight.dtype != torch.uint8 for _, layer in binary_layers(network)):
         try:

@@ -17,7 +17,7 @@ from bnn_exp.nn.norm import make_affine, running_norms
 def with_packed_layers(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """Loads `state` into `network` and packs its weights, in place. Returns `network` in evaluation mode.
 
-    The method `pack(state)` of a network of a plugin may return the result.
+    A plugin's network may return the result from its method `pack(state)`.
 
     Args:
         network: its tensors are replaced, except buffers that no state_dict has.
@@ -46,7 +46,7 @@ def refuse_floats(layer: BinaryLayer) -> None:
 
 
 def traceable(network: nn.Module) -> nn.Module:
-    """Returns a copy of a network with packed layers that `torch.export` can trace: it unpacks by torch operators only."""
+    """Returns a copy of a network with packed layers. `torch.export` can trace it, because it unpacks by torch operators only."""
     network = copy.deepcopy(network)
     for _, layer in binary_layers(network):
         kind = type(layer)
@@ -58,7 +58,7 @@ def traceable(network: nn.Module) -> nn.Module:
 
 
 class _Traceable:
-    """A base class that replaces the `value` of a BinaryLayer whose `weight` is packed."""
+    """A base class whose `value` unpacks the packed `weight` of a BinaryLayer by torch operators only."""
 
     @property
     def value(self: Any) -> Tensor:

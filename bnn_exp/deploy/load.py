@@ -29,7 +29,7 @@ def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     The weights are never unpacked as a whole. The input of the network is pixels, uint8.
 
     Returns:
-        The packed network, and what the file says about it (see `bnn_exp.load_model`).
+        The packed network, and the facts about it that the file stores (see `bnn_exp.load_model`).
 
     Raises:
         UserError: there is no such file, it is damaged, the network can't be packed, or its packed form gives other logits than
@@ -42,10 +42,10 @@ def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Does the same as `load_packed`. A network without a packed form gets layers with packed weights.
+    """Loads a network as `load_packed` does. A network without a packed form gets layers with packed weights instead.
 
     Raises:
-        UserError: as `load_packed`, except for a missing packed form.
+        UserError: see `load_packed`. A missing packed form is no error here.
     """
     network, state, about = read_model(path)
     has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
@@ -58,8 +58,8 @@ def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = 
     """Returns the packed form of a network in memory, as `load_packed` does for a file. `network` stays unchanged.
 
     Args:
-        image_shape: (channels, height, width) of the images. A network of a plugin needs it, to compare the logits of both
-            forms.
+        image_shape: (channels, height, width) of the images. Only a plugin's network needs this shape, for the comparison of
+            the logits of both forms.
 
     Raises:
         UserError: the network can't be packed, or its packed form gives other logits.
@@ -99,7 +99,7 @@ def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 
 def why_no_pack(network: nn.Module) -> str:
-    """Returns why the method `pack` of the network's class can't pack it; "" if it can.
+    """Returns why the method `pack` of a network's class can't pack the network; "" if it can.
 
     The class that defines `pack` must define `forward` too, or inherit it: a subclass with another `forward` computes
     something else.

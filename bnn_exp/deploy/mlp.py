@@ -1,7 +1,7 @@
-"""The binary MLP in integers: its input is uint8 pixels, its activations are bits, and each neuron has a threshold.
+"""The binary MLP in integers: the input is uint8 pixels, the activations are bits, and each hidden neuron has a threshold.
 
 Let x be the bits or pixels that enter a layer. Let w be its weights: 1 for bit 1, and 0 (boolean) or −1 (other encodings) for
-bit 0. The layer sums u = Σ x·w. The product of the float network is (scale · u + offset)/divisor, because its pixels stand for
+bit 0. The layer computes sums u = Σ x·w. The float network's product is (scale · u + offset)/divisor, because its pixels stand for
 x/255, its bipolar activations for 2x − 1, and centred values are half of bipolar ones.
 """
 
@@ -91,7 +91,7 @@ class LastLayer(DeployedLayer):
 class DeployedMLP(Evaluating):
     """A packed `MLP`: it computes the same logits and the same hidden bits as the float network in evaluation, on bits.
 
-    They are equal to those of the float network on a CPU, whose products are exact up to 65,793 pixels.
+    This holds for the float network on a CPU, whose products are exact up to 65,793 pixels.
 
     Args:
         network: the network to pack. Its parameters may be on the meta device.

@@ -65,7 +65,7 @@ class Graph:
 
 
 def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
-    """Adds the nodes of a packed MLP: `pixels`, uint8 [batch, …] → logits. All is in integers up to the last BatchNorm."""
+    """Adds the nodes of a packed MLP: `pixels`, uint8 [batch, …] → logits. All nodes before the last BatchNorm are in integers."""
     h = graph("Flatten", pixels, axis=1)
     for layer in network.layers:
         sums = _sums(graph, layer, h)
@@ -133,7 +133,7 @@ def _values(graph: Graph, bits: str, encoding: str) -> str:
 
 
 def _finish(graph: Graph, h: str, layer: DeployedConvolution | DeployedDense, shape: tuple[int, ...]) -> str:
-    """Adds the nodes of the normalisation and the activation of a layer."""
+    """Adds the nodes of a layer's normalisation and activation after `h`. `shape` broadcasts a vector of channels over `h`."""
     if isinstance(layer.norm, Standardize):
         axes = graph.constant(layer.norm.dims, np.int64)
         centred = graph("Sub", h, graph("ReduceMean", h, axes, keepdims=1))
@@ -165,18 +165,18 @@ def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
 
 def packed_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
     """Returns the ONNX model of a packed network: `pixels`, uint8 [batch, channels, height, width] → `logits`, float32
-    [batch, classes]. Its metadata hold the class names, one a line.
+    [batch, classes]. The model's metadata hold the class names, one a line.
     """
     return _model(mlp if type(network) is DeployedMLP else bncvl, network, shape, classes)
 
 
 def own_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
-    """Returns the ONNX model of a network of a plugin. Its method `onnx(graph, pixels)` returns the name of the logits."""
+    """Returns the ONNX model of a network of a plugin. Its method `onnx(graph, pixels)` adds the nodes."""
     return _model(lambda graph, network, pixels: network.onnx(graph, pixels), network, shape, classes)
 
 
 def float_model(network: nn.Module, packed: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
-    """Returns the ONNX model with float weights. For a CNN it is the packed model: a runtime unpacks its weights at loading."""
+    """Returns the ONNX model with float weights. For a CNN returns the packed model, whose weights a runtime unpacks at loading."""
     if type(network) is MLP:
         return _model(float_mlp, network, shape, classes)
     return packed_model(packed, shape, classes)

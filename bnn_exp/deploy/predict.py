@@ -1,4 +1,4 @@
-"""Predicts the classes of images in files, folders and patterns, by a trained network."""
+"""Predicts the classes of images with a trained network. The images are given as files, folders and patterns."""
 
 import csv
 import glob
@@ -33,7 +33,7 @@ FILES = ("predictions.csv", "predictions.json")
 
 @dataclass
 class Found:
-    """The image files that `input` names, and the number of other files in its folders."""
+    """The image files that the setting `input` names. `passed_over` is the number of other files in the named folders."""
 
     images: list[Path] = field(default_factory=list)
     passed_over: int = 0
@@ -71,7 +71,7 @@ class Predictions:
         )
 
     def csv(self) -> str:
-        """Returns a CSV table with a row for each file: file, class, probability, then the next classes with theirs."""
+        """Returns a CSV table with a row for each file: file, class, probability, then the next classes, each with its probability."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         width = max((len(top) for _, top in self.answers), default=1)
@@ -145,7 +145,7 @@ def _answers(network: nn.Module, images: np.ndarray, classes: list[str]) -> list
 
 
 def _on_bits(model: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the packed network, or the float network if it can't be packed; and what the file says about it."""
+    """Returns the packed network, or the float network if it can't be packed, and the facts about it that the file stores."""
     try:
         return load_packed(model)
     except UserError:  # load_model refuses an unreadable file again

@@ -36,7 +36,7 @@ def export_torch(network: nn.Module, directory: str | Path = ".", images: Tensor
 
 
 def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Tensor) -> dict:
-    """Does the work of `export_torch`. `form` computes what `network` computes, and `torch.export` can trace it."""
+    """Exports `form`, checks the program against `network`, and writes the file. `form` computes the same as `network`."""
     file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = ({0: torch.export.Dim("batch", min=1)},)  # by position: a user's network may give its argument any name
@@ -55,5 +55,5 @@ def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Te
 
 
 def _std_mean(x: Tensor, dim: list[int], unbiased: bool = True, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """Replaces the decomposition of torch 2.13, which calls itself with wrong arguments."""
+    """Computes `std_mean`. It replaces the decomposition of torch 2.13, which calls itself with wrong arguments."""
     return torch.std(x, dim, correction=int(unbiased), keepdim=keepdim), x.mean(dim, keepdim=keepdim)

@@ -23,7 +23,7 @@ def build(
 
     Args:
         mean, std: the statistics of the train pixels per channel, as numbers from 0 to 1. A network may standardise its input
-            by them. None: 0 and 1.
+            by these statistics. None: mean 0 and std 1.
     """
     values, made = asdict(settings), kind(settings)
     del values["name"]
@@ -45,7 +45,7 @@ def depth(settings: Any) -> int:
 
 
 def stages(network: nn.Module) -> list[list[nn.Module]]:
-    """Returns the modules that hold parameters, a list for each layer; one list of all modules without `stages()`."""
+    """Returns the modules that hold tensors, a list for each layer. A network without a method `stages` is one layer."""
     own: Any = getattr(network, "stages", None)
     if own:
         return own()

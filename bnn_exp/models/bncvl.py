@@ -20,11 +20,11 @@ class BNCVLNet(OfPixels):
     Args:
         image_shape: (channels, height, width) of the images.
         pool: the side and the stride of the pooling windows.
-        normalization: `sample`, `batch` or `channel`, see `bnn_exp.nn.BNCVL`. Dense layers use `sample` for `channel`.
+        normalization: `sample`, `batch` or `channel`, see `bnn_exp.nn.BNCVL`. With `channel`, dense layers use `sample`.
         encoding, weights: see `bnn_exp.nn.BinaryLayer`.
         latent_std: the standard deviation of new latent weights: `one`, as in the reference program, or `fan_in`, 1/√fan-in.
-        mean, std: the statistics of the pixels per channel, as numbers from 0 to 1. They standardise the input. A std of 0
-            counts as 1.
+        mean, std: the statistics of the pixels per channel, as numbers from 0 to 1. The network standardises its input by
+            these statistics. A std of 0 counts as 1.
 
     Raises:
         ValueError: the images are too small for the pooling.

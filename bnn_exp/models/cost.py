@@ -24,7 +24,7 @@ class LayerCost:
 
     @property
     def bytes_as_bits(self) -> int:
-        """The size with binary weights of one bit and real parameters of four bytes."""
+        """The size in bytes if a binary weight takes one bit and a real parameter four bytes."""
         return -(-self.binary // 8) + 4 * self.real
 
     @property
@@ -34,7 +34,7 @@ class LayerCost:
 
 @torch.no_grad()
 def layers(network: nn.Module, sample: Tensor) -> list[LayerCost]:
-    """Returns the layers with parameters, in the order of their use for `sample`, a batch of ≥ 1. Buffers do not count."""
+    """Returns the costs of all layers with parameters, in the order in which the network applies them to the batch `sample`."""
     found: list[LayerCost] = []
 
     def note(name: str, module: nn.Module) -> Callable[..., None]:

@@ -19,7 +19,7 @@ class MLP(nn.Module):
     Args:
         encoding: the encoding of weights and activations.
         window: the straight-through gradient of the activation passes where |x| ≤ window. None: everywhere.
-        binarize_logits: True applies a binary activation to the last layer too, as in the reference program. It costs most of
+        binarize_logits: True applies a binary activation to the last layer too, as in the reference program. This costs most of
             the accuracy, because ten bits cannot rank ten classes. (The reference program also applies log-softmax to the
             logits. The loss applies log-softmax again, which changes nothing, because log-softmax is idempotent.)
         affine: every BatchNorm has a trained scale and shift.
@@ -67,7 +67,7 @@ class MLP(nn.Module):
         return (first.in_features,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes logits [batch, num_classes] of x [batch, …], `in_features` numbers a row. uint8 pixels stand for x/255."""
+        """Computes logits [batch, num_classes] of x [batch, …] with `in_features` numbers a sample. uint8 pixels stand for x/255."""
         h = x.flatten(1)
         for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
             h = binarize(norm(layer(h)), self.encoding, self.window)

@@ -16,16 +16,16 @@ from bnn_exp.nn import BinaryConv2d, BinaryLinear, binarize
 class VGG(OfPixels):
     """A CNN with `convolutions` binary convolutions at each width of `channels`, then one binary linear layer.
 
-    BatchNorm follows every layer, and a binary activation every convolution. The last convolution of each width is max-pooled
-    2×2 before its BatchNorm.
+    BatchNorm follows every layer. A binary activation follows the BatchNorm of every convolution. The last convolution of each
+    width is max-pooled 2×2 before its BatchNorm.
 
     Args:
         image_shape: (channels, height, width) of the images.
         window: the straight-through gradient of the activation passes where |x| ≤ window. None: everywhere.
         encoding: the encoding of weights and activations.
         weights: `bits`, `latent` or `float`, see `bnn_exp.nn.BinaryLayer`.
-        mean, std: the statistics of the pixels per channel, as numbers from 0 to 1. They standardise the input. A std of 0
-            counts as 1.
+        mean, std: the statistics of the pixels per channel, as numbers from 0 to 1. The network standardises its input by
+            these statistics. A std of 0 counts as 1.
 
     Raises:
         ValueError: the images are too small for the pooling.

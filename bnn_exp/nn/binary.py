@@ -15,7 +15,7 @@ ENCODINGS = ("boolean", "bipolar", "centred")
 
 
 class NotBinary(ValueError):
-    """A binary tensor holds a number other than 0 and 1."""
+    """The error of a binary tensor that holds a number other than 0 and 1."""
 
 
 def encode(bits: Tensor, encoding: str) -> Tensor:
@@ -31,7 +31,7 @@ def encode(bits: Tensor, encoding: str) -> Tensor:
 
 
 def two_values(encoding: str) -> tuple[float, float]:
-    """Returns the values of bit 0 and of bit 1."""
+    """Returns the values of a bit 0 and of a bit 1 in this encoding."""
     zero, one = encode(torch.tensor([0.0, 1.0]), encoding).tolist()
     return zero, one
 
@@ -97,7 +97,7 @@ def check_bits(name: str, bits: Tensor) -> None:
     """Checks that `bits` (any shape and dtype) are all 0 or 1.
 
     Raises:
-        NotBinary: names the tensor `name`, the first other number and its position.
+        NotBinary: a number is neither 0 nor 1. The message says `name`, the first such number and its position.
     """
     wrong = (bits != 0) & (bits != 1)
     if wrong.any():

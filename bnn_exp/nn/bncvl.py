@@ -51,7 +51,7 @@ class BNCVL(_BinaryNormalized):
         activation: applied to the normalised numbers. None: ReLU. `nn.Identity()`: no activation.
         normalization: `sample` normalises over (C, H, W) of each sample. `channel` normalises over (H, W) of each channel of
             each sample. `batch` is BatchNorm, with a real scale and shift for each channel. With `channel` and `batch` the
-            layer has no bias, because they subtract it.
+            layer has no bias, because the normalisation would subtract the bias.
 
     Raises:
         ValueError: `kernel_size` is even, or an encoding, a normalisation or a kind of weights is unknown.

@@ -1,7 +1,7 @@
 """Checks that a network computes exactly what its class defines.
 
 Packed engines and packed networks repeat the computation of some classes on bits. A subclass, a layer of another class, a
-replaced `forward` or a hook may compute something else, and `isinstance` cannot detect that.
+replaced `forward` or a hook may compute something else, and `isinstance` cannot detect these changes.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def is_exactly(kind: type, *names: str) -> bool:
 
 
 def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
-    """Returns why `network` may compute something else than the classes `names` compute, in a few words; "" if it does not.
+    """Returns in a few words why `network` may compute something else than the classes `names`; "" if it computes the same.
 
     Args:
         network: a network, which is checked with all its layers, or a class.
@@ -57,7 +57,7 @@ def difference(network: nn.Module | type[nn.Module], *names: str) -> str:
 
 
 def altered(network: nn.Module) -> str:
-    """Returns which module of `network` has a replaced forward or hooks, in a few words; "" if none has."""
+    """Returns in a few words which module of `network` has a replaced forward or hooks; "" if no module has."""
     return next(
         filter(None, (_altered_instance(name or "the network", module) for name, module in network.named_modules())), ""
     )

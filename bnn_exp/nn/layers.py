@@ -30,9 +30,10 @@ _FIRST: dict[str, Callable] = {  # the weights of a new layer
 
 
 class BinaryLayer(nn.Module):
-    """A layer whose `weight`, float32 of `shape`, stands for bits. With `bias` it also has a bit for each output.
+    """A layer whose `weight`, float32 of `shape`, stands for bits. With `bias` the layer also has a bit for each output.
 
-    First weights: bits are Bernoulli(½), latents are standard normal (their bias is 0), floats are scaled by their fan-in.
+    Initial weights: bits are Bernoulli(½), latent weights are standard normal (latent biases are 0), float weights are scaled
+    by their fan-in.
     Optimizers, verification, packing and counting find binary weights by this class. A layer of a plugin derives from this
     class and computes with `value` (and `bias_value`).
 
@@ -125,7 +126,7 @@ class BinaryLinear(BinaryLayer):
 
     Args:
         binary_input: the inputs are values of bits too (0 and ±1). The layer then multiplies in small integers, as for
-            pixels, where the processor is fast at that. The results are the same.
+            pixels, where the processor is fast at such products. The results are the same.
         weights: `bits`, `latent` or `float`.
     """
 

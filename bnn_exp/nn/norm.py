@@ -12,7 +12,7 @@ NO_EPS = 1e-30  # 1 + NO_EPS is 1 in float32 and float64. Some versions of torch
 
 
 def running_norms(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """Yields the BatchNorms of a network that have running statistics, with their names."""
+    """Yields (name, BatchNorm) for every BatchNorm of a network that has running statistics."""
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             yield name, module
@@ -20,9 +20,9 @@ def running_norms(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 
 @torch.no_grad()
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Returns scale and shift, float32 [channels] on the CPU. `norm` evaluates as y = scale · x + shift, bit for bit.
+    """Returns scale and shift, float32 [channels] on the CPU. In evaluation `norm` is y = scale · x + shift, bit for bit.
 
-    torch's own BatchNorm on a CPU computes both, from the inputs 1 and 0.
+    torch's own BatchNorm on a CPU computes scale from the input 1, and shift from the input 0.
     """
     held = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     mean, var, weight, bias = (None if t is None else t.to("cpu", torch.float32) for t in held)

@@ -1,4 +1,4 @@
-"""Exact products of small integers with binary weights, in the way that is fastest on the processor.
+"""Exact products of small integers with binary weights, each computed in the fastest way that the processor offers.
 
 - A CPU with VNNI instructions multiplies int8 × int8 → int32, in a quarter of the time of fp32 (1024² weights, batch 16384).
   Without VNNI int8 is slower, and torch's fp32 product is used.
@@ -87,7 +87,7 @@ def pixel_product(x: Tensor, v: Tensor) -> Tensor:
 
 
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
-    """Returns x Vᵀ, float32, without a gradient: the arguments are those of `pixel_product`, v of any dtype."""
+    """Returns x Vᵀ, float32, without a gradient. x is uint8 [batch, in]; v [out, in] holds only 0 and ±1, in any dtype."""
     if not _in_int8(x):
         return matmul(x.float(), v.float().t(), _in_bf16(x) and x.is_cuda)
     centred = x.bitwise_xor(128).view(torch.int8)  # x − 128
@@ -108,7 +108,7 @@ def _in_bf16(x: Tensor) -> bool:
 
 
 def matmul(a: Tensor, b: Tensor, bf16: bool) -> Tensor:
-    """Returns a @ b in the wider of the two types, independent of autocast.
+    """Returns a @ b in the wider of the two dtypes, independent of autocast.
 
     With `bf16` the operands are rounded to bf16 and the result is fp32. On a CPU the result is rounded to bf16 too.
     """

@@ -8,7 +8,7 @@ from bnn_exp.optim.rule import Rule
 
 
 class Bold(Rule):
-    """Flips bits by an accumulated gradient (Nguyen et al. 2024, arXiv 2405.16339).
+    """Flips bits b by an accumulated gradient g (Nguyen et al. 2024, arXiv 2405.16339).
 
         a ← β·a + η·g
         flip where a·s ≥ 1, for s = 2b − 1, and set a = 0 there

@@ -6,7 +6,7 @@ from bnn_exp.optim.rule import Rule
 
 
 class Bop(Rule):
-    """Flips bits by a moving average of the gradient (Helwegen et al. 2019, arXiv 1906.02107, Algorithm 1).
+    """Flips bits b by a moving average of the gradient g (Helwegen et al. 2019, arXiv 1906.02107, Algorithm 1).
 
         m ← (1 − γ)m + γg
         flip where m·s > τ, for s = 2b − 1
@@ -30,7 +30,7 @@ class Bop(Rule):
 
 
 class Bop2(Rule):
-    """Flips bits by two moments of the gradient (Suarez-Ramirez et al. 2021, arXiv 2104.05124, the biased variant).
+    """Flips bits b by two moments of the gradient g (Suarez-Ramirez et al. 2021, arXiv 2104.05124, the biased variant).
 
         m ← (1 − γ)m + γg,  v ← (1 − σ)v + σg²
         flip where m·s/(√v + 10⁻¹⁰) > τ, for s = 2b − 1

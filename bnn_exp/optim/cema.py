@@ -6,16 +6,16 @@ from bnn_exp.optim.rule import Rule
 
 
 class CEMA(Rule):
-    """Flips bits by two cascaded moving averages of the gradient (Quist, Li & van Gemert 2023, arXiv 2303.02452).
+    """Flips bits b by two cascaded moving averages of the gradient g (Quist, Li & van Gemert 2023, arXiv 2303.02452).
 
         m ← (1 − γ)m + γg,  h ← (1 − α)h + αm
         flip where h·s > 0, for s = 2b − 1
 
-    α falls to 0, and so the filter ends as the average of the whole training. State: m and h, two floats per weight.
+    α falls to 0, so the filter ends as the average of the whole training. State: m and h, two floats per weight.
 
     Args:
-        gamma: γ in [0, 1], of the first average.
-        alpha: α in [0, 1], of the second; scheduled.
+        gamma: γ in [0, 1], the rate of the first average.
+        alpha: α in [0, 1], the rate of the second average; scheduled.
     """
 
     settings = rules.CEMA

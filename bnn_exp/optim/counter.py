@@ -21,12 +21,12 @@ class Counter(Rule):
     σ(g) is the standard deviation over the tensor. The rounding is stochastic, so that E⌊u + U⌋ = u also for u far below 1.
     n = 1 needs no state beside the bits: it is a hypermask that flips with probability min(1, δ|g|/σ(g)). Large n approaches
     a latent weight in [−1, 1] that SGD trains. Counters begin next to 0, on the side of their bit. They are stored 8 // n to a
-    byte for n ≤ 4 (n = 3 in four bits), else one to a byte; the weight is in there. Ours.
+    byte for n ≤ 4 (n = 3 in four bits), else one to a byte; these bits include the weight. The rule is this package's own.
 
     Args:
         bits: n, 1 to 8.
         delta: δ ≥ 0, the step as a fraction of a counter's range on one side of 0, for a gradient of one σ.
-        scale: what stands in the place of σ(g): `tensor`, as above, or by `neuron` or `factored`, see `scaled`.
+        scale: the divisor of g: `tensor` for σ(g), `neuron` or `factored` for the other divisors of `gradients.scaled`.
     """
 
     settings = rules.Counter
@@ -52,19 +52,19 @@ class Counter(Rule):
 
 
 def _width(n: int) -> int:
-    """Returns the bits of a byte that a number of n bits takes: 1, 2, 4 or 8."""
+    """Returns the number of bits of a byte, 1, 2, 4 or 8, in which `pack` stores a number of n bits."""
     return 1 << (n - 1).bit_length()
 
 
 def pack(numbers: Tensor, n: int) -> Tensor:
-    """Packs numbers below 2ⁿ, uint8 [count], several to a byte, the lowest bits first: uint8 [⌈count·width/8⌉]."""
+    """Packs numbers of n bits, uint8 [count], several to a byte, the lowest bits first: uint8 [⌈count · `_width(n)` / 8⌉]."""
     width = _width(n)
     columns = torch.nn.functional.pad(numbers, (0, -len(numbers) % (8 // width))).view(-1, 8 // width).unbind(1)
     return reduce(or_, (column << (width * j) for j, column in enumerate(columns)))
 
 
 def unpack(packed: Tensor, n: int, count: int) -> Tensor:
-    """Returns the `count` numbers that `pack` packed: uint8 [count]."""
+    """Returns the `count` numbers of n bits each that `pack` packed: uint8 [count]."""
     width = _width(n)
     columns = [(packed >> shift) & (2**width - 1) for shift in range(0, 8, width)]
     return torch.stack(columns, 1).flatten()[:count]

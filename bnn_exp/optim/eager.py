@@ -1,7 +1,7 @@
 """torch's optimizers without the wrappers that keep torch.compile out of them, and their options on a GPU.
 
-Only networks are ever compiled here. The first call of such a wrapper imports torch._dynamo and sympy: two of the four seconds
-from the command to the first step.
+The first call of such a wrapper imports torch._dynamo and sympy, which takes two of the four seconds from the command to the
+first step. This package compiles networks, but never optimizers, so it does not need the wrappers.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from bnn_exp.bits import device
 
 
 class Eager:
-    """The first base class of an optimizer, before torch's own."""
+    """The first base class of an optimizer: replaces methods of torch's class by the functions inside their wrappers."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
@@ -26,7 +26,7 @@ class Eager:
 
 
 def eager(kind: type[Optimizer]) -> type[Optimizer]:
-    """Returns a class that does what the class `kind` of torch.optim does."""
+    """Returns a copy of the class `kind` of torch.optim, whose methods have no wrappers against torch.compile."""
     step = torch.no_grad()(inspect.unwrap(kind.step))
     return type(kind.__name__, (Eager, kind), {"step": step, "__module__": __name__, "__doc__": kind.__doc__})
 
@@ -39,7 +39,7 @@ ON_GPU = ("fused", "capturable")  # with these options a step on a GPU is few ke
 
 
 def options_for(kind: type, parameters: Sequence[Tensor]) -> dict[str, bool]:
-    """Returns those of the options `ON_GPU` that a class of optimizers has, if the parameters lie on a GPU."""
+    """Returns the options in `ON_GPU` that the optimizer class `kind` knows, all True. On a CPU: no options."""
     if not parameters or device.on_host(parameters[0]):
         return {}
     known = {name for base in kind.__mro__[:-1] for name in inspect.signature(base.__init__).parameters}
@@ -48,7 +48,7 @@ def options_for(kind: type, parameters: Sequence[Tensor]) -> dict[str, bool]:
 
 
 def own_options(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Returns a saved state of an optimizer with this optimizer's options: the state may come from another device."""
+    """Returns a saved state with the options `ON_GPU` of `optimizer`, because the state may come from another device."""
     groups = []
     for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False):
         groups.append(saved | {name: own[name] for name in ON_GPU if name in own})

@@ -20,8 +20,8 @@ def scaled(g: Tensor, scale: str) -> Tensor:
     """Returns a gradient [neurons, inputs] in units of its size: numbers around 1 that can be compared across weights.
 
     `tensor` divides by the standard deviation σ(g), `neuron` by the root mean square of a row, `factored` by
-    RMS(row)·RMS(column)/RMS(tensor). The last estimates the size of each entry by a product (Adafactor, Shazeer & Stern 2018,
-    arXiv 1804.04235; here from this batch alone, without a memory). A single row is divided by σ(g). 0 stays 0.
+    RMS(row)·RMS(column)/RMS(tensor). `factored` estimates the size of each entry by a product (Adafactor, Shazeer & Stern
+    2018, arXiv 1804.04235; here from this batch alone, without a memory). A single row is divided by σ(g). 0 stays 0.
     """
     if scale == "tensor" or len(g) == 1:
         size = g.std(correction=0)
@@ -33,10 +33,10 @@ def scaled(g: Tensor, scale: str) -> Tensor:
 
 
 def rms(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """Returns the root mean square over `dims`, which stay as dimensions of size 1."""
+    """Returns the root mean square of x over `dims`. These dimensions stay, with size 1."""
     return x.square().mean(dims, keepdim=True).sqrt()
 
 
 def add_scaled(a: Tensor, g: Tensor, factor: float | Tensor) -> Tensor:
-    """Adds factor · g to `a` in place and returns `a`. A factor on a GPU is a scalar tensor, and is not waited for."""
+    """Adds factor · g to `a` in place and returns `a`. Python does not wait for a factor that is a scalar tensor on a GPU."""
     return a.addcmul_(g, factor) if isinstance(factor, Tensor) else a.add_(g, alpha=factor)

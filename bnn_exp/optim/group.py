@@ -10,13 +10,13 @@ from bnn_exp.optim.schedules import factor
 class Group(dict):
     """A parameter group in which `lr` stands for another entry, the strength of a rule.
 
-    Reading `lr` gives the strength of the coming step, by the group's own schedule. Writing it sets the strength, and the
-    schedule becomes `constant`. All else is a dict; its items are the entries as they are kept.
+    Reading `lr` gives the strength of the coming step, by the group's own schedule. Writing `lr` sets the strength, and the
+    schedule becomes `constant`. Apart from `lr` a Group is a usual dict, whose items do not follow the schedule.
 
     Args:
-        entries: of a parameter group, with `schedule`, `total_steps` and a count of steps.
-        strength: the entry that `lr` stands for; None where there is none.
-        count: the entry that counts steps.
+        entries: the entries of a parameter group, with `schedule`, `total_steps` and a count of steps.
+        strength: the name of the entry that `lr` stands for; None if `lr` stands for no entry.
+        count: the name of the entry that counts steps.
     """
 
     def __init__(self, entries: dict[str, Any], strength: str | None, count: str):
@@ -26,11 +26,11 @@ class Group(dict):
         self.on_device: Tensor | None = None  # the value of `lr` on a GPU, during a step of the optimizer
 
     def at(self, name: str, step: int) -> float:
-        """Returns the entry `name` times the factor of the schedule at a step of the group."""
+        """Returns the entry `name` times the factor of the schedule at step number `step` of the group."""
         return super().__getitem__(name) * factor(self["schedule"], step, self["total_steps"])
 
     def kept(self, name: str) -> Any:
-        """Returns the entry `name` as it is kept, without the schedule."""
+        """Returns the entry `name` as it is stored, without the factor of the schedule."""
         return super().__getitem__(name)
 
     def __contains__(self, name: object) -> bool:
@@ -59,9 +59,9 @@ class Group(dict):
 
 
 class Grouped:
-    """A mixin for optimizers: every parameter group is a `Group`, those that are added or loaded later too.
+    """A mixin for optimizers: every parameter group is a `Group`, also a group that is added or loaded later.
 
-    It stands before torch's class in the list of base classes.
+    The mixin stands before torch's class in the list of base classes.
     """
 
     step_entry = "step"  # the entry of a group that counts its steps
@@ -75,7 +75,7 @@ class Grouped:
         return group
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group. The group counts its own steps, from 0; its tensors are numbered after all earlier ones.
+        """Adds a group. The group counts its own steps, from 0. Its tensors get the numbers after those of all earlier tensors.
 
         Raises:
             ValueError: the optimizer can't train the group, which is then not added.
@@ -92,7 +92,7 @@ class Grouped:
         """Checks that the optimizer can train the newest group.
 
         Raises:
-            ValueError: the optimizer can't train it.
+            ValueError: the optimizer can't train the group.
         """
         factor(group["schedule"], 0, group["total_steps"])
 

@@ -1,7 +1,7 @@
 """HyperMask: training bits by a mask and a sign, with no real-valued copy of any weight (Shibuya et al., BinSFO, Algorithm 1).
 
-In each step every binary tensor has a target w* = 1[−g ≥ 0] and a mask m; then  w ← m̄·w + m·w*.  The variants differ in the
-mask alone, see `bnn_exp.optim.masks`.
+In each step every binary tensor w has a target w* = 1[−g ≥ 0] and a mask m of 0 and 1. The step is w ← (1 − m)·w + m·w*. The
+variants of HyperMask differ in the mask alone, see `bnn_exp.optim.masks`.
 """
 
 from dataclasses import replace

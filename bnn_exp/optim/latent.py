@@ -1,4 +1,4 @@
-"""The baseline: usual optimizers train real latent weights; gradients pass straight through the binary threshold."""
+"""The baseline: usual optimizers train real latent weights. Gradients pass straight through the threshold that makes bits."""
 
 import importlib
 import inspect
@@ -25,7 +25,7 @@ class OfLatents(Trained):
         schedule: `constant`, `linear`, `cosine` or `geometric`: how the learning rate falls over `total_steps` steps.
 
     Raises:
-        ValueError: a tensor holds bits (0 and 1 alone) in place of latent weights; or the schedule is unknown.
+        ValueError: a tensor holds bits (only 0 and 1) in place of latent weights, or the schedule is unknown.
     """
 
     own = ("flips", "bits", "falls", "_rates")
@@ -55,11 +55,11 @@ class OfLatents(Trained):
         return all(group.get("fused") or group.get("capturable") for group in self.param_groups)
 
     def strength_of(self, entries: dict[str, Any]) -> str:
-        """Returns the entry that holds the learning rate before the schedule."""
+        """Returns the name of the entry that holds the learning rate before the schedule reduces it."""
         return "full_lr"
 
     def entries(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Returns a group with its schedule and its full learning rate in place of `lr`, which is computed in each step."""
+        """Returns a group with a schedule and a full learning rate. They replace `lr`, which each step computes from them."""
         lr = group.pop("lr", None)
         return group if "full_lr" in group else self.falls | group | {"full_lr": lr, "steps": 0}
 
@@ -92,7 +92,7 @@ class OfLatents(Trained):
         return loss
 
     def announce(self) -> None:
-        """Copies the learning rate of the coming step to the GPU, if the latent weights lie there."""
+        """Copies the learning rate of the coming step to the GPU, if the latent weights are on a GPU."""
         first = next(iter(self.tensors()), None)
         if first is None or device.on_host(first) or not self.recordable:
             return
@@ -116,12 +116,12 @@ class OfLatents(Trained):
         return loss
 
     def count(self) -> None:
-        """Counts the step that was done."""
+        """Adds 1 to the count of steps of each group."""
         for group in self.param_groups:
             group["steps"] += 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state, which may come from another device."""
+        """Loads the state of an optimizer, which may come from another device."""
         super().load_state_dict(eager.own_options(self, state_dict))
 
 

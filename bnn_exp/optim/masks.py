@@ -1,7 +1,8 @@
 """The masks of HyperMask: which bits a step may set to 1[−g ≥ 0] (Shibuya et al., BinSFO, section 3).
 
-Each mask is an object that returns the flips of a step. `random` selects first and compares then, so its work is proportional
-to what it selects; the others select among the weights whose bit the gradient wants flipped.
+Each mask is an object that returns the flips of a step. `random` selects weights first and then reads the gradient of these
+weights alone, so its work is proportional to their number. The other masks select among the weights whose bit the gradient
+wants flipped.
 """
 
 import math
@@ -21,12 +22,12 @@ FIRST_SIGMA = 0.01  # σ₀ of the temperatures
 
 
 class Mask:
-    """A mask m of HyperMask. `strength` names the hyperparameter that says how many weights it selects."""
+    """A mask m of HyperMask. `strength` names the hyperparameter that determines how many weights the mask selects."""
 
     strength = "delta"
 
     def reads_entries(self, h: SimpleNamespace) -> bool:
-        """Returns True if the mask is drawn before the gradient is read, of which it reads the selected entries alone."""
+        """Returns True if the mask selects weights first and then reads only their entries of the gradient."""
         return False
 
     def flips(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
@@ -34,12 +35,12 @@ class Mask:
         raise NotImplementedError
 
     def flip_packed(self, w: PackedBits, g: Factors, h: SimpleNamespace, draw: torch.Generator) -> Tensor | None:
-        """Flips packed bits by one kernel, if there is one for this mask; returns the number of flips, else None."""
+        """Flips packed bits by one kernel and returns the number of flips. A mask without such a kernel returns None."""
         return None
 
 
 class Random(Mask):
-    """m ~ Bernoulli(δ), independent of the gradient (BinSFO, Implementation 5)."""
+    """Selects each weight with probability δ, independent of the gradient (BinSFO, Implementation 5)."""
 
     def reads_entries(self, h):
         return h.delta <= DENSEST
@@ -56,7 +57,7 @@ class Random(Mask):
 
 
 class Top(Mask):
-    """Of the weights that the gradient wants flipped, the δ·N with the largest |g|; N is the size of the tensor.
+    """Selects the δ·N weights with the largest |g| among those that the gradient wants flipped; N is the size of the tensor.
 
     `scale` chooses the units in which |g| is compared, see `scaled`. On a GPU δ is a float32, so δ·N may differ by one.
     """
@@ -73,7 +74,7 @@ class Top(Mask):
 
 
 class ErrorFunction(Mask):
-    """Of the weights that the gradient wants flipped, each with probability erf(τ|g|): the error-function weighted mask."""
+    """Selects each weight that the gradient wants flipped with probability erf(τ|g|): the error-function weighted mask."""
 
     strength = "lr"
 
@@ -83,7 +84,7 @@ class ErrorFunction(Mask):
 
 
 class Probable(Mask):
-    """Of the weights that the gradient wants flipped, those for which erf(τ|g|) ≥ ½: the weighted probability mask."""
+    """Selects the weights that the gradient wants flipped and for which erf(τ|g|) ≥ ½: the weighted probability mask."""
 
     strength = "lr"
 
@@ -96,17 +97,17 @@ MASKS: dict[str, Mask] = {"random": Random(), "top": Top(), "ewm": ErrorFunction
 
 
 def const(lr: float, variance: Tensor, sigma_g: Tensor) -> tuple[Tensor, Tensor]:
-    """τ = lr."""
+    """Returns the constant temperature τ = lr, and the variance σ² unchanged."""
     return torch.ones_like(variance) * lr, variance
 
 
 def gaussian(lr: float, variance: Tensor, sigma_g: Tensor) -> tuple[Tensor, Tensor]:
-    """τ = lr/(√2·σ), then σ² ← σ² + (lr·σ(g))²."""
+    """Returns the temperature τ = lr/(√2·σ) and the next variance σ² + (lr·σ(g))², from the `variance` σ²."""
     return lr / (math.sqrt(2) * variance.sqrt()), variance + (lr * sigma_g) ** 2
 
 
 def scaled_gaussian(lr: float, variance: Tensor, sigma_g: Tensor) -> tuple[Tensor, Tensor]:
-    """τ = lr·√π/(2σ²), then σ² ← σ² + (π/2)(lr·σ(g)/σ)²."""
+    """Returns the temperature τ = lr·√π/(2σ²) and the next variance σ² + (π/2)(lr·σ(g)/σ)², from the `variance` σ²."""
     return lr * math.sqrt(math.pi) / (2 * variance), variance + (math.pi / 2) * (lr * sigma_g) ** 2 / variance
 
 
@@ -114,7 +115,7 @@ TEMPERATURES = {"const": const, "gaussian": gaussian, "scaled_gaussian": scaled_
 
 
 def temperature(g: Tensor, h: SimpleNamespace, state: dict[str, Tensor]) -> Tensor:
-    """Returns τ of this step, and keeps the variance σ² of the next one in `state`."""
+    """Returns the temperature τ of this step, and stores the variance σ² for the next step in `state`."""
     variance = state.get("variance", torch.full((), FIRST_SIGMA**2, device=g.device))
     tau, state["variance"] = TEMPERATURES[h.temperature](h.lr, variance, g.std(correction=0))
     return tau

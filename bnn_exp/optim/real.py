@@ -37,7 +37,7 @@ class Scheduled:
                 group["lr"] = torch.full((), group["lr"], device=parameters[0].device)
 
     def apply(self) -> None:
-        """Trains the parameters by their gradients. A CUDA graph can record it."""
+        """Trains the parameters by their gradients. A CUDA graph can record this call."""
         self.optimizer.step()
 
     def count(self) -> None:
@@ -52,10 +52,10 @@ class Scheduled:
         return state | {"param_groups": groups}, rates | {"_last_lr": [float(rate) for rate in rates["_last_lr"]]}
 
     def load(self, saved: tuple[dict[str, Any], dict[str, Any]]) -> None:
-        """Restores the result of `state`, which may come from another device.
+        """Restores a result of the method `state`. It may come from another device.
 
         Raises:
-            ValueError, KeyError: the state of another optimizer.
+            ValueError, KeyError: `saved` is the state of another kind of optimizer.
         """
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(eager.own_options(self.optimizer, saved[0]))
@@ -66,6 +66,6 @@ class Scheduled:
 
 
 def build_real(settings, network: nn.Module, total_steps: int) -> list[Scheduled]:
-    """Returns the optimizer of all parameters that are not binary; an empty list for a network without such parameters."""
+    """Returns a list of one optimizer, for all parameters that are not binary. Without such parameters the list is empty."""
     parameters = [parameter for _, parameter in real_parameters(network)]
     return [Scheduled(settings, parameters, total_steps)] if parameters else []

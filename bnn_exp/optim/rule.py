@@ -1,4 +1,4 @@
-"""The base class of all rules that train bits: a rule itself is the equations of its paper in `update`."""
+"""The base class of all rules that train bits. A rule adds only the equations of its paper, in `update`."""
 
 import copy
 from dataclasses import asdict
@@ -32,19 +32,20 @@ class Rule(Trained, torch.optim.Optimizer):
     the bits that flip. Step t of tensor i draws from (seed, t, i) alone. A group that is added later counts its own steps, and
     its schedule follows them. `lr` of a group is the strength of its coming step, see `bnn_exp.optim.group.Group`.
 
-    A step has three parts. `announce` and `count` are Python's: strengths and the number of the step. `apply` is arithmetic on
-    tensors alone, so a CUDA graph can record it. Where the weights lie on a GPU, scheduled hyperparameters are scalar tensors.
+    A step has three parts. `announce` and `count` run in Python: they set the strengths and count the step. `apply` is only
+    arithmetic on tensors, so a CUDA graph can record it. If the weights are on a GPU, scheduled hyperparameters are scalar
+    tensors.
 
     Args:
         params: binary tensors, or parameter groups of them, with or without names.
         hyper: the hyperparameters by name, checked by `settings`.
-        schedule: how the `scheduled` ones fall over `total_steps` steps: `constant`, `linear`, `cosine` or `geometric`, see
-            `bnn_exp.optim.schedules`.
+        schedule: how the hyperparameters in `scheduled` fall over `total_steps` steps: `constant`, `linear`, `cosine` or
+            `geometric`, see `bnn_exp.optim.schedules`.
         seed: the seed of all draws, ≥ 0.
 
     Raises:
-        ValueError: an argument is outside of its range; the message names it. At a step: a value of a group is.
-        NotBinary: a tensor holds something other than 0 and 1, here or in a later step. Numbers that are written past
+        ValueError: an argument, or at a step a value of a group, is outside of its range. The message names it.
+        NotBinary: a tensor holds something other than 0 and 1, now or in a later step. Numbers that are written past
             autograd (`tensor.data`) after the first step are not checked again.
     """
 
@@ -64,7 +65,7 @@ class Rule(Trained, torch.optim.Optimizer):
         super().__init__(params, hyper | {"schedule": schedule, "total_steps": total_steps, "seed": seed, "step": 0})
 
     def _forget(self) -> None:
-        """Drops all that is computed from the groups and tensors, which may be others from now on."""
+        """Drops everything that was computed from the groups and tensors, because they may have changed."""
         self._checked_at: dict[int, tuple[int, int]] = {}  # by tensor: its version and address at the last check of its bits
         self._places: dict[int, tuple[int, int]] = {}  # by id of a tensor: its number, and the number of its group
         self._announced: Tensor | None = None  # int64 [groups, 1 + scheduled]: the step, then float32 strengths; on a GPU
@@ -76,12 +77,13 @@ class Rule(Trained, torch.optim.Optimizer):
         return cls(list(binary_parameters(network)), **hyper, total_steps=total_steps, seed=seed)
 
     def strength_of(self, entries: dict[str, Any]) -> str | None:
-        """Returns the scheduled hyperparameter that `lr` of a group stands for: `lr` itself if it is one, else the first."""
+        """Returns the hyperparameter that `lr` of a group stands for: `lr` if it is scheduled, else the first scheduled."""
         return "lr" if "lr" in self.scheduled else next(iter(self.scheduled), None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of binary tensors; `lr` sets its strength. The group counts its own steps, from 0; its tensors are
-        numbered after all earlier ones.
+        """Adds a group of binary tensors. Its entry `lr` sets the strength.
+
+        The group counts its own steps, from 0. Its tensors get the numbers after those of all earlier tensors.
 
         Raises:
             ValueError: a hyperparameter is outside of its range; the message names it.
@@ -101,7 +103,7 @@ class Rule(Trained, torch.optim.Optimizer):
         super().check_group(group)
 
     def _check_values(self, group: Group) -> None:
-        """Checks the hyperparameters of a group, unless they are those of the last check."""
+        """Checks the hyperparameters of a group, unless they are the same as at the last check."""
         values = (*map(group.kept, self.hyper), group["schedule"])
         if group.checked != values:
             hyper = dict(zip(self.hyper, values, strict=False))
@@ -124,11 +126,11 @@ class Rule(Trained, torch.optim.Optimizer):
 
     @staticmethod
     def reads_entries(h: SimpleNamespace) -> bool:
-        """Returns True if `update` reads only entries that it draws beforehand: it then takes Factors and PackedBits."""
+        """Returns True if `update` reads only entries at positions drawn beforehand. It then takes Factors and PackedBits."""
         return False
 
     def update(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
-        """Returns the bits of a tensor that flip in this step. It may change `state`, and nothing else.
+        """Returns the bits of a tensor that flip in this step. The method may change `state`, and nothing else.
 
         Args:
             g, w: gradient and bits (0. and 1.), [neurons, inputs of each]; a vector is one row. For a rule that
@@ -152,8 +154,8 @@ class Rule(Trained, torch.optim.Optimizer):
         return loss
 
     def announce(self) -> None:
-        """Prepares the coming step: checks tensors that others have written to and, on a GPU, puts the number of the step and
-        the strengths there.
+        """Prepares the coming step: checks tensors that others have written to and, on a GPU, copies the number of the step
+        and the strengths to the GPU.
 
         Raises:
             NotBinary: a tensor holds something other than 0 and 1.
@@ -178,7 +180,7 @@ class Rule(Trained, torch.optim.Optimizer):
                 self.flip(p, p.grad)
 
     def count(self) -> None:
-        """Counts the step that was done."""
+        """Adds 1 to the count of steps of each group."""
         for group in self.param_groups:
             group["step"] += 1
 
@@ -186,11 +188,11 @@ class Rule(Trained, torch.optim.Optimizer):
     def flip(self, p: Tensor, g: Tensor | Factors) -> None:
         """Flips bits of one tensor by its gradient: the part of the coming step that concerns this tensor.
 
-        The backward pass may call it as soon as it has the gradient and needs the tensor no more.
+        The backward pass may call this method as soon as it has computed the gradient and no longer needs the tensor.
 
         Args:
-            p: a tensor of this rule: bits as 0. and 1., or packed, uint8 [neurons, ⌈inputs / 8⌉].
-            g: its gradient; Factors for packed bits.
+            p: a tensor that this rule trains: bits as 0. and 1., or packed, uint8 [neurons, ⌈inputs / 8⌉].
+            g: the gradient of p; Factors for packed bits.
         """
         i, k = self._place(p)
         h, draw = self._values(p, k), self._draw(p, i, k)
@@ -215,7 +217,7 @@ class Rule(Trained, torch.optim.Optimizer):
         return w.flip(self._flips_in(which, (len(w.packed), w.columns)))
 
     def _flips_in(self, which: Any, shape: tuple[int, ...]) -> Tensor:
-        """Returns the result of `update`, if it can name bits of a tensor of this shape."""
+        """Returns `which`, the result of `update`. Raises TypeError if it cannot name bits of a tensor of this shape."""
         if isinstance(which, Tensor):
             mask = which.dtype == torch.bool and tuple(which.shape) == tuple(shape)
             if mask or (which.dtype == torch.int64 and which.dim() == 1):
@@ -232,7 +234,7 @@ class Rule(Trained, torch.optim.Optimizer):
         return self._places[id(p)]
 
     def _values(self, p: Tensor, k: int) -> SimpleNamespace:
-        """Returns the hyperparameters of a tensor in group k at the coming step; on a GPU the scheduled ones lie there."""
+        """Returns the hyperparameters of a tensor in group k at the coming step. On a GPU the scheduled ones are tensors."""
         group = self.param_groups[k]
         self._check_values(group)
         if device.on_host(p):
@@ -265,7 +267,7 @@ class Rule(Trained, torch.optim.Optimizer):
         return {"delta": None} | {name: getattr(h, name) for name in self.scheduled}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Loads a state. Unlike torch's method it keeps the dtype of each tensor of the state."""
+        """Loads the state of a rule. Unlike torch's method, this method keeps the dtype of each tensor of the state."""
         super().load_state_dict(state_dict)
         for i, p in enumerate(self.tensors()):
             if i in state_dict["state"]:
@@ -274,7 +276,7 @@ class Rule(Trained, torch.optim.Optimizer):
 
 
 def flip_bits(w: Tensor, which: Tensor) -> Tensor:
-    """Flips bits of `w` in place; returns their number.
+    """Flips bits of `w` in place and returns the number of flips, a scalar tensor.
 
     Args:
         which: bool of the shape of `w`, or flat positions, int64, each once.
@@ -288,7 +290,7 @@ def flip_bits(w: Tensor, which: Tensor) -> Tensor:
 
 
 def _keep_addresses(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-    """Moves new values of a state into the tensors that held the old ones: a replayed graph reads and writes those."""
+    """Copies new values of a state into the tensors that held the old values, where a replayed CUDA graph looks for them."""
     for name, old in before.items():
         if isinstance(new := state.get(name), Tensor) and new is not old and new.shape == old.shape:
             state[name] = old.copy_(new)

@@ -1,7 +1,7 @@
 """Schedules of a strength (δ, a learning rate): each maps progress, from 0 to 1, to a factor that begins at 1 and falls.
 
-`linear` and `cosine` end at 0. `geometric` multiplies by the same factor each step and ends at `LAST`: the share of the weights
-that may flip then falls through every order of magnitude in equal time, where the others spend half of the run near the top.
+`linear` and `cosine` end at 0 and stay near 1 for much of the run. `geometric` multiplies by the same number in each step and
+ends at `LAST`, so the strength spends equal time in each order of magnitude. δ is the share of the weights that may flip.
 """
 
 import math
@@ -19,7 +19,7 @@ def factor(schedule: str, step: int, total_steps: int | None) -> float:
     """Returns the factor at `step` of `total_steps`; after the last step it stays constant.
 
     Raises:
-        ValueError: an unknown schedule, or one that falls without `total_steps` to fall over.
+        ValueError: the schedule is unknown, or it falls and `total_steps` is missing.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r}: must be one of {', '.join(SCHEDULES)}")

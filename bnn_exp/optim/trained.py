@@ -10,9 +10,9 @@ from bnn_exp.optim.group import Group, Grouped
 
 
 class Trained(Grouped, Eager):
-    """An optimizer of binary weights: it offers its tensors, their flips and its bytes, beside `step`.
+    """An optimizer of binary weights. Beside `step` it offers its tensors, their flips and the bytes of its state.
 
-    `step` is `announce`, `apply` and `count` in turn, see `Rule`; a training step calls the three itself.
+    `step` calls `announce`, `apply` and `count` in turn, see `Rule`. The training loop calls these three itself.
     """
 
     state: dict[Tensor, dict[str, Any]]  # torch's
@@ -24,7 +24,7 @@ class Trained(Grouped, Eager):
         return state | {name: getattr(self, name) for name in self.own}
 
     def announce(self) -> None:
-        """Prepares the coming step in Python."""
+        """Prepares the coming step: does its part of the work that a CUDA graph cannot record."""
         raise NotImplementedError
 
     def apply(self) -> Any:
@@ -32,12 +32,12 @@ class Trained(Grouped, Eager):
         raise NotImplementedError
 
     def count(self) -> None:
-        """Counts the step that was done."""
+        """Adds 1 to the count of steps of each group."""
         raise NotImplementedError
 
     @property
     def strengths(self) -> dict[str, float | None]:
-        """The strengths that the last step used: `delta` and `lr`, None where there is none."""
+        """The strengths that the last step used, by name. A strength that the optimizer does not have is None."""
         raise NotImplementedError
 
     @property
@@ -46,7 +46,7 @@ class Trained(Grouped, Eager):
         return True
 
     def tensors(self) -> list[Tensor]:
-        """Returns the tensors that the optimizer trains, in the order of `flips`."""
+        """Returns the tensors that the optimizer trains, in the order of the list `flips`."""
         return [p for group in self.param_groups for p in group["params"]]
 
     def name(self, i: int) -> str:
@@ -60,6 +60,6 @@ class Trained(Grouped, Eager):
 
     @property
     def state_bytes(self) -> int:
-        """The bytes of the state that is kept from step to step, without the bits themselves."""
+        """The size in bytes of the state that the optimizer keeps from step to step. The bits themselves do not count."""
         kept = (v for state in self.state.values() for v in state.values() if isinstance(v, Tensor))
         return sum(v.numel() * v.element_size() for v in kept)

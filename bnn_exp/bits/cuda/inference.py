@@ -1,9 +1,9 @@
 """The operators of `bnn_exp.bits.operators` on CUDA, by Triton's kernels. Not measured on a GPU yet.
 
-Every operator counts matches: the ones that an output's weights have in common with a row of bits. For fewer
-than 16 rows, population counts do this. For more rows, the tensor cores multiply the bits as int8. Both ways are exact. A row of pixels is treated as
-eight rows of bits, one for each bit of a pixel. A tile is contiguous, and neighbouring lanes are neighbouring bytes, so that
-loads are coalesced.
+Every operator counts matches: the ones that an output's weights have in common with a row of bits. For fewer than 16 rows,
+population counts do this. For more rows, the tensor cores multiply the bits as int8. Both ways are exact. A row of pixels is
+treated as eight rows of bits, one for each bit of a pixel. A tile is contiguous, and neighbouring lanes are neighbouring bytes,
+so that loads are coalesced.
 """
 
 import torch

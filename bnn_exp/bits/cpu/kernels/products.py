@@ -37,7 +37,7 @@ _BLOCK = 16  # rows of pixels at a time: their bits stay in the first-level cach
 
 @kernel
 def _matches(x, tile, columns):
-    """Returns the number of ones that each of the 64 outputs of `tile` has in common with the row at x, of `columns` bytes: int32."""
+    """Returns the number of ones that each of the 64 outputs of `tile` has in common with the `columns` bytes at x, int32."""
     total = zero_ints()
     while columns > 0:
         run = min(columns, _STEPS)
