@@ -27,7 +27,7 @@ class Evaluating(nn.Module):
 
 @torch.inference_mode()
 def predictions(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Returns the predicted classes, int64 [n], of images, uint8 [n, …]. Of several classes with the highest logit, the first.
+    """Returns the predicted classes, int64 [n], of images, uint8 [n, …]. Among equal logits the first counts.
 
     Args:
         network: computes logits of images.
@@ -53,7 +53,7 @@ def check_packed(format: str, network: nn.Module, *names: str) -> None:
 
 
 def check_alike(what: str, form: Callable[[Tensor], Tensor], network: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raises UserError if the logits of `form` and of `network` differ on random pixels of `shape`; `what` names `form`."""
+    """Raises UserError if the logits of `form`, called `what`, and of `network` differ for random pixels of `shape`."""
     images = probe_logits.pixels(shape)
     with torch.inference_mode():
         if found := probe_logits.difference(form(images), network(images)):
@@ -61,7 +61,7 @@ def check_alike(what: str, form: Callable[[Tensor], Tensor], network: nn.Module,
 
 
 def check_equal(what: str, got: Tensor, expected: Tensor) -> None:
-    """Raises UserError if a prediction in `got` differs from `expected`. The message names the first such image and its classes.
+    """Raises UserError if a prediction in `got` differs from `expected`. The message names the first such image.
 
     Args:
         what: the checked form of the network, for the message.

@@ -30,7 +30,7 @@ LISTED = 1000  # mistakes in evaluation.json
 
 @dataclass
 class Evaluation:
-    """The results of the float network and of the packed network on the same rows. Without a packed network its results are None."""
+    """The results of the float and of the packed network on the same rows. Without a packed network, its results are None."""
 
     model: dict[str, Any]  # the result of `described`, and `bits_sha256`
     data: dict[str, Any]  # `name`, `path`, `key`, `rows`; `split`: test, or all without test rows; `own`: they are the run's

@@ -46,7 +46,7 @@ def refuse_floats(layer: BinaryLayer) -> None:
 
 
 def traceable(network: nn.Module) -> nn.Module:
-    """Returns a copy of a network with packed layers. `torch.export` can trace it, because it unpacks by torch operators only."""
+    """Returns a copy of a network with packed layers that `torch.export` can trace: the copy uses torch operators only."""
     network = copy.deepcopy(network)
     for _, layer in binary_layers(network):
         kind = type(layer)

@@ -65,7 +65,7 @@ class Graph:
 
 
 def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
-    """Adds the nodes of a packed MLP: `pixels`, uint8 [batch, …] → logits. All nodes before the last BatchNorm are in integers."""
+    """Adds the nodes of a packed MLP: `pixels`, uint8 [batch, …] → logits. Only the last BatchNorm is not in integers."""
     h = graph("Flatten", pixels, axis=1)
     for layer in network.layers:
         sums = _sums(graph, layer, h)
@@ -176,7 +176,7 @@ def own_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ..
 
 
 def float_model(network: nn.Module, packed: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
-    """Returns the ONNX model with float weights. For a CNN returns the packed model, whose weights a runtime unpacks at loading."""
+    """Returns the ONNX model with float weights. For a CNN this is the packed model: a runtime unpacks when it loads."""
     if type(network) is MLP:
         return _model(float_mlp, network, shape, classes)
     return packed_model(packed, shape, classes)

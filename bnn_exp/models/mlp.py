@@ -67,7 +67,7 @@ class MLP(nn.Module):
         return (first.in_features,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes logits [batch, num_classes] of x [batch, …] with `in_features` numbers a sample. uint8 pixels stand for x/255."""
+        """Computes logits [batch, num_classes] of x [batch, …], with `in_features` numbers a sample. uint8 counts as x/255."""
         h = x.flatten(1)
         for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
             h = binarize(norm(layer(h)), self.encoding, self.window)

@@ -1,4 +1,4 @@
-"""The batches of a training: samples chosen by their indices, on the device, augmented."""
+"""The batches of a training: the images and labels of chosen samples, on the device, augmented."""
 
 import torch
 from torch import Tensor
@@ -24,15 +24,15 @@ class Batches:
         self.number: Tensor | None = None  # the position on a GPU: int64 scalar, epoch · 2³² + batch
 
     def __call__(self, rows: Tensor, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Returns the images and labels of the `share` of the samples `rows` (int64, on the device).
+        """Returns the images and labels of the part `share` of the samples `rows`, int64 indices on the device.
 
-        Augmentation does not depend on how ranks divide a batch: the share's images are those of the whole batch.
+        Augmentation does not depend on how ranks divide a batch: a share has the same images as in the whole batch.
         """
         x, labels = self.split.batch(rows[share])
         return self.augment(x, *self.position, share, len(rows), self.number), labels
 
     def move_to(self, epoch: int, batch: int) -> None:
-        """Sets the position: the coming step trains on this batch of this epoch. Both numbers count from 0."""
+        """Sets the position: the coming step trains on batch `batch` of epoch `epoch`. Both numbers count from 0."""
         self.position = epoch, batch
         if self.augment.varies and not device.on_host(self.split.labels):
             if self.number is None:

@@ -39,7 +39,7 @@ class Callback:
     """
 
     def on_start(self, trainer: "Trainer", directory: Path) -> None:
-        """Runs before the first step, also when a run resumes. It may write files to `directory`, the directory of the run."""
+        """Runs before the first step, also when a run resumes. May write files to `directory`, the run's directory."""
 
     def on_step(self, trainer: "Trainer", loss: "Tensor") -> None:
         """Runs after each training step. `loss` is the mean loss of the batch before the step, a scalar on the device."""
@@ -51,11 +51,11 @@ class Callback:
             metrics: a copy of the epoch's line in metrics.jsonl.
 
         Returns:
-            Numbers to add to the line, by new names; or a dict of numbers by tensor: {"name": {"layers.0.weight": 1.5}}.
+            Numbers to add to this line, by new names; or a dict of numbers by tensor: {"name": {"layers.0.weight": 1.5}}.
         """
 
     def on_end(self, trainer: "Trainer", summary: dict[str, Any]) -> None:
-        """Runs when a run is completed or interrupted, after its files are written. `summary` is that of summary.json."""
+        """Runs when a run is completed or interrupted, after its files are written. `summary` is the content of summary.json."""
 
 
 CALLBACKS: list[Callback | type[Callback]] = []  # each run makes its own objects from these
@@ -112,7 +112,7 @@ class Callbacks:
         self._each("on_step", trainer, loss)
 
     def epoch(self, trainer: "Trainer", metrics: dict[str, Any]) -> dict[str, Any]:
-        """Calls every `on_epoch`. Returns the numbers that they add to the metrics, as plain Python numbers."""
+        """Calls every `on_epoch`. Returns the numbers that the callbacks add to the metrics, as plain Python numbers."""
         added: dict[str, Any] = {}
         for name, callback in self.made.items():
             given = copy.deepcopy(metrics | added)
@@ -133,7 +133,7 @@ class Callbacks:
         return states
 
     def load(self, states: dict[str, Any]) -> list[str]:
-        """Restores the states. Returns the names of the states whose callback is no longer registered."""
+        """Restores the states of the callbacks. Returns the names of the states whose callback is no longer registered."""
         for name, callback in self.made.items():
             if name in states and hasattr(callback, "load_state_dict"):
                 _called(callback, "load_state_dict", "", callback.load_state_dict, states[name])

@@ -14,7 +14,8 @@ OBSERVED = ("before", "moved", "gradients", "squares")  # attributes: dicts by t
 class Diagnostics:
     """An observer of the bits of a network, and of the gradients of the parameters that hold bits or latent weights.
 
-    It keeps two bools and one float per weight. Their tensors keep their addresses, because a recorded step writes to them.
+    An observer keeps two bools and one float per weight. These tensors never move in memory, because a step recorded as a CUDA
+    graph writes to them.
     """
 
     def __init__(self, network: nn.Module):
@@ -48,7 +49,7 @@ class Diagnostics:
                 self.squares[name] += g.square().sum()
 
     def epoch(self, flips: Sequence[Tensor]) -> dict[str, dict[str, float]]:
-        """Ends an epoch, and returns its statistics; each is a dict by the names of the tensors.
+        """Ends an epoch and returns its statistics. Each statistic is a dict by the names of the tensors.
 
         - `flip_ratio`: flips per weight and step.
         - `flips_back`: the fraction of the flips that another flip of this epoch undid, (flips − net change) / flips.

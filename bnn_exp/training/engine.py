@@ -1,8 +1,8 @@
 """Chooses how a training is computed: by torch on dense tensors, or by kernels on packed bits. Imports no torch.
 
 `dense` computes with bits as float32, for every rule, model and device. `packed` trains an MLP of bits, stored eight to a byte.
-In the backward pass each layer passes its gradient to the rule as two factors, and no gradient is kept. A rule that draws its
-entries before it sees the gradient (the random mask of HyperMask) computes only those entries on a CPU. For any other rule, the
+In the backward pass each layer passes its gradient to the rule as two factors, and no gradient is kept. A rule that selects
+weights before it sees the gradient (the random mask of HyperMask) computes only their entries on a CPU. For any other rule, the
 whole gradient of one layer exists for a moment.
 
 On a CPU both engines draw the same numbers, and their gradients are sums of the same terms in another order: a flip can differ
@@ -27,7 +27,7 @@ LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is faste
 
 
 def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
-    """Returns the engine of a training, `dense` or `packed`. For `engine=auto` it is the faster one. Imports no torch.
+    """Returns the engine of a training, `dense` or `packed`. `engine=auto` stands for the faster engine. Imports no torch.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
@@ -62,14 +62,14 @@ def records(settings: Settings, device: str) -> bool:
     Imports no torch.
 
     Raises:
-        UserError: `engine.graphs=true` requests graphs, which another setting or the device excludes.
+        UserError: `engine.graphs=true` requests CUDA graphs, which another setting or the device excludes.
     """
     RECORDED.check(settings, device)
     return settings.engine.graphs is not False and not RECORDED.reason_against(settings, device)
 
 
 def let_waiting_threads_sleep(device: str) -> None:
-    """Makes OpenMP's threads sleep while they have no work. Call it for a CPU, before torch is loaded.
+    """Makes OpenMP's threads sleep while they have no work. For a run on a CPU, call this function before torch is loaded.
 
     By default the threads wait by spinning, for about 10 ms after every operation, on cores that other processes and our own
     kernels need. Beside several busy processes per core, steps on two threads took 12 to 42 times as long as steps on one

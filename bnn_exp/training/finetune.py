@@ -1,6 +1,7 @@
 """Fine-tuning: a network begins with the bits of an earlier run, and some of its layers may stay frozen.
 
-BinSFO (Shibuya et al.) is made for this: a device without room for real weights adapts a network that was trained elsewhere.
+BinSFO (Shibuya et al.) is made for fine-tuning: a device without memory for real weights adapts a network that was trained
+elsewhere.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Beginning:
     rule_of_run: str | None  # the rule that trained the earlier run
 
     def lines(self) -> list[str]:
-        """Returns one or two lines for the user."""
+        """Describes the beginning for the user, in one or two lines."""
         parts = (("loaded", self.loaded), ("begins anew", self.anew), ("frozen", self.frozen))
         layers = "; ".join(f"{what}: {', '.join(names) or 'nothing'}" for what, names in parts)
         if self.run is None:
@@ -68,7 +69,7 @@ def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[
 def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> Beginning:
     """Copies the bits, BatchNorms and statistics of the run `init_from` into `network`, except into its last `fresh` layers.
 
-    If `fresh` is None, the last layer stays new if the run has other classes; else no layer does. Classes in another order are
+    If `fresh` is None, the last layer stays new if the run has other classes; else no layer stays new. Classes in another order are
     matched by name.
 
     Returns:
@@ -123,7 +124,7 @@ def _in_words(rule: Any) -> str:
 
 
 def _source(place: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
-    """Returns the network of a checkpoint with its statistics, the names of its classes, and its configuration."""
+    """Returns the network of a checkpoint (with BatchNorm statistics), the names of its classes, and its configuration."""
     file = _checkpoint(place)
     _, _, about = read_model(file)
     network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
@@ -144,7 +145,7 @@ def _checkpoint(place: Path) -> Path:
 
 
 def _copy(to: nn.Module, original: Any, outputs: list[int] | None = None) -> None:
-    """Copies the state of module `original` to module `to`; output i comes from output `outputs[i]`, if those are given."""
+    """Copies the state of module `original` to module `to`; output i comes from output `outputs[i]`, if `outputs` is given."""
     state = original.state_dict()
     if isinstance(to, BinaryLayer) and (to.weights == "float") != (original.weights == "float"):
         raise ValueError(f"model.weights={original.weights} there, {to.weights} here")

@@ -35,9 +35,9 @@ _joined = False  # True once this process is connected to torchrun's other ranks
 
 @contextmanager
 def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
-    """Context manager: starts the ranks of the plan, of which this process is rank 0. Its value is None for a single process.
+    """Context manager: starts the ranks of the plan. Yields this process as rank 0, or None if the plan needs no other ranks.
 
-    The other ranks receive the plan and train in step with rank 0. At the end of the block they end too.
+    The other ranks receive the plan and train in step with rank 0. At the end of the block the other ranks end.
 
     Raises:
         RankLost: a rank could not start.
@@ -64,7 +64,7 @@ def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
 
 
 def dismiss() -> None:
-    """Ends torchrun's other ranks if they have received no plan."""
+    """Ends the ranks that torchrun has started, if they still wait for a plan from rank 0."""
     if not _joined:
         _join_torchrun().from_first(None)
         _leave()
@@ -143,7 +143,7 @@ def _follow(ranks: Ranks) -> int:
 
 
 def _load_plugins(named: list[str], ranks: Ranks) -> None:
-    """Loads the plugins of the run. If one is missing on this machine, rank 0 reports that."""
+    """Loads the plugins of the run. If a plugin is missing on this machine, rank 0 reports the failure."""
     try:
         plugins.load(named)
     except UserError as error:

@@ -24,7 +24,7 @@ PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can begin, or a finished run (`finished` is not empty), which has nothing left to do."""
+    """A run that can begin, or a finished run, which has nothing left to do. `finished` is not empty for a finished run."""
 
     settings: Settings
     config: dict  # the settings as plain values, for config.yaml
@@ -86,7 +86,7 @@ def with_devices(settings: Settings, values: dict, requested: int | None) -> Set
             for `engine.devices`.
 
     Raises:
-        UserError: torchrun has started another number of processes, or the ranks cannot exchange gradients in this form.
+        UserError: torchrun has started another number of processes, or the ranks cannot exchange gradients as `engine.all_reduce` says.
     """
     started = torchrun_size()
     if started > 1 and requested not in (None, started):
@@ -125,7 +125,7 @@ def read(dataset: Any) -> Arrays:
 
 
 def place(dataset: Any) -> dict[str, Any]:
-    """Returns the settings of a dataset that decide its rows and pixels, by the names of `sources.read`."""
+    """Returns the settings of a dataset that determine its rows and pixels, by the argument names of `sources.read`."""
     if dataset.name in DATASETS:
         return DATASETS[dataset.name].own(dataset)
     return {key: getattr(dataset, key) for key in PLACE if hasattr(dataset, key)}

@@ -1,4 +1,4 @@
-"""Makes the plan of a run that resumes: its checkpoint, and those of its settings that may change.
+"""Makes the plan of a run that resumes: finds its checkpoint, and applies new values of the settings that may change.
 
 Imports torch only to read a checkpoint.
 """
@@ -32,7 +32,7 @@ def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Pa
     """Returns the plan of `resume=RUN`: the run's own configuration, with the `overrides` of keys that may change.
 
     Raises:
-        UserError: there is no run, the run has nothing to resume from, or an override sets a key that may not change.
+        UserError: there is no run, the run has no checkpoint that can be read, or an override sets a key that may not change.
     """
     resumed = Path(composed.resume)
     values = _values_in(resumed, f"resume={resumed}")
@@ -53,7 +53,7 @@ def plan_to_go_on_or_begin(composed: DictConfig, overrides: Sequence[str], direc
     """Returns the plan of `resume=auto`: resumes the run in `directory` if it is finished or has a checkpoint, else begins one.
 
     Raises:
-        UserError: the configuration is wrong, or differs from that of the run in a key that may not change.
+        UserError: the configuration is wrong, or differs from the run's configuration in a key that may not change.
     """
     if not can_go_on(directory):
         _check_nothing_lost(directory)
@@ -108,7 +108,7 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
 
 
 def _newest_whole(directory: Path) -> tuple[dict[str, Any], str]:
-    """Returns the newest checkpoint that can be read, and a remark for the user ("" if all is well).
+    """Returns the newest checkpoint that can be read, and a remark for the user ("" if the newest checkpoint is whole).
 
     The newest checkpoint is best.pt if the process was killed between writing best.pt and last.pt. best.pt also replaces a
     damaged last.pt.
@@ -189,7 +189,7 @@ def _requested_devices(values: dict[str, Any], overrides: Sequence[str]) -> int 
 
 
 def asked_of_run(overrides: Sequence[str]) -> list[str]:
-    """Returns the overrides that configure a run, without those that only say how the run starts (resume)."""
+    """Returns the overrides that configure a run, without the overrides that only say how the run starts (resume)."""
     return [item for item in overrides if _key(item) not in ("resume", "sweep.resume")]
 
 
@@ -199,7 +199,7 @@ def _key(override: str) -> str:
 
 
 def difference(there: dict[str, Any], asked: dict[str, Any], but: Collection[str] = MAY_CHANGE) -> tuple[str, Any, Any] | None:
-    """Compares two configurations, given as plain values. A key that an earlier version did not write has its default value.
+    """Compares two configurations, given as plain values. Keys that an earlier version did not write count as their defaults.
 
     Args:
         but: the keys that may differ.

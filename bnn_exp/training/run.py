@@ -70,11 +70,11 @@ class Run:
                     raise
 
     def seconds(self) -> float:
-        """Returns the seconds that the run has taken so far, those before a resume included."""
+        """Returns the seconds that the run has taken so far, including the seconds before a resume."""
         return self.earlier_seconds + time.perf_counter() - self.began
 
     def _fail(self, error: BaseException) -> None:
-        """Writes into the directory why the run ends."""
+        """Writes into the run's directory why the run ends."""
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         expected = isinstance(error, UserError | NotBinary | NotWritten | Diverged | KeyboardInterrupt)
         log.error("%s: %s", status, error, exc_info=not expected)
@@ -97,7 +97,7 @@ class Run:
         return result
 
     def _begin_files(self) -> None:
-        """Writes config.yaml and the plugins, and keeps of metrics.jsonl the epochs that the checkpoint holds."""
+        """Writes config.yaml and the plugins, and reduces metrics.jsonl to the epochs that the checkpoint holds."""
         directory = self.directory
         for folder in (directory, directory / "checkpoints"):
             remove_temporaries(folder)
@@ -136,7 +136,7 @@ class Run:
         self.report.warn(text)
 
     def _attempt(self, what: str, function: Callable, *arguments: Any) -> None:
-        """Makes a file that only shows the run. If that fails, the run gets a warning and continues."""
+        """Calls `function`, which makes the file `what`. If the call fails, the run gets a warning and continues."""
         attempt(what, function, *arguments, warn=self._warn)
 
     def _samples(self) -> None:
@@ -186,7 +186,7 @@ class Run:
         checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", state)
 
     def _finish(self, status: str) -> dict[str, Any]:
-        """Writes the files of the end, prints the result and returns the summary."""
+        """Writes the last files of the run, prints the result and returns the summary."""
         self._write_results()
         remarks, advice = sentences.beside_chance(self) if status == "completed" and self.epochs else ([], "")
         self.warnings += [*remarks, advice] if advice else remarks

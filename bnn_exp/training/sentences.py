@@ -37,7 +37,7 @@ def beginning(run: "Run") -> list[str]:
 
 
 def result(run: "Run", summary: dict[str, Any]) -> list[str]:
-    """Returns the sentences on what a run has reached and left, from its summary."""
+    """Returns the sentences on a run's results and files, from its summary."""
     fp32 = sum(layer.bytes_as_fp32 for layer in run.layers)
     best = f", {best_in_words(summary)}" if run.epochs else ""
     tested = f" of {_limited(run)} rows" if _limited(run) else ""
@@ -58,7 +58,7 @@ def beside_chance(run: "Run") -> tuple[list[str], str]:
     """Compares the accuracies of a run with chance.
 
     Returns:
-        A remark on each accuracy that is not clearly above chance, and advice if one is near chance ("" if none is).
+        A remark on each accuracy that is not clearly above chance, and advice if an accuracy is near chance (else "").
     """
     rows = torch.bincount(run.data.train.labels, minlength=len(run.data.classes))
     accuracies = {
@@ -72,7 +72,7 @@ def beside_chance(run: "Run") -> tuple[list[str], str]:
 
 
 def following(run: "Run", flags: list[str]) -> str:
-    """Returns the line with the command that makes sense after a completed run; "" if there is none."""
+    """Returns a line with a useful next command after a completed run; "" if there is no such command."""
     ended = next_command.Ended(
         settings=run.settings,
         overrides=run.plan.overrides,

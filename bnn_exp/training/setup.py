@@ -35,7 +35,7 @@ def prepare(plan: Plan, directory: Path, ranks: "Ranks | None" = None) -> Traine
         ranks: this process and the others that train the same network; None for a run of one process.
 
     Raises:
-        UserError: on any rank, the checkpoint does not fit; or the ranks have networks of different classes.
+        UserError: the checkpoint does not fit on some rank, or the ranks have networks of different classes.
     """
     device = torch.device(plan.device) if ranks is None else ranks.device(plan.device)
     with nullcontext() if ranks is None else ranks.failing_together():
@@ -75,10 +75,10 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
 
 
 def _keep_threads(settings: Settings, device: torch.device, threads: int | None) -> None:
-    """Gives a resumed run the number of threads that it had, if its sums depend on the number: torch's sums on a CPU do.
+    """Gives a resumed run its earlier number of threads, if its sums depend on this number, as torch's sums on a CPU do.
 
     Args:
-        threads: the number from the checkpoint; None in checkpoints of earlier versions.
+        threads: the number of threads in the checkpoint; None in checkpoints of earlier versions.
     """
     dense = device.type == "cpu" and engine.choose(settings, "cpu", models.kind(settings.model)) == "dense"
     if dense and threads and not settings.engine.threads:

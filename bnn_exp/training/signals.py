@@ -16,7 +16,7 @@ SIGNALS = {*ALWAYS, *UNLESS_IGNORED}  # under nohup the process ignores SIGHUP: 
 
 
 class Stop:
-    """A record of the first signal that asked the process to end. Calling the object returns True from then on."""
+    """A record of the first signal that asked the process to end. Calling the object returns True after that signal."""
 
     number = 0  # the number of the first signal; 0 before any
     waiting = False  # True while a training waits for its step to end: a signal is then only recorded
@@ -38,8 +38,8 @@ outermost: Stop | None = None  # belongs to the outermost active `listening()` b
 def listening() -> Iterator[Stop]:
     """Context manager: the first signal is recorded and raises KeyboardInterrupt, as a later Ctrl-C does. Blocks may be nested.
 
-    If a library had its own handler for the signal, the handler gets the signal after the block. (submitit's handler requeues
-    a job.) Outside the main thread no handler can be set, so signals have no effect here.
+    If a library had its own handler for the signal, this handler gets the signal after the block. (For example, submitit's
+    handler requeues a job.) Outside the main thread no handler can be set, so signals have no effect here.
     """
     global outermost
     if outermost is not None or threading.current_thread() is not threading.main_thread():
@@ -64,7 +64,7 @@ def _of_a_library(handler: Callable | int | None) -> bool:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Context manager: the first signal is only recorded. The code in the block calls the Stop, and ends where it can."""
+    """Context manager: the first signal is only recorded. The code in the block calls the Stop, and ends if it returns True."""
     with listening() as stop:
         before, stop.waiting = stop.waiting, True
         try:

@@ -67,14 +67,14 @@ class Trainer:
 
     @property
     def batch_count(self) -> int:
-        """The number of batches of the current epoch; between two epochs, of the next one."""
+        """The number of batches of the current epoch; between two epochs, of the next epoch."""
         return self.batches.count(self.progress.epoch)
 
     def epoch(self, stop: Callable[[], bool] = lambda: False, tick: Callable[[int], None] = lambda batch: None) -> dict | None:
         """Trains the next epoch, or the rest of it.
 
         Args:
-            stop: called before each step; True ends the epoch there.
+            stop: called before each step. If it returns True, the epoch ends before this step.
             tick: called after each step with the number of batches done.
 
         Returns:
@@ -145,7 +145,7 @@ class Trainer:
         """Evaluates the network on validation and test samples.
 
         Returns:
-            Metrics: accuracies in percent, seconds, and the number of ones of every binary tensor. The confusion matrix
+            The metrics (accuracies in percent, seconds, and the number of ones of every binary tensor), and the confusion matrix
             [label, answer] of the test samples, int64.
 
         Raises:
@@ -166,7 +166,7 @@ class Trainer:
         return metrics | {"eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
 
     def state(self) -> dict:
-        """Returns all that a run needs to resume, as tensors and plain values. Binary weights are packed eight to a byte."""
+        """Returns everything that a run needs to resume, as tensors and plain values. Binary weights are packed eight to a byte."""
         return {
             "class": home(type(self.network)),
             "network": packed_state(self.network),

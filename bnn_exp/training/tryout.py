@@ -1,6 +1,6 @@
 """Tries the user's own rules, networks and losses on a small example, before a run writes a file.
 
-Imports torch only if the user has any.
+Imports torch only if the user has a rule, a network or a loss.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ from bnn_exp.errors import UserError, place, reason
 def check(settings: Settings, arrays: Arrays) -> None:
     """Builds the network of the settings, computes the loss, and takes two steps of the rule on a small network.
 
-    Tries only those of the three that are not part of this package.
+    A network, a loss or a rule of this package itself is not tried.
 
     Raises:
-        UserError: one of the three fails, or returns something that a training cannot use.
+        UserError: the network, the loss or the rule fails, or returns something that a training cannot use.
     """
     if not MODELS[settings.model.name].ours:
         _check_network(settings, arrays)

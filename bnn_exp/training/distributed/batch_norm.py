@@ -14,9 +14,9 @@ from bnn_exp.training.distributed.ranks import Ranks
 class _Normalize(torch.autograd.Function):
     """BatchNorm over the samples of all ranks: γ·(x − mean)/√(var + ε) + β (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
-    x is [samples, channels, …], with any number of samples, also 0. The other results are mean, biased variance and the number
-    of values per channel. Statistics are summed in float64, so their order hardly matters. torch's own kernels compute the
-    rest: the result equals that of nn.BatchNorm with the same statistics, to the bit.
+    x is [samples, channels, …], with any number of samples, also 0. The results are the normalised x, the mean, the
+    biased variance and the number of values per channel. Statistics are summed in float64, so the order of the terms hardly
+    matters. torch's own kernels compute the rest: the result equals that of nn.BatchNorm with the same statistics, to the bit.
     """
 
     @staticmethod
@@ -58,7 +58,7 @@ class _Normalize(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """nn.BatchNorm1d or 2d, except that the statistics in training are those of all ranks' samples."""
+    """nn.BatchNorm1d or 2d, except that in training its statistics are taken over the samples of all ranks."""
 
     ranks: Ranks
 

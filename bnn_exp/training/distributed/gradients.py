@@ -1,13 +1,13 @@
 """Combines the gradients of all ranks, in one of three forms (`engine.all_reduce`).
 
 Each rank has the gradients of its share of the batch, already divided by the size of the whole batch. So the sum over the ranks
-is the gradient of the batch, whatever the sizes of the shares. The form applies to the gradients of binary weights. All other
+is the gradient of the batch, for any sizes of the shares. The form applies to the gradients of binary weights. All other
 gradients, and the scalars of the step, are sent as fp32 in one buffer.
 
     send(ranks, binary, real, scalars, voters) -> scalars, bytes
 
 A form replaces the gradients of `binary` and `real` (lists of parameters). It returns the sums of the scalars (float32) and the
-number of bytes that this rank sent. `voters` is the number of ranks that had samples in this step: the first ones.
+number of bytes that this rank sent. Only the first `voters` ranks had samples in this step.
 """
 
 from collections.abc import Sequence

@@ -22,14 +22,14 @@ FAILURE = "failure"  # the key in the store for the reason of a rank's end
 
 
 def voters(rows: int, size: int) -> int:
-    """Returns the number of ranks with a share of a batch of `rows` samples: `size`, or as many as can have two samples."""
+    """Returns the number of ranks that share a batch of `rows` samples: all `size` ranks, or as many as can get two samples."""
     return max(1, min(size, rows // 2))
 
 
 def share(rows: int, rank: int, size: int) -> slice:
     """Returns the share of a batch that a rank trains on: a contiguous piece of the batch's `rows` samples.
 
-    A share has two samples or more, because BatchNorm cannot take one. The first `voters` ranks have shares, whose sizes differ
+    A share has two samples or more, because BatchNorm cannot take a single sample. The first `voters` ranks have shares, whose sizes differ
     by at most one. The shares of other ranks are empty.
     """
     active = voters(rows, size)
@@ -85,11 +85,11 @@ class Ranks:
         return device
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Returns the sum over all ranks, written into `tensor`: the same numbers on every rank, to the bit."""
+        """Writes the sum of all ranks' tensors into `tensor` and returns it: the same numbers on every rank, to the bit."""
         return self._all_reduce(tensor, dist.ReduceOp.SUM)
 
     def max(self, tensor: Tensor) -> Tensor:
-        """Returns the elementwise maximum over all ranks, written into `tensor`."""
+        """Writes the elementwise maximum of all ranks' tensors into `tensor` and returns it."""
         return self._all_reduce(tensor, dist.ReduceOp.MAX)
 
     def _all_reduce(self, tensor: Tensor, op: Any) -> Tensor:
@@ -116,7 +116,7 @@ class Ranks:
         return box[0]
 
     def everyones(self, what: Any) -> list[Any]:
-        """Returns on every rank the objects `what` of all ranks, in their order. All ranks call this method together."""
+        """Returns on every rank the objects `what` of all ranks, in the order of the ranks. All ranks call this method together."""
         found = [None] * self.size
         with self._noticing():
             dist.all_gather_object(found, what)
@@ -124,7 +124,7 @@ class Ranks:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Context manager: a UserError on one rank is raised on every rank, so rank 0 reports it and no rank waits."""
+        """Context manager: raises a UserError of one rank on every rank. Rank 0 then reports the error, and no rank waits."""
         mistake = None
         try:
             yield
@@ -137,7 +137,7 @@ class Ranks:
         """Checks that all ranks hold the same parameters, to the bit.
 
         Raises:
-            RuntimeError: they do not. Different kinds of processors can be the reason.
+            RuntimeError: the parameters differ, for example because the ranks run on different kinds of processors.
         """
         code = 0
         for parameter in network.parameters():

@@ -1,4 +1,4 @@
-"""Counts the bytes of a training step, and those of the same network under Adam with latent weights."""
+"""Counts the bytes of a training step, and the bytes that a step of Adam on latent weights would take."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -42,14 +42,14 @@ class Footprint:
         self.counted: _Counting | None = None
 
     def saving(self, rows: int) -> AbstractContextManager:
-        """Returns the context manager for the forward pass on `rows` samples. It counts if no earlier step had so many."""
+        """Returns the context manager for the forward pass on `rows` samples. It counts if no earlier step had as many samples."""
         if rows <= self.rows:
             return self.hooks or nullcontext()
         self.rows, self.counted = rows, _Counting(self.network, self.hooks)
         return self.counted
 
     def note_gradients(self) -> None:
-        """Notes the bytes of the gradients that exist now, if no earlier sum was greater."""
+        """Adds up the bytes of the gradients that exist now, and keeps the sum if no earlier sum was greater."""
         there = sum(p.grad.nbytes for p in self.network.parameters() if p.grad is not None)
         self.gradients = max(self.gradients, there)
 
@@ -62,7 +62,7 @@ class Footprint:
     def under_adam(self, dense: bool) -> Bytes:
         """Returns the bytes of the same step in fp32 with latent weights, if Adam trained all parameters.
 
-        That network is not built. A `dense` forward pass saves the same tensors for latent weights, whose values are separate
+        The network with latent weights is not built. A `dense` forward pass saves the same tensors for latent weights, whose values are separate
         tensors. For a pass by other kernels, `saved_by_mlp` gives the number.
 
         Args:
@@ -84,7 +84,7 @@ def saved_by_mlp(network: nn.Module, rows: int) -> int:
 
     - the inputs of the layer, 4·rows·i (pixels: rows·i);
     - the values of its weights, 4·i·o, if its inputs have a gradient;
-    - the inputs of its BatchNorm, 4·rows·o, and the mean and deviation used there, 8·o;
+    - the inputs of its BatchNorm, 4·rows·o, and the mean and deviation that BatchNorm uses, 8·o;
     - for an activation with a window, which numbers are inside the window: rows·o;
     - for cross-entropy, the log-probabilities, 4·rows·o, the labels, 8·rows, and a float.
     """

@@ -1,7 +1,7 @@
 """Training steps. A step is an object that is called with indices of samples: `step(rows)` → (loss, right answers).
 
 `dense` is the step in plain torch: read it first. `packed` and `low_memory` replace a part of `dense`; `recorded` and `ranks`
-wrap another step. Only `build` chooses between them: the trainer calls every kind in the same way.
+wrap another step. Only `build` chooses between them: the trainer calls every kind of step in the same way.
 """
 
 from functools import partial
@@ -30,7 +30,7 @@ Step = Dense | Recorded | Exchanged
 
 
 def prepare(settings: Settings, network: nn.Module, where: str) -> str:
-    """Returns the engine for a kind of device, `dense` or `packed`; for `packed` it packs the weights of the network."""
+    """Returns the engine, `dense` or `packed`, for devices of type `where`. Packs the network's weights for `packed`."""
     chosen = engine.choose(settings, where, network)
     if chosen == "packed":
         for layer in network.layers:

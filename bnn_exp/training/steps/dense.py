@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Dense:
     """One training step: `step(rows)` → mean loss and number of right answers before the step.
 
-    `before` and `after` do the work of Python: counters and schedules. The call itself is arithmetic on the device alone, so a
-    CUDA graph can record it.
+    The methods `before` and `after` run in Python: they move counters and schedules. The call of the step is only arithmetic on
+    the device, so a CUDA graph can record it.
 
     Args:
         network: the network that is trained and evaluated.
@@ -81,7 +81,7 @@ class Dense:
             self.diagnostics.step()
 
     def before(self, epoch: int, batch: int) -> None:
-        """Prepares the step on a batch; both numbers count from 0."""
+        """Prepares the step on batch `batch` of epoch `epoch`. Both numbers count from 0."""
         self.batches.move_to(epoch, batch)
         self.rule.announce()
 
@@ -96,5 +96,5 @@ class Dense:
         return stop
 
     def end_epoch(self) -> dict[str, int]:
-        """Returns the numbers that the step adds to the metrics of an epoch."""
+        """Returns the numbers that the step adds to the metrics of an epoch, by name."""
         return {}

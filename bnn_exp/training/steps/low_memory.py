@@ -2,8 +2,8 @@
 
 Gradients: as soon as the backward pass has the gradient of a tensor of bits, the rule flips the bits and the gradient is freed.
 
-Saved activations: the content of a tensor decides how it is stored, so every model can use this step, also with layers of your
-own. A tensor of two values (bits, binary activations, windows) is stored as bits. A tensor of small whole numbers or quarters
+Saved activations: the content of a tensor decides how it is stored, so every model can use this step, also with layers
+of plugins. A tensor of two values (bits, binary activations, windows) is stored as bits. A tensor of small whole numbers or quarters
 (sums of bits, positions of a maximum) is stored as int16. Any other tensor stays as it is. On a GPU each check of a tensor
 waits for the GPU. Flips and losses equal those of `engine.memory=fast`, to the bit.
 """
@@ -86,7 +86,7 @@ class Whole:
 
 
 def compact(t: Tensor) -> Tensor | Bits | Whole:
-    """Returns the numbers of a tensor in fewer bytes if that is possible without loss, else the tensor. −0 becomes 0."""
+    """Returns the numbers of a tensor in fewer bytes if no number changes, else the tensor itself. Only −0 may become 0."""
     flat = _in_order_of_memory(t.detach())
     if flat is None or t.numel() < _SMALLEST or t.dtype == torch.uint8 or t.is_complex():
         return t

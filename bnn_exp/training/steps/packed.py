@@ -1,8 +1,8 @@
 """The training step on packed bits: an MLP whose weights take one bit each, forward and backward.
 
 In the backward pass each trained layer passes its weight gradient to the rule as two factors, and the rule flips packed bits at
-once. No weight gradient is kept. On a CPU the numbers are those of `dense`, except that sums add their terms in another
-order: a flip can differ only where rounding decides.
+once. No weight gradient is kept. On a CPU the numbers equal those of `dense`, except that sums add their terms in
+another order. A flip can therefore differ only where rounding decides.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ class Packed(Dense):
         super().__init__(*parts, **options)
 
         def key(layer: int, gradient: int) -> int:
-            """Returns the key of the random rounding of a gradient of a layer in the coming step: 0, inputs; 1, weights."""
+            """Returns the key that rounds a layer's gradient of its inputs (0) or weights (1) in the coming step."""
             step = self.rule.param_groups[0]["step"]
             return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
@@ -63,7 +63,7 @@ class PackedMLP:
         arithmetic: the operations on bits.
         take: receives the packed weights of a layer and their gradient, from the last layer to the first; it may change the
             weights.
-        frozen: the number of first layers that are not trained, and whose norms are not.
+        frozen: the number of first layers that are not trained, BatchNorms included.
     """
 
     def __init__(self, network: MLP, arithmetic: "OnCPU | OnGPU", take: Callable[[Tensor, Factors], None], frozen: int = 0):
@@ -84,7 +84,10 @@ class PackedMLP:
         return binarize(logits, network.encoding, network.window) if network.binarize_logits else logits
 
     def layers(self, x: Tensor) -> Iterator["Layer"]:
-        """Computes the layers on a batch of pixels, from the first to the last."""
+        """Yields every layer with its results for a batch of pixels, from the first layer to the last.
+
+        A layer is computed just before it is yielded.
+        """
         for i, norm in enumerate(self.network.norms):
             product = self.bits.sums_of_bits if i else self.bits.sums_of_pixels
             sums = product(x, self.weights(i), self.zero)
@@ -111,10 +114,10 @@ class PackedMLP:
 
 @dataclass(frozen=True)
 class Layer:
-    """The input, the sums and the normalisation of a layer for one batch, in the types of the arithmetic.
+    """The input, the sums and the normalisation of a layer for one batch, in the types of `OnCPU` or `OnGPU`.
 
-    In the forward pass, `x` holds pixels, or packed input bits, uint8 [batch, width / 8]. In the backward pass `x` holds what
-    `kept` of the arithmetic has made of the bits.
+    In the forward pass, `x` holds pixels, or packed input bits, uint8 [batch, width / 8]. In the backward pass, `x` holds
+    pixels, or the bits in the form that the method `kept` of `OnCPU` or `OnGPU` returns.
     """
 
     x: Tensor

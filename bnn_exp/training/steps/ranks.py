@@ -1,4 +1,4 @@
-"""The step of one rank among others: a share of each batch, and one exchange of gradients."""
+"""The step of one rank among others: trains on a share of each batch, and exchanges gradients once in a step."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

@@ -40,12 +40,12 @@ class Recorded:
 class Graphs:
     """A function that runs `work` by CUDA graphs, one graph for each combination of argument shapes.
 
-    The first call with a shape runs without a graph: libraries and optimizers allocate their memory. The second call records a
-    graph, and every later call replays it. A replay overwrites its results, so the caller uses them before the next call.
+    The first call with a shape runs without a CUDA graph, because libraries and optimizers then allocate memory. The second call
+    records a graph, and every later call replays it. A replay overwrites its results, so the caller uses them before the next call.
 
     Args:
-        work: maps tensors on a GPU to tensors on it, in any structure. It must not wait for the GPU. It may depend only on its
-            arguments and on tensors that keep their addresses, such as parameters.
+        work: takes tensors on a GPU and returns tensors on the same GPU, in any structure. `work` must not wait for the GPU. It
+            may depend only on its arguments and on tensors that keep their addresses, such as parameters.
         required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
 
     Raises:
@@ -79,7 +79,7 @@ class Graphs:
         return results
 
     def _run(self, arguments: tuple[Tensor, ...]) -> Any:
-        """Runs the work without a graph, on the stream that records later: torch requires such a run before a recording."""
+        """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires one such run before."""
         here = torch.cuda.current_stream()
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(here)
