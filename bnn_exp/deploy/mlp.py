@@ -1,8 +1,8 @@
 """The binary MLP in integers: the input is uint8 pixels, the activations are bits, and each hidden neuron has a threshold.
 
-Let x be the bits or pixels that enter a layer. Let w be the layer's weights: 1 for bit 1, and 0 (boolean) or −1 (other encodings)
-for bit 0. The layer computes the sums u = Σ x·w. The float network's product is (scale · u + offset)/divisor, because its pixels
-stand for x/255, its bipolar activations for 2x − 1, and centred values are half of bipolar ones.
+Let x be the bits or pixels that enter a layer. Let w be the layer's weights: 1 for bit 1, and 0 (boolean) or −1 (other
+encodings) for bit 0. The layer computes the sums u = Σ x·w. The float network's product is (scale · u + offset)/divisor: its
+pixels stand for x/255, its bipolar activations for 2x − 1, and its centred values are half of bipolar ones.
 """
 
 import torch

@@ -71,7 +71,7 @@ class Predictions:
         )
 
     def csv(self) -> str:
-        """Returns a CSV table with a row for each file: file, class, probability, then the next classes with their probabilities."""
+        """Returns a CSV table with a row for each file: class and probability of the likeliest class, then of the next."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         width = max((len(top) for _, top in self.answers), default=1)

@@ -1,7 +1,7 @@
 """Schedules of a strength (δ, a learning rate): each maps progress, from 0 to 1, to a factor that begins at 1 and falls.
 
-`linear` and `cosine` end at 0 and stay near 1 for much of the run. `geometric` multiplies by the same number in each step and
-ends at `LAST`, so the strength spends equal time in each order of magnitude. δ is the share of the weights that may flip.
+`linear` and `cosine` end at 0, and are above ½ for half of the run. `geometric` multiplies by the same number in each step and
+ends at `LAST`, so δ, the share of the weights that may flip, spends equal time in each order of magnitude.
 """
 
 import math

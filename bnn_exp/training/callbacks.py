@@ -39,7 +39,7 @@ class Callback:
     """
 
     def on_start(self, trainer: "Trainer", directory: Path) -> None:
-        """Runs before the first step, also when a run resumes. May write files to `directory`, the run's directory."""
+        """Runs before the first step, also of a resumed run. May write files to `directory`, the run's directory."""
 
     def on_step(self, trainer: "Trainer", loss: "Tensor") -> None:
         """Runs after each training step. `loss` is the mean loss of the batch before the step, a scalar on the device."""
@@ -55,7 +55,7 @@ class Callback:
         """
 
     def on_end(self, trainer: "Trainer", summary: dict[str, Any]) -> None:
-        """Runs when a run is completed or interrupted, after its files are written. `summary` is the content of summary.json."""
+        """Runs when a run is completed or interrupted, after its files are written. `summary` holds summary.json."""
 
 
 CALLBACKS: list[Callback | type[Callback]] = []  # each run makes its own objects from these

@@ -69,8 +69,8 @@ def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[
 def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> Beginning:
     """Copies the bits, BatchNorms and statistics of the run `init_from` into `network`, except into its last `fresh` layers.
 
-    If `fresh` is None, the last layer stays new if the run has other classes; else no layer stays new. Classes in another order are
-    matched by name.
+    If `fresh` is None, the last layer stays new if the run has other classes; else no layer stays new. Classes in another order
+    are matched by name.
 
     Returns:
         The layers that were loaded, that begin anew, and that are frozen.

@@ -86,7 +86,7 @@ def with_devices(settings: Settings, values: dict, requested: int | None) -> Set
             for `engine.devices`.
 
     Raises:
-        UserError: torchrun has started another number of processes, or the ranks cannot exchange gradients as `engine.all_reduce` says.
+        UserError: torchrun has started another number of processes, or `engine.all_reduce` does not fit.
     """
     started = torchrun_size()
     if started > 1 and requested not in (None, started):

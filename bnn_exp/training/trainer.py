@@ -145,8 +145,8 @@ class Trainer:
         """Evaluates the network on validation and test samples.
 
         Returns:
-            The metrics (accuracies in percent, seconds, and the number of ones of every binary tensor), and the confusion matrix
-            [label, answer] of the test samples, int64.
+            The metrics (accuracies in percent, seconds, and the number of ones of every binary tensor), and the confusion
+            matrix [label, answer] of the test samples, int64.
 
         Raises:
             NotBinary: a binary weight is neither 0 nor 1.
@@ -166,7 +166,7 @@ class Trainer:
         return metrics | {"eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
 
     def state(self) -> dict:
-        """Returns everything that a run needs to resume, as tensors and plain values. Binary weights are packed eight to a byte."""
+        """Returns everything that a run needs to resume, as tensors and plain values. Binary weights are packed."""
         return {
             "class": home(type(self.network)),
             "network": packed_state(self.network),

@@ -149,7 +149,7 @@ def total(grad, z, rows, width, scale, shift, mean, window, sums, products):
 
 @triton.jit
 def slopes(sums, products, rows, width, a, scale, inverse, slope, offset, of_weight, of_bias):
-    """Computes, from the sums of `total`, the arguments `slope` and `offset` of `center`, and BatchNorm's own gradients."""
+    """Computes from the sums of `total`: `slope` and `offset` for `center`, gradients of BatchNorm's weight and bias."""
     n = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     blocks = tl.cdiv(rows, ROWS)
     g, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)

@@ -22,15 +22,15 @@ FAILURE = "failure"  # the key in the store for the reason of a rank's end
 
 
 def voters(rows: int, size: int) -> int:
-    """Returns the number of ranks that share a batch of `rows` samples: all `size` ranks, or as many as can get two samples."""
+    """Returns the number of ranks that share a batch of `rows` samples: `size`, or as many as can get two samples."""
     return max(1, min(size, rows // 2))
 
 
 def share(rows: int, rank: int, size: int) -> slice:
     """Returns the share of a batch that a rank trains on: a contiguous piece of the batch's `rows` samples.
 
-    A share has two samples or more, because BatchNorm cannot take a single sample. The first `voters` ranks have shares, whose sizes differ
-    by at most one. The shares of other ranks are empty.
+    A share has two samples or more, because BatchNorm cannot take a single sample. The first `voters` ranks have shares, whose
+    sizes differ by at most one. The shares of other ranks are empty.
     """
     active = voters(rows, size)
     first, last = (min(rows * i // active, rows) for i in (rank, rank + 1))
@@ -116,7 +116,7 @@ class Ranks:
         return box[0]
 
     def everyones(self, what: Any) -> list[Any]:
-        """Returns on every rank the objects `what` of all ranks, in the order of the ranks. All ranks call this method together."""
+        """Returns on every rank the objects `what` of all ranks, by rank. All ranks call this method together."""
         found = [None] * self.size
         with self._noticing():
             dist.all_gather_object(found, what)

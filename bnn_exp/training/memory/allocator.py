@@ -6,7 +6,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # options of mallopt (
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc's allocator keep freed memory for this process. Returns False without glibc.
+    """Makes glibc's allocator keep freed memory for this process. Returns False if that fails.
 
     By default the allocator maps new pages for each tensor above 32 MB and unmaps them after use. The first access to new pages
     takes longer than the computation: uint8 → float32 of 16384 × 784 pixels took 17.8 ms, but 2.2 ms in memory already mapped.
@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """Makes glibc's allocator return each freed tensor of 1 MiB or more to the system. Returns False without glibc.
+    """Makes glibc's allocator return each freed tensor of 1 MiB or more to the system. Returns False if that fails.
 
     By default the allocator begins to keep freed pieces of up to 32 MB, with gaps between them.
     """

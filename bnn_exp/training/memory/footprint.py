@@ -42,7 +42,7 @@ class Footprint:
         self.counted: _Counting | None = None
 
     def saving(self, rows: int) -> AbstractContextManager:
-        """Returns the context manager for the forward pass on `rows` samples. It counts if no earlier step had as many samples."""
+        """Returns the context manager for a forward pass on `rows` samples. It counts if no earlier pass had as many."""
         if rows <= self.rows:
             return self.hooks or nullcontext()
         self.rows, self.counted = rows, _Counting(self.network, self.hooks)
@@ -62,8 +62,8 @@ class Footprint:
     def under_adam(self, dense: bool) -> Bytes:
         """Returns the bytes of the same step in fp32 with latent weights, if Adam trained all parameters.
 
-        The network with latent weights is not built. A `dense` forward pass saves the same tensors for latent weights, whose values are separate
-        tensors. For a pass by other kernels, `saved_by_mlp` gives the number.
+        The network with latent weights is not built. A `dense` forward pass saves the same tensors for latent weights, whose
+        values are separate tensors. For a pass by other kernels, `saved_by_mlp` gives the number.
 
         Args:
             dense: True if the engine is `dense`.

@@ -2,10 +2,10 @@
 
 Gradients: as soon as the backward pass has the gradient of a tensor of bits, the rule flips the bits and the gradient is freed.
 
-Saved activations: the content of a tensor decides how it is stored, so every model can use this step, also with layers
-of plugins. A tensor of two values (bits, binary activations, windows) is stored as bits. A tensor of small whole numbers or quarters
-(sums of bits, positions of a maximum) is stored as int16. Any other tensor stays as it is. On a GPU each check of a tensor
-waits for the GPU. Flips and losses equal those of `engine.memory=fast`, to the bit.
+Saved activations: the content of a tensor decides how it is stored, so every model can use this step, also with layers of
+plugins. A tensor of two values (bits, binary activations, windows) is stored as bits. A tensor of small whole numbers or
+quarters (sums of bits, positions of a maximum) is stored as int16. Any other tensor stays as it is. On a GPU each check of a
+tensor waits for the GPU. Flips and losses equal those of `engine.memory=fast`, to the bit.
 """
 
 from dataclasses import dataclass

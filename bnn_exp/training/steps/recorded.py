@@ -40,8 +40,9 @@ class Recorded:
 class Graphs:
     """A function that runs `work` by CUDA graphs, one graph for each combination of argument shapes.
 
-    The first call with a shape runs without a CUDA graph, because libraries and optimizers then allocate memory. The second call
-    records a graph, and every later call replays it. A replay overwrites its results, so the caller uses them before the next call.
+    The first call with a shape runs without a CUDA graph, because libraries and optimizers then allocate memory. The second
+    call records a graph, and every later call replays it. A replay overwrites its results, so the caller uses them before the
+    next call.
 
     Args:
         work: takes tensors on a GPU and returns tensors on the same GPU, in any structure. `work` must not wait for the GPU. It
