@@ -17,10 +17,10 @@ class Purpose(IntEnum):
     Different purposes never share a key.
     """
 
-    MASK = 1  # seed, step, tensor
-    PERMUTATION = 2  # seed, epoch
-    AUGMENTATION = 3  # seed, epoch, batch
-    ROUNDING = 4  # seed, step, layer, gradient (0: of its inputs, 1: of its weights)
+    MASK = 1  # followed by: seed, step, number of the tensor
+    PERMUTATION = 2  # followed by: seed, epoch
+    AUGMENTATION = 3  # followed by: seed, epoch, batch
+    ROUNDING = 4  # followed by: seed, step, number of the layer, 0 (the gradient of its inputs) or 1 (of its weights)
 
 
 def generator(device: torch.device | str, purpose: Purpose, *key: int) -> torch.Generator:
@@ -46,7 +46,7 @@ def bernoulli_positions(n: int, p: float, generator: torch.Generator) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=generator.device)
     if p >= 1:
         return torch.arange(n, device=generator.device)
-    enough = int(n * p + 6 * math.sqrt(n * p * (1 - p)) + 16)  # a second round happens once in 10⁹ calls
+    enough = int(n * p + 6 * math.sqrt(n * p * (1 - p)) + 16)  # 6 σ above the mean: once in 10⁹ calls the loop runs twice
     last, rounds = -1, []
     while last < n:
         gaps = torch.empty(enough, dtype=torch.int64, device=generator.device).geometric_(p, generator=generator)

@@ -92,7 +92,7 @@ class Settings(Generic[Rule, Model, Dataset]):
     dataset: Dataset
     trainer: Trainer
     engine: Engine
-    delta: Fraction | None  # at most 1 for every rule; optimizer.delta of a counter may be larger
+    delta: Fraction | None  # sets optimizer.delta; at most 1, although optimizer.delta of a counter may be larger
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None

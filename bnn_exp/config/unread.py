@@ -273,5 +273,5 @@ def _check(table: tuple[Entry, ...], case: Case) -> None:
             if case.settings and _is_plugins(case, key):
                 continue
             if not entry.read(case):
-                shown = re.sub(r'^"(.*)"$', r"\1", case.given[key])  # without the quotes that bnn_exp.config.quoting adds
+                shown = re.sub(r'^"(.*)"$', r"\1", case.given[key])  # drops the quotes that bnn_exp.config.quoting adds
                 raise UserError(f"{key}={shown}: {entry.why_not(case)}\nallowed: {entry.allowed(case)}")

@@ -49,7 +49,7 @@ class Rule(Trained, torch.optim.Optimizer):
     """
 
     own = ("flips", "hyper")
-    settings: ClassVar[type]  # a dataclass of bnn_exp.config.rules: names, types and ranges
+    settings: ClassVar[type]  # a dataclass of bnn_exp.config.rules: names, types and ranges of the hyperparameters
     scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that follow the schedule
 
     def __init__(

@@ -66,7 +66,7 @@ def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
     ones = np.empty(len(weights.packed), np.int64)
     packed_bits.count_ones(weights.packed.numpy(), ones)
     of_weights = 2 * torch.from_numpy(ones).float() - weights.columns
-    return Sums(z, 2.0, filled(-of_weights, z.shape[1]))  # Σ (2b − 1)·v = 2·Σ b·v − Σ v
+    return Sums(z, 2.0, filled(-of_weights, z.shape[1]))  # the bit b has the value 2b − 1: Σ (2b − 1)·v = 2·Σ b·v − Σ v
 
 
 def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:

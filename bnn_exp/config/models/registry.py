@@ -45,7 +45,7 @@ class Entry:
         return is_ours(home(self.settings))
 
 
-MODELS: Registry[Entry] = Registry("model")  # by the name that model=NAME chooses
+MODELS: Registry[Entry] = Registry("model")  # model=NAME chooses an entry
 
 
 def register_model(

@@ -25,7 +25,7 @@ from bnn_exp.bits.cpu.kernels.vectors_16 import (
     zero_floats,
 )
 
-CHUNK = 256  # rows of a gradient whose float32 sums are taken one after the other
+CHUNK = 256  # rows that one float32 sum adds up; the sums of all chunks are added in float64
 
 
 @fused_kernel
