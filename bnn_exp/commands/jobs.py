@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from submitit import LocalJob
 
 PAUSE = 0.1  # seconds between two checks whether jobs have ended
-# blocked while jobs start; not SIGTERM, by which the command ends its jobs
+# Signals that are blocked while jobs start. SIGTERM is not among them: the command ends its jobs by it.
 FOR_THE_COMMAND = signals.SIGNALS - {signal.SIGTERM}
 
 

@@ -24,7 +24,7 @@ def mistake(error: Mapping[str, Any], raw: dict[str, Any], known: Sequence[Key])
     if len(path) > 1 and path[1] == _lookup(raw, [path[0], "name"]):
         del path[1]  # pydantic adds the choice of a group, which is no part of the key
     names = {key.name for key in known}
-    # drops the type of a union, which pydantic adds behind the key
+    # Drops the type of a union, which pydantic adds behind the key.
     path = next((path[:n] for n in range(1, len(path)) if ".".join(path[:n]) in names), path)
     if error["type"].startswith("union_tag"):
         path.append("name")

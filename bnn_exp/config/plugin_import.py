@@ -18,7 +18,7 @@ from types import ModuleType, TracebackType
 
 from bnn_exp.errors import UserError
 
-# modules that have moved since version 0.1.0: old name, new name
+# Modules that have moved since version 0.1.0: old name, new name.
 MOVED = {"bnn_exp.schema": "bnn_exp.config.schema", "bnn_exp.networks": "bnn_exp.config.models"}
 FOLDER = "plugins"  # the folder of a run that holds copies of its plugins
 ALLOWED = "allowed: a Python file, my_rule.py, or a module that Python finds, package.module"

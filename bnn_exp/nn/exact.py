@@ -13,7 +13,8 @@ from torch import nn
 from bnn_exp.config.registry import home
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # attributes of nn.Module
+# The attributes in which nn.Module keeps hooks.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)

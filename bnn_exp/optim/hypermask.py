@@ -46,7 +46,8 @@ class HyperMask(Rule):
         return super().of(replace(settings, lr=settings.lr * (batch_size / 96) ** 0.5), network, batch_size, total_steps, seed)
 
     def strength_of(self, entries):
-        return MASKS[entries["mask"]].strength if entries["mask"] in MASKS else "delta"  # a wrong name is refused later
+        # An unknown mask is refused later, when the hyperparameters are checked.
+        return MASKS[entries["mask"]].strength if entries["mask"] in MASKS else "delta"
 
     @staticmethod
     def reads_entries(h):

@@ -16,8 +16,8 @@ from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox, flip_at_random, uniform
 from bnn_exp.optim.gradients import scaled, signs
 
-DENSEST = 0.25  # up to this δ, computing the selected entries alone is faster than computing all (1024² weights, batch 1024)
-FIRST_SIGMA = 0.01  # σ₀ of the temperatures
+DENSEST = 0.25  # up to this δ, computing the selected entries of a gradient is faster than all (1024² weights, batch 1024)
+FIRST_SIGMA = 0.01  # σ₀, with which the temperatures begin
 
 
 class Mask:
@@ -45,7 +45,7 @@ class Random(Mask):
         return h.delta <= DENSEST
 
     def flips(self, g, w, h, state, draw):
-        if isinstance(draw, Philox):  # to know the selected positions, Python would have to wait for the GPU
+        if isinstance(draw, Philox):  # on a GPU a mask of bools: for positions Python would have to wait
             return (uniform(w, draw) < h.delta) & ((g <= 0) != w.bool())
         m = bernoulli_positions(w.numel(), h.delta, draw)
         g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)

@@ -65,9 +65,11 @@ class Rule(Trained, torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Drops all that is computed from the groups and tensors, which may be others from now on."""
-        self._checked_at: dict[int, tuple[int, int]] = {}  # by tensor: its version and address at the last check of its bits
-        self._places: dict[int, tuple[int, int]] = {}  # by id of a tensor: its number, and the number of its group
-        self._announced: Tensor | None = None  # int64 [groups, 1 + scheduled]: the step, then float32 strengths; on a GPU
+        # number of a tensor: its version and address when its bits were last checked
+        self._checked_at: dict[int, tuple[int, int]] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # id of a tensor: its number and the number of its group
+        # On a GPU, int64 [groups, 1 + scheduled]: the step of each group, and its strengths, each the bits of a float32.
+        self._announced: Tensor | None = None
 
     @classmethod
     def of(cls, settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> "Rule":

@@ -94,7 +94,7 @@ def settle(settings: Settings, device: torch.device) -> None:
     else:
         torch.cuda.set_device(device)  # Triton's kernels and CUDA graphs use the current device
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # filling each new tensor with NaN would take a pass over it
+        # Deterministic algorithms would also fill each new tensor with NaN, which takes a pass over its memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

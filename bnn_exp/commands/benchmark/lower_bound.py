@@ -58,13 +58,13 @@ def step_of_mlp(network: MLP, rows: int) -> Iterator[Work]:
         yield Work(once, x + weights + INTEGER * z, "int8")
         kept = SUM if i else PIXEL_SUM
         yield Work(0, (INTEGER + kept) * z)  # converts the int32 sums to the dtype that the backward pass reads
-        # reads the sums for BatchNorm's moments, and again for the bits of the next layer
+        # Reads the sums for BatchNorm's moments, and again for the bits of the next layer.
         yield Work(0, 2 * kept * z + z * bit)
-        # BatchNorm's backward pass reads the gradients and the kept sums twice, and writes the gradients at the sums
+        # BatchNorm's backward pass reads the gradients and the kept sums twice, and writes the gradients at the sums.
         yield Work(0, 2 * (REAL + kept) * z + GRADIENT * z)
         if i:
             yield Work(0, weights * (bit + GRADIENT))
-            # the product that gives the gradients at the inputs
+            # The product that gives the gradients at the inputs.
             yield Work(once, GRADIENT * (z + weights) + REAL * x, "bfloat16")
         yield Work(0, x * (GRADIENT + (bit if i else 1)))
         yield Work(once, GRADIENT * (z + x) + REAL * weights, "bfloat16")  # the product that gives the gradients of the weights

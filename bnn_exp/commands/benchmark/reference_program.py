@@ -108,7 +108,7 @@ def compare(program: ReferenceProgram, trainer: Trainer, rows: int) -> dict:
         for turn in range(ROUNDS):
             seconds["seed"] += program.epochs(EPOCHS)
             if not turn:
-                # the first step compiles the kernels, so it is not measured
+                # The first step compiles the kernels, so it is not measured.
                 trainer.train_on(next(whole_batches(trainer.data, trainer.batches.size(0))))
             epochs = [trainer.epoch() for _ in range(EPOCHS)]
             seconds["ours"] += [epoch["train_seconds"] for epoch in epochs]
