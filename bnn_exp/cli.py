@@ -110,7 +110,8 @@ def _compose_and_run() -> None:
     """Rewrites the command line for Hydra, which composes the configuration, calls `Preflight` and then `job`."""
     sys.argv = [sys.argv[0], *implied.completed(argv.arguments(sys.argv[1:], CONF))]
     if experiments.check(sys.argv[1:], CONF):
-        sys.argv.insert(1, "hydra.mode=MULTIRUN")  # an experiment requests a sweep: Hydra 1.4 accepts this mode only here
+        # An experiment requests a sweep. Hydra 1.4 accepts this mode only on the command line.
+        sys.argv.insert(1, "hydra.mode=MULTIRUN")
     overrides = command_line.overrides(sys.argv[1:], CONF)
     with implied.inherited(overrides, command_line.config_dir(sys.argv[1:])) as more_plugins:
         if more_plugins:

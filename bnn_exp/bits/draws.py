@@ -17,10 +17,10 @@ class Purpose(IntEnum):
     Different purposes never share a key.
     """
 
-    MASK = 1  # followed by: seed, step, number of the tensor
-    PERMUTATION = 2  # followed by: seed, epoch
-    AUGMENTATION = 3  # followed by: seed, epoch, batch
-    ROUNDING = 4  # followed by: seed, step, number of the layer, 0 (the gradient of its inputs) or 1 (of its weights)
+    MASK = 1  # the key: MASK, seed, step, number of the tensor
+    PERMUTATION = 2  # the key: PERMUTATION, seed, epoch
+    AUGMENTATION = 3  # the key: AUGMENTATION, seed, epoch, batch
+    ROUNDING = 4  # the key: ROUNDING, seed, step, number of the layer, 0 (gradient of its inputs) or 1 (of its weights)
 
 
 def generator(device: torch.device | str, purpose: Purpose, *key: int) -> torch.Generator:

@@ -54,7 +54,8 @@ def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float
     return _operator("real_product", x)(x, tiles, outputs, zero, one)
 
 
-# Programs that `torch.export` saved name arguments as these schemas do, so `flips`, elsewhere `inverted`, keeps its name here.
+# A program saved by `torch.export` names its arguments as these schemas do.
+# So the argument `flips`, elsewhere called `inverted`, keeps its name here.
 _SUMS = "(Tensor x, Tensor tiles, int outputs, int zero) -> Tensor"
 _STEPS = "(Tensor x, Tensor tiles, Tensor thresholds, Tensor flips, int zero) -> Tensor"
 _REAL = "(Tensor x, Tensor tiles, int outputs, float zero, float one) -> Tensor"

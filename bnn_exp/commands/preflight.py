@@ -64,7 +64,7 @@ def _expand_home(config: DictConfig, place: str) -> None:
     if (path := at_home(given)) != given:
         with read_write(config.hydra):
             OmegaConf.update(config, place, path)
-            config.hydra.overrides.hydra.append(f"{place}={path}")  # Hydra composes each job of a sweep from these
+            config.hydra.overrides.hydra.append(f"{place}={path}")  # Hydra composes each job of a sweep from these overrides
 
 
 def _prepare(config: DictConfig) -> "Plan | Task":

@@ -47,7 +47,8 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
     found = directories.state(directory)
     try:
         if earlier and earlier.config and can_go_on(directory):
-            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # the plugin files may have moved
+            # The plugin files may have moved since the earlier run.
+            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}
             plan = plan_to_go_on(directory, values, overrides)
         else:
             plan = make_plan(composed, overrides)

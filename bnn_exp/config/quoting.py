@@ -76,7 +76,8 @@ def _name(text: str) -> str:
     name, read = at_home(text.strip()), _read(text)
     if "${" in name or name.lower() in ("", "null"):
         return text
-    if isinstance(read, str) and (read == name or not text.strip().startswith("~")):  # Hydra reads its escapes
+    # The text stays as typed, since Hydra reads its escapes.
+    if isinstance(read, str) and (read == name or not text.strip().startswith("~")):
         return text
     return name if _read(name) == name else _quoted(name)
 

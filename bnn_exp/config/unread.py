@@ -43,7 +43,7 @@ class Entry:
     """The reader of some keys. A key stands for the keys below it too: `report` for `report.x`."""
 
     keys: tuple[str, ...]
-    read: Callable[[Case], Any]  # true if something reads the keys
+    read: Callable[[Case], Any]  # returns a true value if something reads the keys
     why_not: Callable[[Case], str]
     allowed: Callable[[Case], str]
 

@@ -45,7 +45,7 @@ class Evaluation:
     packed: str  # a note on the packed network, or the reason why there is none
     classes: list[str]
     confusion: list[list[int]]  # numbers of rows, [label][answer], for the float network
-    # one dict each: `row`, `name`, `class`, `answer`, `probability`; the most probable answers first, LISTED at most
+    # One dict each: `row`, `name`, `class`, `answer`, `probability`; the most probable answers first, LISTED at most.
     mistakes: list[dict[str, Any]]
     date: str
     versions: dict[str, str]

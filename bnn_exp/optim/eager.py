@@ -35,7 +35,7 @@ SGD = eager(torch.optim.SGD)
 Adam = eager(torch.optim.Adam)
 
 
-# Options of torch's optimizers: a step on a GPU is then few kernels and reads nothing from Python
+# Options of torch's optimizers: a step on a GPU is then few kernels and reads nothing from Python.
 ON_GPU = ("fused", "capturable")
 
 

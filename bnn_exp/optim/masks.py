@@ -45,7 +45,7 @@ class Random(Mask):
         return h.delta <= DENSEST
 
     def flips(self, g, w, h, state, draw):
-        if isinstance(draw, Philox):  # on a GPU a mask of bools: for positions Python would have to wait
+        if isinstance(draw, Philox):  # on a GPU, a mask of bools: positions would make Python wait
             return (uniform(w, draw) < h.delta) & ((g <= 0) != w.bool())
         m = bernoulli_positions(w.numel(), h.delta, draw)
         g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)

@@ -65,7 +65,7 @@ class Rule(Trained, torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Drops all that is computed from the groups and tensors, which may be others from now on."""
-        # number of a tensor: its version and address when its bits were last checked
+        # Number of a tensor: its version and address when its bits were last checked.
         self._checked_at: dict[int, tuple[int, int]] = {}
         self._places: dict[int, tuple[int, int]] = {}  # id of a tensor: its number and the number of its group
         # On a GPU, int64 [groups, 1 + scheduled]: the step of each group, and its strengths, each the bits of a float32.

@@ -15,7 +15,7 @@ class Trained(Grouped, Eager):
     `step` is `announce`, `apply` and `count` in turn, see `Rule`; a training step calls the three itself.
     """
 
-    state: dict[Tensor, dict[str, Any]]  # the attribute of torch's optimizers
+    state: dict[Tensor, dict[str, Any]]  # as in torch's optimizers: what each tensor keeps from step to step, by name
     flips: list[Tensor]  # for each tensor an int64 scalar on its device: the flips since a reader has set it to 0
     own: ClassVar[tuple[str, ...]] = ("flips",)  # attributes that a copy of the optimizer needs besides those of torch
 

@@ -15,7 +15,7 @@ from bnn_exp.records.files import file_sha256
 from bnn_exp.records.runs import Record
 
 OWN = "evaluation.json"
-# Epoch of the network: the key of its accuracy in summary.json
+# Epoch of the network: the key of its accuracy in summary.json.
 ACCURACY = {"last": "test_accuracy", "best": "best_test_accuracy"}
 
 

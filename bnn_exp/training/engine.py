@@ -51,7 +51,8 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
 
 def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module] | None") -> str:
     """Returns the reason why the packed engine cannot train a network, in words; "" if it can, or without a network."""
-    if network is None or settings.model.name != "mlp":  # PACKED refuses any other model by its settings
+    # Without a network nothing can be compared. PACKED itself refuses every model but mlp.
+    if network is None or settings.model.name != "mlp":
         return ""
     from bnn_exp.nn.exact import difference
 

@@ -164,7 +164,7 @@ class Run:
                 progress.best_accuracy, progress.best_test_accuracy, progress.best_epoch = accuracy, test, progress.epoch
                 self._checkpoint("best")
             self._checkpoint("last")
-            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])  # also in the checkpoint
+            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])  # the checkpoint holds this line too
             # Loggers come after the checkpoint. So a resumed run never trains an epoch again that a logger has received.
             self.logger.log(self.epochs[-1])
             self.report.epoch(self.epochs[-1])

@@ -53,7 +53,7 @@ class Trainer:
         self.settings, self.network, self.data = settings, network, data
         self.device = data.train.labels.device
         self.progress = Progress()
-        # the fields of a training.finetune.Beginning; None if the network begins anew as a whole
+        # The fields of a training.finetune.Beginning; None if the whole network begins anew.
         self.beginning: dict | None = None
         self.frozen = finetune.freeze(network, settings.freeze)
         self.engine = steps.prepare(settings, network, self.device.type)
@@ -64,7 +64,7 @@ class Trainer:
         optim.check_ownership(network, [self.binary, *(real.optimizer for real in self.real)])
         self.step = steps.build(settings, network, self.batches, self.binary, self.real, ranks)
         self.names = [name for name, _ in named_bits(network)]
-        # called after each step; training.callbacks may set it
+        # A function to call after each step, if training.callbacks has set one.
         self.after_step: Callable[[Trainer, Tensor], None] | None = None
 
     @property

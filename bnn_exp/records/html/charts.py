@@ -10,7 +10,7 @@ from markupsafe import Markup
 from bnn_exp.records.html.axes import Axis, spread
 from bnn_exp.records.html.render import short
 
-WIDTH, HEIGHT = 380, 230  # CSS pixels: no phone shrinks a chart of this width, so letters keep one size
+WIDTH, HEIGHT = 380, 230  # units of the drawing; every screen shows a chart about 380 pixels wide, so letters keep one size
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
 COLOURS = 8  # the number of CSS classes for colours in style.css, c0 … c7
 

@@ -99,7 +99,7 @@ class _Counting(saved_tensors_hooks):
     """Context manager: counts the memory of the tensors that autograd saves, before (`plain`) and after (`kept`) the hooks."""
 
     def __init__(self, network: nn.Module, hooks: saved_tensors_hooks | None):
-        # the bytes of each storage; the reference keeps its address from being used again
+        # The bytes of each storage. The reference keeps the storage's address from being used again.
         self.kept: dict[StorageWeakRef, int] = {}
         self.plain: dict[StorageWeakRef, int] = {}
         self.pack = hooks.pack_hook if hooks else lambda t: t
