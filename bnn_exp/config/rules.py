@@ -13,7 +13,7 @@ from bnn_exp.config import plugins
 from bnn_exp.config.registry import Registry, fields_of, found, name_of, offer
 from bnn_exp.config.schema import Fraction, NonNegative, Positive, Schedule, schema
 
-Scale = Literal["tensor", "neuron", "factored"]  # see bnn_exp.optim.rule.scaled
+Scale = Literal["tensor", "neuron", "factored"]  # the unit of gradients, see bnn_exp.optim.gradients.scaled
 
 
 @schema
