@@ -12,8 +12,8 @@ from bnn_exp.data.dataset import Dataset, epoch_batches, piece_count
 class Batches:
     """The batches of every epoch of a training.
 
-    A training step calls the object with the indices of its samples. Augmentation draws from (seed, epoch, batch), so `move_to`
-    comes before each step.
+    A training step calls the object with the indices of its samples. Augmentation draws its random numbers from (seed, epoch,
+    batch), so the caller calls `move_to` before each step.
     """
 
     def __init__(self, settings: Settings, data: Dataset):
@@ -21,18 +21,18 @@ class Batches:
         self.device = data.train.labels.device
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.position = 0, 0  # epoch and batch, both counted from 0
-        self.number: Tensor | None = None  # the same on a GPU: int64 scalar, epoch · 2³² + batch
+        self.number: Tensor | None = None  # the position on a GPU: int64 scalar, epoch · 2³² + batch
 
     def __call__(self, rows: Tensor, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Returns the images and labels of the `share` of the samples `rows` (int64, on the device).
 
-        The images of a share are those of the whole batch: draws do not depend on how ranks divide it.
+        Augmentation does not depend on how ranks divide a batch: the share's images are those of the whole batch.
         """
         x, labels = self.split.batch(rows[share])
         return self.augment(x, *self.position, share, len(rows), self.number), labels
 
     def move_to(self, epoch: int, batch: int) -> None:
-        """Says which batch comes next; both numbers count from 0."""
+        """Sets the position: the coming step trains on this batch of this epoch. Both numbers count from 0."""
         self.position = epoch, batch
         if self.augment.varies and not device.on_host(self.split.labels):
             if self.number is None:
@@ -40,7 +40,7 @@ class Batches:
             self.number.fill_((epoch << 32) + batch)
 
     def of_epoch(self, epoch: int) -> list[Tensor]:
-        """Returns the indices of each batch of an epoch, int64 on the device: pieces of one permutation."""
+        """Returns the sample indices of each batch of an epoch, int64 on the device: pieces of one permutation."""
         rows = epoch_batches(len(self.split), self.size(epoch), self.settings.seed, epoch, self.device)
         return rows[: self.settings.trainer.limit_batches]
 
@@ -50,12 +50,12 @@ class Batches:
         return min(count, self.settings.trainer.limit_batches or count)
 
     def size(self, epoch: int) -> int:
-        """Returns the batch size of an epoch: from batch_size to final_batch_size, geometrically over the epochs."""
+        """Returns the batch size of an epoch. It grows geometrically over the epochs from batch_size to final_batch_size."""
         trainer = self.settings.trainer
         growth = (trainer.final_batch_size or trainer.batch_size) / trainer.batch_size
         return round(trainer.batch_size * growth ** (epoch / max(trainer.epochs - 1, 1)))
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """Returns `count` random images of the first epoch, as training gets them, and their labels."""
+        """Returns the first `count` images of the first epoch, augmented as in training, and their labels."""
         self.move_to(0, 0)
         return self(torch.cat(self.of_epoch(0))[:count])

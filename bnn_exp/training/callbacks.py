@@ -25,50 +25,50 @@ if TYPE_CHECKING:
 
     from bnn_exp.training.trainer import Trainer
 
-KEPT = (int, float, str, bool, type(None))  # of a state, beside tensors, lists, tuples and dicts
+KEPT = (int, float, str, bool, type(None))  # a state may hold these, tensors, lists, tuples and dicts
 
 
 class CallbackFailed(Exception):
-    """Raised where a callback raises an error. The message names its class, the method, the line and the epoch."""
+    """The exception of a run whose callback has failed. The message names class, method, epoch and line of the callback."""
 
 
 class Callback:
-    """Base class of callbacks. Every method does nothing.
+    """The base class of callbacks. All its methods do nothing.
 
-    A callback may also define `state_dict()` and `load_state_dict(state)`: then checkpoints keep its state.
+    If a callback also defines `state_dict()` and `load_state_dict(state)`, checkpoints keep its state.
     """
 
     def on_start(self, trainer: "Trainer", directory: Path) -> None:
-        """Called before the first step, of a run that is resumed too; `directory` is that of the run, and may be written to."""
+        """Runs before the first step, also when a run resumes. It may write files to `directory`, the directory of the run."""
 
     def on_step(self, trainer: "Trainer", loss: "Tensor") -> None:
-        """Called after each step of the optimizers; `loss` is that of the batch before the step, a scalar on the device."""
+        """Runs after each training step. `loss` is the mean loss of the batch before the step, a scalar on the device."""
 
     def on_epoch(self, trainer: "Trainer", metrics: dict[str, Any]) -> Mapping[str, Any] | None:
-        """Called after each epoch and its evaluation.
+        """Runs after each epoch and its evaluation.
 
         Args:
-            metrics: a copy of the line of the epoch in metrics.jsonl.
+            metrics: a copy of the epoch's line in metrics.jsonl.
 
         Returns:
-            Numbers by new names, which the line gets too, or numbers by tensor: {"name": {"layers.0.weight": 1.5}}.
+            Numbers to add to the line, by new names; or a dict of numbers by tensor: {"name": {"layers.0.weight": 1.5}}.
         """
 
     def on_end(self, trainer: "Trainer", summary: dict[str, Any]) -> None:
-        """Called when a run is completed or interrupted, after its files; `summary` is that of summary.json."""
+        """Runs when a run is completed or interrupted, after its files are written. `summary` is that of summary.json."""
 
 
-CALLBACKS: list[Callback | type[Callback]] = []  # each run makes its own of them
+CALLBACKS: list[Callback | type[Callback]] = []  # each run makes its own objects from these
 Made = TypeVar("Made", bound=Callback | type[Callback])
 
 
 def register_callback(callback: Made) -> Made:
-    """Registers `callback` for every run from now on: a class, which each run instantiates, or an object, which it copies.
+    """Registers a callback for every later run. Each run instantiates a registered class, or copies a registered object.
 
-    A class that is defined anew, as in a notebook, replaces the earlier one.
+    A class that is defined again, for example in a notebook, replaces the earlier class.
 
     Raises:
-        TypeError: it is neither a class derived from Callback nor an object of one.
+        TypeError: `callback` is neither a class derived from Callback nor an object of such a class.
     """
     kind = callback if isinstance(callback, type) else type(callback)
     if not issubclass(kind, Callback):
@@ -87,11 +87,11 @@ class Callbacks:
     """The callbacks of one run.
 
     Raises:
-        CallbackFailed: from each method, where a callback raises an error.
+        CallbackFailed: in any method, if a callback raises an exception.
     """
 
     def __init__(self) -> None:
-        self.made: dict[str, Any] = {}  # by the names under which checkpoints hold their states
+        self.made: dict[str, Any] = {}  # the keys are the names of the states in checkpoints
         for registered in CALLBACKS:
             kind = registered if isinstance(registered, type) else type(registered)
             name, others = home(kind), len(self.made)
@@ -103,7 +103,7 @@ class Callbacks:
         return [_called(c, method, where, getattr(c, method), trainer, *arguments) for c in self.made.values()]
 
     def start(self, trainer: "Trainer", directory: Path) -> None:
-        """Calls `on_start` of all, and makes `trainer` call `on_step` where a callback has one."""
+        """Calls every `on_start`, and makes `trainer` call `on_step` if a callback defines it."""
         if any(type(callback).on_step is not Callback.on_step for callback in self.made.values()):
             trainer.after_step = self.step
         self._each("on_start", trainer, directory)
@@ -112,7 +112,7 @@ class Callbacks:
         self._each("on_step", trainer, loss)
 
     def epoch(self, trainer: "Trainer", metrics: dict[str, Any]) -> dict[str, Any]:
-        """Calls `on_epoch` of all. Returns what they add to the metrics, as plain numbers."""
+        """Calls every `on_epoch`. Returns the numbers that they add to the metrics, as plain Python numbers."""
         added: dict[str, Any] = {}
         for name, callback in self.made.items():
             given = copy.deepcopy(metrics | added)
@@ -124,7 +124,7 @@ class Callbacks:
         self._each("on_end", trainer, copy.deepcopy(summary))
 
     def state(self) -> dict[str, Any]:
-        """Returns the states of the callbacks that have one; a checkpoint can hold them."""
+        """Returns the states of all callbacks that define `state_dict`, in a form that a checkpoint can hold."""
         states = {}
         for name, callback in self.made.items():
             if hasattr(callback, "state_dict"):
@@ -133,7 +133,7 @@ class Callbacks:
         return states
 
     def load(self, states: dict[str, Any]) -> list[str]:
-        """Restores the `states`. Returns the names of those whose callback is not registered any more."""
+        """Restores the states. Returns the names of the states whose callback is no longer registered."""
         for name, callback in self.made.items():
             if name in states and hasattr(callback, "load_state_dict"):
                 _called(callback, "load_state_dict", "", callback.load_state_dict, states[name])
@@ -141,7 +141,7 @@ class Callbacks:
 
 
 def _called(callback: Any, method: str, where: str, function: Callable, *arguments: Any) -> Any:
-    """Returns what `function` returns; an error of it is raised as CallbackFailed, which names its place."""
+    """Calls `function` and returns its result. If it raises an exception, raises CallbackFailed with the line that failed."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -153,15 +153,15 @@ def _numbers(callback: str, found: Any, known: Mapping[str, Any]) -> dict[str, A
     """Returns the result of `on_epoch` as plain numbers.
 
     Raises:
-        CallbackFailed: it is something else, or a name that the metrics have.
+        CallbackFailed: the result holds something else, or a name that the metrics already have.
     """
     if not isinstance(found, Mapping):
-        raise CallbackFailed(f"{callback}.on_epoch returned {found!r:.200}: must be a dict of numbers, or None")
+        raise CallbackFailed(f"{callback}.on_epoch returned {found!r:.200}: must be a dict of numbers or None")
     numbers = {}
     for name, value in found.items():
         if not isinstance(name, str) or name in known:
-            problem = "the run's own name" if name in known else "no text"
-            raise CallbackFailed(f"{callback}.on_epoch returned the name {name!r}: {problem}\nallowed: a name of its own")
+            problem = "the metrics have this name already" if name in known else "no text"
+            raise CallbackFailed(f"{callback}.on_epoch returned the name {name!r}: {problem}\nallowed: a new name")
         nested = isinstance(value, Mapping)
         plain = {key: _number(callback, f"{name}/{key}", x) for key, x in value.items()} if nested else None
         numbers[name] = plain if nested else _number(callback, name, value)
@@ -169,7 +169,7 @@ def _numbers(callback: str, found: Any, known: Mapping[str, Any]) -> dict[str, A
 
 
 def _number(callback: str, name: str, value: Any) -> float | int | None:
-    """A plain number, also of a tensor or an array of one; None for what JSON does not have: NaN and the infinities."""
+    """Returns a plain number, also from a tensor or array of one element; None for NaN and ±∞, which JSON does not have."""
     if hasattr(value, "item"):
         try:
             value = value.item()
@@ -182,7 +182,7 @@ def _number(callback: str, name: str, value: Any) -> float | int | None:
 
 
 def _check_kept(callback: str, state: Any) -> None:
-    """Raises CallbackFailed unless a checkpoint can hold `state`, and give it back."""
+    """Raises CallbackFailed if a checkpoint cannot store and restore `state`."""
     from torch import Tensor
 
     if type(state) is dict:
@@ -194,7 +194,7 @@ def _check_kept(callback: str, state: Any) -> None:
     else:
         raise CallbackFailed(
             f"{callback}.state_dict holds {state!r:.200}: no checkpoint can keep it\n"
-            "allowed: tensors, numbers, texts, true and false, None, and lists, tuples and dicts of them"
+            "allowed: tensors, numbers, strings, True, False, None, and lists, tuples and dicts of these"
         )
     for part in parts:
         _check_kept(callback, part)

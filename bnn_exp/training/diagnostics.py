@@ -1,4 +1,4 @@
-"""What a training does to its bits, tensor by tensor and epoch by epoch: which flip, which come back, and on what signal."""
+"""Statistics of flips and gradients, for each binary tensor and epoch (`trainer.diagnostics`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,24 +8,24 @@ from torch import Tensor, nn
 
 from bnn_exp.nn import binary_layers, named_bits
 
-OBSERVED = ("before", "moved", "gradients", "squares")  # by the names of the tensors
+OBSERVED = ("before", "moved", "gradients", "squares")  # attributes: dicts by the names of the tensors
 
 
 class Diagnostics:
-    """Observes the bits of a network, and the gradients of the parameters that hold them or stand for them.
+    """An observer of the bits of a network, and of the gradients of the parameters that hold bits or latent weights.
 
-    Keeps two bools and one float per weight, in tensors that stay where they are: a recorded step writes to them.
+    It keeps two bools and one float per weight. Their tensors keep their addresses, because a recorded step writes to them.
     """
 
     def __init__(self, network: nn.Module):
         self.network = network
         self.parameters = dict(network.named_parameters())
-        self.before = self._bits()  # at the beginning of the epoch
+        self.before = self._bits()  # the bits at the beginning of the epoch
         device = next(network.parameters()).device
-        self.steps = torch.zeros((), dtype=torch.int64, device=device)  # of the epoch
-        self.moved = {name: torch.zeros_like(bits) for name, bits in self.before.items()}  # in the whole run so far
-        self.gradients = {name: torch.zeros_like(self.parameters[name]) for name in self.before}  # Σ g
-        self.squares = {name: g.new_zeros(()) for name, g in self.gradients.items()}  # Σ ‖g‖²
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)  # the steps of this epoch
+        self.moved = {name: torch.zeros_like(bits) for name, bits in self.before.items()}  # True: flipped in this run
+        self.gradients = {name: torch.zeros_like(self.parameters[name]) for name in self.before}  # Σ g over this epoch
+        self.squares = {name: g.new_zeros(()) for name, g in self.gradients.items()}  # Σ ‖g‖² over this epoch
 
     def _begin(self) -> None:
         for t in (self.steps, *self.gradients.values(), *self.squares.values()):
@@ -38,7 +38,7 @@ class Diagnostics:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Notes the flips and the gradients of a step: call it after the step, before the gradients are gone."""
+        """Observes one step: call this method after the step, before its gradients are freed."""
         self.steps += 1
         for name, bits in self._bits().items():
             self.moved[name] |= bits != self.before[name]
@@ -48,17 +48,18 @@ class Diagnostics:
                 self.squares[name] += g.square().sum()
 
     def epoch(self, flips: Sequence[Tensor]) -> dict[str, dict[str, float]]:
-        """The figures of the epoch that ends here, each by the names of the tensors, and a new beginning.
+        """Ends an epoch, and returns its statistics; each is a dict by the names of the tensors.
 
-        - `flip_ratio`: flips for each weight and step.
+        - `flip_ratio`: flips per weight and step.
         - `flips_back`: the fraction of the flips that another flip of this epoch undid, (flips − net change) / flips.
         - `never_flipped`: the fraction of the weights that have not flipped once in the whole run.
         - `ones_ratio`: the fraction of ones.
-        - `gradient_snr`: signal against noise of one step's gradient, ‖E g‖² / tr Cov g over the steps of the epoch, without
-          bias: the inverse of the simple noise scale in steps (McCandlish et al. 2018, arXiv 1812.06162). None for one step.
+        - `gradient_snr`: the signal-to-noise ratio of one step's gradient, ‖E g‖² / tr Cov g over the steps of the epoch,
+          unbiased. It is the inverse of the simple noise scale in steps (McCandlish et al. 2018, arXiv 1812.06162). None after
+          a single step.
 
         Args:
-            flips: of this epoch, a number for each tensor in the order of their names.
+            flips: the number of flips of each tensor in this epoch, in the order of `named_bits`.
         """
         figures: dict[str, dict[str, Any]] = {
             key: {} for key in ("flip_ratio", "flips_back", "never_flipped", "ones_ratio", "gradient_snr")
@@ -87,7 +88,7 @@ class Diagnostics:
         return {"steps": int(self.steps), **{name: getattr(self, name) for name in OBSERVED}}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores the result of `state`."""
+        """Restores observations that the method `state` has returned."""
         self.steps.fill_(state["steps"])
         for kind in OBSERVED:
             for name, tensor in getattr(self, kind).items():
@@ -96,11 +97,16 @@ class Diagnostics:
 
 @torch.no_grad()
 def dead_outputs(network: nn.Module, x: Tensor) -> dict[str, int]:
-    """How many outputs of each binary layer, by the name of its weight, are the same for all rows of `x` (≥ 2): neurons that
-    tell nothing.
+    """Counts the dead outputs of each binary layer: outputs with the same value for all images of `x` [images, …].
 
-    An output is looked at where the next binary layer reads it, behind normalisation, activation and pooling; a channel of a
-    convolution over all places. Those of the last layer are the network's.
+    An output is read where the next binary layer reads it, after normalisation, activation and pooling. The outputs of the last
+    layer are read at the output of the network. A channel of a convolution is dead if all its positions have one value.
+
+    Args:
+        x: at least two images.
+
+    Returns:
+        The number of dead outputs, by the name of the layer's weight.
     """
     inputs: list[tuple[str, int]] = []
 

@@ -8,8 +8,9 @@ whole gradient of one layer exists for a moment.
 On a CPU both engines draw the same numbers, and their gradients are sums of the same terms in another order: a flip can differ
 only where rounding decides. On a GPU, Triton draws a random mask.
 
-`engine=auto` chooses `packed` on a CPU if `packed` can train the settings and is the faster or smaller one; else `dense`.
-`bnn_exp.config.compatibility` holds the table of the conditions.
+On a CPU `engine=auto` chooses `packed` if `packed` can train the settings, and if batch size · hidden size reaches LEAST_WORK
+or the settings request `engine.memory=lean` or `engine.gradient_bits`. Otherwise `auto` chooses `dense`. The table of the
+conditions is in `bnn_exp.config.compatibility`.
 """
 
 import os

@@ -57,7 +57,7 @@ def facts(run: "Run", error: str | None) -> dict[str, Any]:
 
 
 def memory(trainer: "Trainer") -> dict[str, dict[str, int]] | None:
-    """Returns the bytes of a step by their use: of this run, and under Adam with latent weights. None before the first step."""
+    """Returns the bytes of a step by use, for this run and for Adam with latent weights; None before the first step."""
     footprint = trainer.step.footprint
     if not footprint.rows:
         return None

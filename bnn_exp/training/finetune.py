@@ -1,6 +1,6 @@
-"""Fine-tuning: a network that begins with the bits of an earlier run, with some of its layers kept as they are.
+"""Fine-tuning: a network begins with the bits of an earlier run, and some of its layers may stay frozen.
 
-What BinSFO is for: a network trained elsewhere, adapted on a device that has no room for real weights (Shibuya et al.).
+BinSFO (Shibuya et al.) is made for this: a device without room for real weights adapts a network that was trained elsewhere.
 """
 
 from dataclasses import dataclass
@@ -24,29 +24,32 @@ STAGES = "0, or a network with a method stages() (docs/add_a_model.md)"
 
 @dataclass(frozen=True)
 class Beginning:
-    """How the layers of a network begin, by their names, and the rule that goes on with them."""
+    """The origin of each layer of a new network, by the names of its layers, and the rule that trains the network."""
 
-    run: str | None  # the bits come from here
+    run: str | None  # the earlier run that the bits come from
     loaded: list[str]
-    anew: list[str]
+    anew: list[str]  # layers with new, random bits
     frozen: list[str]
     rule: str
-    rule_of_run: str | None
+    rule_of_run: str | None  # the rule that trained the earlier run
 
     def lines(self) -> list[str]:
-        """Says it in one or two lines."""
+        """Returns one or two lines for the user."""
         parts = (("loaded", self.loaded), ("begins anew", self.anew), ("frozen", self.frozen))
         layers = "; ".join(f"{what}: {', '.join(names) or 'nothing'}" for what, names in parts)
         if self.run is None:
             return [layers]
-        return [f"init_from={self.run}: {layers}", f"rule: {self.rule}; of that run: {self.rule_of_run}"]
+        return [f"init_from={self.run}: {layers}", f"rule: {self.rule}; in the earlier run: {self.rule_of_run}"]
 
 
 def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[str, ...]) -> None:
-    """See that `init_from`, `fresh` and `freeze` fit the network of `settings`.
+    """Checks that `init_from`, `fresh` and `freeze` fit the network of `settings`.
+
+    Args:
+        image_shape: [channels, height, width].
 
     Raises:
-        UserError: what does not.
+        UserError: one of the three does not fit.
     """
     network = models.build(settings.model, image_shape, len(classes))
     layers = len(models.stages(network))
@@ -63,11 +66,13 @@ def check(settings: Settings, image_shape: tuple[int, int, int], classes: tuple[
 
 @torch.no_grad()
 def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> Beginning:
-    """Give `network` the bits, BatchNorms and statistics of `init_from`, but for its last `fresh` layers. When nothing is said
-    these are the last one if the classes are others, else none. Classes in another order are matched by name.
+    """Copies the bits, BatchNorms and statistics of the run `init_from` into `network`, except into its last `fresh` layers.
+
+    If `fresh` is None, the last layer stays new if the run has other classes; else no layer does. Classes in another order are
+    matched by name.
 
     Returns:
-        Which layers were loaded, which begin anew, and which are frozen.
+        The layers that were loaded, that begin anew, and that are frozen.
 
     Raises:
         UserError: there is no such run, or its network has other layers.
@@ -78,13 +83,13 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> B
     fresh = settings.fresh if settings.fresh is not None else int(set(known) != set(classes))
     if not hasattr(network, "stages") and (fresh or known != tuple(classes)):
         raise UserError(
-            f"init_from={settings.init_from}: its classes are others or in another order, and model={settings.model.name} does "
-            f"not say which layer is the last\nallowed: the classes of the run, or a network with a method stages()"
+            f"init_from={settings.init_from}: its classes or their order differ, and model={settings.model.name} does not say "
+            f"which layer is the last\nallowed: the classes of the run, or a network with a method stages()"
         )
     ours, theirs = models.stages(network), models.stages(source)
     if len(ours) != len(theirs):
         raise UserError(
-            f"init_from={settings.init_from}: it has {len(theirs)} layers\nallowed: a model of {len(ours)}, as here"
+            f"init_from={settings.init_from}: it has {len(theirs)} layers\nallowed: a run whose network has {len(ours)} layers"
         )
     reordered = set(known) == set(classes) and known != tuple(classes)
     outputs = [known.index(name) for name in classes] if reordered else None
@@ -94,16 +99,16 @@ def begin(network: nn.Module, settings: Settings, classes: tuple[str, ...]) -> B
                 _copy(to, original, outputs if place == len(ours) else None)
             except (ValueError, RuntimeError) as error:
                 anew = len(ours) - place + 1
-                others = f"or fresh={anew}" if anew < len(ours) else "on pictures of its size and channels"
+                others = f"or fresh={anew}" if anew < len(ours) else "on images of its size and channels"
                 raise UserError(
                     f"init_from={settings.init_from}: its layer {place} does not fit ({str(error).splitlines()[-1].strip()})\n"
-                    f"allowed: the model of the run (when nothing is said of model), {others}"
+                    f"allowed: the model of the run (without any model=…), {others}"
                 ) from error
     return _beginning(network, settings, len(ours) - fresh, trained)
 
 
 def _beginning(network: nn.Module, settings: Settings, loaded: int = 0, trained: dict | None = None) -> Beginning:
-    """The first `loaded` layers are those of a run of the configuration `trained`."""
+    """Returns the Beginning of a network whose first `loaded` layers come from a run of the configuration `trained`."""
     of_layers = {id(layer): name for name, layer in binary_layers(network)}
     names = [", ".join(of_layers[id(m)] for m in stage if id(m) in of_layers) for stage in models.stages(network)]
     rule_of_run = _in_words(load_settings(trained).optimizer) if trained else None
@@ -112,13 +117,13 @@ def _beginning(network: nn.Module, settings: Settings, loaded: int = 0, trained:
 
 
 def _in_words(rule: Any) -> str:
-    """A rule and its strength as the command line takes them."""
+    """Returns a rule and its strength as overrides of the command line."""
     strength = rules.strength(rule)
     return f"optimizer={rule.name}" + (f" optimizer.{strength}={getattr(rule, strength):g}" if strength else "")
 
 
 def _source(place: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
-    """Returns the network of a checkpoint, statistics included, its classes and its configuration."""
+    """Returns the network of a checkpoint with its statistics, the names of its classes, and its configuration."""
     file = _checkpoint(place)
     _, _, about = read_model(file)
     network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
@@ -127,10 +132,10 @@ def _source(place: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
 
 
 def _checkpoint(place: Path) -> Path:
-    """Returns the checkpoint at `place`: the file itself, or of a run that of its last epoch."""
+    """Returns the file of the checkpoint at `place`: the file itself, or the last checkpoint of a run."""
     if place.suffix == ".safetensors":
         raise UserError(
-            f"init_from={place}: it has no statistics of BatchNorm, which a training goes on from\n"
+            f"init_from={place}: it has no statistics of BatchNorm, which a training needs\n"
             "allowed: a run, or a file of its checkpoints/"
         )
     if not place.exists():
@@ -139,7 +144,7 @@ def _checkpoint(place: Path) -> Path:
 
 
 def _copy(to: nn.Module, original: Any, outputs: list[int] | None = None) -> None:
-    """Copies a module, with its outputs in that order."""
+    """Copies the state of module `original` to module `to`; output i comes from output `outputs[i]`, if those are given."""
     state = original.state_dict()
     if isinstance(to, BinaryLayer) and (to.weights == "float") != (original.weights == "float"):
         raise ValueError(f"model.weights={original.weights} there, {to.weights} here")
@@ -151,12 +156,16 @@ def _copy(to: nn.Module, original: Any, outputs: list[int] | None = None) -> Non
 
 
 def _latent(bits: Tensor, like: Tensor) -> Tensor:
-    """Latents that stand for `bits`: as far from 0 as those of a new layer are in the mean, all alike."""
+    """Returns latent weights for `bits`: ± the mean magnitude of the new latent weights `like`."""
     return (2 * bits - 1) * (like.abs().mean() or 1.0)
 
 
 def freeze(network: nn.Module, count: int) -> list[nn.Module]:
-    """Take the first `count` layers out of training, and return their modules, which are to stay in evaluation mode."""
+    """Freezes the parameters of the first `count` layers.
+
+    Returns:
+        The modules of these layers. The caller keeps them in evaluation mode.
+    """
     modules = [module for stage in models.stages(network)[:count] for module in stage]
     for module in modules:
         module.requires_grad_(False)

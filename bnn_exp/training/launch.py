@@ -1,4 +1,4 @@
-"""Ranks begun and ended: those that rank 0 starts for `engine.devices=N`, and those of torchrun."""
+"""Starts and ends the ranks of a run: those that rank 0 starts for `engine.devices=N`, and those that torchrun has started."""
 
 import multiprocessing
 import os
@@ -27,30 +27,32 @@ from bnn_exp.training.signals import SIGNALS, stop_on_signals
 from bnn_exp.training.torchrun import torchrun_size
 
 HERE = "127.0.0.1"
-PRELOAD = [__name__]  # of the server
-GRACE = 10  # seconds in which a rank must end by itself when the run has
+PRELOAD = [__name__]  # modules that the fork server imports, torch among them
+GRACE = 10  # seconds that a rank has to end by itself after the run; it is killed then
 
-_joined = False  # whether this process has met torchrun's other ranks
+_joined = False  # True once this process is connected to torchrun's other ranks
 
 
 @contextmanager
 def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
-    """Within the block this process is rank 0 of as many as the plan asks for, and the others follow it; None if it is alone.
+    """Context manager: starts the ranks of the plan, of which this process is rank 0. Its value is None for a single process.
+
+    The other ranks receive the plan and train in step with rank 0. At the end of the block they end too.
 
     Raises:
-        RankLost: a rank could not begin.
+        RankLost: a rank could not start.
     """
     size, threads = plan.settings.engine.devices, torch.get_num_threads()
     if size == 1:
         try:
             yield None
         finally:
-            torch.set_num_threads(threads)  # of a run that has another number of its own
+            torch.set_num_threads(threads)  # the run may have set its own number
         return
     others: list[BaseProcess] = []
     try:
         ranks = _join_torchrun() if torchrun_size() > 1 else _start(size, others)
-        ranks.from_first(plan.config.get("plugins", []))  # whose classes the plan may hold
+        ranks.from_first(plan.config.get("plugins", []))  # sent first: the plan may hold objects of their classes
         ranks.from_first((replace(plan, arrays=None), directory))
         yield ranks
     finally:
@@ -62,14 +64,14 @@ def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
 
 
 def dismiss() -> None:
-    """Let torchrun's other ranks go, if nothing was given to them to do."""
+    """Ends torchrun's other ranks if they have received no plan."""
     if not _joined:
         _join_torchrun().from_first(None)
         _leave()
 
 
 def follow_torchrun() -> int:
-    """What a rank of torchrun's other than the first does, from beginning to end; its exit code."""
+    """Trains as a rank that torchrun has started, not rank 0. Returns the exit code."""
     return _follow(_join_torchrun())
 
 
@@ -81,17 +83,18 @@ def _join_torchrun() -> Ranks:
 
 
 def _start(size: int, others: list[BaseProcess]) -> Ranks:
-    """This process as rank 0, having started the `others`.
+    """Starts ranks 1 to size − 1 and adds them to `others`. Returns this process as rank 0.
 
-    They are forked from a server that has imported torch once, and has neither threads at work nor a GPU in use.
+    The ranks are forked from a server process that has imported torch, but has no running threads and uses no GPU.
     """
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    resource_tracker.ensure_running()  # which would unblock signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until they train, Ctrl-C and the like are rank 0's alone
+    resource_tracker.ensure_running()  # starting it later would unblock the signals
+    # ranks inherit blocked signals: until they train, Ctrl-C reaches rank 0 alone
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with stop_on_signals() as stop:  # a rank that is half started could not be ended
+        with stop_on_signals() as stop:  # a half-started rank could not be ended
             for rank in range(1, size):
                 others.append(context.Process(target=_begin, args=(store.port, rank, size), daemon=True))
                 others[-1].start()
@@ -101,13 +104,13 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
         raise KeyboardInterrupt
     while store.add("started", 0) < len(others):
         if not all(other.is_alive() for other in others):
-            raise RankLost("a rank could not begin")
+            raise RankLost("a rank could not start")
         time.sleep(0.01)
     return Ranks(store, 0, size, 0)
 
 
 def _begin(port: int, rank: int, size: int) -> None:
-    """What a process that `_start` has started does."""
+    """Trains as a process that `_start` has started, and exits."""
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     store = dist.TCPStore(HERE, port)
     store.add("started", 1)
@@ -115,13 +118,13 @@ def _begin(port: int, rank: int, size: int) -> None:
 
 
 def _end_with(rank_0: BaseProcess) -> None:
-    """End this process as soon as `rank_0` is gone, wherever it waits: a rank that was killed could not tell the others."""
+    """Ends this process as soon as `rank_0` has ended, because a killed rank cannot notify the others."""
     rank_0.join()
     os._exit(1)
 
 
 def _follow(ranks: Ranks) -> int:
-    """Train in step with rank 0, which evaluates, records and speaks; the exit code."""
+    """Trains in step with rank 0, which evaluates, records and prints. Returns the exit code."""
     warnings.simplefilter("ignore")
     try:
         named = ranks.from_first()
@@ -129,7 +132,7 @@ def _follow(ranks: Ranks) -> int:
             _load_plugins(named, ranks)
             plan, directory = ranks.from_first()
             _train(plan, directory, ranks)
-    except (UserError, Diverged, RankLost, KeyboardInterrupt):  # rank 0 has met it too
+    except (UserError, Diverged, RankLost, KeyboardInterrupt):  # rank 0 has the same exception and reports it
         return 1
     except Exception as error:
         ranks.tell_failure(error)
@@ -140,7 +143,7 @@ def _follow(ranks: Ranks) -> int:
 
 
 def _load_plugins(named: list[str], ranks: Ranks) -> None:
-    """Load the plugins of the run. Rank 0 has them, and is told where this machine has not."""
+    """Loads the plugins of the run. If one is missing on this machine, rank 0 reports that."""
     try:
         plugins.load(named)
     except UserError as error:
@@ -157,6 +160,6 @@ def _train(plan: Plan, directory: Path, ranks: Ranks) -> None:
 
 
 def _leave() -> None:
-    """Close the connections: who still waits for this rank notices."""
+    """Closes the connections. A rank that still waits for this one then raises RankLost."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The plan of a run, checked before anything is written: settings, data, device, and the checkpoint it goes on from."""
+"""The plan of a run: settings, data, device and checkpoint, all checked before the run writes a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,25 +24,25 @@ PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can begin. `finished` says, where it is not empty, that there is nothing left of it to do."""
+    """A run that can begin, or a finished run (`finished` is not empty), which has nothing left to do."""
 
     settings: Settings
-    config: dict  # the same as plain values, for config.yaml
+    config: dict  # the settings as plain values, for config.yaml
     arrays: Arrays | None
     device: str = "cpu"
-    saved: dict[str, Any] | None = None  # the checkpoint
-    finished: str = ""
-    accuracy: float | None = None  # of the finished run: the best in validation, or that of the test
-    overrides: list[str] = field(default_factory=list)  # the command line's
-    remark: str = ""  # said when it begins
-    found: State | None = None  # what lay in the run's directory when the plan was made; None: not looked at
+    saved: dict[str, Any] | None = None  # the checkpoint from which the run resumes
+    finished: str = ""  # a message for the user
+    accuracy: float | None = None  # percent; for a finished run, the best validation accuracy, else the test accuracy
+    overrides: list[str] = field(default_factory=list)  # from the command line
+    remark: str = ""  # printed when the run begins
+    found: State | None = None  # the state of the run's directory when the plan was made; None if it was not read
 
 
 def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
-    """The plan for a composed configuration, made from the command line's `overrides`.
+    """Returns the plan of a new run from the composed configuration and the command line's `overrides`.
 
     Raises:
-        UserError: what is wrong with it.
+        UserError: a setting is wrong, or settings, data and device do not fit together.
     """
     settings = load_settings(composed)
     loggers.check(settings.logger)
@@ -65,7 +65,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
 
 
 def values_of(composed: DictConfig) -> dict[str, Any]:
-    """Returns the values of a composed configuration that config.yaml keeps: the settings of the run, with absolute paths."""
+    """Returns the values that config.yaml keeps of a composed configuration: the settings of the run, with absolute paths."""
     values = {key: value for key, value in resolved(composed).items() if key not in REQUEST} | {"resume": None}
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
         if group.get(key):
@@ -77,15 +77,24 @@ def _says(overrides: Sequence[str], key: str) -> bool:
     return any(item.lstrip("+").partition("=")[0] == key for item in overrides)
 
 
-def with_devices(settings: Settings, values: dict, asked: int | None) -> Settings:
-    """The settings, and `values` too, with as many devices as are `asked` for; else torchrun's number, else their own."""
+def with_devices(settings: Settings, values: dict, requested: int | None) -> Settings:
+    """Returns the settings with the number of devices of this run, and writes the number into `values` too.
+
+    Args:
+        values: the settings as plain values.
+        requested: the number that the user requests. None stands for the number of torchrun's processes, or without torchrun
+            for `engine.devices`.
+
+    Raises:
+        UserError: torchrun has started another number of processes, or the ranks cannot exchange gradients in this form.
+    """
     started = torchrun_size()
-    if started > 1 and asked not in (None, started):
+    if started > 1 and requested not in (None, started):
         raise UserError(
-            f"engine.devices={asked}: torchrun has started {started} processes\n"
-            f"allowed: engine.devices={started}, or nothing said of it"
+            f"engine.devices={requested}: torchrun has started {started} processes\n"
+            f"allowed: engine.devices={started}, or no engine.devices at all"
         )
-    devices = started if started > 1 else asked or settings.engine.devices
+    devices = started if started > 1 else requested or settings.engine.devices
     values["engine"]["devices"] = devices
     settings = replace(settings, engine=replace(settings.engine, devices=devices))
     compatibility.check_exchange(settings)
@@ -93,10 +102,10 @@ def with_devices(settings: Settings, values: dict, asked: int | None) -> Setting
 
 
 def read(dataset: Any) -> Arrays:
-    """The arrays of a dataset.
+    """Reads the arrays of a dataset.
 
     Raises:
-        UserError: there are none, or too few for its validation.
+        UserError: the dataset has no training samples, too few for `dataset.validation`, or validation samples already.
     """
     arrays = sources.read(dataset.name, **place(dataset))
     if not len(arrays.train_labels):
@@ -109,8 +118,8 @@ def read(dataset: Any) -> Arrays:
     rows = min(len(arrays.train_labels), dataset.limit or len(arrays.train_labels))
     if dataset.validation and int(dataset.validation * rows) < 2:
         raise UserError(
-            f"dataset.validation={dataset.validation:g}: less than two of {rows} train rows\n"
-            "allowed: 0, or a fraction up to 0.5 that is two rows or more"
+            f"dataset.validation={dataset.validation:g}: fewer than two of {rows} train rows\n"
+            "allowed: 0, or a fraction up to 0.5 that selects two rows or more"
         )
     return arrays
 
@@ -123,7 +132,11 @@ def place(dataset: Any) -> dict[str, Any]:
 
 
 def device_for(settings: Settings) -> str:
-    """The device that can train by the engine and in the memory that the settings name."""
+    """Returns the device of the training: `cpu` or `cuda:N`.
+
+    Raises:
+        UserError: the machine has no such device, or the device cannot compute what the settings request.
+    """
     engine.let_waiting_threads_sleep(settings.device)
     device = device_of(settings.device, settings.engine.devices)
     chosen = engine.choose(settings, device)
@@ -136,7 +149,11 @@ def device_for(settings: Settings) -> str:
 
 
 def device_of(name: str, devices: int = 1) -> str:
-    """`cpu` or `cuda:N` for what the user calls the device; `auto` is a GPU where there is one. There must be enough GPUs."""
+    """Returns `cpu` or `cuda:N` for the setting `device`; `auto` stands for the first GPU, or the CPU without a GPU.
+
+    Raises:
+        UserError: this machine has too few GPUs for the device, or for the number of `devices`.
+    """
     if name == "cpu":
         return name
     import torch

@@ -1,4 +1,7 @@
-"""Going on with a run: from what, and with which of its settings changed. Imports torch only to read a checkpoint."""
+"""Makes the plan of a run that resumes: its checkpoint, and those of its settings that may change.
+
+Imports torch only to read a checkpoint.
+"""
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -19,17 +22,17 @@ from bnn_exp.records.directories import CHECKPOINTS
 from bnn_exp.records.runs import as_text, flat, run_of
 from bnn_exp.training.plan import Plan, device_for, make_plan, read, values_of, with_devices
 
-AUTO = "auto"  # resume=auto: go on if there is something to go on from, else begin
-SAID_TWICE = "delta"  # stands in optimizer.delta, which is compared
-OF_THE_COMMAND = ("min_accuracy", "which")  # no settings of a run
+AUTO = "auto"  # resume=auto: resume the run if there is one, else begin
+SHORTCUT = "delta"  # sets optimizer.delta, which is compared instead
+OF_THE_COMMAND = ("min_accuracy", "which")  # settings of a command, not of a run
 MAY_CHANGE = ("resume", "device", "engine.devices", "engine.name", "engine.memory", "dataset.path", "plugins")
 
 
 def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Path) -> Plan:
-    """The plan of `resume=RUN`: the run's own configuration, but for what `overrides` say of the keys that may change.
+    """Returns the plan of `resume=RUN`: the run's own configuration, with the `overrides` of keys that may change.
 
     Raises:
-        UserError: there is no run, nothing to go on from, or another key is set.
+        UserError: there is no run, the run has nothing to resume from, or an override sets a key that may not change.
     """
     resumed = Path(composed.resume)
     values = _values_in(resumed, f"resume={resumed}")
@@ -39,7 +42,7 @@ def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Pa
         raise UserError(
             f"{others[0]}: a resumed run keeps its own configuration\n"
             f"allowed beside resume: {', '.join(MAY_CHANGE[1:])}; "
-            f"or a new run: init_from={resumed} {others[0]} begins with its bits, config={resumed} {others[0]} from nothing"
+            f"or a new run: init_from={resumed} {others[0]} begins with its bits, config={resumed} {others[0]} with new bits"
         )
     directories.check_same(directory, resumed, "hydra.run.dir", "resume")
     earlier = (summary.read(resumed) or {}).get("overrides", [])
@@ -47,27 +50,27 @@ def plan_to_resume(composed: DictConfig, overrides: Sequence[str], directory: Pa
 
 
 def plan_to_go_on_or_begin(composed: DictConfig, overrides: Sequence[str], directory: Path) -> Plan:
-    """The plan of `resume=auto` in `directory`: its run goes on, if it has a checkpoint, else one begins.
+    """Returns the plan of `resume=auto`: resumes the run in `directory` if it is finished or has a checkpoint, else begins one.
 
     Raises:
-        UserError: what is wrong with the configuration, or it is not that of the run.
+        UserError: the configuration is wrong, or differs from that of the run in a key that may not change.
     """
     if not can_go_on(directory):
         _check_nothing_lost(directory)
-        return replace(make_plan(composed, overrides), remark=f"nothing to go on from in {directory}: the run begins")
+        return replace(make_plan(composed, overrides), remark=f"nothing to resume in {directory}: the run begins")
     values = _values_in(directory, f"hydra.run.dir={directory}")
     load_settings(composed)
     if different := difference(values, values_of(composed)):
         key, there, asked = different
         raise UserError(
             f"{key}={as_text(asked)}: the run in {directory} has {key}={as_text(there)}\n"
-            f"allowed: the same configuration, but for {', '.join(MAY_CHANGE[1:])}; or another folder"
+            f"allowed: the same configuration except {', '.join(MAY_CHANGE[1:])}; or another folder"
         )
     return plan_to_go_on(directory, _changed(values, composed, overrides), overrides)
 
 
 def can_go_on(directory: Path) -> bool:
-    """Whether there is a run that is finished or has a checkpoint."""
+    """Returns True if the directory holds a run that is finished or has a checkpoint."""
     return directories.has_checkpoint(directory) or (summary.read(directory) or {}).get("status") == "completed"
 
 
@@ -77,18 +80,22 @@ def _check_nothing_lost(directory: Path) -> None:
         raise UserError(f"hydra.run.dir={directory}: a sweep is there\nallowed: another folder")
     if epochs := len(metrics.read(directory / "metrics.jsonl")):
         raise UserError(
-            f"{directory}: a run of {epochs} epochs without a checkpoint, which would be written over\n"
+            f"{directory}: holds a run of {epochs} epochs without a checkpoint; a new run would overwrite them\n"
             "allowed: its checkpoints/last.pt put back, or another folder"
         )
 
 
 def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[str] = ()) -> Plan:
-    """The plan for the run of configuration `values` that stopped in `directory`.
+    """Returns the plan that continues the run in `directory`.
+
+    Args:
+        values: the configuration of the run, as plain values.
+        overrides: the overrides of the command line.
 
     Raises:
-        UserError: there is nothing to go on from, or its data have gone.
+        UserError: no checkpoint can be read, or the data are no longer there.
     """
-    settings = with_devices(load_settings(values), values, _asked_devices(values, overrides))
+    settings = with_devices(load_settings(values), values, _requested_devices(values, overrides))
     ended = summary.read(directory)
     if ended and ended["status"] == "completed":
         test = ended["test_accuracy"]
@@ -101,9 +108,10 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
 
 
 def _newest_whole(directory: Path) -> tuple[dict[str, Any], str]:
-    """The newest checkpoint that can be read, and what there is to say of it.
+    """Returns the newest checkpoint that can be read, and a remark for the user ("" if all is well).
 
-    That is best.pt where a kill fell between the two of an epoch, or where a disk has lost a piece of last.pt.
+    The newest checkpoint is best.pt if the process was killed between writing best.pt and last.pt. best.pt also replaces a
+    damaged last.pt.
     """
     from bnn_exp.records import checkpoint
 
@@ -114,7 +122,7 @@ def _newest_whole(directory: Path) -> tuple[dict[str, Any], str]:
         if not best.is_file():
             raise
         saved = checkpoint.load(best)
-        return saved, f"{str(error).splitlines()[0]}\ngoes on from {best}, after epoch {saved['progress']['epoch']}"
+        return saved, f"{str(error).splitlines()[0]}\nthe run resumes from {best}, after epoch {saved['progress']['epoch']}"
     if best.is_file() and best.stat().st_mtime_ns > last.stat().st_mtime_ns:
         with suppress(UserError):
             saved = max(saved, checkpoint.load(best), key=lambda state: state.get("progress", {}).get("epoch", 0))
@@ -126,20 +134,27 @@ def _data(directory: Path, dataset: Any) -> Arrays:
     if path and not Path(path).exists():
         raise UserError(
             f"dataset.path={path}: no such folder; the run in {directory} has read its data there\n"
-            "allowed: dataset.path=FOLDER beside resume, where they lie now"
+            "allowed: dataset.path=FOLDER beside resume, with the folder of the data now"
         )
     return read(dataset)
 
 
-def _values_in(directory: Path, asked: str) -> dict[str, Any]:
-    """The plain values of the configuration that a run keeps."""
+def _values_in(directory: Path, requested_by: str) -> dict[str, Any]:
+    """Returns the configuration in the directory of a run, as plain values.
+
+    Args:
+        requested_by: the setting that names the directory, for messages.
+
+    Raises:
+        UserError: there is no run, or its configuration cannot be read.
+    """
     file = directory / "config.yaml"
     if not file.is_file():
         if directories.holds_sweep(directory):
             reason = "a sweep, and no run\nallowed: bnn-train -m … sweep.resume=SWEEP, with the settings of the sweep"
         else:
             reason = _no_run(directory)
-        raise UserError(f"{asked}: {reason}")
+        raise UserError(f"{requested_by}: {reason}")
     values: Any = {}
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(file))
@@ -153,7 +168,7 @@ def _values_in(directory: Path, asked: str) -> dict[str, Any]:
 
 
 def _no_run(place: Path) -> str:
-    """Says in two lines why there is no run to go on with at `place`."""
+    """Returns a message of two lines: why `place` is not the directory of a run."""
     if place.is_file():
         return f"a file\nallowed: the directory of the run, {run_of(place)}"
     found = "no config.yaml in it" if place.is_dir() else "no such folder"
@@ -161,20 +176,20 @@ def _no_run(place: Path) -> str:
 
 
 def _changed(values: dict[str, Any], composed: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """The `values` of a run with what `overrides` say of the keys that may change, as the `composed` configuration has it."""
+    """Returns the `values` of a run, with the `composed` value of each key that the overrides set and that may change."""
     for key in {_key(item) for item in overrides} & set(MAY_CHANGE[1:]):
         group, _, name = key.rpartition(".")
-        asked = OmegaConf.select(composed, key)
-        (values[group] if group else values)[name] = str(Path(at_home(asked)).resolve()) if key == "dataset.path" else asked
+        value = OmegaConf.select(composed, key)
+        (values[group] if group else values)[name] = str(Path(at_home(value)).resolve()) if key == "dataset.path" else value
     return values | {"plugins": plugins.entries(composed.get("plugins"))}
 
 
-def _asked_devices(values: dict[str, Any], overrides: Sequence[str]) -> int | None:
+def _requested_devices(values: dict[str, Any], overrides: Sequence[str]) -> int | None:
     return values["engine"]["devices"] if "engine.devices" in map(_key, overrides) else None
 
 
 def asked_of_run(overrides: Sequence[str]) -> list[str]:
-    """Returns the overrides that configure a run, without those that only say how it starts (resume)."""
+    """Returns the overrides that configure a run, without those that only say how the run starts (resume)."""
     return [item for item in overrides if _key(item) not in ("resume", "sweep.resume")]
 
 
@@ -184,14 +199,18 @@ def _key(override: str) -> str:
 
 
 def difference(there: dict[str, Any], asked: dict[str, Any], but: Collection[str] = MAY_CHANGE) -> tuple[str, Any, Any] | None:
-    """The first setting, of all `but` some, that differs between two configurations, and its two values.
+    """Compares two configurations, given as plain values. A key that an earlier version did not write has its default value.
 
-    Keys that one of them does not have, since an earlier version wrote it, count as their defaults.
+    Args:
+        but: the keys that may differ.
+
+    Returns:
+        The first key that differs and its two values; None if there is no difference.
     """
     one, other = flat(there), flat(asked)
     if one.keys() != other.keys():
         one, other = (flat(asdict(load_settings(values))) for values in (there, asked))
     for key in one | other:
-        if key not in (*but, SAID_TWICE) and one.get(key) != other.get(key):
+        if key not in (*but, SHORTCUT) and one.get(key) != other.get(key):
             return key, one.get(key), other.get(key)
     return None

@@ -43,8 +43,8 @@ class Run:
         self.network, self.data = self.trainer.network, self.trainer.data
         self.layers = layers(self.network, self.data.train.images[:2])
         self.epochs: list[dict] = []  # the lines of metrics.jsonl
-        self.evaluation: dict | None = None  # the newest one
-        self.confusion: torch.Tensor | None = None  # of the newest evaluation
+        self.evaluation: dict | None = None  # the metrics of the newest evaluation
+        self.confusion: torch.Tensor | None = None  # the confusion matrix of the newest evaluation
         self.notes = plan.arrays.notes if plan.arrays else ()  # remarks on how the data were read
         self.warnings: list[str] = list(plan.arrays.warnings if plan.arrays else ())  # the run adds its own
         self.resumed = plan.saved is not None
@@ -59,7 +59,9 @@ class Run:
         """
         with stop_on_signals() as stop, alone_in(self.directory):
             if self.plan.found not in (None, directories.state(self.directory)):
-                raise UserError(f"{self.directory}: another process has written there meanwhile\nallowed: start it again")
+                raise UserError(
+                    f"{self.directory}: another process has written to it meanwhile\nallowed: the command once more"
+                )
             with logging_to(self.directory / "train.log"):
                 try:
                     return self._execute(stop)

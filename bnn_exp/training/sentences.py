@@ -50,7 +50,7 @@ def result(run: "Run", summary: dict[str, Any]) -> list[str]:
     ]
     if summary["memory"]:
         own, adam = (bytes_in_words(sum(summary["memory"][name].values())) for name in ("run", "adam"))
-        lines.append(f"memory of a step: {own}; {adam} under Adam with latent weights (summary.json: where they go)")
+        lines.append(f"memory of a step: {own}; {adam} under Adam with latent weights (details in summary.json)")
     return [*lines, f"in {run.directory}: {', '.join(existing(run.directory, FILES + PICTURES))}"]
 
 

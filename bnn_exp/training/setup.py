@@ -1,4 +1,4 @@
-"""From a plan to a training that can begin: data, network and trainer, on the plan's device."""
+"""Makes the trainer of a plan: data, network and optimizers, on the plan's device."""
 
 import os
 from contextlib import nullcontext
@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 
 
 def prepare(plan: Plan, directory: Path, ranks: "Ranks | None" = None) -> Trainer:
-    """The trainer of a new run, or of one that goes on from the checkpoint in `directory`; with `ranks`, one rank's part of it.
+    """Returns the trainer of a new run, or of a run that resumes from the plan's checkpoint.
+
+    Args:
+        directory: the directory of the run, for messages.
+        ranks: this process and the others that train the same network; None for a run of one process.
 
     Raises:
-        UserError: the checkpoint does not fit; with ranks, on any of them.
+        UserError: on any rank, the checkpoint does not fit; or the ranks have networks of different classes.
     """
     device = torch.device(plan.device) if ranks is None else ranks.device(plan.device)
     with nullcontext() if ranks is None else ranks.failing_together():
@@ -42,11 +46,11 @@ def prepare(plan: Plan, directory: Path, ranks: "Ranks | None" = None) -> Traine
 
 
 def _check_class(homes: list[str]) -> None:
-    """Ranks are processes of their own: a class that one of them has replaced is not replaced in the others."""
+    """Raises UserError if ranks have different network classes: a program can replace a class in its own process only."""
     if other := next((there for there in homes if there != homes[0]), None):
         raise UserError(
-            f"engine.devices={len(homes)}: the network is {homes[0]}, in another process {other}\n"
-            "allowed: engine.devices=1, or torchrun with the program that makes it so"
+            f"engine.devices={len(homes)}: the network is {homes[0]} in one process and {other} in another\n"
+            "allowed: engine.devices=1, or torchrun with the program that replaces the class"
         )
 
 
@@ -66,15 +70,15 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     trainer = Trainer(settings, network, data, ranks)
     trainer.beginning = beginning
     if plan.saved is not None:
-        _take_up(trainer, plan.saved, directory)
+        _restore(trainer, plan.saved, directory)
     return trainer
 
 
 def _keep_threads(settings: Settings, device: torch.device, threads: int | None) -> None:
-    """Takes as many threads for a run that goes on as it had, where sums depend on their number: torch's on a CPU.
+    """Gives a resumed run the number of threads that it had, if its sums depend on the number: torch's sums on a CPU do.
 
     Args:
-        threads: of the run; None where an earlier version wrote its checkpoint.
+        threads: the number from the checkpoint; None in checkpoints of earlier versions.
     """
     dense = device.type == "cpu" and engine.choose(settings, "cpu", models.kind(settings.model)) == "dense"
     if dense and threads and not settings.engine.threads:
@@ -82,32 +86,32 @@ def _keep_threads(settings: Settings, device: torch.device, threads: int | None)
 
 
 def settle(settings: Settings, device: torch.device) -> None:
-    """Have this process compute as a run does on its device: threads, kept memory, the same numbers each time."""
+    """Prepares this process for a run on `device`: number of threads, memory allocator, deterministic algorithms."""
     if settings.engine.threads:
         torch.set_num_threads(settings.engine.threads)
     if device.type == "cpu":
         {"fast": keep_freed_memory, "lean": return_freed_memory}[settings.engine.memory]()
     else:
-        torch.cuda.set_device(device)  # where Triton's kernels and recordings go
+        torch.cuda.set_device(device)  # Triton's kernels and CUDA graphs use the current device
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Filling each new tensor with NaN would cost a pass over it
+        # filling each new tensor with NaN would take a pass over it
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:
-    """The rows that the settings choose, on the device."""
+    """Returns the samples that the settings choose, as tensors on the device."""
     limits = settings.dataset.limit, settings.dataset.validation, settings.trainer.limit_eval
     return Dataset.from_arrays(arrays, device, *limits)
 
 
 def first_network(settings: Settings, data: Dataset) -> nn.Module:
-    """The network as it begins, drawn from the seed; on the CPU."""
+    """Returns a new network on the CPU, drawn from the seed."""
     torch.manual_seed(settings.seed)
     return models.build(settings.model, data.image_shape, len(data.classes), data.mean, data.std)
 
 
 def network_to_train(settings: Settings, data: Dataset) -> nn.Module:
-    """Returns a new network to be trained. Where memory is dear, bits for the packed engine lie packed from the first."""
+    """Returns a new network on the CPU. Layers pack their weights at once for the packed engine under `engine.memory=lean`."""
     device = data.train.labels.device.type
     if settings.engine.memory == "lean" and engine.choose(settings, device, models.kind(settings.model)) == "packed":
         with packed_at_once():
@@ -117,17 +121,17 @@ def network_to_train(settings: Settings, data: Dataset) -> nn.Module:
     return first_network(settings, data)
 
 
-def _take_up(trainer: Trainer, saved: dict, directory: Path) -> None:
+def _restore(trainer: Trainer, saved: dict, directory: Path) -> None:
     if not are_same(saved["data"], trainer.data.key, trainer.settings.dataset):
         raise UserError(
-            f"resume={directory}: its dataset has changed since (another content under the same name)\n"
-            "allowed: the data that the run began with; dataset.path in its config.yaml says where it lies"
+            f"resume={directory}: its dataset has changed since the run began (same name, other content)\n"
+            "allowed: the data that the run began with; dataset.path in its config.yaml names their folder"
         )
     here = home(type(trainer.network))
-    if (there := saved.get("class", here)) != here:  # earlier versions did not say
+    if (there := saved.get("class", here)) != here:  # checkpoints of earlier versions have no class
         raise UserError(
-            f"resume={directory}: its network is of the class {there}, model={trainer.settings.model.name} here is {here}\n"
-            f"allowed: a program in which model={trainer.settings.model.name} is that class"
+            f"resume={directory}: its network is of class {there}, but model={trainer.settings.model.name} is now {here}\n"
+            f"allowed: a program in which model={trainer.settings.model.name} is {there}"
         )
     try:
         trainer.load(saved)

@@ -1,7 +1,7 @@
-"""Signals that ask a process to end: Ctrl-C, `kill`, a closed terminal, and what queues send before they kill.
+"""Handles the signals that ask a process to end: Ctrl-C, `kill`, a closed terminal, and the warnings of job queues.
 
-A training ends between two steps, with everything saved; all else ends at once, by KeyboardInterrupt. The second Ctrl-C ends
-a training at once too; other signals may come as often as they like, since queues send several.
+A training ends between two steps, with everything saved. Any other work ends at once, by KeyboardInterrupt. Ctrl-C after an
+earlier signal ends a training at once too. Other signals may repeat without effect, because queues send several.
 """
 
 import signal
@@ -12,14 +12,14 @@ from types import FrameType
 
 ALWAYS = [signal.SIGINT, signal.SIGTERM]
 UNLESS_IGNORED = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)]
-SIGNALS = {*ALWAYS, *UNLESS_IGNORED}  # nohup has SIGHUP ignored, and then it stays so
+SIGNALS = {*ALWAYS, *UNLESS_IGNORED}  # under nohup the process ignores SIGHUP: it stays ignored
 
 
 class Stop:
-    """Whether the process was asked to end; calling it tells. `number` is the first signal that did, 0 before."""
+    """A record of the first signal that asked the process to end. Calling the object returns True from then on."""
 
-    number = 0
-    waiting = False  # for a step to end: a signal is only noted
+    number = 0  # the number of the first signal; 0 before any
+    waiting = False  # True while a training waits for its step to end: a signal is then only recorded
 
     def __call__(self) -> bool:
         return self.number != 0
@@ -31,15 +31,15 @@ class Stop:
             raise KeyboardInterrupt
 
 
-outermost: Stop | None = None  # of the outermost block `listening()` that this process is in
+outermost: Stop | None = None  # belongs to the outermost active `listening()` block of this process
 
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Within the block the signals raise KeyboardInterrupt, once, and are noted; blocks may be nested.
+    """Context manager: the first signal is recorded and raises KeyboardInterrupt, as a later Ctrl-C does. Blocks may be nested.
 
-    A handler that some library had for the signal (submitit's, which asks for the requeue of a job) gets it after the block.
-    Outside of the main thread no handler can be set, and the signals are not noticed.
+    If a library had its own handler for the signal, the handler gets the signal after the block. (submitit's handler requeues
+    a job.) Outside the main thread no handler can be set, so signals have no effect here.
     """
     global outermost
     if outermost is not None or threading.current_thread() is not threading.main_thread():
@@ -64,7 +64,7 @@ def _of_a_library(handler: Callable | int | None) -> bool:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Within the block the signals only ask: what runs there looks at the Stop, and ends when it suits."""
+    """Context manager: the first signal is only recorded. The code in the block calls the Stop, and ends where it can."""
     with listening() as stop:
         before, stop.waiting = stop.waiting, True
         try:
@@ -74,5 +74,5 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def asked() -> bool:
-    """Whether a signal has asked this process to end."""
+    """Returns True if a signal has asked this process to end."""
     return outermost is not None and outermost()

@@ -1,4 +1,4 @@
-"""What the environment says about the processes of one run, which are called ranks. Imports no torch.
+"""Reads from the environment which ranks torchrun has started. A rank is one of the processes of one run. Imports no torch.
 
 Rank 0 does all that a run of one process does: it reads and checks the command line, makes the run directory, evaluates, writes
 the records and prints. The other ranks get the checked plan, and only compute their share of every batch.

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """How far a training is: `epoch` epochs are done, and `batch` batches of the next epoch, which gave the sums below."""
+    """The progress of a training: finished epochs, finished batches of the next epoch, and sums over these batches."""
 
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
     images: int = 0
-    losses: list[Tensor] = field(default_factory=list)  # each batch's mean loss times its size
+    losses: list[Tensor] = field(default_factory=list)  # for each batch, the mean loss times the batch size
     correct: Tensor | int = 0
     best_accuracy: float = -1.0  # on validation samples, if there are any, else on test samples
-    best_test_accuracy: float = -1.0  # of the same epoch
+    best_test_accuracy: float = -1.0  # the test accuracy of the epoch of `best_accuracy`
     best_epoch: int = 0
 
     def next_epoch(self) -> None:
@@ -53,7 +53,7 @@ class Trainer:
         self.settings, self.network, self.data = settings, network, data
         self.device = data.train.labels.device
         self.progress = Progress()
-        self.beginning: dict | None = None  # of a network that is fine-tuned, or partly frozen: see training.finetune
+        self.beginning: dict | None = None  # of a fine-tuned or partly frozen network, see training.finetune.Beginning
         self.frozen = finetune.freeze(network, settings.freeze)
         self.engine = steps.prepare(settings, network, self.device.type)
         self.batches = Batches(settings, data)
@@ -101,7 +101,7 @@ class Trainer:
                 self.after_step(self, loss)
             p.seconds = before + time.perf_counter() - began
             tick(p.batch)
-        losses = torch.stack(p.losses).double().cpu()  # the one wait for the device in an epoch
+        losses = torch.stack(p.losses).double().cpu()  # an epoch waits for the device here only
         p.seconds = before + time.perf_counter() - began
         self._check_losses(losses)
         metrics = {
@@ -166,7 +166,7 @@ class Trainer:
         return metrics | {"eval_seconds": time.perf_counter() - began, "ones": ones}, confusion
 
     def state(self) -> dict:
-        """Returns all that a run needs to go on, as tensors and plain values; binary weights are packed eight to a byte."""
+        """Returns all that a run needs to resume, as tensors and plain values. Binary weights are packed eight to a byte."""
         return {
             "class": home(type(self.network)),
             "network": packed_state(self.network),
@@ -178,7 +178,7 @@ class Trainer:
         }
 
     def load(self, state: dict) -> None:
-        """Restores the result of `state`.
+        """Restores a state that the method `state` has returned.
 
         Raises:
             ValueError, KeyError, RuntimeError: the state belongs to another training.
@@ -196,7 +196,7 @@ class Trainer:
 
 @torch.no_grad()
 def confusion_matrix(network: Callable[[Tensor], Tensor], split: Split, classes: int, batch_size: int) -> Tensor:
-    """Counts the samples of class i that the network answers with class j: int64 [classes, classes] on the CPU."""
+    """Returns the number of samples of class i to which the network answers class j: int64 [classes, classes] on the CPU."""
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
     with progress("rows evaluated", len(split)) as done:
         for rows in pieces(torch.arange(len(split), device=counts.device), batch_size):

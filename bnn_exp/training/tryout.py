@@ -1,5 +1,7 @@
-"""Tries rules, networks and losses of one's own in a small way, before anything is written. Imports torch only where there are
-such."""
+"""Tries the user's own rules, networks and losses on a small example, before a run writes a file.
+
+Imports torch only if the user has any.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,17 +11,18 @@ from bnn_exp.config.losses import LOSSES
 from bnn_exp.config.models import MODELS
 from bnn_exp.config.registry import home, is_ours
 from bnn_exp.config.rules import RULES
+from bnn_exp.config.settings import Settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError, place, reason
 
 
-def check(settings: Any, arrays: Arrays) -> None:
-    """Builds the network of the settings, computes its loss, and does two steps of the rule on a small network.
+def check(settings: Settings, arrays: Arrays) -> None:
+    """Builds the network of the settings, computes the loss, and takes two steps of the rule on a small network.
 
-    Each is done only where it is not part of this package.
+    Tries only those of the three that are not part of this package.
 
     Raises:
-        UserError: it fails, or it does not give what a training needs.
+        UserError: one of the three fails, or returns something that a training cannot use.
     """
     if not MODELS[settings.model.name].ours:
         _check_network(settings, arrays)
@@ -29,7 +32,7 @@ def check(settings: Any, arrays: Arrays) -> None:
         _check_rule(settings)
 
 
-def _check_network(settings: Any, arrays: Arrays) -> None:
+def _check_network(settings: Settings, arrays: Arrays) -> None:
     import torch
 
     from bnn_exp import models
@@ -42,12 +45,12 @@ def _check_network(settings: Any, arrays: Arrays) -> None:
         torch.manual_seed(settings.seed)
         network = models.build(settings.model, shape, classes, arrays.mean, arrays.std)
         if not any(True for _ in binary_layers(network)):
-            raise UserError(f"{key}: the network has no binary weights\nallowed: one with layers of bnn_exp.nn")
+            raise UserError(f"{key}: the network has no binary weights\nallowed: a network with layers of bnn_exp.nn")
         with torch.no_grad():
             logits = network.eval()(torch.from_numpy(images))
     got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
     if got != f"torch.float32 [2, {classes}]":
-        raise UserError(f"{key}: the network gives {got} for two rows\nallowed: a network {sizes}, float32")
+        raise UserError(f"{key}: the network returns {got} for two images\nallowed: a network {sizes}, float32")
 
 
 def _check_loss(name: str, classes: int) -> None:
@@ -62,10 +65,10 @@ def _check_loss(name: str, classes: int) -> None:
     if not scalar:
         got = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
         got += " without a gradient" if isinstance(value, torch.Tensor) and not value.requires_grad else ""
-        raise UserError(f"trainer.loss={name}: it gives {got}\nallowed: the mean over the batch, a scalar with a gradient")
+        raise UserError(f"trainer.loss={name}: it returns {got}\nallowed: the mean over the batch, a scalar with a gradient")
 
 
-def _check_rule(settings: Any) -> None:
+def _check_rule(settings: Settings) -> None:
     import torch
     from torch import nn
 
@@ -88,14 +91,14 @@ def _check_rule(settings: Any) -> None:
 
 
 def _watched(update: Callable) -> Callable:
-    """Returns `update` of a rule, which refuses positions that are not there, or that come twice."""
+    """Returns the `update` of a rule with a check: each position that it returns must exist and occur only once."""
     import torch
 
     def watched(g: Any, w: torch.Tensor, *others: Any) -> Any:
         which = update(g, w, *others)
         if isinstance(which, torch.Tensor) and which.dtype == torch.int64 and which.dim() == 1:
             if len(which.unique()) != len(which):
-                raise ValueError("update returned a position twice: must be each once")
+                raise ValueError("update returned a position twice: each must occur once")
             if len(which) and not 0 <= (first := int(which.min())) <= (last := int(which.max())) < w.numel():
                 raise ValueError(f"update returned positions from {first} to {last}: must be from 0 to {w.numel() - 1}")
         return which
@@ -105,7 +108,7 @@ def _watched(update: Callable) -> Callable:
 
 @contextmanager
 def _own_code(what: str, allowed: str) -> Iterator[None]:
-    """Within the block an error is one of somebody's own code. It becomes a UserError that names the line."""
+    """Context manager: an exception of the user's own code becomes a UserError, which names the line of the code."""
     try:
         yield
     except UserError:

@@ -350,7 +350,7 @@ WRONG = {
     "no test": ('        "test": (images[rows:], labels[rows:]),\n', "", ['"test": (images, labels)']),
     "twice": ('["ring", "disc", "none"]', '["ring", "ring", "none"]', ["the classes"]),
     "error": ("np.stack(", "np.stuck(", ["rings:rings failed: AttributeError"]),
-    "loss of rows": ("label_smoothing=0.1", 'reduction="none"', ["trainer.loss=smooth: it gives a tensor [2]", "a scalar"]),
+    "loss of rows": ("label_smoothing=0.1", 'reduction="none"', ["trainer.loss=smooth: it returns a tensor [2]", "a scalar"]),
     "loss without gradient": ("F.cross_entropy(logits,", "F.cross_entropy(logits.detach(),", ["without a gradient"]),
     "loss fails": ("label_smoothing=0.1", "weight=3", ["trainer.loss=smooth: rings:smooth: TypeError"]),
     "no settings": ("class Rings(Rows):", "class Rings:", ["TypeError", "derive from bnn_exp.Rows"]),

@@ -1,4 +1,4 @@
-"""Rules as torch's optimizers are used: groups that come later, LR schedulers, copies, weights that are no bits, averages."""
+"""Tests rules in uses that torch's optimizers have: later groups, LR schedulers, copies, wrong weights, averages."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ def latents(*shape):
 
 
 def stepped(optimizer, steps=1, seed=0):
-    """Steps by the same gradients each time it is called."""
+    """Takes `steps` steps with random gradients, the same ones for each `seed`."""
     rng = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         for p in optimizer.tensors():
@@ -52,9 +52,9 @@ def test_a_group_that_is_added_later_counts_its_own_steps():
     stepped(rule, 3)
     rule.add_param_group({"params": [b]})
     before = b.detach().clone()
-    a.grad, b.grad = torch.ones_like(a), (before - 0.5)  # b: every bit is to flip
+    a.grad, b.grad = torch.ones_like(a), (before - 0.5)  # the gradient of b is against every bit
     rule.step()
-    selected = bernoulli_positions(200, 0.2, generator("cpu", Purpose.MASK, 7, 0, 1))  # its step 0, tensor 1
+    selected = bernoulli_positions(200, 0.2, generator("cpu", Purpose.MASK, 7, 0, 1))  # step 0 of its group, tensor 1
     assert (b.detach() != before).flatten().nonzero().flatten().tolist() == sorted(selected.tolist())
     assert int(rule.flips[1]) == len(selected) > 10 and len(rule.flips) == 2
     assert [group["step"] for group in rule.param_groups] == [4, 1]
@@ -91,7 +91,7 @@ def test_lr_is_the_strength(kind, strength, options):
     rule = kind([bits(4, 5)], **{strength: 0.5}, schedule="cosine", total_steps=8, **options)
     (group,) = rule.param_groups
     stepped(rule, 4)
-    assert group["lr"] == group.get("lr") == pytest.approx(0.25) and "lr" in group  # of the coming step: the cosine's half
+    assert group["lr"] == group.get("lr") == pytest.approx(0.25) and "lr" in group  # the coming step's strength
     group["lr"] = 0.125
     stepped(rule, 2)
     assert group["lr"] == rule.strengths[strength] == 0.125 and group["schedule"] == "constant"
@@ -139,7 +139,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("kind", [HyperMask, Bop, LatentSGD, latent_optimizer(torch.optim.RMSprop)])
 def test_schedulers_of_torch_do_what_they_do_to_a_learning_rate(kind, name):
-    """The strengths over ten steps are the learning rates of torch's own SGD."""
+    """Over ten steps, the strengths equal the learning rates of torch's own SGD."""
     first = 0.1
     weight = bits(3, 4) if kind in (HyperMask, Bop) else latents(3, 4)
     ours = kind([weight], first)
@@ -155,7 +155,7 @@ def test_schedulers_of_torch_do_what_they_do_to_a_learning_rate(kind, name):
 
 
 def test_a_scheduled_delta_is_the_one_that_flips():
-    """δ·N of the weights are in the mask of `top`: with all gradients against the bits these are the flips."""
+    """The mask `top` selects δ·N weights. All gradients are against the bits, so all of them flip."""
     w = bits(10, 100)
     rule = HyperMask([w], 0.1)
     schedule, flips = lr_scheduler.LambdaLR(rule, lambda t: 1 / (t + 1)), []
@@ -188,11 +188,11 @@ def test_copies_and_states_go_on_as_the_original(kind, strength, options):
 
 @pytest.mark.parametrize("kind", [LatentAdam, LatentSGD])
 def test_a_state_of_an_earlier_version_of_latents_is_taken_up(kind):
-    """Its groups kept `lr` beside its first value."""
+    """A state of an earlier version has `lr` in its groups, beside the first value."""
     one, other = (kind([latents(4, 6)], lr=0.3, schedule="cosine", total_steps=9) for _ in range(2))
     stepped(one, 4)
     state = copy.deepcopy(one.state_dict())
-    state["param_groups"][0]["lr"] = 0.3 * 0.5  # of the last step, whatever it was
+    state["param_groups"][0]["lr"] = 0.3 * 0.5  # the rate of the last step: any value must do
     other.load_state_dict(state)
     other.tensors()[0].data.copy_(one.tensors()[0])
     for optimizer in (one, other):
@@ -238,7 +238,7 @@ def test_a_rule_of_latents_refuses_bits(kind):
     with pytest.raises(ValueError, match="tensor 1 holds bits"):
         optimizer.add_param_group({"params": [bits(4, 4)]})
     assert len(optimizer.param_groups) == len(optimizer.flips) == 1
-    kind([torch.nn.Parameter(torch.zeros(3)), latents(2, 2)], lr=0.1)  # as biases begin
+    kind([torch.nn.Parameter(torch.zeros(3)), latents(2, 2)], lr=0.1)  # zeros are allowed: biases begin as zeros
 
 
 def test_ownership_knows_who_can_train_bits():
@@ -250,7 +250,7 @@ def test_ownership_knows_who_can_train_bits():
 
 
 def test_an_average_stays_binary():
-    """Bits are those of the network; the other parameters are the average that torch makes."""
+    """The averaged model has the bits of the network; its real parameters equal torch's average."""
     network = MLP(16, 3, 8, 2)
     average = swa_utils.get_ema_multi_avg_fn(0.5)
     ours, theirs = AveragedModel(network, multi_avg_fn=average), swa_utils.AveragedModel(network, multi_avg_fn=average)

@@ -1,4 +1,4 @@
-"""The rules against their equations, written out scalar by scalar."""
+"""Compares the masks of HyperMask with their equations, written out scalar by scalar."""
 
 import math
 from dataclasses import replace
@@ -24,14 +24,14 @@ def gradient(*shape):
 
 
 def wrong(w, g):
-    """Weights that the gradient wants flipped: g·s > 0."""
+    """Returns True for each weight that the gradient wants to flip: g·s > 0, where s is the value ±1 of the bit."""
     return [
         (gi > 0 and wi == 1) or (gi < 0 and wi == 0) for wi, gi in zip(w.flatten().tolist(), g.flatten().tolist(), strict=True)
     ]
 
 
 def step(w, g, **options):
-    """One step of a new optimizer; which weights flipped, and the optimizer."""
+    """Takes one step of a new optimizer. Returns True for each weight that flipped, and the optimizer."""
     before = w.detach().clone()
     optimizer = HyperMask([w], **options)
     w.grad = g
@@ -85,7 +85,7 @@ def test_wpm_flips_where_the_error_function_reaches_a_half():
 
 def test_ewm_flips_with_the_probability_of_the_error_function():
     g = gradient(8).repeat(20_000, 1)
-    w = torch.nn.Parameter((g > 0).float())  # all wrong
+    w = torch.nn.Parameter((g > 0).float())  # the gradient is against every bit
     flipped, _ = step(w, g.clone(), mask="ewm", temperature="const", lr=0.5)
     rates = torch.tensor(flipped).view(20_000, 8).float().mean(0)
     for rate, x in zip(rates.tolist(), g[0].tolist(), strict=True):
@@ -101,7 +101,7 @@ def test_ewm_leaves_weights_of_the_right_sign():
 
 @pytest.mark.parametrize("temperature", ["gaussian", "scaled_gaussian"])
 def test_temperatures_follow_their_recursion(temperature):
-    """wpm flips where |g| ≥ 0.4769/τ: over several steps this shows τ, computed here in scalars."""
+    """wpm flips bits with |g| ≥ 0.4769/τ. The test computes τ in scalars over several steps."""
     lr, w = 3.0, bits(40, 40)
     optimizer = HyperMask([w], mask="wpm", temperature=temperature, lr=lr)
     variance = 0.01**2
@@ -137,7 +137,7 @@ def test_delta_falls_by_its_schedule(schedule, factors):
     w = bits(100, 100)
     optimizer = HyperMask([w], delta=0.2, mask="top", schedule=schedule, total_steps=4)
     for factor in factors:
-        w.grad = gradient(100, 100) * (2 * w.detach() - 1).sign() * gradient(100, 100).sign()  # all wrong
+        w.grad = gradient(100, 100) * (2 * w.detach() - 1).sign() * gradient(100, 100).sign()  # against every bit
         before = int(optimizer.flips[0])
         optimizer.step()
         assert optimizer.strengths["delta"] == pytest.approx(0.2 * factor, rel=1e-5)
@@ -145,7 +145,7 @@ def test_delta_falls_by_its_schedule(schedule, factors):
 
 
 def test_masks_depend_on_seed_step_and_tensor_alone():
-    """The second of two optimizers begins at the first one's second step, and with other tensors' masks never drawn."""
+    """The mask of the second tensor depends on step and seed, but not on whether the first tensor draws a mask."""
     g = torch.ones(50, 50)
 
     def trained(steps, seed=0, skip_first_gradient=False):
@@ -194,7 +194,7 @@ def test_bernoulli_positions_are_independent_coins(p):
         assert torch.equal(positions, positions.unique())
         draws[r, positions] = 1
     assert abs(draws.mean().item() - p) < 5 * math.sqrt(p * (1 - p) / (n * repeats))
-    # neighbours are uncorrelated, and the first and the last place are as likely as any
+    # neighbours are uncorrelated, and the first and last positions are as likely as any other
     joint = (draws[:, 1:] * draws[:, :-1]).mean().item()
     assert abs(joint - p * p) < 6 * math.sqrt(p * p * (1 - p * p) / (n * repeats)) + 1e-6
     for edge in (draws[:, :20], draws[:, -20:]):

@@ -1,4 +1,4 @@
-"""`optimizer=latent`: any torch optimizer over latents, resumed, in a sweep, and refused in a few lines."""
+"""Tests `optimizer=latent`: any torch optimizer over latent weights, resumed, in a sweep, and refused with a short message."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def lines(run):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A module of one's own with an optimizer."""
+    """Writes a module with the user's own optimizer. Yields the name of the optimizer."""
     (tmp_path / "of_mine.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     yield "of_mine:Plain"
@@ -52,7 +52,7 @@ def own(tmp_path, monkeypatch):
     ("of_mine:Plain", None, lambda params: torch.optim.SGD(params, 0.03)),
 ])  # fmt: skip
 def test_it_steps_as_the_class_that_it_names(own, torch_name, options, twin):
-    """At the learning rate that a LambdaLR of the same schedule gives; the bits that change are counted."""
+    """The learning rate is that of a LambdaLR with the same schedule, and flips are the bits that change."""
     said = [f"optimizer.options={options}"] if options else []
     settings = settings_of(*SMALL, f"optimizer.torch='{torch_name}'", "optimizer.lr=0.03", "optimizer.schedule=linear", *said)
     network = MLP(16, 3, 8, 3, weights="latent")
@@ -108,7 +108,7 @@ def test_a_run_stopped_and_resumed_is_the_run(bnn_train, summary, tmp_path):
         trainer.epoch()
     assert torch.equal(state.network.layers[0].weight, again.network.layers[0].weight)
     result = summary("whole")
-    assert result["state_bytes_per_weight"] == pytest.approx(4 * 3, rel=0.01)  # the latent, a mean square, a momentum
+    assert result["state_bytes_per_weight"] == pytest.approx(4 * 3, rel=0.01)  # the latent weight, a mean square and a momentum
     assert lines(whole.runs[0])[-1]["lr"] < 0.02
 
 
@@ -119,7 +119,7 @@ def test_a_sweep_over_classes(bnn_train, own, tmp_path):
     rows = list(csv.DictReader(next(tmp_path.rglob("sweep.csv")).open()))
     assert done.code == 0 and {row["optimizer.torch"] for row in rows} == {"SGD", "of_mine:Plain"} and len(rows) == 4
     by_lr = {(row["optimizer.torch"], row["optimizer.lr"]): row["test_accuracy_mean"] for row in rows}
-    assert by_lr["SGD", "1"] == by_lr["of_mine:Plain", "1"]  # which are the same equation
+    assert by_lr["SGD", "1"] == by_lr["of_mine:Plain", "1"]  # both optimizers have the same equation
 
 
 @pytest.mark.parametrize(("said", "found"), [
@@ -146,7 +146,7 @@ def test_what_can_not_be_is_said_before_anything_is_written(bnn_train, tmp_path,
 
 
 def test_tensors_that_the_class_can_not_train_are_said(bnn_train):
-    """Muon takes matrices alone."""
+    """Muon trains only matrices; the weights of a convolution have four dimensions."""
     done = bnn_train("trainer=smoke", "model=bncvl", "optimizer=latent", "optimizer.torch=Muon", "dataset.limit=64")
     assert done.code == 2 and "optimizer.torch=Muon" in done.err and len(done.err.splitlines()) <= 3
 

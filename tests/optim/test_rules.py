@@ -1,4 +1,4 @@
-"""The rules with state against their equations, written out scalar by scalar; what all rules have in common; the registry."""
+"""Compares rules that have a state with their equations, scalar by scalar; tests properties of all rules, and the registry."""
 
 import ast
 import inspect
@@ -32,14 +32,14 @@ def coins(*shape):
 
 
 def gradients(*shape, scale=1.0):
-    """Each weight with a mean of its own, so that some settle and some never do."""
+    """Returns random gradients. Each weight has its own mean, so some weights settle and some never do."""
     rng = torch.Generator().manual_seed(2)
     means = torch.randn(shape, generator=rng, dtype=torch.float64) / 3
     return [scale * (means + torch.randn(shape, generator=rng, dtype=torch.float64)) for _ in range(STEPS)]
 
 
 def fall(schedule, t):
-    """The factor of step t of STEPS."""
+    """Returns the factor of the schedule at step t of STEPS."""
     return {"constant": 1, "linear": 1 - t / STEPS, "cosine": (1 + math.cos(math.pi * t / STEPS)) / 2}[schedule]
 
 
@@ -83,7 +83,7 @@ def test_a_rule_with_averages_is_its_equations_at_every_step(rule, equations, op
 
 
 def test_bold_is_its_equations_at_every_step():
-    """β couples the weights of a tensor: all are written out together."""
+    """β couples the weights of a tensor, so the test computes all of them together."""
     w, eta = coins(6, 10), 1.0
     optimizer = Bold([w], eta, schedule="linear", total_steps=STEPS)
     bits, a, beta, flips = w.flatten().tolist(), [0.0] * 60, 1.0, 0
@@ -101,7 +101,7 @@ def test_bold_is_its_equations_at_every_step():
 
 @pytest.mark.parametrize("n", range(1, 9))
 def test_a_counter_is_its_equation_at_every_step(n):
-    """With the same draws, of (seed, step, tensor); a second tensor that is not looked at shifts none of them."""
+    """The test draws from the same (seed, step, tensor). Another tensor, without gradients, does not shift the draws."""
     other, w, delta, half = coins(3, 3), coins(7, 9), 0.3, 2 ** (n - 1)
     optimizer = Counter([other, w], n, delta, schedule="cosine", total_steps=STEPS, seed=4)
     c = [0 if b else -1 for b in w.flatten().tolist()]
@@ -118,16 +118,16 @@ def test_a_counter_is_its_equation_at_every_step(n):
         optimizer.step()
         assert w.flatten().tolist() == [float(x >= 0) for x in c]
         seen |= set(c)
-    assert seen == set(range(-half, half)) or n == 8  # saturated on both sides; all counts but for 256 of them
+    assert seen == set(range(-half, half)) or n == 8  # all counts occur; 256 are too many to occur in this test
     assert {-half, half - 1} <= seen and int(optimizer.flips[1]) > 60
 
 
 @pytest.mark.parametrize("n", [1, 4, 8])
 def test_a_counter_moves_by_u_on_average(n):
-    """40,000 weights share a gradient; from counters next to 0, one step. Bounds: five standard deviations."""
+    """40,000 weights share each gradient and take one step from counters next to 0. Bounds are five standard deviations."""
     count, half, delta = 40_000, 2 ** (n - 1), 0.03 if n == 8 else 0.2
     g = torch.tensor([0.3, -1.2, 2.0, -0.1, 0.0])
-    w = torch.nn.Parameter((g > 0).float().repeat(count, 1))  # where g wants a flip
+    w = torch.nn.Parameter((g > 0).float().repeat(count, 1))  # the gradient is against every bit
     optimizer = Counter([w], n, delta)
     w.grad = g.repeat(count, 1)
     optimizer.step()
@@ -139,7 +139,7 @@ def test_a_counter_moves_by_u_on_average(n):
         u = delta * half * x / sigma
         p = abs(u) - math.floor(abs(u))
         assert abs(y - u) <= 5 * math.sqrt(p * (1 - p) / count) + 1e-5
-        if n == 1:  # it flips with probability δ|g|/σ: the hypermask that the counter of one bit is
+        if n == 1:  # a counter of one bit is a hypermask: it flips with probability δ|g|/σ
             assert abs(y) == pytest.approx(delta * abs(x) / sigma, abs=5 * math.sqrt(p * (1 - p) / count) + 1e-6)
 
 
@@ -161,7 +161,7 @@ def test_every_rule_has_the_plain_sign_rule_for_a_limit(rule, options):
 
 
 def test_bold_begins_as_the_plain_sign_rule():
-    """In its first step only: what it accumulates for the weights that are right stays."""
+    """Bold equals the sign rule in its first step only: its sums for the weights that do not flip remain."""
     w, g = coins(20, 30), gradients(20, 30)[0]
     optimizer = Bold([w], eta=1e12)
     w.grad = g
@@ -188,7 +188,7 @@ def test_the_bytes_of_state(rule, options, bits_per_weight):
     optimizer = rule([w], **options)
     w.grad = torch.randn(100, 80)
     optimizer.step()
-    assert 0 <= optimizer.state_bytes - 8000 * bits_per_weight // 8 <= 4  # a scalar of the tensor: σ², β, Adam's step
+    assert 0 <= optimizer.state_bytes - 8000 * bits_per_weight // 8 <= 4  # one scalar per tensor: σ², β or Adam's step counter
 
 
 def networks():
@@ -198,7 +198,7 @@ def networks():
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.trains == ("bits",)])
 def test_every_rule_trains_linear_and_convolution(name):
-    """Two textures, by the rule of conf/optimizer/NAME.yaml."""
+    """Every rule, with the settings of conf/optimizer/NAME.yaml, learns to separate two textures."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(128) % 2
     x = torch.rand(128, 2, 8, 8, generator=rng)
@@ -245,7 +245,7 @@ def test_a_rule_is_short_and_its_yaml_has_its_settings(name):
 
 
 def test_the_page_about_a_rule_of_ones_own(tmp_path, summary):
-    """Its code, in a file of its own: it runs, learns and is checked like the others."""
+    """The code of the page is a plugin: it runs, learns and is checked like the rules of the package."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/add_a_rule.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) < 40
     (tmp_path / "patient.py").write_text(code)
@@ -264,7 +264,7 @@ def test_the_page_about_a_rule_of_ones_own(tmp_path, summary):
 
 
 def test_gradients_in_units_of_their_rows_and_columns():
-    """A product of a row's size and a column's is taken out whole; what is left has size 1."""
+    """The scale `factored` removes a product of row and column sizes entirely: the rest has size 1."""
     rng = torch.Generator().manual_seed(0)
     sign = torch.where(torch.rand(6, 9, generator=rng) < 0.5, -1.0, 1.0)
     rows, columns = torch.rand(6, 1, generator=rng) + 0.1, torch.rand(1, 9, generator=rng) + 0.1
@@ -279,7 +279,7 @@ def test_gradients_in_units_of_their_rows_and_columns():
 
 
 def test_top_compares_gradients_in_the_units_it_is_told():
-    """One neuron's gradients are a thousand times the others'; all weights are wrong."""
+    """One neuron's gradients are a thousand times those of the others. All gradients are against the bits."""
     g = torch.rand(8, 50, generator=torch.Generator().manual_seed(0)) + 0.5
     g[2] *= 1000
     flipped = {}

@@ -106,7 +106,7 @@ def test_auto_begins_goes_on_and_is_finished(bnn_train, summary, copy_of_run, tm
     arguments = (*TINY, "hydra.run.dir=k", "resume=auto")
     stopping_at(1, 2, signal.SIGTERM)
     done = bnn_train(*arguments)
-    assert done.code == 130 and "nothing to go on from in k: the run begins" in done.out
+    assert done.code == 130 and "nothing to resume in k: the run begins" in done.out
     assert "resume: null\n" in (tmp_path / "k/config.yaml").read_text() and summary("k")["overrides"] == list(TINY)
     stopping_at(-1, 0)
     done = bnn_train(*arguments)

@@ -188,7 +188,7 @@ def test_fine_tuning_goes_on_with_model_and_rule(bnn_train, first, summary):
     assert (begun["loaded"], begun["anew"], begun["frozen"]) == (layers, [], layers[:1])
     for text in (done.out, Path("second/train.log").read_text()):
         assert "init_from=first: loaded: layers.0, layers.1, layers.2, layers.3; begins anew: nothing; frozen: layers.0" in text
-        assert "optimizer.delta=0.06; of that run: optimizer=hypermask optimizer.delta=0.3" in text
+        assert "optimizer.delta=0.06; in the earlier run: optimizer=hypermask optimizer.delta=0.3" in text
     third = composed(bnn_train, "init_from=second")
     assert third["optimizer"]["delta"] == pytest.approx(0.06)  # the first fine-tuning reduced it already
 

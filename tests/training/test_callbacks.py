@@ -1,4 +1,4 @@
-"""Callbacks: when each method is called, what it may add, its state over a resume, and errors that name their place."""
+"""Tests callbacks: the order of calls, the numbers they add, their state over a resume, and exceptions that name their line."""
 
 import json
 import os
@@ -28,9 +28,9 @@ def lines(run):
 
 
 class Diary(Callback):
-    """Writes down what it is called for; its state is the number of steps."""
+    """A callback that records its calls. Its state is the number of steps."""
 
-    entries: list = []  # noqa: RUF012  of all its objects
+    entries: list = []  # noqa: RUF012  all objects of the class share it
 
     def __init__(self):
         self.steps = 0
@@ -44,7 +44,7 @@ class Diary(Callback):
 
     def on_epoch(self, trainer, metrics):
         self.entries.append(("epoch", metrics["epoch"], self.steps))
-        metrics["test_accuracy"] = 101  # a copy
+        metrics["test_accuracy"] = 101  # `metrics` is a copy, so this has no effect
         return {"steps": self.steps, "first": torch.tensor(1.5), "rows": {"layers.0.weight": 2}, "none": float("nan")}
 
     def on_end(self, trainer, summary):
@@ -88,7 +88,7 @@ def test_a_run_without_callbacks_is_bit_for_bit_the_same(bnn_train, summary):
 
 
 class Failing(Diary):
-    """Fails once, in the step or after the epoch that a test names."""
+    """A callback that fails in the method and at the number that `at` names."""
 
     at: tuple[str, int] | None = None
 
@@ -131,7 +131,7 @@ def test_an_error_ends_the_run_and_a_resume_goes_on(bnn_train, summary, monkeypa
     (3, "returned 3: must be a dict"),
     ({"a": "x"}, "returned a='x': must be a number"),
     ({"a": torch.zeros(2)}, "returned a: "),
-    ({"test_accuracy": 3.0}, "returned the name 'test_accuracy': the run's own name"),
+    ({"test_accuracy": 3.0}, "returned the name 'test_accuracy': the metrics have this name already"),
     ({"a": {"b": None}}, "returned a/b=None"),
 ])  # fmt: skip
 def test_what_is_no_number_is_refused(bnn_train, returned, said):
@@ -170,7 +170,7 @@ def test_only_callbacks_are_registered():
         with pytest.raises(TypeError, match="Callback"):
             register_callback(wrong)
     assert register_callback(Diary) is register_callback(Diary) and [Diary] == callbacks.CALLBACKS
-    anew = type("Diary", (Callback,), {"__module__": Diary.__module__})  # as a cell of a notebook that is run again
+    anew = type("Diary", (Callback,), {"__module__": Diary.__module__})  # a notebook cell that runs again
     assert [register_callback(anew)] == callbacks.CALLBACKS
     register_callback(Diary())
     register_callback(Diary())

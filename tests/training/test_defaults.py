@@ -1,4 +1,4 @@
-"""Values that nobody says: they follow the settings that they depend on, and learn from the first epochs."""
+"""Tests default values: they follow the settings that they depend on, and networks learn with them from the first epochs."""
 
 import sys
 from itertools import pairwise
@@ -52,7 +52,7 @@ def test_the_rate_of_real_parameters_can_fall_geometrically():
     ("bits", "delta", "schedule"), [(1, 0.01, "cosine"), (2, 0.02, "cosine"), (4, 0.05, "linear"), (8, 0.02, "linear")]
 )
 def test_a_counter_of_n_bits_is_the_preset_of_n_bits(bits, delta, schedule):
-    """The values are those of docs/rules.md's table."""
+    """The expected values are those of the table in docs/rules.md."""
     found = plain_config("optimizer=counter", f"optimizer.bits={bits}")["optimizer"]
     assert (found["delta"], found["schedule"]) == (delta, schedule)
     if bits < 8:
@@ -78,12 +78,12 @@ def test_what_a_mask_reads_follows_the_mask():
     said = plain_config("optimizer=hypermask", "optimizer.mask=random")
     assert plain_config("optimizer=hypermask_random")["optimizer"] == said["optimizer"]
     preset = plain_config("optimizer=hypermask_factored", "optimizer.mask=random")["optimizer"]
-    assert (preset["delta"], preset["scale"]) == (0.02, "factored")  # what a preset says stays
+    assert (preset["delta"], preset["scale"]) == (0.02, "factored")  # the values of a preset stay
 
 
 @pytest.mark.parametrize("rule", ["latent_adam", "latent_sgd"])
 def test_the_rate_of_latents_follows_the_model(rule):
-    """Latents ~ N(0, 1) of an MLP need a larger rate; what computes with floats needs none of it."""
+    """The latent weights of an MLP begin as N(0, 1) and need a larger rate. Others need a smaller one."""
     preset = plain_config(f"optimizer={rule}_mlp")["optimizer"]
     assert plain_config(f"optimizer={rule}")["optimizer"] == preset
     for other in ("model=bncvl", "model.weights=float"):
@@ -127,7 +127,7 @@ def test_digits_are_learnt_from_the_first_epochs(delta):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Small colour pictures of many sizes in three classes."""
+    """Writes small colour images of many sizes in three classes. Returns their folder."""
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
         import photos
@@ -137,7 +137,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 def test_the_photos_are_the_same_each_time_and_their_colours_tell_nothing(photos):
-    """A nearest mean of the mean colours is no better than chance by more than luck: 3σ of 150 rows are 12 points."""
+    """A classifier by the nearest mean colour must stay at chance: 3σ of the accuracy on 150 images is 12 percentage points."""
     from helpers import own
 
     arrays = own(photos, size=32)

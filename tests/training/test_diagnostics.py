@@ -1,4 +1,4 @@
-"""The figures of trainer.diagnostics against bits and gradients followed one by one."""
+"""Compares the statistics of trainer.diagnostics with bits and gradients that the test follows one by one."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_dead_outputs_are_those_that_never_change():
         with torch.no_grad():
             norm.norm.weight.fill_(0.01)
             norm.norm.weight[:dead] = 0
-            norm.norm.bias.fill_(1)  # the ReLU lets all through
+            norm.norm.bias.fill_(1)  # all inputs of the ReLU are positive
     assert list(dead_outputs(network, torch.rand(50, 1, 4, 4).double()).values()) == [2, 0, 3, 1]
     assert network.training
 
@@ -76,9 +76,9 @@ def test_the_squared_hinge_loss_is_its_sum():
 
 
 def test_a_batch_that_grows(tmp_path):
-    """By a factor an epoch, from 64 to 512: 64, 128, 256, 512. The schedule ends with the steps that this makes."""
+    """The batch size grows by a factor per epoch: 64, 128, 256, 512. The schedule knows the number of steps."""
     growing = ("trainer.epochs=4", "trainer.batch_size=64", "trainer.final_batch_size=512")
     trainer = trainer_of(*SMALL, *growing, "delta=0.5", "optimizer.schedule=cosine")
-    assert [trainer.batches.count(epoch) for epoch in range(4)] == [23, 12, 6, 3]  # of 1,437 rows
+    assert [trainer.batches.count(epoch) for epoch in range(4)] == [23, 12, 6, 3]  # batches of 1,437 samples
     deltas = [trainer.epoch()["delta"] for _ in range(4)]
     assert deltas[-1] == pytest.approx(0.25 * (1 + np.cos(np.pi * 43 / 44)))

@@ -1,4 +1,4 @@
-"""What a run does not import before its first step, where it would be waited for."""
+"""Tests that a run imports slow modules only after its first step."""
 
 import subprocess
 import sys

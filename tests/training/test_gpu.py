@@ -1,4 +1,4 @@
-"""Tests that need a GPU: `pytest -m gpu` on a machine with one."""
+"""Tests training on a GPU: run `pytest -m gpu` on a machine that has one."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from helpers import trainer_of
 
 from bnn_exp.bits import bits_sha256, packed_state
-from bnn_exp.optim import rule as rules
+from bnn_exp.optim.gradients import scaled
 
 pytestmark = pytest.mark.gpu
 
@@ -31,16 +31,16 @@ ON_LATENTS = {name: (f"optimizer={name}",) for name in ("latent_adam", "latent_s
 
 
 def trained(*overrides: str, epochs: int = 1):
-    """Returns the trainer after so many epochs, and their metrics."""
+    """Returns a trainer after `epochs` epochs, and the metrics of the epochs."""
     trainer = trainer_of(*SMALL, *overrides)
     return trainer, [trainer.epoch() for _ in range(epochs)]
 
 
 def end(*overrides: str, epochs: int = 1) -> tuple:
-    """The bits and numbers that a training ends with."""
+    """Returns the hash of the bits after a training, and flips, loss and accuracy of each epoch."""
     trainer, metrics = trained(*overrides, epochs=epochs)
     assert {p.device.type for p in trainer.network.parameters()} == {"cuda"}
-    trainer.evaluate()  # which verifies the bits
+    trainer.evaluate()  # verifies the bits
     return bits_sha256(trainer.network), [(m["flips"], m["train_loss"], m["train_accuracy"]) for m in metrics]
 
 
@@ -62,16 +62,16 @@ def test_recorded_steps_give_the_bits_of_steps_that_are_not(model, engine, rule)
         pytest.skip("the packed engine trains bits alone")
     overrides = (*MODELS[model], f"engine={engine}", *(ON_BITS | ON_LATENTS)[rule])
     trainer, _ = trained(*overrides, "engine.graphs=true")
-    assert len(trainer.step.graphs.recorded) == 1  # of the batch size that comes more than once
+    assert len(trainer.step.graphs.recorded) == 1  # the batch size that occurs more than once has a graph
     assert end(*overrides, "engine.graphs=true") == end(*overrides, "engine.graphs=false")
 
 
 @pytest.mark.parametrize("recorded", ["true", "false"])
 def test_packed_trains_as_dense_by_counters_in_fp32(recorded):
-    """One step of 64 rows. About 2% of the bits were apart on an H200.
+    """The engines may differ in a few bits after one step of 64 samples. On an H200 about 2% of the bits differed.
 
-    In some rows a sum is the mean of its neuron. There rounding decides of an activation, and with it of the row's share of
-    each gradient. test_cuda_training compares the engines to the bit, on a network and rows without such a case.
+    For some samples a sum equals the mean of its neuron. Rounding then decides an activation, and with it the sample's part of
+    each gradient. test_cuda_training compares the engines to the bit, on data without such a case.
     """
     overrides = ("optimizer=counter", "engine.precision=fp32", "trainer.limit_batches=1", f"engine.graphs={recorded}")
     dense, packed = (trained(*overrides, f"engine={engine}") for engine in ("dense", "packed"))
@@ -89,11 +89,11 @@ def test_lean_memory_gives_the_same_bits():
 
 
 def test_a_step_waits_for_nothing():
-    """torch itself refuses operations that would wait for the GPU."""
+    """torch raises an exception for operations that wait for the GPU."""
     for overrides in (ON_BITS["top"], ON_BITS["random"], ON_BITS["counter"], ON_LATENTS["latent_adam"]):
         trainer = trainer_of(*SMALL, *overrides)
         rows = trainer.batches.of_epoch(0)
-        for batch in range(2):  # what is made when it is first needed
+        for batch in range(2):  # the first steps allocate memory
             trainer.train_on(rows[batch], 0, batch)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -105,7 +105,7 @@ def test_a_step_waits_for_nothing():
 def test_units_of_a_gradient_are_those_of_the_cpu():
     g = torch.randn(33, 77)
     for scale in ("tensor", "neuron", "factored"):
-        torch.testing.assert_close(rules.scaled(g.cuda(), scale).cpu(), rules.scaled(g, scale), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(scaled(g.cuda(), scale).cpu(), scaled(g, scale), rtol=1e-5, atol=1e-6)
 
 
 RUN = ("device=cuda", "trainer.epochs=2", "dataset.limit=300", "trainer.batch_size=64")
@@ -144,7 +144,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(bnn_train, engine, summary, monke
 @pytest.mark.parametrize("model", MODELS)
 def test_a_run_is_evaluated_predicted_with_and_exported(bnn_train, model):
     assert bnn_train(*RUN, *MODELS[model], "hydra.run.dir=run").code == 0
-    done = bnn_train("task=evaluate", "from=run")  # on the CPU, compared with what the GPU's summary says
+    done = bnn_train("task=evaluate", "from=run")  # compares the CPU's accuracy with the GPU's
     assert done.code == 0, done.err
     assert bnn_train("task=predict", "from=run", "input=run/samples.png").code == 0
     if model != "vgg":

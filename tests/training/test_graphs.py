@@ -1,4 +1,7 @@
-"""Steps as a GPU gets them: recorded and replayed, and never waited for. Here a stand-in for CUDA notes every operation."""
+"""Tests that a step can be recorded as a CUDA graph, and that it never waits for the GPU.
+
+The tests run on a CPU: a replacement for CUDA graphs records every operation.
+"""
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -22,7 +25,10 @@ RULES = [
 
 
 class Tape(TorchDispatchMode):
-    """In place of a CUDA graph: what happens in it, to be done on the same tensors later. As it ends nothing has happened."""
+    """A replacement for a CUDA graph: it records operations and repeats them on the same tensors.
+
+    After the recording, `rewind` restores all tensors, because recording a graph executes nothing.
+    """
 
     def __init__(self):
         super().__init__()
@@ -36,7 +42,7 @@ class Tape(TorchDispatchMode):
         )
         for argument, x in (pair for pairs in given for pair in pairs):
             written = argument.alias_info is not None and argument.alias_info.is_write
-            if written or argument.name.startswith("running_"):  # of batch norm, which does not say so
+            if written or argument.name.startswith("running_"):  # batch norm writes to these, but its schema does not say so
                 self.undo += [(t, t.detach().clone()) for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
         results = operator(*args, **kwargs)
         self.notes.append((operator, args, kwargs, results))
@@ -61,7 +67,7 @@ class Tape(TorchDispatchMode):
 
 @pytest.fixture
 def tapes(monkeypatch):
-    """All tapes that were recorded."""
+    """Replaces CUDA graphs by tapes. Returns the list of all tapes that were recorded."""
     made, stream = [], SimpleNamespace(wait_stream=lambda other: None)
 
     def new():
@@ -113,12 +119,12 @@ def test_a_recording_that_is_required_must_be_made(tapes):
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """From here on tensors count as a GPU's, wherever they lie: strengths and steps are tensors, draws are Philox's."""
+    """Makes all code treat tensors on the CPU as if they were on a GPU: strengths are tensors, and Philox draws."""
     monkeypatch.setattr(device, "on_host", lambda where: False)
 
 
 def end(*overrides, epochs=2, recorded=False):
-    """The end of a training: fingerprint of the bits, metrics, statistics of the norms."""
+    """Trains, and returns the hash of the bits, the metrics, and parameters and statistics of the norms."""
     trainer = trainer_of(*overrides, "dataset.limit=150", "trainer.batch_size=32", "engine=dense", f"trainer.epochs={epochs}")
     if recorded:
         trainer.step = Recorded(trainer.step, required=True)
@@ -134,13 +140,13 @@ def end(*overrides, epochs=2, recorded=False):
 def test_a_replayed_training_is_the_same_training(model, precision, tapes, on_gpu):
     overrides = (*f"model={model} optimizer=counter dataset.augment=standard".split(), f"engine.precision={precision}")
     assert end(*overrides, recorded=True) == end(*overrides)
-    assert len(tapes) == 2  # of whole batches and of the last
+    assert len(tapes) == 2  # whole batches, and the smaller last batch
 
 
 @pytest.mark.parametrize("rule", [*RULES, "optimizer=latent_adam model.weights=latent"])
 @pytest.mark.parametrize("real", ["real_optimizer=sgd", "real_optimizer=adam real_optimizer.schedule=linear"])
 def test_a_graph_holds_the_whole_step_of_every_rule(rule, real, tapes, on_gpu):
-    """Strengths fall, draws differ from step to step, and states go on in the tensors that the graph knows."""
+    """Strengths fall, random numbers differ from step to step, and states stay in the tensors that the graph reads."""
     falling = ("latent" not in rule and "optimizer.schedule=linear") or "optimizer.schedule=cosine"
     overrides = (*rule.split(), *real.split(), falling, "model.hidden_size=24", "trainer.diagnostics=true")
     assert end(*overrides, epochs=3, recorded=True) == end(*overrides, epochs=3)
@@ -167,7 +173,7 @@ def test_a_replayed_training_resumes_to_the_same_bits(tapes, on_gpu):
 
 
 def test_a_run_of_a_gpu_goes_on_on_a_cpu(monkeypatch):
-    """Its optimizers kept their learning rates as tensors there, and had options that the CPU has not."""
+    """On a GPU the optimizers keep learning rates as tensors, and have options that a CPU does not have."""
     overrides = ("optimizer=latent_adam", "model.weights=latent", "real_optimizer=sgd", "model.hidden_size=24", *SMALL[2:])
     with monkeypatch.context() as patch:
         patch.setattr(device, "on_host", lambda where: False)
@@ -183,7 +189,7 @@ def test_a_run_of_a_gpu_goes_on_on_a_cpu(monkeypatch):
 
 
 def test_what_python_has_to_do_in_a_step_is_not_recorded(on_gpu):
-    """A torch optimizer without the options of a GPU takes its learning rate from Python."""
+    """A torch optimizer that is not capturable reads its learning rate from Python."""
     rule = "optimizer=latent optimizer.torch=Rprop optimizer.options={etas:[0.5,1.2],capturable:false} model.weights=latent"
     assert not trainer_of(*rule.split(), *SMALL).binary.recordable
     for rule in ("optimizer=counter", "optimizer=latent_adam", "optimizer=latent_sgd"):
@@ -220,7 +226,7 @@ def test_a_wait_would_be_seen():
 
 
 def test_a_mask_on_a_gpu_flips_what_one_on_the_cpu_flips(monkeypatch):
-    for mask in ("top", "wpm"):  # which draw nothing
+    for mask in ("top", "wpm"):  # these masks draw no random numbers
         ends = []
         for there in (True, False):
             with monkeypatch.context() as patch:
@@ -236,14 +242,14 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
     trainer = trainer_of("optimizer=hypermask", "optimizer.mask=random", "delta=0.3", "optimizer.schedule=constant", *SMALL)
     w = trainer.binary.tensors()[1]
     before = w.detach().clone()
-    w.grad = torch.where(before > 0, 1.0, -1.0)  # wants every bit flipped
+    w.grad = torch.where(before > 0, 1.0, -1.0)  # against every bit
     trainer.binary.step()
     flipped = (w != before).double().mean()
     assert abs(flipped - 0.3) < 5 * (0.3 * 0.7 / w.numel()) ** 0.5 and trainer.binary.flips[1] == (w != before).sum()
 
 
 @pytest.mark.parametrize(
-    ("overrides", "hindrance"),
+    ("overrides", "reason"),
     [
         ((), "device=cpu"),
         (("engine.memory=lean",), "engine.memory=lean"),
@@ -251,10 +257,10 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
         (("engine.devices=2",), "engine.devices=2"),
     ],
 )
-def test_where_steps_are_recorded(overrides, hindrance):
+def test_where_steps_are_recorded(overrides, reason):
     on = "cpu" if not overrides else "cuda:0"
     assert engine.records(settings_of("engine.graphs=true"), "cuda:0")
     assert engine.records(settings_of(), "cuda") and not engine.records(settings_of("engine.graphs=false"), "cuda")
     assert not engine.records(settings_of(*overrides), on)
-    with pytest.raises(UserError, match=f"engine.graphs=true: not with {hindrance}"):
+    with pytest.raises(UserError, match=f"engine.graphs=true: not with {reason}"):
         engine.records(settings_of("engine.graphs=true", *overrides), on)

@@ -1,4 +1,4 @@
-"""The script that kills runs and sweeps and fills disks, a few times each."""
+"""Tests scripts/kill_and_resume.py, which kills runs and sweeps and fills disks."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def test_nothing_is_lost_by_kills_and_full_disks():
 
 
 def test_the_script_notices_a_run_that_went_back(tmp_path):
-    """An epoch that is trained again, one that is lost, and a damaged checkpoint."""
+    """The script detects a repeated epoch, a lost epoch, and a damaged checkpoint."""
     sys.path.insert(0, str(SCRIPT.parent))
     try:
         import kill_and_resume as script

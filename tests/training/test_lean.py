@@ -1,4 +1,4 @@
-"""engine.memory=lean: the same bits as `fast`, in fewer bytes; and the table of where the bytes go."""
+"""Tests engine.memory=lean: the bits of `fast` in fewer bytes, and the table of bytes."""
 
 import json
 from dataclasses import asdict
@@ -126,7 +126,7 @@ def test_the_bytes_under_adam_are_those_of_such_a_training(model):
     twin.epoch()
     real = asdict(twin.step.footprint.bytes(twin.binary, *(real.optimizer for real in twin.real)))
     expected = asdict(ours.step.footprint.under_adam(dense=True))
-    steps = 4 * len(list(twin.network.parameters()))  # which Adam counts for each
+    steps = 4 * len(list(twin.network.parameters()))  # Adam keeps a step counter per parameter
     assert real == expected | {"state": expected["state"] + steps}
     if ours.settings.model.name == "mlp":
         assert saved_by_mlp(ours.network, ours.step.footprint.rows) == real["saved"]

@@ -1,4 +1,4 @@
-"""Training in bf16 and compiled: what it must not change, and how far it may."""
+"""Tests training in bf16 and with torch.compile: which numbers stay exact, and how far others may differ."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from helpers import trainer_of
 
 from bnn_exp.nn import BinaryLinear, binarize
 
-UNIT = 2.0**-8  # bf16's unit roundoff
+UNIT = 2.0**-8  # the unit roundoff of bf16
 
 
 @pytest.mark.parametrize("rows", [3, 300])
@@ -26,7 +26,7 @@ def test_sums_of_bits_stay_exact_and_gradients_round_to_bf16(rows, pixels):
     y.backward(grad)
     inputs = x.double() / (255 if pixels else 1)
     error = (layer.weight.grad.double() - grad.double().T @ inputs).abs()
-    assert (error <= 2.01 * UNIT * grad.double().abs().T @ inputs.abs()).all()  # one rounding of grad, one of the result
+    assert (error <= 2.01 * UNIT * grad.double().abs().T @ inputs.abs()).all()  # grad and the result are rounded once each
     assert error.max() > 0
 
 
@@ -36,7 +36,7 @@ def test_bf16_learns_as_fp32_does(model):
     for precision in ("fp32", "bf16"):
         trainer = trainer_of(f"model={model}", f"engine.precision={precision}", "delta=0.01", "trainer.batch_size=96")
         losses[precision] = [trainer.epoch()["train_loss"] for _ in range(5)]
-    assert losses["bf16"] != losses["fp32"]  # it is on
+    assert losses["bf16"] != losses["fp32"]  # bf16 has an effect
     assert losses["bf16"][-1] < 0.8 * losses["bf16"][0]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.2)
 

@@ -1,4 +1,4 @@
-"""The reference program, written in NumPy from its equations, makes our steps: equal masks, bits and BatchNorm."""
+"""Compares training steps with the reference program, written in NumPy from its equations: masks, bits and BatchNorm."""
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ EPS, MOMENTUM, RATE, DELTA, SEED = 1e-5, 0.1, 0.01, 0.1, 3
 
 
 def reference_step(weights, norms, x, labels, t):
-    """Makes step `t` of the reference program in place, in float64, and returns the mean loss before the step.
+    """Takes step `t` of the reference program in place, in float64. Returns the mean loss before the step.
 
-    Forward pass, backward pass, w ← m̄·w + m·w*, and SGD on the parameters of BatchNorm.
+    The step: forward pass, backward pass, w ← m̄·w + m·w*, and SGD on the parameters of BatchNorm.
     """
     hidden, normalised, scales = [x], [], []
     for w, norm in zip(weights, norms, strict=True):
@@ -29,7 +29,7 @@ def reference_step(weights, norms, x, labels, t):
         hidden.append((normalised[-1] * norm["gamma"] + norm["beta"] >= 0).astype(float))
     logits = hidden[-1]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    d = (p - np.eye(10)[labels]) / len(x)  # gradient of log-softmax (twice) and cross-entropy, straight-through
+    d = (p - np.eye(10)[labels]) / len(x)  # the gradient of log-softmax (applied twice) and cross-entropy, straight-through
     for i in reversed(range(len(weights))):
         d_gamma, d_beta = (d * normalised[i]).sum(0), d.sum(0)
         d_hat = d * norms[i]["gamma"]

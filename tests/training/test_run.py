@@ -1,3 +1,5 @@
+"""Tests a run from the command line: its files, its metrics, and how it stops, resumes and fails."""
+
 import signal
 import subprocess
 import time
@@ -48,7 +50,7 @@ def test_with_validation_rows_they_choose_the_best_epoch(bnn_train, summary):
 
     run = bnn_train(*SMALL, "trainer.epochs=8", "dataset.validation=0.2", "dataset.augment=standard").runs[0]
     lines, result = epochs(run), summary(run)
-    best = max(lines, key=lambda line: line["validation_accuracy"])  # the first of equals
+    best = max(lines, key=lambda line: line["validation_accuracy"])  # the first epoch among equal ones
     assert result["best_epoch"] == best["epoch"] == checkpoint.load(run / "checkpoints/best.pt")["progress"]["epoch"]
     assert result["best_validation_accuracy"] == best["validation_accuracy"]
     assert result["best_test_accuracy"] == best["test_accuracy"]
@@ -84,7 +86,7 @@ def test_the_same_seed_gives_the_same_bits(bnn_train, summary, mask):
 
 
 def test_a_training_stopped_between_two_batches_goes_on_as_if_it_had_not(tmp_path):
-    """State taken in the middle of an epoch, through a checkpoint file, into a new trainer."""
+    """A new trainer loads the state of the middle of an epoch from a checkpoint file."""
     from bnn_exp.records import checkpoint
 
     def trainer():
@@ -197,7 +199,7 @@ def test_a_bad_checkpoint_is_refused_and_nothing_changes(bnn_train):
         assert done.code == 2 and said in done.err and len(done.err.splitlines()) <= 2
         assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file()} == before
 
-    (run / "checkpoints/best.pt").unlink()  # which would do
+    (run / "checkpoints/best.pt").unlink()  # the run would resume from it
     attempt(good[: len(good) // 2], "not a readable checkpoint")
     attempt(b"", "not a readable checkpoint")
     foreign = run.parent / "foreign.pt"
@@ -259,7 +261,7 @@ def test_binsfos_network_has_nothing_real_to_train(bnn_train, summary, tmp_path)
 
 def test_smoke_is_short(bnn_train):
     lines = epochs(bnn_train("trainer=smoke", "trainer.batch_size=16").runs[0])
-    assert len(lines) == 2  # of at most ten batches, of ninety
+    assert len(lines) == 2  # each of at most ten of the ninety batches
 
 
 @pytest.mark.slow
@@ -278,7 +280,7 @@ def test_mnist_by_the_top_mask(bnn_train, summary, mnist_folder):
 
 
 def test_a_terminal_gets_a_table_and_a_bar_in_long_epochs(monkeypatch):
-    """The rows of a run on a terminal: a header once, then a row an epoch; batches of 0.3 s by a clock of the test's own."""
+    """A terminal shows one header and a row per epoch. The clock of the test counts 0.3 s per batch."""
     import io
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Threads of the CPU: how they wait, and that a run that goes on keeps their number where bits depend on it (row E9)."""
+"""Tests CPU threads: how they wait, and that a resumed run keeps their number if its bits depend on the number."""
 
 import os
 import subprocess
@@ -29,14 +29,14 @@ def test_the_command_has_threads_sleep_before_torch_is_loaded(tmp_path):
 
 @pytest.fixture
 def threads():
-    """The number of threads before the test, set back after it."""
+    """Restores the number of threads after the test. Yields the number before it."""
     before = torch.get_num_threads()
     yield before
     torch.set_num_threads(before)
 
 
 def stopped(bnn_train, tmp_path, *overrides: str):
-    """A run of three threads that was killed after its last epoch."""
+    """Makes a run of three threads that looks as if it was killed after its last epoch."""
     torch.set_num_threads(3)
     assert bnn_train(*SMALL, *overrides, "hydra.run.dir=run").code == 0
     (tmp_path / "run" / "summary.json").unlink()
@@ -48,8 +48,8 @@ def stopped(bnn_train, tmp_path, *overrides: str):
 def test_a_dense_run_goes_on_with_the_threads_that_it_had(bnn_train, summary, tmp_path, threads, engine_, expected):
     stopped(bnn_train, tmp_path, f"engine={engine_}")
     assert bnn_train("resume=run").code == 0
-    assert summary(tmp_path / "run")["threads"] == expected  # of the packed engine the number changes no bit
-    assert torch.get_num_threads() == 1  # the next run of this process has its own
+    assert summary(tmp_path / "run")["threads"] == expected  # the bits of the packed engine do not depend on the number
+    assert torch.get_num_threads() == 1  # the run has restored the number of this process
 
 
 def test_a_number_that_is_said_wins(bnn_train, summary, tmp_path, threads):

@@ -1,4 +1,4 @@
-"""Fine-tuning from a run: what is taken over, what begins anew, what stays as it is."""
+"""Tests fine-tuning from a run: layers that are loaded, that begin anew, and that are frozen."""
 
 import json
 import shlex
@@ -65,8 +65,8 @@ def test_other_classes_get_a_fresh_last_layer(bnn_train, first, tmp_path):
     ("arguments", "text"),
     [
         (["model.hidden_size=8"], "layer 1 does not fit"),
-        (["model.hidden_size=8"], "(when nothing is said of model), on pictures of its size and channels\n"),  # and no fresh=4
-        (["model.num_layers=3"], "allowed: a model of 3"),
+        (["model.hidden_size=8"], "(without any model=…), on images of its size and channels\n"),  # fresh=4 is no way out
+        (["model.num_layers=3"], "allowed: a run whose network has 3 layers"),
         (["freeze=4"], "allowed: 0 to 3"),
         (["fresh=5"], "allowed: 0 to 4"),
         (["model.weights=float", "optimizer=latent_adam"], "model.weights=bits there, float here"),
@@ -95,7 +95,7 @@ CHECKPOINTS = {"first/checkpoints/best.pt": "best", "first/checkpoints/last.pt":
 
 @pytest.mark.parametrize("place", CHECKPOINTS)
 def test_a_checkpoint_is_fine_tuned_as_its_run_is(bnn_train, copy_of_run, tmp_path, summary, place):
-    """With nothing learned, the network of that epoch comes back: the best epoch here is not the last one."""
+    """A training without any change keeps the bits of the checkpoint. The best epoch of this run is not its last."""
     rule = ("optimizer=hypermask", "optimizer.scale=tensor", "optimizer.schedule=constant", "delta=0.3")
     first = copy_of_run(tmp_path / "first", *SMALL, *rule, "trainer.epochs=5")
     assert summary(first)["best_epoch"] < 5, "else this shows nothing"
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_fine_tuned_as_its_run_is(bnn_train, copy_of_run, tmp_pa
     assert not all(torch.equal(a, b) for a, b in zip(of["best"], of["last"], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(of[CHECKPOINTS[place]], bits("second"), strict=True))
     again = bnn_train(f"init_from={place}", "trainer.epochs=1", "hydra.run.dir=third")
-    assert again.code == 0 and "optimizer.delta=0.06; of that run: optimizer=hypermask optimizer.delta=0.3" in again.out
+    assert again.code == 0 and "optimizer.delta=0.06; in the earlier run: optimizer=hypermask optimizer.delta=0.3" in again.out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""BatchNorm over the rows of all ranks. (torch's own SyncBatchNorm works on GPUs only.)"""
+"""BatchNorm over the samples of all ranks. (torch's own SyncBatchNorm works on GPUs only.)"""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from bnn_exp.training.distributed.ranks import Ranks
 
 
 class _Normalize(torch.autograd.Function):
-    """γ·(x − mean)/√(var + ε) + β with mean and variance of the batch of all ranks (Ioffe & Szegedy 2015, arXiv 1502.03167).
+    """BatchNorm over the samples of all ranks: γ·(x − mean)/√(var + ε) + β (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
-    x is [rows, channels, …], with any number of rows, 0 too. Also gives mean, var (biased) and the number of values a channel.
-    Statistics are summed as float64, so that their order hardly matters; the rest is done by torch's own kernels, so that what
-    comes out is what nn.BatchNorm makes of the same statistics, to the bit.
+    x is [samples, channels, …], with any number of samples, also 0. The other results are mean, biased variance and the number
+    of values per channel. Statistics are summed in float64, so their order hardly matters. torch's own kernels compute the
+    rest: the result equals that of nn.BatchNorm with the same statistics, to the bit.
     """
 
     @staticmethod
@@ -41,13 +41,13 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        """∂β = Σ∂y and ∂γ = Σ∂y·x̂ of the own rows; ∂x = α·(∂y − (Σ∂y + x̂·Σ∂y·x̂)/n) with the sums over all rows."""
+        """Returns ∂x = α·(∂y − (Σ∂y + x̂·Σ∂y·x̂)/n) with sums over all ranks; ∂γ = Σ∂y·x̂ and ∂β = Σ∂y over this rank alone."""
         x, mean, invstd, alpha, n = ctx.saved_tensors
         one = torch.ones_like(mean)
         if len(x):
             options = (alpha, mean, one, mean, one, False, NO_EPS, [True, True, True])
             dx, by_invstd, d_bias = torch.ops.aten.native_batch_norm_backward(grad, x, *options)
-        else:  # which ends that kernel by a division by zero
+        else:  # the kernel divides by the number of samples
             dx, by_invstd, d_bias = grad.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
         d_weight = by_invstd * invstd
         every_weight, every_bias = ctx.ranks.sum(torch.stack([d_weight, d_bias])) / n.to(x.dtype)
@@ -58,13 +58,13 @@ class _Normalize(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """nn.BatchNorm1d or 2d whose statistics in training are those of all ranks' rows; else the same."""
+    """nn.BatchNorm1d or 2d, except that the statistics in training are those of all ranks' samples."""
 
     ranks: Ranks
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
-            raise ValueError(f"an input of {x.dim()} dimensions: BatchNorm takes [rows, channels, …]")
+            raise ValueError(f"an input of {x.dim()} dimensions: BatchNorm takes [samples, channels, …]")
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -80,7 +80,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronize(network: nn.Module, ranks: Ranks) -> None:
-    """Make every nn.BatchNorm of `network` a SyncBatchNorm, in place: with the same parameters and names."""
+    """Makes every nn.BatchNorm of `network` a SyncBatchNorm, in place. Parameters and names stay the same."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = SyncBatchNorm

@@ -1,13 +1,13 @@
-"""The gradients of all ranks made one, by `engine.all_reduce`: what is sent of the binary weights' gradients.
+"""Combines the gradients of all ranks, in one of three forms (`engine.all_reduce`).
 
-Each rank's gradients are those of its share of the rows, already divided by the rows of the whole batch, so the sum over the
-ranks is the gradient of the batch whatever the sizes of the shares. All other parameters' gradients, and the scalars of the
-step, always go as fp32, in one buffer.
+Each rank has the gradients of its share of the batch, already divided by the size of the whole batch. So the sum over the ranks
+is the gradient of the batch, whatever the sizes of the shares. The form applies to the gradients of binary weights. All other
+gradients, and the scalars of the step, are sent as fp32 in one buffer.
 
     send(ranks, binary, real, scalars, voters) -> scalars, bytes
 
-replaces the gradients of `binary` and `real` (lists of parameters) and returns the sums of the scalars (float32) with the bytes
-that this rank handed over to be reduced. `voters` of the ranks, the first ones, had rows in this step.
+A form replaces the gradients of `binary` and `real` (lists of parameters). It returns the sums of the scalars (float32) and the
+number of bytes that this rank sent. `voters` is the number of ranks that had samples in this step: the first ones.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from bnn_exp.training.distributed.ranks import Ranks
 
 
 def fp32(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor, voters: int) -> tuple[Tensor, int]:
-    """The sum, as float32: one buffer for everything."""
+    """Sums gradients and scalars as float32, in one buffer. Arguments and results: see the module."""
     weights = [*binary, *real]
     total = ranks.sum(torch.cat([*(p.grad.flatten() for p in weights), scalars]))
     sums, scalars = total.split([len(total) - len(scalars), len(scalars)])
@@ -29,10 +29,10 @@ def fp32(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor
 
 
 def int8(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor, voters: int) -> tuple[Tensor, int]:
-    """The sum of integers of 8 bits, times a scale that each tensor has on all ranks.
+    """Sums the gradients of binary weights as 8-bit integers times a scale. Arguments and results: see the module.
 
-    The scale is the greatest |g| of any rank over ⌊127/ranks⌋, so that no sum overflows; a sum is wrong by half a scale a rank
-    at most. A gradient of two ranks has 127 levels, one of eight has 31.
+    Each tensor has one scale on all ranks: the greatest |g| of any rank over ⌊127/ranks⌋, so no sum overflows. The sum differs
+    from the exact sum by at most half a scale per rank. With two ranks a gradient has 127 levels, with eight ranks 31.
     """
     scales = ranks.max(torch.stack([p.grad.abs().max() for p in binary])) / (127 // ranks.size)
     scales = scales.clamp_min(torch.finfo(scales.dtype).tiny)
@@ -45,9 +45,10 @@ def int8(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor
 
 
 def sign(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor, voters: int) -> tuple[Tensor, int]:
-    """±1 by the vote of the majority of the ranks, a bit a weight and rank; a tie is what keeps the weight as it is.
+    """Replaces the gradient of each binary weight by ±1, the majority vote of the ranks. Arguments and results: see the module.
 
-    (signSGD with majority vote: Bernstein et al. 2018, arXiv 1802.04434; the tie is ours, for weights that are bits.)
+    Each rank sends one bit per weight. After a tie the gradient has the sign that keeps the weight as it is. The method is
+    signSGD with majority vote (Bernstein et al. 2018, arXiv 1802.04434), except for the tie.
     """
     ballot = pack(torch.cat([p.grad.flatten() <= 0 for p in binary]))  # 1 for w* = 1[−g ≥ 0]
     weights = torch.cat([p.detach().flatten() for p in binary])
@@ -59,7 +60,7 @@ def sign(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor
 
 
 def _give(parameters: Sequence[Tensor], flat: Tensor) -> None:
-    """Make pieces of `flat` the gradients of the parameters."""
+    """Sets the gradients of the parameters to consecutive pieces of `flat`."""
     pieces = flat.split([p.numel() for p in parameters]) if parameters else ()
     for p, piece in zip(parameters, pieces, strict=True):
         p.grad = piece.view_as(p)

@@ -1,7 +1,7 @@
-"""A rank among its peers: which rows are its own, and what all of them compute together.
+"""One rank of a run: its share of each batch, and what it computes together with the other ranks.
 
-Whatever is short or on the CPU goes by gloo, tensors on a GPU by NCCL. Where a peer is gone every one of these methods
-raises RankLost, so that no rank waits for a dead one.
+gloo transports small values and tensors on the CPU; NCCL transports tensors on a GPU. If another rank has ended, each method
+raises RankLost, so no rank waits for a dead one.
 """
 
 import traceback
@@ -17,19 +17,20 @@ from torch import Tensor, nn
 
 from bnn_exp.errors import RankLost, UserError
 
-PATIENCE = timedelta(hours=1)  # with a rank that lives: rank 0 may be reading a dataset, or evaluating
-FAILURE = "failure"  # the key in the store of what a rank died of
+PATIENCE = timedelta(hours=1)  # how long a rank waits for a living one: rank 0 may be reading a dataset or evaluating
+FAILURE = "failure"  # the key in the store for the reason of a rank's end
 
 
 def voters(rows: int, size: int) -> int:
-    """How many of `size` ranks have a share of a batch of `rows` rows: all, or as many as can have two rows."""
+    """Returns the number of ranks with a share of a batch of `rows` samples: `size`, or as many as can have two samples."""
     return max(1, min(size, rows // 2))
 
 
 def share(rows: int, rank: int, size: int) -> slice:
-    """The rows of a batch that are the rank's own: a contiguous piece, of two rows or more (BatchNorm can't take one), or none.
+    """Returns the share of a batch that a rank trains on: a contiguous piece of the batch's `rows` samples.
 
-    The sizes of two ranks' pieces differ by one at most, but for ranks past the last of the `voters`, which have none.
+    A share has two samples or more, because BatchNorm cannot take one. The first `voters` ranks have shares, whose sizes differ
+    by at most one. The shares of other ranks are empty.
     """
     active = voters(rows, size)
     first, last = (min(rows * i // active, rows) for i in (rank, rank + 1))
@@ -37,15 +38,19 @@ def share(rows: int, rank: int, size: int) -> slice:
 
 
 class Ranks:
-    """Rank `rank` of `size`, which meet at `store`.
+    """The connection of this process, rank `rank` of `size`, to the other ranks of its run.
+
+    Args:
+        store: the key-value store through which the ranks connect.
+        local_rank: the number of this rank on its machine, which is also the number of its GPU.
 
     Raises:
-        RankLost: of every method, when another rank has ended.
+        RankLost: in any method, if another rank has ended.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, local_rank: int):
         self.store, self.rank, self.size, self.local_rank = store, rank, size, local_rank
-        self.group: dist.ProcessGroup | None = None  # None: gloo's, the default one
+        self.group: dist.ProcessGroup | None = None  # for tensors on a GPU; None: the default group, gloo
         with self._noticing():
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
 
@@ -53,7 +58,7 @@ class Ranks:
     def _noticing(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # gloo's, NCCL's and the store's
+        except RuntimeError as error:  # gloo, NCCL and the store raise it
             reason = "another rank has ended"
             if self.rank == 0 and self.store.check([FAILURE]):
                 reason, _, trace = self.store.get(FAILURE).decode().partition("\n")
@@ -61,12 +66,16 @@ class Ranks:
             raise RankLost(reason) from error
 
     def tell_failure(self, error: Exception) -> None:
-        """Before this rank ends: let rank 0 say why."""
+        """Stores why this rank ends, so that rank 0 can report it. Call this method before the rank ends."""
         line = " ".join((str(error) or type(error).__name__).splitlines())
         self.store.set(FAILURE, f"rank {self.rank} failed: {line}\n{''.join(traceback.format_exception(error))}")
 
     def device(self, name: str) -> torch.device:
-        """This rank's device, where rank 0 has `name`: a GPU each. From then on tensors of GPUs are exchanged by NCCL."""
+        """Returns the device of this rank, and connects GPUs by NCCL.
+
+        Args:
+            name: the device of rank 0. For `cpu` every rank computes on the CPU, else every rank on its own GPU.
+        """
         if name == "cpu":
             return torch.device(name)
         device = torch.device("cuda", self.local_rank)
@@ -76,11 +85,11 @@ class Ranks:
         return device
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place of `tensor`; the same bits on every rank."""
+        """Returns the sum over all ranks, written into `tensor`: the same numbers on every rank, to the bit."""
         return self._all_reduce(tensor, dist.ReduceOp.SUM)
 
     def max(self, tensor: Tensor) -> Tensor:
-        """The greatest of all ranks' values, in place of `tensor`."""
+        """Returns the elementwise maximum over all ranks, written into `tensor`."""
         return self._all_reduce(tensor, dist.ReduceOp.MAX)
 
     def _all_reduce(self, tensor: Tensor, op: Any) -> Tensor:
@@ -89,25 +98,25 @@ class Ranks:
         return tensor
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's `tensor`, in the order of the ranks."""
+        """Returns the `tensor` of every rank, in the order of the ranks."""
         all_of_them = [torch.empty_like(tensor) for _ in range(self.size)]
         with self._noticing():
             dist.all_gather(all_of_them, tensor, self.group if tensor.is_cuda else None)
         return all_of_them
 
     def any(self, here: bool) -> bool:
-        """Whether it is so on any rank. All ranks meet here."""
+        """Returns True if `here` is True on any rank. All ranks call this method together."""
         return bool(self.max(torch.tensor([int(here)])))
 
     def from_first(self, what: Any = None) -> Any:
-        """What rank 0 gives, which may be anything that can be pickled."""
+        """Returns on every rank the picklable object `what` of rank 0. All ranks call this method together."""
         box = [what]
         with self._noticing():
             dist.broadcast_object_list(box, 0)
         return box[0]
 
     def everyones(self, what: Any) -> list[Any]:
-        """Returns the objects that all ranks give, in their order. All ranks meet here."""
+        """Returns on every rank the objects `what` of all ranks, in their order. All ranks call this method together."""
         found = [None] * self.size
         with self._noticing():
             dist.all_gather_object(found, what)
@@ -115,7 +124,7 @@ class Ranks:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """A UserError of any rank in the block is one of all of them: rank 0 says it, and none waits for one that has gone."""
+        """Context manager: a UserError on one rank is raised on every rank, so rank 0 reports it and no rank waits."""
         mistake = None
         try:
             yield
@@ -125,10 +134,10 @@ class Ranks:
             raise UserError(first)
 
     def check_same(self, network: nn.Module) -> None:
-        """Every rank must hold the same parameters, to the bit.
+        """Checks that all ranks hold the same parameters, to the bit.
 
         Raises:
-            RuntimeError: they do not (two kinds of processors among the machines can do it).
+            RuntimeError: they do not. Different kinds of processors can be the reason.
         """
         code = 0
         for parameter in network.parameters():

@@ -1,4 +1,4 @@
-"""Where the bytes of a training go: this one's, and those of the same network under Adam with latent weights."""
+"""Counts the bytes of a training step, and those of the same network under Adam with latent weights."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,13 +16,13 @@ from bnn_exp.nn import binary_layers, named_bits
 
 @dataclass(frozen=True)
 class Bytes:
-    """What lies in memory at the end of a forward pass, and of a backward pass the gradients."""
+    """The bytes in memory at the end of a forward pass, and the greatest bytes of gradients at once in a step."""
 
-    weights: int  # all parameters, as they are kept
-    state: int  # what the optimizers remember of them from step to step
-    gradients: int  # of parameters, the most at once
-    saved: int  # for the backward pass, each piece of memory once
-    buffers: int  # of the network
+    weights: int  # all parameters, in the form in which they are stored
+    state: int  # the optimizers' states, kept from step to step
+    gradients: int  # gradients of parameters, the greatest sum at one moment
+    saved: int  # tensors saved for the backward pass; shared memory counts once
+    buffers: int  # the buffers of the network
 
     @property
     def together(self) -> int:
@@ -30,10 +30,10 @@ class Bytes:
 
 
 class Footprint:
-    """Counts the greatest step of a network so far.
+    """A counter of the bytes of a network's largest step so far.
 
     Args:
-        hooks: by which its forward pass saves tensors; None for torch's own way.
+        hooks: the hooks with which the forward pass saves tensors; None if torch saves them as they are.
     """
 
     def __init__(self, network: nn.Module, hooks: saved_tensors_hooks | None = None):
@@ -42,28 +42,31 @@ class Footprint:
         self.counted: _Counting | None = None
 
     def saving(self, rows: int) -> AbstractContextManager:
-        """For the forward pass of a step on `rows` rows to be in: they are counted where no step had as many."""
+        """Returns the context manager for the forward pass on `rows` samples. It counts if no earlier step had so many."""
         if rows <= self.rows:
             return self.hooks or nullcontext()
         self.rows, self.counted = rows, _Counting(self.network, self.hooks)
         return self.counted
 
     def note_gradients(self) -> None:
-        """Count the gradients that are there now."""
+        """Notes the bytes of the gradients that exist now, if no earlier sum was greater."""
         there = sum(p.grad.nbytes for p in self.network.parameters() if p.grad is not None)
         self.gradients = max(self.gradients, there)
 
     def bytes(self, *optimizers: Any) -> Bytes:
-        """Of the steps so far and of the optimizers as they are."""
+        """Returns the bytes of the largest step so far, with the present states of the optimizers."""
         weights, buffers = (sum(t.nbytes for t in ts) for ts in (self.network.parameters(), self.network.buffers()))
         state = sum(t.nbytes for optimizer in optimizers for t in _state(optimizer))
         return Bytes(weights, state, self.gradients, sum(self.counted.kept.values()) if self.counted else 0, buffers)
 
     def under_adam(self, dense: bool) -> Bytes:
-        """Of the same steps of the same network in fp32 with latent weights, all of its parameters trained by Adam.
+        """Returns the bytes of the same step in fp32 with latent weights, if Adam trained all parameters.
 
-        Without such a network being made: what a `dense` forward pass saves is what it saves of latents too, whose values are
-        tensors of their own; of a pass by other kernels it is `saved_by_mlp`.
+        That network is not built. A `dense` forward pass saves the same tensors for latent weights, whose values are separate
+        tensors. For a pass by other kernels, `saved_by_mlp` gives the number.
+
+        Args:
+            dense: True if the engine is `dense`.
         """
         bits = {name: len(b.flatten()) for name, b in named_bits(self.network)}
         weights = 4 * (sum(bits.values()) + sum(p.numel() for n, p in self.network.named_parameters() if n not in bits))
@@ -75,11 +78,15 @@ class Footprint:
 
 
 def saved_by_mlp(network: nn.Module, rows: int) -> int:
-    """What dense torch saves for the backward pass of a step of `bnn_exp.models.mlp.MLP` in fp32, in bytes.
+    """Returns the bytes that dense torch saves for the backward pass of `bnn_exp.models.mlp.MLP` in fp32.
 
-    A layer of i inputs and o outputs saves its inputs, 4·rows·i (pixels: rows·i), and, where these have a gradient, the
-    values of its weights, 4·i·o; its BatchNorm its inputs, 4·rows·o, and what it normalised by, 8·o; an activation with a
-    window which numbers lay in it, rows·o; cross-entropy the log-probabilities, 4·rows·o, the labels, 8·rows, and a float.
+    For `rows` samples and a layer of i inputs and o outputs, torch saves:
+
+    - the inputs of the layer, 4·rows·i (pixels: rows·i);
+    - the values of its weights, 4·i·o, if its inputs have a gradient;
+    - the inputs of its BatchNorm, 4·rows·o, and the mean and deviation used there, 8·o;
+    - for an activation with a window, which numbers are inside the window: rows·o;
+    - for cross-entropy, the log-probabilities, 4·rows·o, the labels, 8·rows, and a float.
     """
     saved, sizes = 0, [layer.in_features for layer in network.layers] + [network.layers[-1].out_features]
     for i, o in pairwise(sizes):
@@ -89,10 +96,10 @@ def saved_by_mlp(network: nn.Module, rows: int) -> int:
 
 
 class _Counting(saved_tensors_hooks):
-    """A context that counts the memory of what is saved in it: as it is `kept`, and `plain`, as it was before it was packed."""
+    """Context manager: counts the memory of the tensors that autograd saves, before (`plain`) and after (`kept`) the hooks."""
 
     def __init__(self, network: nn.Module, hooks: saved_tensors_hooks | None):
-        self.kept: dict[StorageWeakRef, int] = {}  # bytes; a reference keeps its address from being another's
+        self.kept: dict[StorageWeakRef, int] = {}  # bytes; the reference keeps the address from being used again
         self.plain: dict[StorageWeakRef, int] = {}
         self.pack = hooks.pack_hook if hooks else lambda t: t
         binary = {id(p) for _, layer in binary_layers(network) for p in layer.parameters(recurse=False)}

@@ -1,7 +1,7 @@
 """Training steps. A step is an object that is called with indices of samples: `step(rows)` → (loss, right answers).
 
-`dense` is the step in plain torch: read it first. `packed` and `low_memory` replace a part of it; `recorded` and `ranks` wrap
-another step. `build` alone chooses between them: the trainer does not know which it has.
+`dense` is the step in plain torch: read it first. `packed` and `low_memory` replace a part of `dense`; `recorded` and `ranks`
+wrap another step. Only `build` chooses between them: the trainer calls every kind in the same way.
 """
 
 from functools import partial

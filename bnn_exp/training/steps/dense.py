@@ -1,4 +1,4 @@
-"""The training step in plain torch. Every other step is this one with a part replaced, or wraps it."""
+"""The training step in plain torch. Every other step replaces a part of this step, or wraps a step."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 class Dense:
     """One training step: `step(rows)` → mean loss and number of right answers before the step.
 
-    `before` and `after` are what Python does for a step: counters and schedules. The call itself is arithmetic on the device
-    alone, so a CUDA graph can record it.
+    `before` and `after` do the work of Python: counters and schedules. The call itself is arithmetic on the device alone, so a
+    CUDA graph can record it.
 
     Args:
-        network: the network that is trained; it answers for evaluation too.
+        network: the network that is trained and evaluated.
+        batches: returns images and labels of the samples of a batch.
         loss: a function of logits [batch, classes] and labels [batch].
         rule: the optimizer of the binary weights.
         real: the optimizers of all other parameters.
         bf16: compute products in bfloat16 under autocast.
+        compiled: compile the forward pass with torch.compile.
+        diagnostics: observes every step; None for no observation.
     """
 
     def __init__(
@@ -49,14 +52,18 @@ class Dense:
         self.diagnostics, self.footprint = diagnostics, Footprint(network)
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Trains on the samples `rows`: int64 indices, on the device. The results are scalars there."""
+        """Trains on the samples `rows`, int64 indices on the device.
+
+        Returns:
+            The mean loss and the number of right answers before the step, scalars on the device.
+        """
         x, labels = self.batches(rows)
         loss, correct = self.passes(x, labels)
         self.update()
         return loss, correct
 
     def passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the forward and the backward pass; returns what the call returns."""
+        """Runs the forward and the backward pass. Returns the mean loss and the number of right answers, as the step does."""
         with self.footprint.saving(len(x)), self.autocast:
             logits = self.forward(x)
             loss = self.loss(logits, labels)
@@ -79,15 +86,15 @@ class Dense:
         self.rule.announce()
 
     def after(self) -> None:
-        """Counts the step, and moves the schedules on."""
+        """Counts the step, and advances the schedules."""
         self.rule.count()
         for optimizer in self.real:
             optimizer.count()
 
     def begin_epoch(self, stop: Callable[[], bool]) -> Callable[[], bool]:
-        """Returns the function that says before each step of an epoch whether to stop: here `stop` itself."""
+        """Returns a function to call before each step of an epoch: True ends the epoch. Here it is `stop` itself."""
         return stop
 
     def end_epoch(self) -> dict[str, int]:
-        """Returns what the step adds to the metrics of an epoch."""
+        """Returns the numbers that the step adds to the metrics of an epoch."""
         return {}

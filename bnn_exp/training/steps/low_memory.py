@@ -1,11 +1,11 @@
 """The dense step in less memory (`engine.memory=lean`): it keeps the same numbers in fewer bytes.
 
-Gradients: a rule flips the bits of a tensor as soon as the backward pass has its gradient, which is then freed.
+Gradients: as soon as the backward pass has the gradient of a tensor of bits, the rule flips the bits and the gradient is freed.
 
-Saved activations: the content of a tensor decides how it is kept, so this serves every model, torch's own operators and layers
-of your own. A tensor of two values (bits, binary activations, windows) is kept as bits. One of small whole numbers or quarters
-(sums of values of bits, places of a maximum) is kept as int16. Any other tensor stays as it is. On a GPU each look at a tensor
-waits for the GPU. Flips and losses are those of `fast`, to the bit.
+Saved activations: the content of a tensor decides how it is stored, so every model can use this step, also with layers of your
+own. A tensor of two values (bits, binary activations, windows) is stored as bits. A tensor of small whole numbers or quarters
+(sums of bits, positions of a maximum) is stored as int16. Any other tensor stays as it is. On a GPU each check of a tensor
+waits for the GPU. Flips and losses equal those of `engine.memory=fast`, to the bit.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from bnn_exp.training.memory.footprint import Footprint
 from bnn_exp.training.steps.dense import Dense
 
 _SMALLEST = 1024  # tensors of fewer elements stay as they are
-_HEAD = 64  # the first elements, which are looked at first: most real numbers show there
+_HEAD = 64  # elements to check first: they exclude most tensors of real numbers
 _INT16 = torch.iinfo(torch.int16)
 
 
 class LowMemory(Dense):
-    """The dense step, with saved activations kept compact and each gradient of bits freed as soon as it is used."""
+    """The dense step with compact saved activations, and with each gradient of bits freed as soon as the rule has used it."""
 
     rule: Rule
 
@@ -39,14 +39,14 @@ class LowMemory(Dense):
                 p.register_post_accumulate_grad_hook(self._use)
 
     def _use(self, p: Tensor) -> None:
-        """Flips bits of a tensor by its gradient, and frees the gradient."""
+        """Flips bits of the tensor `p` by its gradient, and frees the gradient."""
         self.footprint.note_gradients()
         gradient, p.grad = p.grad, None
         self.rule.flip(p, gradient)
 
 
 class Saving(saved_tensors_hooks):
-    """A context: what autograd saves in it is kept compact, but for parameters and buffers of `network`, which live anyway."""
+    """Context manager: compresses the tensors that autograd saves, except parameters and buffers of `network`."""
 
     def __init__(self, network: nn.Module):
         held = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
@@ -55,12 +55,12 @@ class Saving(saved_tensors_hooks):
 
 @dataclass(frozen=True)
 class Bits:
-    """A tensor of two values: a bit an element, in the order of memory; 1 stands for `high`."""
+    """A tensor of two values, stored as one bit per element in the order of memory; 1 stands for `high`."""
 
     data: Tensor  # uint8, a vector
     low: Tensor
     high: Tensor
-    like: Tensor  # the tensor's shape, strides and dtype, on the meta device
+    like: Tensor  # a tensor on the meta device, with the shape, strides and dtype of the original
 
     def restored(self) -> Tensor:
         count = self.like.numel()
@@ -74,9 +74,9 @@ class Bits:
 
 @dataclass(frozen=True)
 class Whole:
-    """A tensor of whole numbers of 1/`unit`."""
+    """A tensor whose elements are whole multiples of 1/`unit`, stored in int16."""
 
-    data: Tensor  # int16, those numbers
+    data: Tensor  # int16: the elements times `unit`
     unit: int
     dtype: torch.dtype
 
@@ -86,7 +86,7 @@ class Whole:
 
 
 def compact(t: Tensor) -> Tensor | Bits | Whole:
-    """`t` (any), in fewer bytes where those hold the same numbers; −0 counts as 0."""
+    """Returns the numbers of a tensor in fewer bytes if that is possible without loss, else the tensor. −0 becomes 0."""
     flat = _in_order_of_memory(t.detach())
     if flat is None or t.numel() < _SMALLEST or t.dtype == torch.uint8 or t.is_complex():
         return t
@@ -103,12 +103,12 @@ def compact(t: Tensor) -> Tensor | Bits | Whole:
 
 
 def restored(kept: Tensor | Bits | Whole) -> Tensor:
-    """The tensor of which `compact` made `kept`."""
+    """Returns the tensor that `compact` has turned into `kept`."""
     return kept if isinstance(kept, Tensor) else kept.restored()
 
 
 def _in_order_of_memory(t: Tensor) -> Tensor | None:
-    """The elements of `t` as a vector over its memory, or None where it has gaps or overlaps there."""
+    """Returns the elements of `t` as a vector in the order of memory; None if they have gaps or overlaps in memory."""
     places = sorted(range(t.dim()), key=t.stride, reverse=True)
     ordered = t.permute(places)
     return ordered.view(-1) if ordered.is_contiguous() else None

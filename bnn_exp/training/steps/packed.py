@@ -1,8 +1,8 @@
 """The training step on packed bits: an MLP whose weights take one bit each, forward and backward.
 
-Each layer that trains passes its weight gradient to the rule in the backward pass, as two factors, and the rule flips packed
-bits at once. No weight gradient is kept. On a CPU the numbers are those of `dense`, but for the order in which a sum adds its
-terms: a flip can differ only where rounding decides.
+In the backward pass each trained layer passes its weight gradient to the rule as two factors, and the rule flips packed bits at
+once. No weight gradient is kept. On a CPU the numbers are those of `dense`, except that sums add their terms in another
+order: a flip can differ only where rounding decides.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 
 class Packed(Dense):
-    """The step of a binary MLP by kernels on packed bits.
+    """The step of a binary MLP, computed by kernels on packed bits.
 
     Args:
-        settings: `freeze` first layers are not trained; `engine.gradient_bits` rounds gradients on a CPU.
+        settings: the step uses `freeze` (the number of first layers that are not trained), `engine.gradient_bits` (the bits to
+            which a CPU rounds gradients) and `seed`.
+        parts, options: the arguments of `Dense`.
     """
 
     network: MLP
@@ -42,7 +44,7 @@ class Packed(Dense):
         super().__init__(*parts, **options)
 
         def key(layer: int, gradient: int) -> int:
-            """Returns the key by which the coming step rounds a gradient of a layer."""
+            """Returns the key of the random rounding of a gradient of a layer in the coming step: 0, inputs; 1, weights."""
             step = self.rule.param_groups[0]["step"]
             return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
@@ -51,16 +53,17 @@ class Packed(Dense):
 
 
 class PackedMLP:
-    """Computes what an MLP computes, on packed weights.
+    """A function that computes an MLP on packed weights.
 
-    Saved for the backward pass are the bits of every layer's inputs, and its sums in int16 (the first layer's in four bytes).
+    For the backward pass it saves the bits of each layer's inputs, and each layer's sums in int16 (the first layer's in four
+    bytes).
 
     Args:
         network: an MLP of packed bits, encoded `boolean` or `bipolar`, on the device of `arithmetic`.
         arithmetic: the operations on bits.
         take: receives the packed weights of a layer and their gradient, from the last layer to the first; it may change the
             weights.
-        frozen: the number of first layers that are not trained, nor their norms.
+        frozen: the number of first layers that are not trained, and whose norms are not.
     """
 
     def __init__(self, network: MLP, arithmetic: "OnCPU | OnGPU", take: Callable[[Tensor, Factors], None], frozen: int = 0):
@@ -72,7 +75,7 @@ class PackedMLP:
         """Maps pixels, uint8 [batch, …], to logits [batch, num_classes]."""
         network, x = self.network, pixels.flatten(1)
         if torch.is_grad_enabled() and network.training:
-            # BatchNorms may have no parameters, and bits have no gradients
+            # an input with a gradient is needed: bits have none, and BatchNorms may have no parameters
             anchor = torch.zeros((), device=x.device, requires_grad=True)
             logits = _Pass.apply(x, self, anchor, *(p for norm in network.norms for p in (norm.weight, norm.bias)))
         else:
@@ -108,9 +111,10 @@ class PackedMLP:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's input, sums and BatchNorm for one batch, in the types of the arithmetic.
+    """The input, the sums and the normalisation of a layer for one batch, in the types of the arithmetic.
 
-    `x` holds pixels, or the bits of the inputs packed along the rows; in the backward pass it holds them as they were kept.
+    In the forward pass, `x` holds pixels, or packed input bits, uint8 [batch, width / 8]. In the backward pass `x` holds what
+    `kept` of the arithmetic has made of the bits.
     """
 
     x: Tensor

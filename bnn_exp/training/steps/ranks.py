@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Exchanged:
-    """A step on this rank's share of a batch; after it every rank holds the network that one device would hold.
+    """A step on this rank's share of a batch. After the step every rank holds the network that a single device would hold.
 
-    Loss, right answers and the wish to stop travel with the gradients. So every rank knows the numbers of the whole batch, and
-    all ranks stop after the same batch.
+    The ranks send loss, right answers and the wish to stop together with the gradients. So every rank knows the numbers of the
+    whole batch, and all ranks stop after the same batch.
 
     Args:
         build: makes the step of this rank from a loss function.
@@ -31,8 +31,8 @@ class Exchanged:
         self.ranks, self.send, self.loss = ranks, SEND[settings.engine.all_reduce], loss
         self.step = build(self._loss_of_share)
         network, rule = self.step.network, self.step.rule
-        self.size, self.bytes_reduced = 0, 0  # of the whole batch; of what a rank sends in a step
-        self.wants_to_stop: Callable[[], bool] = lambda: False  # of this rank; `stopping` is that of all ranks
+        self.size, self.bytes_reduced = 0, 0  # samples of the whole batch; bytes that this rank sends in a step
+        self.wants_to_stop: Callable[[], bool] = lambda: False  # asks this rank; `stopping` holds the decision of all ranks
         self.stopping = False
         self.bits = [p for p in rule.tensors() if p.requires_grad]
         binary = {id(p) for p in self.bits}
@@ -63,7 +63,7 @@ class Exchanged:
         return scalars[0].clone(), scalars[1].long()
 
     def begin_epoch(self, stop: Callable[[], bool]) -> Callable[[], bool]:
-        """Returns the function that says before each step whether to stop: True if any rank's `stop` was."""
+        """Returns a function to call before each step: it returns True if `stop` has returned True on any rank."""
         self.wants_to_stop = stop
         self.stopping = self.ranks.any(stop())
         return lambda: self.stopping

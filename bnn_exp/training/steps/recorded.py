@@ -1,7 +1,7 @@
 """CUDA graphs: a step is recorded once for each batch size, and then replayed by one call.
 
-The step of a small network is some two hundred kernels, and Python takes longer to launch them than a GPU takes to run them. In
-every step the shapes and addresses of tensors are the same, so a graph can hold all of it.
+The step of a small network launches about two hundred kernels. Python takes longer to launch them than a GPU takes to run them.
+Shapes and addresses of tensors are the same in every step, so one graph can hold the whole step.
 """
 
 import logging
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 class Recorded:
     """A step that replays another step: batch, passes, rule and optimizers.
 
-    Python does `before` and `after` for each replay. They write the number of the step, the strengths and the learning rates
-    into tensors that the graph reads.
+    `before` and `after` run in Python around each replay. They write the number of the step, the strengths and the learning
+    rates into tensors that the graph reads.
 
     Args:
         step: the step to record, on a GPU.
-        required: raise an error if the recording fails; else log a warning, and run the step without a graph.
+        required: raise an exception if the recording fails; else log a warning, and run the step without a graph.
     """
 
     def __init__(self, step: Dense, required: bool = False):
@@ -38,15 +38,15 @@ class Recorded:
 
 
 class Graphs:
-    """Runs `work` by CUDA graphs, one for each combination of argument shapes.
+    """A function that runs `work` by CUDA graphs, one graph for each combination of argument shapes.
 
-    The first call with a shape runs as usual: libraries and optimizers allocate there what they need. The second call records;
-    every later one replays. A replay overwrites its results, so the caller uses them before the next call.
+    The first call with a shape runs without a graph: libraries and optimizers allocate their memory. The second call records a
+    graph, and every later call replays it. A replay overwrites its results, so the caller uses them before the next call.
 
     Args:
-        work: maps tensors on a GPU to tensors there, in any structure. It must not wait for the GPU. It may depend on its
-            arguments and on tensors that keep their addresses, such as parameters, and on nothing else.
-        required: raise an error if a recording fails; else log a warning once, and run all calls as usual.
+        work: maps tensors on a GPU to tensors on it, in any structure. It must not wait for the GPU. It may depend only on its
+            arguments and on tensors that keep their addresses, such as parameters.
+        required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
 
     Raises:
         RuntimeError: a required recording fails.
@@ -79,7 +79,7 @@ class Graphs:
         return results
 
     def _run(self, arguments: tuple[Tensor, ...]) -> Any:
-        """Runs the work on the stream that records later: torch requires such a first run."""
+        """Runs the work without a graph, on the stream that records later: torch requires such a run before a recording."""
         here = torch.cuda.current_stream()
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(here)
