@@ -1,6 +1,7 @@
 """The registry of the rules that train binary weights: the name, the settings with their ranges, and the class of each rule.
 
-No other module lists the rules. `register` adds your own rule (docs/add_a_rule.md). Imports no torch.
+No other module lists the rules. A class here has the name of a class of `bnn_exp.optim`, and holds the settings of that rule.
+`register` adds your own rule (docs/add_a_rule.md). Imports no torch.
 """
 
 import sys
