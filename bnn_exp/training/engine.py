@@ -51,7 +51,7 @@ def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module]
     """Returns the reason why the packed engine cannot train a network, in words; "" if it can, or without a network."""
     if network is None or settings.model.name != "mlp":  # for another model the settings are the reason
         return ""
-    from bnn_exp.nn.exact import difference
+    from bnn_exp.nn.known_classes import difference
 
     return difference(network, "MLP")
 
