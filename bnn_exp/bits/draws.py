@@ -1,6 +1,7 @@
-"""All randomness of a run. Numbers depend on (seed, purpose, step) alone, never on a stream that other code may advance.
+"""Random numbers of a run that depend on (seed, purpose, step, …) alone, never on a stream that other code may advance.
 
-A resumed run, another engine and every rank therefore draw the same numbers at the same step.
+A resumed run, another engine and every rank therefore draw the same numbers at the same step. `bnn_exp.bits.philox` draws the
+numbers of weights on a GPU. Only the first weights of a network come from elsewhere: from `torch.manual_seed`.
 """
 
 import math

@@ -29,7 +29,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
         self._definitions: dict[str, tuple[str, ...]] = {}
 
     def add(self, name: str, entry: Entry, *definition: Any) -> None:
-        """Adds an entry. A second entry with an equal `definition` replaces the first.
+        """Adds an entry. A second entry with an equal `definition` replaces the first: a plugin may be loaded again.
 
         Args:
             definition: the classes or functions that define the entry, or their names as "module:name".

@@ -13,7 +13,7 @@ from bnn_exp.deploy.layers import refuse_floats, with_packed_layers
 from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.exact import altered, difference, home, is_exactly
+from bnn_exp.nn.known_classes import altered, difference, home, is_exactly
 from bnn_exp.records import probe_logits
 from bnn_exp.records.model import check_probe, load_model, read_model
 

@@ -15,7 +15,7 @@ from bnn_exp.deploy.fold import thresholds
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
 
 _NEVER = torch.iinfo(torch.int32).max  # a threshold that no sum reaches

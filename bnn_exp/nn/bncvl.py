@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.nn.binary import quantize
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.layers import BinaryLayer
 
 NORMALIZATIONS = ("sample", "batch", "channel")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bnn_exp.nn.binary import ENCODINGS, encode, quantize, quantized_values
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.packing import pack, unpack
 from bnn_exp.nn.product import binary_product, pixel_product
 

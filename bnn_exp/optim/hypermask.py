@@ -14,7 +14,8 @@ from bnn_exp.optim.rule import Rule
 class HyperMask(Rule):
     """Trains binary weights without any state per weight.
 
-    The only state is the variance σ² of each tensor, for `ewm` and `wpm`.
+    The only state is the variance σ² of each tensor, for `ewm` and `wpm`. The default values here are not those of
+    `optimizer=hypermask`: `conf/optimizer/hypermask.yaml` sets `scale` and `schedule` by mask.
 
     Args:
         delta: the fraction δ of a tensor that `random` and `top` select in a step, in [0, 1]; scheduled.

@@ -1,7 +1,8 @@
-"""The masks of HyperMask: which bits a step may set to 1[−g ≥ 0] (Shibuya et al., BinSFO, section 3).
+"""The masks of HyperMask (Shibuya et al., BinSFO, section 3). A mask selects weights; a step sets their bits to 1[−g ≥ 0].
 
-Each mask is an object that returns the flips of a step. `random` selects first and compares then, so its work is proportional
-to what it selects; the others select among the weights whose bit the gradient wants flipped.
+Each mask is an object that returns the flips of a step: the selected weights whose bit changes. `random` selects weights before
+it reads their gradients, so its work is proportional to their number. The other masks select only weights whose bit the
+gradient wants flipped.
 """
 
 import math
@@ -21,12 +22,12 @@ FIRST_SIGMA = 0.01  # σ₀, with which the temperatures begin
 
 
 class Mask:
-    """A mask m of HyperMask. `strength` names the hyperparameter that says how many weights it selects."""
+    """A kind of mask of HyperMask. `strength` names the hyperparameter that says how many weights the mask selects."""
 
     strength = "delta"
 
     def reads_entries(self, h: SimpleNamespace) -> bool:
-        """Returns True if the mask is drawn before the gradient is read, of which it reads the selected entries alone."""
+        """Returns True if the mask is drawn first, and only the selected entries of the gradient are read."""
         return False
 
     def flips(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
@@ -39,7 +40,7 @@ class Mask:
 
 
 class Random(Mask):
-    """m ~ Bernoulli(δ), independent of the gradient (BinSFO, Implementation 5)."""
+    """The mask `random`: m ~ Bernoulli(δ), independent of the gradient (BinSFO, Implementation 5)."""
 
     def reads_entries(self, h):
         return h.delta <= DENSEST
@@ -56,9 +57,10 @@ class Random(Mask):
 
 
 class Top(Mask):
-    """Of the weights that the gradient wants flipped, the δ·N with the largest |g|; N is the size of the tensor.
+    """The mask `top`: of the weights that the gradient wants flipped, the δ·N with the largest |g|. N is the tensor's size.
 
-    `scale` chooses the units in which |g| is compared, see `scaled`. On a GPU δ is a float32, so δ·N may differ by one.
+    `scale` chooses the units in which |g| is compared, see `bnn_exp.optim.gradients.scaled`. On a GPU δ is a float32, so δ·N
+    may differ by one.
     """
 
     def flips(self, g, w, h, state, draw):
@@ -73,7 +75,7 @@ class Top(Mask):
 
 
 class ErrorFunction(Mask):
-    """Of the weights that the gradient wants flipped, each with probability erf(τ|g|): the error-function weighted mask."""
+    """The mask `ewm` (error-function weighted): each weight that the gradient wants flipped, with probability erf(τ|g|)."""
 
     strength = "lr"
 
@@ -83,7 +85,7 @@ class ErrorFunction(Mask):
 
 
 class Probable(Mask):
-    """Of the weights that the gradient wants flipped, those for which erf(τ|g|) ≥ ½: the weighted probability mask."""
+    """The mask `wpm` (weighted probability): each weight that the gradient wants flipped, if erf(τ|g|) ≥ ½."""
 
     strength = "lr"
 

@@ -68,7 +68,7 @@ class Rule(Trained, torch.optim.Optimizer):
         # Number of a tensor: its version and address when its bits were last checked.
         self._checked_at: dict[int, tuple[int, int]] = {}
         self._places: dict[int, tuple[int, int]] = {}  # id of a tensor: its number and the number of its group
-        # On a GPU, int64 [groups, 1 + scheduled]: the step of each group, and its strengths, each the bits of a float32.
+        # On a GPU, int64 [groups, 1 + scheduled]: the step, then the strengths, each a float32 in the first 4 of the 8 bytes
         self._announced: Tensor | None = None
 
     @classmethod
@@ -126,7 +126,10 @@ class Rule(Trained, torch.optim.Optimizer):
 
     @staticmethod
     def reads_entries(h: SimpleNamespace) -> bool:
-        """Returns True if `update` reads only entries that it draws beforehand: it then takes Factors and PackedBits."""
+        """Returns True if `update` draws positions first, and reads gradient and bits at these positions alone.
+
+        On a CPU the packed engine then calls `update` with Factors and PackedBits, which compute only these entries.
+        """
         return False
 
     def update(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:

@@ -13,8 +13,8 @@ from bnn_exp.config.migrate import migrated
 from bnn_exp.records import metrics, summary
 
 NOT_OF_A_RUN = ("sweep", "sweeper", "launcher", "report", "task", "from", "which", "min_accuracy")
-MODELS = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # epoch of a network: its file in a run directory
-EPOCHS = {file: which for which, file in MODELS.items()} | {"checkpoints/last.pt": "last"}
+MODEL_FILES = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # epoch of a network: its file in a run
+EPOCHS = {file: which for which, file in MODEL_FILES.items()} | {"checkpoints/last.pt": "last"}
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module]
     # Without a network nothing can be compared. PACKED itself refuses every model but mlp.
     if network is None or settings.model.name != "mlp":
         return ""
-    from bnn_exp.nn.exact import difference
+    from bnn_exp.nn.known_classes import difference
 
     return difference(network, "MLP")
 

@@ -15,7 +15,7 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.data.old_keys import are_same
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
-from bnn_exp.nn.exact import home
+from bnn_exp.nn.known_classes import home
 from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.training import engine, finetune
 from bnn_exp.training.memory.allocator import keep_freed_memory, return_freed_memory

@@ -14,7 +14,7 @@ from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset, Split, pieces
 from bnn_exp.errors import Diverged
 from bnn_exp.nn import named_bits, verify_binary
-from bnn_exp.nn.exact import home
+from bnn_exp.nn.known_classes import home
 from bnn_exp.records.terminal import progress
 from bnn_exp.training import finetune, steps
 from bnn_exp.training.batches import Batches
