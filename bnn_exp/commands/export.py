@@ -26,10 +26,11 @@ class Format(NamedTuple):
     """A file format that a network of a plugin supports by a method of the format's name."""
 
     write: Callable[..., dict[str, Any]]
-    arguments: str  # the arguments of the method, for the message
+    arguments: str  # the arguments of this method, as a message names them
 
 
-FORMATS = {"onnx": Format(export_onnx, "graph, pixels"), "c": Format(export_c, "shape, classes")}  # `torch` needs no method
+# The format `torch` is not here: it holds every packed network, without a method of the class.
+FORMATS = {"onnx": Format(export_onnx, "graph, pixels"), "c": Format(export_c, "shape, classes")}
 
 
 def export(task: Task) -> str:
