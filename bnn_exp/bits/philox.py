@@ -2,7 +2,7 @@
 
 A random number depends on a key, the number of the training step and its own place in the tensor alone. The step number is a
 tensor on the GPU, which a kernel reads without Python. A training step recorded as a CUDA graph therefore draws new random
-numbers at each replay.
+numbers at each replay. `flip_at_random` draws the numbers and flips packed bits in the same kernel.
 """
 
 from functools import cache

@@ -1,8 +1,8 @@
-"""The masks of HyperMask: which bits a step may set to 1[−g ≥ 0] (Shibuya et al., BinSFO, section 3).
+"""The masks of HyperMask (Shibuya et al., BinSFO, section 3). A mask selects weights; a step sets their bits to 1[−g ≥ 0].
 
-Each mask is an object that returns the flips of a step. `random` selects weights first and then reads the gradient of these
-weights alone, so its work is proportional to their number. The other masks select among the weights whose bit the gradient
-wants flipped.
+Each mask is an object that returns the flips of a step: the selected weights whose bit changes. `random` selects weights before
+it reads their gradients, so its work is proportional to their number. The other masks select only weights whose bit the
+gradient wants flipped.
 """
 
 import math
@@ -17,12 +17,12 @@ from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox, flip_at_random, uniform
 from bnn_exp.optim.gradients import scaled, signs
 
-DENSEST = 0.25  # up to this δ, computing the selected entries alone is faster than computing all (1024² weights, batch 1024)
-FIRST_SIGMA = 0.01  # σ₀ of the temperatures
+DENSEST = 0.25  # up to this δ, computing the selected entries of a gradient is faster than all (1024² weights, batch 1024)
+FIRST_SIGMA = 0.01  # σ₀, with which the temperatures begin
 
 
 class Mask:
-    """A mask m of HyperMask. `strength` names the hyperparameter that determines how many weights the mask selects."""
+    """A kind of mask of HyperMask. `strength` names the hyperparameter that says how many weights the mask selects."""
 
     strength = "delta"
 
@@ -40,13 +40,13 @@ class Mask:
 
 
 class Random(Mask):
-    """Selects each weight with probability δ, independent of the gradient (BinSFO, Implementation 5)."""
+    """The mask `random`: m ~ Bernoulli(δ), independent of the gradient (BinSFO, Implementation 5)."""
 
     def reads_entries(self, h):
         return h.delta <= DENSEST
 
     def flips(self, g, w, h, state, draw):
-        if isinstance(draw, Philox):  # to know the selected positions, Python would have to wait for the GPU
+        if isinstance(draw, Philox):  # on a GPU, a mask of bools: positions would make Python wait
             return (uniform(w, draw) < h.delta) & ((g <= 0) != w.bool())
         m = bernoulli_positions(w.numel(), h.delta, draw)
         g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)
@@ -57,9 +57,10 @@ class Random(Mask):
 
 
 class Top(Mask):
-    """Selects the δ·N weights with the largest |g| among those that the gradient wants flipped; N is the size of the tensor.
+    """The mask `top`: of the weights that the gradient wants flipped, the δ·N with the largest |g|. N is the tensor's size.
 
-    `scale` chooses the units in which |g| is compared, see `scaled`. On a GPU δ is a float32, so δ·N may differ by one.
+    `scale` chooses the units in which |g| is compared, see `bnn_exp.optim.gradients.scaled`. On a GPU δ is a float32, so δ·N
+    may differ by one.
     """
 
     def flips(self, g, w, h, state, draw):
@@ -74,7 +75,7 @@ class Top(Mask):
 
 
 class ErrorFunction(Mask):
-    """Selects each weight that the gradient wants flipped with probability erf(τ|g|): the error-function weighted mask."""
+    """The mask `ewm` (error-function weighted): each weight that the gradient wants flipped, with probability erf(τ|g|)."""
 
     strength = "lr"
 
@@ -84,7 +85,7 @@ class ErrorFunction(Mask):
 
 
 class Probable(Mask):
-    """Selects the weights that the gradient wants flipped and for which erf(τ|g|) ≥ ½: the weighted probability mask."""
+    """The mask `wpm` (weighted probability): each weight that the gradient wants flipped, if erf(τ|g|) ≥ ½."""
 
     strength = "lr"
 

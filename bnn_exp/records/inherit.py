@@ -138,7 +138,7 @@ def _tuned(name: str, place: Path) -> dict[str, Any]:
     """Returns the model and the rule of a run. The rule has the strength that suits fine-tuning."""
     found = saved.settings(name, place)
     groups = {group: asdict(getattr(found, group)) for group in TUNED}
-    if not found.init_from:  # a run that was fine-tuned has this strength already
+    if not found.init_from:  # the settings of a fine-tuned run hold the gentler strength already
         groups["optimizer"] = asdict(rules.gentler(found.optimizer))
     return groups
 
