@@ -1,4 +1,4 @@
-"""Packed bits: how they lie in memory, and the operations that compute on them without unpacking."""
+"""Packed bits: how they lie in memory, and the operations that compute on packed bits without unpacking."""
 
 from bnn_exp.bits.operators import bit_steps, bit_sums, pixel_steps, pixel_sums, real_product
 from bnn_exp.bits.packing import bits_sha256, deployed_state, load_state, pack, packed_state, unpack

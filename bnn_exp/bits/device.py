@@ -1,4 +1,4 @@
-"""Tells tensors of the CPU from those of a GPU.
+"""Distinguishes tensors in the CPU's memory from tensors on a GPU.
 
 Work on a GPU is asynchronous: Python only queues it and goes on. Code that reads a number from the GPU, or a
 size that depends on such a number, waits for all queued work. A training step on a GPU therefore reads no number.

@@ -160,7 +160,7 @@ def percent(right: Tensor) -> float:
 
 
 def _mistakes(arrays: Arrays, logits: Tensor) -> list[dict[str, Any]]:
-    """Returns the wrong answers, at most LISTED, those with the highest probability first."""
+    """Returns the wrong answers, at most LISTED, in the order of falling probability."""
     probabilities, answers = (found.numpy() for found in logits.softmax(1).max(1))
     wrong = (answers != arrays.test_labels).nonzero()[0]
     names = arrays.test_names

@@ -153,7 +153,7 @@ def _affine(graph: Graph, h: str, norm: nn.Module, shape: tuple[int, ...]) -> st
 
 
 def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
-    """Adds the nodes of an MLP with float weights and folded norms. Benchmarks compare the packed graph with it."""
+    """Adds the nodes of an MLP with float weights and folded norms. Benchmarks compare the packed graph with this graph."""
     h = graph("Div", graph.cast(graph("Flatten", pixels, axis=1), TensorProto.FLOAT), graph.floats(255.0))
     zero, one = (graph.floats(value) for value in two_values(network.encoding))
     for i, (layer, norm) in enumerate(zip(network.layers, network.norms, strict=True), 1):

@@ -176,7 +176,7 @@ def find(given: Sequence[str]) -> Found:
 
 
 def _add_images(paths: Sequence[str], found: Found) -> None:
-    """Adds the images among `paths`, and in folders among them, to `found`."""
+    """Adds to `found` every image in `paths`, and every image inside the folders in `paths`."""
     for path in map(Path, paths):
         for file in [path] if path.is_file() else walk(path, f"input={path}"):
             if not file.name.startswith(".") and is_image(file):

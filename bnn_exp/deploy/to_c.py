@@ -27,7 +27,7 @@ def export_c(
     Args:
         network: a DeployedMLP, or an MLP that `pack_network` can pack.
         directory: created if it is missing.
-        images: uint8 [n, channels, height, width], n ≥ 1. The predictions of the program for them are compared with those of
+        images: uint8 [n, channels, height, width], n ≥ 1. The program must predict the same classes for these images as
             the network. None: random pixels, for square images.
         classes: the names of the classes. None: "0", "1", …
 

@@ -20,8 +20,8 @@ def export_onnx(
     Args:
         network: a packed network, or one that `pack_network` can pack.
         directory: created if it is missing.
-        images: uint8 [n, channels, height, width], n ≥ 1. The predictions of onnxruntime for them are compared with those of
-            the network. None: random pixels; this needs an MLP for square images.
+        images: uint8 [n, channels, height, width], n ≥ 1. onnxruntime must predict the same classes for these images
+            as the network. None: random pixels; this needs an MLP for square images.
         classes: the names of the classes. None: "0", "1", …
 
     Returns:

@@ -16,12 +16,13 @@ from bnn_exp.records.files import replacing
 def export_torch(network: nn.Module, directory: str | Path = ".", images: Tensor | None = None) -> dict:
     """Writes `network.pt2`: uint8 pixels [batch, channels, height, width] → logits, for any batch size.
 
-    The program has only plain torch operators, so it needs no bnn_exp. It is slower than `load_packed`, which has kernels.
+    The program has only plain torch operators, so it runs without bnn_exp. It is slower than the network of `load_packed`,
+    which uses kernels.
 
     Args:
         network: a packed network, or one that `pack_network` can pack.
         directory: created if it is missing.
-        images: uint8 [n, channels, height, width], n ≥ 1. The predictions of the program for them are compared with those of
+        images: uint8 [n, channels, height, width], n ≥ 1. The program must predict the same classes for these images as
             the network. None: random pixels; this needs an MLP for square images.
 
     Returns:

@@ -38,7 +38,7 @@ for _plain in (nn.ModuleList, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Identi
 
 
 def is_exactly(kind: type, *names: str) -> bool:
-    """Returns True if `kind` is the class that `exact` recorded under one of `names`, not a subclass of it."""
+    """Returns True if `kind` is a class that `exact` recorded under one of `names`, and no subclass."""
     return kind in [_known[name].kind for name in names]
 
 

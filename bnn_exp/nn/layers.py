@@ -53,7 +53,7 @@ class BinaryLayer(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """The current values of the weights, by which the layer multiplies. The shape is that of the unpacked weights."""
+        """The current values of the weights, by which the layer multiplies. They have the shape of the unpacked weights."""
         return self._value(self.weight)
 
     @property

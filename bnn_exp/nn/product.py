@@ -4,8 +4,8 @@
   Without VNNI int8 is slower, and torch's fp32 product is used.
 - CUDA under bf16 autocast multiplies bf16 and sums in fp32. 0, ±1 and the pixels 0…255 are exact in bf16.
 
-All ways give the same numbers, because every sum is an integer below 2²⁴. Gradients are those of a linear layer; under bf16
-autocast their operands are rounded to bf16.
+All ways give the same numbers, because every sum is an integer below 2²⁴. Gradients are computed as in a linear layer. Under
+bf16 autocast the operands of gradients are rounded to bf16.
 """
 
 from collections.abc import Callable

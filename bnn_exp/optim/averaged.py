@@ -10,7 +10,7 @@ from bnn_exp.nn import binary_parameters
 class AveragedModel(swa_utils.AveragedModel):
     """An average of all real parameters of a network, such as those of BatchNorms and latent weights.
 
-    An average of bits is not a bit, so the bits are those of the network at the last update. The arguments are those of torch's
+    An average of bits is not a bit, so each update copies the bits of the network. The arguments are the same as for torch's
     class:
 
         ema = AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))

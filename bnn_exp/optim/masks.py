@@ -31,7 +31,7 @@ class Mask:
         return False
 
     def flips(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
-        """Returns the bits that flip in this step. Arguments and result are those of `Rule.update`."""
+        """Returns the bits that flip in this step. For arguments and result, see `Rule.update`."""
         raise NotImplementedError
 
     def flip_packed(self, w: PackedBits, g: Factors, h: SimpleNamespace, draw: torch.Generator) -> Tensor | None:

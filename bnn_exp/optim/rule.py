@@ -88,7 +88,7 @@ class Rule(Trained, torch.optim.Optimizer):
         The group counts its own steps, from 0. Its tensors get the numbers after those of all earlier tensors.
 
         Raises:
-            ValueError: a hyperparameter is outside of its range; the message names it.
+            ValueError: a hyperparameter is outside of its range; the message names the hyperparameter.
             NotBinary: a tensor holds something other than 0 and 1. The group is not added.
         """
         strength = self.strength_of(self.defaults | param_group)
@@ -151,7 +151,7 @@ class Rule(Trained, torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Trains every tensor that has a gradient. Returns the loss of the closure, if there is one."""
+        """Trains every tensor that has a gradient. Returns the loss that `closure` returns, or None without a closure."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         self.announce()
         self.apply()
@@ -266,7 +266,7 @@ class Rule(Trained, torch.optim.Optimizer):
 
     @property
     def strengths(self) -> dict[str, float | None]:
-        """The scheduled hyperparameters that the last step of the first group used; `delta` is None if there is none."""
+        """The scheduled hyperparameters that the last step of the first group used; `delta` is None without a δ."""
         group = self.param_groups[0]
         h = self._at(group, max(group["step"] - 1, 0))
         return {"delta": None} | {name: getattr(h, name) for name in self.scheduled}

@@ -16,10 +16,10 @@ SCHEDULES = {
 
 
 def factor(schedule: str, step: int, total_steps: int | None) -> float:
-    """Returns the factor at `step` of `total_steps`; after the last step it stays constant.
+    """Returns the factor at `step` of `total_steps`. After the last step the factor stays constant.
 
     Raises:
-        ValueError: the schedule is unknown, or it falls and `total_steps` is missing.
+        ValueError: the schedule is unknown, or a falling schedule has no `total_steps`.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r}: must be one of {', '.join(SCHEDULES)}")

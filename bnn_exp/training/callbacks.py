@@ -142,7 +142,7 @@ class Callbacks:
 
 
 def _called(callback: Any, method: str, where: str, function: Callable, *arguments: Any) -> Any:
-    """Calls `function` and returns its result. If it raises an exception, raises CallbackFailed with the line that failed."""
+    """Calls `function` and returns its result. Turns an exception into CallbackFailed, whose message names the failing line."""
     try:
         return function(*arguments)
     except Exception as error:

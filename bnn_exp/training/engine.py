@@ -35,7 +35,7 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
         network: the network or its class, if known. The packed engine trains an MLP, and no class derived from it.
 
     Raises:
-        UserError: the settings request the packed engine, which cannot train with them.
+        UserError: the settings request the packed engine, which cannot train with the other settings or the network.
     """
     from_network = _reason_of_network(settings, network)
     for feature in (PACKED, GRADIENT_BITS):

@@ -165,7 +165,7 @@ def freeze(network: nn.Module, count: int) -> list[nn.Module]:
     """Freezes the parameters of the first `count` layers.
 
     Returns:
-        The modules of these layers. The caller keeps them in evaluation mode.
+        The modules of these layers. The caller must keep the modules in evaluation mode.
     """
     modules = [module for stage in models.stages(network)[:count] for module in stage]
     for module in modules:

@@ -93,7 +93,7 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
         overrides: the overrides of the command line.
 
     Raises:
-        UserError: no checkpoint can be read, or the data are no longer there.
+        UserError: no checkpoint can be read, or the folder of the data no longer exists.
     """
     settings = with_devices(load_settings(values), values, _requested_devices(values, overrides))
     ended = summary.read(directory)

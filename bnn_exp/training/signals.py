@@ -64,7 +64,7 @@ def _of_a_library(handler: Callable | int | None) -> bool:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Context manager: the first signal is only recorded. The code in the block calls the Stop, and ends if it returns True."""
+    """Context manager: records the first signal. The code in the block must call the Stop, and end when it returns True."""
     with listening() as stop:
         before, stop.waiting = stop.waiting, True
         try:

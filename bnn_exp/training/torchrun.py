@@ -1,9 +1,9 @@
 """Reads from the environment which ranks torchrun has started. A rank is one of the processes of one run. Imports no torch.
 
-Rank 0 does all that a run of one process does: it reads and checks the command line, makes the run directory, evaluates, writes
-the records and prints. The other ranks get the checked plan, and only compute their share of every batch.
+Rank 0 does everything that a run of one process does: it reads and checks the command line, makes the run directory, evaluates,
+writes the records and prints. The other ranks get the checked plan, and only compute their share of every batch.
 
-Rank 0 starts the other ranks itself (`engine.devices=N`, see `launch`). Or torchrun has started all of them, or another program
+Rank 0 starts the other ranks itself (`engine.devices=N`, see `launch`). Or torchrun has started all ranks, or another program
 that sets torchrun's variables.
 """
 

@@ -73,7 +73,7 @@ class Trainer:
         return self.batches.count(self.progress.epoch)
 
     def epoch(self, stop: Callable[[], bool] = lambda: False, tick: Callable[[int], None] = lambda batch: None) -> dict | None:
-        """Trains the next epoch, or the rest of it.
+        """Trains the next epoch, or the rest of an epoch that was interrupted.
 
         Args:
             stop: called before each step. If it returns True, the epoch ends before this step.
@@ -128,7 +128,7 @@ class Trainer:
 
         Returns:
             The mean loss and the number of right answers before the step, scalars on the device. A later step may overwrite
-            them.
+            both tensors.
         """
         self.step.before(epoch, batch)
         loss, correct = self.step(rows)

@@ -52,7 +52,7 @@ class OnCPU:
 
         Args:
             grad: the gradient at the layer's sums, float32 [rows, width].
-            x: the layer's inputs, as `kept` returned them.
+            x: the layer's inputs, in the form that the method `kept` returns.
         """
         if self.rounding is None:
             return BitFactors(grad, x, neurons, inputs, zero)

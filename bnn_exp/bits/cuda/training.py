@@ -2,7 +2,7 @@
 
 Products are torch's. Forward products are int8 × int8 → int32: sums are exact. Backward products multiply gradients, in bf16 or
 float32, by the values of bits and pixels, which are exact in bf16 too, and add up in float32. Operands are unpacked for a
-product and dropped after it. All other operations are Triton's kernels (`bnn_exp.bits.cuda.kernels`).
+product and freed after the product. All other operations are Triton's kernels (`bnn_exp.bits.cuda.kernels`).
 """
 
 from dataclasses import dataclass

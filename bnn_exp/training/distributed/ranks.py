@@ -1,4 +1,4 @@
-"""One rank of a run: its share of each batch, and what it computes together with the other ranks.
+"""One rank of a run: its share of each batch, and its communication with the other ranks.
 
 gloo transports small values and tensors on the CPU; NCCL transports tensors on a GPU. If another rank has ended, each method
 raises RankLost, so no rank waits for a dead one.

@@ -61,8 +61,8 @@ class PackedMLP:
     Args:
         network: an MLP of packed bits, encoded `boolean` or `bipolar`, on the device of `arithmetic`.
         arithmetic: the operations on bits.
-        take: receives the packed weights of a layer and their gradient, from the last layer to the first; it may change the
-            weights.
+        take: receives the packed weights of a layer and their gradient, from the last layer to the first. `take` may change
+            the weights.
         frozen: the number of first layers that are not trained, BatchNorms included.
     """
 

@@ -5,7 +5,7 @@ a·z + c[neuron], exact in float32. The argument of the activation is y = (a·z 
 the instruction (fused multiply-add), the product and the last sum are rounded once, as in torch's batch_norm. y is never
 stored: every kernel computes it again from z. Vectors are float32 [width].
 
-A kernel takes a range of rows or columns, so that threads can share the work. How they share it changes no result.
+A kernel takes a range of rows or columns, so that threads can share the work. The division of the work changes no result.
 """
 
 import numpy as np

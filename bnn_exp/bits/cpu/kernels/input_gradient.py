@@ -1,7 +1,7 @@
 """The gradient of a layer's inputs, grad · V for the bits of weights V, by the Method of Four Russians (Arlazarov et al. 1970).
 
 The 16 sums that 4 weights can make of 4 gradients are one vector, which stays in a register. One permutation looks up the sums
-of 16 inputs. All sums are float32. They differ from those of a matrix product by the order of their terms.
+of 16 inputs. All sums are float32. They differ from the sums of a matrix product by the order of their terms.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def _set_tables(grad, groups, factors, out):
 
 @kernel
 def input_gradient(grad, row, rows, neurons, weights, inputs, factors, out):
-    """Computes Σ_n grad[b, n] · V[n, k], float32 [rows, inputs], and stores it at `out`.
+    """Stores Σ_n grad[b, n] · V[n, k], float32 [rows, inputs], at address `out`.
 
     Args:
         grad: the address of float32 rows, `row` numbers each.

@@ -3,7 +3,7 @@
 A step multiplies a *four*, four pixels of a row in one int32, by the weights of 16 outputs for these pixels. Two rows at a time
 share the loaded weights. Fours that are 0 in both rows are skipped: 61% of them on MNIST. Sums are integers, the same in any
 order. MNIST's 16384 × 784 pixels by 128 × 784 bits took 5.4 ms, and torch's int8 product with the following steps 13.9 ms. For
-pixels without a 0 it was 20 ms against 24 ms (256 outputs). All times are one thread of a Zen 4.
+pixels without a 0 the times were 20 ms and 24 ms (256 outputs). All times are for one thread of a Zen 4.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def _set_used_fours(address, x, y, fours):
 
 @kernel
 def scaled_pixel_sums(x, row, rows, weights, groups, out):
-    """Computes Σ pixel · weight / 255, float32 [rows, 64 · groups], and stores it at `out`.
+    """Stores Σ pixel · weight / 255, float32 [rows, 64 · groups], at address `out`.
 
     Args:
         x: the address of `rows` rows of `row` uint8 each, a multiple of 4.

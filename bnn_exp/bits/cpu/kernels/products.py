@@ -96,9 +96,9 @@ def _store_result(matches, x_total, zero, group, thresholds, inverted, out):
 
 @kernel
 def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
-    """Computes tiles `first` to `last` of the sums Σ x·w of `rows` rows of bits, int32, and stores them at `out`.
+    """Stores tiles `first` to `last` of the sums Σ x·w of `rows` rows of bits, int32, at address `out`.
 
-    If `thresholds` is not 0, it stores packed bits 1[sum ≥ threshold] instead; see `_store_result`.
+    If `thresholds` is not 0, stores packed bits 1[sum ≥ threshold] in the place of the sums; see `_store_result`.
     """
     totals = np.empty(rows, np.int64)
     for r in range(rows):
