@@ -61,14 +61,14 @@ def has_triton() -> bool:
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns independent random numbers in [0, 1) with the shape, the dtype and the device of `like`."""
+    """Draws independent random numbers in [0, 1) from `generator`, with the shape, the dtype and the device of `like`."""
     if isinstance(generator, Philox):
         return generator.uniform(like.numel()).view(like.shape).to(like.dtype)
     return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def integers(high: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Returns `count` independent random integers from 0 to high − 1, int64 on `device`; `high` is below 2²⁴."""
+    """Draws `count` independent integers from 0 to high − 1 from `generator`: int64 on `device`. `high` is below 2²⁴."""
     if isinstance(generator, Philox):
         return (generator.uniform(count) * high).long()
     return torch.randint(high, (count,), generator=generator, device=device)

@@ -46,7 +46,7 @@ def has_a_form(network: nn.Module) -> bool:
 
 
 def check_packed(format: str, network: nn.Module, *names: str) -> None:
-    """Raises UserError unless `network` is exactly a packed network of one of the classes `names`."""
+    """Raises UserError, for the export `format`, unless `network` is exactly a packed network of a class in `names`."""
     found = difference(network, *names)
     if found or any(isinstance(module, BinaryLayer) for module in network.modules()):
         raise UserError(f"export.format={format}: not with {found or 'a network of real weights'}\nallowed: a packed network")

@@ -20,6 +20,7 @@ def ready(
     """Returns the packed form of `network`, the directory, the images and the class names.
 
     Args:
+        format: the format of the export, for messages.
         network: a packed network, or one that `pack_network` can pack.
         images: uint8 [n, channels, height, width]. None: random pixels; this needs an MLP for square images of one or three
             channels.

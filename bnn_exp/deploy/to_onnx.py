@@ -54,7 +54,7 @@ def export_onnx(
 
 
 def session(data: bytes, threads: int = 0) -> Callable[[Tensor], Tensor]:
-    """Returns a function that computes logits of uint8 pixels by onnxruntime on the CPU. threads=0: onnxruntime chooses."""
+    """Returns a function that runs the ONNX model `data` on the CPU: uint8 pixels → logits. threads=0: onnxruntime chooses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

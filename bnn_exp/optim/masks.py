@@ -116,7 +116,7 @@ TEMPERATURES = {"const": const, "gaussian": gaussian, "scaled_gaussian": scaled_
 
 
 def temperature(g: Tensor, h: SimpleNamespace, state: dict[str, Tensor]) -> Tensor:
-    """Returns the temperature τ of this step, and stores the variance σ² for the next step in `state`."""
+    """Returns the temperature τ of this step for the gradient g, and stores the variance σ² for the next step in `state`."""
     variance = state.get("variance", torch.full((), FIRST_SIGMA**2, device=g.device))
     tau, state["variance"] = TEMPERATURES[h.temperature](h.lr, variance, g.std(correction=0))
     return tau

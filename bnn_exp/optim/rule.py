@@ -214,7 +214,7 @@ class Rule(Trained, torch.optim.Optimizer):
     def flip_packed(
         self, w: PackedBits, g: Factors, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator
     ) -> int | Tensor:
-        """Flips packed bits in place; returns the number of flips."""
+        """Flips the packed bits `w` in place and returns the number of flips. The other arguments are as for `update`."""
         if not isinstance(draw, Philox) and self.reads_entries(h):
             which = self.update(g, w, h, state, draw)
         else:

@@ -142,7 +142,10 @@ class Callbacks:
 
 
 def _called(callback: Any, method: str, where: str, function: Callable, *arguments: Any) -> Any:
-    """Calls `function` and returns its result. Turns an exception into CallbackFailed, whose message names the failing line."""
+    """Calls `function` and returns its result. Turns an exception into CallbackFailed, whose message names the failing line.
+
+    `method` names the function for the message, and `where` the epoch.
+    """
     try:
         return function(*arguments)
     except Exception as error:
@@ -151,10 +154,10 @@ def _called(callback: Any, method: str, where: str, function: Callable, *argumen
 
 
 def _numbers(callback: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the result of `on_epoch` as plain numbers.
+    """Returns `found`, the result of a callback's `on_epoch`, as plain numbers.
 
     Raises:
-        CallbackFailed: the result holds something else, or a name that the metrics already have.
+        CallbackFailed: the result holds something else, or a name that the metrics `known` already have.
     """
     if not isinstance(found, Mapping):
         raise CallbackFailed(f"{callback}.on_epoch returned {found!r:.200}: must be a dict of numbers or None")

@@ -111,7 +111,7 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
 
 
 def _begin(port: int, rank: int, size: int) -> None:
-    """Trains as a process that `_start` has started, and exits."""
+    """Trains as rank `rank` of `size`, in a process that `_start` has started, and exits. `port` is the store's port."""
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     store = dist.TCPStore(HERE, port)
     store.add("started", 1)

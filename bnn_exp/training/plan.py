@@ -149,7 +149,7 @@ def device_for(settings: Settings) -> str:
 
 
 def device_of(name: str, devices: int = 1) -> str:
-    """Returns `cpu` or `cuda:N` for the setting `device`; `auto` stands for the first GPU, or the CPU without a GPU.
+    """Returns `cpu` or `cuda:N` for the setting device=`name`. `auto` stands for the first GPU, or the CPU without a GPU.
 
     Raises:
         UserError: this machine has too few GPUs for the device, or for the number of `devices`.

@@ -199,7 +199,7 @@ def _key(override: str) -> str:
 
 
 def difference(there: dict[str, Any], asked: dict[str, Any], but: Collection[str] = MAY_CHANGE) -> tuple[str, Any, Any] | None:
-    """Compares two configurations, given as plain values. Keys that an earlier version did not write count as their defaults.
+    """Compares the configurations `there` and `asked`, given as plain values. A missing key counts as its default value.
 
     Args:
         but: the keys that may differ.

@@ -124,7 +124,7 @@ class Trainer:
         return metrics
 
     def train_on(self, rows: Tensor, epoch: int = 0, batch: int = 0) -> tuple[Tensor, Tensor]:
-        """Trains on one batch: the samples `rows`, int64 indices on the device.
+        """Trains on one batch, number `batch` of epoch `epoch`: the samples `rows`, int64 indices on the device.
 
         Returns:
             The mean loss and the number of right answers before the step, scalars on the device. A later step may overwrite

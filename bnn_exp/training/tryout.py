@@ -108,7 +108,7 @@ def _watched(update: Callable) -> Callable:
 
 @contextmanager
 def _own_code(what: str, allowed: str) -> Iterator[None]:
-    """Context manager: an exception of the user's own code becomes a UserError, which names the line of the code."""
+    """Context manager: turns an exception of the user's own code into a UserError about `what`, which names the line."""
     try:
         yield
     except UserError:

@@ -54,7 +54,10 @@ class Sums:
 
 
 def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
-    """Returns the sums x Vᵀ of packed bits x, uint8 [rows, bytes]. V are the values of `weights` [neurons, inputs]."""
+    """Returns the sums x Vᵀ of packed bits x, uint8 [rows, bytes]. V are the values of `weights` [neurons, inputs].
+
+    A bit 0 has the value `zero`, in x and in the weights.
+    """
     tiles = to_tiles(weights.packed)
     groups, columns, _ = tiles.shape
     z = torch.empty(len(x), LANES * groups, dtype=torch.int16)
@@ -75,7 +78,7 @@ def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
 def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
     """Returns the sums x Vᵀ / 255 of pixels x, uint8 [rows, inputs]. V are the values of `weights` [neurons, inputs].
 
-    z is float32, equal to the result of `bnn_exp.nn.product.pixel_product`.
+    A bit 0 of the weights has the value `zero`. z is float32, equal to the result of `bnn_exp.nn.product.pixel_product`.
     """
     v = weights.unpack(torch.int8)
     v = F.pad(2 * v - 1 if zero else v, (0, 0, 0, -len(v) % LANES))

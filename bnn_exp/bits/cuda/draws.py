@@ -29,7 +29,11 @@ def uniform_kernel(out, count, key, step, draw):
 
 @triton.jit(do_not_specialize=["key", "draw"])
 def flip_kernel(packed, row, rows, columns, gradient, stride, delta, key, step, draw, flips):
-    """Sets each bit whose random number is below δ to 1[gradient ≤ 0], and adds the number of flips to `flips`."""
+    """Sets each bit whose random number is below δ to 1[gradient ≤ 0], and adds the number of flips to `flips`.
+
+    `packed` is the address of uint8 [rows, row] with `columns` bits a row. `gradient` is the address of float32 rows, each
+    `stride` numbers after the one before. `delta`, `step` and `flips` are addresses of scalars.
+    """
     r = (tl.program_id(0) * UPDATE + tl.arange(0, UPDATE))[:, None, None]
     j = (tl.program_id(1) * UPDATE + tl.arange(0, UPDATE))[None, :, None]
     place = tl.arange(0, 8)[None, None, :]

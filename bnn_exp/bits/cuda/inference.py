@@ -29,7 +29,10 @@ def _popcount(x):
 
 @triton.jit
 def _count(x, tiles, out, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Stores the number of ones that row r has in common with each lane of tile g, in out[r, g·LANES + lane]."""
+    """Stores the number of ones that row r has in common with each lane of tile g, in out[r, g·LANES + lane].
+
+    A program computes one r and one g. A row of x has `row` bytes, a lane `columns` bytes, and a row of `out` `width` numbers.
+    """
     r, g = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     lane, column = tl.arange(0, LANES), tl.arange(0, COLUMNS)
     total = tl.zeros((LANES,), tl.int32)

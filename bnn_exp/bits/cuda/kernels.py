@@ -88,6 +88,7 @@ def normalize(
 
     The means and squares of blocks are combined into the mean and variance of all rows (Chan et al. 1983, eq. 2.1). Outputs:
     `scale` and `shift`, the `mean` of z, and `inverse`, 1/√(variance + eps) of the numbers a·z.
+    `AFFINE` is True for a BatchNorm with weight and bias, `RUNNING` for one with running statistics.
     """
     n = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     real, blocks = n < neurons, tl.cdiv(rows, ROWS)

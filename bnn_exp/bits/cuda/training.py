@@ -53,13 +53,19 @@ class Norm:
 
 
 def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """Returns the sums x Vᵀ of packed bits x, uint8 [rows, bytes]. V are the values of `weights` [neurons, inputs]."""
+    """Returns the sums x Vᵀ of packed bits x, uint8 [rows, bytes]. V are the values of `weights` [neurons, inputs].
+
+    A bit 0 has the value `zero`, in x and in the weights.
+    """
     operands = unpacked(PackedBits(x, weights.columns), zero, torch.int8), _matrix(weights, zero, torch.int8, x.shape[1])
     return Sums(_product_of_integers(*operands).to(torch.int16), 1.0)
 
 
 def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """Returns the sums x Vᵀ / 255 of pixels x, uint8 [rows, inputs]. V are the values of `weights` [neurons, inputs]."""
+    """Returns the sums x Vᵀ / 255 of pixels x, uint8 [rows, inputs]. V are the values of `weights` [neurons, inputs].
+
+    A bit 0 of the weights has the value `zero`.
+    """
     v = _matrix(weights, zero, torch.int8, weights.packed.shape[1])
     centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128 fits int8; 128·Σ v is added below
     return Sums(_product_of_integers(centred, v).add_(128 * v.sum(1, dtype=torch.int32)), 1 / 255)

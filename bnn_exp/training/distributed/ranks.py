@@ -27,7 +27,7 @@ def voters(rows: int, size: int) -> int:
 
 
 def share(rows: int, rank: int, size: int) -> slice:
-    """Returns the share of a batch that a rank trains on: a contiguous piece of the batch's `rows` samples.
+    """Returns the share of rank `rank` of `size` in a batch: a contiguous piece of the batch's `rows` samples.
 
     A share has two samples or more, because BatchNorm cannot take a single sample. The first `voters` ranks have shares, whose
     sizes differ by at most one. The shares of other ranks are empty.
@@ -66,7 +66,7 @@ class Ranks:
             raise RankLost(reason) from error
 
     def tell_failure(self, error: Exception) -> None:
-        """Stores why this rank ends, so that rank 0 can report it. Call this method before the rank ends."""
+        """Stores `error`, which ends this rank, so that rank 0 can report the reason. Call this method before the rank ends."""
         line = " ".join((str(error) or type(error).__name__).splitlines())
         self.store.set(FAILURE, f"rank {self.rank} failed: {line}\n{''.join(traceback.format_exception(error))}")
 

@@ -53,7 +53,7 @@ def emitted(signature, codegen: Callable) -> tuple:
 
 
 def constant(kind: Vector, values: int | Sequence[int]) -> ir.Constant:
-    """Returns the constant vector of `values`. A single integer fills every lane."""
+    """Returns the constant vector of type `kind` that holds `values`. A single integer fills every lane."""
     return ir.Constant(kind.ir, [values] * kind.ir.count if isinstance(values, int) else list(values))
 
 

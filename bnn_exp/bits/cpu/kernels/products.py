@@ -98,7 +98,8 @@ def _store_result(matches, x_total, zero, group, thresholds, inverted, out):
 def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
     """Stores tiles `first` to `last` of the sums Σ x·w of `rows` rows of bits, int32, at address `out`.
 
-    If `thresholds` is not 0, stores packed bits 1[sum ≥ threshold] in the place of the sums; see `_store_result`.
+    If `thresholds` is not 0, stores packed bits 1[sum ≥ threshold] in the place of the sums; see `_store_result`. For the other
+    arguments, see the module.
     """
     totals = np.empty(rows, np.int64)
     for r in range(rows):
@@ -119,7 +120,7 @@ def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inv
 
 @kernel
 def bit_sums_int16(x, row, rows, tiles, columns, groups, zero, out):
-    """Stores the sums Σ x·w of `rows` rows of bits at `out`, int16 [rows, 64 · groups]."""
+    """Stores the sums Σ x·w of `rows` rows of bits at `out`, int16 [rows, 64 · groups]. For the arguments, see the module."""
     out_row = 2 * LANES * groups
     for first in range(0, rows, _ROWS):
         size = min(_ROWS, rows - first)

@@ -62,6 +62,8 @@ def _add_four(out, e, last, base, scale, a, b, c, d):
 def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, one, out):
     """Adds Σ_b grad[b, n] · x[b, inputs[e]] to out[e] for every entry e of every neuron n.
 
+    For the other arguments, see the module.
+
     Args:
         x: packed bits of each input along the batch, with `column` ≥ ⌈rows / 16⌉ · 2.
         zero, one: the values of the bits 0 and 1 of x, float32.
@@ -99,6 +101,8 @@ def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, o
 @kernel
 def entries_of_pixels(grad, row, rows, neurons, x, column, starts, inputs, out):
     """Adds Σ_b grad[b, n] · x[b, inputs[e]] to out[e] for every entry e of every neuron n.
+
+    For the other arguments, see the module.
 
     Args:
         x: the pixels of each input along the batch, uint8, with `column` ≥ ⌈rows / 16⌉ · 16.
