@@ -34,7 +34,10 @@ class LayerCost:
 
 @torch.no_grad()
 def layers(network: nn.Module, sample: Tensor) -> list[LayerCost]:
-    """Returns the costs of all layers with parameters, in the order in which the network applies them to the batch `sample`."""
+    """Returns the costs of all layers with parameters, in the order in which the network applies them to the batch `sample`.
+
+    The batch holds one sample or more. Buffers do not count.
+    """
     found: list[LayerCost] = []
 
     def note(name: str, module: nn.Module) -> Callable[..., None]:
