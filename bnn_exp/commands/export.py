@@ -1,4 +1,4 @@
-"""`task=export`: a packed network in another format, checked on every test row."""
+"""`task=export`: writes a packed network in another format and checks it on every test row."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from bnn_exp.training import plan
 
 
 def export(task: Task) -> str:
-    """Exports the network. The export succeeds only if it predicts the same classes for all test rows.
+    """Exports the network. The export must predict the same classes as the network for all test rows.
+
+    Returns the message of the task's end.
 
     Raises:
         UserError: the network or its test rows can't be read, or the format does not support the network.
@@ -45,7 +47,7 @@ def export(task: Task) -> str:
 
 
 def _write(format: str, network: nn.Module, into: Path, images: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Writes the export and checks its predictions for `images`, uint8 [n, …]. Returns facts such as files and sizes."""
+    """Writes the export and checks its predictions for `images`, uint8 [images, …]. Returns its files and sizes."""
     if format != "torch":
         return {"c": export_c, "onnx": export_onnx}[format](network, into, images, classes)
     if has_a_form(network):

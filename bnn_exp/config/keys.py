@@ -26,6 +26,7 @@ def keys_of(
     Args:
         root: the whole schema, which holds the definitions.
         node: the part of the schema under the key `path`; None: the whole schema.
+        path: the parts of the dotted key that leads to `node`.
         choices: the choices of the group that have the part `node`.
     """
     node = root if node is None else node

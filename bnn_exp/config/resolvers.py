@@ -25,7 +25,7 @@ def run_directory(resume: str | None, task: str, name: str) -> str:
 
 
 def sweep_directory(*resume: str | None) -> str:
-    """Returns the directory of a sweep: the directory that it resumes, else a new name; "" if one of `resume` is `auto`.
+    """Returns the directory of a sweep: the directory that the sweep resumes, else a new name; "" if one of `resume` is `auto`.
 
     Args:
         resume: the settings `sweep.resume` and `resume`.

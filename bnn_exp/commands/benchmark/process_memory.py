@@ -11,17 +11,17 @@ def known() -> bool:
 
 
 def resident() -> int:
-    """Returns the bytes that are resident now."""
+    """Returns the number of bytes of this process that are resident now."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Returns the greatest number of resident bytes since the process began, or since `restart_peak`."""
+    """Returns the greatest number of resident bytes of this process since it began, or since `restart_peak`."""
     return _status("VmHWM")
 
 
 def restart_peak() -> bool:
-    """Sets the peak to the bytes that are resident now. Returns False if the system does not allow this."""
+    """Makes `peak` count from now on. Returns False if the system does not allow this."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the value 5 resets VmHWM
     except OSError:

@@ -18,14 +18,14 @@ MOST = 100  # batches of a round, at most
 
 
 def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: int) -> list[dict]:
-    """Measures the seconds of a step on a whole batch, for each way in `names`.
+    """Measures the seconds of a training step on a whole batch, for each way in `names` (see `training_ways`).
 
     Returns:
         One dictionary per way:
 
-        - `way`: its name;
-        - `median`, `low`, `high`: seconds of a step, and their quartiles;
-        - `processor_median`: seconds of all processor cores together, which other processes disturb less;
+        - `way`: the name of the way;
+        - `median`, `low`, `high`: the median of the seconds of a step, and the quartiles;
+        - `processor_median`: the median of the seconds of all processor cores together. Other processes disturb it less;
         - `images_per_second`;
         - `seconds_per_epoch`: a smaller last batch counts by its number of rows.
     """
@@ -64,17 +64,17 @@ def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -
 
 
 def batch_size(settings: Settings, data: Dataset) -> int:
-    """Returns the number of rows in a whole batch."""
+    """Returns the number of train rows in a whole batch."""
     return min(settings.trainer.batch_size, len(data.train))
 
 
 def rows_of_epoch(settings: Settings, data: Dataset) -> int:
-    """Returns the number of rows that an epoch trains on."""
+    """Returns the number of train rows that an epoch trains on."""
     return min(len(data.train), batch_size(settings, data) * (settings.trainer.limit_batches or len(data.train)))
 
 
 def whole_batches(data: Dataset, size: int) -> Iterator[Tensor]:
-    """Yields batches without end, from one random permutation after another.
+    """Yields batches of train rows without end, from one random permutation after another.
 
     Each batch holds `size` indices of train rows: int64, on the device of the data.
     """
@@ -85,7 +85,8 @@ def whole_batches(data: Dataset, size: int) -> Iterator[Tensor]:
 
 
 def _seconds(name: str, step: Step, block: list[Tensor], warm: bool = False) -> tuple[float, float]:
-    """Returns the mean seconds of a step over the batches of `block`: wall-clock time, and time of all processor cores."""
+    """Returns the mean seconds of a step of the way `name` over the batches in `block`: wall-clock time, and
+    the time of all processor cores together."""
     device = block[0].device
     if device.type == "cuda":  # our runs are deterministic on a GPU; the loops of plain torch keep torch's default
         torch.use_deterministic_algorithms(name in ENGINES, warn_only=True)
