@@ -16,8 +16,8 @@ def completed(arguments: list[str]) -> list[str]:
 def inherited(overrides: list[str], folder: str | None) -> AbstractContextManager[list[str]]:
     """Context manager: while its body runs, Hydra composes the settings that the command inherits from an earlier run.
 
-    Loads the plugins first. Yields a list of plugins that the caller must add to the command line: those that the file of an
-    experiment names by a path relative to this file.
+    Loads the plugins first. Yields a list of plugins that the caller must add to the command line. The list is empty unless an
+    experiment names a plugin by a path relative to the experiment's file.
 
     Args:
         overrides: the overrides of the command line.

@@ -130,7 +130,8 @@ def _as_they_are(values: np.ndarray, channels: int, size: int | None, shape: tup
 def _set_apart(source: Source, images: dict, labels: dict, files: dict, fraction: float) -> None:
     """Moves the share `fraction` of the train rows to the test split, from every class alike.
 
-    Changes `images`, `labels` and `files`, which hold a value for each split, in place. The choice of rows is equal in every run.
+    Changes `images`, `labels` and `files`, which hold a value for each split, in place. The choice of rows is equal in
+    every run.
     """
     from bnn_exp.data.dataset import stratified
 
