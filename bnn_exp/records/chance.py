@@ -1,4 +1,4 @@
-"""Decides whether a network is better than always answering the most common class, and suggests changes for a network that is not."""
+"""Decides whether a network is better than always answering the most common class. If not, suggests changes."""
 
 from math import sqrt
 from typing import Any
