@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {  # imported when first asked for: torch takes seconds, and the command's --help needs none of it
+_HOMES = {  # name: its module, imported at the first use of the name, because importing torch takes seconds
     "AveragedModel": "bnn_exp.optim.averaged",
     "BNCVL": "bnn_exp.nn",
     "BNCVLNet": "bnn_exp.models.bncvl",

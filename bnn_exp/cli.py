@@ -16,7 +16,7 @@ from bnn_exp.commands import command, implied, slurm
 from bnn_exp.commands.command import Command
 from bnn_exp.commands.job import job
 from bnn_exp.config import argv, command_line, experiments, hydra_errors, plugins, versions
-from bnn_exp.config import models as _models  # noqa: F401 (Hydra finds the default training of each model)
+from bnn_exp.config import models as _models  # noqa: F401 (registers the default training of each model for Hydra)
 from bnn_exp.config.registry import CONF
 from bnn_exp.errors import BAD_INPUT, FAILED, FULL, INTERRUPTED, UserError
 from bnn_exp.records.standard_streams import forgiving_output
@@ -58,7 +58,7 @@ def _lead_or_follow(now: Command) -> int:
             return 0
         return _execute(now)
     finally:
-        if torchrun.torchrun_size() > 1:  # the other ranks wait: a command that needs none of them lets them end
+        if torchrun.torchrun_size() > 1:  # the other ranks wait for a plan: end them if the command sent none
             from bnn_exp.training import launch
 
             launch.dismiss()
@@ -68,18 +68,18 @@ def _execute(now: Command) -> int:
     with _exceptions_from_hydra() as user_wants_tracebacks:
         try:
             _compose_and_run()
-        except UserError as error:  # in the command line, or in the run from which the command inherits settings
+        except UserError as error:  # the mistake is in the command line, or in a run from which the command inherits settings
             now.fail_with(error)
         except KeyboardInterrupt:
             if not now.codes:
                 now.say("interrupted")
             now.codes.append(INTERRUPTED)
         except SystemExit as left:
-            if not now.sweep or left.code == BAD_INPUT:  # a refused search has no answer
+            if not now.sweep or left.code == BAD_INPUT:  # a single job and a refused search have no sweep to conclude
                 raise
             if left.code:
                 now.codes.append(int(left.code))
-        except Exception as error:  # Hydra and the file system raise these; a job reports its exceptions itself
+        except Exception as error:  # from Hydra or the file system, since a job reports its exceptions itself
             if user_wants_tracebacks:
                 raise
             _fail_in_hydra(now, error)
@@ -111,7 +111,8 @@ def _compose_and_run() -> None:
     """Rewrites the command line and starts Hydra. Hydra composes the configuration, calls `Preflight` and then `job`."""
     sys.argv = [sys.argv[0], *implied.completed(argv.arguments(sys.argv[1:], CONF))]
     if experiments.check(sys.argv[1:], CONF):
-        sys.argv.insert(1, "hydra.mode=MULTIRUN")  # Hydra 1.4 accepts the mode only on the command line
+        # An experiment requests a sweep. Hydra 1.4 accepts this mode only on the command line.
+        sys.argv.insert(1, "hydra.mode=MULTIRUN")
     overrides = command_line.overrides(sys.argv[1:], CONF)
     with implied.inherited(overrides, command_line.config_dir(sys.argv[1:])) as more_plugins:
         if more_plugins:

@@ -4,8 +4,8 @@ import errno
 import traceback
 from pathlib import Path
 
-FAILED, BAD_INPUT, TOO_LOW, INTERRUPTED = 1, 2, 3, 130  # exit codes of bnn-train; the greatest one wins
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # these mean that a disk takes no more data
+FAILED, BAD_INPUT, TOO_LOW, INTERRUPTED = 1, 2, 3, 130  # exit codes of bnn-train; of several, the greatest counts
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # their meaning: a disk takes no more data
 OURS = Path(__file__).resolve().parent
 
 

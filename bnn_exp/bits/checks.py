@@ -26,7 +26,7 @@ def sizes(x: Tensor, tiles: Tensor, kind: str) -> tuple[int, int, int, int]:
         typed = x.dtype is _UINT8 if kind != "real" else x.is_floating_point()
         if fits and typed and groups and lanes == LANES and tiles.dtype is _UINT8 and x.get_device() == tiles.get_device():
             return rows, row, groups, columns
-    except ValueError:  # x or tiles has another number of dimensions
+    except ValueError:  # x or tiles has too many or too few dimensions
         pass
     raise ValueError(
         f"{kind}s {_words(x)} × tiles {_words(tiles)}: must be {'real' if kind == 'real' else 'uint8'} "

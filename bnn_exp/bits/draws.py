@@ -1,6 +1,7 @@
-"""All randomness of a run. Numbers depend on (seed, purpose, step) alone, never on a stream that other code may advance.
+"""Random numbers of a run that depend on (seed, purpose, step, …) alone, never on a stream that other code may advance.
 
-A resumed run, another engine and every rank therefore draw the same numbers at the same step.
+A resumed run, another engine and every rank therefore draw the same numbers at the same step. `bnn_exp.bits.philox` draws the
+numbers of weights on a GPU. Only the first weights of a network come from elsewhere: from `torch.manual_seed`.
 """
 
 import math
@@ -17,10 +18,10 @@ class Purpose(IntEnum):
     Different purposes never share a key.
     """
 
-    MASK = 1  # seed, step, tensor
-    PERMUTATION = 2  # seed, epoch
-    AUGMENTATION = 3  # seed, epoch, batch
-    ROUNDING = 4  # seed, step, layer, gradient (0: of its inputs, 1: of its weights)
+    MASK = 1  # the key: MASK, seed, step, number of the tensor
+    PERMUTATION = 2  # the key: PERMUTATION, seed, epoch
+    AUGMENTATION = 3  # the key: AUGMENTATION, seed, epoch, batch
+    ROUNDING = 4  # the key: ROUNDING, seed, step, number of the layer, 0 (gradient of its inputs) or 1 (of its weights)
 
 
 def generator(device: torch.device | str, purpose: Purpose, *key: int) -> torch.Generator:
@@ -46,7 +47,7 @@ def bernoulli_positions(n: int, p: float, generator: torch.Generator) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=generator.device)
     if p >= 1:
         return torch.arange(n, device=generator.device)
-    enough = int(n * p + 6 * math.sqrt(n * p * (1 - p)) + 16)  # a second round happens once in 10⁹ calls
+    enough = int(n * p + 6 * math.sqrt(n * p * (1 - p)) + 16)  # 6 σ above the mean: once in 10⁹ calls the loop runs twice
     last, rounds = -1, []
     while last < n:
         gaps = torch.empty(enough, dtype=torch.int64, device=generator.device).geometric_(p, generator=generator)

@@ -54,7 +54,8 @@ def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float
     return _operator("real_product", x)(x, tiles, outputs, zero, one)
 
 
-# Programs saved by `torch.export` name arguments as these schemas do: `flips`, above `inverted`, must keep its name here.
+# A program saved by `torch.export` names its arguments as these schemas do.
+# So the argument `flips`, elsewhere called `inverted`, keeps its name here.
 _SUMS = "(Tensor x, Tensor tiles, int outputs, int zero) -> Tensor"
 _STEPS = "(Tensor x, Tensor tiles, Tensor thresholds, Tensor flips, int zero) -> Tensor"
 _REAL = "(Tensor x, Tensor tiles, int outputs, float zero, float one) -> Tensor"
@@ -72,7 +73,7 @@ def _operator(name: str, x: Tensor) -> Callable:
 
 
 _compiling = torch.compiler.is_compiling
-_ON_CPU: dict[str, Callable] = {}  # empty until numba is first needed
+_ON_CPU: dict[str, Callable] = {}  # operator name: function; filled at the first call, because the functions import numba
 
 
 def _on_cpu(name: str) -> Callable:

@@ -1,5 +1,7 @@
 """Random numbers by counters, for weights on a GPU: Philox 4×32-10 (Salmon et al. 2011, Random123).
 
+`flip_at_random` also flips packed bits by these numbers, so that one kernel does both.
+
 A number depends on a key, the step and its place in the tensor alone. The step's number is a tensor on the device: a kernel
 computes random numbers without Python, and a recorded training step draws new numbers at each replay.
 """

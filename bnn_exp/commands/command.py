@@ -24,9 +24,9 @@ class Command:
 
     prepared: "Plan | Task | None" = None  # the checked input of the only job; None in a sweep
     sweep: "Sweep | None" = None
-    goes_on: bool = False  # resume=auto: the same command continues where it was stopped
+    goes_on: bool = False  # True for resume=auto: the same command, given again, continues where it was stopped
     messages: list[str] = field(default_factory=list)
-    codes: list[int] = field(default_factory=list)  # exit codes of everything that did not end well
+    codes: list[int] = field(default_factory=list)  # one exit code for each failure or interruption
 
     def say(self, message: str) -> None:
         """Prints a message on standard error and keeps the message."""

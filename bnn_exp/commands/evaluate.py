@@ -14,7 +14,7 @@ from bnn_exp.errors import TooLow, UserError, WrongResult
 from bnn_exp.records import evaluations, html
 from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.report import by_class
-from bnn_exp.records.runs import MODELS, run_of
+from bnn_exp.records.runs import MODEL_FILES, run_of
 from bnn_exp.records.terminal import console
 from bnn_exp.training import plan
 
@@ -53,7 +53,7 @@ def _print(result: evaluation.Evaluation) -> None:
     whose = {True: "the run's own", False: "not the run's own: ", None: ""}[data["own"]]
     whose += "" if data["own"] else data["path"] or data["name"]
     which = result.model["which"]
-    network = f"the {which} network" if which in MODELS else f"the network of {which}"
+    network = f"the {which} network" if which in MODEL_FILES else f"the network of {which}"
     table = Table(title=f"{result.rows:,} test rows, {whose}; {network}", title_justify="left")
     for column in ("network", "test %", "different predictions", "seconds"):
         table.add_column(column)

@@ -1,7 +1,8 @@
 """`task=export`: writes a packed network in another format and checks it on every test row."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,22 @@ from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
 from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import UserError
-from bnn_exp.nn.exact import home
+from bnn_exp.nn.known_classes import home
 from bnn_exp.records.files import writable
 from bnn_exp.records.formatting import bytes_in_words
 from bnn_exp.records.runs import run_of
 from bnn_exp.training import plan
+
+
+class Format(NamedTuple):
+    """A file format that a network of a plugin supports by a method of the format's name."""
+
+    write: Callable[..., dict[str, Any]]
+    arguments: str  # the arguments of this method, as a message names them
+
+
+# The format `torch` is not here: it holds every packed network, without a method of the class.
+FORMATS = {"onnx": Format(export_onnx, "graph, pixels"), "c": Format(export_c, "shape, classes")}
 
 
 def export(task: Task) -> str:
@@ -49,7 +61,7 @@ def export(task: Task) -> str:
 def _write(format: str, network: nn.Module, into: Path, images: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
     """Writes the export and checks its predictions for `images`, uint8 [images, …]. Returns its files and sizes."""
     if format != "torch":
-        return {"c": export_c, "onnx": export_onnx}[format](network, into, images, classes)
+        return FORMATS[format].write(network, into, images, classes)
     if has_a_form(network):
         return export_torch(network, into, images)
     return write_torch(network, traceable(network), into, images)
@@ -64,10 +76,9 @@ def line_to_export(task: Task) -> str:
 def _check_format(format: str, network: nn.Module) -> None:
     if _supports(format, network):
         return
-    arguments = {"onnx": "graph, pixels", "c": "shape, classes"}[format]
     raise UserError(
         f"export.format={format}: {home(type(network))} has no method {format}()\n"
-        f"allowed: export.format=torch, or a method {format}({arguments}) of the class (docs/add_a_model.md)"
+        f"allowed: export.format=torch, or a method {format}({FORMATS[format].arguments}) of the class (docs/add_a_model.md)"
     )
 
 

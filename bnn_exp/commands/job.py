@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from bnn_exp.commands import command
-from bnn_exp.config import resolvers as resolvers  # registers the resolvers of conf/
+from bnn_exp.config import resolvers as resolvers  # its import registers the resolvers that conf/ uses
 from bnn_exp.errors import FAILED, Expected
 from bnn_exp.records.standard_streams import forgiving_output
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bnn_exp.commands.task import Task
 
 
-@forgiving_output()  # another process has not entered this context yet
+@forgiving_output()  # a job in another process has not entered this context yet
 def job(composed: DictConfig) -> float | None:
     """Executes the job with the configuration `composed`.
 

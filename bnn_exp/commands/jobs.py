@@ -23,8 +23,9 @@ from bnn_exp.training import signals
 if TYPE_CHECKING:
     from submitit import LocalJob
 
-PAUSE = 0.1  # seconds between two looks at the jobs
-FOR_THE_COMMAND = signals.SIGNALS - {signal.SIGTERM}  # only the command reacts to these; it sends SIGTERM to its jobs
+PAUSE = 0.1  # seconds between two checks whether jobs have ended
+# Signals that are blocked while jobs start. SIGTERM is not among them: the command ends its jobs by it.
+FOR_THE_COMMAND = signals.SIGNALS - {signal.SIGTERM}
 
 
 class LocalLauncher(submitit_launcher.LocalLauncher):
@@ -109,7 +110,7 @@ def _result(job: Any) -> JobReturn:
         return _lost(task, "it ended without a result")
     try:
         result = task.result()
-    except Exception as error:  # submitit wraps whatever exception the job raised
+    except Exception as error:  # submitit wraps any exception that the job raised
         return _lost(task, str(error).strip(" \n-").splitlines()[-1])
     command.current().include(result.command)
     return result

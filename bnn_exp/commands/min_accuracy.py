@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-REACHED = {"last": "test_accuracy", "best": "best_test_accuracy"}  # keys of summary.json by the values of `which`
+REACHED = {"last": "test_accuracy", "best": "best_test_accuracy"}  # value of `which`: the key of the accuracy in summary.json
 
 
 @dataclass(frozen=True)

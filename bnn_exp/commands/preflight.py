@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bnn_exp.commands.task import Task
     from bnn_exp.training.plan import Plan
 
-NOWHERE = "."  # exists already, so Hydra makes no directory
+NOWHERE = "."  # the current folder exists already, so Hydra makes no directory
 
 
 class Preflight(Callback):
@@ -51,7 +51,7 @@ class Preflight(Callback):
                 jobs.use()
             if config.sweep.search == "optuna":
                 sweep.search(config)
-                sys.exit()  # Hydra's sweeper has nothing left to do
+                sys.exit()  # the search has ended: Hydra's own sweeper has nothing left to do
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Frees the two configurations of a job, 250 kB each, which Hydra would keep until the end of a sweep."""
@@ -64,7 +64,7 @@ def _expand_home(config: DictConfig, place: str) -> None:
     if (path := at_home(given)) != given:
         with read_write(config.hydra):
             OmegaConf.update(config, place, path)
-            config.hydra.overrides.hydra.append(f"{place}={path}")  # Hydra composes each job of a sweep anew
+            config.hydra.overrides.hydra.append(f"{place}={path}")  # Hydra composes each job of a sweep from these overrides
 
 
 def _prepare(config: DictConfig) -> "Plan | Task":

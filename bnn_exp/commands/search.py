@@ -35,8 +35,8 @@ from bnn_exp.training.plan import values_of
 from bnn_exp.training.resume import difference
 
 JOURNAL, NAME = "optuna.log", "search"
-ENDED = "ended"  # an attribute of every trial that ran to its end, good or bad
-Space = Mapping[str, Any]  # the keys that a search varies, and their values
+ENDED = "ended"  # Optuna's trials get this attribute when they end, also after a failure
+Space = Mapping[str, Any]  # the keys that a search varies, each with its Optuna distribution
 
 
 def search(config: DictConfig, job: TaskFunction) -> None:

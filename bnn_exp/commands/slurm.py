@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 
-WARNINGS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # a queue sends these before it kills (sbatch --signal=…)
+WARNINGS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # a queue sends these before it kills a job (sbatch --signal=…)
 
 
 def requeue(number: int) -> str:

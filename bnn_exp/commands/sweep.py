@@ -44,7 +44,7 @@ def prepare(config: DictConfig) -> Sweep:
     request, directory = load_request(composed), config.hydra.sweep.dir
     _check_command(request, composed.get("resume"))
     unread.check_command(request, overrides, sweep=True)
-    swept = config.hydra.sweeper.get("params") or {}  # keys that an experiment file sweeps over
+    swept = config.hydra.sweeper.get("params") or {}  # the keys that an experiment file sweeps over, with their values
     in_experiment = {key: value for key, value in swept.items() if key in ("config", "from", "init_from")}
     unread.check_named({"init_from": composed.get("init_from")} | in_experiment, overrides)
     _check_directory(composed.get("resume") or request.sweep.resume, directory)
@@ -185,5 +185,5 @@ def own_report(directory: Path) -> Report | None:
         chosen = any(item.startswith("report.y=") for item in saved.hydra.overrides.task)
     except UNREADABLE:
         return None
-    old_default = report.y == "test_accuracy" and not chosen  # an earlier version wrote its default into the file
+    old_default = report.y == "test_accuracy" and not chosen  # an earlier version wrote its default into multirun.yaml
     return replace(report, y=None) if old_default else report

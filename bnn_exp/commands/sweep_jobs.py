@@ -48,12 +48,13 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
     found = directories.state(directory)
     try:
         if earlier and earlier.config and can_go_on(directory):
-            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}  # the files may have moved
+            # The plugin files may have moved since the earlier run.
+            values = earlier.config | {"plugins": plugins.entries(composed.get("plugins"))}
             plan = plan_to_go_on(directory, values, overrides)
         else:
             plan = make_plan(composed, overrides)
     except UserError as error:
-        if not can_go_on(directory):  # the files of a run that can continue say more
+        if not can_go_on(directory):  # a run that can continue keeps its files, which say more than this error
             summary.write(directory, "failed", error=str(error), overrides=overrides)
             with logging_to(directory / "train.log"):
                 log.error("failed: %s", error)
@@ -85,7 +86,7 @@ def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> R
 def _same(there: dict, asked: dict | None) -> bool:
     try:
         return asked is not None and difference(there, asked, MAY_DIFFER) is None
-    except UserError:  # one of them is not a valid configuration
+    except UserError:  # `there` or `asked` is not a valid configuration
         return False
 
 

@@ -14,7 +14,7 @@ from bnn_exp.config.settings import Request, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records import directories, next_command, run_choice, runs
 
-FUNCTIONS = {  # each takes a Task and returns the message of its end
+FUNCTIONS = {  # each function takes a Task and returns the message for the user
     "report": "bnn_exp.commands.report:report",
     "evaluate": "bnn_exp.commands.evaluate:evaluate",
     "predict": "bnn_exp.commands.predict:predict",

@@ -66,7 +66,8 @@ def train(composed: DictConfig, directory: Path, plan: Plan | None) -> float | N
         details = f"\n{log} has the details" if log.is_file() else ""
         now.fail(f"failed: {reason(error)} ({place(error)}){details}", FAILED)
     else:
-        if result["status"] == "interrupted" or (now.sweep and signals.asked()):  # the run was complete already
+        # A signal that comes when the run is complete still ends the sweep.
+        if result["status"] == "interrupted" or (now.sweep and signals.asked()):
             now.codes.append(INTERRUPTED)
             raise KeyboardInterrupt
         if shortfall := Gate(composed.min_accuracy, composed.which).of_run(result):
@@ -88,7 +89,7 @@ def _finished(plan: Plan, directory: Path) -> dict[str, Any]:
 
 
 def _execute(plan: Plan, directory: Path) -> dict[str, Any]:
-    from bnn_exp.training.launch import ranks_of  # imports torch
+    from bnn_exp.training.launch import ranks_of  # imported here, because it loads torch
     from bnn_exp.training.run import Run
 
     with ranks_of(plan, directory) as ranks:

@@ -15,8 +15,8 @@ from bnn_exp.config.registry import fields_of
 from bnn_exp.config.request import Request
 from bnn_exp.errors import UserError
 
-MOST_INPUTS = 2**15 - 1  # the packed engine sums the inputs of a layer in int16
-MOST_RANKS_OF_INT8 = 127  # the ranks share the 127 positive numbers of int8
+MOST_INPUTS = 2**15 - 1  # the most inputs of a layer: the packed engine adds them up in int16
+MOST_RANKS_OF_INT8 = 127  # the most ranks that can share the 127 positive numbers of int8
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ def check_exchange(settings: Settings) -> None:
     """
     form, devices, mask = settings.engine.all_reduce, settings.engine.devices, getattr(settings.optimizer, "mask", None)
     if weights_of(settings.model) != "bits":
-        forms = ["fp32"]  # latent weights read the whole gradient
+        forms = ["fp32"]  # the optimizers of latent weights read whole gradients
     elif mask == "random":
-        forms = ["fp32", "int8", "sign"]  # a random mask reads signs alone
+        forms = ["fp32", "int8", "sign"]  # a random mask reads only the signs of a gradient
     else:
         forms = ["fp32", "int8"]
     if form not in forms:

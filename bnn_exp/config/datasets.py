@@ -74,7 +74,7 @@ class Local(ImageDataset):
 class Entry:
     """A registered dataset. `register_dataset` explains `home` and `files`."""
 
-    settings: Any  # the dataclass of its settings
+    settings: Any  # the dataclass of the dataset's settings
     home: str | Callable[..., Mapping[str, Any]]
     files: Callable[..., Iterable[str | Path]] | None
 
@@ -88,7 +88,7 @@ class Entry:
 
 
 DATASETS: Registry[Entry] = Registry("dataset")  # dataset=NAME chooses an entry
-# the settings of Rows, with their defaults for a registered dataset
+# The settings that all datasets have (`Rows`), with the defaults for a registered dataset.
 SHARED = {"limit": None, "validation": 0, "augment": "none", "shift": None, "flip": False, "cutout": 0}
 _SHARED = {"name", *SHARED}
 

@@ -86,7 +86,7 @@ def _check(file: Path, groups: Collection[str]) -> bool:
     try:
         text = file.read_text()
         content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # Hydra reports the file
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # Hydra reports a file that cannot be read
         return False
     header = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if not re.fullmatch(r"#\s*@package\s+_global_", header):

@@ -77,22 +77,22 @@ class WandB:
 
 
 Logger = Annotated[NoLogger | TensorBoard | MLflow | WandB, Field(discriminator="name")]
-Rule = TypeVar("Rule")
-Model = TypeVar("Model")
-Dataset = TypeVar("Dataset")
+ModelSettings = TypeVar("ModelSettings")
+RuleSettings = TypeVar("RuleSettings")
+DatasetSettings = TypeVar("DatasetSettings")
 
 
 @schema
-class Settings(Generic[Rule, Model, Dataset]):
+class Settings(Generic[RuleSettings, ModelSettings, DatasetSettings]):
     """The settings of a run, checked and typed. `bnn_exp.config.settings` makes them from a configuration."""
 
-    model: Model  # settings of an entry of bnn_exp.config.models.MODELS
-    optimizer: Rule  # settings of an entry of bnn_exp.config.rules.RULES
+    model: ModelSettings  # settings of an entry of bnn_exp.config.models.MODELS
+    optimizer: RuleSettings  # settings of an entry of bnn_exp.config.rules.RULES
     real_optimizer: Annotated[SGD | Adam, Field(discriminator="name")]
-    dataset: Dataset
+    dataset: DatasetSettings
     trainer: Trainer
     engine: Engine
-    delta: Fraction | None  # at most 1 for every rule; optimizer.delta of a counter may be larger
+    delta: Fraction | None  # sets optimizer.delta; at most 1, although optimizer.delta of a counter may be larger
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")]
     resume: str | None

@@ -12,8 +12,8 @@ from hydra.errors import OverrideParseException
 from bnn_exp.config import mistakes
 from bnn_exp.config.registry import CONF, RESERVED
 
-BY_MODEL = "of_"  # optimizer=of_MODEL and trainer=of_MODEL are the defaults of a model
-# pip install 'bnn-exp[EXTRA]' installs a launcher: the EXTRA of each
+BY_MODEL = "of_"  # the prefix of choices: optimizer=of_MODEL and trainer=of_MODEL are the defaults of a model
+# launcher: the EXTRA with which pip install 'bnn-exp[EXTRA]' installs the launcher
 EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 
 

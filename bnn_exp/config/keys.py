@@ -14,7 +14,7 @@ class Key:
 
     name: str
     allowed: str  # the values that the key takes, in words
-    choices: tuple[str, ...]  # the choices of its group that have the key
+    choices: tuple[str, ...]  # the choices of the key's group (such as model) that have the key
     text: bool = False  # True if the value is free text: a name, a path, …
 
 

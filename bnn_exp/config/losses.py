@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Loss = Callable[[Tensor, Tensor], Tensor]
 
-LOSSES: Registry["str | Loss"] = Registry("trainer.loss")  # a function, or its name as "module:function"
+LOSSES: Registry["str | Loss"] = Registry("trainer.loss")  # each entry: a function, or its name as "module:function"
 
 
 def register_loss(name: str, home: "str | Loss") -> None:

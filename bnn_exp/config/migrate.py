@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-MOVED = {  # a dotted key of an earlier version, and its key in this version
+MOVED = {  # dotted key of an earlier version: the key in this version
     "trainer.engine": "engine",
     "trainer.error_bits": "engine.gradient_bits",
     "benchmark.seed_program": "benchmark.reference_program",

@@ -9,7 +9,7 @@ from bnn_exp.config.keys import Key
 from bnn_exp.config.migrate import MOVED
 
 STRENGTH = "delta"  # the key that sets optimizer.delta
-SYNONYMS = {"learning_rate": "lr", "batchsize": "batch_size", "bs": "batch_size"}  # names that other tools use
+SYNONYMS = {"learning_rate": "lr", "batchsize": "batch_size", "bs": "batch_size"}  # names in other tools: our names
 
 
 def mistake(error: Mapping[str, Any], raw: dict[str, Any], known: Sequence[Key]) -> str:
@@ -20,11 +20,12 @@ def mistake(error: Mapping[str, Any], raw: dict[str, Any], known: Sequence[Key])
         raw: the configuration in which `${…}` is not yet replaced.
         known: every key of the configuration.
     """
-    path = [part for part in error["loc"] if isinstance(part, str)]  # without the index in a list: the key names the list
+    path = [part for part in error["loc"] if isinstance(part, str)]  # drops the index in a list: the message names the list
     if len(path) > 1 and path[1] == _lookup(raw, [path[0], "name"]):
-        del path[1]  # pydantic puts the choice of a group in the path
+        del path[1]  # pydantic adds the choice of a group, which is no part of the key
     names = {key.name for key in known}
-    path = next((path[:n] for n in range(1, len(path)) if ".".join(path[:n]) in names), path)  # without the type of a union
+    # Drops the type of a union, which pydantic adds behind the key.
+    path = next((path[:n] for n in range(1, len(path)) if ".".join(path[:n]) in names), path)
     if error["type"].startswith("union_tag"):
         path.append("name")
     key = ".".join(path)

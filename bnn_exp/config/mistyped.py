@@ -21,7 +21,8 @@ FORM = "allowed: KEY=VALUE, such as delta=0.1; `bnn-train --help` lists every se
 
 def unknown_flag(flag: str, given: Sequence[str]) -> UserError:
     """Returns the exception for `flag`, a word with dashes on the command line `given` that is not a flag of Hydra."""
-    flag = next(item for item in given if item.endswith(flag.lstrip(DASHES)))  # argparse may turn -model=mlp into -odel=mlp
+    # Finds the word as it was given: argparse may turn -model=mlp into -odel=mlp.
+    flag = next(item for item in given if item.endswith(flag.lstrip(DASHES)))
     word, after = flag.lstrip(DASHES), [*given, ""][list(given).index(flag) + 1]
     if "=" in word:
         hint = _undashed(word)

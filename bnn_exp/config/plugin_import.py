@@ -18,7 +18,8 @@ from types import ModuleType, TracebackType
 
 from bnn_exp.errors import UserError
 
-MOVED = {"bnn_exp.schema": "bnn_exp.config.schema", "bnn_exp.networks": "bnn_exp.config.models"}  # since version 0.1.0
+# Modules that have moved since version 0.1.0: old name, new name.
+MOVED = {"bnn_exp.schema": "bnn_exp.config.schema", "bnn_exp.networks": "bnn_exp.config.models"}
 FOLDER = "plugins"  # the folder of a run that holds copies of its plugins
 ALLOWED = "allowed: a Python file, my_rule.py, or a module that Python finds, package.module"
 
@@ -31,10 +32,10 @@ class MainCalled(BaseException):
 class Plugin:
     """A loaded plugin."""
 
-    entry: str  # its name in config.yaml: the absolute path of a file, or the name of a module
+    entry: str  # the plugin's name in config.yaml: the absolute path of a file, or the name of a module
     module: str
     file: Path | None
-    source: bytes  # the content of the file; empty if there is no file
+    source: bytes  # the content of `file`; empty without a file
     package: str | None = None  # name and version of the installed package that brings the plugin
 
     @property
@@ -175,14 +176,14 @@ def _importing(name: str, subject: str, allowed: str, file: Path | None = None) 
         allowed: the second line of the message, without `allowed: `.
         file: the file of the plugin. The message names the line of this file that raised the exception.
     """
-    for old, new in MOVED.items():  # a run keeps its plugin, which may import modules by names of an earlier version
+    for old, new in MOVED.items():  # the plugin that a run keeps may import modules by earlier names
         sys.modules.setdefault(old, importlib.import_module(new))
     importing.append(name)
     try:
         yield
     except MainCalled:
         pass
-    except UserError as error:  # a name that the plugin registers is refused
+    except UserError as error:  # the plugin registers something under a name that is refused
         raise UserError(f"{subject}: {error}") from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{subject}: {_reason(error, file)}\nallowed: {allowed}") from error

@@ -19,8 +19,8 @@ from bnn_exp.errors import UserError
 
 GROUP = "bnn_exp.plugins"  # the group of entry points by which installed packages name their plugins
 
-_loaded: dict[str, Plugin] = {}  # by the name of the module
-_programs: dict[str, None] = {}  # entries of modules that registered something and were not loaded as plugins
+_loaded: dict[str, Plugin] = {}  # name of the module: the loaded plugin
+_programs: dict[str, None] = {}  # modules that registered something but were not loaded as plugins
 
 
 def entries(value: str | Iterable[str] | None, beside: Path | None = None) -> list[str]:

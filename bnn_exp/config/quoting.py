@@ -57,7 +57,7 @@ def _value(value: str, sweep: bool) -> str:
     if is_there(value) and not (sweep and "," in value):
         return _quoted(at_home(value).replace("${", r"\${")) if "${" in value else _name(value)
     taken = PART.sub(_part, value)
-    for text in (taken, value):  # the second text is for functions of numbers, such as range(1,3)
+    for text in (taken, value):  # `value` itself is for functions of numbers, such as range(1,3)
         if _read(text) is not None:
             return text
     return ",".join(map(_name, value.split(","))) if sweep else _name(value)
@@ -78,7 +78,8 @@ def _name(text: str) -> str:
     name, read = at_home(text.strip()), _read(text)
     if "${" in name or name.lower() in ("", "null"):
         return text
-    if isinstance(read, str) and (read == name or not text.strip().startswith("~")):  # Hydra's escapes count
+    # The text stays as typed, since Hydra reads its escapes.
+    if isinstance(read, str) and (read == name or not text.strip().startswith("~")):
         return text
     return name if _read(name) == name else _quoted(name)
 

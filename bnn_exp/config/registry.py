@@ -14,8 +14,8 @@ from bnn_exp.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
-PROGRAMS = ("__main__", "__mp_main__")  # names of a module that runs as a program; the second: in a subprocess
-RESERVED = ("saved",)  # `bnn_exp.records.inherit` uses this choice for inherited settings
+PROGRAMS = ("__main__", "__mp_main__")  # names of a module that runs as a program, the second in a subprocess
+RESERVED = ("saved",)  # refused as a name: `bnn_exp.records.inherit` uses this choice for inherited settings
 
 Entry = TypeVar("Entry")
 
@@ -29,7 +29,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
         self._definitions: dict[str, tuple[str, ...]] = {}
 
     def add(self, name: str, entry: Entry, *definition: Any) -> None:
-        """Adds an entry. A second entry with an equal `definition` replaces the first.
+        """Adds an entry. A second entry with an equal `definition` replaces the first: a plugin may be loaded again.
 
         Args:
             definition: the classes or functions that define the entry, or their names as "module:name".

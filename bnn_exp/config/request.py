@@ -35,7 +35,7 @@ class Inference:
 @schema
 class Training:
     name: Literal["training"]
-    rounds: Annotated[int, Field(ge=3)]  # the quartiles of fewer rounds lie outside the measured times
+    rounds: Annotated[int, Field(ge=3)]  # the quartiles of fewer rounds would lie outside the measured times
     reference_program: Place | None
 
 
@@ -58,4 +58,4 @@ class Request:
 
 
 REQUEST = ("task", "from", "which", "config", "min_accuracy", "input", "report", "export", "sweep", "benchmark")
-NETWORK_TASKS = ("evaluate", "predict", "export", "benchmark")  # the tasks that read a trained network, `from`
+NETWORK_TASKS = ("evaluate", "predict", "export", "benchmark")  # the tasks that read the trained network of `from`

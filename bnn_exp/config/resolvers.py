@@ -59,6 +59,6 @@ def _now() -> str:
     return datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S.%f")
 
 
-CACHED = (run_directory, sweep_directory)  # both contain the time, and a command has one directory
+CACHED = (run_directory, sweep_directory)  # cached, because their results contain the time, and a command has one directory
 for resolver in (*CACHED, cores, weights_for, strength, by):
     versions.register_resolver(resolver, use_cache=resolver in CACHED)

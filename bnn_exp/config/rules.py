@@ -1,6 +1,7 @@
 """The registry of the rules that train binary weights: the name, the settings with their ranges, and the class of each rule.
 
-No other module lists the rules. `register` adds your own rule (docs/add_a_rule.md). Imports no torch.
+No other module lists the rules. A class here has the name of a class of `bnn_exp.optim`, and holds the settings of that rule.
+`register` adds your own rule (docs/add_a_rule.md). Imports no torch.
 """
 
 import sys
@@ -13,7 +14,7 @@ from bnn_exp.config import plugins
 from bnn_exp.config.registry import Registry, fields_of, found, name_of, offer
 from bnn_exp.config.schema import Fraction, NonNegative, Positive, Schedule, schema
 
-Scale = Literal["tensor", "neuron", "factored"]  # see bnn_exp.optim.rule.scaled
+Scale = Literal["tensor", "neuron", "factored"]  # the unit of gradients, see bnn_exp.optim.gradients.scaled
 
 
 @schema
@@ -96,7 +97,7 @@ class Latent:
 class Entry:
     """A registered rule."""
 
-    settings: type  # the dataclass of its settings
+    settings: type  # the dataclass of the rule's settings
     home: str | type  # the class, or its name as "module:class", which is imported when a run needs the class
     trains: tuple[str, ...]  # the kinds of weights that the rule trains: bits, latent, float
     strength: str | None = None  # the setting that says how much a step changes

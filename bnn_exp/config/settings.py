@@ -125,9 +125,9 @@ def _checked(kind: type, config: DictConfig | dict[str, Any]) -> Any:
         raw = values = migrated(config)
     values = {key: value for key, value in values.items() if (key in REQUEST) == (kind is Request)}
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values))  # pydantic is strict: it takes no text for a number
+        return TypeAdapter(kind).validate_json(json.dumps(values))  # strict pydantic accepts no text for a number
     except ValidationError as error:
         found: dict[str, str] = {}
         for mistake in (mistakes.mistake(e, raw, known_keys()) for e in error.errors()):
-            found.setdefault(mistake.splitlines()[0], mistake)  # a wrong delta is a wrong optimizer.delta too: name it once
+            found.setdefault(mistake.splitlines()[0], mistake)  # one wrong delta gives equal messages: keep one
         raise UserError("\n".join(found.values())) from error

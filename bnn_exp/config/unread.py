@@ -11,7 +11,7 @@ from typing import Any
 from bnn_exp.config import command_line, rules
 from bnn_exp.config.datasets import DATASETS, SHARED
 from bnn_exp.config.groups import Settings
-from bnn_exp.config.models import MODELS
+from bnn_exp.config.models import MODELS, weights_of
 from bnn_exp.config.request import NETWORK_TASKS, Request
 from bnn_exp.errors import UserError
 
@@ -46,7 +46,7 @@ class Entry:
     """
 
     keys: tuple[str, ...]
-    read: Callable[[Case], Any]  # true if something reads the keys
+    read: Callable[[Case], Any]  # returns a true value if something reads the keys
     why_not: Callable[[Case], str]
     allowed: Callable[[Case], str]
 
@@ -70,9 +70,10 @@ def _strength(case: Case) -> str:
 
 
 def _masks(*masks: str) -> Callable[[Case], bool]:
-    """Returns a test that is True unless the rule is HyperMask with a mask that is not among `masks`.
+    """Returns a function that says if the rule of a case reads a setting that HyperMask reads for `masks` alone.
 
-    Another rule always reads its settings, also those with the names of HyperMask's settings.
+    For HyperMask the function returns True if its mask is one of `masks`. For any other rule it returns True, because such a
+    rule reads all settings that it has.
     """
     return lambda case: case.settings.optimizer.name != "hypermask" or case.settings.optimizer.mask in masks
 
@@ -160,7 +161,7 @@ TRAINING = (
     _entry("model.window", _activations, "this network has no binary activation", "model.num_layers=2 or more"),
     _entry(
         "model.encoding",
-        lambda c: c.settings.model.weights != "float" or _activations(c),
+        lambda c: weights_of(c.settings.model) != "float" or _activations(c),
         "this network has neither bits nor binary activations",
         "model.weights=bits or latent",
     ),
@@ -169,8 +170,8 @@ TRAINING = (
     ),
     _entry(
         "model.latent_std",
-        lambda c: c.settings.model.weights == "latent",
-        lambda c: f"model.weights={c.settings.model.weights} does not read it",
+        lambda c: weights_of(c.settings.model) == "latent",
+        lambda c: f"model.weights={weights_of(c.settings.model)} does not read it",
         "model.weights=latent",
     ),
     _entry(
@@ -277,5 +278,5 @@ def _check(table: tuple[Entry, ...], case: Case) -> None:
             if case.settings and _is_plugins(case, key):
                 continue
             if not entry.read(case):
-                shown = re.sub(r'^"(.*)"$', r"\1", case.given[key])  # without the quotes that bnn_exp.config.quoting adds
+                shown = re.sub(r'^"(.*)"$', r"\1", case.given[key])  # drops the quotes that bnn_exp.config.quoting adds
                 raise UserError(f"{key}={shown}: {entry.why_not(case)}\nallowed: {entry.allowed(case)}")

@@ -12,8 +12,9 @@ def _at_least(package: str, *version: int) -> bool:
     return tuple(int(part) for part in parts) >= version
 
 
-HYDRA = {} if _at_least("hydra-core", 1, 4) else {"version_base": "1.3"}  # arguments of hydra.main; 1.4 deprecates version_base
-# OmegaConf 2.4 renames the function
+# Arguments of hydra.main, of which Hydra 1.4 deprecates version_base.
+HYDRA = {} if _at_least("hydra-core", 1, 4) else {"version_base": "1.3"}
+# OmegaConf 2.4 renames the function that registers resolvers.
 _register: Callable = OmegaConf.register_resolver if _at_least("omegaconf", 2, 4) else OmegaConf.register_new_resolver
 
 

@@ -92,7 +92,7 @@ def build(settings: Any, seed: int, image_shape: tuple[int, int, int]) -> Augmen
 def _windows(x: Tensor, size: tuple[int, int], tops: Tensor, lefts: Tensor) -> Tensor:
     """Returns a window of each image in `x`. `size` is (height, width) of the windows; `tops` and `lefts` (int64 [batch]) are
     the top left corners."""
-    views = x.unfold(2, size[0], 1).unfold(3, size[1], 1)  # [batch, channels, tops, lefts, height, width], no copy
+    views = x.unfold(2, size[0], 1).unfold(3, size[1], 1)  # a view, no copy: [batch, channels, tops, lefts, height, width]
     return views[torch.arange(len(x), device=x.device), :, tops, lefts]
 
 

@@ -22,8 +22,9 @@ from bnn_exp.config.paths import at_home
 from bnn_exp.data.arrays import Arrays, content_key
 from bnn_exp.records.files import replacing, writable
 
-FORMAT = 3  # Version of the cache files. Another number makes all of them anew.
-FACTS = ("classes", "mean", "std", "key", "notes", "warnings", "test_names", "train_names", "own_test")  # kept in the metadata
+FORMAT = 3  # the version of the cache files: with another number every file is made anew
+# The fields of Arrays that a cache file keeps in its metadata.
+FACTS = ("classes", "mean", "std", "key", "notes", "warnings", "test_names", "train_names", "own_test")
 
 
 def cache_folder() -> Path:
@@ -75,7 +76,7 @@ def _writing(folder: Path) -> Iterator[None]:
     with writable(folder, "a writable cache folder with space, named by the variable BNN_EXP_CACHE"):
         try:
             yield
-        except SafetensorError as error:  # a full disk, for example
+        except SafetensorError as error:  # raised if the disk is full, for example
             raise OSError(None, str(error), str(folder)) from error
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from bnn_exp.bits.draws import Purpose, generator
 from bnn_exp.data.arrays import Arrays
 
-_SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # fixed seeds: every run chooses the same rows
+_SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # fixed seeds of random choices: every run chooses the same rows
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Dataset:
             return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
         def train_rows(which: np.ndarray) -> Split:
-            every = len(which) == len(arrays.train_labels)  # all rows need no copy
+            every = len(which) == len(arrays.train_labels)  # if all rows are chosen, they need no copy
             return split(*(a if every else a[which] for a in (arrays.train_images, arrays.train_labels)))
 
         def evaluated(whole: Split) -> Split:
@@ -110,7 +110,7 @@ def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
     order = np.random.default_rng(_VALIDATION).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # sorted by class, in random order within a class
     chosen = np.zeros(len(labels), bool)
-    chosen[order] = np.diff(np.floor(np.arange(len(labels) + 1) * fraction + 1e-9)) > 0  # at even distances
+    chosen[order] = np.diff(np.floor(np.arange(len(labels) + 1) * fraction + 1e-9)) > 0  # rows at even distances in `order`
     return chosen
 
 

@@ -46,7 +46,7 @@ def decode(source: Source, reading: Reading) -> dict:
     images = _images(source, splits, reading)
     files = {split: rows.files for split, rows in splits.items()}
     own_test = "test" in splits
-    if "train" not in splits:  # the dataset serves for evaluation only
+    if "train" not in splits:  # a dataset without train rows serves for evaluation only
         images["train"], labels["train"], files["train"] = images["test"][:0], labels["test"][:0], ()
     elif not own_test:
         _set_apart(source, images, labels, files, reading.test_fraction)

@@ -13,7 +13,7 @@ from bnn_exp.data.messages import short_reason
 from bnn_exp.errors import UserError
 
 LARGE = 16_000  # mean bytes of an encoded image, above which threads save more time than they cost
-AT_ONCE = 256  # images to decode before the next ones are fetched
+AT_ONCE = 256  # images that are fetched and decoded at a time
 GREY_MODES = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 

@@ -66,7 +66,7 @@ class Pixels:
             Exception: Pillow raises exceptions of many types for a broken image.
         """
         mode = "L" if channels == 1 else "RGB"
-        if size and self.reduced:  # decode at twice the needed size or more, which keeps the quality
+        if size and self.reduced:  # A JPEG decodes faster at a smaller size. Twice the needed size or more keeps the quality.
             picture.draft(mode, (2 * size[0], 2 * size[1]))
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
@@ -104,7 +104,7 @@ class Pixels:
         values, clear = np.asarray(picture), picture.info.get("transparency")
         low, high = self.range or _range_of(picture, values)
         narrow = Image.fromarray(scaled(values, low, high))
-        if isinstance(clear, int):  # `clear` is the value of transparent pixels
+        if isinstance(clear, int):  # an integer `clear` is the value of all transparent pixels
             narrow.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
         return narrow
 

@@ -14,8 +14,8 @@ from bnn_exp.data.messages import WHOLE, short_reason, shown, some
 from bnn_exp.data.undecoded import Rows, Source
 from bnn_exp.errors import UserError
 
-DARK = 32  # a warning is given if no value of 0…255 is as high as this
-LEAST_PIXELS = 16  # a table with more number columns than this holds pixels
+DARK = 32  # a warning is given if all pixels, 0…255, are below this value
+LEAST_PIXELS = 16  # a table with more columns of numbers than this holds pixels
 UNREADABLE = (
     ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, MemoryError, OverflowError, LookupError, NotImplementedError,
 )  # fmt: skip

@@ -75,7 +75,7 @@ def _called(name: str, function: Callable, settings: Mapping[str, Any]) -> Any:
         return function(**settings)
     except UserError:
         raise
-    except Exception as error:  # the function is the user's code
+    except Exception as error:  # the function is the user's code, which may raise anything
         raise UserError(
             f"dataset={name}: {home(function)} failed: {reason(error)}\nallowed: settings that it can read"
         ) from error

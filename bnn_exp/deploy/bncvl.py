@@ -9,7 +9,7 @@ from bnn_exp.deploy.check import Evaluating
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
 from bnn_exp.nn.binary import two_values
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnn_exp.errors import UserError
 from bnn_exp.nn import BinaryLayer
-from bnn_exp.nn.exact import difference, is_exactly
+from bnn_exp.nn.known_classes import difference, is_exactly
 from bnn_exp.records import probe_logits
 from bnn_exp.records.terminal import progress
 

@@ -24,27 +24,29 @@ from bnn_exp.records.summary import surroundings
 from bnn_exp.records.terminal import progress
 
 BATCH = 4096
-WORST = 64  # mistakes in the figure
-LISTED = 1000  # mistakes in evaluation.json
+WORST = 64  # the most mistakes that the figure shows
+LISTED = 1000  # the most mistakes that evaluation.json lists
 
 
 @dataclass
 class Evaluation:
     """The results of the float network and of the packed network on the same rows. Packed results are None without one."""
 
-    model: dict[str, Any]  # the result of `described`, and `bits_sha256`
-    data: dict[str, Any]  # `name`, `path`, `key`, `rows`; `split`: test, or all without test rows; `own`: they are the run's
+    model: dict[str, Any]  # the result of `described`, with the key `bits_sha256` added
+    # `name`, `path`, `key`, `rows`; `split`: "test", or "all" without test rows; `own`: true if the run trained on this dataset
+    data: dict[str, Any]
     accuracy_float: float  # percent
     accuracy_packed: float | None
-    summary_accuracy: float | None  # the accuracy in summary.json, if it is of this network on these rows
-    different_predictions: int | None  # the number of rows for which the two networks answer differently
+    summary_accuracy: float | None  # the accuracy that summary.json states for this network on these rows, else None
+    different_predictions: int | None  # the number of rows for which the float and the packed network answer differently
     seconds_float: float
     seconds_packed: float | None
     rows: int
     packed: str  # a note on the packed network, or the reason why there is none
     classes: list[str]
-    confusion: list[list[int]]  # [label][answer] of the float network
-    mistakes: list[dict[str, Any]]  # `row`, `name`, `class`, `answer`, `probability`; the likeliest first, 1,000 at most
+    confusion: list[list[int]]  # numbers of rows, [label][answer], for the float network
+    # One dict each: `row`, `name`, `class`, `answer`, `probability`; the most probable answers first, LISTED at most.
+    mistakes: list[dict[str, Any]]
     date: str
     versions: dict[str, str]
 
@@ -68,7 +70,7 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
     split = "test" if own or arrays.own_test else "all"
     arrays = _relabelled(file, about, arrays if split == "test" else arrays.all_as_test())
     images, labels = torch.from_numpy(arrays.test_images), torch.from_numpy(arrays.test_labels)
-    # Without running statistics a prediction depends on its batch, so the batch size is that of the training
+    # Without running statistics a prediction depends on its batch, so use the batch size of the run's own evaluations
     size = about["config"].get("trainer", {}).get("eval_batch_size", BATCH)
     logits, seconds = timed(network, images, size, "as floats")
     answers = logits.argmax(1)

@@ -13,14 +13,14 @@ from bnn_exp.deploy.layers import refuse_floats, with_packed_layers
 from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.exact import altered, difference, home, is_exactly
+from bnn_exp.nn.known_classes import altered, difference, home, is_exactly
 from bnn_exp.records import probe_logits
 from bnn_exp.records.model import check_probe, load_model, read_model
 
 ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build, or one with a method pack()"
-# A network that was altered raises these, for example by one layer too many, or by a layer of another kind or size
+# Packing raises these if a network was altered, for example has one layer too many, or a layer of another kind or size
 ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
-_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl}  # the key is the name of a class; subclasses have no form here
+_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl}  # name of a class: what makes its packed form; subclasses have none here
 
 
 def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -15,7 +15,7 @@ from bnn_exp.deploy.fold import thresholds
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
 
 _NEVER = torch.iinfo(torch.int32).max  # a threshold that no sum reaches
@@ -36,7 +36,8 @@ class DeployedLayer(Evaluating):
         self.zero = 0 if encoding == "boolean" else -1
         self.register_buffer("tiles", to_tiles(packed))
         in_each, peak = ones(packed), 255 if pixels else 1
-        self.low, self.high = self.zero * peak * (inputs - in_each), peak * in_each  # the least and the greatest sum
+        # The least and the greatest sum of each output.
+        self.low, self.high = self.zero * peak * (inputs - in_each), peak * in_each
         centred = encoding == "centred"
         if pixels:
             self.scale, self.divisor, offset = 1, 510.0 if centred else 255.0, torch.zeros_like(in_each)

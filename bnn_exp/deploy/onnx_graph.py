@@ -163,11 +163,14 @@ def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
     return h
 
 
+BUILDERS: dict[type[nn.Module], Callable[[Graph, Any, str], str]] = {DeployedMLP: mlp, BNCVLNet: bncvl}
+
+
 def packed_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
     """Returns the ONNX model of a packed network: `pixels`, uint8 [batch, channels, height, width] → `logits`, float32
     [batch, classes]. Its metadata hold the class names, one a line.
     """
-    return _model(mlp if type(network) is DeployedMLP else bncvl, network, shape, classes)
+    return _model(BUILDERS[type(network)], network, shape, classes)
 
 
 def own_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:

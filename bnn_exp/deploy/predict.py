@@ -26,7 +26,7 @@ from bnn_exp.records.summary import surroundings
 from bnn_exp.records.terminal import progress
 
 BATCH = 256  # images that are read and predicted together
-TOP = 3  # classes in each prediction
+TOP = 3  # the number of likeliest classes that a prediction lists
 TOGETHER = "model.batch_norm.running_stats=false: each prediction depends on the other images"
 FILES = ("predictions.csv", "predictions.json")
 
@@ -148,7 +148,7 @@ def _on_bits(model: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the packed network, or the float network if it can't be packed; and what the file says about it."""
     try:
         return load_packed(model)
-    except UserError:  # load_model refuses an unreadable file again
+    except UserError:  # the network can't be packed, or the file is unreadable, which load_model reports
         return load_model(model)
 
 

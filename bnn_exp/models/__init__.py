@@ -29,7 +29,7 @@ def build(
     del values["name"]
     if of := getattr(made, "of", None):
         return of(image_shape, num_classes, **values)
-    numbers = 1 if MODELS[settings.name].ours else image_shape[0]  # built-in networks take one number for all channels too
+    numbers = 1 if MODELS[settings.name].ours else image_shape[0]  # one number stands for all channels of a built-in network
     statistics, taken = {"mean": mean or (0.0,) * numbers, "std": std or (1.0,) * numbers}, signature(made).parameters
     return made(image_shape, num_classes, **values, **{name: value for name, value in statistics.items() if name in taken})
 

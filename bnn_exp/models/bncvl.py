@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 
 
 @exact

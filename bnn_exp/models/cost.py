@@ -15,12 +15,12 @@ class LayerCost:
     """The cost of one layer of a network."""
 
     name: str
-    kind: str  # the name of its class
-    output: tuple[int, ...]  # the shape for one sample
+    kind: str  # the name of the layer's class
+    output: tuple[int, ...]  # the shape of the layer's output for one sample
     binary: int  # the number of binary weights
     real: int  # the number of real parameters
     multiply_adds: int  # products with binary weights, for one sample
-    tensors: tuple[str, ...] = ()  # the names of its binary weights in the state dict
+    tensors: tuple[str, ...] = ()  # the names of the layer's binary weights in the state dict
 
     @property
     def bytes_as_bits(self) -> int:

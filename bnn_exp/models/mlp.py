@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnn_exp.nn import BinaryLinear, binarize
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 
 
 @exact

@@ -20,4 +20,5 @@ class OfPixels(nn.Module):
         """Returns pixels with mean 0 and standard deviation 1 in each channel, in the memory format channels_last."""
         x = x / 255 if x.dtype == torch.uint8 else x
         x = (x - self.mean) / self.std
-        return x if transforming() else x.contiguous(memory_format=torch.channels_last)  # vmap has no memory formats
+        # Under vmap a tensor has no memory format.
+        return x if transforming() else x.contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.nn.binary import quantize
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.layers import BinaryLayer
 
 NORMALIZATIONS = ("sample", "batch", "channel")
@@ -29,7 +29,7 @@ class Standardize(nn.Module):
 
 class _BinaryNormalized(BinaryLayer):
     def __init__(self, shape: tuple[int, ...], activation: Any, encoding: str, weights: str, norm: nn.Module):
-        # a norm per channel subtracts the mean of the channel, and any bias with it
+        # A norm per channel subtracts the mean of the channel, so a bias would have no effect.
         super().__init__(shape, encoding, weights, bias=isinstance(norm, Standardize) and norm.dims != (2, 3))
         self.norm, self.activation = norm, activation
 

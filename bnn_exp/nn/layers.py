@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bnn_exp.nn.binary import ENCODINGS, encode, quantize, quantized_values
-from bnn_exp.nn.exact import exact
+from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.packing import pack, unpack
 from bnn_exp.nn.product import binary_product, pixel_product
 
-_FIRST: dict[str, Callable] = {  # the weights of a new layer
+_FIRST: dict[str, Callable] = {  # kind of weights: a function of a shape that makes the weights of a new layer
     "bits": lambda shape: torch.full(shape, 0.5).bernoulli_(),
     "latent": torch.randn,
     "float": lambda shape: nn.init.kaiming_normal_(torch.empty(shape)) if len(shape) > 1 else torch.zeros(shape),
@@ -108,7 +108,7 @@ def packed_at_once() -> Iterator[None]:
     def packed(layer: nn.Module, name: str, parameter: Any) -> Any:
         if isinstance(layer, BinaryLayer) and layer.weights == "bits" and name == "weight" and not _is_packed(parameter):
             return _packed(parameter)
-        return None  # the parameter stays as it is
+        return None  # torch then registers the parameter as it is
 
     hook = register_module_parameter_registration_hook(packed)
     try:

@@ -50,4 +50,4 @@ def make_affine(norm: _BatchNorm) -> None:
     norm.eps, norm.affine = NO_EPS, True
     norm.weight = nn.Parameter(torch.ones(norm.num_features, device=device))
     norm.bias = nn.Parameter(torch.zeros(norm.num_features, device=device))
-    norm.reset_running_stats()  # mean 0, variance 1
+    norm.reset_running_stats()  # sets the running mean to 0 and the running variance to 1

@@ -90,7 +90,7 @@ def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
     """Returns x Vᵀ, float32, without a gradient: the arguments are those of `pixel_product`, v of any dtype."""
     if not _in_int8(x):
         return matmul(x.float(), v.float().t(), _in_bf16(x) and x.is_cuda)
-    centred = x.bitwise_xor(128).view(torch.int8)  # x − 128
+    centred = x.bitwise_xor(128).view(torch.int8)  # x − 128 fits int8; 128·Σ v is added below
     sums = torch._int_mm(centred, v.to(torch.int8).t())
     return sums.add_(128 * v.sum(1).to(torch.int32)).float()
 

@@ -22,7 +22,7 @@ class Eager:
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
     state_dict = inspect.unwrap(Optimizer.state_dict)
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
-    _warned_capturable_if_run_uncaptured = True  # the first steps, and some trainings, run without a graph on purpose
+    _warned_capturable_if_run_uncaptured = True  # hides a warning: some steps run outside a CUDA graph on purpose
 
 
 def eager(kind: type[Optimizer]) -> type[Optimizer]:
@@ -35,7 +35,8 @@ SGD = eager(torch.optim.SGD)
 Adam = eager(torch.optim.Adam)
 
 
-ON_GPU = ("fused", "capturable")  # with these options a step on a GPU is few kernels and needs nothing from Python
+# Options of torch's optimizers: a step on a GPU is then few kernels and reads nothing from Python.
+ON_GPU = ("fused", "capturable")
 
 
 def options_for(kind: type, parameters: Sequence[Tensor]) -> dict[str, bool]:

@@ -22,8 +22,8 @@ class Group(dict):
     def __init__(self, entries: dict[str, Any], strength: str | None, count: str):
         super().__init__(entries)
         self.strength, self.count = strength, count
-        self.checked: tuple | None = None  # the values at the last check of the optimizer
-        self.on_device: Tensor | None = None  # the value of `lr` on a GPU, during a step of the optimizer
+        self.checked: tuple | None = None  # the hyperparameters that the optimizer has checked last
+        self.on_device: Tensor | None = None  # `lr` as a tensor on a GPU, while the optimizer takes a step; else None
 
     def at(self, name: str, step: int) -> float:
         """Returns the entry `name` times the factor of the schedule at a step of the group."""

@@ -14,7 +14,8 @@ from bnn_exp.optim.rule import Rule
 class HyperMask(Rule):
     """Trains binary weights without any state per weight.
 
-    The only state is the variance σ² of each tensor, for `ewm` and `wpm`.
+    The only state is the variance σ² of each tensor, for `ewm` and `wpm`. The default values here are not those of
+    `optimizer=hypermask`: `conf/optimizer/hypermask.yaml` sets `scale` and `schedule` by mask.
 
     Args:
         delta: the fraction δ of a tensor that `random` and `top` select in a step, in [0, 1]; scheduled.
@@ -46,7 +47,8 @@ class HyperMask(Rule):
         return super().of(replace(settings, lr=settings.lr * (batch_size / 96) ** 0.5), network, batch_size, total_steps, seed)
 
     def strength_of(self, entries):
-        return MASKS[entries["mask"]].strength if entries["mask"] in MASKS else "delta"  # a wrong name is refused later
+        # An unknown mask is refused later, when the hyperparameters are checked.
+        return MASKS[entries["mask"]].strength if entries["mask"] in MASKS else "delta"
 
     @staticmethod
     def reads_entries(h):

@@ -1,7 +1,8 @@
-"""The masks of HyperMask: which bits a step may set to 1[−g ≥ 0] (Shibuya et al., BinSFO, section 3).
+"""The masks of HyperMask (Shibuya et al., BinSFO, section 3). A mask selects weights; a step sets their bits to 1[−g ≥ 0].
 
-Each mask is an object that returns the flips of a step. `random` selects first and compares then, so its work is proportional
-to what it selects; the others select among the weights whose bit the gradient wants flipped.
+Each mask is an object that returns the flips of a step: the selected weights whose bit changes. `random` selects weights before
+it reads their gradients, so its work is proportional to their number. The other masks select only weights whose bit the
+gradient wants flipped.
 """
 
 import math
@@ -16,17 +17,17 @@ from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox, flip_at_random, uniform
 from bnn_exp.optim.gradients import scaled, signs
 
-DENSEST = 0.25  # up to this δ, computing the selected entries alone is faster than computing all (1024² weights, batch 1024)
-FIRST_SIGMA = 0.01  # σ₀ of the temperatures
+DENSEST = 0.25  # up to this δ, computing the selected entries of a gradient is faster than all (1024² weights, batch 1024)
+FIRST_SIGMA = 0.01  # σ₀, with which the temperatures begin
 
 
 class Mask:
-    """A mask m of HyperMask. `strength` names the hyperparameter that says how many weights it selects."""
+    """A kind of mask of HyperMask. `strength` names the hyperparameter that says how many weights the mask selects."""
 
     strength = "delta"
 
     def reads_entries(self, h: SimpleNamespace) -> bool:
-        """Returns True if the mask is drawn before the gradient is read, of which it reads the selected entries alone."""
+        """Returns True if the mask is drawn first, and only the selected entries of the gradient are read."""
         return False
 
     def flips(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
@@ -39,13 +40,13 @@ class Mask:
 
 
 class Random(Mask):
-    """m ~ Bernoulli(δ), independent of the gradient (BinSFO, Implementation 5)."""
+    """The mask `random`: m ~ Bernoulli(δ), independent of the gradient (BinSFO, Implementation 5)."""
 
     def reads_entries(self, h):
         return h.delta <= DENSEST
 
     def flips(self, g, w, h, state, draw):
-        if isinstance(draw, Philox):  # to know the selected positions, Python would have to wait for the GPU
+        if isinstance(draw, Philox):  # on a GPU, a mask of bools: positions would make Python wait
             return (uniform(w, draw) < h.delta) & ((g <= 0) != w.bool())
         m = bernoulli_positions(w.numel(), h.delta, draw)
         g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)
@@ -56,9 +57,10 @@ class Random(Mask):
 
 
 class Top(Mask):
-    """Of the weights that the gradient wants flipped, the δ·N with the largest |g|; N is the size of the tensor.
+    """The mask `top`: of the weights that the gradient wants flipped, the δ·N with the largest |g|. N is the tensor's size.
 
-    `scale` chooses the units in which |g| is compared, see `scaled`. On a GPU δ is a float32, so δ·N may differ by one.
+    `scale` chooses the units in which |g| is compared, see `bnn_exp.optim.gradients.scaled`. On a GPU δ is a float32, so δ·N
+    may differ by one.
     """
 
     def flips(self, g, w, h, state, draw):
@@ -73,7 +75,7 @@ class Top(Mask):
 
 
 class ErrorFunction(Mask):
-    """Of the weights that the gradient wants flipped, each with probability erf(τ|g|): the error-function weighted mask."""
+    """The mask `ewm` (error-function weighted): each weight that the gradient wants flipped, with probability erf(τ|g|)."""
 
     strength = "lr"
 
@@ -83,7 +85,7 @@ class ErrorFunction(Mask):
 
 
 class Probable(Mask):
-    """Of the weights that the gradient wants flipped, those for which erf(τ|g|) ≥ ½: the weighted probability mask."""
+    """The mask `wpm` (weighted probability): each weight that the gradient wants flipped, if erf(τ|g|) ≥ ½."""
 
     strength = "lr"
 

@@ -49,7 +49,7 @@ class Rule(Trained, torch.optim.Optimizer):
     """
 
     own = ("flips", "hyper")
-    settings: ClassVar[type]  # a dataclass of bnn_exp.config.rules: names, types and ranges
+    settings: ClassVar[type]  # a dataclass of bnn_exp.config.rules: names, types and ranges of the hyperparameters
     scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that follow the schedule
 
     def __init__(
@@ -65,9 +65,11 @@ class Rule(Trained, torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Drops all that is computed from the groups and tensors, which may be others from now on."""
-        self._checked_at: dict[int, tuple[int, int]] = {}  # by tensor: its version and address at the last check of its bits
-        self._places: dict[int, tuple[int, int]] = {}  # by id of a tensor: its number, and the number of its group
-        self._announced: Tensor | None = None  # int64 [groups, 1 + scheduled]: the step, then float32 strengths; on a GPU
+        # Number of a tensor: its version and address when its bits were last checked.
+        self._checked_at: dict[int, tuple[int, int]] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # id of a tensor: its number and the number of its group
+        # On a GPU, int64 [groups, 1 + scheduled]: the step, then the strengths, each a float32 in the first 4 of the 8 bytes
+        self._announced: Tensor | None = None
 
     @classmethod
     def of(cls, settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> "Rule":
@@ -124,7 +126,10 @@ class Rule(Trained, torch.optim.Optimizer):
 
     @staticmethod
     def reads_entries(h: SimpleNamespace) -> bool:
-        """Returns True if `update` reads only entries that it draws beforehand: it then takes Factors and PackedBits."""
+        """Returns True if `update` draws positions first, and reads gradient and bits at these positions alone.
+
+        On a CPU the packed engine then calls `update` with Factors and PackedBits, which compute only these entries.
+        """
         return False
 
     def update(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:

@@ -15,9 +15,9 @@ class Trained(Grouped, Eager):
     `step` is `announce`, `apply` and `count` in turn, see `Rule`; a training step calls the three itself.
     """
 
-    state: dict[Tensor, dict[str, Any]]  # torch's
-    flips: list[Tensor]  # bits flipped in each tensor: int64 scalars on its device; the reader sets them back to 0
-    own: ClassVar[tuple[str, ...]] = ("flips",)  # attributes that a copy of the optimizer needs beside torch's
+    state: dict[Tensor, dict[str, Any]]  # as in torch's optimizers: what each tensor keeps from step to step, by name
+    flips: list[Tensor]  # for each tensor an int64 scalar on its device: the flips since a reader has set it to 0
+    own: ClassVar[tuple[str, ...]] = ("flips",)  # attributes that a copy of the optimizer needs besides those of torch
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()

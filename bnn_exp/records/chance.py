@@ -6,8 +6,8 @@ from typing import Any
 from bnn_exp.config import rules
 from bnn_exp.config.models import weights_of
 
-FEW_ROWS = 32  # smaller batches, with more steps, do not help any more
-CLEAR = 3.0  # standard deviations of a binomial count: luck exceeds them once in 700 trainings
+FEW_ROWS = 32  # batches below this size, which take more steps, do not help any more
+CLEAR = 3.0  # standard deviations above chance: luck exceeds 3 of them once in 700 trainings
 
 
 def beyond_chance(accuracy: float, counts: list[int]) -> bool:

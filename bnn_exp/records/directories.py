@@ -9,7 +9,7 @@ from bnn_exp.records.files import check_writable
 RUN = ("config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints")
 SWEEP = ("multirun.yaml", "optuna.log", "sweep.csv", "sweep.md")
 CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/best.pt")  # a resume tries them in this order
-State = dict[str, int]  # per file of a run: time of the last write in nanoseconds
+State = dict[str, int]  # name of a file of a run: the time of its last write in nanoseconds
 
 
 def state(directory: Path) -> State:

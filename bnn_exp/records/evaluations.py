@@ -15,7 +15,8 @@ from bnn_exp.records.files import file_sha256
 from bnn_exp.records.runs import Record
 
 OWN = "evaluation.json"
-ACCURACY = {"last": "test_accuracy", "best": "best_test_accuracy"}  # keys of summary.json, by the epoch of the network
+# Epoch of the network: the key of its accuracy in summary.json.
+ACCURACY = {"last": "test_accuracy", "best": "best_test_accuracy"}
 
 
 def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Path) -> Path:

@@ -150,7 +150,7 @@ def _tuned(name: str, place: Path) -> dict[str, Any]:
     override that names the run, for messages."""
     found = saved.settings(name, place)
     groups = {group: asdict(getattr(found, group)) for group in TUNED}
-    if not found.init_from:  # a run that was fine-tuned has this strength already
+    if not found.init_from:  # the settings of a fine-tuned run hold the gentler strength already
         groups["optimizer"] = asdict(rules.gentler(found.optimizer))
     return groups
 

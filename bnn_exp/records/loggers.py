@@ -72,7 +72,7 @@ class TensorBoard:
         self.writer.close()
 
     def _text(self, name: str, values: dict[str, Any], step: int) -> None:
-        self.writer.add_text(name, f"```\n{json.dumps(values, indent=2)}\n```", step)  # TensorBoard shows Markdown
+        self.writer.add_text(name, f"```\n{json.dumps(values, indent=2)}\n```", step)  # TensorBoard reads Markdown
 
 
 class MLflow:
@@ -193,7 +193,7 @@ def check(settings: Any) -> None:
         UserError: the package is not installed.
     """
     found = settings.name == "none" or importlib.util.find_spec(settings.name)
-    if not found or getattr(found, "origin", "") is None:  # a folder with the package's name is no package
+    if not found or getattr(found, "origin", "") is None:  # a folder with the package's name does not count
         raise UserError(
             f"logger={settings.name}: the package {settings.name} is not installed\n"
             f"allowed: after pip install 'bnn-exp[{settings.name}]'; or logger=none"

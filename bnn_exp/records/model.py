@@ -18,7 +18,7 @@ from bnn_exp.config.models import MODELS
 from bnn_exp.config.settings import model_settings
 from bnn_exp.errors import UserError
 from bnn_exp.nn import binary_parameters
-from bnn_exp.nn.exact import home
+from bnn_exp.nn.known_classes import home
 from bnn_exp.nn.norm import running_norms
 from bnn_exp.records import checkpoint, probe_logits, runs
 from bnn_exp.records.files import replacing

@@ -17,7 +17,7 @@ from bnn_exp.records import probe_logits
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
-# Files of earlier versions lack these keys. Earlier versions can read files with them, because "sha256" does not cover them.
+# Files of earlier versions lack these keys. Earlier versions can read files that have them: "sha256" does not cover the keys.
 IDENTITY = ("class", "probe")
 
 
@@ -69,8 +69,8 @@ def skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
     if models.depth(settings) > tensors:
         raise ValueError(f"{models.depth(settings)} layers, {tensors} tensors")
     if weights_of(settings) == "latent":
-        settings = replace(settings, weights="bits")  # the file holds the bits of the latent weights
-    # A plugin's network may hold tensors that its state_dict lacks, so the meta device does not suit it.
+        settings = replace(settings, weights="bits")  # the file holds the bits of the latent weights, not the weights
+    # A plugin's network may hold tensors that its state_dict lacks. On the meta device these would have no values.
     with torch.device("meta" if MODELS[settings.name].ours else "cpu"), torch.random.fork_rng(devices=[]):
         network = models.build(settings, tuple(shape), len(classes))
         for _, norm in running_norms(network):

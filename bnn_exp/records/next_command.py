@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnn_exp.config.models import weights_of
 from bnn_exp.config.settings import Request, Settings
 from bnn_exp.records.runs import own_overrides
 
@@ -62,7 +63,7 @@ class Ended:
             if self.channels > 1 and model.name == "mlp":
                 kept = self._without(("experiment", "delta"), ("model", "optimizer", "trainer"))
                 return line([*kept, "model=bncvl"], "a convolutional network, for photos")
-            if model.weights == "bits" and self.settings.optimizer.name == "hypermask":
+            if weights_of(model) == "bits" and self.settings.optimizer.name == "hypermask":
                 kept = self._without(("delta",), ("optimizer",))
                 return line([*kept, "optimizer=counter"], "a rule with one byte of memory per weight")
             return line([*self._without(("trainer.epochs",)), f"trainer.epochs={2 * trainer.epochs}"], "more epochs")

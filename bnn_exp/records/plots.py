@@ -12,9 +12,9 @@ from bnn_exp.records.files import replacing
 from bnn_exp.records.formatting import drawn, in_a_line
 from bnn_exp.records.matplotlib_figure import new_figure
 
-BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # distinct for the colour-blind, on white and on black
-GREY = (118, 118, 118)  # equal contrast on a white and on a dark page
-TILE = 96  # largest side of a drawn image in pixels; whole multiples of the original stay sharp
+BIT_0, BIT_1 = (38, 84, 124), (245, 200, 92)  # colours that the colour-blind can tell apart, on white and on black
+GREY = (118, 118, 118)  # a colour of equal contrast on a white and on a dark page
+TILE = 96  # largest side of a drawn image in pixels; small images grow by a whole factor, so they stay sharp
 IN_A_ROW = 8
 
 
@@ -26,7 +26,7 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
     x = [m["epoch"] for m in epochs]
     marker = "o" if len(x) < 3 else None
     loss, accuracy, flips = figure.subplots(1, 3)
-    # Fixed margins and label positions: to compute them takes longer than the drawing.
+    # Margins and positions of labels are fixed, because computing them takes longer than drawing.
     figure.subplots_adjust(left=0.045, right=0.99, bottom=0.12, top=0.84, wspace=0.2)
     loss.plot(x, [m["train_loss"] for m in epochs], color="#0072b2", marker=marker)
     for name, color in (("train", "#8a94a3"), ("validation", "#e69f00"), ("test", "#0072b2")):

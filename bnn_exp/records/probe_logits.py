@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ROWS, SEED = 8, 20251126
-TOLERANCE = 1e-3  # relative to the largest logit of a row
+TOLERANCE = 1e-3  # logits count as equal up to this difference, relative to the largest logit of a row
 
 
 def pixels(shape: tuple[int, ...], rows: int = ROWS) -> Tensor:

@@ -6,7 +6,7 @@ Imports no torch.
 from pathlib import Path
 
 from bnn_exp.errors import UserError
-from bnn_exp.records.runs import MODELS, find
+from bnn_exp.records.runs import MODEL_FILES, find
 from bnn_exp.records.sweeps.comparison import compare
 
 SHOWN = 5  # largest number of runs that a message lists
@@ -23,14 +23,16 @@ def model_file(place: Path, which: str) -> Path:
     """
     if place.is_file():
         if which == "best" and place.name != "best.pt":
-            raise UserError(f"which=best: from={place} is a file\nallowed: from=RUN which=best, or from=RUN/{MODELS['best']}")
+            raise UserError(
+                f"which=best: from={place} is a file\nallowed: from=RUN which=best, or from=RUN/{MODEL_FILES['best']}"
+            )
         return place
-    file = place / MODELS[which]
+    file = place / MODEL_FILES[which]
     if file.is_file():
         return file
-    others = [name for name in (*MODELS.values(), "checkpoints/last.pt") if (place / name).is_file()]
+    others = [name for name in (*MODEL_FILES.values(), "checkpoints/last.pt") if (place / name).is_file()]
     if others:
-        raise UserError(f"from={place}: it has no {MODELS[which]}\nallowed: from={place / others[0]}")
+        raise UserError(f"from={place}: it has no {MODEL_FILES[which]}\nallowed: from={place / others[0]}")
     if several := of_several("from", place):
         raise UserError(several)
     problem = "no trained network in it" if place.is_dir() else "no such run"

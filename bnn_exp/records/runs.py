@@ -13,8 +13,8 @@ from bnn_exp.config.migrate import migrated
 from bnn_exp.records import metrics, summary
 
 NOT_OF_A_RUN = ("sweep", "sweeper", "launcher", "report", "task", "from", "which", "min_accuracy")
-MODELS = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # the file of each epoch's network
-EPOCHS = {file: which for which, file in MODELS.items()} | {"checkpoints/last.pt": "last"}
+MODEL_FILES = {"last": "model.safetensors", "best": "checkpoints/best.pt"}  # epoch of a network: its file in a run
+EPOCHS = {file: which for which, file in MODEL_FILES.items()} | {"checkpoints/last.pt": "last"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def find(places: Iterable[Path]) -> Iterator[Record]:
     seen = set()
     for place in places:
         files = (file for name in ("config.yaml", "summary.json") for file in place.rglob(name))
-        folders = {file.parent for file in files if "wandb" not in file.relative_to(place).parts}  # wandb uses these names too
+        # The logger wandb writes files with these names too, which are no runs.
+        folders = {file.parent for file in files if "wandb" not in file.relative_to(place).parts}
         for directory in sorted(folders, key=_natural):
             record = None if directory.resolve() in seen else read(directory)
             if record is not None:

@@ -43,7 +43,7 @@ def plugins_of_run(name: str, place: Path) -> list[str]:
     """
     try:
         return plugins.entries(_read(_file(name, place)).get("plugins"))
-    except Exception:  # the exceptions of YAML and OmegaConf have no common base
+    except Exception:  # the exceptions of YAML and OmegaConf have no common base class
         return []
 
 
@@ -55,7 +55,7 @@ def plugins_in(file: Path, beside: Path | None = None) -> list[str]:
     """
     try:
         return plugins.entries(_read(file).get("plugins"), beside)
-    except Exception:  # the exceptions of YAML and OmegaConf have no common base
+    except Exception:  # the exceptions of YAML and OmegaConf have no common base class
         return []
 
 
@@ -65,7 +65,7 @@ def _checked(name: str, place: Path, check: Callable[[dict[str, Any]], Any]) -> 
     try:
         values = _read(file)
         return check(values)
-    except Exception as error:  # the exceptions of YAML and OmegaConf have no common base
+    except Exception as error:  # the exceptions of YAML and OmegaConf have no common base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         as_written = "allowed: a run directory, or its config.yaml or model.safetensors, as they were written"
         hint = plugins.not_loaded(values.get("plugins")) if isinstance(values, dict) else ""

@@ -38,9 +38,9 @@ class Forgiving:
     def _silence(self, error: Exception) -> None:
         """Sends all further output to the null device, also buffered output and output that others write to this stream."""
         full, self.stream = self.stream, open(os.devnull, "w")  # noqa: PTH123, SIM115
-        with suppress(OSError, ValueError):  # the stream may have no file number
+        with suppress(OSError, ValueError):  # the stream may have no file descriptor
             os.dup2(self.stream.fileno(), full.fileno())
-        # `| head` and a closed stream need no warning.
+        # A pipe that `| head` has closed and a closed stream need no warning.
         mishap = isinstance(error, OSError) and not isinstance(error, BrokenPipeError)
         level = logging.WARNING if mishap else logging.INFO
         log.log(level, "%s can't be written any more: %s", self.name, error)
@@ -70,6 +70,6 @@ def _open_closed() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the system assigns the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # the new descriptor takes the lowest free number, which is `number`
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115

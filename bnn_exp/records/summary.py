@@ -27,7 +27,7 @@ def write(directory: Path, status: str, **facts: Any) -> dict[str, Any]:
         status: completed, failed or interrupted.
     """
     flags = command_line.flags(HydraConfig.get()) if HydraConfig.initialized() else []
-    flags = flags or (read(directory) or {}).get("flags", [])  # a resumed run keeps its flags
+    flags = flags or (read(directory) or {}).get("flags", [])  # a run that resumes without flags keeps its earlier flags
     summary = {"status": status, **facts, **({"flags": flags} if flags else {}), "command": sys.argv[1:], **surroundings()}
     write_json(directory / "summary.json", summary)
     return summary

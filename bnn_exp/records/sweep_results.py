@@ -46,7 +46,7 @@ def write_results(
         (directory / "sweep.png").unlink(missing_ok=True)  # an earlier result may have left a plot
     if runs.read(directory) is None:
         attempt("report.html", html.write_sweep_page, result, directory)
-    else:  # the directory is that of a single run
+    else:  # `directory` is the directory of a single run
         attempt("report.html", html.write_run_page, directory)
     show(result)
     return result

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from bnn_exp.records.formatting import printable
 
-EVERY = 10.0  # seconds between two lines of progress without a terminal
-PATIENCE = 1.0  # seconds before a bar appears
+EVERY = 10.0  # seconds between two lines of progress, if the output is no terminal
+PATIENCE = 1.0  # seconds before a progress bar appears
 
 
 class Plain(Console):

@@ -21,7 +21,7 @@ class Batches:
         self.device = data.train.labels.device
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.position = 0, 0  # epoch and batch, both counted from 0
-        self.number: Tensor | None = None  # the position on a GPU: int64 scalar, epoch · 2³² + batch
+        self.number: Tensor | None = None  # the position as an int64 scalar on a GPU, epoch · 2³² + batch
 
     def __call__(self, rows: Tensor, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Returns the images and labels of the `share` of the samples `rows` (int64, on the device).

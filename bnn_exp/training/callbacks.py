@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from bnn_exp.training.trainer import Trainer
 
-KEPT = (int, float, str, bool, type(None))  # a state may hold these, tensors, lists, tuples and dicts
+# The types that the state of a callback may hold, besides tensors, lists, tuples and dicts.
+KEPT = (int, float, str, bool, type(None))
 
 
 class CallbackFailed(Exception):
@@ -58,7 +59,7 @@ class Callback:
         """Runs when a run is completed or interrupted, after its files are written. `summary` is that of summary.json."""
 
 
-CALLBACKS: list[Callback | type[Callback]] = []  # each run makes its own objects from these
+CALLBACKS: list[Callback | type[Callback]] = []  # the registered callbacks; each run makes its own objects from them
 Made = TypeVar("Made", bound=Callback | type[Callback])
 
 
@@ -91,7 +92,7 @@ class Callbacks:
     """
 
     def __init__(self) -> None:
-        self.made: dict[str, Any] = {}  # the keys are the names of the states in checkpoints
+        self.made: dict[str, Any] = {}  # name of the state in checkpoints: the callback
         for registered in CALLBACKS:
             kind = registered if isinstance(registered, type) else type(registered)
             name, others = home(kind), len(self.made)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bnn_exp.nn import binary_layers, named_bits
 
-OBSERVED = ("before", "moved", "gradients", "squares")  # attributes: dicts by the names of the tensors
+OBSERVED = ("before", "moved", "gradients", "squares")  # the attributes that are dicts by the names of the tensors
 
 
 class Diagnostics:

@@ -22,7 +22,8 @@ from bnn_exp.config.groups import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-WAITING = "OMP_WAIT_POLICY"  # sets how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME take precedence
+# The environment variable that sets how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME take precedence.
+WAITING = "OMP_WAIT_POLICY"
 LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is faster (measured on a Zen 4)
 
 
@@ -41,7 +42,8 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
         feature.check(settings, device, from_network)
     if settings.engine.name != "auto":
         return settings.engine.name
-    if PACKED.reason_against(settings, device) or from_network or device != "cpu":  # nobody has compared them on a GPU
+    # Nobody has compared the speeds of the two engines on a GPU.
+    if PACKED.reason_against(settings, device) or from_network or device != "cpu":
         return "dense"
     large = settings.trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
     return "packed" if large or settings.engine.gradient_bits or settings.engine.memory == "lean" else "dense"
@@ -49,9 +51,10 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
 
 def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module] | None") -> str:
     """Returns the reason why the packed engine cannot train a network, in words; "" if it can, or without a network."""
-    if network is None or settings.model.name != "mlp":  # for another model the settings are the reason
+    # Without a network nothing can be compared. PACKED itself refuses every model but mlp.
+    if network is None or settings.model.name != "mlp":
         return ""
-    from bnn_exp.nn.exact import difference
+    from bnn_exp.nn.known_classes import difference
 
     return difference(network, "MLP")
 

@@ -26,9 +26,9 @@ STAGES = "0, or a network with a method stages() (docs/add_a_model.md)"
 class Beginning:
     """The origin of each layer of a new network, by the names of its layers, and the rule that trains the network."""
 
-    run: str | None  # the earlier run that the bits come from
+    run: str | None  # the earlier run that the bits come from; None if the run begins with new bits
     loaded: list[str]
-    anew: list[str]  # layers with new, random bits
+    anew: list[str]  # the layers that begin with new, random bits
     frozen: list[str]
     rule: str
     rule_of_run: str | None  # the rule that trained the earlier run

@@ -47,12 +47,13 @@ def ranks_of(plan: Plan, directory: Path) -> Iterator[Ranks | None]:
         try:
             yield None
         finally:
-            torch.set_num_threads(threads)  # the run may have set its own number
+            torch.set_num_threads(threads)  # the run may have set another number of threads
         return
     others: list[BaseProcess] = []
     try:
         ranks = _join_torchrun() if torchrun_size() > 1 else _start(size, others)
-        ranks.from_first(plan.config.get("plugins", []))  # sent first: the plan may hold objects of their classes
+        # The plugins are sent first: the plan may hold objects whose classes they define.
+        ranks.from_first(plan.config.get("plugins", []))
         ranks.from_first((replace(plan, arrays=None), directory))
         yield ranks
     finally:
@@ -90,11 +91,11 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    resource_tracker.ensure_running()  # starting it later would unblock the signals
-    # ranks inherit blocked signals: until they train, Ctrl-C reaches rank 0 alone
+    resource_tracker.ensure_running()  # started first, because its start would unblock the signals
+    # New ranks inherit blocked signals. Until they train, Ctrl-C reaches rank 0 alone.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with stop_on_signals() as stop:  # a half-started rank could not be ended
+        with stop_on_signals() as stop:  # a signal waits until all have started: a half-started rank could not be ended
             for rank in range(1, size):
                 others.append(context.Process(target=_begin, args=(store.port, rank, size), daemon=True))
                 others[-1].start()

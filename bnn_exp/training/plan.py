@@ -31,10 +31,10 @@ class Plan:
     arrays: Arrays | None
     device: str = "cpu"
     saved: dict[str, Any] | None = None  # the checkpoint from which the run resumes
-    finished: str = ""  # a message for the user
+    finished: str = ""  # for a finished run, a message for the user
     accuracy: float | None = None  # percent; for a finished run, the best validation accuracy, else the test accuracy
-    overrides: list[str] = field(default_factory=list)  # from the command line
-    remark: str = ""  # printed when the run begins
+    overrides: list[str] = field(default_factory=list)  # the overrides of the command line
+    remark: str = ""  # a sentence that is printed when the run begins
     found: State | None = None  # the state of the run's directory when the plan was made; None if it was not read
 
 

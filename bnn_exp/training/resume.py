@@ -23,7 +23,7 @@ from bnn_exp.records.runs import as_text, flat, run_of
 from bnn_exp.training.plan import Plan, device_for, make_plan, read, values_of, with_devices
 
 AUTO = "auto"  # resume=auto: resume the run if there is one, else begin
-SHORTCUT = "delta"  # sets optimizer.delta, which is compared instead
+SHORTCUT = "delta"  # the key sets optimizer.delta, which is compared in its place
 OF_THE_COMMAND = ("min_accuracy", "which")  # settings of a command, not of a run
 MAY_CHANGE = ("resume", "device", "engine.devices", "engine.name", "engine.memory", "dataset.path", "plugins")
 

@@ -46,7 +46,8 @@ class Run:
         self.evaluation: dict | None = None  # the metrics of the newest evaluation
         self.confusion: torch.Tensor | None = None  # the confusion matrix of the newest evaluation
         self.notes = plan.arrays.notes if plan.arrays else ()  # remarks on how the data were read
-        self.warnings: list[str] = list(plan.arrays.warnings if plan.arrays else ())  # the run adds its own
+        # Warnings about the data, to which the run adds its own.
+        self.warnings: list[str] = list(plan.arrays.warnings if plan.arrays else ())
         self.resumed = plan.saved is not None
         self.earlier_seconds = plan.saved["seconds"] if plan.saved else 0.0
         self.logger: Any = loggers.Nothing()
@@ -78,7 +79,7 @@ class Run:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         expected = isinstance(error, UserError | NotBinary | NotWritten | Diverged | KeyboardInterrupt)
         log.error("%s: %s", status, error, exc_info=not expected)
-        attempt("summary.json", self._summarise, status, str(error) or type(error).__name__)  # the disk may be full
+        attempt("summary.json", self._summarise, status, str(error) or type(error).__name__)  # an attempt: the disk may be full
         attempt("report.html", html.write_run_page, self.directory)
 
     def _execute(self, stop: Stop) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class Run:
         self._keep_plugins()
         newest = (self.plan.saved or {}).get("metrics")
         self.epochs = metrics.keep(directory / "metrics.jsonl", self.trainer.progress.epoch, newest)
-        (directory / "summary.json").unlink(missing_ok=True)  # an earlier part of a resumed run has written one
+        (directory / "summary.json").unlink(missing_ok=True)  # a resumed run has an outdated summary
 
     def _keep_plugins(self) -> None:
         """Copies the source of each plugin into the directory, and warns if a plugin has changed since the run began."""
@@ -163,8 +164,8 @@ class Run:
                 progress.best_accuracy, progress.best_test_accuracy, progress.best_epoch = accuracy, test, progress.epoch
                 self._checkpoint("best")
             self._checkpoint("last")
-            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])  # the checkpoints hold this line too
-            # loggers come after the checkpoint: a resumed run then never trains an epoch again that a logger has
+            metrics.append(self.directory / "metrics.jsonl", self.epochs[-1])  # the checkpoint holds this line too
+            # Loggers come after the checkpoint. So a resumed run never trains an epoch again that a logger has received.
             self.logger.log(self.epochs[-1])
             self.report.epoch(self.epochs[-1])
         return True
@@ -193,7 +194,7 @@ class Run:
         known = len(self.warnings)
         result = self._summarise(status)
         self._attempt("report.html", html.write_run_page, self.directory)
-        if len(self.warnings) > known:  # the page failed after the summary was written
+        if len(self.warnings) > known:  # report.html has failed since the summary was written: add its warning
             attempt("summary.json", write_json, self.directory / "summary.json", result)
         self.report.confusion(self.confusion.tolist(), self.data.classes)
         for text in sentences.result(self, result):

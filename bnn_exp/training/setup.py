@@ -15,7 +15,7 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.data.old_keys import are_same
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
-from bnn_exp.nn.exact import home
+from bnn_exp.nn.known_classes import home
 from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.training import engine, finetune
 from bnn_exp.training.memory.allocator import keep_freed_memory, return_freed_memory
@@ -94,7 +94,7 @@ def settle(settings: Settings, device: torch.device) -> None:
     else:
         torch.cuda.set_device(device)  # Triton's kernels and CUDA graphs use the current device
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # filling each new tensor with NaN would take a pass over it
+        # Deterministic algorithms would also fill each new tensor with NaN, which takes a pass over its memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -12,13 +12,13 @@ from types import FrameType
 
 ALWAYS = [signal.SIGINT, signal.SIGTERM]
 UNLESS_IGNORED = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)]
-SIGNALS = {*ALWAYS, *UNLESS_IGNORED}  # under nohup the process ignores SIGHUP: it stays ignored
+SIGNALS = {*ALWAYS, *UNLESS_IGNORED}  # an ignored SIGHUP, as under nohup, stays ignored
 
 
 class Stop:
     """A record of the first signal that asked the process to end. Calling the object returns True from then on."""
 
-    number = 0  # the number of the first signal; 0 before any
+    number = 0  # the number of the first signal; 0 before any signal
     waiting = False  # True while a training waits for its step to end: a signal is then only recorded
 
     def __call__(self) -> bool:

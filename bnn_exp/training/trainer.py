@@ -14,7 +14,7 @@ from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset, Split, pieces
 from bnn_exp.errors import Diverged
 from bnn_exp.nn import named_bits, verify_binary
-from bnn_exp.nn.exact import home
+from bnn_exp.nn.known_classes import home
 from bnn_exp.records.terminal import progress
 from bnn_exp.training import finetune, steps
 from bnn_exp.training.batches import Batches
@@ -32,7 +32,7 @@ class Progress:
     batch: int = 0
     seconds: float = 0.0
     images: int = 0
-    losses: list[Tensor] = field(default_factory=list)  # for each batch, the mean loss times the batch size
+    losses: list[Tensor] = field(default_factory=list)  # for each batch done, the mean loss times the batch size
     correct: Tensor | int = 0
     best_accuracy: float = -1.0  # on validation samples, if there are any, else on test samples
     best_test_accuracy: float = -1.0  # the test accuracy of the epoch of `best_accuracy`
@@ -53,7 +53,8 @@ class Trainer:
         self.settings, self.network, self.data = settings, network, data
         self.device = data.train.labels.device
         self.progress = Progress()
-        self.beginning: dict | None = None  # of a fine-tuned or partly frozen network, see training.finetune.Beginning
+        # The fields of a training.finetune.Beginning; None if the whole network begins anew.
+        self.beginning: dict | None = None
         self.frozen = finetune.freeze(network, settings.freeze)
         self.engine = steps.prepare(settings, network, self.device.type)
         self.batches = Batches(settings, data)
@@ -63,7 +64,8 @@ class Trainer:
         optim.check_ownership(network, [self.binary, *(real.optimizer for real in self.real)])
         self.step = steps.build(settings, network, self.batches, self.binary, self.real, ranks)
         self.names = [name for name, _ in named_bits(network)]
-        self.after_step: Callable[[Trainer, Tensor], None] | None = None  # set by training.callbacks
+        # A function to call after each step, if training.callbacks has set one.
+        self.after_step: Callable[[Trainer, Tensor], None] | None = None
 
     @property
     def batch_count(self) -> int:

@@ -112,8 +112,9 @@ def differing_flips(overrides, steps, monkeypatch):
 
     Returns:
         The number of flips of the dense engine, the number of weights that end differently, and the number of the latter whose
-        gradient is larger than its rounding. The order of summation may change a gradient by rows · u · Σ |grad · input|, where
-        no input is greater than 1: once in each engine, and once in the gradient at the sums, which is a sum itself.
+        gradient is larger than its rounding. The test takes 3 · rows · u · Σ |grad| as the rounding. The order of a sum of
+        `rows` terms changes the sum by at most rows · u · Σ |grad · input|, and no |input| is greater than 1. This rounding
+        happens in each engine, and once more in `grad`, because the gradient at a layer's sums is a sum itself.
     """
     rounding, original = {}, Rule.flip
 
@@ -145,7 +146,7 @@ def differing_flips(overrides, steps, monkeypatch):
 
 
 def test_flips_that_differ_have_a_gradient_below_rounding(monkeypatch):
-    """The outputs of frozen layers that never change have weights whose gradients are nothing but rounding."""
+    """Some outputs of frozen layers never change. The gradients of the weights that read them are nothing but rounding."""
     flips, differing, unexplained = differing_flips(("freeze=2", "delta=0.5"), 9, monkeypatch)
     assert flips > 1000 and unexplained == 0 and differing <= flips / 100
 

@@ -117,7 +117,7 @@ def test_a_kept_file_goes_by_its_own_name_and_replaces_nothing(bnn_train, copy_o
     run = copy_of_run(tmp_path / "run", *WORSE_AND_WORSE)
     assert bnn_train("task=evaluate", "from=run").code == 0
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != "report.html"}
-    shutil.copy(run / runs.MODELS[KEPT[copied]], run / copied)
+    shutil.copy(run / runs.MODEL_FILES[KEPT[copied]], run / copied)
     done = bnn_train("task=evaluate", f"from=run/{copied}")
     assert done.code == 0 and f"the network of {Path(copied).name}" in done.out, done.err
     assert bnn_train("task=export", f"from=run/{copied}", "export.format=torch").code == 0

@@ -373,3 +373,18 @@ def _kill_jobs(folder: Path) -> None:
             continue
         if inside and int(status.name) != os.getpid():
             os.kill(int(status.name), signal.SIGKILL)
+
+
+def test_a_plugin_of_an_earlier_version_is_loaded_by_the_modules_that_it_names(bnn_train, forget, tmp_path, summary):
+    (new,) = code_of("add_a_rule.md")
+    names = "from bnn_exp import Count, Fraction, Rule, Schedule, register_rule, remembered, schema, signs, uniform"
+    assert names in new
+    old = "from bnn_exp.schema import Count, Fraction, Schedule, schema"
+    (tmp_path / "old_rule.py").write_text(
+        new.replace(names, f"from bnn_exp import Rule, register_rule, remembered, signs, uniform\n{old}")
+    )
+    done = bnn_train("plugins=[old_rule.py]", *PATIENT, "hydra.run.dir=run")
+    assert done.code == 0 and summary("run")["status"] == "completed", done.err
+    from bnn_exp import schema
+
+    assert callable(schema)  # the decorator: the old name of the module does not hide it

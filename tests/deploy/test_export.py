@@ -1,14 +1,18 @@
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 from helpers import random_mlp
 
+from bnn_exp.commands.export import FORMATS
+from bnn_exp.config.registry import fields_of
+from bnn_exp.config.request import Export
 from bnn_exp.data import sources
 from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network
-from bnn_exp.deploy.check import check_equal, predictions
+from bnn_exp.deploy.check import FORMS, check_equal, predictions
 from bnn_exp.deploy.to_c import classify, compile_c
 from bnn_exp.deploy.to_onnx import session
 from bnn_exp.deploy.to_torch import write_torch
@@ -25,6 +29,17 @@ def trained_like(network: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
     """Returns the network in evaluation mode, with the running statistics of x."""
     network.train()(x)
     return network.eval()
+
+
+def test_every_export_format_has_a_writer():
+    assert set(get_args(fields_of(Export)["format"].type)) == {*FORMATS, "torch"}
+
+
+def test_every_packed_form_has_an_onnx_graph():
+    pytest.importorskip("onnx")
+    from bnn_exp.deploy.onnx_graph import BUILDERS
+
+    assert {kind.__name__ for kind in BUILDERS} == set(FORMS)
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "cc"])

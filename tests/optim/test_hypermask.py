@@ -1,12 +1,18 @@
 """Compares the masks of HyperMask with their equations, written out scalar by scalar."""
 
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
+from helpers import settings_of
 
 from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
+from bnn_exp.config import rules
+from bnn_exp.config.registry import fields_of
 from bnn_exp.optim import HyperMask
+from bnn_exp.optim.masks import MASKS
 
 
 def bits(*shape):
@@ -34,6 +40,13 @@ def step(w, g, **options):
     flipped = (w != before).flatten().tolist()
     assert int(optimizer.flips[0]) == sum(flipped)
     return flipped, optimizer
+
+
+def test_the_settings_know_every_mask_and_its_strength():
+    assert get_args(fields_of(rules.HyperMask)["mask"].type) == tuple(MASKS)
+    settings = settings_of("optimizer=hypermask").optimizer
+    for name, mask in MASKS.items():
+        assert rules.strength(replace(settings, mask=name)) == mask.strength
 
 
 def test_random_gives_the_masked_weights_the_sign_of_minus_g():

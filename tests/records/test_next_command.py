@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import following, pictures, settings_of
@@ -22,6 +23,12 @@ def test_a_network_that_has_not_learned_is_not_to_be_swept():
     mlp = after("dataset=cifar10", "model.hidden_size=512", "trainer.epochs=9", train=45.0, test=44.0, channels=3)
     assert mlp == ["dataset=cifar10", "model=bncvl"]
     assert after("model=bncvl", "trainer.epochs=20", train=45.0, test=44.0) == ["model=bncvl", "trainer.epochs=40"]
+
+
+def test_a_network_of_a_plugin_may_have_no_setting_weights():
+    settings = replace(settings_of("optimizer=hypermask"), model=SimpleNamespace(name="own"))
+    ended = Ended(settings, ["optimizer=hypermask", "seed=3"], Path("run"), 38.0, 38.0, 1)
+    assert following(ended.next()) == ["seed=3", "optimizer=counter"]
 
 
 def test_a_network_that_knows_its_rows_by_heart_gets_more_pictures():

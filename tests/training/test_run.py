@@ -13,7 +13,7 @@ from bnn_exp import load_model, verify_binary
 
 def test_a_run_leaves_all_that_it_promises(bnn_train, summary):
     done = bnn_train(*SMALL)
-    assert done.code == 0 and len(done.runs) == 1
+    assert done.code == 0 and len(done.runs) == 1 and ", engine=dense; in " in " ".join(done.out.split())
     directory, result = done.runs[0], summary(done.runs[0])
     files = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
     assert files == {

@@ -20,7 +20,7 @@ from bnn_exp.bits.cpu.layout import columns_of, factors_of, filled, up_to, words
 if TYPE_CHECKING:
     from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
-_CACHED = 2**18  # numbers of a gradient, 1 MiB, that stay in the cache from one kernel to the next
+_CACHED = 2**18  # the most numbers of a gradient (1 MiB) that stay in the cache from one kernel to the next
 
 
 class _OnRows:
@@ -67,7 +67,7 @@ class Centering(_OnRows):
     def __init__(self, sums: Sums, norm: Norm, totals: Totals):
         factor, rows = norm.scale, len(sums.z)
         slope, offset = torch.zeros_like(factor), torch.zeros_like(factor)
-        if norm.batch:  # then mean and variance depend on the numbers too
+        if norm.batch:  # mean and variance come from this batch, so the gradient passes through them too
             slope = factor * (totals.products * norm.inverse.double().square() / rows).float()
             offset = factor * (totals.grads / rows).float()
         self.arguments = *sums.arrays, *(vector.numpy() for vector in (norm.mean, factor, slope, offset))

@@ -17,7 +17,7 @@ from bnn_exp.bits.cpu.threads import share_out
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.packing import unpack
 
-_TABLE_ROWS = 1024  # rows of a batch at a time: the look-up tables of four neurons (1 MiB) stay in the cache
+_TABLE_ROWS = 1024  # rows of a batch at a time: the look-up tables of four neurons (64 KiB) stay in the cache
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,10 @@ def share_rows(work: Callable[[int, int], None], rows: int) -> None:
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of a layer for a batch: z, int16 or float32 [rows, width], stands for the numbers a·z + c, exactly.
+    """The sums of a layer for a batch: the numbers a·z + c, of z, int16 or float32 [rows, width], and c for each neuron.
+
+    z is Σ b·v of the inputs' bits b and the weights' values v. If the values of input bits are −1 and 1, the number is
+    Σ (2b − 1)·v = 2·Σ b·v − Σ v, so a is 2 and c is −Σ v. Otherwise a is 1 and c is 0; of pixels, z is Σ x·v / 255.
 
     `bnn_exp.bits.cuda.training.Sums` is the counterpart on a GPU.
     """
@@ -66,7 +69,7 @@ def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
     ones = np.empty(len(weights.packed), np.int64)
     packed_bits.count_ones(weights.packed.numpy(), ones)
     of_weights = 2 * torch.from_numpy(ones).float() - weights.columns
-    return Sums(z, 2.0, filled(-of_weights, z.shape[1]))  # Σ (2b − 1)·v = 2·Σ b·v − Σ v
+    return Sums(z, 2.0, filled(-of_weights, z.shape[1]))
 
 
 def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:

@@ -14,8 +14,8 @@ from bnn_exp.bits.cpu.kernels import products
 from bnn_exp.bits.cpu.threads import share
 from bnn_exp.bits.reference import LANES
 
-_THREAD_WORK = 2**18  # bytes of input × tiles below which waking another thread costs more than it saves
-_REAL_ROWS = 16  # from this number of rows on, unpacking the weights and torch's product are faster (measured at 1024²)
+_THREAD_WORK = 2**18  # the least work of one thread, in bytes of input × tiles; to wake a thread for less takes longer
+_REAL_ROWS = 16  # from 16 rows on, torch's product of unpacked weights is faster than our kernel (measured: 1024² weights)
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:

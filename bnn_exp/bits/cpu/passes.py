@@ -32,7 +32,7 @@ class OnCPU:
     normalization = staticmethod(forward.normalization)
     activations = staticmethod(forward.activations)
     normalized = staticmethod(forward.normalized)
-    kept = staticmethod(columns_of)  # the form in which the backward pass takes the bits of a layer's inputs
+    kept = staticmethod(columns_of)  # turns the bits of a layer's inputs into the form that the backward pass takes
 
     def __init__(self, rounding: Callable[[int, int], Rounding] | None = None):
         self.rounding = rounding

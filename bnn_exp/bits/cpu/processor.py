@@ -4,5 +4,5 @@ import torch
 
 from bnn_exp.nn.product import HAS_VNNI
 
-AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # looks up 16 float32 or 64 bytes of a register at once
-VNNI = AVX512 and HAS_VNNI  # multiplies uint8 by int8 and adds up in int32
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # this processor looks up 16 float32 or 64 bytes at once
+VNNI = AVX512 and HAS_VNNI  # this processor multiplies uint8 by int8 and adds up in int32 at once

@@ -8,7 +8,7 @@ from torch import Tensor
 from bnn_exp.bits.packing import PackedBits
 
 BLOCK = tl.constexpr(1024)  # numbers that a program of `uniform_kernel` draws
-UPDATE = tl.constexpr(16)  # rows, and bytes of each row, that a program of `flip_kernel` takes
+UPDATE = tl.constexpr(16)  # a program of `flip_kernel` updates 16 rows, and 16 bytes of each row
 
 
 @triton.jit

@@ -14,8 +14,8 @@ from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.reference import LANES
 
-_COLUMNS = 32  # bytes of a row that a program reads in a step
-_ROWS = 16  # rows of a block for the tensor cores, which take no fewer
+_COLUMNS = 32  # bytes of a row that a Triton program reads in one pass of its loop
+_ROWS = 16  # rows that a program of `_multiply` takes: the tensor cores take no fewer
 
 
 @triton.jit

@@ -9,9 +9,9 @@ taken over blocks of ROWS rows first, then over the blocks, always in the same o
 import triton
 import triton.language as tl
 
-ROWS = COLUMNS = tl.constexpr(64)  # the block of a program
-BLOCKS = tl.constexpr(64)  # blocks of rows that a program adds at a time
-NEURONS = tl.constexpr(16)  # neurons of a program that sums over blocks
+ROWS = COLUMNS = tl.constexpr(64)  # rows and columns of the block that one Triton program computes
+BLOCKS = tl.constexpr(64)  # a sum over all rows adds the partial sums of 64 blocks of rows at a time
+NEURONS = tl.constexpr(16)  # neurons for which one Triton program adds the partial sums of all blocks of rows
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import matmul
 
 _BLOCK, _NEURONS = kernels.ROWS.value, kernels.NEURONS.value
-_FEWEST = 17  # torch's product of integers takes no fewer rows
+_FEWEST = 17  # torch's product of integers takes no fewer rows: fewer are filled up with zeros
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
 def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
     """Returns the sums x Vᵀ / 255 of a batch of pixels, uint8 [rows, inputs], and the values V of weights [neurons, inputs]."""
     v = _matrix(weights, zero, torch.int8, weights.packed.shape[1])
-    centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128, int8
+    centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128 fits int8; 128·Σ v is added below
     return Sums(_product_of_integers(centred, v).add_(128 * v.sum(1, dtype=torch.int32)), 1 / 255)
 
 

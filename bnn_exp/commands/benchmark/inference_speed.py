@@ -15,7 +15,7 @@ from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.timing import ROUNDS, time_calls
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.nn import binary_layers
-from bnn_exp.nn.exact import is_exactly
+from bnn_exp.nn.known_classes import is_exactly
 from bnn_exp.records.model import load_model
 
 BATCHES = (1, 16, 256, 4096)

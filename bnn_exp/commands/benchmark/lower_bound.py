@@ -21,11 +21,11 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.models import cost
 from bnn_exp.models.mlp import MLP
 
-SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices whose product gives a rate
-COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes of the copy that gives the rate of memory
+SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices whose product measures the rate of arithmetic
+COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes of the copy that measures the rate of memory
 _REPEATS = 5
-SUM, PIXEL_SUM = 2, 4  # bytes of a kept sum over bits, and over pixels
-INTEGER, REAL, GRADIENT = 4, 4, 2  # bytes of an int32 product, of a float32 product, and of a bfloat16 gradient
+SUM, PIXEL_SUM = 2, 4  # bytes of a sum that is kept for the backward pass: over bits, and over pixels
+INTEGER, REAL, GRADIENT = 4, 4, 2  # bytes of an int32 sum, of a float32 sum, and of a bfloat16 gradient
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,23 @@ def step_of_mlp(network: MLP, rows: int) -> Iterator[Work]:
     sizes = [network.layers[0].in_features, *(layer.out_features for layer in network.layers)]
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         width, weights, x = 64 * ceil(outputs / 64), inputs * outputs, rows * inputs
-        z, bit = rows * width, 1 / 8  # the number of sums; the bytes of a packed bit
+        z, bit = rows * width, 1 / 8  # the number of the layer's sums for all images; the bytes of a packed bit
         once = 2 * weights * rows
-        yield Work(0, weights * (bit + 1) + (2 * x if i == 0 else x * (bit + 1)))  # unpacks both operands to int8
+        yield Work(0, weights * (bit + 1) + (2 * x if i == 0 else x * (bit + 1)))  # turns the weights and the inputs into int8
         yield Work(once, x + weights + INTEGER * z, "int8")
         kept = SUM if i else PIXEL_SUM
-        yield Work(0, (INTEGER + kept) * z)  # stores the sums for the backward pass
-        yield Work(0, 2 * kept * z + z * bit)  # computes moments, then the bits of the next layer
-        yield Work(0, 2 * (REAL + kept) * z + GRADIENT * z)  # adds up gradients, then writes the gradients of the sums
+        yield Work(0, (INTEGER + kept) * z)  # converts the int32 sums to the dtype that the backward pass reads
+        # Reads the sums for BatchNorm's moments, and again for the bits of the next layer.
+        yield Work(0, 2 * kept * z + z * bit)
+        # BatchNorm's backward pass reads the gradients and the kept sums twice, and writes the gradients at the sums.
+        yield Work(0, 2 * (REAL + kept) * z + GRADIENT * z)
         if i:
             yield Work(0, weights * (bit + GRADIENT))
-            yield Work(once, GRADIENT * (z + weights) + REAL * x, "bfloat16")  # gradients of the inputs
+            # The product that gives the gradients at the inputs.
+            yield Work(once, GRADIENT * (z + weights) + REAL * x, "bfloat16")
         yield Work(0, x * (GRADIENT + (bit if i else 1)))
-        yield Work(once, GRADIENT * (z + x) + REAL * weights, "bfloat16")  # gradients of the weights
-        yield Work(0, weights * (REAL + 2 * bit))  # flips bits
+        yield Work(once, GRADIENT * (z + x) + REAL * weights, "bfloat16")  # the product that gives the gradients of the weights
+        yield Work(0, weights * (REAL + 2 * bit))  # reads the gradients of the weights and flips bits
 
 
 def rates(kinds: set[str], device: torch.device) -> dict[str, float]:

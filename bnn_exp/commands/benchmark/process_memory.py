@@ -23,7 +23,7 @@ def peak() -> int:
 def restart_peak() -> bool:
     """Makes `peak` count from now on. Returns False if the system does not allow this."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the value 5 resets VmHWM
+        Path("/proc/self/clear_refs").write_text("5")  # the value 5 resets VmHWM, the peak of the memory (man 5 proc)
     except OSError:
         return False
     return True

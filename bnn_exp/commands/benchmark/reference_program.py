@@ -18,9 +18,9 @@ from bnn_exp.records.terminal import progress
 from bnn_exp.training import engine
 from bnn_exp.training.trainer import Trainer
 
-ROUNDS, EPOCHS = 3, 2  # in each round both train this number of epochs
-LAYERS, PIXELS, CLASSES, BATCH = 4, (28, 28), 10, 16384  # fixed in the program
-DELTA = 0.1  # the δ of the program if our rule is not HyperMask
+ROUNDS, EPOCHS = 3, 2  # in each round the program and our trainer train EPOCHS epochs each
+LAYERS, PIXELS, CLASSES, BATCH = 4, (28, 28), 10, 16384  # fixed in the reference program
+DELTA = 0.1  # the δ that the program gets if our rule is not HyperMask
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def compare(program: ReferenceProgram, trainer: Trainer, rows: int) -> dict:
         for turn in range(ROUNDS):
             seconds["seed"] += program.epochs(EPOCHS)
             if not turn:
-                trainer.train_on(next(whole_batches(trainer.data, trainer.batches.size(0))))  # compiles the kernels
+                # The first step compiles the kernels, so it is not measured.
+                trainer.train_on(next(whole_batches(trainer.data, trainer.batches.size(0))))
             epochs = [trainer.epoch() for _ in range(EPOCHS)]
             seconds["ours"] += [epoch["train_seconds"] for epoch in epochs]
             done(1)

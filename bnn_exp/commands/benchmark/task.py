@@ -23,5 +23,5 @@ def benchmark(task: Task) -> str:
     unread.check_training(load_settings(task.composed), task.overrides)
     if not task.request.from_:
         directories.check_no_other_run(task.directory)
-        check_writable(task.directory, "hydra.run.dir")  # before minutes of work
+        check_writable(task.directory, "hydra.run.dir")  # checked first, because a measurement takes minutes
     return pkgutil.resolve_name(FUNCTIONS[task.request.benchmark.name])(task)

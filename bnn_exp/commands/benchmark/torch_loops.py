@@ -100,7 +100,7 @@ def rule_loop(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
     network = first_network(settings, data).to(data.train.labels.device)
     for _, layer in binary_layers(network):
         if isinstance(layer, BinaryLinear):
-            layer.binary_input = False  # the product is then `F.linear`
+            layer.binary_input = False  # the layer then multiplies by `F.linear`
     binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, 1, settings.seed)
     return Loop(settings, network, data, [binary, *_real_optimizers(settings, network)], bf16)
 

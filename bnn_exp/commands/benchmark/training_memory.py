@@ -36,8 +36,8 @@ from bnn_exp.training import plan
 from bnn_exp.training.setup import load, settle
 
 STEPS = 3
-PROCESSES = 3  # for each way
-WARM_ROWS, WARM_WIDTH, WARM_CHANNELS = 1024, 64, 8  # upper limits of the tiny training
+PROCESSES = 3  # the number of processes that measure each way of training
+WARM_ROWS, WARM_WIDTH, WARM_CHANNELS = 1024, 64, 8  # upper limits of the tiny training before the measured one
 
 
 def measure(name: str, values: dict, device: str, done: Callable[[int], None] = lambda count: None) -> dict | None:

@@ -14,7 +14,7 @@ from bnn_exp.commands.benchmark.training_ways import ENGINES, Step
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
 
-MOST = 100  # batches of a round, at most
+MOST = 100  # the most batches of a round
 
 
 def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: int) -> list[dict]:
@@ -51,7 +51,7 @@ def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -
     first = next(batches)
     estimates = {name: _seconds(name, step, [first], warm=True)[0] for name, step in steps.items()}
     length = max(1, min(MOST, round(WINDOW / min(estimates.values()))))
-    blocks = tee(iter(lambda: list(islice(batches, length)), []), len(steps))  # each way gets the same blocks
+    blocks = tee(iter(lambda: list(islice(batches, length)), []), len(steps))  # all ways of training get the same blocks
 
     def timer(name: str, step: Step, blocks: Iterator[list[Tensor]]) -> Callable[[], tuple[float, float]]:
         return lambda: _seconds(name, step, next(blocks))

@@ -14,7 +14,7 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.training.setup import network_to_train
 from bnn_exp.training.trainer import Trainer
 
-ENGINES = ("packed", "dense")  # our own ways: see bnn_exp.training.engine
+ENGINES = ("packed", "dense")  # the ways that train with our own engines, see bnn_exp.training.engine
 FP32, BF16, ADAM = "torch fp32", "torch bf16", "torch Adam"
 
 Step = Callable[[Tensor], object]  # its argument: indices of train rows, int64, on the device

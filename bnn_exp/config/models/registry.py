@@ -45,7 +45,7 @@ class Entry:
         return is_ours(home(self.settings))
 
 
-MODELS: Registry[Entry] = Registry("model")  # by the name that model=NAME chooses
+MODELS: Registry[Entry] = Registry("model")  # model=NAME chooses an entry
 
 
 def register_model(
@@ -63,7 +63,7 @@ def register_model(
             `depth` (int): the number of layers with weights. A model file with fewer tensors is then refused.
             `check_images(size)`: raises UserError if images of `size` (height, width) do not suit the network.
             `binary_activations`, `real_parameters` (bool): False if the network has none; a setting without effect is refused.
-            `packed_training` (bool): True if the packed engine knows the network.
+            `packed_training` (bool): True for `MLP` alone. The packed engine computes with the attributes of that class.
         home: the class, a `torch.nn.Module`, or "module:class". It is called as `Class(image_shape, num_classes, **settings)`
             with image_shape (channels, height, width). An `__init__` with the arguments `mean` and `std` gets the statistics of
             the train pixels. `forward` takes uint8 [batch, channels, height, width] and returns logits [batch, classes].

@@ -76,12 +76,12 @@ def _below_base(parts: Parts, where: str) -> Parts:
 def _placed(parts: Parts) -> dict[Path, tuple[str, str]]:
     """Returns (split, class) of each image whose path names a class folder."""
     deep = {file: part for file, part in parts.items() if len(part) > 2}
-    for split in (split_of, split_among):  # names such as train and test first, then seg_train and seg_test
+    for split in (split_of, split_among):  # first names such as train and test, then names such as seg_train and seg_test
         tops = {split(part[0]) for part in deep.values()}
         if "train" in tops and (split is split_of or len(tops - {None}) > 1):
             return _split_first(deep, split)
     if tops and None not in tops and "train" not in tops:
-        return _split_first(deep, split_among)  # a dataset with test rows only
+        return _split_first(deep, split_among)  # the dataset has test rows only
     if "train" in {split_of(part[1]) for part in deep.values()} and any(
         split_of(part[1]) in ("test", "validation") for part in deep.values()
     ):

@@ -36,7 +36,7 @@ def load(name: str, hub: str, label: str | None) -> dict[str, Rows]:
     repository, _, configuration = hub.partition(":")
     try:
         splits = datasets.load_dataset(repository, configuration or None)
-    except Exception as error:  # without a network, the libraries below raise exceptions of many types
+    except Exception as error:  # without a network, the libraries below `datasets` raise exceptions of many types
         if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in (ENOSPC, EROFS)):
             folder = error.filename or datasets.config.HF_DATASETS_CACHE
             raise UserError(

@@ -27,9 +27,10 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
         UserError: a file of labels has no images, or the pairs belong to several datasets.
     """
     found: dict[tuple[Path, str, str, str], Path] = {}
-    for file in sorted(files, key=str, reverse=True):  # reverse order: a plain file replaces its gzipped copy
+    # In reverse order a plain file comes after its gzipped copy and replaces it.
+    for file in sorted(files, key=str, reverse=True):
         if match := NAME.fullmatch(file.name):
-            # Kaggle puts each file into a folder of the same name.
+            # Kaggle puts each file into a folder of the same name; the dataset's folder is then the one above.
             folder = file.parent.parent if NAME.fullmatch(file.parent.name) else file.parent
             found[folder, match["prefix"], split_of(match["split"]), match["kind"].lower()] = file
     pairs = {

@@ -181,4 +181,4 @@ def _picture(name: str, folder: Path, root: Path, by_name: dict[str, Path]) -> P
                 return file
         except OSError:  # the cell is no valid file name
             return None
-    return by_name.get(name)  # a name without a folder may lie in any folder
+    return by_name.get(name)  # a file name without a folder names an image in any folder

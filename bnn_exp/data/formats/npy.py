@@ -16,7 +16,8 @@ from bnn_exp.errors import UserError
 
 IMAGES = {"x", "images", "image", "imgs", "img", "data", "pixels"}
 TARGETS = {"y", "labels", "label", "targets", "target", "classes"}
-AFFIX = re.compile(r"^(train|test|valid|val)(?=.)|(?<=.)(train|test|valid|val)$")  # split at an end of a word: xtrain
+# A split at the beginning or the end of a name, as in xtrain.
+AFFIX = re.compile(r"^(train|test|valid|val)(?=.)|(?<=.)(train|test|valid|val)$")
 
 
 Place = tuple[Path, str | None]  # where an array lies: its file, and its name in an .npz file
@@ -33,7 +34,7 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
     Raises:
         UserError: several arrays may be the images or the labels of a split, or labels have no images.
     """
-    found: dict[tuple[str, Path, str], dict[str, Place]] = {}  # arrays by (split, group, kind)
+    found: dict[tuple[str, Path, str], dict[str, Place]] = {}  # by (split, .npz file or folder of .npy files, kind)
     for file in sorted(files, key=str):
         if file.suffix.lower() == ".npy":
             members: dict[str, str | None] = {file.stem: None}
@@ -110,7 +111,7 @@ def npy(file: Path, member: str | None = None) -> np.ndarray:
         with file.open("rb") as stream:
             return _npy(stream, file.stat().st_size)
     with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
-        if damaged := archive.testzip():  # checks all members: a damaged name could hide an array
+        if damaged := archive.testzip():  # checks all members: the damaged name of a member could hide an array
             raise Damaged(f"its part {damaged} is damaged")
         return _npy(stream, archive.getinfo(f"{member}.npy").file_size)
 

@@ -176,7 +176,7 @@ def _joined(parts: list[Rows], source: Source) -> Rows:
         return parts[0]
     if len({part.classes for part in parts}) == 1:
         labels, classes = [label for part in parts for label in part.labels], parts[0].classes
-    else:  # the files have different class names: merge them
+    else:  # the files have different class names: merge the names
         order = dict.fromkeys(name for part in parts for name in part.classes or ())
         labels = [
             part.classes[label] if part.classes and isinstance(label, int) and 0 <= label < len(part.classes) else label

@@ -15,7 +15,7 @@ from bnn_exp.data.split_names import split_in
 from bnn_exp.data.undecoded import Found, Rows, Source
 from bnn_exp.errors import UserError
 
-LONGEST_LINE = 4_000_000  # characters of a line that are read
+LONGEST_LINE = 4_000_000  # the most characters that are read of a line
 SUFFIXES = (".csv", ".tsv", ".csv.gz")
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from bnn_exp.records.html import data_uris
 from bnn_exp.records.html.charts import Chart, Series, heat, lines, number
 
-DRAWN = {"flips", "ones", "flip_ratio", "ones_ratio"}  # metrics with special charts; the ratios repeat the first two
+# Metrics without a general chart: the first two have special charts, which the ratios would repeat.
+DRAWN = {"flips", "ones", "flip_ratio", "ones_ratio"}
 EMPTY_FLIPS, EMPTY_ONES = "Logarithmic colours; no colour means no flip.", "No colour means that half of the bits are 1."
 
 

@@ -10,9 +10,9 @@ from markupsafe import Markup
 from bnn_exp.records.html.axes import Axis, spread
 from bnn_exp.records.html.render import short
 
-WIDTH, HEIGHT = 380, 230  # the width of a phone, so letters have one size on all screens
+WIDTH, HEIGHT = 380, 230  # units of the drawing; every screen shows a chart about 380 pixels wide, so letters keep one size
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
-COLOURS = 8  # the classes c0 … c7 of style.css
+COLOURS = 8  # the number of CSS classes for colours in style.css, c0 … c7
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Chart:
     svg: Markup
     values: dict[str, Any]
     note: str = ""
-    legend: Sequence[tuple[str, str]] = ()  # (style, name)
+    legend: Sequence[tuple[str, str]] = ()  # (CSS class, name) of each entry
     ramp: tuple[str, str, str] | None = None  # colours of a heat map as CSS, and the numbers at both ends
 
 

@@ -14,7 +14,7 @@ CIVIDIS = (
     "#958f78",
     "#cbba69",
     "#ffea46",
-)  # cividis (Nuñez et al. 2018), suits the colour-blind
+)  # the colour map cividis (Nuñez et al. 2018), which suits the colour-blind
 RAMP = f"linear-gradient(90deg, {', '.join(CIVIDIS)})"
 FEWER, MORE = (0, 114, 178), (213, 94, 0)
 LEANING = f"linear-gradient(90deg, rgb{FEWER}, transparent, rgb{MORE})"

@@ -17,7 +17,7 @@ from bnn_exp.records.html.render import render
 from bnn_exp.records.runs import Record
 
 DRAWN = 300  # largest number of epochs in charts and table
-COUNTED = 20  # largest number of classes in a table of counts; more become an image
+COUNTED = 20  # largest number of classes in a table of counts; the counts of more classes become an image
 FILES = (
     "config.yaml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints/last.pt", "checkpoints/best.pt",
     "curves.png", "samples.png", "kernels.png", "train.log",

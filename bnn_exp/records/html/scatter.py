@@ -13,7 +13,7 @@ from bnn_exp.records.sweeps.comparison import Comparison, Row
 from bnn_exp.records.sweeps.numbers import number
 from bnn_exp.records.sweeps.text import short_names
 
-APART = 7  # distance, in units of the drawing, between lines with values at one place
+APART = 7  # distance, in units of the drawing, between the points that different lines have at one value
 MARK = Markup('<circle class="{} {}" cx="{}" cy="{}" r="{}"/>')
 
 

@@ -14,7 +14,7 @@ from bnn_exp.records.sweeps.comparison import VALIDATION, Comparison
 from bnn_exp.records.sweeps.numbers import over_seeds
 from bnn_exp.records.sweeps.text import label, mean_and_deviation, reason, short_names
 
-KEYS = 5  # largest number of settings with a chart
+KEYS = 5  # largest number of settings that get a chart
 DRAWN = 20_000  # largest number of points of all curves together
 
 
@@ -90,7 +90,7 @@ def _curves(comparison: Comparison) -> list[Chart]:
     coloured = comparison.rows if len(comparison.rows) <= COLOURS else best
     styles = {id(row): f"c{i}" for i, row in enumerate(coloured)}
     series, names = [], short_names(comparison.varied)
-    for row, run in sorted(runs, key=lambda pair: pair[0].best):  # the best row last, so it is on top
+    for row, run in sorted(runs, key=lambda pair: pair[0].best):  # the best row comes last, so its curves lie on top
         values = {m["epoch"]: m.get(key) for m in run.epochs}
         name = f"{settings(row, comparison.varied, names)} seed={run.setting('seed')}".strip()
         series.append(Series(name, [values.get(epoch) for epoch in x], f"thin {styles.get(id(row), 'c7 faint')}"))

@@ -32,7 +32,7 @@ class Row:
     """One row of a comparison, for one configuration: the settings, the completed runs, and the mean of the compared number."""
 
     settings: dict[str, Any]
-    whole: dict[str, Any]  # the settings with complete paths
+    whole: dict[str, Any]  # the same settings, but with complete paths
     runs: list[Record]
     mean: float
     std: float | None  # sample standard deviation over the seeds; None for a single seed

@@ -63,7 +63,8 @@ def _places(paths: Paths) -> list[Path]:
     found: list[Path] = []
     for path in given:
         there = Path(at_home(str(path)))
-        found += [there] if there.exists() else map(Path, sorted(glob(str(there), recursive=True)))  # noqa: PTH207 absolute too
+        # Not Path.glob, which takes no absolute pattern.
+        found += [there] if there.exists() else map(Path, sorted(glob(str(there), recursive=True)))  # noqa: PTH207
     return [place if place.is_dir() else runs.run_of(place) for place in found]
 
 

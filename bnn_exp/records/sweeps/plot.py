@@ -77,7 +77,7 @@ def draw(file: Path, comparison: Comparison, x: str | None = None, group: str | 
     if not numeric:
         axes.set_xticks(range(len(names)), map(drawn, names), rotation=0 if sum(map(len, names)) < 60 else 30)
     if measured:
-        axes.margins(x=0.25)  # leaves space for the names
+        axes.margins(x=0.25)  # leaves space for the names of the points
     elif group and len(lines) > 1:
         axes.legend(title=group, fontsize="small")
     axes.set(xlabel=x or "", ylabel=comparison.y)
@@ -97,7 +97,7 @@ def _name(axes: Any, points: dict[tuple[float, float], str]) -> None:
     that lies inside the axes and covers no other name, else the last place."""
     figure = axes.figure
     taken: list[Any] = []
-    figure.draw_without_rendering()  # computes the position of the axes
+    figure.draw_without_rendering()  # computes `axes.bbox`
     for point, name in points.items():
         text = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize="small")
         for right, up in ((6, 4), (-6, 4), (6, -11), (-6, -11)):

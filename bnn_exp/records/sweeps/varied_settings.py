@@ -7,9 +7,9 @@ from typing import Any
 
 from bnn_exp.records.runs import Record, as_text, flat
 
-FOLDED = ("seed", "resume", "logger")  # runs that differ only in these keys have one configuration
-TWICE = "delta"  # alias of optimizer.delta, which a run reads
-CONTENT = "dataset.content"  # first digits of the dataset's key: tells other files under the same path apart
+FOLDED = ("seed", "resume", "logger")  # runs that differ only in these keys count as one configuration
+TWICE = "delta"  # an alias: a run reads optimizer.delta
+CONTENT = "dataset.content"  # the first digits of the dataset's key, which tell apart other files under the same path
 
 
 def settings(record: Record) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class _Normalize(torch.autograd.Function):
         if len(x):
             options = (alpha, mean, one, mean, one, False, NO_EPS, [True, True, True])
             dx, by_invstd, d_bias = torch.ops.aten.native_batch_norm_backward(grad, x, *options)
-        else:  # the kernel divides by the number of samples
+        else:  # this rank has no samples, and torch's kernel would divide by their number
             dx, by_invstd, d_bias = grad.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
         d_weight = by_invstd * invstd
         every_weight, every_bias = ctx.ranks.sum(torch.stack([d_weight, d_bias])) / n.to(x.dtype)

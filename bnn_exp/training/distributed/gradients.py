@@ -50,7 +50,7 @@ def sign(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor
     Each rank sends one bit per weight. After a tie the gradient has the sign that keeps the weight as it is. The method is
     signSGD with majority vote (Bernstein et al. 2018, arXiv 1802.04434), except for the tie.
     """
-    ballot = pack(torch.cat([p.grad.flatten() <= 0 for p in binary]))  # 1 for w* = 1[−g ≥ 0]
+    ballot = pack(torch.cat([p.grad.flatten() <= 0 for p in binary]))  # the bits that this rank votes for: w* = 1[−g ≥ 0]
     weights = torch.cat([p.detach().flatten() for p in binary])
     ballots = ranks.gather(ballot.to(weights.device))[:voters]
     ones = torch.stack([unpack(b, weights.shape) for b in ballots]).sum(0).to(weights.device)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bnn_exp.errors import RankLost, UserError
 
 PATIENCE = timedelta(hours=1)  # how long a rank waits for a living one: rank 0 may be reading a dataset or evaluating
-FAILURE = "failure"  # the key in the store for the reason of a rank's end
+FAILURE = "failure"  # the key of the store under which a rank writes why it has failed
 
 
 def voters(rows: int, size: int) -> int:
@@ -58,7 +58,7 @@ class Ranks:
     def _noticing(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # gloo, NCCL and the store raise it
+        except RuntimeError as error:  # gloo, NCCL and the store raise a RuntimeError for a lost rank
             reason = "another rank has ended"
             if self.rank == 0 and self.store.check([FAILURE]):
                 reason, _, trace = self.store.get(FAILURE).decode().partition("\n")

@@ -99,7 +99,8 @@ class _Counting(saved_tensors_hooks):
     """Context manager: counts the memory of the tensors that autograd saves, before (`plain`) and after (`kept`) the hooks."""
 
     def __init__(self, network: nn.Module, hooks: saved_tensors_hooks | None):
-        self.kept: dict[StorageWeakRef, int] = {}  # bytes; the reference keeps the address from being used again
+        # The bytes of each storage. The reference keeps the storage's address from being used again.
+        self.kept: dict[StorageWeakRef, int] = {}
         self.plain: dict[StorageWeakRef, int] = {}
         self.pack = hooks.pack_hook if hooks else lambda t: t
         binary = {id(p) for _, layer in binary_layers(network) for p in layer.parameters(recurse=False)}

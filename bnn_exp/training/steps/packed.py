@@ -75,7 +75,7 @@ class PackedMLP:
         """Maps pixels, uint8 [batch, …], to logits [batch, num_classes]."""
         network, x = self.network, pixels.flatten(1)
         if torch.is_grad_enabled() and network.training:
-            # an input with a gradient is needed: bits have none, and BatchNorms may have no parameters
+            # Autograd needs an input with a gradient. Bits have none, and BatchNorms may have no parameters.
             anchor = torch.zeros((), device=x.device, requires_grad=True)
             logits = _Pass.apply(x, self, anchor, *(p for norm in network.norms for p in (norm.weight, norm.bias)))
         else:

@@ -32,7 +32,8 @@ class Exchanged:
         self.step = build(self._loss_of_share)
         network, rule = self.step.network, self.step.rule
         self.size, self.bytes_reduced = 0, 0  # samples of the whole batch; bytes that this rank sends in a step
-        self.wants_to_stop: Callable[[], bool] = lambda: False  # asks this rank; `stopping` holds the decision of all ranks
+        # Returns True if this rank wishes to stop; `stopping` holds the decision of all ranks.
+        self.wants_to_stop: Callable[[], bool] = lambda: False
         self.stopping = False
         self.bits = [p for p in rule.tensors() if p.requires_grad]
         binary = {id(p) for p in self.bits}

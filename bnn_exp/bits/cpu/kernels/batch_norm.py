@@ -1,9 +1,9 @@
 """BatchNorm and the binary activation of a layer of bits in training, forward and backward.
 
 The sums `z` of a layer are int16 or float32 [rows, width], where width is a multiple of 64. A sum stands for the number
-a·z + c[neuron], exact in float32. The argument of the activation is y = (a·z + c)·scale + shift. The product and the last sum
-are one rounding where the processor can, as in torch's batch_norm. So y is never stored: every kernel computes it again from z.
-Vectors are float32 [width].
+a·z + c[neuron], exact in float32. The argument of the activation is y = (a·z + c)·scale + shift. Where the processor has
+the instruction (fused multiply-add), the product and the last sum are rounded once, as in torch's batch_norm. y is never
+stored: every kernel computes it again from z. Vectors are float32 [width].
 
 A kernel takes a range of rows or columns, so that threads can share the work. How they share it changes no result.
 """
@@ -25,7 +25,7 @@ from bnn_exp.bits.cpu.kernels.vectors_16 import (
     zero_floats,
 )
 
-CHUNK = 256  # rows of a gradient whose float32 sums are taken one after the other
+CHUNK = 256  # rows that one float32 sum adds up; the sums of all chunks are added in float64
 
 
 @fused_kernel

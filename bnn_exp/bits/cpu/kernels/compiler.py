@@ -42,7 +42,7 @@ def kernel(function: Callable, **options) -> Callable:
         options: further options of `numba.njit`.
     """
     compiled = njit(nogil=True, error_model="numpy", **options)(function)
-    with suppress(RuntimeError):  # no folder is writable: every process compiles the kernel again
+    with suppress(RuntimeError):  # numba found no writable folder for its cache: every process compiles the kernel again
         compiled._cache = _KernelCache(function)
     return compiled
 

@@ -26,8 +26,8 @@ from bnn_exp.bits.cpu.kernels.vectors_digits import (
 )
 
 BASE = 2 * DIGIT + 1
-MOST = {4: DIGIT, 8: BASE * DIGIT + DIGIT}  # the greatest integer by the number of bits
-MOST_ROWS = 4096  # neurons in one product: their sums are at most 56 · 4096 / 4 < 2¹⁶
+MOST = {4: DIGIT, 8: BASE * DIGIT + DIGIT}  # number of bits: the greatest integer to which a gradient is rounded
+MOST_ROWS = 4096  # the most neurons in one product. Each four add at most 56, and a sum has 16 bits: 56 · 4096 / 4 < 2¹⁶
 
 
 @kernel

@@ -134,6 +134,6 @@ def plane(_typing, word, p):
 
     def codegen(b, word, p):
         bits = b.and_(b.lshr(word, p), I64(0x0101010101010101))
-        return b.lshr(b.mul(bits, I64(0x0102040810204080)), I64(56))  # the product moves bit 8i to bit 56 + i
+        return b.lshr(b.mul(bits, I64(0x0102040810204080)), I64(56))  # multiplying moves bit 8i to bit 56 + i
 
     return emitted(types.intp(types.intp, types.intp), codegen)

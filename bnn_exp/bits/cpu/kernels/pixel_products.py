@@ -12,8 +12,8 @@ from bnn_exp.bits.cpu.kernels.compiler import kernel
 from bnn_exp.bits.cpu.kernels.llvm import WIDTH, int_at, set_int
 from bnn_exp.bits.cpu.kernels.vectors_16 import add_products, as_floats, over, repeated, set_floats, set_used, zero_ints
 
-FOUR = 4  # pixels of a step
-_ROWS = 64  # rows at a time: the indices of their used fours stay in the cache
+FOUR = 4  # neighbouring pixels that one instruction multiplies by their weights and adds up
+_ROWS = 64  # rows at a time: the indices of their used fours (four pixels, not all 0) stay in the cache
 
 
 @kernel

@@ -29,7 +29,7 @@ from bnn_exp.bits.cpu.kernels.vectors_64 import (
     zero_ints,
 )
 
-_STEPS = 31  # a byte holds the counts of 31 steps: 31 · 8 ≤ 255
+_STEPS = 31  # a step counts at most 8 matches, and a byte holds the counts of 31 steps: 31 · 8 ≤ 255
 _ROWS = 256  # rows of bits at a time: their int16 sums (512 KiB for 1024 outputs) stay in the second-level cache
 _BLOCK = 16  # rows of pixels at a time: their bits stay in the first-level cache
 
@@ -157,7 +157,7 @@ def _split_planes(x, pixels, planes, columns):
 def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
     """Computes what `bit_product` does for rows of `row` pixels: Σ_p 2^p · (the matches of bit p of the pixels)."""
     planes = np.empty((_BLOCK, 8, columns), np.uint8)
-    start, step = np.intp(planes.ctypes.data), 8 * columns  # numba makes a float of an unsigned address plus a signed integer
+    start, step = np.intp(planes.ctypes.data), 8 * columns  # intp: numba adds an unsigned and a signed integer as floats
     totals = np.empty(_BLOCK, np.int64)
     for begin in range(0, rows, _BLOCK):
         block = min(_BLOCK, rows - begin)

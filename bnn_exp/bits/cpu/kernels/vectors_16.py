@@ -219,7 +219,7 @@ def next_nibbles(_typing, indices):
 def _columns(b: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     """Returns the 16 columns of 16 rows, vectors of 16 elements."""
     rows = list(rows)
-    for s in (8, 4, 2, 1):  # swap the off-diagonal blocks of size s
+    for s in (8, 4, 2, 1):  # a transpose by swaps: each pass swaps the off-diagonal blocks of s × s elements
         low = [j + WIDTH - s if j & s else j for j in range(WIDTH)]
         high = [j + WIDTH if j & s else j + s for j in range(WIDTH)]
         for i in (i for i in range(WIDTH) if not i & s):

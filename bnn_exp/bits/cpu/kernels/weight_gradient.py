@@ -26,7 +26,7 @@ from bnn_exp.bits.cpu.kernels.vectors_16 import (
     zero_floats,
 )
 
-BLOCK = 1024  # rows at a time: the gradients of 16 neurons (64 KiB) stay in the cache
+BLOCK = 1024  # rows of a batch at a time: their gradients at 16 neurons (64 KiB) stay in the cache
 
 
 @kernel
@@ -67,7 +67,7 @@ def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, o
         zero, one: the values of the bits 0 and 1 of x, float32.
     """
     block = np.empty((WIDTH, BLOCK), np.float32)
-    scratch = np.intp(block.ctypes.data)  # numba makes a float of an unsigned address plus a signed integer
+    scratch = np.intp(block.ctypes.data)  # intp: numba adds an unsigned and a signed integer as floats
     for begin in range(0, rows, BLOCK):
         size = min(BLOCK, rows - begin)
         steps = -(-size // WIDTH)
@@ -104,7 +104,7 @@ def entries_of_pixels(grad, row, rows, neurons, x, column, starts, inputs, out):
         x: the pixels of each input along the batch, uint8, with `column` ≥ ⌈rows / 16⌉ · 16.
     """
     block = np.empty((WIDTH, BLOCK), np.float32)
-    scratch = np.intp(block.ctypes.data)  # numba makes a float of an unsigned address plus a signed integer
+    scratch = np.intp(block.ctypes.data)  # intp: numba adds an unsigned and a signed integer as floats
     for begin in range(0, rows, BLOCK):
         size = min(BLOCK, rows - begin)
         steps = -(-size // WIDTH)

@@ -20,7 +20,7 @@ from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import BinaryLinear, binarize
-from bnn_exp.nn.exact import home
+from bnn_exp.nn.known_classes import home
 from bnn_exp.records import probe_logits
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.training import engine

@@ -1,7 +1,8 @@
 """Checks that a network computes exactly what its class defines.
 
-Packed engines and packed networks repeat the computation of some classes on bits. A subclass, a layer of another class, a
-replaced `forward` or a hook may compute something else, and `isinstance` cannot detect that.
+The packed engine (`bnn_exp.training.steps.packed`) and packed networks (`bnn_exp.deploy`) implement the computation of some
+classes again, on bits. A subclass, a layer of another class, a replaced `forward` or a hook may compute something else, and
+`isinstance` cannot detect that.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from torch import nn
 from bnn_exp.config.registry import home
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # attributes of nn.Module
+# The attributes in which nn.Module keeps hooks.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ _known: dict[str, _Known] = {}  # the key is the name of the class
 
 
 def exact(kind: Kind) -> Kind:
-    """Class decorator: records the class `kind` and its `forward`, because other code repeats this `forward` on bits."""
+    """Class decorator: records the class `kind` and its `forward`, because other code implements this `forward` on bits."""
     _known[kind.__name__] = _Known(kind, kind.forward)
     return kind
 
