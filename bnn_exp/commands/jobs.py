@@ -84,7 +84,7 @@ def use() -> None:
 
 @contextmanager
 def _blocked(numbers: set[int]) -> Iterator[None]:
-    """Context manager: blocks the signals `numbers` until its end. A process that starts in its body keeps them blocked."""
+    """Context manager: while the body runs, blocks the signals `numbers`. A process started in the body keeps them blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

@@ -9,7 +9,7 @@ REACHED = {"last": "test_accuracy", "best": "best_test_accuracy"}  # value of `w
 
 @dataclass(frozen=True)
 class Gate:
-    """The least test accuracy, in percent, that the `last` or the `best` network of a run must reach; None if any will do."""
+    """The least test accuracy, in percent, that the `last` or `best` network of a run must reach; None requires nothing."""
 
     least: float | None = None
     which: str = "last"

@@ -13,7 +13,7 @@ SHOWN, LAST = 40, 10  # the console shows 40 images at most: the first 30 and th
 
 
 def predict(task: Task) -> str:
-    """Classifies the images of `input`, prints the answers and writes the answers to files.
+    """Classifies the images of `input`, prints the predicted classes and writes them to files.
 
     Returns the message of the task's end.
 

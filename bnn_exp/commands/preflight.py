@@ -28,7 +28,7 @@ class Preflight(Callback):
     """Hydra's hooks before and after jobs. `conf/config.yaml` names this class."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Prepares the input of the only job. Hydra then makes a directory for a training, but not for another task."""
+        """Prepares the input of the command's only job. Hydra then makes a directory for a training, but for no other task."""
         _expand_home(config, "hydra.run.dir")
         command.current().goes_on = config.resume == "auto"
         with _leaving_on_failure():

@@ -18,7 +18,7 @@ def report(task: Task) -> str:
     report. Any other report goes to a new directory.
 
     Raises:
-        UserError: `from` holds no run, or the directory holds a run or the own report of a sweep.
+        UserError: `from` holds no run, or the directory holds a run, or the report that a sweep has made itself.
     """
     sources = task.places
     found = list(runs.find(sources))
@@ -38,7 +38,9 @@ def report(task: Task) -> str:
 
 
 def _check_directory(into: Path, source: Path | None, axes: Report) -> None:
-    """Raises UserError if the directory holds a run, or a sweep whose own report would be replaced.
+    """Raises UserError if the directory holds a run, or the report that a sweep has made itself.
+
+    A sweep's directory may get the report that the sweep itself would make again.
 
     Args:
         into: the directory for the report.

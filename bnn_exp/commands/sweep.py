@@ -27,7 +27,7 @@ UNREADABLE = Exception  # a missing, damaged or foreign multirun.yaml: YAML and 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The directory of a sweep, the axes of its report, and the accuracy that its runs must reach."""
+    """A sweep: the directory, the axes of the report, and the accuracy that the runs must reach."""
 
     directory: Path
     report: Report
@@ -88,7 +88,7 @@ def _check_directory(resumed: str | None, directory: str) -> None:
 
 
 def search(config: DictConfig) -> None:
-    """Runs the trials of a search, which Optuna chooses.
+    """Runs the trials of a search. Optuna chooses the settings of each trial.
 
     Raises:
         UserError: Optuna is not installed, or there is nothing to search.
@@ -113,7 +113,7 @@ def conclude(now: Command) -> None:
     """Writes and prints the results of the command's sweep. Replaces the exit codes of the jobs by one for the sweep.
 
     The exit code of the sweep is 130 if a signal ended the sweep, else 1 if a run did not complete or a job failed, else 3 if a
-    run is below `min_accuracy`. The files of the runs decide, since jobs may have run in other processes.
+    run is below `min_accuracy`. The summaries of the runs decide, since jobs may have run in other processes.
     """
     sweep = now.sweep
     cut = INTERRUPTED in now.codes

@@ -21,7 +21,7 @@ MAY_DIFFER = ("resume", "device", "plugins")  # a sweep may continue with other 
 def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed: Path | None) -> tuple[Plan, Path]:
     """Returns the plan of a job, and the directory of its run.
 
-    If a queue starts a job again, the run of the job is already in `directory` and continues. In a resumed sweep this run may
+    If a queue starts a job again, the run of the job is already in `directory` and continues. In a resumed sweep the run may
     be in any directory of the sweep, and a new job gets a new directory. If the plan fails, the run's directory gets
     the reason.
 

@@ -45,7 +45,10 @@ class Feature:
         return next(broken, "").format(s=settings, device=device)
 
     def check(self, settings: Settings, device: str, other_reason: str = "") -> None:
-        """Raises UserError if the settings request the feature, but break a condition or the caller has an `other_reason`."""
+        """Raises UserError if the settings request the feature, but break a condition or `other_reason` excludes the feature.
+
+        `other_reason` is a reason that the caller knows, in words; "" if there is none.
+        """
         if self.requested(settings) and (reason := self.reason_against(settings, device) or other_reason):
             raise UserError(f"{self.key.format(s=settings)}: not with {reason}\nallowed: {self.allowed}")
 

@@ -1,5 +1,6 @@
 """Finds and checks the files of `experiment=NAME` before Hydra composes them. Hydra would accept some mistakes in silence,
-and blame the wrong place for others. Imports no torch."""
+and blame the
+wrong place for other mistakes. Imports no torch."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -109,10 +110,10 @@ def _check(file: Path, groups: Collection[str]) -> bool:
 def _choices(content: dict) -> Iterator[tuple[str, str, Any]]:
     """Yields (place, key, value) of each entry that may choose a member of a group.
 
+    `place` is `defaults` for an entry of the list `defaults`, and `file` for an entry at the top level of the file.
+
     Args:
         content: the values of an experiment's file.
-
-    `place` is `defaults` for an entry of the list `defaults`, and `file` for an entry at the top level of the file.
     """
     for entry in content.get("defaults") or []:
         if isinstance(entry, dict):

@@ -51,7 +51,7 @@ def _is_text(node: dict[str, Any]) -> bool:
 
 
 def _in_words(node: dict[str, Any]) -> str:
-    """Returns the values that a JSON schema without properties takes, such as "a number ≥ 0 and ≤ 1"."""
+    """Returns, in words, the values that a JSON schema without properties takes, such as "a number ≥ 0 and ≤ 1"."""
     if "description" in node:
         return node["description"]
     if "anyOf" in node:

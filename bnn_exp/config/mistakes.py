@@ -59,7 +59,7 @@ def unknown_key(name: str, known: Sequence[Key]) -> str:
 
 
 def meant(name: str, known: Sequence[Key]) -> list[str]:
-    """Returns the keys that the user may mean by an unknown key: all keys with its last part, else the most similar key."""
+    """Returns the keys that the user may mean by an unknown key: all keys with the same last part, else a similar key."""
     end = SYNONYMS.get(last := name.split(".")[-1], last)
     by_end: dict[str, dict[str, None]] = {}
     for key in known:
@@ -72,7 +72,7 @@ def meant(name: str, known: Sequence[Key]) -> list[str]:
 
 
 def in_a_row(words: Sequence[str]) -> str:
-    """Returns ["a", "b", "c"] as "a, b or c"."""
+    """Returns `words` as one phrase, such as "a, b or c" for ["a", "b", "c"]."""
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 

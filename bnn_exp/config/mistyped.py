@@ -1,4 +1,4 @@
-"""Refuses a word of the command line that is neither a setting nor a flag, and guesses what the user means by the word.
+"""Refuses a word of the command line that is neither an override nor a flag, and guesses what the user means by the word.
 
 Imports no torch.
 """

@@ -25,7 +25,7 @@ ALLOWED = "allowed: a Python file, my_rule.py, or a module that Python finds, pa
 
 
 class MainCalled(BaseException):
-    """The exception that ends the import of a plugin at its call of `main()`, before which it registers everything."""
+    """The exception that ends the import of a plugin at its call of `main()`. What follows the call registers nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plugin:
         return hashlib.sha256(self.source).hexdigest()
 
     def copy_in(self, run: Path) -> Path:
-        """Returns the path at which the directory `run` keeps a copy of the source."""
+        """Returns the path of the copy of the source that the run directory `run` keeps."""
         return run / FOLDER / f"{self.module}.py"
 
 

@@ -79,7 +79,7 @@ def load_installed() -> None:
 
 
 def loaded() -> list[Plugin]:
-    """Returns all plugins of this process, in the order of their loading."""
+    """Returns all plugins that this process has loaded, in the order of loading."""
     return list(_loaded.values())
 
 
@@ -161,7 +161,7 @@ def facts(value: str | Iterable[str] | None) -> list[dict[str, Any]]:
 
 
 def changed(value: str | Iterable[str] | None, run: Path) -> list[str]:
-    """Returns a warning for each plugin of a run whose source differs from the copy in the run's directory.
+    """Returns a warning for each plugin of a run whose source differs from the copy in the directory of the run.
 
     Args:
         value: the setting `plugins` of the run.

@@ -93,7 +93,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def known_keys() -> list[Key]:
-    """Returns every dotted key of the configuration, for every choice of every group."""
+    """Returns every dotted key of the configuration, for every choice of every group, with the values that the key takes."""
     return [key for kind in (_settings_type(), Request) for key in keys_of(TypeAdapter(kind).json_schema())]
 
 

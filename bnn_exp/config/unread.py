@@ -200,7 +200,7 @@ def check_command(request: Request, overrides: Iterable[str], sweep: bool = Fals
         sweep: True if the command runs a sweep.
 
     Raises:
-        UserError: the command does not read a key, or the configuration names a run that the command line does not name.
+        UserError: the command does not read a key, or an experiment names a run, which only the command line can name.
     """
     _check(COMMAND, Case(_given(overrides), request=request, sweep=sweep))
     check_named({"config": request.config, "from": request.task != "report" and request.from_}, overrides)
@@ -265,7 +265,8 @@ def _below(key: str, keys: Iterable[str]) -> list[str]:
 
 
 def _is_plugins(case: Case, key: str) -> bool:
-    """Returns True if a key belongs to a network or a dataset of a plugin. The table does not know who reads such a key."""
+    """Returns True if a key belongs to a network or a dataset of a plugin. The tables do not know
+    if something reads such a key."""
     group, _, name = key.partition(".")
     if group == "model":
         return not MODELS[case.settings.model.name].ours

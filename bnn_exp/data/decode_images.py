@@ -38,7 +38,7 @@ def decode_images(
         size: the side in pixels of the square to which images are fitted; None if all images have one size.
         shape: (channels, height, width) of the images of earlier splits; None for the first split.
         may_be_grey: True if `channels` is 1 only as a guess. An image with colours refutes this guess.
-        name: returns the words for a row number in error messages.
+        name: a function that returns the words for a row number in error messages.
 
     Raises:
         UserError: an image can't be decoded or has another size. The message names the first such image.

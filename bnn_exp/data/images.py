@@ -176,7 +176,8 @@ def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.nd
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Context manager: hides the warnings and log messages of Pillow while the body runs. They do not name the image."""
+    """Context manager: hides the warnings and log messages of Pillow while the body runs. Pillow's messages do not name
+    the image."""
     logging.getLogger("PIL").addHandler(SILENT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

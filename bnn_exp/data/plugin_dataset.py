@@ -58,7 +58,7 @@ def found_by(name: str, settings: Mapping[str, Any]) -> str | None:
 
 
 def _source(entry: Entry) -> str:
-    """Returns the SHA-256 of the plugin that defines the function of the dataset; its name if no plugin defines it."""
+    """Returns the SHA-256 of the plugin that defines the function of a dataset; the function's name if no plugin does."""
     module = module_name(found(entry.home).__module__)
     return next((plugin.sha256 for plugin in plugins.loaded() if plugin.module == module), home(entry.home))
 

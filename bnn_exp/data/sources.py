@@ -23,7 +23,7 @@ DIGITS = Path(__file__).with_name("digits.npz")
 
 
 def read(name: str, *place: Any, **settings: Any) -> Arrays:
-    """Returns the dataset `name`, read with the settings.
+    """Returns the dataset `name`, read with `settings`.
 
     Args:
         place, settings: the arguments of `_read`. For a dataset of a plugin: all its settings, by name.

@@ -56,7 +56,7 @@ class Source:
     kept: Any = None
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the plan and of the names and bytes of all files, as hexadecimal digits.
+        """Returns the SHA-256 of the dataset's plan and of the names and bytes of its files, as hexadecimal digits.
 
         Raises:
             UserError: a file can't be read.

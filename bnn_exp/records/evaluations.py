@@ -61,9 +61,10 @@ def summary_accuracy(record: Record, which: str, rows: int) -> float | None:
 
 
 def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
-    """Returns two lines that say how the accuracy of an evaluation differs from that in the summary of the run in `folder`.
+    """Returns two lines that say how the accuracy of an evaluation differs from the accuracy in the run's summary.
 
-    None if the accuracies agree, up to one row or 0.1%: another processor rounds differently.
+    None if the accuracies agree, up to one row or 0.1%: another processor rounds differently. `folder` is the directory of the
+    run.
     """
     expected, found, rows = evaluation["summary_accuracy"], evaluation["accuracy_float"], evaluation["rows"]
     if expected is None or abs(found - expected) <= max(100 / rows, 0.1) + 1e-9:

@@ -1,4 +1,4 @@
-"""The log file of a run directory, `train.log`."""
+"""Writes `train.log`, the log file in a run directory."""
 
 import logging
 from collections.abc import Iterator

@@ -13,7 +13,7 @@ def text(value: str) -> str:
 
 
 def code(value: str) -> str:
-    """Returns `value` in one line of Markdown code."""
+    """Returns `value` in one line of Markdown, as code between backticks."""
     value = " ".join(value.split())
     fence = "`" * (max((len(run) for run in re.findall("`+", value)), default=0) + 1)
     pad = " " if value[:1] == "`" or value[-1:] == "`" else ""

@@ -103,7 +103,7 @@ def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) 
 
 
 def after_sweep(comparison: "Comparison", directory: Path, arguments: Sequence[str], cut: bool = False) -> str:
-    """Returns the output line that suggests to continue a sweep or to evaluate its best run; "" if neither makes sense.
+    """Returns the output line that suggests to continue a sweep or to evaluate its best run; "" if neither is possible.
 
     Args:
         directory: the directory of the sweep.

@@ -7,7 +7,7 @@ from bnn_exp.records.log import log
 
 
 def attempt(what: str, function: Callable, *arguments: Any, warn: Callable[[str], None] = log.warning) -> bool:
-    """Calls `function(*arguments)` and returns True if it succeeds. If the call fails, returns False and calls
+    """Calls `function(*arguments)` and returns True if the call succeeds. If the call fails, returns False and calls
     `warn` with a sentence: the output `what` is left out."""
     try:
         function(*arguments)

@@ -19,7 +19,7 @@ IN_A_ROW = 8
 
 
 def curves(file: Path, epochs: list[dict], title: str) -> None:
-    """Draws loss, accuracies and flips per layer into a PNG, over the epochs of `metrics.jsonl`."""
+    """Draws loss, accuracies and flips per layer over `epochs`, the lines of metrics.jsonl, into the PNG `file`."""
     figure = new_figure(13, 4, dpi=100)
     from matplotlib.ticker import MaxNLocator
 
@@ -51,7 +51,7 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
 
 
 def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
-    """Draws images, eight per row, with their names below, into a PNG with a transparent background.
+    """Draws images, eight per row, with their names below, into the PNG `file`, which has a transparent background.
 
     Args:
         images: uint8 [count, channels, height, width]. Three channels are red, green and blue; the mean of other numbers of

@@ -1,4 +1,4 @@
-"""The console output of a run: rich on a terminal, one plain line per epoch elsewhere. train.log also gets it."""
+"""The console output of a run: rich on a terminal, one plain line per epoch elsewhere. train.log gets every line too."""
 
 import io
 from collections.abc import Sequence

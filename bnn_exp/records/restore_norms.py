@@ -1,7 +1,7 @@
 """Makes a loaded network trainable: its BatchNorms get the running statistics that the model file lacks.
 
 A `model.safetensors` holds only the scale and the shift of a BatchNorm, which evaluation needs. Training needs the statistics
-and the parameters, which are in the checkpoint beside the file. It is read when training begins, so loading stays fast.
+and the parameters, which are in the checkpoint beside the file. The start of a training reads it, so loading stays fast.
 """
 
 from functools import partial

@@ -41,7 +41,7 @@ class Record:
 
 
 def read(directory: Path) -> Record | None:
-    """Returns the run in `directory`; None if there is no run."""
+    """Returns the content of the run directory `directory`; None if it holds no run."""
     ended, file = summary.read(directory), directory / "config.yaml"
     if ended is None and not file.is_file():
         return None

@@ -73,7 +73,7 @@ def _checked(name: str, place: Path, check: Callable[[dict[str, Any]], Any]) -> 
 
 
 def _file(name: str, place: Path) -> Path:
-    """Returns the file at `place` that holds the configuration of a run."""
+    """Returns the file at `place` that holds the configuration of a run. `name` is the override that names the run."""
     if place.is_file() and place.suffix == ".pt" and (place.parent.parent / "config.yaml").is_file():
         place = place.parent.parent
     if place.is_file():

@@ -22,11 +22,10 @@ from bnn_exp.training import plan
 
 
 def benchmark(task: Task) -> str:
-    """Measures the network of `from`, on one thread unless `engine.threads` is set, and writes `benchmark.json` and a plot.
+    """Measures the network that the setting `from` names, on one thread unless `engine.threads` is set.
 
-    Without `from`, the network of the configuration is measured, with the weights that a training begins with.
-
-    Returns the message of the task's end.
+    Without `from`, the network of the configuration is measured, with the weights that a training begins with. Writes
+    `benchmark.json` and a plot. Returns the message of the task's end.
 
     Raises:
         UserError: the network can't be read or packed, or the directory can't be used.

@@ -21,7 +21,7 @@ def peak() -> int:
 
 
 def restart_peak() -> bool:
-    """Makes `peak` count from now on. Returns False if the system does not allow this."""
+    """Resets `peak` to the bytes that are resident now. Returns False if the system does not allow the reset."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the value 5 resets VmHWM, the peak of the memory (man 5 proc)
     except OSError:

@@ -61,7 +61,8 @@ class ReferenceProgram:
         """Runs `count` epochs in a new process, and returns the seconds of training of each epoch.
 
         Raises:
-            UserError: the program failed, or did not print its seconds. The message holds the last line that it printed.
+            UserError: the program failed, or did not print the seconds of each epoch. The message holds its last output
+                line.
         """
         command = [sys.executable, str(self.path), str(self.folder), str(self.hidden), str(count), str(self.delta)]
         done = subprocess.run(command, capture_output=True, text=True, env=self._environment())

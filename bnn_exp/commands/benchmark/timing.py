@@ -50,7 +50,7 @@ def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device, warm
     """Returns the mean seconds of a call over `repeats` calls, including the work that the calls start on the device.
 
     Args:
-        warm: True to make one call first that is not timed.
+        warm: True to make one call before the timed calls.
     """
     if warm:
         call()

@@ -61,7 +61,7 @@ class Loop:
         return loss.detach()
 
     def update(self) -> None:
-        """Lets every optimizer make its step."""
+        """Calls `step` of every optimizer of the loop."""
         for optimizer in self.optimizers:
             optimizer.step()
 

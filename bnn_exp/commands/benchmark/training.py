@@ -24,7 +24,7 @@ from bnn_exp.training.setup import first_network, load, settle
 
 
 def benchmark(task: Task) -> str:
-    """Measures the training of the configuration by its engine, by the dense engine, and by loops of plain torch.
+    """Measures the training that the configuration describes, by its engine, by the dense engine, and by loops of plain torch.
 
     The reference program is measured too if its path is given. All ways train with equal numbers of threads, and with the
     strength (such as δ) at which a run begins. The file `benchmark.json` holds

@@ -1,4 +1,4 @@
-"""Times of training steps: every way trains in turn on the same batches, so a disturbance hits all ways alike."""
+"""Times training steps: every way to train takes its turn on the same batches, so a disturbance hits all ways alike."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +42,12 @@ def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: i
 def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -> dict[str, dict[str, float]]:
     """Times the steps of several ways in turn, on the same batches.
 
-    In each round every way trains on as many batches as the quickest way can in `WINDOW` seconds. Before the first round every
-    way takes two steps: to compile, and to estimate its time.
+    In each round every way trains on as many batches as the quickest way manages in `WINDOW` seconds. Before the first round
+    every way takes two steps: to compile, and to estimate its time.
 
     Returns:
-        For each way the `median` seconds of a step, the quartiles `low` and `high`, and `processor_median`.
+        For each way the `median` seconds of a step, the quartiles `low` and `high`, and `processor_median`, the median of the
+        seconds of all processor cores together.
     """
     first = next(batches)
     estimates = {name: _seconds(name, step, [first], warm=True)[0] for name, step in steps.items()}

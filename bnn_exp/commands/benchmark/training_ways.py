@@ -56,7 +56,7 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
 
 
 def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
-    """Returns a new trainer of the configuration with the given engine."""
+    """Returns a new trainer for the settings, whose engine is `engine`."""
     gradient_bits = settings.engine.gradient_bits if engine == "packed" else None
     chosen: dict[str, Any] = {"name": engine, "gradient_bits": gradient_bits}
     settings = replace(settings, engine=replace(settings.engine, **chosen))

@@ -29,7 +29,7 @@ def source(file: Path, where: str, find: Callable[[Path], Source]) -> Source:
 
     Args:
         where: the name of the dataset in error messages.
-        find: returns the dataset in a folder.
+        find: a function that returns the dataset in a folder.
     """
 
     def load(outer: Source) -> dict[str, Rows]:

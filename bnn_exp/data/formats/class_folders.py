@@ -96,7 +96,8 @@ def _split_first(deep: Parts, split: Callable[[str], str | None]) -> dict[Path, 
     """Returns (split, class) of each image whose path is SPLIT/CLASS/…, or SPLIT/SPLIT/CLASS/… with a repeated folder.
 
     Args:
-        split: returns the split that the name of a folder means, or None.
+        split: a function that returns the split that the name of a folder means, or None.
+        deep: the images below at least two folders, with the parts of their paths.
     """
     below: dict[str, set[str]] = {}
     for part in deep.values():

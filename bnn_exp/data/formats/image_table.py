@@ -120,7 +120,7 @@ def _refuse_twice(rows: list[Listing], used: list[Path], root: Path, where: str)
 
 
 def _table(file: Path) -> Table | None:
-    """Returns the columns of a table file; None if it can't be read as one. Cells of a CSV file are text, or None if empty."""
+    """Returns the columns of a table file; None if the file is no table. Cells of a CSV file are text, or None if empty."""
     try:
         text = _text(file)
         if file.suffix.lower() in (".jsonl", ".ndjson"):

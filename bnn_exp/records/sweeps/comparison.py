@@ -144,7 +144,7 @@ class Comparison:
         return notes
 
     def csv(self) -> str:
-        """Returns the text of `sweep.csv`."""
+        """Returns the text of `sweep.csv`, the table with full numbers."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         measured = [self.y, *([VALIDATION] if self.validated else [])]
@@ -176,7 +176,7 @@ class Comparison:
         return [*self.varied, "runs", *seeds, *self.costs.values(), *validated, self.y, "s/epoch", ""], rows
 
     def markdown(self) -> str:
-        """Returns the text of `sweep.md`."""
+        """Returns the text of `sweep.md`: the table, its notes, the command of the best row, and the unfinished runs."""
         head, rows = self.cells()
         parts = [markdown.table(head, rows, bold=[row.best for row in self.rows])]
         parts += [markdown.text(note) for note in self.notes]
