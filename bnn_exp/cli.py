@@ -1,4 +1,4 @@
-"""bnn-train: composes the configuration with Hydra and turns the outcome into an exit code.
+"""The command bnn-train: composes the configuration with Hydra and turns the outcome into an exit code.
 
 This module imports no torch, so --help, completion and bad input answer at once.
 """
@@ -27,7 +27,7 @@ def main() -> int:
     """Executes the command line.
 
     Returns:
-        The exit code: 0, or the worst outcome of its jobs (1 failed, 2 bad input, 3 below `min_accuracy`, 130 interrupted).
+        The exit code: 0, or the worst outcome of the jobs (1 failed, 2 bad input, 3 below `min_accuracy`, 130 interrupted).
 
     Raises:
         SystemExit: the input was refused before any job began; its code is the exit code.
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _lead_or_follow(now: Command) -> int:
-    """Executes the command on rank 0. Another rank that torchrun started follows rank 0."""
+    """Executes the command `now` if this process is rank 0. Another rank, which torchrun started, follows rank 0."""
     if torchrun.torchrun_rank() > 0:
         from bnn_exp.training import launch
 
@@ -93,9 +93,10 @@ def _execute(now: Command) -> int:
 
 @contextmanager
 def _exceptions_from_hydra() -> Iterator[bool]:
-    """Context manager: makes Hydra raise its exceptions, and restores `sys.argv` and the environment at the end.
+    """Context manager: Hydra raises its exceptions to the body and does not print them. Yields a flag for the body.
 
-    Its value is True if the user has set HYDRA_FULL_ERROR to see tracebacks.
+    The flag is True if the user has set HYDRA_FULL_ERROR to see tracebacks. At the end the manager restores `sys.argv` and
+    the environment.
     """
     before, given = os.environ.get("HYDRA_FULL_ERROR"), sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -107,7 +108,7 @@ def _exceptions_from_hydra() -> Iterator[bool]:
 
 
 def _compose_and_run() -> None:
-    """Rewrites the command line for Hydra, which composes the configuration, calls `Preflight` and then `job`."""
+    """Rewrites the command line and starts Hydra. Hydra composes the configuration, calls `Preflight` and then `job`."""
     sys.argv = [sys.argv[0], *implied.completed(argv.arguments(sys.argv[1:], CONF))]
     if experiments.check(sys.argv[1:], CONF):
         # An experiment requests a sweep. Hydra 1.4 accepts this mode only on the command line.
@@ -120,7 +121,7 @@ def _compose_and_run() -> None:
 
 
 def _fail_in_hydra(now: Command, error: Exception) -> None:
-    """Reports an exception that Hydra or the file system raised outside of a job."""
+    """Reports an exception that Hydra or the file system raised outside of a job, as a failure of the command `now`."""
     if not isinstance(error, OSError) or isinstance(error, HydraException):
         now.fail(hydra_errors.in_words(error, sys.argv[1:]), BAD_INPUT)
         return

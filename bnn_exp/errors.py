@@ -18,7 +18,7 @@ def reason(error: Exception) -> str:
 def place(error: Exception) -> str:
     """Returns "FILE, line N" for the innermost line of the traceback that lies outside this package and installed packages.
 
-    If the traceback has no such line, its innermost line is named.
+    If the traceback has no such line, the result names its innermost line.
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not {"site-packages", "dist-packages"} & {*Path(f.filename).parts} and not _is_ours(f.filename)]
@@ -51,7 +51,7 @@ class NotWritten(Expected):
 
 
 class RankLost(Expected):
-    """Another process of the run has ended too early. The message names the cause, where the cause is known."""
+    """Another process of the run has ended too early. The message names the cause if the cause is known."""
 
 
 class Diverged(Expected):

@@ -1,1 +1,1 @@
-"""The tasks of bnn-train, a file each, and the parts that they share. `cli` and Hydra call them."""
+"""The tasks of bnn-train, each in its own file, and the parts that the tasks share. `cli` and Hydra call the tasks."""

@@ -1,6 +1,6 @@
 """The state of the command that this process executes: its prepared task, its messages and its exit codes. Imports no torch.
 
-Hydra calls our functions with the configuration alone, so they find everything else here.
+Hydra calls our functions with the configuration alone. The functions find everything else here.
 """
 
 import sys
@@ -29,24 +29,24 @@ class Command:
     codes: list[int] = field(default_factory=list)  # one exit code for each failure or interruption
 
     def say(self, message: str) -> None:
-        """Prints a message on standard error and keeps it."""
+        """Prints a message on standard error and keeps the message."""
         self.messages.append(message)
         print(f"bnn-train: {message}", file=sys.stderr)
 
     def fail(self, message: str, code: int) -> None:
-        """Prints a message and counts an exit code."""
+        """Prints a message on standard error and records the exit code `code`."""
         self.say(message)
         self.codes.append(code)
 
     def fail_with(self, error: Expected | HydraException, advice: str = "") -> None:
-        """Prints the message of an exception, then the line `advice`, and counts the exit code of the exception."""
+        """Prints the message of an exception, then the line `advice` if there is one, and records the exception's exit code."""
         if isinstance(error, Expected):
             self.fail(f"{error.prefix}{error}" + (f"\n{advice}" if advice else ""), error.exit_code)
         else:
             self.fail(hydra_errors.in_words(error, sys.argv[1:]), BAD_INPUT)
 
     def include(self, job: "Command") -> None:
-        """Prints the messages of a job that ran in another process, and counts its exit codes."""
+        """Prints the messages of a job that ran in another process, and records its exit codes."""
         for message in job.messages:
             self.say(message)
         self.codes.extend(job.codes)

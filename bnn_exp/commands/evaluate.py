@@ -1,4 +1,4 @@
-"""`task=evaluate`: the test accuracy of a trained network, computed in floats and on bits."""
+"""`task=evaluate`: computes the test accuracy of a trained network, in floats and on bits."""
 
 from pathlib import Path
 
@@ -22,11 +22,13 @@ NOT_SAVED = "not saved"
 
 
 def evaluate(task: Task) -> str:
-    """Evaluates the network on the test rows of the given dataset, or of the dataset of its run.
+    """Evaluates the network on the test rows of its run's dataset, or of the dataset that the user names.
+
+    Returns the message of the task's end.
 
     Raises:
         UserError: the network or the dataset can't be read.
-        WrongResult: the summary of the run names another accuracy for the same rows.
+        WrongResult: the summary of the run names another accuracy for these test rows.
         TooLow: the accuracy is below `min_accuracy`.
     """
     model, dataset = task.model, task.dataset
@@ -65,10 +67,15 @@ def _print(result: evaluation.Evaluation) -> None:
 
 
 def _save(result: evaluation.Evaluation, into: Path, run: Path, arrays: Arrays) -> str:
-    """Writes the files of an evaluation, and renews the page of the run if the files lie beside it.
+    """Writes the files of an evaluation. Renews report.html of the run if the files go to the run's directory.
+
+    Args:
+        into: the directory for the files.
+        run: the directory of the run that trained the network.
+        arrays: the images of the test rows.
 
     Returns:
-        The names of the files. If they can't be written, the reason: the console already shows the result.
+        A line with the names of the files, or with the reason why they can't be written: the console already shows the result.
     """
     file = evaluations.file_for(into, result.model, result.data, run)
     try:

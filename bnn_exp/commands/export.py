@@ -1,4 +1,4 @@
-"""`task=export`: a packed network in another format, checked on every test row."""
+"""`task=export`: writes a packed network in another format and checks it on every test row."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,9 @@ FORMATS = {"onnx": Format(export_onnx, "graph, pixels"), "c": Format(export_c, "
 
 
 def export(task: Task) -> str:
-    """Exports the network. The export succeeds only if it predicts the same classes for all test rows.
+    """Exports the network. The export must predict the same classes as the network for all test rows.
+
+    Returns the message of the task's end.
 
     Raises:
         UserError: the network or its test rows can't be read, or the format does not support the network.
@@ -57,7 +59,7 @@ def export(task: Task) -> str:
 
 
 def _write(format: str, network: nn.Module, into: Path, images: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Writes the export and checks its predictions for `images`, uint8 [n, …]. Returns facts such as files and sizes."""
+    """Writes the export and checks its predictions for `images`, uint8 [images, …]. Returns its files and sizes."""
     if format != "torch":
         return FORMATS[format].write(network, into, images, classes)
     if has_a_form(network):

@@ -1,4 +1,4 @@
-"""Adds to a command line the overrides that it implies but does not spell out. Imports no torch."""
+"""Adds the overrides that a command line implies but does not contain. Imports no torch."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,12 +14,14 @@ def completed(arguments: list[str]) -> list[str]:
 
 
 def inherited(overrides: list[str], folder: str | None) -> AbstractContextManager[list[str]]:
-    """Context manager: provides Hydra with the settings that the command inherits from an earlier run, and loads plugins.
+    """Context manager: while its body runs, Hydra composes the settings that the command inherits from an earlier run.
 
-    Its value lists the plugins that the command line must name too: an experiment names them relative to its own file.
+    Loads the plugins first. Yields a list of plugins that the caller must add to the command line. The list is empty unless an
+    experiment names a plugin by a path relative to the experiment's file.
 
     Args:
-        folder: the argument of --config-dir.
+        overrides: the overrides of the command line.
+        folder: the folder that --config-dir names.
 
     Raises:
         UserError: the run or a plugin can't be read.
@@ -34,7 +36,7 @@ def inherited(overrides: list[str], folder: str | None) -> AbstractContextManage
 
 
 def _with_program(arguments: list[str]) -> list[str]:
-    """Adds the file of the running program to `plugins=`, if the program registers rules, models or the like."""
+    """Adds the running program to an override `plugins=…`, if the program registers rules, models or the like."""
     own, given = plugins.program(), [i for i, argument in enumerate(arguments) if argument.startswith("plugins=")]
     if not own or not given:
         return arguments
@@ -54,7 +56,7 @@ def _with_path_of_any_dataset(arguments: list[str]) -> list[str]:
 
 
 def _with_the_rule_of_masks(arguments: list[str]) -> list[str]:
-    """Adds `optimizer=hypermask` before `optimizer.mask=…` if no override chooses a rule: no other rule has masks."""
+    """Adds `optimizer=hypermask` before `optimizer.mask=…` if no override chooses a rule. Only HyperMask has masks."""
     given = command_line.keys(arguments)
     if NAMES_A_RULE & given.keys() or "optimizer.mask" not in given:
         return arguments

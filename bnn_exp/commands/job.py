@@ -1,4 +1,4 @@
-"""The function that Hydra calls: it executes the task of the command, or one training of a sweep.
+"""The function that Hydra calls to execute the task of the command, or one training of a sweep.
 
 A job of a sweep may run in another process, which imports this module but not `cli`. Torch is imported only when needed.
 """
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @forgiving_output()  # a job in another process has not entered this context yet
 def job(composed: DictConfig) -> float | None:
-    """Executes one job. Exceptions become messages and exit codes, so a sweep continues with its next job.
+    """Executes the job with the configuration `composed`.
+
+    Exceptions become messages and exit codes, so a sweep continues with its next job.
 
     Returns:
         For a training its best validation accuracy in percent, or its test accuracy if no validation rows exist; a search

@@ -1,4 +1,4 @@
-"""The launcher of `launcher=local`: each job is a process, which ends when the command that started it ends.
+"""The launcher of `launcher=local`: each job is a process. A job ends when the command that started the job ends.
 
 submitit starts two processes for each job: the job, and a process that waits for the job and passes SIGTERM on to it.
 """
@@ -29,7 +29,7 @@ FOR_THE_COMMAND = signals.SIGNALS - {signal.SIGTERM}
 
 
 class LocalLauncher(submitit_launcher.LocalLauncher):
-    """Hydra's launcher of local processes. The command prints the messages of its jobs, and ends them when a signal arrives."""
+    """Hydra's launcher of local processes. The command prints the messages of its jobs, and ends the jobs at a signal."""
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """Executes one job. submitit calls this method in the process of the job."""
@@ -41,6 +41,10 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Executes a batch of jobs in parallel, and returns their results in the order of `job_overrides`.
+
+        Args:
+            job_overrides: the overrides of each job.
+            initial_job_idx: the number of the first job in its sweep.
 
         Raises:
             KeyboardInterrupt: a signal has arrived, and all jobs have ended.
@@ -74,13 +78,13 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
 
 
 def use() -> None:
-    """Replaces submitit's own launcher of local processes with ours: Hydra finds the class by its name."""
+    """Replaces submitit's own launcher of local processes with `LocalLauncher`. Hydra finds the class by its name."""
     submitit_launcher.LocalLauncher = LocalLauncher
 
 
 @contextmanager
 def _blocked(numbers: set[int]) -> Iterator[None]:
-    """Context manager: delays signals to its end. A process that starts inside never receives them, unless it unblocks them."""
+    """Context manager: while the body runs, blocks the signals `numbers`. A process started in the body keeps them blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -89,7 +93,7 @@ def _blocked(numbers: set[int]) -> Iterator[None]:
 
 
 def results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
-    """Waits for the jobs and returns their results. When a job ends, its messages are printed."""
+    """Waits for the jobs and returns their results in the order of `jobs`. Prints the messages of each job when it ends."""
     results: dict[int, JobReturn] = {}
     while len(results) < len(jobs):
         for place, job in enumerate(jobs):
@@ -100,7 +104,7 @@ def results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
 
 
 def _result(job: Any) -> JobReturn:
-    """Returns the result of an ended job. A job that was killed or could not begin has the return value None."""
+    """Returns the result of an ended job. The result of a job that was killed or could not begin has the return value None."""
     task = job.task(0)
     if not task.paths.result_pickle.exists():
         return _lost(task, "it ended without a result")
@@ -118,7 +122,7 @@ def _lost(task: "LocalJob", why: str) -> JobReturn:
 
 
 def _end(jobs: Sequence["LocalJob"]) -> None:
-    """Sends SIGTERM to the jobs until all have ended: a job that is just beginning does not listen yet.
+    """Sends SIGTERM to the jobs again and again until all have ended, since a job that is just beginning ignores signals.
 
     A second Ctrl-C ends the wait.
     """

@@ -1,4 +1,4 @@
-"""`task=predict`: the classes and probabilities of the images in `input`."""
+"""`task=predict`: computes the classes and probabilities of the images in `input`."""
 
 from rich.table import Table
 
@@ -13,7 +13,9 @@ SHOWN, LAST = 40, 10  # the console shows 40 images at most: the first 30 and th
 
 
 def predict(task: Task) -> str:
-    """Classifies the images of `input`, prints the answers and writes them to files.
+    """Classifies the images of `input`, prints the predicted classes and writes them to files.
+
+    Returns the message of the task's end.
 
     Raises:
         UserError: `input` is missing, the directory holds answers already, or no image can be read.

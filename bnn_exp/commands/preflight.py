@@ -28,7 +28,7 @@ class Preflight(Callback):
     """Hydra's hooks before and after jobs. `conf/config.yaml` names this class."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Prepares the input of the only job. Hydra then makes the directory of a training, and none for another task."""
+        """Prepares the input of the command's only job. Hydra then makes a directory for a training, but for no other task."""
         _expand_home(config, "hydra.run.dir")
         command.current().goes_on = config.resume == "auto"
         with _leaving_on_failure():
@@ -38,7 +38,7 @@ class Preflight(Callback):
                 config.hydra.run.dir, config.hydra.output_subdir = NOWHERE, None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Checks a sweep. A search runs here, since Hydra's own sweeper knows grids alone."""
+        """Checks a sweep. If Optuna chooses the trials, the whole search runs here: Hydra's own sweeper knows only grids."""
         from bnn_exp.commands import sweep
 
         _expand_home(config, "hydra.sweep.dir")
@@ -59,7 +59,7 @@ class Preflight(Callback):
 
 
 def _expand_home(config: DictConfig, place: str) -> None:
-    """Replaces ~ in the directory that the key `place` names."""
+    """Replaces ~ by the home directory in the directory that the key `place` of the configuration holds."""
     given = OmegaConf.select(config, place)
     if (path := at_home(given)) != given:
         with read_write(config.hydra):
@@ -94,7 +94,7 @@ def _prepare(config: DictConfig) -> "Plan | Task":
 
 @contextmanager
 def _leaving_on_failure() -> Iterator[None]:
-    """Context manager: ends the process after an exception, since Hydra only warns of exceptions in a callback."""
+    """Context manager: ends the process if the body raises an exception, since Hydra only warns of exceptions in a callback."""
     try:
         yield
     except (Expected, HydraException) as error:

@@ -1,4 +1,4 @@
-"""`task=report`: a table, a plot and a page of existing runs. Imports no torch."""
+"""`task=report`: writes a table, a plot and an HTML page of existing runs. Imports no torch."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from bnn_exp.records.sweep_results import FILES, write_results
 
 
 def report(task: Task) -> str:
-    """Writes the report of the runs in `from`.
+    """Writes the report of the runs in `from`, and returns the message of the task's end.
 
-    A sweep's own report goes to the directory of the sweep, and a report without axes to the only folder in `from`. Any other
-    report (other axes, or several places) goes to a new directory.
+    The report goes to the folder in `from` if there is only one, and if the report has no axes or the axes of that sweep's own
+    report. Any other report goes to a new directory.
 
     Raises:
-        UserError: `from` holds no run, or the directory holds the report of a sweep already.
+        UserError: `from` holds no run, or the directory holds a run, or the report that a sweep has made itself.
     """
     sources = task.places
     found = list(runs.find(sources))
@@ -38,9 +38,12 @@ def report(task: Task) -> str:
 
 
 def _check_directory(into: Path, source: Path | None, axes: Report) -> None:
-    """Raises UserError if `into` holds a run, or a sweep, to which the report does not belong.
+    """Raises UserError if the directory holds a run, or the report that a sweep has made itself.
+
+    A sweep's directory may get the report that the sweep itself would make again.
 
     Args:
+        into: the directory for the report.
         source: the only place of the runs; None if there are several places.
         axes: the axes of the report.
     """

@@ -1,7 +1,7 @@
 """Searches a space of settings: Optuna chooses trials, Hydra's launcher runs them (Akiba et al. 2019, arXiv 1907.10902).
 
 Hydra's own Optuna sweeper requires Optuna 2, so it is not used. The user writes the space in Hydra's sweep syntax. The
-directory of the sweep keeps the trials. Any launcher can run them, `hydra.sweeper.max_batch_size` at a time.
+directory of the sweep keeps the trials. Any launcher can run the trials, `hydra.sweeper.max_batch_size` at a time.
 """
 
 import copy
@@ -43,6 +43,7 @@ def search(config: DictConfig, job: TaskFunction) -> None:
     """Runs trials until `sweep.trials` trials of the sweep's directory have ended.
 
     Args:
+        config: the composed configuration of the sweep, with Hydra's own settings.
         job: the function of one trial. Optuna maximises its return value; None means that the trial failed.
 
     Raises:
@@ -76,7 +77,7 @@ def search(config: DictConfig, job: TaskFunction) -> None:
 
 
 def _ended(study: optuna.Study) -> int:
-    """Returns the number of trials that ran to their end, good or bad. A stopped trial does not count: it runs again."""
+    """Returns the number of trials that ran to their end, good or bad. A stopped trial does not count: it will run again."""
     return sum(ENDED in trial.user_attrs for trial in study.trials)
 
 
@@ -98,7 +99,7 @@ def _open(file: Path) -> optuna.Study:
 
 
 def _trials(file: Path) -> list[FrozenTrial]:
-    """Reads the trials in `file`."""
+    """Returns the trials in the journal `file` of a search; none if the search was killed before it stored a study."""
     try:
         return optuna.load_study(storage=_storage(file), study_name=NAME).trials
     except KeyError:  # the search was killed before it made a study
@@ -111,7 +112,7 @@ def _storage(file: Path) -> JournalStorage:
 
 
 def _fit(file: Path, space: Space) -> None:
-    """Rewrites the trials in `file` for a wider space, since Optuna refuses a study whose choices have changed."""
+    """Rewrites the trials in the journal `file` for a wider `space`: Optuna refuses a study whose choices have changed."""
     trials = _trials(file)
     if all(space[key] == known for trial in trials for key, known in trial.distributions.items()):
         return
@@ -125,7 +126,7 @@ def _fit(file: Path, space: Space) -> None:
 
 
 def _value_in(space: BaseDistribution, value: Any) -> Any:
-    """Returns the value of a trial in the form that `space` uses; None if the value lies outside."""
+    """Returns the value of a trial in the form that `space`, the values of one key, uses; None if `space` lacks the value."""
     value = str(value) if isinstance(space, CategoricalDistribution) else value
     try:
         inner = space.to_internal_repr(value)
@@ -138,7 +139,7 @@ def _check_same_search(directory: Path, config: DictConfig, space: Space) -> Non
     """Checks that the search in `directory`, if there is one, can continue.
 
     Raises:
-        UserError: a fixed setting differs, or a trial lies outside the space.
+        UserError: a fixed setting differs, or a trial has a value that `space` lacks.
     """
     if not (directory / JOURNAL).is_file():
         return
@@ -159,7 +160,10 @@ def _check_same_search(directory: Path, config: DictConfig, space: Space) -> Non
 
 
 def _difference(directory: Path, config: DictConfig, space: Space) -> tuple[str, Any, Any] | None:
-    """Returns the first fixed setting that differs from the search in `directory`: key, value there, and value now."""
+    """Returns (key, saved value, value now) of the first fixed setting that differs from the search saved in `directory`.
+
+    None if no setting differs, or if the saved settings can't be read.
+    """
     try:
         saved: Any = OmegaConf.load(directory / "multirun.yaml")
         there = migrated(values_of(without_hydra(saved)))
@@ -171,7 +175,11 @@ def _difference(directory: Path, config: DictConfig, space: Space) -> tuple[str,
 
 
 def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], space: Space) -> list[DictConfig]:
-    """Returns composed configurations that together have every choice of every group.
+    """Returns composed configurations of trials that together have every choice of every group in the space.
+
+    Args:
+        config: the composed configuration of the sweep.
+        fixed: the overrides that all trials share.
 
     Raises:
         HydraException: a key or a choice does not exist.
@@ -186,10 +194,13 @@ def _check_names(loader: ConfigLoader, config: DictConfig, fixed: list[str], spa
 
 
 def _check_values(override: Override, space: Any, composed: list[DictConfig]) -> None:
-    """Checks that both ends of a space of numbers are allowed in at least one of the composed configurations.
+    """Checks that each end of a space of numbers is allowed in at least one of the composed configurations.
+
+    Args:
+        override: the override that varies a key over `space`. A space of choices is not checked.
 
     Raises:
-        UserError: an end is not allowed in any of them.
+        UserError: no configuration allows one of the ends.
     """
     if isinstance(space, CategoricalDistribution):
         return
@@ -205,7 +216,7 @@ def _check_values(override: Override, space: Any, composed: list[DictConfig]) ->
 
 
 def _refused(key: str, value: float, composed: DictConfig) -> str:
-    """Returns the line `allowed: …` if a configuration refuses a value of a key; "" if the configuration accepts the value."""
+    """Returns the line `allowed: …` if the configuration `composed` refuses the value for `key`; "" if it accepts the value."""
     asked = copy.deepcopy(without_hydra(composed))
     OmegaConf.update(asked, key, value)
     try:
@@ -217,12 +228,12 @@ def _refused(key: str, value: float, composed: DictConfig) -> str:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Translates Hydra's sweep syntax into a space of values.
+    """Returns the space of values that an override in Hydra's sweep syntax describes.
 
     A,B are choices; range(A,B) and int(interval(A,B)) are whole numbers; interval(A,B) are real numbers.
 
     Raises:
-        UserError: the sweep is none of these, or it holds no value.
+        UserError: the override has another form, or its space is empty.
     """
     sweep: Any = override.value()
     log = isinstance(sweep, IntervalSweep | RangeSweep) and "log" in sweep.tags

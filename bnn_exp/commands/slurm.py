@@ -1,4 +1,4 @@
-"""Makes SLURM queue a stopped batch job again, which then continues by resume=auto.
+"""Makes SLURM queue a stopped batch job again. The job then continues, because its command has resume=auto.
 
 Jobs of `launcher=slurm` do not need this: submitit queues them again itself, after its signal has ended the training.
 """
@@ -13,13 +13,13 @@ WARNINGS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # a queue sends the
 def requeue(number: int) -> str:
     """Asks SLURM to queue the batch job of this process again.
 
-    Nothing happens if the job was cancelled, or if SLURM queues it again by itself: SLURM then reports that the job is ending.
+    Nothing happens if the job was cancelled, or if SLURM queues the job again by itself and reports that the job is ending.
 
     Args:
         number: the signal that has stopped the process.
 
     Returns:
-        A message for the user; "" if nothing was asked.
+        A message for the user; "" if SLURM was not asked.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job or number not in WARNINGS:

@@ -1,4 +1,4 @@
-"""A sweep: the checks before its first job, its search, and the answer at its end. Imports no torch."""
+"""Checks a sweep before its first job, starts its search, and writes its results at the end. Imports no torch."""
 
 import math
 import sys
@@ -27,7 +27,7 @@ UNREADABLE = Exception  # a missing, damaged or foreign multirun.yaml: YAML and 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The directory of a sweep, the axes of its report, and the accuracy that its runs must reach."""
+    """A sweep: the directory, the axes of the report, and the accuracy that the runs must reach."""
 
     directory: Path
     report: Report
@@ -35,7 +35,7 @@ class Sweep:
 
 
 def prepare(config: DictConfig) -> Sweep:
-    """Checks a sweep before its first job.
+    """Checks a sweep before its first job, and returns its directory, axes and required accuracy.
 
     Raises:
         UserError: the input is wrong, or the directory of the sweep holds something else.
@@ -68,7 +68,10 @@ def _check_command(request: Request, resume: str | None) -> None:
 
 
 def _check_directory(resumed: str | None, directory: str) -> None:
-    """Raises UserError if the sweep would overwrite something, or if the sweep to resume does not exist."""
+    """Raises UserError if a new sweep would overwrite files in `directory`, or if there is no sweep to resume.
+
+    `resumed` is the directory of the sweep to resume, or `auto`; None for a new sweep.
+    """
     where = Path(directory)
     if resumed == AUTO:
         if not directory:
@@ -85,7 +88,7 @@ def _check_directory(resumed: str | None, directory: str) -> None:
 
 
 def search(config: DictConfig) -> None:
-    """Runs the trials of a search, which Optuna chooses.
+    """Runs the trials of a search. Optuna chooses the settings of each trial.
 
     Raises:
         UserError: Optuna is not installed, or there is nothing to search.
@@ -107,10 +110,10 @@ def search(config: DictConfig) -> None:
 
 
 def conclude(now: Command) -> None:
-    """Writes and prints the answer of the command's sweep, and replaces the exit codes of its jobs by one for the sweep.
+    """Writes and prints the results of the command's sweep. Replaces the exit codes of the jobs by one for the sweep.
 
-    This exit code is 130 if a signal ended the sweep, else 1 if a run did not complete or a job failed, else 3 if a run is
-    below `min_accuracy`. The files of the runs decide, since jobs may have run in other processes.
+    The exit code of the sweep is 130 if a signal ended the sweep, else 1 if a run did not complete or a job failed, else 3 if a
+    run is below `min_accuracy`. The summaries of the runs decide, since jobs may have run in other processes.
     """
     sweep = now.sweep
     cut = INTERRUPTED in now.codes
@@ -130,13 +133,13 @@ def conclude(now: Command) -> None:
 
 
 def _answer(sweep: Sweep, cut: bool) -> bool | None:
-    """Writes the answer of a sweep into its directory and prints it.
+    """Writes the results of a sweep into its directory, and prints the names of the files and the next command.
 
     Args:
         cut: True if a signal has ended the sweep.
 
     Returns:
-        True if all runs completed. None if there is no run: nothing could begin, and an empty directory is removed.
+        True if all runs completed. None if there is no run. An empty directory is then removed.
     """
     directory, report = sweep.directory, sweep.report
     found = list(runs.find([directory]))
@@ -154,7 +157,7 @@ def _answer(sweep: Sweep, cut: bool) -> bool | None:
 
 
 def _below(sweep: Sweep) -> str:
-    """Returns a line with the number of runs below `min_accuracy`; "" if there is none."""
+    """Returns a line with the number of runs of a sweep below `min_accuracy`; "" if no run is below."""
     found = list(runs.find([sweep.directory]))
     low = [run for run in found if sweep.gate.of_run(run.summary)]
     return f"{len(low)} of {len(found)} runs are below min_accuracy={sweep.gate.least:g}" if low else ""

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: where each one runs, and which of them are done already. Imports no torch."""
+"""The jobs of a sweep: finds the directory of each job, and the jobs that are done already. Imports no torch."""
 
 import itertools
 from dataclasses import replace
@@ -21,12 +21,13 @@ MAY_DIFFER = ("resume", "device", "plugins")  # a sweep may continue with other 
 def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed: Path | None) -> tuple[Plan, Path]:
     """Returns the plan of a job, and the directory of its run.
 
-    If a queue starts a job again, the run of the job is already in `directory` and continues. In a resumed sweep this run may
-    be in any directory of the sweep, and a new job gets a new directory. If the plan fails, the reason is written into the
-    run's directory.
+    If a queue starts a job again, the run of the job is already in `directory` and continues. In a resumed sweep the run may
+    be in any directory of the sweep, and a new job gets a new directory. If the plan fails, the run's directory gets
+    the reason.
 
     Args:
         directory: the directory that Hydra chose for the job.
+        overrides: the overrides of the job.
         resumed: the directory of the sweep if it is resumed, else None.
 
     Raises:
@@ -63,10 +64,10 @@ def plan_in(directory: Path, composed: DictConfig, overrides: list[str], resumed
 
 
 def _earlier(where: list[Path], composed: DictConfig, overrides: list[str]) -> Record | None:
-    """Returns the run of the same configuration in the directories `where`; None if there is no such run.
+    """Returns the run in the directories `where` that has the configuration `composed`; None if there is no such run.
 
-    A run that could not begin has no configuration, and is found by its overrides. If the data have been moved since, the
-    configuration of the result names the new folder.
+    A run that could not begin has no configuration, so its overrides are compared. If the data have been moved since the run,
+    the configuration of the result names the new folder of the data.
     """
     try:
         wanted = values_of(composed)
@@ -90,7 +91,7 @@ def _same(there: dict, asked: dict | None) -> bool:
 
 
 def with_moved_data(there: dict, asked: dict) -> dict:
-    """Returns the configuration `there` with the data folder of `asked`, if the folder that it names no longer exists."""
+    """Returns the configuration `there` with the data folder of `asked`, if the folder in `there` no longer exists."""
     path, moved = (values["dataset"].get("path") for values in (there, asked))
     if not path or not moved or Path(path).exists():
         return there
@@ -100,7 +101,7 @@ def with_moved_data(there: dict, asked: dict) -> dict:
 def _free(directory: Path) -> Path:
     """Returns `directory` if it is empty, else a new directory beside it, named by the next free number.
 
-    The new directory is made here, so no other job takes it.
+    This function makes the new directory, so no other job takes its name.
     """
     if not any(directory.iterdir()):
         return directory

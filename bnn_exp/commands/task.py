@@ -1,4 +1,4 @@
-"""The tasks beside training: the input that all of them share, and the table of their functions. Imports no torch."""
+"""The tasks other than training: the input that all these tasks share, and the table of their functions. Imports no torch."""
 
 import pkgutil
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ FUNCTIONS = {  # each function takes a Task and returns the message for the user
 class Task:
     """A task with its checked request, its composed configuration and the overrides of the command line.
 
-    `directory` is where results go that have no directory of a run or sweep; the task creates it. `chosen` is True if the
+    `directory` is for results that do not go to the directory of a run or sweep. The task creates it. `chosen` is True if the
     user named `directory`. `flags` are the words of the command line that say where choices lie (`command_line.flags`).
     """
 
@@ -44,7 +44,7 @@ class Task:
 
     @property
     def places(self) -> list[Path]:
-        """The paths in `from`.
+        """The paths in the setting `from`.
 
         Raises:
             UserError: `from` is empty.
@@ -56,10 +56,10 @@ class Task:
 
     @property
     def model(self) -> Path:
-        """The file of the network that `from` and `which` name.
+        """The file of the network that the settings `from` and `which` name.
 
         Raises:
-            UserError: `from` names no network, or several.
+            UserError: `from` names no network, or several networks.
         """
         first, *others = self.places
         if others:
@@ -69,7 +69,7 @@ class Task:
 
     @property
     def dataset(self) -> Any:
-        """The dataset of the network's run, with the changes that the command line makes to it.
+        """The settings of the dataset of the network's run, with the changes that the command line makes.
 
         Raises:
             UserError: the command line sets a key that the task does not read.
@@ -86,7 +86,7 @@ class Task:
         """Returns the directory for results of the network `model`: the directory that the user named, else `usual`.
 
         Raises:
-            UserError: the directory belongs to another run, whose results these would seem to be.
+            UserError: the directory belongs to another run. The results would look like results of that run.
         """
         into, run = self.into(usual), runs.run_of(model)
         if into.resolve() == run.resolve():
@@ -95,14 +95,20 @@ class Task:
         return into
 
     def next(self, task: str, why: str, more: Sequence[str] = ()) -> str:
-        """Returns a line with the command that applies another task to the same network; "" without `from`."""
+        """Returns a line with the command that applies another task to the same network; "" without `from`.
+
+        Args:
+            task: the other task.
+            why: the purpose of the command, in words.
+            more: further overrides of the command.
+        """
         return next_command.of_network(task, self.request, why, more)
 
 
 def named(what: str, model: Path) -> str:
-    """Returns the name of results: `what` for the last network of a run, else `what` with the name of the network.
+    """Returns the name for result files of the network in `model`: `what` for the last network of a run, else `what-NETWORK`.
 
-    Results of the best network, or of another file, thus never replace those of the last network.
+    Results of the best network, or of another file, thus never replace the results of the last network.
     """
     which = runs.which_of(model)
     return what if which == "last" else f"{what}-{which}"
@@ -114,7 +120,7 @@ def joined(*lines: str) -> str:
 
 
 def perform(task: Task) -> str:
-    """Executes a task and returns the message of its end.
+    """Executes a task and returns the message that the user sees at its end.
 
     Raises:
         UserError: the input is wrong.

@@ -1,4 +1,4 @@
-"""`task=train`: plans a run before Hydra makes its directory, then executes the run. Imports no torch until a run begins."""
+"""`task=train`: plans a run before Hydra makes its directory, then executes the run. Imports torch only when a run begins."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +37,11 @@ def plan_run(composed: DictConfig, overrides: list[str], directory: str) -> Plan
 
 
 def train(composed: DictConfig, directory: Path, plan: Plan | None) -> float | None:
-    """Executes one run. Every exception becomes a message and an exit code; the summary of the run holds its reason.
+    """Executes one run. Every exception becomes a message and an exit code; the summary of the run holds the reason.
 
     Args:
         directory: the directory that Hydra chose for the job.
-        plan: None for a job of a sweep, which is planned here.
+        plan: the plan of the run; None for a job of a sweep, which this function plans.
 
     Returns:
         The best validation accuracy in percent, or the test accuracy if no validation rows exist; None if the run failed.
@@ -97,7 +97,7 @@ def _execute(plan: Plan, directory: Path) -> dict[str, Any]:
 
 
 def _command_to_go_on(directory: Path) -> str:
-    """Returns the command that continues the run in `directory`, or begins the run anew if it has no checkpoint."""
+    """Returns the command that continues the run in `directory`, or begins the run anew if the run has no checkpoint."""
     if directories.has_checkpoint(directory):
         return f"bnn-train resume={directory}"
     return f"the same command with hydra.run.dir={directory} resume=auto"

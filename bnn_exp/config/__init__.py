@@ -4,5 +4,5 @@
 - The settings: `groups` and `request` (dataclasses), `settings` (reads and checks), `keys`, `mistakes`, `migrate`, `schema`;
   `resolvers` (functions that conf/ calls by `${NAME:…}`).
 - The checks: `compatibility` (settings that exclude each other), `unread` (overrides that nothing would read).
-- The choices by name: `rules`, `models`, `datasets`, `losses`, each a `registry`; `plugins` add to them.
+- The choices by name: `rules`, `models`, `datasets`, `losses`. Each of these modules has a `registry`, which `plugins` extend.
 """

@@ -40,7 +40,7 @@ def arguments(given: Sequence[str], groups: Path) -> list[str]:
 
 
 def flags_of(given: Sequence[str]) -> argparse.Namespace:
-    """Returns the values of Hydra's flags on a command line, and the words that are not flags as `overrides`.
+    """Returns the values of Hydra's flags on the command line `given`; the attribute `overrides` lists all other words.
 
     Raises:
         UserError: a flag is unknown, or does not take its value.

@@ -23,7 +23,10 @@ def keys(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def values(overrides: Iterable[str], key: str) -> list[str]:
-    """Returns all values that overrides give `key`: several for a sweep or a list, none if Hydra cannot read the override."""
+    """Returns the values that the last override of `key` gives, as text: several for a sweep or a list.
+
+    An override that Hydra cannot read does not count. The result is empty if no other override sets `key`.
+    """
     found: list[str] = []
     for item in overrides:
         try:
@@ -47,7 +50,7 @@ def _quoted(value: str) -> str:
 
 
 def flags(hydra: Any) -> list[str]:
-    """Returns the arguments of this command that say where its configuration lies: --config-dir, --config-name and
+    """Returns the arguments of the running command that say where its configuration lies: --config-dir, --config-name and
     hydra.searchpath.
 
     Args:
@@ -62,7 +65,7 @@ def flags(hydra: Any) -> list[str]:
 
 
 def config_dir(arguments: Sequence[str]) -> str | None:
-    """Returns the folder that --config-dir names; None without this flag."""
+    """Returns the folder that --config-dir names in `arguments`, a command line for Hydra; None without this flag."""
     return get_args_parser().parse_args(list(arguments)).config_dir
 
 
@@ -70,10 +73,11 @@ def overrides(arguments: Sequence[str], groups: Path) -> list[str]:
     """Returns the overrides of a command line.
 
     Args:
+        arguments: the command line as Hydra takes it, without the command.
         groups: the folder `conf/` of this package.
 
     Raises:
-        UserError: the flags name a configuration that would replace the one of this package, or that Hydra would not read.
+        UserError: the flags name a configuration that would replace this package's configuration, or that Hydra would not read.
     """
     flags = get_args_parser().parse_args(list(arguments))
     if flags.config_path:

@@ -1,5 +1,7 @@
-"""The table of settings that exclude each other: what a configuration requests, which conditions the request needs, and what
-the message says. Imports no torch, since a mistake is answered before torch is loaded."""
+"""The table of settings that exclude each other. Each entry names a requested feature, its conditions and the message.
+
+Imports no torch, since a mistake is answered before torch is loaded.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +45,10 @@ class Feature:
         return next(broken, "").format(s=settings, device=device)
 
     def check(self, settings: Settings, device: str, other_reason: str = "") -> None:
-        """Raises UserError if the settings request the feature, and a condition or `other_reason` excludes it."""
+        """Raises UserError if the settings request the feature, but break a condition or `other_reason` excludes the feature.
+
+        `other_reason` is a reason that the caller knows, in words; "" if there is none.
+        """
         if self.requested(settings) and (reason := self.reason_against(settings, device) or other_reason):
             raise UserError(f"{self.key.format(s=settings)}: not with {reason}\nallowed: {self.allowed}")
 
@@ -126,7 +131,7 @@ def check(settings: Settings, device: str) -> None:
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UserError: two settings exclude each other, or a setting and the device.
+        UserError: two settings exclude each other, or a setting and the device exclude each other.
     """
     for feature in (PACKED, GRADIENT_BITS, RECORDED, LEAN):
         feature.check(settings, device)
@@ -136,7 +141,7 @@ def check_rule(settings: Settings) -> None:
     """Checks that the rule can train the weights of the network.
 
     Raises:
-        UserError: the rule trains other weights.
+        UserError: the rule trains another kind of weights.
     """
     weights = weights_of(settings.model)
     able = rules.trainers(weights)
@@ -148,7 +153,7 @@ def check_rule(settings: Settings) -> None:
 
 
 def check_exchange(settings: Settings) -> None:
-    """Checks that the form in which ranks exchange gradients keeps everything that the rule reads, and holds the sum.
+    """Checks that ranks send gradients in a form that keeps all that the rule reads, and has room for the sum over ranks.
 
     Raises:
         UserError: `engine.all_reduce` loses a part of the gradient, or has no room for the sum.
@@ -171,7 +176,7 @@ def check_exchange(settings: Settings) -> None:
 
 
 def check_measured(settings: Settings, request: Request) -> None:
-    """Checks that `benchmark=training` can measure the settings: a training that begins, in one process.
+    """Checks that `benchmark=training` can measure a training with the settings, from its first step and in one process.
 
     Raises:
         UserError: plain torch cannot train the network, or the training does not begin anew in one process.

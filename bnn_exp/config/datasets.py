@@ -83,7 +83,7 @@ class Entry:
         return found(self.home)
 
     def own(self, settings: Any) -> dict[str, Any]:
-        """Returns the settings that only this dataset has. They decide which samples it holds."""
+        """Returns the values of those `settings` that `Rows` lacks, by name. They decide which samples the dataset holds."""
         return {name: getattr(settings, name) for name in fields_of(self.settings) if name not in _SHARED}
 
 
@@ -109,9 +109,9 @@ def register_dataset(
             optionally with `"validation"` and `"classes"`. Images are uint8 [samples, channels, height, width] or
             [samples, height, width]. Labels are [samples]: whole numbers that index `classes`, or names of classes.
         values: the values of the settings. They replace a file `conf/dataset/NAME.yaml`. Settings of `Rows` have defaults.
-        files: a function that takes the same settings and returns the files that decide the samples;
+        files: a function that takes the same arguments as `home` and returns the files that decide the samples;
             `lambda **_: ()` if there are no files. With `files` the samples are made once and kept in the cache, until the
-            settings, a file or the plugin changes. Without it every run makes them again.
+            settings, a file or the plugin changes. Without `files` every run makes the samples again.
 
     Raises:
         UserError: another dataset has the name, or `settings` has no name.

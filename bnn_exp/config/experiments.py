@@ -1,5 +1,6 @@
 """Finds and checks the files of `experiment=NAME` before Hydra composes them. Hydra would accept some mistakes in silence,
-and blame the wrong place for others. Imports no torch."""
+and blame the
+wrong place for other mistakes. Imports no torch."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -20,13 +21,14 @@ def check(arguments: Sequence[str], groups: Path) -> bool:
     """Checks that the experiments of a command line are files whose settings take effect.
 
     Args:
+        arguments: the command line as Hydra takes it, without the command.
         groups: the folder `conf/` of this package.
 
     Returns:
         True if an experiment requests a sweep and the command line does not.
 
     Raises:
-        UserError: a file has a mistake. The message names the first one.
+        UserError: a file has a mistake. The message names the first mistake.
     """
     flags = flags_of(arguments)
     chosen = {folder.name for folder in groups.iterdir() if folder.is_dir()} - {"experiment"}
@@ -51,7 +53,13 @@ def files(overrides: Sequence[str], folder: str | None, groups: Path) -> list[tu
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path | None:
-    """Returns the file of an experiment; None if there is no such file, which Hydra then reports."""
+    """Returns the file of the experiment `name`, from the subfolder experiment/ of one of `folders`.
+
+    None if there is no such file. Hydra then reports the name.
+
+    Raises:
+        UserError: `name` is a path, or its file has another suffix than .yaml.
+    """
     places = [folder / "experiment" / name.removesuffix(".yaml") for folder in folders]
     for place in places:
         if is_file(file := place.with_name(f"{place.name}.yaml")):
@@ -68,7 +76,14 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def _check(file: Path, groups: Collection[str]) -> bool:
-    """Raises UserError if the file has a mistake. Returns True if the file requests a sweep."""
+    """Checks the file of an experiment. Returns True if the file requests a sweep.
+
+    Args:
+        groups: the names of the groups that the file may choose from.
+
+    Raises:
+        UserError: the file has a mistake.
+    """
     try:
         text = file.read_text()
         content = yaml.safe_load(text)
@@ -93,7 +108,13 @@ def _check(file: Path, groups: Collection[str]) -> bool:
 
 
 def _choices(content: dict) -> Iterator[tuple[str, str, Any]]:
-    """Yields (place, key, value) of each entry that may choose a member of a group. `place` is `defaults` or `file`."""
+    """Yields (place, key, value) of each entry that may choose a member of a group.
+
+    `place` is `defaults` for an entry of the list `defaults`, and `file` for an entry at the top level of the file.
+
+    Args:
+        content: the values of an experiment's file.
+    """
     for entry in content.get("defaults") or []:
         if isinstance(entry, dict):
             yield from (("defaults", str(key), value) for key, value in entry.items())

@@ -1,4 +1,4 @@
-"""`Settings`, the settings that a run keeps, and a dataclass for each of their groups: types and ranges.
+"""The dataclass `Settings` of the settings that a run keeps, and a dataclass for each group of settings: types and ranges.
 
 `conf/` holds the default values and explains each setting. Imports no torch.
 """

@@ -58,12 +58,12 @@ def no_such_choice(group: str, choice: str, choices: Sequence[str]) -> str:
 
 
 def _with_word(choice: str, choices: Sequence[str]) -> list[str]:
-    """Returns the choices that contain `choice` as a word: for adam, latent_adam."""
+    """Returns the choices that contain `choice` as a word, such as latent_adam for adam."""
     return [one for one in choices if choice.lower() in one.split("_")]
 
 
 def _no_default(model: str) -> str:
-    """Returns the message for a model of --config-dir that has no file with its default optimizer and trainer."""
+    """Returns the message for a model in the folder of --config-dir that has no file with its default optimizer and trainer."""
     files = " and ".join(f"{group}/{BY_MODEL}{model}.yaml" for group in ("optimizer", "trainer"))
     return (
         f"model={model}: no file says which optimizer and trainer it has\n"

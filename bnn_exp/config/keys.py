@@ -26,6 +26,7 @@ def keys_of(
     Args:
         root: the whole schema, which holds the definitions.
         node: the part of the schema under the key `path`; None: the whole schema.
+        path: the parts of the dotted key that leads to `node`.
         choices: the choices of the group that have the part `node`.
     """
     node = root if node is None else node
@@ -50,7 +51,7 @@ def _is_text(node: dict[str, Any]) -> bool:
 
 
 def _in_words(node: dict[str, Any]) -> str:
-    """Returns the values that a JSON schema without properties takes, such as "a number ≥ 0 and ≤ 1"."""
+    """Returns, in words, the values that a JSON schema without properties takes, such as "a number ≥ 0 and ≤ 1"."""
     if "description" in node:
         return node["description"]
     if "anyOf" in node:

@@ -43,7 +43,7 @@ def mistake(error: Mapping[str, Any], raw: dict[str, Any], known: Sequence[Key])
 
 
 def unknown_key(name: str, known: Sequence[Key]) -> str:
-    """Returns the message, two lines, for a key that the configuration does not have, or not with the present choices."""
+    """Returns the message, two lines, for a key `name` that does not exist, or only with other choices of its group."""
     if new := MOVED.get(name):
         return f"{name}: has moved\nallowed: {new}=…"
     elsewhere = sorted({choice for key in known if key.name == name for choice in key.choices})
@@ -59,7 +59,7 @@ def unknown_key(name: str, known: Sequence[Key]) -> str:
 
 
 def meant(name: str, known: Sequence[Key]) -> list[str]:
-    """Returns the keys that the user may mean by an unknown key: all keys with the same last part, else the most similar."""
+    """Returns the keys that the user may mean by an unknown key: all keys with the same last part, else a similar key."""
     end = SYNONYMS.get(last := name.split(".")[-1], last)
     by_end: dict[str, dict[str, None]] = {}
     for key in known:
@@ -72,12 +72,12 @@ def meant(name: str, known: Sequence[Key]) -> list[str]:
 
 
 def in_a_row(words: Sequence[str]) -> str:
-    """Returns ["a", "b", "c"] as "a, b or c"."""
+    """Returns `words` as one phrase, such as "a, b or c" for ["a", "b", "c"]."""
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _with_choices(name: str, known: Sequence[Key]) -> str:
-    """Returns a key, followed by the choices of its group that have the key, unless all have it."""
+    """Returns the key `name`, followed by the choices of its group that have the key, unless every choice has the key."""
     group = name.split(".")[0]
     having = {choice for key in known if key.name == name for choice in key.choices}
     every = {choice for key in known if key.name.startswith(f"{group}.") for choice in key.choices}

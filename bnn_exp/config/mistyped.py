@@ -1,4 +1,4 @@
-"""Refuses a word of the command line that is neither a setting nor a flag, and guesses what the user means by it.
+"""Refuses a word of the command line that is neither an override nor a flag, and guesses what the user means by the word.
 
 Imports no torch.
 """
@@ -20,7 +20,7 @@ FORM = "allowed: KEY=VALUE, such as delta=0.1; `bnn-train --help` lists every se
 
 
 def unknown_flag(flag: str, given: Sequence[str]) -> UserError:
-    """Returns the error for a word with dashes that is not a flag of Hydra."""
+    """Returns the exception for `flag`, a word with dashes on the command line `given` that is not a flag of Hydra."""
     # Finds the word as it was given: argparse may turn -model=mlp into -odel=mlp.
     flag = next(item for item in given if item.endswith(flag.lstrip(DASHES)))
     word, after = flag.lstrip(DASHES), [*given, ""][list(given).index(flag) + 1]
@@ -36,7 +36,12 @@ def unknown_flag(flag: str, given: Sequence[str]) -> UserError:
 
 
 def check_form(words: Sequence[str], i: int, groups: Path) -> None:
-    """Raises UserError if word `i` of the overrides is not KEY=VALUE. The message says what the word may mean."""
+    """Raises UserError if `words[i]` is not KEY=VALUE. The message says what the word may mean.
+
+    Args:
+        words: the words of the command line that are not flags.
+        groups: the folder `conf/` of this package.
+    """
     word = words[i]
     if word.startswith("~"):
         _check_removal(word[1:].partition("=")[0])
@@ -57,7 +62,7 @@ def check_form(words: Sequence[str], i: int, groups: Path) -> None:
 
 
 def _undashed(word: str) -> str:
-    """Returns the line `allowed: …` for a setting with dashes: the commands that set it without dashes."""
+    """Returns the line `allowed: …` for KEY=VALUE that was typed with dashes: the same setting without dashes."""
     from bnn_exp.config.settings import known_keys
 
     key, _, value = word.partition("=")
@@ -69,7 +74,7 @@ def _undashed(word: str) -> str:
 
 
 def _ways_with(word: str, words: Sequence[str]) -> list[str]:
-    """Returns overrides that may be meant by the path `word` beside the other words, quoted for a shell."""
+    """Returns the overrides, quoted for a shell, that a user may mean by the path `word` on the command line `words`."""
     task, path = command_line.keys(words).get("task", "train"), Path(at_home(word))
     if task != "train":
         return [shlex.quote(f"{'input' if task == 'predict' and 'from' in command_line.keys(words) else 'from'}={word}")]
@@ -86,7 +91,7 @@ def _ways_with(word: str, words: Sequence[str]) -> list[str]:
 
 
 def _check_removal(key: str) -> None:
-    """Raises UserError if `~KEY` removes a setting. Hydra can remove only choices of groups and added keys."""
+    """Raises UserError if ~KEY removes the setting `key`. Hydra can remove only choices of groups and added keys."""
     from bnn_exp.config.settings import known_keys
 
     if key in {known.name for known in known_keys()}:
@@ -97,9 +102,10 @@ def _meant(word: str, before: str, after: str, rest: Sequence[str], groups: Path
     """Returns the override that `word` may be a part of; None if there is no guess.
 
     Args:
-        before: the word before it; "" at the beginning.
-        after: the word after it; "" at the end.
+        before: the word before `word` on the command line; "" at the beginning.
+        after: the word after `word`; "" at the end.
         rest: the words behind `after`.
+        groups: the folder `conf/` of this package.
     """
     from bnn_exp.config.settings import known_keys
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def at_home(path: str) -> str:
-    """Returns a path with ~ and ~USER expanded. All else stays as it is typed."""
+    """Returns a path with ~ and ~USER expanded. The rest of the path stays as typed."""
     return os.path.expanduser(path)  # noqa: PTH111 (pathlib drops a leading ./ and fails for an unknown USER)
 
 

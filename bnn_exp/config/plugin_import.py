@@ -25,7 +25,7 @@ ALLOWED = "allowed: a Python file, my_rule.py, or a module that Python finds, pa
 
 
 class MainCalled(BaseException):
-    """Ends the import of a plugin that calls `main()`: everything that the plugin registers stands before this call."""
+    """The exception that ends the import of a plugin at its call of `main()`. What follows the call registers nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plugin:
         return hashlib.sha256(self.source).hexdigest()
 
     def copy_in(self, run: Path) -> Path:
-        """Returns the path at which the directory `run` keeps a copy of the source."""
+        """Returns the path of the copy of the source that the run directory `run` keeps."""
         return run / FOLDER / f"{self.module}.py"
 
 
@@ -66,10 +66,10 @@ def from_file(file: Path, named_by: str, known: Plugin | None) -> Plugin:
 
     Args:
         named_by: the override that names the plugin, for messages, such as `resume=RUN`; "" for the command itself.
-        known: the loaded plugin of the same module name. A file with the same source is a copy of it, and is not imported.
+        known: the loaded plugin of the same module name, or None. A file with the same source is a copy, and is not imported.
 
     Raises:
-        UserError: the file is missing or cannot be imported, or another module has its name.
+        UserError: the file is missing or cannot be imported, or another module has the name of the plugin's module.
     """
     name = module_of(str(file))
     try:
@@ -107,7 +107,7 @@ def from_module(name: str, named_by: str) -> Plugin:
 
 
 def from_package(point: EntryPoint) -> Plugin:
-    """Imports the plugin that an installed package names as an entry point.
+    """Imports the plugin that an installed package names by the entry point `point`.
 
     Raises:
         UserError: the plugin cannot be imported.
@@ -126,7 +126,7 @@ def _missing(file: Path, named_by: str, reason: str | None) -> str:
 
 
 def _other_module(name: str, file: Path) -> str | None:
-    """Returns the origin of the module `name` if that is not `file`; None if no other module has the name."""
+    """Returns the origin of a module `name` that is not in `file`: a path or "built in". None if there is no such module."""
     if name in sys.modules:
         origin = getattr(sys.modules[name], "__file__", None) or "built in"
     else:
@@ -141,7 +141,7 @@ def _other_module(name: str, file: Path) -> str | None:
 
 
 def _execute(plugin: Plugin) -> None:
-    """Runs a file as a module. From then on Python finds the modules beside the file."""
+    """Runs the file of a plugin as a module. Afterwards Python also finds the modules in the folder of the file."""
     spec = importlib.util.spec_from_loader(plugin.module, None, origin=str(plugin.file))
     module = sys.modules[plugin.module] = importlib.util.module_from_spec(spec)
     module.__file__ = str(plugin.file)
@@ -168,7 +168,14 @@ def _described(name: str, module: ModuleType, package: str | None = None) -> Plu
 
 @contextmanager
 def _importing(name: str, subject: str, allowed: str, file: Path | None = None) -> Iterator[None]:
-    """Context manager: an import of a plugin. Any exception becomes a UserError that begins with `subject`."""
+    """Context manager: its body imports a plugin. An exception in the body becomes a UserError; MainCalled ends the body.
+
+    Args:
+        name: the name of the plugin's module.
+        subject: the first words of the message, which name the plugin.
+        allowed: the second line of the message, without `allowed: `.
+        file: the file of the plugin. The message names the line of this file that raised the exception.
+    """
     for old, new in MOVED.items():  # the plugin that a run keeps may import modules by earlier names
         sys.modules.setdefault(old, importlib.import_module(new))
     importing.append(name)

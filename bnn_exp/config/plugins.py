@@ -1,7 +1,7 @@
 """The plugins of this process: Python files and modules that register rules, models, datasets, losses and callbacks.
 
-A run keeps the names of its plugins in config.yaml. Every command that reads the run loads them first: a job of a sweep in
-another process, a rank, `resume=RUN`, `task=evaluate from=RUN`, `bnn_exp.load_model`. Imports no torch.
+A run keeps the names of its plugins in config.yaml. Every command that reads the run loads these plugins first: a job of a
+sweep in another process, a rank, `resume=RUN`, `task=evaluate from=RUN`, `bnn_exp.load_model`. Imports no torch.
 """
 
 from collections.abc import Iterable
@@ -27,6 +27,7 @@ def entries(value: str | Iterable[str] | None, beside: Path | None = None) -> li
     """Returns the setting `plugins` as config.yaml keeps it: a list of absolute paths of files, and of names of modules.
 
     Args:
+        value: the setting as the user typed it: a file or module, several of them, or None.
         beside: the file that names the plugins. A relative path begins in the folder of this file if the plugin is there,
             else in the current folder.
     """
@@ -41,9 +42,12 @@ def _absolute(entry: str, beside: Path | None) -> str:
 
 
 def load(value: str | Iterable[str] | None, named_by: str = "") -> list[str]:
-    """Imports the installed plugins and those of the setting `plugins`, each once in a process. Returns their `entries`.
+    """Imports the installed plugins and the plugins of the setting `plugins`, each once in a process.
+
+    Returns the `entries` of the setting.
 
     Args:
+        value: the setting `plugins`.
         named_by: the override that names the plugins, for messages, such as `resume=RUN`; "" for the command itself.
 
     Raises:
@@ -75,12 +79,15 @@ def load_installed() -> None:
 
 
 def loaded() -> list[Plugin]:
-    """Returns all plugins of this process, in the order of their loading."""
+    """Returns all plugins that this process has loaded, in the order of loading."""
     return list(_loaded.values())
 
 
 def program() -> list[str]:
-    """Returns the entries of the program that calls `main()`, if it registered something in this process."""
+    """Returns entries of the setting `plugins` for modules that registered something here and were not loaded as plugins.
+
+    Such a module is usually the user's own program, which calls `main()`.
+    """
     return list(_programs)
 
 
@@ -99,7 +106,7 @@ def note(caller: FrameType) -> None:
 
 
 def end_loading() -> None:
-    """Ends the import of a plugin that calls `main()`, which calls this function first.
+    """Ends the import of a plugin if the plugin calls `main()`. `main()` calls this function first.
 
     Raises:
         MainCalled: a plugin is being imported.
@@ -109,10 +116,13 @@ def end_loading() -> None:
 
 
 def check_loaded(value: str | Iterable[str] | None) -> None:
-    """Checks that the plugins of a composed configuration were loaded before it was composed.
+    """Checks that the plugins of a composed configuration were loaded before Hydra composed the configuration.
+
+    Args:
+        value: the setting `plugins` of the configuration.
 
     Raises:
-        UserError: a plugin was not loaded. A file of the configuration names it, which Hydra reads too late.
+        UserError: a plugin was not loaded. A file of the configuration names the plugin, and Hydra reads the file too late.
     """
     for entry in entries(value):
         if module_of(entry) not in _loaded:
@@ -123,19 +133,23 @@ def check_loaded(value: str | Iterable[str] | None) -> None:
 
 
 def not_loaded(value: str | Iterable[str] | None) -> str:
-    """Returns the line `allowed: …` that names the plugins of a run that are not loaded; "" if all are."""
+    """Returns the line `allowed: …` that names the missing plugins of a run; "" if all are loaded.
+
+    Args:
+        value: the setting `plugins` of the run.
+    """
     missing = [entry for entry in entries(value) if module_of(entry) not in _loaded]
     return f"allowed: the plugins of the run in plugins=[…] too: {', '.join(missing)}" if missing else ""
 
 
 def used(value: str | Iterable[str] | None) -> list[Plugin]:
-    """Returns the loaded plugins of a run: those that its setting `plugins` names, and the installed ones."""
+    """Returns the loaded plugins of a run: those in `value`, its setting `plugins`, and those of installed packages."""
     named = set(entries(value))
     return [plugin for plugin in _loaded.values() if plugin.package or plugin.entry in named]
 
 
 def facts(value: str | Iterable[str] | None) -> list[dict[str, Any]]:
-    """Returns the facts on the plugins of a run that summary.json keeps.
+    """Returns the facts that summary.json keeps about the plugins of a run. `value` is the setting `plugins` of the run.
 
     Each dictionary has `plugin` (the entry in config.yaml), `file` (a path or None) and `sha256` (of the source). An installed
     plugin also has `package`, the name and version of its package.
@@ -147,7 +161,12 @@ def facts(value: str | Iterable[str] | None) -> list[dict[str, Any]]:
 
 
 def changed(value: str | Iterable[str] | None, run: Path) -> list[str]:
-    """Returns a warning for each plugin of a run whose source differs from the copy in the directory `run`."""
+    """Returns a warning for each plugin of a run whose source differs from the copy in the directory of the run.
+
+    Args:
+        value: the setting `plugins` of the run.
+        run: the directory of the run.
+    """
     return [
         f"the plugin {plugin.file} has changed since {run} was trained with it: {plugin.copy_in(run)} is the version of then"
         for plugin in used(value)

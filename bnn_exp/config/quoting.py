@@ -50,8 +50,10 @@ def _as_typed(override: str, keys: Collection[str], sweep: bool) -> str:
 
 
 def _value(value: str, sweep: bool) -> str:
-    """Returns a value with the quotes that Hydra needs. A value that is the path of an existing file is one path, whatever its
-    characters are."""
+    """Returns the value of an override with the quotes that Hydra needs. With `sweep`, a comma separates values.
+
+    A value that is the path of an existing file is one path, whatever its characters are.
+    """
     if is_there(value) and not (sweep and "," in value):
         return _quoted(at_home(value).replace("${", r"\${")) if "${" in value else _name(value)
     taken = PART.sub(_part, value)
@@ -62,7 +64,7 @@ def _value(value: str, sweep: bool) -> str:
 
 
 def _part(found: re.Match) -> str:
-    """Returns a match of PART with the quotes that Hydra needs: a name in a list or sweep, a quoted text, or a function."""
+    """Returns a part of a value with the quotes that Hydra needs. `found` matches PART: a name, quoted text or function."""
     if found["function"]:
         return found[0]
     if found["name"]:
@@ -72,7 +74,7 @@ def _part(found: re.Match) -> str:
 
 
 def _name(text: str) -> str:
-    """Returns a single name, in quotes if Hydra needs them."""
+    """Returns a single name, in quotes if Hydra would read it wrongly without quotes."""
     name, read = at_home(text.strip()), _read(text)
     if "${" in name or name.lower() in ("", "null"):
         return text
@@ -87,7 +89,7 @@ def _quoted(text: str) -> str:
 
 
 def _read(value: str) -> Any:
-    """Returns the value that Hydra reads from a text; None if that is null, or if Hydra refuses the text."""
+    """Returns the value that Hydra reads from a text; None if this value is null, or if Hydra refuses the text."""
     try:
         return OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:

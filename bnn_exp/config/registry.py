@@ -35,7 +35,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
             definition: the classes or functions that define the entry, or their names as "module:name".
 
         Raises:
-            UserError: the name is not a valid name, or an entry with another definition has it.
+            UserError: the name is not a valid name, or something else has the name.
         """
         definition = tuple(map(home, definition))
         if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in RESERVED:
@@ -70,7 +70,7 @@ def home(defined: Any) -> str:
     """Returns the place where something is defined, as "module:qualified name".
 
     Args:
-        defined: a class, a function, or an object, whose class counts. A text "module:qualified name" is returned unchanged.
+        defined: a class, a function, or an object of a class. A text "module:qualified name" is returned unchanged.
     """
     if isinstance(defined, str):
         return defined
@@ -79,12 +79,12 @@ def home(defined: Any) -> str:
 
 
 def found(defined: Any) -> Any:
-    """Returns a class or a function from a registry, which keeps the object itself or its name as "module:name"."""
+    """Returns the class or function that `defined` names as "module:name". Returns any other `defined` unchanged."""
     return pkgutil.resolve_name(defined) if isinstance(defined, str) else defined
 
 
 def fields_of(settings: type) -> Mapping[str, Any]:
-    """Returns the fields of a dataclass of settings by their names; none for another class."""
+    """Returns the fields of a dataclass of settings by their names; an empty mapping for a class that is no dataclass."""
     return getattr(settings, "__dataclass_fields__", {})
 
 

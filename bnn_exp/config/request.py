@@ -1,4 +1,4 @@
-"""`Request`, the settings that say what a command does and that no run keeps: types and ranges. Imports no torch."""
+"""The dataclass `Request` of the settings that say what a command does: types and ranges. Imports no torch."""
 
 from typing import Annotated, Literal
 
@@ -41,7 +41,7 @@ class Training:
 
 @schema
 class Request:
-    """The settings that say what a command does. No run keeps them."""
+    """The settings that say what a command does. The configuration that a run keeps does not contain them."""
 
     task: Literal["train", "report", "evaluate", "predict", "export", "benchmark"]
     from_: Annotated[

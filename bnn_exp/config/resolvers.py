@@ -1,4 +1,5 @@
-"""Functions that the YAML files of conf/ call, as in `${cores:}`. Importing this module registers them. Imports no torch.
+"""Functions that the YAML files of conf/ call, as in `${cores:}`. Importing this module registers
+these functions. Imports no torch.
 
 Every process of a sweep composes configurations, so every module that such a process imports first must import this one.
 """
@@ -15,9 +16,10 @@ from bnn_exp.config import versions
 
 
 def run_directory(resume: str | None, task: str, name: str) -> str:
-    """Returns the directory of a run: the directory that the run resumes, else a new name.
+    """Returns the directory of a run: the directory that the run resumes, else a new one with the time and `name`.
 
-    With `resume=auto` a training has no default directory, so the result is "".
+    With `resume=auto` a training has no default directory, so the result is "". A task other than training has the name of
+    the task in place of `name`.
     """
     if resume == "auto":
         return "" if task == "train" else run_directory(None, task, name)
@@ -25,7 +27,7 @@ def run_directory(resume: str | None, task: str, name: str) -> str:
 
 
 def sweep_directory(*resume: str | None) -> str:
-    """Returns the directory of a sweep: the directory that it resumes, else a new name; "" if one of `resume` is `auto`.
+    """Returns the directory of a sweep: the directory that the sweep resumes, else a new name; "" if one of `resume` is `auto`.
 
     Args:
         resume: the settings `sweep.resume` and `resume`.

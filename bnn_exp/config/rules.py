@@ -151,10 +151,10 @@ def strength(settings: Any) -> str | None:
 
 
 def gentler(settings: Any) -> Any:
-    """Returns the settings of a rule with the smaller strength that suits fine-tuning.
+    """Returns the settings of a rule with the smaller strength that fine-tuning needs.
 
     A strength that is a whole number stays a whole number, of at least 1. The settings stay unchanged if the rule has no
-    strength, or if its range excludes the smaller one.
+    strength, or if the range of the strength excludes the smaller value.
     """
     key = strength(settings)
     own = getattr(settings, key) if key else None

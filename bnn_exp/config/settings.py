@@ -53,10 +53,10 @@ def load_settings(config: DictConfig | dict[str, Any]) -> Settings:
 
 
 def load_request(config: DictConfig) -> Request:
-    """Returns the request in a composed configuration.
+    """Returns the typed settings of a composed configuration that say what the command does.
 
     Raises:
-        UserError: the request has mistakes. The message names each of them.
+        UserError: these settings have mistakes. The message names each of them.
     """
     return _checked(Request, config)
 
@@ -93,7 +93,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def known_keys() -> list[Key]:
-    """Returns every dotted key of the configuration, for every choice of every group."""
+    """Returns every dotted key of the configuration, for every choice of every group, with the values that the key takes."""
     return [key for kind in (_settings_type(), Request) for key in keys_of(TypeAdapter(kind).json_schema())]
 
 

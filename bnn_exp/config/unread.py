@@ -1,6 +1,6 @@
-"""The table of who reads which setting. It refuses an override that nothing would read. Imports no torch.
+"""Tables that say which settings a command reads. Refuses an override that nothing would read. Imports no torch.
 
-An override without effect is a mistake that looks like a result: a sweep over it compares equal runs.
+An override without effect is a mistake that looks like a result: a sweep over such a setting compares equal runs.
 """
 
 import re
@@ -18,7 +18,7 @@ from bnn_exp.errors import UserError
 
 @dataclass(frozen=True)
 class Case:
-    """A command, as the entries of the tables see it. `COMMAND` reads `request`, the other tables read `settings`."""
+    """The facts of a command that decide which keys it reads. The table `COMMAND` uses `request`, the others `settings`."""
 
     given: Mapping[str, str]  # the keys of the overrides, with their values as text
     settings: Settings | None = None
@@ -40,7 +40,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Entry:
-    """The reader of some keys. A key stands for the keys below it too: `report` for `report.x`."""
+    """A row of a table: keys of the configuration, a test if something reads the keys, and the message if nothing reads them.
+
+    A key stands also for the keys below it: `report` stands also for `report.x`.
+    """
 
     keys: tuple[str, ...]
     read: Callable[[Case], Any]  # returns a true value if something reads the keys
@@ -96,7 +99,7 @@ def _activations(case: Case) -> bool:
 
 
 def _names_network(case: Case) -> bool:
-    """Returns True if `which` chooses a network: of a run that is read, or the one that must reach `min_accuracy`."""
+    """Returns True if the setting `which` has a network to choose: of the run that a task reads, or for `min_accuracy`."""
     if case.request.task == "train":
         return case.request.min_accuracy is not None
     return case.request.task in NETWORK_TASKS and bool(case.request.from_)
@@ -197,14 +200,15 @@ def check_command(request: Request, overrides: Iterable[str], sweep: bool = Fals
         sweep: True if the command runs a sweep.
 
     Raises:
-        UserError: the command does not read a key, or the configuration names a run that the command line does not name.
+        UserError: the command does not read a key, or an experiment names a run, which only the command line can name.
     """
     _check(COMMAND, Case(_given(overrides), request=request, sweep=sweep))
     check_named({"config": request.config, "from": request.task != "report" and request.from_}, overrides)
 
 
 def check_named(runs: Mapping[str, Any], overrides: Iterable[str]) -> None:
-    """Checks that the overrides name the runs from which settings are inherited. An experiment is composed too late for that.
+    """Checks that the overrides name the runs from which settings are inherited. Hydra composes an
+    experiment too late to name them.
 
     Args:
         runs: the values of `config`, `from` and `init_from` in the composed configuration. An `init_from` that is inherited by
@@ -261,7 +265,8 @@ def _below(key: str, keys: Iterable[str]) -> list[str]:
 
 
 def _is_plugins(case: Case, key: str) -> bool:
-    """Returns True if a key belongs to a network or a dataset of a plugin. The table does not know who reads such a key."""
+    """Returns True if a key belongs to a network or a dataset of a plugin. The tables do not know
+    if something reads such a key."""
     group, _, name = key.partition(".")
     if group == "model":
         return not MODELS[case.settings.model.name].ours

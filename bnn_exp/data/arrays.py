@@ -15,7 +15,7 @@ class Arrays:
 
     Args:
         mean, std: the mean and the standard deviation of each channel over all train pixels, of pixels/255.
-        key: the SHA-256 of classes, pixels and labels. Equal data have equal keys, whatever their format and place.
+        key: the SHA-256 of classes, pixels and labels. Equal data have equal keys, whatever the file format and the folder.
         validation_images, validation_labels: None if the dataset has no validation split.
         notes: sentences about how the dataset was read.
         warnings: sentences about odd, but usable data.
@@ -65,13 +65,17 @@ class Arrays:
 
 
 def complete(decoded: dict) -> Arrays:
-    """Returns the dataset for decoded rows. Computes the mean, the standard deviation and the key."""
+    """Returns the dataset with the fields `decoded`. Computes the missing fields: mean, standard deviation and key."""
     mean, std = statistics(decoded["train_images"] if len(decoded["train_images"]) else decoded["test_images"])
     return Arrays(**decoded, mean=mean, std=std, key=content_key(decoded))
 
 
 def content_key(rows: Mapping) -> str:
-    """Returns the SHA-256 of the class names and of the pixels and labels of each split, as hexadecimal digits."""
+    """Returns the SHA-256 of the class names and of each split's pixels and labels, as hexadecimal digits.
+
+    Args:
+        rows: the fields of `Arrays` by name.
+    """
     digest = hashlib.sha256(json.dumps(list(rows["classes"])).encode())
     for part in ("train_images", "train_labels", "validation_images", "validation_labels", "test_images", "test_labels"):
         if (array := rows.get(part)) is not None:
@@ -81,7 +85,10 @@ def content_key(rows: Mapping) -> str:
 
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation per channel, of pixels/255. The sums are exact, because they count the 256 levels."""
+    """Returns the means and the standard deviations of the channels, of pixels/255. `images` is uint8 [rows, channels, …].
+
+    The function counts each of the 256 levels, so no sum over many pixels loses precision.
+    """
     counts = np.zeros((images.shape[1], 256), np.int64)
     for rows in np.split(images, range(1000, len(images), 1000)):  # few rows at a time: bincount needs eight bytes per pixel
         counts += [np.bincount(rows[:, c].ravel(), minlength=256) for c in range(images.shape[1])]

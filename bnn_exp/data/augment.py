@@ -14,7 +14,7 @@ from bnn_exp.bits.philox import Philox, integers
 
 @dataclass(frozen=True)
 class Augment:
-    """A random change of image batches on their device. All random draws follow from (seed, epoch, batch) alone.
+    """A random change of image batches on their device. All random draws follow from (seed, epoch, batch number) alone.
 
     Args:
         shift: the largest shift in pixels. Each image moves by -shift…shift pixels down and across, uniformly. Black pixels
@@ -31,7 +31,7 @@ class Augment:
 
     @property
     def varies(self) -> bool:
-        """True if any image is changed."""
+        """True if a call can change images."""
         return bool(self.flip or self.shift or self.cutout)
 
     def __call__(
@@ -47,10 +47,12 @@ class Augment:
         writes to `x`.
 
         Args:
-            share: the rows of the whole batch that `x` holds. They change as they would in the whole batch.
+            x: pixels, uint8 [batch, channels, height, width].
+            epoch, batch: the numbers of the epoch and of the batch in it.
+            share: the rows of the whole batch that `x` holds. These rows change as they would in the whole batch.
             of: the number of rows of the whole batch; None if `x` is the whole batch.
-            number: int64 scalar on a GPU that identifies epoch and batch there. A recorded step reads it, so each replay draws
-                anew.
+            number: int64 scalar on the GPU that stands for epoch and batch. The replay of a CUDA graph reads it, so each replay
+                draws anew.
         """
         if not self.varies:
             return x
@@ -88,8 +90,8 @@ def build(settings: Any, seed: int, image_shape: tuple[int, int, int]) -> Augmen
 
 
 def _windows(x: Tensor, size: tuple[int, int], tops: Tensor, lefts: Tensor) -> Tensor:
-    """Returns a window of each image. `size` is (height, width); `tops` and `lefts` (int64 [batch]) give the top left
-    corners."""
+    """Returns a window of each image in `x`. `size` is (height, width) of the windows; `tops` and `lefts` (int64 [batch]) are
+    the top left corners."""
     views = x.unfold(2, size[0], 1).unfold(3, size[1], 1)  # a view, no copy: [batch, channels, tops, lefts, height, width]
     return views[torch.arange(len(x), device=x.device), :, tops, lefts]
 

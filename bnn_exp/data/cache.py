@@ -1,6 +1,6 @@
 """Keeps decoded datasets in files: the cache lies in $BNN_EXP_CACHE/datasets, else in the user's cache folder.
 
-A cache file is named after the bytes of the files that decide the rows (or after the hub name) and after the settings.
+The name of a cache file depends on the settings, and on the bytes of the files that decide the rows (or on the hub name).
 Only one process at a time makes a cache file.
 """
 
@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def cached(name: str, content: str, make: Callable[[], Arrays]) -> Arrays:
-    """Returns a dataset from the cache. If the cache lacks the dataset, calls `make` and keeps the result.
+    """Returns a dataset from the cache. If the cache lacks the dataset, calls `make` and keeps its result.
 
     Args:
         name: the dataset's name, with which the file name begins.
@@ -55,7 +55,7 @@ def cached(name: str, content: str, make: Callable[[], Arrays]) -> Arrays:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Context manager: no other process makes this cache file.
+    """Context manager: while the body runs, no other process makes the cache file `file`.
 
     Raises:
         UserError: the cache folder can't be written.
@@ -72,7 +72,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Context manager: an error of writing becomes a UserError that names the cache folder."""
+    """Context manager: if the body fails to write, the exception becomes a UserError that names the cache folder."""
     with writable(folder, "a writable cache folder with space, named by the variable BNN_EXP_CACHE"):
         try:
             yield
@@ -81,7 +81,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _load(file: Path, found_by: str) -> Arrays | None:
-    """Returns the dataset in a cache file. Returns None if the file is missing, damaged, or holds another dataset."""
+    """Returns the dataset in a cache file; None if the file is missing or damaged, or does not hold the hash `found_by`."""
     try:
         with safe_open(file, framework="numpy") as opened:
             about: Mapping[str, str] = opened.metadata() or {}

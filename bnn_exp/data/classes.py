@@ -12,8 +12,12 @@ from bnn_exp.errors import UserError
 def classes_of(splits: dict[str, Rows], where: str) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Returns the class names, and the labels of each split as indices of these names, int64 [rows].
 
-    If a split has a list of class names, the lists decide the order: train first, then classes that only other splits have. If
+    If a split has a list of class names, the lists decide the order: the train classes, then the classes of other splits. If
     no split has a list, whole numbers are sorted by size, and other texts follow alphabetically.
+
+    Args:
+        splits: the rows of each split, by the name of the split.
+        where: the name of the dataset in error messages.
 
     Raises:
         UserError: a row has no label, or a split has no class in common with the train rows.
@@ -38,7 +42,7 @@ def classes_of(splits: dict[str, Rows], where: str) -> tuple[tuple[str, ...], di
 
 
 def _names(rows: Rows, what: str) -> list[str]:
-    """Returns the class name of each row."""
+    """Returns the class name of each row. Error messages name the rows by the words `what`."""
     names = []
     for i, label in enumerate(rows.labels):
         if rows.classes is not None:
@@ -78,7 +82,7 @@ def _by_size_or_alphabet(name: str) -> tuple:
 
 
 def missing(classes: tuple[str, ...], labels: dict[str, np.ndarray]) -> list[str]:
-    """Returns one sentence for each split in which some classes have no rows."""
+    """Returns a sentence for each split in which some classes have no rows. `labels` holds the class indices of each split."""
     lines = []
     for split, own in labels.items():
         counts = np.bincount(own, minlength=len(classes))

@@ -14,12 +14,17 @@ FILES = (
 
 
 def separator(line: str) -> str:
-    """Returns the separator of a CSV line: comma, semicolon or tab, whichever is most frequent."""
+    """Returns the separator of cells in a CSV line: comma, semicolon or tab, whichever is most frequent."""
     return max(",;\t", key=line.count)
 
 
 def refuse_identifiers(column: str, values: Sequence, where: str, columns: str) -> None:
     """Refuses a label column that holds a different value in every row, unless its name is a common name of labels.
+
+    Args:
+        column, values: the name of the column, and its value in each row.
+        where: the name of the table in error messages.
+        columns: all columns of the table as text, for error messages.
 
     Raises:
         UserError: the column identifies rows instead of classes.
@@ -31,12 +36,14 @@ def refuse_identifiers(column: str, values: Sequence, where: str, columns: str) 
 def label_column(candidates: Mapping[str, int], label: str | None, where: str, columns: str = "") -> str:
     """Returns the name of the column that holds the classes.
 
-    The choice is `label` if given; else the column with the most named classes; else a column with a common name such as
-    "label"; else the only column left.
+    The choice is `label` if given; else the column with the most class names; else a column with a common name such as
+    "label"; else the only column that can hold classes.
 
     Args:
         candidates: the number of class names of each possible column; 0 if the column holds the classes themselves.
-        columns: all columns as text for error messages.
+        label: the setting `dataset.label`; None if the user names no column.
+        where: the name of the table in error messages.
+        columns: all columns of the table as text, for error messages.
 
     Raises:
         UserError: no column fits, or several fit equally well.

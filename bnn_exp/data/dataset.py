@@ -23,7 +23,7 @@ class Split:
         return len(self.labels)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the pixels (uint8) and the labels (int64) of the given rows."""
+        """Returns the pixels (uint8) and the labels (int64) of the rows with the indices `rows`, an integer tensor."""
         return self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 
@@ -31,7 +31,7 @@ class Split:
 class Dataset:
     """The splits of a dataset on the device, its class names, and the statistics of its pixels.
 
-    `mean` and `std` are per channel, of pixels/255, over all train rows of the dataset, even if `limit` uses fewer. `key`
+    `mean` and `std` are per channel, of pixels/255, over all train rows, even if the training uses fewer rows. `key`
     identifies the content of the dataset.
     """
 
@@ -55,10 +55,10 @@ class Dataset:
         """Returns the dataset on `device`. The choice of rows is random, but equal in every run.
 
         Args:
-            limit: the number of train rows to use. They are random rows, because a dataset may be sorted by class.
-            validation: the fraction of these train rows that becomes the validation split, taken from every class alike. 0
-                uses the validation split of the dataset, if any.
-            limit_eval: the number of test rows and of validation rows to use.
+            limit: the number of train rows to use, chosen at random, because a dataset may be sorted by class; None for all.
+            validation: the fraction of the used train rows that becomes the validation split, taken from every class alike. 0
+                keeps the validation split of the dataset, if any.
+            limit_eval: the number of test rows, and also of validation rows, to use; None for all.
         """
         rows = some_rows(len(arrays.train_labels), limit, _SUBSET)
         kept_back = stratified(arrays.train_labels[rows], validation)
@@ -96,15 +96,17 @@ class Dataset:
 
 
 def some_rows(count: int, limit: int | None, seed: int) -> np.ndarray:
-    """Returns the indices of `limit` random rows out of `count`, int64, ascending. Equal seeds give equal rows."""
+    """Returns the indices of `limit` random rows (None: all) out of `count`, int64, ascending. Equal seeds give equal rows."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
 
 
 def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns a random choice of ⌊fraction · rows⌋ rows as a mask, bool [rows]. Each class contributes its share to within one
-    row. The choice is equal in every run."""
+    """Returns a mask, bool [rows], of ⌊fraction · rows⌋ random rows. `labels` are the labels of all rows.
+
+    Each class contributes `fraction` of its rows, to within one row. The choice is equal in every run.
+    """
     order = np.random.default_rng(_VALIDATION).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # sorted by class, in random order within a class
     chosen = np.zeros(len(labels), bool)
@@ -113,18 +115,19 @@ def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> list[Tensor]:
-    """Returns the row numbers of each batch of an epoch: one permutation, from (seed, epoch) alone, cut into pieces."""
+    """Returns the row numbers of each batch of an epoch. The batches are pieces of one permutation of all `rows` rows, which
+    depends on (seed, epoch) alone."""
     order = torch.randperm(rows, generator=generator(device, Purpose.PERMUTATION, seed, epoch), device=device)
     return pieces(order, batch_size)
 
 
 def pieces(rows: Tensor, size: int) -> list[Tensor]:
-    """Cuts `rows` into pieces of `size` rows. A single row at the end joins the last piece, because BatchNorm cannot take one
-    sample."""
+    """Returns the pieces of `size` elements of the tensor `rows`. A single row at the end joins the last piece, because
+    BatchNorm cannot take one sample."""
     return list(rows.tensor_split([size * i for i in range(1, piece_count(len(rows), size))]))
 
 
 def piece_count(rows: int, size: int) -> int:
-    """Returns the number of pieces that `pieces` makes of this many rows."""
+    """Returns the number of pieces that `pieces` makes of `rows` rows."""
     count = -(-rows // size)
     return count - 1 if count > 1 and rows % size == 1 else count

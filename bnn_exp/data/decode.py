@@ -18,7 +18,7 @@ COPIES = 0.01  # share of test images that are train images too, above which a w
 
 @dataclass(frozen=True)
 class Reading:
-    """The settings that decide what becomes of the rows of a dataset.
+    """The settings that decide how the rows of a dataset become arrays.
 
     Args:
         label: the column of the classes, if a table has several candidates.
@@ -36,7 +36,7 @@ class Reading:
 
 
 def decode(source: Source, reading: Reading) -> dict:
-    """Returns the fields of `arrays.Arrays` by name, without `mean`, `std` and `key`.
+    """Reads and decodes a dataset. Returns the fields of `arrays.Arrays` by name, without `mean`, `std` and `key`.
 
     Raises:
         UserError: a part of the dataset can't be read.
@@ -70,8 +70,7 @@ def decode(source: Source, reading: Reading) -> dict:
 
 
 def _by_role(source: Source) -> dict[str, Rows]:
-    """Returns the rows of each split by its role: train, validation, test. Validation rows serve as test rows if there are no
-    others."""
+    """Returns the rows of each split: train, validation, test. Without test rows, validation rows serve as test rows."""
     loaded: dict[str, Rows] = {}
     for name, rows in source.load(source).items():
         if (role := split_of(name)) and len(rows.labels):
@@ -85,7 +84,7 @@ def _by_role(source: Source) -> dict[str, Rows]:
 
 
 def _images(source: Source, splits: dict[str, Rows], reading: Reading) -> dict[str, np.ndarray]:
-    """Returns the images of each split: uint8 [rows, channels, height, width]."""
+    """Returns the decoded images of each split: uint8 [rows, channels, height, width]."""
     arrays = {split: rows.pictures for split, rows in splits.items() if isinstance(rows.pictures, np.ndarray)}
     narrow, notes, warnings = eight_bits(arrays, reading.pixels.range, source.where)
     source.notes += notes
@@ -116,10 +115,11 @@ def _images(source: Source, splits: dict[str, Rows], reading: Reading) -> dict[s
 
 
 def _as_they_are(values: np.ndarray, channels: int, size: int | None, shape: tuple[int, ...] | None) -> bool:
-    """Returns True if 8-bit values need no change to become the pixels.
+    """Returns True if 8-bit `values` of images have the requested channels and size, and the shape of earlier splits.
 
     Args:
         values: [rows, height, width] or [rows, height, width, channels].
+        size: the requested side in pixels; None if any size will do.
         shape: the image shape (channels, height, width) of the earlier splits; None for the first split.
     """
     height, width = values.shape[1:3]
@@ -128,7 +128,11 @@ def _as_they_are(values: np.ndarray, channels: int, size: int | None, shape: tup
 
 
 def _set_apart(source: Source, images: dict, labels: dict, files: dict, fraction: float) -> None:
-    """Moves a share of the train rows to the test split, from every class alike. The choice is equal in every run."""
+    """Moves the share `fraction` of the train rows to the test split, from every class alike.
+
+    Changes `images`, `labels` and `files`, which hold a value for each split, in place. The choice of rows is equal in
+    every run.
+    """
     from bnn_exp.data.dataset import stratified
 
     test = stratified(labels["train"], fraction)

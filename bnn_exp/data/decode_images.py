@@ -1,4 +1,4 @@
-"""Decodes all images of a split into one array; in several threads if the images are large."""
+"""Decodes all images of a split into one array. Large images are decoded in several threads."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,14 +33,16 @@ def decode_images(
     """Returns all images of a split in one array: uint8 [rows, channels, height, width].
 
     Args:
+        pictures: the encoded images.
+        pixels: the conversion of an image to pixels.
         size: the side in pixels of the square to which images are fitted; None if all images have one size.
         shape: (channels, height, width) of the images of earlier splits; None for the first split.
-        may_be_grey: `channels` is 1 only as a guess. An image with colours refutes the guess.
-        name: returns the words for a row number in error messages.
+        may_be_grey: True if `channels` is 1 only as a guess. An image with colours refutes this guess.
+        name: a function that returns the words for a row number in error messages.
 
     Raises:
         UserError: an image can't be decoded or has another size. The message names the first such image.
-        HasColours: an image refutes the guess.
+        HasColours: an image has colours, although `may_be_grey` is True.
     """
     make = partial(_pixels_of, pixels=pixels, channels=channels, size=(size, size) if size else None, may_be_grey=may_be_grey)
     images, rest, first = None, iter(pictures), 0
@@ -71,8 +73,8 @@ def decode_images(
 def _pixels_of(
     encoded: Encoded, pixels: Pixels, channels: int, size: tuple[int, int] | None, may_be_grey: bool
 ) -> np.ndarray | Exception:
-    """Returns the pixels of an image. Returns an exception instead of raising it, because a thread pool does not say which row
-    raised it."""
+    """Returns the pixels of an image. Returns an exception instead of raising it, because a thread pool does not say which
+    image raised the exception."""
     try:
         picture = opened(encoded)
         if may_be_grey and picture.mode not in GREY_MODES:

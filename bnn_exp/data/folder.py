@@ -1,7 +1,7 @@
-"""Finds the dataset in a folder, an archive or a file: decides the format, and which files are which rows.
+"""Finds the dataset in a folder, an archive or a file: decides the format, and the rows that each file holds.
 
 Each format has a reader in `bnn_exp.data.formats`. A reader looks at file names and at the first bytes of a few files, and
-says whether it can read them. Exactly one format must fit; otherwise an error says what was found.
+says if it can read the files. Exactly one format must fit; otherwise an error says what was found.
 """
 
 import os
@@ -26,14 +26,14 @@ FORMS = (
 
 
 def find(path: Path, label: str | None = None, part: str = "") -> Source:
-    """Returns the dataset in a folder, an archive or a single file.
+    """Returns the dataset in `path`, a folder, an archive or a single file.
 
     Args:
         label: the column of the classes, if a table has several candidates.
         part: the subfolder to read, if each configuration of the dataset has a subfolder.
 
     Raises:
-        UserError: no dataset or several datasets are there.
+        UserError: `path` holds no dataset, or several datasets.
     """
     where, path = f"dataset.path={shown(path)}", Path(at_home(str(path))).absolute()
     if not path.exists():
@@ -70,6 +70,9 @@ def find(path: Path, label: str | None = None, part: str = "") -> Source:
 
 def walk(folder: Path, where: str) -> Iterator[Path]:
     """Yields the files in a folder and below it, without hidden files. Follows symbolic links.
+
+    Args:
+        where: the name of the dataset in error messages.
 
     Raises:
         UserError: a folder can't be listed.
@@ -110,8 +113,8 @@ def _without_wrapper(root: Path, files: list[Path]) -> Path:
 
 
 def _pictures(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds image files with their classes: from a table called metadata, else from class folders, else from any table that
-    names files."""
+    """Finds the image files among `files`, and their classes: from a table called metadata, else from class folders, else from
+    any table that names files. None if nothing tells the classes."""
     pictures = [file for file in files if is_image(file)]
     about = [file for file in files if file.stem.lower() == "metadata" and image_table.is_table(file)]
     tables_ = [file for file in files if image_table.is_table(file) and file not in about]
@@ -127,7 +130,7 @@ def _pictures(root: Path, files: list[Path], label: str | None, where: str) -> F
 
 
 def _what_is_there(root: Path, files: list[Path], forms: list[Found]) -> str:
-    """Returns a text that says what the folder holds, for error messages."""
+    """Returns a text for error messages that says which datasets (`forms`) or which kinds of files a folder holds."""
     if forms:
         return f"holds {len(forms)} datasets: " + ", ".join(f"{form.kind} ({len(form.files)} files)" for form in forms)
     if not files:

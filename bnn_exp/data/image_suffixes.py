@@ -1,4 +1,4 @@
-"""Decides by its suffix whether a file is an image that Pillow reads."""
+"""Decides by the suffix of a file if the file is an image that Pillow reads."""
 
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ NO_PICTURES = {
     "", ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".gz", ".npz", ".npy", ".txt", ".md", ".zip", ".tar",
     ".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".gbr", ".fits", ".fit",
 }  # fmt: skip
-"""Suffixes of other files. Pillow reads some of them, but users do not mean them as images."""
+"""Suffixes of files that users do not mean as images, although Pillow reads some of these formats."""
 
 UNREAD = {".heic", ".heif", ".raw", ".cr2", ".nef", ".dng", ".arw", ".psd", ".svg"}  # image formats that Pillow does not read
 

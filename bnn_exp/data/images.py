@@ -26,20 +26,22 @@ Encoded = Path | bytes | np.ndarray | None
 
 
 class NotEightBits(ValueError):
-    """The values of an image have more than 8 bits, and their range is unknown."""
+    """The values of an image have more than 8 bits, and the values that mean black and white are unknown."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """The settings that decide the pixels of an image. They are part of the dataset settings, so a model file has them too.
+    """The settings that decide the pixels of an image. A model file has these settings too, as a part of the
+    dataset settings.
 
     Args:
         fit: how an image gets another shape. `squash` changes the proportions, `crop` cuts the longer side, `pad` adds
             `background`.
         background: the colour under transparent pixels and around padded images: white, grey, black or #rrggbb.
-        range: the values of arrays, and of images of more than 8 bits, that become 0 and 255. None means 0…65535 for 16 bits
+        range: the two values that become 0 and 255, in arrays and in images of more than 8 bits. None means 0…65535 for 16 bits
             and 0…1 for floats. Images of 8 bits do not change.
-        reduced: decodes a JPEG at a fraction of its size if the image is made smaller. Training does so if `size` is set.
+        reduced: True to decode a JPEG at a fraction of its size if the image is made smaller. Training does so if `size` is
+            set.
     """
 
     fit: str = "squash"
@@ -60,7 +62,7 @@ class Pixels:
             size: (width, height) in pixels; None keeps the size of the image.
 
         Raises:
-            NotEightBits: the image has more than 8 bits, and their range is unknown.
+            NotEightBits: the values have more than 8 bits, and the values that mean black and white are unknown.
             Exception: Pillow raises exceptions of many types for a broken image.
         """
         mode = "L" if channels == 1 else "RGB"
@@ -91,7 +93,7 @@ class Pixels:
         return ImageColor.getrgb(self.background)[:3]
 
     def _on_ground(self, picture: Image.Image) -> Image.Image:
-        """Returns an RGB image: the transparent image in front of the background."""
+        """Returns an RGB image that shows the transparent image in front of the background."""
         if picture.mode in ("La", "RGBa"):
             picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
         ground = Image.new("RGBA", picture.size, (*self.ground, 255))
@@ -124,10 +126,10 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _range_of(picture: Image.Image, values: np.ndarray) -> tuple[float, float]:
-    """Returns the values that mean black and white, from the mode and the file format of an image.
+    """Returns the values that mean black and white, from the mode and the file format of an image with the pixels `values`.
 
     Raises:
-        NotEightBits: neither decides the range.
+        NotEightBits: mode and format do not decide these values.
     """
     if picture.mode.startswith("I;16"):
         return 0, 65535
@@ -145,7 +147,7 @@ def _luminance(colour: tuple[int, int, int]) -> int:
 
 
 def opened(encoded: Encoded) -> Image.Image:
-    """Returns an image that is not decoded yet, from a file, from bytes, or from values.
+    """Returns a Pillow image, not decoded yet, from a file, from bytes, or from values.
 
     Raises:
         Exception: Pillow raises exceptions of many types for data that is no image.
@@ -174,7 +176,8 @@ def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.nd
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Context manager: hides the warnings and log messages of Pillow, because they do not name the image."""
+    """Context manager: hides the warnings and log messages of Pillow while the body runs. Pillow's messages do not name
+    the image."""
     logging.getLogger("PIL").addHandler(SILENT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -18,16 +18,16 @@ def shown(path: Path | str) -> str:
 
 
 def named(paths: Sequence[Path]) -> Callable[[int], str]:
-    """Returns a function that names a row in messages by its number and its file."""
+    """Returns a function that returns the words for a row number in messages: the number and the file of the row."""
     return lambda i: f"image {i} ({shown(paths[i])})"
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """Returns the first names and the number of the others, such as "a, b, c and 5 more"."""
+    """Returns the first `most` names and the number of further names, such as "a, b, c and 5 more"."""
     first = ", ".join(name if len(name) <= 60 else name[:59] + "…" for name in names[:most])
     return first + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def short_reason(error: Exception) -> str:
-    """Returns the message of another library's error as one short line."""
+    """Returns the message of an exception, such as another library's, as one line of at most 200 characters."""
     return " ".join((str(error) or type(error).__name__).split())[:200]

@@ -14,8 +14,11 @@ DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".png", ".jpg", "
 
 
 def are_same(saved: str, key: str, dataset: Any) -> bool:
-    """Returns True if `saved`, the dataset key in a file, names the data with the key `key`, read with the settings
-    `dataset`."""
+    """Returns True if `saved`, the key of a dataset in a checkpoint, stands for the present data.
+
+    Args:
+        key: the key of the present data, which were read with the settings `dataset`.
+    """
     return saved == key or (dataset.name not in DATASETS and saved == old_key(dataset))
 
 

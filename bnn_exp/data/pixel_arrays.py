@@ -26,7 +26,7 @@ class Damaged(ValueError):
 
 
 def read(source: Source, file: Path, how: Any, reader: Callable) -> Any:
-    """Calls `reader(file, how)` and returns the result.
+    """Calls `reader(file, how)` and returns the result. `source` is the dataset of the file, for error messages.
 
     Raises:
         UserError: the file can't be read. The message is one sentence, whatever the reader raised.
@@ -40,18 +40,16 @@ def read(source: Source, file: Path, how: Any, reader: Callable) -> Any:
 
 
 def refuse_labels_alone(names: set[str], where: str) -> None:
-    """Raises an error if labels have no images. Images without labels are allowed: competitions publish test rows without
-    labels.
+    """Raises UserError if `names`, the names of labels without images, is not empty. `where` names the dataset.
 
-    Raises:
-        UserError: `names` is not empty.
+    Images without labels are allowed: competitions publish test rows without labels.
     """
     if names:
         raise UserError(f"{where}: no images belong to {some(sorted(names))}\nallowed: images and labels for each split")
 
 
 def paired(source: Source, pictures: np.ndarray, labels: np.ndarray | list) -> Rows:
-    """Returns one split from an array of images and its labels. One-hot labels become class numbers.
+    """Returns the rows of one split from an array of images and their labels. One-hot labels become class numbers.
 
     Raises:
         UserError: the numbers of images and labels differ, or the shape of an array does not fit.
@@ -75,10 +73,13 @@ def _one_each(source: Source, labels: np.ndarray) -> list:
 
 
 def as_pictures(where: str, values: np.ndarray) -> np.ndarray:
-    """Returns values as [rows, height, width] or [rows, height, width, channels].
+    """Returns the values of images as [rows, height, width] or [rows, height, width, channels].
+
+    Args:
+        where: the name of the dataset in error messages.
 
     Raises:
-        UserError: the shape or the type is not that of images.
+        UserError: images do not have this shape or type.
     """
     shape = values.shape
     if values.dtype.kind not in "biuf":
@@ -98,10 +99,10 @@ def as_pictures(where: str, values: np.ndarray) -> np.ndarray:
 def eight_bits(
     splits: dict[str, np.ndarray], limits: tuple[float, float] | None, where: str
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-    """Returns the values of all splits as uint8, notes about how they were read, and warnings.
+    """Returns the values of all splits as uint8, notes about the conversion, and warnings.
 
     Args:
-        limits: the values that become 0 and 255; None to derive them from type, minimum and maximum of the values.
+        limits: the values that become 0 and 255; None to derive the two from type, minimum and maximum of the values.
 
     Raises:
         UserError: the range is unclear, differs between splits, or a value is not a number.

@@ -42,8 +42,9 @@ def decoded(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def found_by(name: str, settings: Mapping[str, Any]) -> str | None:
-    """Returns a text that decides the rows: the settings, the source of the plugin, and the bytes of its files. Returns None
-    if the plugin does not name its files.
+    """Returns a text that changes when the rows of the dataset `name` change; None if its plugin does not name its files.
+
+    The text holds the settings, a hash of the plugin's source, and a hash of each file.
 
     Raises:
         UserError: a file can't be read.
@@ -57,7 +58,7 @@ def found_by(name: str, settings: Mapping[str, Any]) -> str | None:
 
 
 def _source(entry: Entry) -> str:
-    """Returns the SHA-256 of the plugin that defines the function; the function's name if no plugin does."""
+    """Returns the SHA-256 of the plugin that defines the function of a dataset; the function's name if no plugin does."""
     module = module_name(found(entry.home).__module__)
     return next((plugin.sha256 for plugin in plugins.loaded() if plugin.module == module), home(entry.home))
 
@@ -91,7 +92,7 @@ def _pair(name: str, make: Callable, split: str, value: Any) -> tuple[np.ndarray
 
 
 def _classes(name: str, make: Callable, given: Any, labels: np.ndarray) -> tuple[str, ...]:
-    """Returns the class names: the given names; else 0 … max for whole-number labels, or the sorted texts of other labels."""
+    """Returns the class names: the names `given`; else 0 … max for whole-number labels, or the sorted texts of other labels."""
     if given is not None:
         classes = tuple(map(str, given))
     elif labels.dtype.kind in "iu" and labels.size:

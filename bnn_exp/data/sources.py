@@ -23,7 +23,7 @@ DIGITS = Path(__file__).with_name("digits.npz")
 
 
 def read(name: str, *place: Any, **settings: Any) -> Arrays:
-    """Returns the dataset `name`, read with the given settings.
+    """Returns the dataset `name`, read with `settings`.
 
     Args:
         place, settings: the arguments of `_read`. For a dataset of a plugin: all its settings, by name.
@@ -35,7 +35,7 @@ def read(name: str, *place: Any, **settings: Any) -> Arrays:
 
 
 def _own(name: str, settings: Mapping[str, Any]) -> Arrays:
-    """Returns a dataset of a plugin. The cache keeps it only if the plugin names the files that decide the rows."""
+    """Returns a dataset of a plugin. The cache keeps the dataset only if the plugin names the files that decide the rows."""
 
     def make() -> Arrays:
         return complete(plugin_dataset.decoded(name, settings))
@@ -58,7 +58,7 @@ def _read(
 ) -> Arrays:
     """Returns the dataset `name` from the folder or file `path`, else from the hub. `digits` comes from the package.
 
-    The other arguments are those of `decode.Reading` and `images.Pixels`.
+    `hub` is the name on the hub. `decode.Reading` and `images.Pixels` explain the other arguments.
 
     Raises:
         UserError: the folder is missing, holds no dataset of labelled images, or the hub can't be reached.

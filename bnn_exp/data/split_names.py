@@ -9,7 +9,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation", "t10k"),
 }
-"""The words that name a split in names of files and folders. Upper case and lower case are alike."""
+"""The words that mean a split in names of files and folders. Upper case and lower case are alike."""
 
 
 def split_of(word: str) -> str | None:
@@ -19,18 +19,18 @@ def split_of(word: str) -> str | None:
 
 def split_among(name: str) -> str | None:
     """Returns the split that a name contains among other words, such as seg_train, train_images or train2017; None if
-    unclear."""
+    there is no split, or several."""
     found = {split for word in re.findall(r"t10k|[a-z]+", name.lower()) if (split := split_of(word))}
     return found.pop() if len(found) == 1 else None
 
 
 def split_in(path: Path) -> str | None:
-    """Returns the split of a file from its relative path: from the file name, else from its folders, top folder first."""
+    """Returns the split in a relative path: from the file name, else from the folders, top folder first; None without any."""
     return next(filter(None, map(split_among, (path.name, *path.parts[:-1]))), None)
 
 
 def by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Returns the files of each split. If no name contains a split, all files are train files."""
+    """Returns the files of each split, by their paths below `root`. If no path names a split, all files are train files."""
     splits: dict[str, list[Path]] = {}
     for file in sorted(files, key=str):
         if split := split_in(file.relative_to(root)):

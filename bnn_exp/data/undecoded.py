@@ -20,7 +20,7 @@ class Rows:
             [rows, height, width, channels].
         labels: one label per row: a class name, a number, a bool, or an index into `classes`; None if the row has no label.
         classes: the names that the labels index; None if the labels are the classes themselves.
-        name: returns the words for a row number in error messages, without the split.
+        name: a function that returns the words for a row number in error messages, without the split.
         files: the file of each row, relative to the dataset folder; empty if rows are not files.
     """
 
@@ -39,11 +39,11 @@ class Source:
         where: the key and the value of the configuration that name the dataset, for error messages.
         root: the folder that contains the files.
         files: every file whose name or bytes decide a row.
-        load: reads the rows of each split.
-        plan: a text about the role of each file. It tells apart datasets with equal files that are read differently.
+        load: a function that reads the rows of each split from the dataset.
+        plan: a text about the role of each file. The text tells apart datasets with equal files that are read differently.
         notes: sentences about how the dataset is read, for the user.
         warnings: sentences about odd, but usable data.
-        kept: an object that must live as long as the source, because the rows lie in it.
+        kept: an object that must live as long as the source, because the rows lie in this object.
     """
 
     where: str
@@ -56,7 +56,7 @@ class Source:
     kept: Any = None
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the plan and of the names and bytes of all files, as hexadecimal digits.
+        """Returns the SHA-256 of the dataset's plan and of the names and bytes of its files, as hexadecimal digits.
 
         Raises:
             UserError: a file can't be read.
@@ -78,7 +78,7 @@ class Found:
     Args:
         kind: the name of the format, for error messages.
         files: the files that decide the rows.
-        load: reads the rows of each split.
+        load: a function that reads the rows of each split.
         plan: a text about the role of each file.
         columns: True if `dataset.label` may choose a column.
     """

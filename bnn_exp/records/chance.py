@@ -1,4 +1,4 @@
-"""Decides whether a network is better than always answering the most common class, and suggests changes if not."""
+"""Decides whether a network is better than always answering the most common class. If not, suggests changes."""
 
 from math import sqrt
 from typing import Any
@@ -11,7 +11,7 @@ CLEAR = 3.0  # standard deviations above chance: luck exceeds 3 of them once in 
 
 
 def beyond_chance(accuracy: float, counts: list[int]) -> bool:
-    """Returns True if an accuracy is clearly above that of always answering the most common class.
+    """Returns True if `accuracy` is clearly above chance: the accuracy of always answering the most common class.
 
     Args:
         accuracy: in percent.
@@ -22,18 +22,24 @@ def beyond_chance(accuracy: float, counts: list[int]) -> bool:
 
 
 def chance_of(counts: list[int]) -> float:
-    """Returns the accuracy in percent of always answering the most common class."""
+    """Returns the accuracy in percent of always answering the most common class. `counts` are the rows per class."""
     return 100 * max(counts, default=0) / max(sum(counts), 1)
 
 
 def near_chance(accuracy: float, counts: list[int]) -> bool:
-    """Returns True if an accuracy (percent) is near chance or below, and the rows are enough to decide."""
+    """Returns True if an accuracy (percent) is near chance or below, and the rows are enough to decide.
+
+    `counts` are the rows per class. Chance is the accuracy of always answering the most common class.
+    """
     chance = chance_of(counts)
     return chance < 100 and not beyond_chance(accuracy, counts) and (accuracy <= chance or beyond_chance(100.0, counts))
 
 
 def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
-    """Returns a sentence if an accuracy (percent) is not clearly above chance; else None. `counts` are the rows per class."""
+    """Returns a sentence if an accuracy (percent) called `name` is not clearly above chance; else None.
+
+    `counts` are the rows per class. Chance is the accuracy of always answering the most common class.
+    """
     if beyond_chance(accuracy, counts):
         return None
     chance = chance_of(counts)
@@ -49,7 +55,7 @@ def remark(name: str, accuracy: float, counts: list[int]) -> str | None:
 
 
 def advice(settings: Any, channels: int, flips: int) -> str:
-    """Returns changes that may help a network that is near chance.
+    """Returns a line of changes to the configuration that may help a network whose accuracy is near chance.
 
     Args:
         channels: the number of channels of the images.

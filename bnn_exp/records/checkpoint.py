@@ -15,7 +15,7 @@ MORE = 2**20  # bytes of the test write after a failed `torch.save`
 
 
 def save(file: Path, state: dict[str, Any]) -> None:
-    """Writes `state` (tensors and plain values) atomically.
+    """Writes `state` (tensors and plain values) to `file` atomically.
 
     Raises:
         NotWritten: the file can't be written, for example because the disk is full. An earlier checkpoint stays as it was.
@@ -38,7 +38,7 @@ def _write_more(file: Path) -> None:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Returns the state that `save` wrote, on the CPU.
+    """Returns the state that `save` wrote to `file`, with all tensors on the CPU.
 
     Raises:
         UserError: the file is missing, damaged, or not a checkpoint.

@@ -13,8 +13,8 @@ State = dict[str, int]  # name of a file of a run: the time of its last write in
 
 
 def state(directory: Path) -> State:
-    """Returns the time of the last write, in nanoseconds, of each file of a run in `directory`. If two states are equal, no
-    process wrote in between."""
+    """Returns the time of the last write, in nanoseconds, of each file of a run in `directory`. If two calls return equal
+    states, no process wrote to these files between the calls."""
     files = {name: directory / name for name in (*RUN, *CHECKPOINTS)}
     return {name: file.stat().st_mtime_ns for name, file in files.items() if file.exists()}
 
@@ -24,7 +24,7 @@ def holds_run(directory: Path) -> bool:
 
 
 def holds_sweep(directory: Path) -> bool:
-    """Returns True if `directory` holds a sweep, or a report of several directories, which looks alike."""
+    """Returns True if `directory` holds a sweep, or a report of several directories, which has files of the same names."""
     return any((directory / name).exists() for name in SWEEP)
 
 
@@ -36,7 +36,7 @@ def check_free_for_run(directory: Path) -> None:
     """Checks that a new run can be written to `directory`.
 
     Raises:
-        UserError: a run or a sweep is there already, or the directory is not writable.
+        UserError: the directory holds a run or a sweep already, or is not writable.
     """
     check_writable(directory, "hydra.run.dir")
     if holds_run(directory):
@@ -49,11 +49,11 @@ def check_free_for_run(directory: Path) -> None:
 
 
 def check_free_for_sweep(directory: Path) -> None:
-    """Checks that a new sweep can be written to `directory`. No run may lie below, because the table of a sweep covers all
-    runs below its directory.
+    """Checks that a new sweep can be written to `directory`. No run may lie below it, because the table of a sweep
+    covers all runs below its directory.
 
     Raises:
-        UserError: a sweep or runs are there already, or the directory is not writable.
+        UserError: the directory holds a sweep or runs already, or is not writable.
     """
     check_writable(directory, "hydra.sweep.dir")
     check_no_run(directory)
@@ -65,10 +65,10 @@ def check_free_for_sweep(directory: Path) -> None:
 
 
 def check_no_run(directory: Path) -> None:
-    """Checks that the directory of a sweep is not the directory of a run.
+    """Checks that `directory`, which is meant for a sweep, holds no run.
 
     Raises:
-        UserError: it is.
+        UserError: the directory holds a run.
     """
     if holds_run(directory):
         raise UserError(
@@ -77,20 +77,24 @@ def check_no_run(directory: Path) -> None:
 
 
 def check_no_other_run(directory: Path) -> None:
-    """Checks that results are not written into the directory of another run.
+    """Checks that `directory`, which is meant for results of another run or of none, holds no run.
 
     Raises:
-        UserError: they would be.
+        UserError: the directory holds a run.
     """
     if holds_run(directory):
         raise UserError(f"hydra.run.dir={directory}: another run is there ({_status(directory)})\nallowed: another folder")
 
 
 def check_same(given: Path, resumed: Path, key: str, resume: str) -> None:
-    """Checks that the setting `key` does not move a run or sweep that continues. It continues where it lies.
+    """Checks that a run or sweep continues in its own directory.
+
+    Args:
+        given, key: the directory for results, and the setting that names it.
+        resumed, resume: the directory of the run or sweep that continues, and the setting that names it.
 
     Raises:
-        UserError: the setting names another directory.
+        UserError: the directories differ.
     """
     if given.resolve() != resumed.resolve():
         raise UserError(f"{key}={given}: {resume}={resumed} goes on where it lies\nallowed: {resume}={resumed} without {key}")

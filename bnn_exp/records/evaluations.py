@@ -1,8 +1,8 @@
 """The files of evaluations: one file per network and dataset, so no evaluation overwrites another. Imports no torch.
 
-`evaluation.json` holds the evaluation of the last epoch's network on the run's own test rows. All others lie in
-`evaluations/`. Their names contain the dataset's name and key, the epoch (or the file name) of the network, and the network's
-fingerprint. An image of the mistakes lies beside each file.
+`evaluation.json` holds the evaluation of the last epoch's network on the run's own test rows. All other
+evaluations lie in `evaluations/`. Their file names contain the dataset's name and key, the epoch (or the file name) of the
+network, and the network's fingerprint. An image of the mistakes lies beside each file.
 """
 
 import json
@@ -20,11 +20,11 @@ ACCURACY = {"last": "test_accuracy", "best": "best_test_accuracy"}
 
 
 def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Path) -> Path:
-    """Returns the file for an evaluation.
+    """Returns the path of the JSON file for an evaluation.
 
     Args:
         folder: the directory of the results.
-        model, data: the network and the dataset as the evaluation describes them.
+        model, data: the network and the dataset, as the dictionaries `model` and `data` of an evaluation describe them.
         run: the directory of the network's run.
     """
     if data["own"] and model["which"] == "last" and folder == run:
@@ -34,17 +34,17 @@ def file_for(folder: Path, model: dict[str, Any], data: dict[str, Any], run: Pat
 
 
 def _plain(name: str) -> str:
-    """Returns a name without characters that some file system refuses."""
+    """Returns `name` without characters that some file system refuses, shortened to 40 characters."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:40]
 
 
 def picture_of(file: Path) -> Path:
-    """Returns the image file of an evaluation's mistakes."""
+    """Returns the image file that shows the mistakes of the evaluation in `file`."""
     return file.with_name("mistakes.png") if file.name == OWN else file.with_suffix(".png")
 
 
 def summary_accuracy(record: Record, which: str, rows: int) -> float | None:
-    """Returns the test accuracy (percent) that the summary of a run states for a network; None if it can't be compared.
+    """Returns the test accuracy (percent) that the summary of a run states for a network; None without a comparable accuracy.
 
     The summary of a stopped run describes the last whole epoch, but its last network may be a few steps further. The summary
     of a run with a limited test describes fewer rows.
@@ -61,8 +61,11 @@ def summary_accuracy(record: Record, which: str, rows: int) -> float | None:
 
 
 def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
-    """Returns two lines that say how an accuracy differs from the summary; None if both agree. One row or 0.1% may differ,
-    because another processor rounds differently."""
+    """Returns two lines that say how the accuracy of an evaluation differs from the accuracy in the run's summary.
+
+    None if the accuracies agree, up to one row or 0.1%: another processor rounds differently. `folder` is the directory of the
+    run.
+    """
     expected, found, rows = evaluation["summary_accuracy"], evaluation["accuracy_float"], evaluation["rows"]
     if expected is None or abs(found - expected) <= max(100 / rows, 0.1) + 1e-9:
         return None
@@ -73,7 +76,7 @@ def disagreement(evaluation: dict[str, Any], folder: Path) -> str | None:
 
 
 def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the evaluations in a run directory with their file names, `evaluation.json` first. Damaged files are left out."""
+    """Returns (file name, content) of each evaluation in a run directory, `evaluation.json` first. Skips damaged files."""
     found = []
     for file in (folder / OWN, *sorted((folder / "evaluations").glob("*.json"))):
         try:
@@ -86,8 +89,11 @@ def read(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def is_present(folder: Path, model: dict[str, Any]) -> bool:
-    """Returns True if the run directory `folder` still holds the evaluated network. It does not if the run went on, or if the
-    network is another run's. An evaluation of an earlier version names no network and counts as present."""
+    """Returns True if the run directory `folder` still holds an evaluated network, which `model` describes.
+
+    The directory lacks the network if the run went on, or if the network belongs to another run. Evaluations of an earlier
+    version do not name their network, which then counts as present.
+    """
     if "sha256" not in model:
         return True
     which = model["which"]
@@ -96,7 +102,7 @@ def is_present(folder: Path, model: dict[str, Any]) -> bool:
 
 
 def _holds(file: Path, model: dict[str, Any]) -> bool:
-    """Returns True if `file` holds the network that an evaluation names."""
+    """Returns True if `file` holds the network that `model`, the part of an evaluation, describes."""
     if file.suffix == ".safetensors":
         try:
             return runs.metadata(file)["sha256"] == model["sha256"]
@@ -107,5 +113,5 @@ def _holds(file: Path, model: dict[str, Any]) -> bool:
 
 
 def own_run(file: Path) -> Record | None:
-    """Returns the run to which a model file belongs; None if the file lies outside of a run."""
+    """Returns the run to which the model file `file` belongs; None if the file lies outside of a run."""
     return runs.read(runs.run_of(file))

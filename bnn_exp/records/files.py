@@ -20,8 +20,8 @@ TEMPORARY = re.compile(r"\..+\.\d+\.part")  # names of the temporary files of `r
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Context manager: yields a temporary path to write to. If the block succeeds, the temporary file becomes `file`; else it
-    is removed.
+    """Context manager: yields the path of a temporary file, to which the body writes. If the body succeeds, the temporary file
+    becomes `file`; otherwise the temporary file is removed.
 
     The file gets the permissions that the process gives to new files.
 
@@ -46,7 +46,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Context manager: an OSError in the block becomes a NotWritten that names `folder`, the reason and the free space."""
+    """Context manager: an OSError in the body becomes a NotWritten that names `folder`, the reason and the free space."""
     try:
         yield
     except OSError as error:
@@ -60,7 +60,7 @@ def check_writable(folder: Path, key: str) -> None:
     """Checks that the command can create or fill `folder`, which the setting `key` names.
 
     Raises:
-        UserError: a file is in the way, or the user may not write there.
+        UserError: `folder` or a folder above is a file, or the user may not write to the folder.
     """
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
@@ -70,7 +70,7 @@ def check_writable(folder: Path, key: str) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes temporary files that a killed process left in `folder`. No other process may be writing there."""
+    """Removes temporary files that a killed process left in `folder`. No other process may be writing to `folder`."""
     for file in folder.glob(".*.part"):
         if TEMPORARY.fullmatch(file.name):
             file.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def write_json(file: Path, value: Any) -> None:
 
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Context manager: locks `directory` against other processes that use this context manager.
+    """Context manager: while the body runs, locks `directory` against other processes that use this context manager.
 
     Raises:
         UserError: another process holds the lock.
@@ -123,10 +123,14 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def writable(folder: Path, allowed: str = "hydra.run.dir=FOLDER where you may write") -> Iterator[None]:
-    """Context manager: a failure to write becomes a UserError, because the user can repair its cause.
+    """Context manager: if the body fails to write, the exception becomes a UserError, because the user can repair the cause.
+
+    Args:
+        folder: the folder to which the body writes.
+        allowed: the second line of the message, without `allowed: `.
 
     Raises:
-        UserError: `folder` can't be written. The second line of the message says what is `allowed`.
+        UserError: the body fails to write.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Formats texts and numbers for terminals, pages and figures."""
+"""Formats texts and numbers for terminals, HTML pages and figures."""
 
 import re
 from collections.abc import Sequence
@@ -21,8 +21,10 @@ def in_a_line(text: str) -> str:
 
 
 def drawn(text: str) -> str:
-    """Returns `text` for a matplotlib figure, shortened to about DRAWN letters. matplotlib would read $…$ as mathematics, and
-    would leave names that begin with _ out of legends."""
+    """Returns `text` for a matplotlib figure, shortened to about DRAWN letters.
+
+    Changes $ and a leading _: matplotlib reads $…$ as mathematics, and leaves names that begin with _ out of legends.
+    """
     text = printable(text)
     text = text if len(text) <= DRAWN else f"{text[: DRAWN // 2]}…{text[-DRAWN // 2 :]}"
     text = text.replace("$", r"\$")
@@ -30,7 +32,7 @@ def drawn(text: str) -> str:
 
 
 def best_in_words(summary: dict[str, Any]) -> str:
-    """Returns a text about a run's best epoch and the rows that chose it, from the summary."""
+    """Returns a text about the best epoch of a run, from its summary. The text says which rows chose the epoch."""
     test, epoch = summary["best_test_accuracy"], summary["best_epoch"]
     if "best_validation_accuracy" in summary:
         best = summary["best_validation_accuracy"]
@@ -42,14 +44,16 @@ def taken_for(label: int, answers: list[int], classes: Sequence[str]) -> str:
     """Returns the class that rows of class `label` are most often mistaken for, and the count; "—" if there are no mistakes.
 
     Args:
+        label: the index of the class.
         answers: the number of answers per class, for rows of class `label`.
+        classes: the class names.
     """
     most, other = max(((count, other) for other, count in enumerate(answers) if other != label), default=(0, 0))
     return f"{classes[other]} ({most}×)" if most else "—"
 
 
 def bytes_in_words(count: float) -> str:
-    """Returns a number of bytes as text: 4 B, 12.3 kB, 1.2 MB (powers of 1000)."""
+    """Returns a number of bytes as text, such as 4 B, 12.3 kB or 1.2 MB, in powers of 1000."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"

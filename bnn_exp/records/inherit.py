@@ -1,12 +1,14 @@
-"""Inherits settings from an earlier run: makes its saved settings a choice that Hydra can compose.
+"""Inherits settings from an earlier run: makes the saved settings of the run a choice that Hydra can compose.
 
-- `config=RUN` inherits all settings, to train with them again.
+- `config=RUN` inherits all settings, to train again with these settings.
 - `init_from=RUN` inherits the model and the rule, with a strength that suits fine-tuning.
 - `task=evaluate`, `predict`, `export` and `benchmark` with `from=RUN` inherit the dataset.
 - Each of these, `resume=RUN` and `sweep.resume=SWEEP` inherit the plugins, unless `plugins=` is given.
 
-The saved settings become a choice `saved` of each group, beside the files of conf/. The choice `inherited=run` selects them. So
-an experiment or an override of the command line replaces them like any other choice. Imports no torch.
+The saved settings become a choice `saved` of each group, beside the files of conf/. The choice `inherited=run` selects the
+choices `saved`. An experiment or an override of the command line replaces a choice `saved` like any other choice.
+
+Imports no torch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,10 +32,10 @@ KEYS = ("resume", "config", "init_from", "from", "sweep.resume")  # the keys of 
 
 @contextmanager
 def inherited(overrides: list[str], folder: str | None = None) -> Iterator[list[str]]:
-    """Context manager: Hydra composes the inherited settings, and the plugins of the command are loaded.
+    """Context manager: while its body runs, Hydra composes the settings that a command inherits from earlier runs.
 
-    Yields the plugins that the command line must name, as entries. They are those of an experiment whose file names a plugin by
-    a path relative to the file. In other cases the list is empty.
+    Loads the plugins of the command first. Yields entries of the setting `plugins` that the caller must add to the command
+    line: if an experiment names a plugin by a path relative to its file, all plugins of the command; else none.
 
     Args:
         overrides: the overrides of the command line.
@@ -55,9 +57,10 @@ def inherited(overrides: list[str], folder: str | None = None) -> Iterator[list[
 
 
 def _load_plugins(overrides: list[str], folder: str | None) -> list[str]:
-    """Loads the plugins of the command and of the running program. Returns their entries.
+    """Loads the plugins of the command and of the running program. Returns these plugins as entries of the setting `plugins`.
 
-    The plugins of the command are those that `plugins=` names, else those of its experiments and of the runs that it reads.
+    The override `plugins=` names the plugins of the command. Without it, the experiments and the runs that the command reads
+    name the plugins.
     """
     given = "plugins" in command_line.keys(overrides)
     named = [("", command_line.values(overrides, "plugins"))] if given else list(_named_plugins(overrides, folder))
@@ -66,7 +69,8 @@ def _load_plugins(overrides: list[str], folder: str | None) -> list[str]:
 
 
 def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[str, list[str]]]:
-    """Yields, for each experiment, run or sweep that a command names, the override that names it and its plugins."""
+    """Yields (override, plugins) for each experiment, run or sweep that a command names. The override names it, such as
+    `resume=RUN`."""
     for name, file in experiments.files(overrides, folder, CONF):
         yield f"experiment={name}", saved.plugins_in(file, file)
     for key, value in _named_runs(overrides):
@@ -77,7 +81,8 @@ def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[s
 
 
 def _named_runs(overrides: list[str]) -> Iterator[tuple[str, str]]:
-    """Yields (key, path) for each run or sweep that a command names. For `auto` the key is that of the directory."""
+    """Yields (key, path) for each run or sweep that a command names. With `resume=auto`, the key hydra.run.dir or
+    hydra.sweep.dir names the run or sweep."""
     given = command_line.keys(overrides)
     for key in KEYS:
         if key in given and not (key == "from" and _task(overrides) == "report"):  # a report needs no plugin
@@ -92,13 +97,13 @@ def _task(overrides: list[str]) -> str:
 
 
 def _names_beside(overrides: list[str], folder: str | None) -> bool:
-    """Returns True if an experiment names a plugin by a path relative to its file, and not to the current folder."""
+    """Returns True if an experiment names a plugin by a path relative to the experiment's file, not to the current folder."""
     files = () if "plugins" in command_line.keys(overrides) else experiments.files(overrides, folder, CONF)
     return any(saved.plugins_in(file, file) != saved.plugins_in(file) for _, file in files)
 
 
 def _inherited_values(overrides: list[str]) -> dict[str, Any]:
-    """Returns the plain values that a command inherits, by their keys. A group is a dictionary."""
+    """Returns the plain values of the settings that a command inherits, by key. The value of a group is a dictionary."""
     given, task = command_line.keys(overrides), _task(overrides)
     runs = {key: command_line.values(overrides, key) for key in ("config", "init_from", "from")}
     if runs["config"]:
@@ -111,7 +116,12 @@ def _inherited_values(overrides: list[str]) -> dict[str, Any]:
 
 
 def _whole(places: list[str], given: Mapping[str, str]) -> dict[str, Any]:
-    """Returns all settings of the run that `config=RUN` names."""
+    """Returns all settings of the run that `config=RUN` names.
+
+    Args:
+        places: the values of `config`, of which there must be one.
+        given: the overrides of the command line, by key.
+    """
     if len(places) > 1:
         raise UserError(f"config={given['config']}: it takes one run\nallowed: a command for each, or -m init_from=A,B")
     values = asdict(saved.settings(f"config={places[0]}", Path(places[0]))) | {"resume": None}
@@ -120,7 +130,8 @@ def _whole(places: list[str], given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _agreed(places: list[str], given: Iterable[str]) -> dict[str, Any]:
-    """Returns the model and the rule of runs, which must have equal settings except for the keys `given`."""
+    """Returns the model and the rule of the runs in `places`. The runs must agree, except in the keys `given` that the command
+    line sets."""
     given = {"optimizer.delta" if key == "delta" else key for key in given}
     first, *others = [_tuned(f"init_from={place}", Path(place)) for place in places]
     for place, other in zip(places[1:], others, strict=True):
@@ -135,7 +146,8 @@ def _agreed(places: list[str], given: Iterable[str]) -> dict[str, Any]:
 
 
 def _tuned(name: str, place: Path) -> dict[str, Any]:
-    """Returns the model and the rule of a run. The rule has the strength that suits fine-tuning."""
+    """Returns the model and the rule of the run in `place`, with a strength of the rule that suits fine-tuning. `name` is the
+    override that names the run, for messages."""
     found = saved.settings(name, place)
     groups = {group: asdict(getattr(found, group)) for group in TUNED}
     if not found.init_from:  # the settings of a fine-tuned run hold the gentler strength already
@@ -144,7 +156,7 @@ def _tuned(name: str, place: Path) -> dict[str, Any]:
 
 
 def _offer(values: Mapping[str, Any]) -> None:
-    """Stores the groups among `values` as their choices `saved`, and a choice `inherited=run` that sets all `values`."""
+    """Gives Hydra a choice `saved` of each group among `values`, and the choice `inherited=run`, which sets all `values`."""
     store, groups = ConfigStore.instance().store, [key for key, value in values.items() if isinstance(value, dict)]
     for group in groups:
         store(group=group, name="saved", node=_with_references(group, values))
@@ -157,7 +169,7 @@ def _offer(values: Mapping[str, Any]) -> None:
 
 
 def _with_references(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of a group. A value that follows another setting is a reference to that setting, as in conf/."""
+    """Returns the settings of a group. A setting whose default depends on another setting refers to the other, as in conf/."""
     found = {key: _plain(value) for key, value in values[group].items()}
     if group == "optimizer" and "delta" in found:
         found["delta"] = f"${{strength:{found['delta']}}}"
@@ -167,14 +179,14 @@ def _with_references(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value whose texts OmegaConf does not interpret."""
+    """Returns a value with escapes, so OmegaConf does not interpret `${` in its texts."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
 def _forget() -> None:
-    """Removes the choices that `_offer` stored."""
+    """Removes the choices `saved`, `of_saved` and `inherited=run`, which `_offer` stored."""
     repo = ConfigStore.instance().repo
     repo.pop("inherited", None)
     for group in repo.values():

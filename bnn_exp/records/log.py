@@ -1,4 +1,4 @@
-"""The log file of a run directory, `train.log`."""
+"""Writes `train.log`, the log file in a run directory."""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ log = logging.getLogger("bnn_exp")
 
 
 class _Quiet(logging.FileHandler):
-    """A log handler that skips lines that can't be written. Another message already reports a full disk."""
+    """A log handler that skips lines that can't be written. The command reports a full disk by another message."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -19,7 +19,7 @@ class _Quiet(logging.FileHandler):
 
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
-    """Context manager: appends everything that is logged below `bnn_exp` to `file`.
+    """Context manager: while the body runs, everything that the logger `bnn_exp` logs is appended to `file`.
 
     Raises:
         NotWritten: the file can't be created.

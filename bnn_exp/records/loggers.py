@@ -1,7 +1,8 @@
 """Sends the metrics of a run to TensorBoard, MLflow or Weights & Biases. None of these packages is required.
 
-Metrics have the names of metrics.jsonl (`flips/layers.0.weight` for nested ones), and the step is the epoch. After a resume a
-logger continues, and each epoch appears once. The attribute `last` of a logger is the newest epoch that it has.
+Metrics have the names of metrics.jsonl (`flips/layers.0.weight` for a metric per tensor), and the step is the epoch. After a
+resume a logger continues, and each epoch appears once. The attribute `last` of a logger is the newest epoch that the logger
+has.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ Metrics = dict[str, Any]  # a line of metrics.jsonl
 
 
 class Nothing:
-    """The logger of `logger=none`: does nothing."""
+    """The logger of `logger=none`, which does nothing."""
 
     last = 0
 
@@ -38,7 +39,7 @@ class Nothing:
 
 
 class TensorBoard:
-    """A logger that writes event files to `directory`/tensorboard."""
+    """A logger that writes TensorBoard's event files to the folder tensorboard/ of the run."""
 
     def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
@@ -51,8 +52,10 @@ class TensorBoard:
 
     @staticmethod
     def _last(folder: Path) -> int:
-        """Returns the newest epoch that all scalars have. A killed run may have written a part of the next epoch, which is
-        purged."""
+        """Returns the newest epoch for which the event files in `folder` have all metrics.
+
+        A killed run may have written a part of a later epoch.
+        """
         from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
         events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
@@ -73,7 +76,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A logger that writes an MLflow run, to a database in `directory`/mlflow or to the server `settings.uri`."""
+    """A logger that writes an MLflow run, to a database in the folder mlflow/ of the run or to the server `settings.uri`."""
 
     STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # noqa: RUF012
 
@@ -122,8 +125,8 @@ class MLflow:
 
 
 class WandB:
-    """A logger that writes a Weights & Biases run to `directory`/wandb. An offline run can't be continued: a resume writes it
-    anew."""
+    """A logger that writes a Weights & Biases run to the folder wandb/ of the run. Weights & Biases can't continue an offline
+    run, so a resume writes the offline run anew."""
 
     def __init__(self, settings: Any, directory: Path, config: dict[str, Any]):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -184,7 +187,7 @@ class GuardedLogger:
 
 
 def check(settings: Any) -> None:
-    """Checks that the package of a logger is installed.
+    """Checks that the package of the logger that `settings` choose is installed.
 
     Raises:
         UserError: the package is not installed.
@@ -203,7 +206,10 @@ def start(
     """Returns the logger of the run in `directory`, after logging the earlier `epochs` that the logger lacks.
 
     Args:
-        warn: receives a sentence if the logger fails. The logger is silent from then on.
+        settings: the group `logger` of the configuration.
+        config: the plain values of the whole configuration.
+        epochs: lines of metrics.jsonl.
+        warn: a function that receives a sentence if the logger fails. The logger is silent from then on.
     """
     logger = GuardedLogger(settings.name, warn, settings, directory, config)
     last = logger.logger.last
@@ -214,8 +220,10 @@ def start(
 
 
 def scalars(metrics: Metrics) -> dict[str, float]:
-    """Returns the numbers of an epoch by name, without the epoch: {"epoch": 3, "loss": 1, "delta": None, "flips": {"a": 2}} →
-    {"loss": 1.0, "flips/a": 2.0}."""
+    """Returns the numbers of an epoch by name, without the number of the epoch.
+
+    Example: {"epoch": 3, "loss": 1, "delta": None, "flips": {"a": 2}} becomes {"loss": 1.0, "flips/a": 2.0}.
+    """
     numbers: dict[str, Any] = {}
     for key, value in metrics.items():
         numbers |= {f"{key}/{name}": number for name, number in value.items()} if isinstance(value, dict) else {key: value}
@@ -223,5 +231,5 @@ def scalars(metrics: Metrics) -> dict[str, float]:
 
 
 def plain(summary: dict[str, Any]) -> dict[str, Any]:
-    """Returns the numbers and texts of a summary, without its lists and tables."""
+    """Returns the numbers and texts of a run's summary, without lists and dictionaries."""
     return {key: value for key, value in summary.items() if isinstance(value, str | int | float)}

@@ -1,4 +1,4 @@
-"""Writes users' texts as Markdown (GitHub's) that shows them literally."""
+"""Writes users' texts as GitHub's Markdown, in which all characters appear literally."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ def text(value: str) -> str:
 
 
 def code(value: str) -> str:
-    """Returns `value` in one line of Markdown code."""
+    """Returns `value` in one line of Markdown, as code between backticks."""
     value = " ".join(value.split())
     fence = "`" * (max((len(run) for run in re.findall("`+", value)), default=0) + 1)
     pad = " " if value[:1] == "`" or value[-1:] == "`" else ""
@@ -21,7 +21,7 @@ def code(value: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[bool]) -> str:
-    """Returns a Markdown table of texts. `bold` marks the rows in bold letters."""
+    """Returns a Markdown table of texts with the column titles `head`. `bold` is True for the rows in bold letters."""
     lines = ["| " + " | ".join(map(text, head)) + " |", "|---" * len(head) + "|"]
     for cells, strong in zip(rows, bold, strict=True):
         shown = [f"**{text(cell)}**" if strong and cell else text(cell) for cell in cells]

@@ -1,4 +1,4 @@
-"""Figures of matplotlib that are drawn into files, whatever backend the environment or the user's process has chosen."""
+"""Makes matplotlib figures for files. The backend that the environment or the user's process has chosen has no effect."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float, **options: Any) -> "Figure":
-    """Returns a figure of `width` by `height` inches, drawn by Agg. pyplot does not know the figure."""
+    """Returns a figure of `width` by `height` inches, drawn by the backend Agg. pyplot does not know the figure."""
     if "matplotlib" not in sys.modules:
         _import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,8 +22,8 @@ def new_figure(width: float, height: float, **options: Any) -> "Figure":
 
 
 def _import_matplotlib() -> None:
-    """Imports matplotlib without $MPLBACKEND, which may name a missing backend. Restores the variable and the choice
-    afterwards."""
+    """Imports matplotlib without $MPLBACKEND, which may name a missing backend. Afterwards restores the variable and the
+    choice of the backend."""
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

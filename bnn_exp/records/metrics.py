@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one line per epoch, on disk as soon as the epoch ends."""
+"""Reads and writes `metrics.jsonl`, which holds one line per epoch, on disk as soon as the epoch ends."""
 
 import errno
 import json
@@ -9,7 +9,7 @@ from bnn_exp.records.files import replacing, writing_to
 
 
 def append(file: Path, metrics: dict) -> None:
-    """Appends the metrics of an epoch as one line.
+    """Appends the metrics of an epoch to `file` as one line.
 
     Raises:
         NotWritten: the line can't be written completely. The file stays as it was.
@@ -26,7 +26,7 @@ def append(file: Path, metrics: dict) -> None:
 
 
 def read(file: Path) -> list[dict]:
-    """Returns the metrics of all epochs. Ignores a last line that a killed process left incomplete."""
+    """Returns the metrics of all epochs in `file`; none if the file is missing. Ignores an incomplete last line."""
     if not file.exists():
         return []
     epochs = []
@@ -39,11 +39,11 @@ def read(file: Path) -> list[dict]:
 
 
 def keep(file: Path, epochs: int, newest: dict | None = None) -> list[dict]:
-    """Shortens the file to its first `epochs` epochs and returns their metrics.
+    """Shortens `file` to its first `epochs` epochs and returns the metrics of these epochs.
 
     Args:
-        newest: the metrics of the last epoch, from the checkpoint. They are appended if missing: a kill may happen after the
-            checkpoint was written and before the line was.
+        newest: the metrics of the last epoch, from the checkpoint. They are appended if the file lacks them: the process may
+            have been killed after it wrote the checkpoint and before it wrote the line.
     """
     kept = read(file)[:epochs]
     if newest is not None and newest["epoch"] == len(kept) + 1 == epochs:

@@ -55,15 +55,15 @@ def save_model(
     classes: tuple[str, ...],
     answer: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Writes the network atomically.
+    """Writes the network to `file` atomically.
 
-    The metadata hold the configuration, the classes, the class of the network ("module:name"), and its logits for random
-    images (`bnn_exp.records.probe_logits`). A reader compares these logits to know that it built the same network.
+    The metadata hold the configuration, the classes, the class of the network ("module:name"), and the probe:
+    its logits for random images (`bnn_exp.records.probe_logits`). By the probe a reader checks that it built the same network.
 
     Args:
         config: the resolved configuration of the run.
         image_shape: (channels, height, width).
-        answer: computes the logits in place of `network`, if something needs less memory.
+        answer: a function that computes the same logits as `network`, with less memory; None to use `network`.
     """
     state, found = deployed_state(network), probe_logits.logits(network, image_shape, answer)
     rows = found if found is None else [[float(f"{number:.6g}") for number in row] for row in found.tolist()]
@@ -76,11 +76,11 @@ def save_model(
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the network of a run directory, a `model.safetensors` or a checkpoint, and what the file says of the network.
+    """Returns the network in a run directory, a `model.safetensors` or a checkpoint, and the description of the network.
 
-    The network is in evaluation mode on the CPU. Its input is pixels, uint8 or float32 in [0, 1]. The second value is a
-    dictionary: `config`, `image_shape` (channels, height, width), `classes`, and `sha256`, the fingerprint of all of these and
-    the tensors.
+    The network is in evaluation mode on the CPU. Its input is pixels, uint8 or float32 in [0, 1]. The description
+    is a dictionary: `config`, `image_shape` (channels, height, width), `classes`, and `sha256`, the fingerprint of all of
+    these and the tensors.
 
     If a plugin registers the network, the plugin that the configuration names is imported. On a CPU the network evaluates bit
     for bit as the saved one. Its BatchNorms hold a scale and a shift, but no statistics. The first `train()` restores the
@@ -102,7 +102,11 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def check_probe(path: str | Path, network: nn.Module, about: dict[str, Any]) -> None:
-    """Removes the saved logits from `about` and compares them with those of `network`.
+    """Compares the logits of `network` for the probe images with the saved logits, which it removes from `about`.
+
+    Args:
+        path: the path of the network's file, for the message.
+        about: the description of the network in the file.
 
     Raises:
         UserError: the logits differ.
@@ -119,11 +123,11 @@ def check_probe(path: str | Path, network: nn.Module, about: dict[str, Any]) -> 
 
 
 def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
-    """Returns the parts of which `load_model` makes a network.
+    """Returns the parts from which `load_model` makes a network.
 
     Returns:
-        The network on the meta device, where it takes no memory. Its tensors, with packed binary weights
-        (`bnn_exp.bits.deployed_state`). What the file says of the network.
+        (network, tensors, description). The network of this package lies on the meta device, where it takes no memory. Binary
+        weights among the tensors are packed (`bnn_exp.bits.deployed_state`). `load_model` explains the description.
 
     Raises:
         UserError: see `load_model`.
@@ -158,7 +162,7 @@ def read_model(path: str | Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
 
 def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     """Returns the parts of a network from a checkpoint, as `read_model` does. A checkpoint of an earlier version does not name
-    its dataset: then the run around it does.
+    its images and classes. The model file of its run then names them.
 
     Raises:
         UserError: the checkpoint is damaged, or nothing names its images and classes.
@@ -184,15 +188,15 @@ def _read_checkpoint(file: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str
 
 
 class _Unknown(UserError):
-    """No plugin registers the model of a file."""
+    """The exception for a file whose model no plugin registers here."""
 
 
 def _know_model(file: Path, config: dict[str, Any]) -> None:
-    """Loads the plugins that a configuration names, unless its model is already known.
+    """Loads the plugins that the configuration in `file` names, unless the model of the configuration is already registered.
 
     Raises:
-        UserError: a plugin can't be loaded, or no plugin has the model.
-        ValueError: no plugin is named.
+        UserError: a plugin can't be loaded, or no plugin registers the model.
+        ValueError: the configuration names no plugin.
     """
     name, named = config["model"]["name"], config.get("plugins")
     if name in MODELS:
@@ -208,7 +212,7 @@ def _know_model(file: Path, config: dict[str, Any]) -> None:
 
 
 def _about_run(run: Path) -> dict[str, Any]:
-    """Returns what the model file of a run says of its network."""
+    """Returns the configuration, image shape and classes in the model file of the run in the directory `run`."""
     if (run / "model.safetensors").is_file():
         about = read_model(run)[2]
         return {key: about[key] for key in ABOUT}
@@ -229,5 +233,5 @@ def _another_class(file: Path, about: dict[str, Any], network: nn.Module) -> Use
 
 
 def model_file(path: str | Path) -> Path:
-    """Returns the `model.safetensors` of a run directory, or the file itself."""
+    """Returns the `model.safetensors` in `path` if that is a run directory, else `path` itself."""
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)

@@ -1,4 +1,4 @@
-"""The metadata and the tensors that a `model.safetensors` must hold, and their fingerprints."""
+"""The metadata and the tensors that a `model.safetensors` must hold, and the fingerprints of both."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ IDENTITY = ("class", "probe")
 
 
 def identity(metadata: dict[str, str]) -> dict[str, Any]:
-    """Returns the class of the network and its probe logits; None for each if the file has neither.
+    """Returns the class of the network and its probe logits from the metadata of a file; None for each if the file has neither.
 
     Raises:
         ValueError, LookupError: the metadata are not as they were written.
@@ -38,10 +38,11 @@ def identity(metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def check_probe_shape(about: dict[str, Any]) -> None:
-    """Checks that the probe has a row of numbers, one per class, for each of its images.
+    """Checks that the probe logits in `about`, the description of a network, have one row per probe image and one number per
+    class.
 
     Raises:
-        ValueError: its shape differs.
+        ValueError: the probe logits have another shape.
     """
     if about["probe"] is not None:
         shape = tuple(torch.tensor(about["probe"], dtype=torch.float32).shape)
@@ -53,6 +54,7 @@ def skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
     """Returns the network that a file describes, without its weights: on the meta device, or on the CPU for a plugin's model.
 
     Args:
+        about: the description of the network in the file.
         tensors: the number of tensors in the file.
 
     Raises:
@@ -77,7 +79,7 @@ def skeleton(about: dict[str, Any], tensors: int) -> nn.Module:
 
 
 def check_tensors(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Checks that the tensors are those of the network, by name, shape and dtype.
+    """Checks that the tensors in `state` have the names, shapes and dtypes that a model file of `network` has.
 
     Raises:
         ValueError: a tensor is missing, superfluous or different.
@@ -96,7 +98,7 @@ def check_tensors(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def sha256(about: dict[str, str], state: dict[str, Tensor]) -> str:
-    """Returns the fingerprint of a file's content: its description as JSON texts, and every tensor."""
+    """Returns the fingerprint of a model file: the SHA-256 of its description (`about`, JSON texts) and of every tensor."""
     digest = hashlib.sha256()
     for key in ABOUT:
         digest.update(f"{key} {about[key]}\n".encode())
@@ -107,5 +109,6 @@ def sha256(about: dict[str, str], state: dict[str, Tensor]) -> str:
 
 
 def identity_sha256(about: dict[str, str]) -> str:
-    """Returns the fingerprint of the network's class and probe logits, bound to the fingerprint of the other content."""
+    """Returns the fingerprint of the network's class and probe logits, which also covers the
+    fingerprint of the other content. `about` are the metadata of the file."""
     return hashlib.sha256("\n".join(about[key] for key in (*IDENTITY, "sha256")).encode()).hexdigest()

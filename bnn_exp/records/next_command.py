@@ -1,4 +1,4 @@
-"""Suggests the next command: the last line that `bnn-train` prints. Imports no torch."""
+"""Suggests the next command to the user, as the last line that `bnn-train` prints. Imports no torch."""
 
 import shlex
 from collections.abc import Collection, Iterator, Sequence
@@ -19,13 +19,13 @@ SMOKE = ("trainer", "trainer.epochs", "trainer.limit_batches", "trainer.limit_ev
 
 
 def line(arguments: Sequence[str], why: str = "") -> str:
-    """Returns one output line: a `bnn-train` command that can be pasted into a shell, with its purpose."""
+    """Returns one output line: the command `bnn-train` with `arguments`, quoted for a shell, and its purpose `why`."""
     return f"next{f' ({why})' if why else ''}: {shlex.join(['bnn-train', *arguments])}"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A completed training and its results.
+    """A completed training and its results, from which the next command follows.
 
     Args:
         train_accuracy, test_accuracy: in percent.
@@ -45,7 +45,8 @@ class Ended:
     flags: Sequence[str] = ()
 
     def next(self) -> str:
-        """Returns the output line that suggests the next command; "" for a run of a sweep, because the sweep suggests one."""
+        """Returns the output line that suggests the next command; "" for a run of a sweep, because the sweep
+        suggests a command."""
         if self.in_sweep:
             return ""
         if self.settings.trainer.limit_batches or self.settings.trainer.limit_eval:
@@ -78,7 +79,7 @@ class Ended:
         return line(["-m", *self._without([item.partition("=")[0] for item in varied]), *varied], "a sweep")
 
     def _without(self, keys: Collection[str], groups: Collection[str] = ()) -> Iterator[str]:
-        """Yields the flags of the run, and its overrides without the given keys and without all keys of the given groups."""
+        """Yields the flags and the overrides of the run, without overrides of `keys` and of any key of `groups`."""
         yield from self.flags
         for item in own_overrides(self.overrides, self.plugins):
             key = item.lstrip("+~").partition("=")[0]
@@ -87,7 +88,7 @@ class Ended:
 
 
 def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) -> str:
-    """Returns the output line that suggests another task for the network of a request; "" if the request names no network.
+    """Returns the output line that suggests another task for the network that a request names; "" if it names none.
 
     Args:
         task: the suggested task.
@@ -102,9 +103,10 @@ def of_network(task: str, request: Request, why: str, more: Sequence[str] = ()) 
 
 
 def after_sweep(comparison: "Comparison", directory: Path, arguments: Sequence[str], cut: bool = False) -> str:
-    """Returns the output line that suggests to continue a sweep or to evaluate its best run; "" if neither makes sense.
+    """Returns the output line that suggests to continue a sweep or to evaluate its best run; "" if neither is possible.
 
     Args:
+        directory: the directory of the sweep.
         arguments: the arguments of the command that swept.
         cut: True if a signal ended the sweep.
     """

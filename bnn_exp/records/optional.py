@@ -1,4 +1,4 @@
-"""Runs optional output (plots, pages, loggers, the console). A failure there never ends a training."""
+"""Runs optional output (plots, pages, loggers, the console). A failure of optional output never ends a training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,8 @@ from bnn_exp.records.log import log
 
 
 def attempt(what: str, function: Callable, *arguments: Any, warn: Callable[[str], None] = log.warning) -> bool:
-    """Calls `function(*arguments)` and returns True if it succeeds. If it fails, gives a warning (by `warn`) that `what` is
-    left out."""
+    """Calls `function(*arguments)` and returns True if the call succeeds. If the call fails, returns False and calls
+    `warn` with a sentence: the output `what` is left out."""
     try:
         function(*arguments)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Images of a run: `curves.png` (its metrics), `samples.png` (its train images), `kernels.png` (weights of its first layer)."""
+"""Draws images of a run: `curves.png` (metrics), `samples.png` (train images), `kernels.png` (weights of the first layer)."""
 
 import importlib.util
 from pathlib import Path
@@ -19,7 +19,7 @@ IN_A_ROW = 8
 
 
 def curves(file: Path, epochs: list[dict], title: str) -> None:
-    """Draws loss, accuracies and flips per layer into a PNG, over the epochs of `metrics.jsonl`."""
+    """Draws loss, accuracies and flips per layer over `epochs`, the lines of metrics.jsonl, into the PNG `file`."""
     figure = new_figure(13, 4, dpi=100)
     from matplotlib.ticker import MaxNLocator
 
@@ -51,12 +51,12 @@ def curves(file: Path, epochs: list[dict], title: str) -> None:
 
 
 def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
-    """Draws images, eight per row, with their names below, into a PNG with a transparent background.
+    """Draws images, eight per row, with their names below, into the PNG `file`, which has a transparent background.
 
     Args:
         images: uint8 [count, channels, height, width]. Three channels are red, green and blue; the mean of other numbers of
             channels is drawn.
-        names: one per image.
+        names: one name per image.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -80,7 +80,8 @@ def samples(file: Path, images: np.ndarray, names: list[str]) -> None:
 
 
 def _font_file() -> Path:
-    """Returns the file of the font DejaVu Sans, which matplotlib ships. Avoids importing matplotlib (0.5 s) if possible."""
+    """Returns the file of the font DejaVu Sans, which matplotlib ships. The import of matplotlib (0.5 s)
+    is avoided if possible."""
     spec = importlib.util.find_spec("matplotlib")
     file = Path(spec.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"
     if file.is_file():
@@ -99,7 +100,8 @@ def _short(name: str, width: int, font: Any) -> str:
 
 
 def kernels(file: Path, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Draws up to 64 units of the network's first layer into a PNG: bit 1 yellow, bit 0 blue; real weights by their size.
+    """Draws up to 64 units of the network's first layer into a PNG: bit 1 is yellow, bit 0 is
+    blue, and real weights have colours between.
 
     The weights of a dense layer are drawn in the shape of the images, (channels, height, width). Three channels are drawn as
     red, green and blue; the mean of other numbers of channels is drawn.

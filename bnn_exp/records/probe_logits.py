@@ -13,22 +13,24 @@ TOLERANCE = 1e-3  # logits count as equal up to this difference, relative to the
 
 
 def pixels(shape: tuple[int, ...], rows: int = ROWS) -> Tensor:
-    """Returns images of random pixels, uint8 [rows, *shape]. They are equal everywhere, because NumPy never changes this
-    generator."""
+    """Returns images of random pixels, uint8 [rows, *shape]. The pixels are equal on every machine, because NumPy never
+    changes this generator."""
     drawn = np.frombuffer(np.random.RandomState(SEED).bytes(rows * math.prod(shape)), np.uint8)
     return torch.from_numpy(drawn.copy()).view(rows, *shape)
 
 
 @torch.no_grad()
 def logits(network: nn.Module, shape: tuple[int, ...], answer: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
-    """Returns the logits of the probe, float32 [ROWS, classes] on the CPU. `network` evaluates, and keeps its mode.
+    """Returns the logits of a network for the probe images, float32 [ROWS, classes] on the CPU.
+
+    Uses the evaluation mode, and restores the mode of `network` afterwards.
 
     Args:
         shape: the shape of an image.
-        answer: computes the logits in place of `network`, if something needs less memory.
+        answer: a function that computes the same logits as `network`, with less memory; None to use `network`.
 
     Returns:
-        None if BatchNorms have no running statistics: their logits depend on the batch, and ties in a batch depend on the
+        None if BatchNorms have no running statistics: the logits then depend on the batch, and ties in a batch depend on the
             processor.
     """
     if any(isinstance(module, _BatchNorm) and not module.track_running_stats for module in network.modules()):
@@ -47,10 +49,10 @@ def logits(network: nn.Module, shape: tuple[int, ...], answer: Callable[[Tensor]
 
 
 def difference(found: Tensor, expected: Tensor) -> str:
-    """Returns a text about the number of images with other logits, if it is more than half; else "".
+    """Returns a text if the logits `found` differ from `expected` for more than half of the images; else "".
 
-    Another processor adds real numbers in another order. This can, rarely, change a bit of a hidden layer, and with it all
-    logits of a row. A few rows may therefore differ. Another network differs in almost all rows.
+    Another processor adds real numbers in another order. This can, rarely, change a bit of a hidden layer, and then
+    all logits of a row. A few rows may therefore differ. Another network differs in almost all rows.
     """
     if found.shape != expected.shape:
         return f"it has {tuple(found.shape)[1:]} logits in place of {tuple(expected.shape)[1:]}"

@@ -1,4 +1,4 @@
-"""The console output of a run: rich on a terminal, one plain line per epoch elsewhere. train.log always gets it too."""
+"""The console output of a run: rich on a terminal, one plain line per epoch elsewhere. train.log gets every line too."""
 
 import io
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ WIDTHS = {
 
 
 class Report:
-    """The output of one run.
+    """The output of one run on the console and in train.log.
 
     Args:
         epochs: the number of epochs of the run.
@@ -48,12 +48,12 @@ class Report:
         self._show(f"warning: {text}")
 
     def _show(self, what: str | Table) -> None:
-        """Prints `what`. After a failure the console stays silent."""
+        """Prints `what` on the console. After a failed print the console stays silent."""
         if not attempt("output", self.console.print, what):
             self.console.quiet = True
 
     def network(self, layers: list[LayerCost]) -> None:
-        """Shows a table of the network: one row per layer, and the sum."""
+        """Shows a table of the network: one row per layer, and a row with the sums."""
         table = Table("layer", "kind", title="network", title_justify="left")
         for column in ("output", "binary", "real", "as bits", "as fp32", "1-bit multiply-adds"):
             table.add_column(column, justify="right")
@@ -72,7 +72,10 @@ class Report:
         attempt("a table in the log", lambda: log.info("\n%s", plain(table)))
 
     def tick(self, batch: int) -> None:
-        """Updates the progress bar after a batch: only on a terminal, and only in an epoch that lasts a second or more."""
+        """Updates the progress bar after batch number `batch`, from 1.
+
+        The bar appears only on a terminal, after the first second of an epoch.
+        """
         now = monotonic()
         if batch == 1:
             self.epoch_began = now
@@ -88,7 +91,7 @@ class Report:
             self.bar = None
 
     def epoch(self, m: dict[str, Any]) -> None:
-        """Shows one epoch from its line in metrics.jsonl."""
+        """Shows and logs one epoch. `m` is the line of the epoch in metrics.jsonl."""
         self.stop_bar()
         first = not self.seconds
         self.seconds.append(m["train_seconds"] + m["eval_seconds"])
@@ -121,7 +124,7 @@ class Report:
 
 
 def by_class(counts: list[list[int]], classes: Sequence[str]) -> Table:
-    """Returns a table with one row per class: rows, accuracy, and the class it is most often mistaken for. `counts` is
+    """Returns a table with one row per class: rows, accuracy, and the most frequent wrong answer. `counts` are the rows per
     [label][answer]."""
     table = Table("class", title="test rows by class", title_justify="left")
     for column in ("rows", "right %", "most often taken for"):

@@ -1,7 +1,7 @@
-"""Makes a loaded network trainable: its BatchNorms get the statistics that its file lacks.
+"""Makes a loaded network trainable: its BatchNorms get the running statistics that the model file lacks.
 
 A `model.safetensors` holds only the scale and the shift of a BatchNorm, which evaluation needs. Training needs the statistics
-and the parameters, which are in the checkpoint beside the file. They are read when training begins, so loading stays fast.
+and the parameters, which are in the checkpoint beside the file. The start of a training reads it, so loading stays fast.
 """
 
 from functools import partial
@@ -20,11 +20,11 @@ from bnn_exp.records import checkpoint, runs
 
 
 def trainable(network: nn.Module, file: Path, about: dict[str, Any]) -> nn.Module:
-    """Returns `network`. Its first `train()` replaces scales and shifts by real BatchNorms.
+    """Returns `network`. Its first `train()` will restore its BatchNorms, which hold only scales and shifts.
 
     Args:
         file: the file of the network, a `model.safetensors` or a checkpoint.
-        about: what the file says of the network.
+        about: the description of the network in the file.
     """
     if any(True for _ in running_norms(network)):
         state = {name: tensor.clone() for name, tensor in _scales(network).items()}
@@ -34,6 +34,8 @@ def trainable(network: nn.Module, file: Path, about: dict[str, Any]) -> nn.Modul
 
 def _train(network: nn.Module, file: Path, about: dict[str, Any], state: dict[str, Tensor], mode: bool = True) -> nn.Module:
     """Does the same as `nn.Module.train`, but restores the BatchNorms before the first training.
+
+    The arguments before `mode` are those of `trainable`, and the saved scales and shifts.
 
     Raises:
         UserError: the checkpoint of this network is missing.
@@ -45,7 +47,7 @@ def _train(network: nn.Module, file: Path, about: dict[str, Any], state: dict[st
 
 
 def _trained(file: Path, about: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
-    """Returns the network of the checkpoint that belongs to `file`.
+    """Returns the network of the checkpoint that belongs to `file`. `state` are the scales and shifts in `file`.
 
     Raises:
         UserError: the checkpoint is missing or holds another network.
@@ -67,7 +69,7 @@ def _trained(file: Path, about: dict[str, Any], state: dict[str, Tensor]) -> nn.
 
 
 def _scales(network: nn.Module) -> dict[str, Tensor]:
-    """Returns the scales and shifts of the BatchNorms, by parameter name."""
+    """Returns the scales and shifts of the BatchNorms in `network`, by parameter name."""
     return {
         f"{name}.{own}" if name else own: getattr(norm, own).detach()
         for name, norm in running_norms(network)
@@ -77,8 +79,8 @@ def _scales(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _restore(network: nn.Module, trained: nn.Module) -> None:
-    """Copies the numbers of the BatchNorms of `trained` into those of `network`, in place: an optimizer may hold the
-    parameters."""
+    """Copies the parameters and statistics of the BatchNorms of `trained` into the BatchNorms of `network`. The copies are in
+    place, because an optimizer may hold the parameters."""
     for (_, norm), (_, real) in zip(running_norms(network), running_norms(trained), strict=True):
         norm.eps, norm.momentum = real.eps, real.momentum
         norm.weight.copy_(torch.ones_like(norm.weight) if real.weight is None else real.weight)

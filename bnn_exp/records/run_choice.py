@@ -13,7 +13,7 @@ SHOWN = 5  # largest number of runs that a message lists
 
 
 def model_file(place: Path, which: str) -> Path:
-    """Returns the file of a trained network: in the run directory `place`, or the file `place` itself.
+    """Returns the file of a trained network in the run directory `place`. If `place` is a file, returns it.
 
     Args:
         which: `last` or `best`, the epoch of the network.
@@ -40,8 +40,8 @@ def model_file(place: Path, which: str) -> Path:
 
 
 def of_several(key: str, place: Path) -> str:
-    """Returns an error message for a folder of several runs where `key` needs one run. The message names the best run first.
-    Returns "" if no run lies below `place`."""
+    """Returns an error message for the folder `place` of several runs, since the setting `key` needs one run. The message names
+    the best run first. Returns "" if no run lies below `place`."""
     found = [run.directory for run in find([place])] if place.is_dir() else []
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""Reads run directories, however the runs ended. Imports no torch."""
+"""Reads the directories of runs, also of failed and unfinished runs. Imports no torch."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ class Record:
 
     @property
     def status(self) -> str:
-        """The status of the run: completed, failed or interrupted; unfinished if no summary exists (under way, or killed)."""
+        """The status of the run: completed, failed or interrupted; unfinished without a summary (under way or killed)."""
         return self.summary.get("status", "unfinished")
 
     def setting(self, key: str) -> Any:
@@ -41,7 +41,7 @@ class Record:
 
 
 def read(directory: Path) -> Record | None:
-    """Returns the run in `directory`; None if there is no run."""
+    """Returns the content of the run directory `directory`; None if it holds no run."""
     ended, file = summary.read(directory), directory / "config.yaml"
     if ended is None and not file.is_file():
         return None
@@ -55,7 +55,7 @@ def read(directory: Path) -> Record | None:
 
 
 def find(places: Iterable[Path]) -> Iterator[Record]:
-    """Yields every run in `places` and in the folders below them, each once, sorted by name (2 before 10)."""
+    """Yields every run in `places` and in the folders below, each run once, sorted by name within a place (2 before 10)."""
     seen = set()
     for place in places:
         files = (file for name in ("config.yaml", "summary.json") for file in place.rglob(name))
@@ -69,11 +69,12 @@ def find(places: Iterable[Path]) -> Iterator[Record]:
 
 
 def own_overrides(overrides: Iterable[str], plugins: Iterable[str] = ()) -> list[str]:
-    """Returns the overrides that a run needs by itself, without those that concern its sweep.
+    """Returns the overrides that a run needs by itself, without overrides for its sweep or for other tasks.
 
     Args:
-        plugins: the plugins of the run. They are added, because a program that registers something does not name them on its
-            command line.
+        overrides: the overrides of the run, as its summary has them.
+        plugins: the plugins of the run. They are added if no override names plugins or a run, because a program that
+            registers something does not name them on its command line.
     """
     own = [item for item in overrides if item.lstrip("+~").partition("=")[0].partition(".")[0] not in NOT_OF_A_RUN]
     named = {"plugins", "config", "init_from"} & command_line.keys(own).keys()
@@ -89,8 +90,8 @@ def run_of(file: Path) -> Path:
 
 
 def which_of(file: Path) -> str:
-    """Returns the epoch of a model file or a checkpoint from its place in a run: `last` or `best`. Returns the file name of a
-    file that no run writes there."""
+    """Returns the epoch of a model file or a checkpoint, from its place in a run: `last` or `best`. For another file, returns
+    the file name."""
     return EPOCHS.get(file.absolute().relative_to(run_of(file).absolute()).as_posix(), file.name)
 
 
@@ -110,7 +111,10 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns a nested configuration by dotted keys: {"model": {"name": "mlp"}} → {"model.name": "mlp"}."""
+    """Returns a nested configuration by dotted keys, such as {"model.name": "mlp"} for {"model": {"name": "mlp"}}.
+
+    `prefix` stands before every key.
+    """
     items: dict[str, Any] = {}
     for key, value in config.items():
         items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -118,5 +122,5 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str:
-    """Returns a value in the form of the command line: null, true, 0.1, [16,32], mlp."""
+    """Returns a value as the command line writes it, such as null, true, 0.1, [16,32] or mlp."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Reads the configuration that a run has saved: from its directory, its config.yaml, its model.safetensors or a checkpoint.
+"""Reads the configuration that a run has saved, from the run's directory, config.yaml, model.safetensors or a checkpoint.
 
 Imports no torch, unless the configuration lies in a checkpoint.
 """
@@ -19,7 +19,7 @@ from bnn_exp.records.runs import metadata
 
 
 def settings(name: str, place: Path) -> Settings:
-    """Returns the settings of a run. Settings that the version of the run did not have get their defaults.
+    """Returns the settings of a run. Settings that did not exist when the run was made get their defaults.
 
     Args:
         name: the override that names the run, for messages, such as `config=RUN`.
@@ -32,12 +32,15 @@ def settings(name: str, place: Path) -> Settings:
 
 
 def dataset(name: str, place: Path) -> dict[str, Any]:
-    """Returns the plain values of the dataset of a run. `name`, `place` and the errors are those of `settings`."""
+    """Returns the plain values of the dataset settings of a run. The arguments and the errors are those of `settings`."""
     return _checked(name, place, lambda values: asdict(dataset_settings(values["dataset"])))
 
 
 def plugins_of_run(name: str, place: Path) -> list[str]:
-    """Returns the entries of the plugins of a run; none if its configuration cannot be read, which a later reader reports."""
+    """Returns the setting `plugins` of a run, as a list of entries. The arguments are those of `settings`.
+
+    The list is empty if the configuration of the run cannot be read. A later reader reports this.
+    """
     try:
         return plugins.entries(_read(_file(name, place)).get("plugins"))
     except Exception:  # the exceptions of YAML and OmegaConf have no common base class
@@ -45,7 +48,7 @@ def plugins_of_run(name: str, place: Path) -> list[str]:
 
 
 def plugins_in(file: Path, beside: Path | None = None) -> list[str]:
-    """Returns the entries of the plugins that a YAML file names; none if it cannot be read, which Hydra reports.
+    """Returns the setting `plugins` in a YAML file, as a list of entries; empty if the file cannot be read: Hydra reports this.
 
     Args:
         beside: the file from whose folder relative paths begin; None: the current folder.
@@ -70,7 +73,7 @@ def _checked(name: str, place: Path, check: Callable[[dict[str, Any]], Any]) -> 
 
 
 def _file(name: str, place: Path) -> Path:
-    """Returns the file at `place` that holds the configuration of a run."""
+    """Returns the file at `place` that holds the configuration of a run. `name` is the override that names the run."""
     if place.is_file() and place.suffix == ".pt" and (place.parent.parent / "config.yaml").is_file():
         place = place.parent.parent
     if place.is_file():

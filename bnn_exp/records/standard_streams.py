@@ -36,7 +36,7 @@ class Forgiving:
         return getattr(self.stream, name)
 
     def _silence(self, error: Exception) -> None:
-        """Sends all further output to the null device, also that of other writers and of the buffer."""
+        """Sends all further output to the null device, also buffered output and output that others write to this stream."""
         full, self.stream = self.stream, open(os.devnull, "w")  # noqa: PTH123, SIM115
         with suppress(OSError, ValueError):  # the stream may have no file descriptor
             os.dup2(self.stream.fileno(), full.fileno())
@@ -48,7 +48,7 @@ class Forgiving:
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Context manager: output that can't be written is dropped."""
+    """Context manager: while the body runs, standard output and standard error drop text that can't be written."""
     if isinstance(sys.stdout, Forgiving):
         yield
         return
@@ -64,8 +64,8 @@ def forgiving_output() -> Iterator[None]:
 
 
 def _open_closed() -> None:
-    """Opens the null device for closed standard files (`>&-`). Otherwise the next opened file, a checkpoint, would get their
-    number."""
+    """Opens the null device in place of closed standard streams (`>&-`). Otherwise the next file to be opened, such as a
+    checkpoint, would get the file descriptor of a standard stream."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -1,4 +1,5 @@
-"""`summary.json`: what a run was and how it ended. Imports no torch, so a run that fails early can write it too."""
+"""Writes and reads `summary.json`, which says what a run was and how the run ended. Imports no torch, so a
+run that fails early can write the file too."""
 
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ STATUS = ("completed", "failed", "interrupted")
 
 
 def write(directory: Path, status: str, **facts: Any) -> dict[str, Any]:
-    """Writes the summary of a run and returns it. Adds the command, versions and machine to the `facts`.
+    """Writes the summary of the run in `directory`, and returns the summary. Adds command, versions and machine to `facts`.
 
     Args:
         status: completed, failed or interrupted.
@@ -41,7 +42,7 @@ def read(directory: Path) -> dict[str, Any] | None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Returns the versions, the machine, and the git commit of the working directory."""
+    """Returns the versions of Python and packages, the machine, and the git commit of the working directory."""
     versions = {"python": platform.python_version(), "bnn-exp": __version__} | {name: _version(name) for name in PACKAGES}
     return {"versions": versions, "machine": platform.platform(), "cpus": os.cpu_count(), "git_commit": git_commit()}
 

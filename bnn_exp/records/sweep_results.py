@@ -1,4 +1,4 @@
-"""Writes the result of a sweep: `sweep.csv`, `sweep.md`, `sweep.png`, `report.html`, `sweep_runs.csv`; and prints its table."""
+"""Prints the table of a sweep, and writes `sweep.csv`, `sweep.md`, `sweep.png`, `report.html` and `sweep_runs.csv`."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def write_results(
     group: str | None = None,
     missing: int = 0,
 ) -> Comparison:
-    """Compares `records`, prints the table, and writes the files of the result into `directory`. Returns the comparison.
+    """Compares the runs `records`, prints the table, and writes the result files into `directory`. Returns the comparison.
 
     Args:
         y: the number to compare; None for the test accuracy.
@@ -33,7 +33,7 @@ def write_results(
         missing: the number of jobs of the sweep that have not begun.
 
     Raises:
-        UserError: a key does not vary, or the runs lack a number.
+        UserError: the key `x` or `group` does not vary, or the runs lack the number `y`.
     """
     result = compare(records, y)
     result.missing = missing
@@ -53,7 +53,7 @@ def write_results(
 
 
 def show(result: Comparison) -> None:
-    """Prints the table of a comparison, the choice of the best, and the runs that did not complete."""
+    """Prints the table of a comparison, its notes, the command of the best row, and the runs that did not complete."""
     say, (head, rows) = console(), result.cells()
     names = short_names(result.varied)
     head = [names.get(name, name) for name in head]

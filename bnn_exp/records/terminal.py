@@ -1,4 +1,4 @@
-"""Consoles that show users' texts literally, and progress bars."""
+"""Makes consoles that show users' texts literally, and progress bars."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ PATIENCE = 1.0  # seconds before a progress bar appears
 
 
 class Plain(Console):
-    """A console for users' texts: ignores markup and emoji codes, and escapes characters that its stream can't show.
+    """A console for users' texts, which ignores markup and emoji codes, and escapes characters that its stream can't show.
 
     All text passes `render_str`: printed text, titles, and table cells.
     """
@@ -38,11 +38,12 @@ def console() -> Console:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Context manager: shows how much of `total` is done. A terminal gets a bar after a second; other outputs get a line every
-    ten seconds.
+    """Context manager: while the body runs, shows how many of `total` items are done, under the label `what`.
+
+    A terminal gets a bar after a second; other outputs get a line every ten seconds.
 
     Yields:
-        A function that takes the number of further items done.
+        A function that the body calls with the number of newly done items.
     """
     began = printed = monotonic()
     done, bar, output = 0, None, console()
@@ -67,7 +68,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def started_bar(on: Console, what: str, total: int) -> Progress:
-    """Returns a progress bar with one task, visible on the console `on` until its `stop`."""
+    """Returns a progress bar with the label `what`, visible on the console `on` until the caller calls `stop`."""
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=on, transient=True)
     bar.add_task(what, total=total)

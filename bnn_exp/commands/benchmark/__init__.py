@@ -1,1 +1,1 @@
-"""`task=benchmark`: speed and memory of a trained network (`benchmark=inference`), or of a training (`benchmark=training`)."""
+"""`task=benchmark`: measures a trained network (`benchmark=inference`) or a training (`benchmark=training`)."""

@@ -22,9 +22,10 @@ from bnn_exp.training import plan
 
 
 def benchmark(task: Task) -> str:
-    """Measures the network of `from`, on one thread unless `engine.threads` is set, and writes `benchmark.json` and a plot.
+    """Measures the network that the setting `from` names, on one thread unless `engine.threads` is set.
 
-    Without `from`, a network of the configuration is measured, with the weights that a training begins with.
+    Without `from`, the network of the configuration is measured, with the weights that a training begins with. Writes
+    `benchmark.json` and a plot. Returns the message of the task's end.
 
     Raises:
         UserError: the network can't be read or packed, or the directory can't be used.
@@ -45,7 +46,7 @@ def benchmark(task: Task) -> str:
 
 
 def _model_file(file: Path, folder: Path) -> Path:
-    """Returns `file` if it is a model file. A checkpoint is saved as a model file in `folder`: a device needs no more."""
+    """Returns `file` if it is a model file. If it is a checkpoint, saves its network in `folder` and returns the new file."""
     if file.suffix != ".pt":
         return file
     network, about = load_model(file)
@@ -54,7 +55,7 @@ def _model_file(file: Path, folder: Path) -> Path:
 
 
 def _untrained(settings: Settings, composed: DictConfig, folder: Path) -> Path:
-    """Returns a model file in `folder` with a new network of the settings."""
+    """Saves a new network of the settings as a model file in `folder`, and returns the file."""
     arrays = plan.read(settings.dataset)
     torch.manual_seed(settings.seed)
     shape = arrays.train_images.shape[1:]

@@ -2,7 +2,8 @@
 
     python -m bnn_exp.commands.benchmark.inference_memory packed|float MODEL BATCH
 
-prints JSON with numbers of bytes: `imported`, `loaded` and `used` (resident after each of these steps), and `peak`.
+prints JSON with numbers of bytes: the resident bytes after the imports (`imported`), after loading (`loaded`) and after the
+prediction (`used`), and the greatest number of resident bytes (`peak`).
 """
 
 import json
@@ -15,7 +16,7 @@ from bnn_exp.commands.benchmark import process_memory
 
 
 def measure(kind: str, model: Path, batch: int) -> dict[str, int] | None:
-    """Returns the bytes that a new process needs for the network in `model`; None if the system does not report them.
+    """Returns the bytes that a new process needs for the network in `model`; None if the system does not report memory.
 
     Args:
         kind: `packed` or `float`.

@@ -8,7 +8,7 @@ from bnn_exp.records.matplotlib_figure import new_figure
 
 
 def speed_plot(file: Path, found: dict[str, Any]) -> None:
-    """Draws the speeds in `found`, the result of `inference_speed.measure`. Error bars span the quartiles."""
+    """Draws the speeds in `found`, from `inference_speed.measure`, as the PNG `file`. Error bars span the quartiles."""
     figure = new_figure(8, 4.8, layout="constrained")
     axes = figure.subplots()
     ways: dict[str, list[dict]] = {}

@@ -35,18 +35,20 @@ def measure(
     """Measures the network of a run directory or a `model.safetensors`, packed and as floats.
 
     Args:
+        batches: the numbers of images of the batches to time.
+        rounds: the number of times that each batch or layer is timed.
         threads: the number of threads of torch, of our kernels and of onnxruntime, on a CPU.
-        say: a function that is called with a line before each measurement, since some of them take minutes.
+        say: a function that is called with a line before each measurement, since some measurements take minutes.
 
     Returns:
         - `machine`: see `machine`;
         - `network`: a row for each batch and way, with the seconds of a batch (`median`, and the quartiles `low` and `high`),
           `images_per_second`, and `speedup`, the speed of the packed network divided by the speed of this way. The ways are
           packed, torch fp32, on CUDA torch bf16, and onnxruntime fp32 if it is installed;
-        - `layers`: the same for single layers against `F.linear`. A layer of 784 inputs takes pixels, any other one takes bits;
+        - `layers`: such rows for single layers against `F.linear`. A layer of 784 inputs takes pixels, other layers take bits;
         - `memory`: on a CPU the bytes of a process with each network (see `inference_memory`), on CUDA the bytes at the peak of
           a batch;
-        - `files`: bytes on disk.
+        - `files`: the bytes of the model file on disk, and of its weights as float32.
 
     Raises:
         UserError: the model is missing or damaged, or can't be packed.
@@ -82,7 +84,7 @@ def measure(
 
 @torch.no_grad()
 def _make_plain(network: nn.Module) -> None:
-    """Turns a network in place into a usual network of torch: stored real weights, and inputs in [0, 1]."""
+    """Changes a network in place into a usual network of torch, which stores real weights and takes inputs in [0, 1]."""
     layer: Any
     for _, layer in binary_layers(network):
         layer.weight.copy_(layer.value)
@@ -99,7 +101,7 @@ def _network(ways: dict[str, Callable], batch: int, shape: list[int], device: to
 
 
 def _layer(inputs: int, outputs: int, batch: int, device: torch.device, rounds: int) -> list[dict]:
-    """Measures a packed layer against `F.linear` of the same size. A layer of 784 inputs takes pixels, any other one bits."""
+    """Measures a packed layer against `F.linear` of the same size. A layer of 784 inputs takes pixels, any other bits."""
     weights = torch.randint(0, 2, (outputs, inputs))
     tiles = to_tiles(pack(weights)).to(device)
     pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)

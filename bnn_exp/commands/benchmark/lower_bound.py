@@ -1,11 +1,11 @@
-"""The least work of an epoch, in operations and bytes, and the time that it takes on this machine.
+"""The least work of an epoch, in operations and bytes, and the time that this work takes on this machine.
 
-The operations are those of matrix products. Each weight meets each image three times: in the forward pass, for its own
+Only matrix products count as operations. Each weight meets each image three times: in the forward pass, for the weight's
 gradient, and for the gradient of the layer's inputs. The first layer needs no gradient of its inputs. Bytes are counted only
 for an MLP of bits on a GPU (`bnn_exp.bits.cuda.training`): each kernel reads its inputs once and writes its outputs once.
 
 A product takes the time of its operations or of its bytes, whichever is longer. Any other kernel takes the time of its bytes.
-The rates are measured on matrices that are not all 0.
+The rates (operations and bytes per second) are measured on matrices that are not all 0.
 """
 
 from collections.abc import Iterator
@@ -41,14 +41,14 @@ class Work:
 
 
 def products(network: nn.Module, data: Dataset, rows: int, kind: str) -> Iterator[Work]:
-    """Yields the products of a training step on `rows` images, all of them with the dtype `kind`."""
+    """Yields the work of all matrix products of a training step on `rows` images, each product with the dtype `kind`."""
     sample, _ = data.train.batch(torch.arange(2, device=data.train.labels.device))
     for i, layer in enumerate(layer for layer in cost.layers(network, sample) if layer.multiply_adds):
         yield Work(2 * layer.multiply_adds * rows * (3 if i else 2), kind=kind)
 
 
 def step_of_mlp(network: MLP, rows: int) -> Iterator[Work]:
-    """Yields the kernels of a step of an MLP of bits on a GPU, with gradients in bfloat16, for `rows` images."""
+    """Yields the work of each kernel in a step of an MLP of bits, on a GPU with bfloat16 gradients, for `rows` images."""
     sizes = [network.layers[0].in_features, *(layer.out_features for layer in network.layers)]
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         width, weights, x = 64 * ceil(outputs / 64), inputs * outputs, rows * inputs
@@ -72,9 +72,9 @@ def step_of_mlp(network: MLP, rows: int) -> Iterator[Work]:
 
 
 def rates(kinds: set[str], device: torch.device) -> dict[str, float]:
-    """Measures the rates of a device: operations per second of torch's product for each dtype, and of a copy.
+    """Measures the rates of a device: operations per second of torch's product for each dtype in `kinds`, and bytes per second.
 
-    The rate of the copy stands under `bytes`: bytes read plus bytes written, per second.
+    The rate of bytes, under the key `bytes`, is that of a copy: bytes read plus bytes written, per second.
     """
     side = SIDE[device.type]
     numbers = torch.randint(-1, 2, (side, side), device=device, dtype=torch.int8)
@@ -89,7 +89,7 @@ def rates(kinds: set[str], device: torch.device) -> dict[str, float]:
 
 
 def lower_bound(network: nn.Module, data: Dataset, batch: int, images: int, engine: str) -> dict:
-    """Returns the least `operations`, `bytes` (None where they are not known) and `seconds` of an epoch, and the `rates`.
+    """Returns the least `operations`, `bytes` (None if not known) and `seconds` of an epoch, and the `rates` of the device.
 
     Args:
         batch: the number of images of a step.

@@ -1,4 +1,4 @@
-"""Describes the machine of a measurement, and sets the number of threads."""
+"""Describes the machine of a measurement, and sets the number of threads that compute."""
 
 import platform
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
     """Returns the `device` and its `name`, the number of `threads`, the version of `torch` and the operating `system`.
 
     Args:
-        threads: the number of threads that compute; it is only recorded.
+        threads: the number of threads that compute. The function only records the number.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": device.type, "name": name, "threads": threads, "torch": torch.__version__, "system": platform.platform()}
@@ -29,7 +29,7 @@ def _processor() -> str:
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Context manager: torch and our kernels use `count` threads."""
+    """Context manager: torch and the kernels of this package use `count` threads while the body runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -11,17 +11,17 @@ def known() -> bool:
 
 
 def resident() -> int:
-    """Returns the bytes that are resident now."""
+    """Returns the number of bytes of this process that are resident now."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Returns the greatest number of resident bytes since the process began, or since `restart_peak`."""
+    """Returns the greatest number of resident bytes of this process since it began, or since `restart_peak`."""
     return _status("VmHWM")
 
 
 def restart_peak() -> bool:
-    """Sets the peak to the bytes that are resident now. Returns False if the system does not allow this."""
+    """Resets `peak` to the bytes that are resident now. Returns False if the system does not allow the reset."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the value 5 resets VmHWM, the peak of the memory (man 5 proc)
     except OSError:

@@ -1,4 +1,4 @@
-"""Measures the reference program beside our training: epochs of both, in turn. The user gives the path of the program."""
+"""Measures epochs of the reference program and of this package in turn. The user gives the path of the program."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class ReferenceProgram:
 
     @classmethod
     def of(cls, path: str, settings: Settings, arrays: Arrays, device: torch.device) -> "ReferenceProgram":
-        """Returns the program with arguments for the network and data of the settings.
+        """Returns the program at `path` with arguments for the network and data of the settings.
 
         Raises:
             UserError: the file is missing, or the program can't train such a network or such data.
@@ -61,7 +61,8 @@ class ReferenceProgram:
         """Runs `count` epochs in a new process, and returns the seconds of training of each epoch.
 
         Raises:
-            UserError: the program failed, or did not print its seconds. The message holds its last line.
+            UserError: the program failed, or did not print the seconds of each epoch. The message holds its last output
+                line.
         """
         command = [sys.executable, str(self.path), str(self.folder), str(self.hidden), str(count), str(self.delta)]
         done = subprocess.run(command, capture_output=True, text=True, env=self._environment())
@@ -76,9 +77,9 @@ class ReferenceProgram:
         return found
 
     def _environment(self) -> dict[str, str]:
-        """Returns the environment of the program: the threads and the GPU of this process.
+        """Returns the environment of the program, with the number of threads and the GPU of this process.
 
-        The threads of the program wait for work as torch's do by default, so the policy of our engines is left out.
+        The variable by which our engines choose how idle threads wait is left out: the program keeps torch's default.
         """
         visible = ""
         if self.device.type == "cuda":
@@ -95,9 +96,9 @@ def compare(program: ReferenceProgram, trainer: Trainer, rows: int) -> dict:
         rows: the number of rows that the program trains on in an epoch: all train rows.
 
     Returns:
-        - `seed` (the program) and `ours`: the seconds of an epoch (`median`, and the quartiles `low` and `high`), and the
-          `images_per_second` of the median;
-        - `rows` and `batch` of the program;
+        - `seed` for the program, `ours` for the trainer: the seconds of an epoch (`median`, and the quartiles `low`
+          and `high`), and the `images_per_second` of the median;
+        - `rows` and `batch`: the numbers of images of an epoch and of a step of the program;
         - `speedup`: our images per second divided by those of the program.
 
     Raises:

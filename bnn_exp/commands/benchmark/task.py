@@ -15,7 +15,7 @@ FUNCTIONS = {
 
 
 def benchmark(task: Task) -> str:
-    """Executes the benchmark that the setting `benchmark` names, and returns the message of its end.
+    """Executes the benchmark that the setting `benchmark` names, and returns the message that ends it.
 
     Raises:
         UserError: the input is wrong, or the directory for the results can't be used.

@@ -1,4 +1,4 @@
-"""The one loop that measures times: all ways are timed in turn, so a disturbance hits all of them alike."""
+"""The loop of all time measurements. It times the compared ways in turn, so a disturbance hits all ways alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ def in_turn(ways: Mapping[str, Callable[[], Measured]], rounds: int, label: str)
     """Calls every way once in each round, and shows a progress bar with `label`.
 
     Returns:
-        The results of each way, one per round.
+        For each name in `ways`, the list of results, one per round.
     """
     found: dict[str, list[Measured]] = {name: [] for name in ways}
     with progress(label, rounds * len(ways)) as done:
@@ -32,10 +32,10 @@ def in_turn(ways: Mapping[str, Callable[[], Measured]], rounds: int, label: str)
 def time_calls(
     calls: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int = ROUNDS
 ) -> dict[str, dict[str, float]]:
-    """Times several calls in turn. Each call is made twice before the first round: to compile, and to estimate its time.
+    """Times several functions in turn. Before the first round each is called twice: to compile, and to estimate its time.
 
     Returns:
-        For each call the seconds of one call, as in `summary`.
+        For each name in `calls` the seconds of one call, as a `summary` over the rounds.
     """
 
     def timer(call: Callable[[], Any]) -> Callable[[], float]:
@@ -47,10 +47,10 @@ def time_calls(
 
 
 def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device, warm: bool = False) -> float:
-    """Returns the mean seconds of `repeats` calls, including the work that they start on the device.
+    """Returns the mean seconds of a call over `repeats` calls, including the work that the calls start on the device.
 
     Args:
-        warm: True to make one call before, which is not timed.
+        warm: True to make one call before the timed calls.
     """
     if warm:
         call()
@@ -68,6 +68,6 @@ def _wait(device: torch.device) -> None:
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """Returns the `median` of times, and their quartiles `low` and `high`."""
+    """Returns the `median` and the quartiles `low` and `high` of `times`, in seconds."""
     low, _, high = quantiles(times, n=4) if len(times) > 1 else times * 3
     return {"median": median(times), "low": low, "high": high}

@@ -1,8 +1,8 @@
 """Usual training loops in plain torch, with the data in memory. Benchmarks compare our engines with these loops.
 
 Pixels lie on the device as float32 in [0, 1]. Weights are the values that layers multiply by, stored as float32, so every
-product is torch's own. Each gradient is dense and exists until the step. The networks come from `bnn_exp.models`; the
-configuration names the loss, the batches and the optimizer of the real parameters.
+product is torch's own. Each gradient is dense and is kept until the optimizer's step. The networks come from
+`bnn_exp.models`. The configuration names the loss, the batches and the optimizer of the real parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,12 @@ from bnn_exp.training.setup import first_network
 
 
 def in_floats(data: Dataset) -> Dataset:
-    """Returns the dataset with its train images as float32 in [0, 1], as these loops need them."""
+    """Returns the dataset with its train images as float32 in [0, 1], as the loops of plain torch need them."""
     return replace(data, train=Split(data.train.images.float().div_(255), data.train.labels))
 
 
 class Loop:
-    """A training loop for `network` on the train rows of `data`, the result of `in_floats`. `bf16` turns on autocast."""
+    """A training loop in plain torch: `network`, on the train rows of `data` from `in_floats`. `bf16` turns on autocast."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Loop:
         self.loss = loss_named(settings.trainer.loss)
 
     def step(self, rows: Tensor) -> Tensor:
-        """Makes one step and returns the mean loss before the step, as a tensor.
+        """Makes one training step. Returns the mean loss of the batch before the step, as a tensor without dimensions.
 
         Args:
             rows: indices of train rows, int64, on the device.
@@ -61,13 +61,13 @@ class Loop:
         return loss.detach()
 
     def update(self) -> None:
-        """Lets every optimizer make its step."""
+        """Calls `step` of every optimizer of the loop."""
         for optimizer in self.optimizers:
             optimizer.step()
 
 
 class HyperMaskLoop(Loop):
-    """A loop with HyperMask and a random mask (Shibuya et al., BinSFO, Algorithm 1), written in one line.
+    """A training loop with HyperMask and a random mask (Shibuya et al., BinSFO, Algorithm 1).
 
     The weights are stored as values, not as bits.
     """
@@ -93,7 +93,7 @@ class HyperMaskLoop(Loop):
 
 
 def rule_loop(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
-    """Returns a loop with any rule, as its class in `bnn_exp.optim`, on dense gradients.
+    """Returns a training loop with the rule of the settings, by the rule's own class, on dense gradients.
 
     The layers store bits, and compute their values anew in each step.
     """
@@ -106,7 +106,7 @@ def rule_loop(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
 
 
 def same_rule(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
-    """Returns the loop that trains by the rule of the settings."""
+    """Returns the training loop for the rule of the settings: HyperMaskLoop if the rule is HyperMask with a random mask."""
     random = settings.optimizer.name == "hypermask" and settings.optimizer.mask == "random"
     return (HyperMaskLoop if random else rule_loop)(settings, data, bf16)
 
@@ -125,7 +125,7 @@ def adam_loop(settings: Settings, data: Dataset) -> Loop:
 
 
 class Sign(nn.Module):
-    """A parametrization: the value of the bit 1[w ≥ 0] of a latent weight w, with a straight-through gradient."""
+    """A parametrization of a latent weight w by the value of its bit 1[w ≥ 0], with a straight-through gradient."""
 
     def __init__(self, encoding: str):
         super().__init__()
@@ -152,7 +152,7 @@ def float_network(settings: Settings, data: Dataset) -> nn.Module:
 
 
 def _weights(network: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:
-    """Yields each parameter that stands for bits with its encoding, in the order of the modules."""
+    """Yields (parameter, encoding) for each parameter that stands for bits, in the order of the modules."""
     for _, layer in binary_layers(network):
         yield from ((p, layer.encoding) for p in (layer.weight, layer.bias) if p is not None)
 

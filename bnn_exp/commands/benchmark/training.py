@@ -24,17 +24,17 @@ from bnn_exp.training.setup import first_network, load, settle
 
 
 def benchmark(task: Task) -> str:
-    """Measures the training of the configuration by its engine, by the dense engine, and by loops of plain torch.
+    """Measures the training that the configuration describes, by its engine, by the dense engine, and by loops of plain torch.
 
-    The reference program is measured too if its path is given. All ways have the same number of threads, and the strength (such
-    as δ) at which a run begins. The file `benchmark.json` holds
+    The reference program is measured too if its path is given. All ways train with equal numbers of threads, and with the
+    strength (such as δ) at which a run begins. The file `benchmark.json` holds
 
     - `machine`: see `machine`;
     - `training`: the `engine`, the `batch`, and the `config` that was measured;
-    - `ways`: see `training_times.measure`, with `speedup`: the seconds of this way divided by those of the engine;
-    - `floor`: the least work of an epoch, see `lower_bound`, with `times`: the seconds of the engine divided by the least ones;
+    - `ways`: see `training_times.measure`, with `speedup`: the seconds of a way divided by the seconds of the engine;
+    - `floor`: the least work of an epoch, see `lower_bound`, with `times`: the engine's seconds divided by the least seconds;
     - `seed`: see `reference_program.compare`, or null;
-    - `memory`: for each way, see `training_memory.measure`; null if the system does not report it;
+    - `memory`: for each way, see `training_memory.measure`; null if the system does not report memory;
     - `speedup_over_dense_torch` (fp32), `speedup_over_seed` (or null), `memory_saved_over_adam` (a fraction, or null).
 
     Raises:
@@ -70,7 +70,7 @@ def _check(task: Task, settings: Settings) -> None:
 
 
 def _measure(plan: Plan, wanted: Any) -> dict[str, Any]:
-    """Returns the content of `benchmark.json`."""
+    """Measures the training in `plan` and returns the content of `benchmark.json`. `wanted` is the setting `benchmark`."""
     device, threads = torch.device(plan.device), plan.settings.engine.threads or torch.get_num_threads()
     values = training_ways.held(plan.config, threads)
     settings = load_settings(values)

@@ -1,13 +1,14 @@
 """Measures the memory of a training. Each way trains in a process of its own, which reads its job from standard input.
 
-The result is the greatest number of bytes at any moment, beyond the bytes before. It covers the network, its optimizers and
-three steps on whole batches. Before, every process already holds Python with torch and this package, and the data in the form
-that the way needs. It has also trained a tiny network of the same kind, so the compiler of the kernels (LLVM, about 110 MB)
-and everything that torch loads at its first step are present. Memory that this training freed is returned to the system.
+The result is the greatest number of bytes during the training, less the bytes before the training. It covers the network, its
+optimizers and three steps on whole batches. Before the training, every process already holds Python with torch and this
+package, and the data in the form that the way needs. The process has also trained a tiny network of the same kind. So the
+compiler of the kernels (LLVM, about 110 MB) and everything that torch loads at its first step are present. Memory that the
+tiny training freed is returned to the system.
 
-On a CPU the bytes are resident bytes: the peak that the system records, or samples every millisecond where this peak can't be
-reset. On a GPU the bytes are those of torch's allocator. Our engines keep freed memory (`training.memory`), which counts; the
-loops of plain torch have the allocator in its default state.
+On a CPU the bytes are resident bytes: the peak that the system records. If the system can't reset this peak, the bytes are
+sampled every millisecond. On a GPU torch's allocator counts the bytes. Freed memory that our engines keep (`training.memory`)
+counts too. The loops of plain torch have the allocator in its default state.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ WARM_ROWS, WARM_WIDTH, WARM_CHANNELS = 1024, 64, 8  # upper limits of the tiny t
 
 
 def measure(name: str, values: dict, device: str, done: Callable[[int], None] = lambda count: None) -> dict | None:
-    """Measures the bytes of one way in several processes, and returns those of the process with the median peak.
+    """Measures the bytes of one way in several processes, and returns the bytes of the process with the median peak.
 
     Args:
         name: the name of the way, see `training_ways`.
@@ -54,7 +55,7 @@ def measure(name: str, values: dict, device: str, done: Callable[[int], None] = 
         - `built`: the bytes of the network and its optimizers, beyond `before`;
         - `peak_bytes`: the bytes at the peak, beyond `before`;
         - `total_bytes`: the bytes of the process at the peak;
-        - `peaks`: `peak_bytes` of all processes, ascending. They differ, since memory is fragmented differently each time.
+        - `peaks`: `peak_bytes` of all processes, ascending. The peaks differ, since memory is fragmented differently each time.
 
     Raises:
         UserError: a process failed.
@@ -81,7 +82,7 @@ def _in_a_process(name: str, values: dict, device: str) -> dict[str, int]:
 
 
 def of_this_process(name: str, settings: Settings, device: torch.device) -> dict[str, int]:
-    """Returns the bytes of a training in this process, under the keys of `measure` except `peaks`."""
+    """Trains in this process by the way `name`. Returns the bytes, under the keys that `measure` explains, without `peaks`."""
     if name in training_ways.ENGINES:
         settle(settings, device)
     else:
@@ -96,7 +97,8 @@ def of_this_process(name: str, settings: Settings, device: torch.device) -> dict
 
 
 def _train(name: str, settings: Settings, data: Dataset, steps: int, watch: "Watch | None" = None) -> int:
-    """Trains `steps` steps of a new network. Returns the bytes after network and optimizers were built."""
+    """Trains a new network for `steps` steps by the way `name`. Returns the bytes after network and optimizers were built,
+    as `watch` reports them; 0 without `watch`."""
     step = training_ways.first_step(name, settings, data)
     built = watch.now() if watch else 0
     for rows in islice(whole_batches(data, batch_size(settings, data)), steps):
@@ -105,7 +107,7 @@ def _train(name: str, settings: Settings, data: Dataset, steps: int, watch: "Wat
 
 
 def tiny(settings: Settings) -> Settings:
-    """Returns the settings of a training with smaller batches, and with a network that is as deep but narrow."""
+    """Returns the settings with smaller batches and a narrower network of the same depth."""
     model = settings.model
     if isinstance(getattr(model, "hidden_size", None), int):
         model = replace(model, hidden_size=min(model.hidden_size, WARM_WIDTH))
@@ -116,7 +118,7 @@ def tiny(settings: Settings) -> Settings:
 
 
 class Watch(Protocol):
-    """A meter of bytes, from its creation on."""
+    """A meter of memory in bytes. `now` returns the bytes in use, `peak` the most bytes since the meter was made."""
 
     def now(self) -> int: ...
 
@@ -124,7 +126,7 @@ class Watch(Protocol):
 
 
 def watching(device: torch.device) -> Watch:
-    """Returns free memory to the system, then starts and returns a meter for the device."""
+    """Gives free memory back to the system, then returns a new meter of memory for the device."""
     gc.collect()
     if device.type == "cuda":
         return Allocated(device)
@@ -134,7 +136,7 @@ def watching(device: torch.device) -> Watch:
 
 
 class Resident:
-    """A meter of the resident bytes of this process, by the peak that Linux records."""
+    """A meter of the resident bytes of this process, which reads the peak that Linux records."""
 
     def now(self) -> int:
         return process_memory.resident()
@@ -144,7 +146,7 @@ class Resident:
 
 
 class Sampled:
-    """A meter of the resident bytes of this process, which samples them every millisecond."""
+    """A meter of the resident bytes of this process, which samples the bytes every millisecond."""
 
     def __init__(self) -> None:
         self._highest = self.now()
@@ -163,7 +165,7 @@ class Sampled:
 
 
 class Allocated:
-    """A meter of the bytes of tensors on a GPU, by torch's allocator."""
+    """A meter of the bytes of tensors on a GPU, which asks torch's allocator."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

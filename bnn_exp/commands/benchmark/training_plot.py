@@ -8,7 +8,7 @@ from bnn_exp.records.matplotlib_figure import new_figure
 
 
 def training_plot(file: Path, found: dict[str, Any]) -> None:
-    """Draws the results in `found`, the content of `benchmark.json`.
+    """Draws the results in `found`, the content of `benchmark.json`, as a PNG in `file`.
 
     Error bars of speeds span the quartiles; error bars of memory span all processes.
     """

@@ -1,4 +1,4 @@
-"""Times of training steps: every way trains in turn on the same batches, so a disturbance hits all ways alike."""
+"""Times training steps: every way to train takes its turn on the same batches, so a disturbance hits all ways alike."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ MOST = 100  # the most batches of a round
 
 
 def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: int) -> list[dict]:
-    """Measures the seconds of a step on a whole batch, for each way in `names`.
+    """Measures the seconds of a training step on a whole batch, for each way in `names` (see `training_ways`).
 
     Returns:
         One dictionary per way:
 
-        - `way`: its name;
-        - `median`, `low`, `high`: seconds of a step, and their quartiles;
-        - `processor_median`: seconds of all processor cores together, which other processes disturb less;
+        - `way`: the name of the way;
+        - `median`, `low`, `high`: the median of the seconds of a step, and the quartiles;
+        - `processor_median`: the median of the seconds of all processor cores together. Other processes disturb it less;
         - `images_per_second`;
         - `seconds_per_epoch`: a smaller last batch counts by its number of rows.
     """
@@ -42,11 +42,12 @@ def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: i
 def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -> dict[str, dict[str, float]]:
     """Times the steps of several ways in turn, on the same batches.
 
-    In each round every way trains on as many batches as the quickest way can in `WINDOW` seconds. Before the first round every
-    way takes two steps: to compile, and to estimate its time.
+    In each round every way trains on as many batches as the quickest way manages in `WINDOW` seconds. Before the first round
+    every way takes two steps: to compile, and to estimate its time.
 
     Returns:
-        For each way the `median` seconds of a step, the quartiles `low` and `high`, and `processor_median`.
+        For each way the `median` seconds of a step, the quartiles `low` and `high`, and `processor_median`, the median of the
+        seconds of all processor cores together.
     """
     first = next(batches)
     estimates = {name: _seconds(name, step, [first], warm=True)[0] for name, step in steps.items()}
@@ -64,17 +65,17 @@ def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -
 
 
 def batch_size(settings: Settings, data: Dataset) -> int:
-    """Returns the number of rows in a whole batch."""
+    """Returns the number of train rows in a whole batch."""
     return min(settings.trainer.batch_size, len(data.train))
 
 
 def rows_of_epoch(settings: Settings, data: Dataset) -> int:
-    """Returns the number of rows that an epoch trains on."""
+    """Returns the number of train rows that an epoch trains on."""
     return min(len(data.train), batch_size(settings, data) * (settings.trainer.limit_batches or len(data.train)))
 
 
 def whole_batches(data: Dataset, size: int) -> Iterator[Tensor]:
-    """Yields batches without end, from one random permutation after another.
+    """Yields batches of train rows without end, from one random permutation after another.
 
     Each batch holds `size` indices of train rows: int64, on the device of the data.
     """
@@ -85,7 +86,8 @@ def whole_batches(data: Dataset, size: int) -> Iterator[Tensor]:
 
 
 def _seconds(name: str, step: Step, block: list[Tensor], warm: bool = False) -> tuple[float, float]:
-    """Returns the mean seconds of a step over the batches of `block`: wall-clock time, and time of all processor cores."""
+    """Returns the mean seconds of a step of the way `name` over the batches in `block`: wall-clock time, and
+    the time of all processor cores together."""
     device = block[0].device
     if device.type == "cuda":  # our runs are deterministic on a GPU; the loops of plain torch keep torch's default
         torch.use_deterministic_algorithms(name in ENGINES, warn_only=True)

@@ -1,4 +1,4 @@
-"""The ways to train a configuration that a benchmark compares. Each one is a function that makes one step on a batch."""
+"""The ways to train a configuration that a benchmark compares. Each way is a function that makes one step on a batch."""
 
 import copy
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Step = Callable[[Tensor], object]  # its argument: indices of train rows, int64,
 def held(values: dict, threads: int) -> dict:
     """Returns a configuration without schedules: strengths and batch size keep the values with which a run begins.
 
-    A schedule that ends in 0 would end in steps without work.
+    With a schedule that ends in 0 the last steps would do no work.
 
     Args:
         values: the plain values of a configuration; they are not changed.
@@ -56,7 +56,7 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
 
 
 def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
-    """Returns a new trainer of the configuration with the given engine."""
+    """Returns a new trainer for the settings, whose engine is `engine`."""
     gradient_bits = settings.engine.gradient_bits if engine == "packed" else None
     chosen: dict[str, Any] = {"name": engine, "gradient_bits": gradient_bits}
     settings = replace(settings, engine=replace(settings.engine, **chosen))
@@ -64,5 +64,5 @@ def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
 
 
 def plain(device: torch.device) -> tuple[str, ...]:
-    """Returns the names of the loops of plain torch with the same rule: fp32, and bf16 on a GPU."""
+    """Returns the names of the ways that train in plain torch by the rule of the settings: fp32, and on a GPU bf16."""
     return (FP32, BF16) if device.type == "cuda" else (FP32,)

@@ -1,4 +1,4 @@
-"""The networks that a configuration can name. Each module here describes one network and registers it; none imports torch.
+"""The networks that a configuration can name. Each module here describes and registers one network. No module imports torch.
 
 A built-in network has two Python files: `config/models/NAME.py` holds its settings and its registration, `models/NAME.py` its
 layers. One file would need torch for every refusal of a bad setting and for every report, which takes seconds. A network of a

@@ -1,4 +1,4 @@
-"""The registry of networks: the settings, the class and the default training of each."""
+"""The registry of networks: the settings, the class and the default training of each network."""
 
 import sys
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ class Entry:
     """A registered network.
 
     Args:
-        settings: the dataclass of its settings.
-        home: its class, or the text "module:class", which is imported when a run needs the class.
+        settings: the dataclass of the network's settings.
+        home: the class of the network, or its name as "module:class", which is imported when a run needs the class.
     """
 
     settings: Any
@@ -114,7 +114,7 @@ def check_pooling(channels: tuple[int, ...], size: tuple[int, int], times: int, 
         size: (height, width) of the images.
         times: the number of poolings.
         by: the side of a pooling window, in pixels.
-        allowed: what the message suggests.
+        allowed: the text of the second line of the message: what the user can change.
 
     Raises:
         UserError: the images are too small.

@@ -20,13 +20,17 @@ UNPACKING = (
 
 
 def is_archive(file: Path) -> bool:
-    """Returns True if the suffix of the file is that of a zip or tar archive."""
+    """Returns True if the file has the suffix of a zip or tar archive."""
     return file.name.lower().endswith(SUFFIXES)
 
 
 def source(file: Path, where: str, find: Callable[[Path], Source]) -> Source:
-    """Returns the dataset that `find` finds in the unpacked archive. The archive is unpacked only when `load` reads the
-    rows."""
+    """Returns the dataset in the archive `file`. The archive is unpacked only when `load` of the dataset reads the rows.
+
+    Args:
+        where: the name of the dataset in error messages.
+        find: a function that returns the dataset in a folder.
+    """
 
     def load(outer: Source) -> dict[str, Rows]:
         folder = tempfile.TemporaryDirectory(prefix="bnn_exp-")

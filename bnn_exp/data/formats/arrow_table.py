@@ -1,4 +1,4 @@
-"""Tables of parquet, arrow and JSON-lines files and of the hub, read column by column."""
+"""Tables in parquet, arrow or JSON-lines files, or from the hub, which are read column by column."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ ROWS_AT_ONCE = 256
 
 
 class Column:
-    """The encoded images of a table column. They are read during iteration.
+    """The encoded images in a column of a table. Iteration reads the images.
 
     Args:
         table: the table of a file, or of a split on the hub.
         column: the name of the column. It holds bytes, or structs with a field "bytes".
-        where: the words for the table in error messages.
+        where: the name of the table in error messages.
 
     Raises:
-        UserError: the table is damaged. The error appears during iteration.
+        UserError: the table is damaged. Iteration raises this error.
     """
 
     def __init__(self, table: "Table", column: str, where: str):
@@ -43,7 +43,7 @@ class Column:
 
 
 class Chained:
-    """Several collections of images, one after the other."""
+    """Several collections of images as one collection: the images of `parts`, one part after the other."""
 
     def __init__(self, parts: list):
         self.parts = parts
@@ -83,7 +83,7 @@ class Table:
         return self.length
 
     def batches(self, column: str) -> Iterator:
-        """Yields a column in pieces, as pyarrow arrays."""
+        """Yields the values of a column in pieces, as pyarrow arrays."""
         if self.pieces is not None:
             yield from self.pieces[column].chunks
         else:
@@ -104,7 +104,7 @@ def _arrow(pa: Any, file: Path) -> Any:
 
 
 class HubSplit(Table):
-    """A split that `datasets` has downloaded."""
+    """A table with the rows of a split that the library `datasets` has downloaded."""
 
     def __init__(self, split: Any):
         self.split, self.features = split, dict(split.features)
@@ -119,7 +119,7 @@ class HubSplit(Table):
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Context manager: any error becomes a UserError that says that the table can't be read."""
+    """Context manager: its body reads the table `where`. Any exception becomes a UserError: the table can't be read."""
     try:
         yield
     except UserError:

@@ -10,9 +10,14 @@ from bnn_exp.errors import UserError
 
 
 def find(root: Path, pictures: list[Path], where: str) -> Found | None:
-    """Finds class folders among the image files. Returns None if there are fewer than two classes.
+    """Returns the image files in class folders, with split and class; None if there are fewer than two classes.
 
     If a train folder contains class folders, the top folder alone decides the split, whatever the class names are.
+
+    Args:
+        root: the folder of the dataset.
+        pictures: the image files below `root`.
+        where: the name of the dataset in error messages.
     """
     placed = _placed(_below_base({file: file.relative_to(root).parts for file in pictures}, where))
     names = sorted({name for _, name in placed.values()})
@@ -43,7 +48,9 @@ Parts = dict[Path, tuple[str, ...]]  # per image: the names of its folders and i
 
 
 def _below_base(parts: Parts, where: str) -> Parts:
-    """Returns the path parts below the folder that holds train/CLASS, if most images lie below one such folder.
+    """Returns the path parts below the folder that holds train/CLASS, if most images lie below such a folder.
+
+    Otherwise returns the path parts without the leading folders that hold all images.
 
     Raises:
         UserError: several folders hold train/CLASS.
@@ -67,7 +74,7 @@ def _below_base(parts: Parts, where: str) -> Parts:
 
 
 def _placed(parts: Parts) -> dict[Path, tuple[str, str]]:
-    """Returns the split and the class of each image that has both."""
+    """Returns (split, class) of each image whose path names a class folder."""
     deep = {file: part for file, part in parts.items() if len(part) > 2}
     for split in (split_of, split_among):  # first names such as train and test, then names such as seg_train and seg_test
         tops = {split(part[0]) for part in deep.values()}
@@ -86,7 +93,12 @@ def _placed(parts: Parts) -> dict[Path, tuple[str, str]]:
 
 
 def _split_first(deep: Parts, split: Callable[[str], str | None]) -> dict[Path, tuple[str, str]]:
-    """Returns split and class for paths SPLIT/CLASS/…, or SPLIT/FOLDER/CLASS/… if each split holds a single folder."""
+    """Returns (split, class) of each image whose path is SPLIT/CLASS/…, or SPLIT/SPLIT/CLASS/… with a repeated folder.
+
+    Args:
+        split: a function that returns the split that the name of a folder means, or None.
+        deep: the images below at least two folders, with the parts of their paths.
+    """
     below: dict[str, set[str]] = {}
     for part in deep.values():
         below.setdefault(part[0], set()).add(part[1] if len(part) > 3 else "")

@@ -1,4 +1,4 @@
-"""Loads a dataset from the Hugging Face hub with `datasets`."""
+"""Loads a dataset from the Hugging Face hub with the library `datasets`."""
 
 import os
 import threading
@@ -15,7 +15,12 @@ PROBE_SECONDS = 2.5  # time limit for the first answer of the hub; `datasets` it
 
 
 def load(name: str, hub: str, label: str | None) -> dict[str, Rows]:
-    """Returns the rows of each split of OWNER/NAME or OWNER/NAME:CONFIGURATION.
+    """Returns the rows of each split of a dataset on the hub.
+
+    Args:
+        name: the name of the dataset in the configuration.
+        hub: OWNER/NAME or OWNER/NAME:CONFIGURATION on the hub.
+        label: the column of the classes; None to find the column.
 
     Raises:
         UserError: the hub can't be reached and no copy was downloaded before, or the download folder can't be written.
@@ -46,14 +51,16 @@ def load(name: str, hub: str, label: str | None) -> dict[str, Rows]:
 
 
 def source(name: str, hub: str, label: str | None) -> Source:
-    """Returns a dataset of the hub as a `Source`. It has no files of its own, because `datasets` manages the download."""
+    """Returns a dataset of the hub as a `Source`, with the arguments of `load`. Its list of files is empty, because the library
+    `datasets` manages the download."""
     from pathlib import Path
 
     return Source(f"dataset={name} ({hub})", Path(), [], lambda _: load(name, hub, label))
 
 
 def _answers() -> bool:
-    """Returns True if the hub answers within PROBE_SECONDS, including the name look-up. Uses the proxy of the environment."""
+    """Returns True if the hub answers within PROBE_SECONDS, including the name look-up. The request uses the proxy of the
+    environment."""
     answer = threading.Event()
 
     def probe() -> None:

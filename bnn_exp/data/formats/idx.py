@@ -1,4 +1,4 @@
-"""Reads IDX files, the format in which MNIST is published, gzipped or not."""
+"""Reads IDX files, gzipped or not. MNIST is published in this format."""
 
 import gzip
 import re
@@ -21,10 +21,10 @@ TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds pairs of files such as train-images-idx3-ubyte and train-labels-idx1-ubyte.
+    """Returns the pairs of IDX files among `files`, such as train-images-idx3-ubyte and train-labels-idx1-ubyte; None if none.
 
     Raises:
-        UserError: labels have no images, or the pairs belong to several datasets.
+        UserError: a file of labels has no images, or the pairs belong to several datasets.
     """
     found: dict[tuple[Path, str, str, str], Path] = {}
     # In reverse order a plain file comes after its gzipped copy and replaces it.

@@ -1,4 +1,4 @@
-"""Reads images that a CSV or JSON-lines table names, such as metadata.csv, with a column of files and a column of classes."""
+"""Reads images that a CSV or JSON-lines table names, such as metadata.csv. The table has columns of files and of classes."""
 
 import csv
 import json
@@ -19,15 +19,20 @@ Listing = tuple[Path, str, str | None]  # image file, split, class
 
 
 def is_table(file: Path) -> bool:
-    """Returns True if the suffix of a file is that of a CSV or JSON-lines table."""
+    """Returns True if a file has the suffix of a CSV or JSON-lines table."""
     return file.suffix.lower() in TABLES
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str, sure: bool = True) -> Found | None:
-    """Finds tables whose rows name images: relative to the table, relative to the folder, or by the file name alone.
+    """Returns the tables among `files` whose rows name images, and these images; None if there is no such table.
+
+    A row names an image relative to the table, relative to `root`, or by its file name alone.
 
     Args:
-        sure: True if nothing else tells the classes. If False, a table needs a column with a usual name of labels.
+        root: the folder of the dataset.
+        label: the column of the classes; None to find the column.
+        where: the name of the dataset in error messages.
+        sure: True if only a table can tell the classes. If False, a table needs a column with a usual name of labels.
 
     Raises:
         UserError: a row names a missing image, an unknown split, or an image that another row names too.
@@ -74,7 +79,7 @@ def _rows(rows: list[Listing], root: Path) -> Rows:
 
 
 def _label_column(table: Table, files: str, label: str | None, where: str, sure: bool) -> str | None:
-    """Returns the label column; None if the table is not about classes."""
+    """Returns the label column of a table whose column `files` names images; None if the table is not about classes."""
     splits = {name for name in table if name.lower() in SPLIT_COLUMNS}
     plain = {name: 0 for name in table if name != files and name not in splits and not _nested(table[name])}
     if not sure and label is None and not any(name.lower() in LABELS for name in plain):
@@ -90,7 +95,8 @@ def _nested(values: list) -> bool:
 
 
 def _splits(table: Table, paths: list[Path], file: Path, root: Path, where: str) -> list[str]:
-    """Returns the split of each row: from the split column, else from the table's path, else from the image's folder."""
+    """Returns the split of each row: from the split column, else from the path of the table `file`, else from the folder of the
+    row's image, else train."""
     column = next((name for name in table if name.lower() in SPLIT_COLUMNS), None)
     if column is None:
         own = split_in(file.relative_to(root))
@@ -130,7 +136,7 @@ def _table(file: Path) -> Table | None:
 
 
 def _text(file: Path) -> str:
-    """Returns the text of a file: UTF-8; UTF-16 if the file begins with its mark; else Windows-1252."""
+    """Returns the text of a file: UTF-8; UTF-16 if the file begins with the mark of UTF-16; else Windows-1252."""
     raw = file.read_bytes()
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16")
@@ -141,7 +147,7 @@ def _text(file: Path) -> str:
 
 
 def _unique(pictures: list[Path]) -> dict[str, Path]:
-    """Returns the images by name, with and without suffix. Names that several images share are left out."""
+    """Returns the image files by name, each with and without its suffix. Names that several files share are left out."""
     found: dict[str, Path | None] = {}
     for file in pictures:
         for name in {file.name, file.stem}:
@@ -150,7 +156,10 @@ def _unique(pictures: list[Path]) -> dict[str, Path]:
 
 
 def _file_column(table: Table, folder: Path, root: Path, by_name: dict[str, Path]) -> tuple[str, list[Path | None]] | None:
-    """Returns the column of files and the image of each row; None if no column names an existing image."""
+    """Returns the name of the column of files, and the image of each row (None if missing).
+
+    None if no column names an existing image. The other arguments are those of `_picture`.
+    """
     known = {name: name.lower().replace(" ", "_") for name in table}
     for column in sorted((name for name in table if known[name] in FILES), key=lambda name: FILES.index(known[name])):
         paths = [_picture(str(cell), folder, root, by_name) if cell is not None else None for cell in table[column]]
@@ -160,8 +169,10 @@ def _file_column(table: Table, folder: Path, root: Path, by_name: dict[str, Path
 
 
 def _picture(name: str, folder: Path, root: Path, by_name: dict[str, Path]) -> Path | None:
-    """Returns the image that a cell names: relative to `folder` or `root`, else by its file name in any folder; None if
-    missing."""
+    """Returns the image that the cell `name` names; None if missing.
+
+    The name is relative to `folder` or `root`, or it is a key of `by_name`, the images by their file names.
+    """
     name = PureWindowsPath(name).as_posix() if "\\" in name else name
     for place in (folder, root):
         file = place / name

@@ -24,7 +24,12 @@ Place = tuple[Path, str | None]  # where an array lies: its file, and its name i
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds the images and labels of each split, in one .npz file or in .npy files of one folder.
+    """Returns the NumPy files with the images and labels of each split; None if there are none.
+
+    Images and labels lie in one .npz file or in .npy files of one folder.
+
+    Args:
+        label: the name of the arrays with the labels; None to find the arrays by their usual names.
 
     Raises:
         UserError: several arrays may be the images or the labels of a split, or labels have no images.
@@ -72,7 +77,10 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
 
 
 def _kind(name: str, label: str | None) -> str | None:
-    """Returns "images" or "labels" for an array name such as x_train, train_images, Xtest or y; None for other names."""
+    """Returns "images" or "labels" for an array name such as x_train, train_images, Xtest or y; None for other names.
+
+    If the user names the array of labels (`label`), no other name means labels.
+    """
     words = re.findall(r"[a-z]+|[0-9]+", name.lower())
     rest = [word for word in (AFFIX.sub("", word) for word in words if not split_of(word)) if word]
     if len(rest) == 1 and rest[0] in IMAGES:
@@ -97,7 +105,7 @@ def npy(file: Path, member: str | None = None) -> np.ndarray:
     """Returns the array of an .npy file, or of the member `member` of an .npz file.
 
     Raises:
-        Damaged: the content is no array of numbers or texts, or its size differs from its header.
+        Damaged: the content is no array of numbers or texts, or its size differs from the size in its header.
     """
     if member is None:
         with file.open("rb") as stream:

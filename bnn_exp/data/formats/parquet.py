@@ -1,6 +1,7 @@
-"""Reads tables of images: parquet, arrow and JSON-lines files. The features of `datasets` tell the columns.
+"""Reads tables of images: parquet, arrow and JSON-lines files. The column types of the library `datasets` tell
+images and classes.
 
-The files are read in place. The cache of `datasets` is not used, because it identifies files by path and time.
+The files are read in place. The cache of `datasets` is not used, because this cache identifies files by path and time.
 """
 
 import json
@@ -24,7 +25,7 @@ NO_TABLES = {"metadata.jsonl"}
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds parquet files, else arrow files, else JSON-lines files that hold pixels."""
+    """Returns the parquet files among `files`, else arrow files, else JSON-lines files that hold pixels; None if none."""
     for suffixes in KINDS:
         those = [file for file in files if file.suffix.lower() in suffixes and file.name.lower() not in NO_TABLES]
         if ".jsonl" in suffixes:
@@ -36,7 +37,7 @@ def find(root: Path, files: list[Path], label: str | None, where: str) -> Found 
 
 
 def _refuse_missing_shards(files: list[Path], where: str) -> None:
-    """Raises an error for an incomplete set of shards, such as train-00000-of-00003.parquet alone."""
+    """Raises UserError for an incomplete set of shards, such as train-00000-of-00003.parquet alone."""
     there: dict[tuple[Path, str, str], int] = {}
     for file in files:
         if match := SHARD.search(file.name):
@@ -57,14 +58,18 @@ def _found(splits: dict[str, list[Path]], label: str | None) -> Found:
 
 
 def _rows(source: Source, file: Path, label: str | None) -> Rows:
-    """Returns the rows of one file."""
+    """Returns the rows of the table in one file. `label` is the column of the classes; None to find the column."""
     name = shown(file.relative_to(source.root))
     with reading(where := f"{source.where}: {name}"):
         return rows_of(Table(file), where, label)
 
 
 def rows_of(table: Table, where: str, label: str | None) -> Rows:
-    """Returns the rows of a table. The features of its columns tell images and classes.
+    """Returns the rows of a table. The types of its columns tell images and classes.
+
+    Args:
+        where: the name of the table in error messages.
+        label: the column of the classes; None to find the column.
 
     Raises:
         UserError: no column holds images or no column holds classes.
@@ -113,7 +118,10 @@ def rows_of(table: Table, where: str, label: str | None) -> Rows:
 
 
 def _by_their_numbers(names: list[str]) -> list[str]:
-    """Returns pixel columns sorted by the numbers in their names, so the column order of a file has no effect."""
+    """Returns the names of pixel columns, sorted by the numbers in the names: the column order of a file has no effect.
+
+    Without a different number in every name, the order stays as it is.
+    """
     numbers = {name: tuple(map(int, re.findall(r"\d{1,9}", name))) for name in names}
     return (
         sorted(names, key=numbers.__getitem__) if all(numbers.values()) and len(set(numbers.values())) == len(names) else names

@@ -35,10 +35,15 @@ class Form:
 
 
 def find(root: Path, files: list[Path], label: str | None, where: str) -> Found | None:
-    """Finds the CSV file of each split. Ignores a file without classes, such as the test rows of a competition.
+    """Returns the CSV file of pixels of each split; None if there is no such file.
+
+    Ignores a file without classes, such as the test rows of a competition.
+
+    Args:
+        label: the column of the classes; None for a column with a usual name.
 
     Raises:
-        UserError: a split has two files, a header names no label column, or the train file has another layout.
+        UserError: a split has two files, a header names no label column, or the train file has another layout than the others.
     """
     forms: dict[str, tuple[Path, Form]] = {}
     for file in sorted(files, key=str):
@@ -93,10 +98,10 @@ def csv(file: Path, how: tuple[Form, tuple[str, ...]]) -> tuple[np.ndarray, list
     """Returns the values [rows, pixels] and the labels of a CSV file of pixels.
 
     Args:
-        how: the layout, and the column order of the train file (empty to keep the file's order).
+        how: (layout of the file, column names of the train file in their order). Without names the columns keep their order.
 
     Raises:
-        Damaged: a cell holds no number, the columns differ from the train file's, or the label column is unclear.
+        Damaged: a cell holds no number, the columns differ from those of the train file, or the label column is unclear.
     """
     import pandas
 

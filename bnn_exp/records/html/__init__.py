@@ -1,7 +1,7 @@
-"""`report.html`: one page about a run or about many runs, made from run directories. The page works without a network.
+"""`report.html`: one page about a run or about many runs, made from run directories. The page works offline.
 
-Nothing here imports torch or matplotlib. Charts are SVG, with their values beside them as JSON. `script.js` shows the values
-under the pointer and sorts tables; without the script the rest of the page works.
+Nothing here imports torch or matplotlib. Charts are SVG drawings, and the page holds their values as JSON. `script.js`
+shows the values under the pointer and sorts tables. Everything else works without the script.
 """
 
 from bnn_exp.records.html.run import run_page, write_run_page

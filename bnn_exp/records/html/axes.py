@@ -7,8 +7,8 @@ from math import ceil, floor, isfinite, log10
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis that maps numbers from `low` to `high` to positions from `start` to `end` in units of the drawing; logarithmic
-    if `log`."""
+    """An axis that maps numbers from `low` to `high` to positions from `start` to `end`, in units of the drawing. If `log`,
+    the axis is logarithmic."""
 
     low: float
     high: float
@@ -22,8 +22,10 @@ class Axis:
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
     def ticks(self, count: int = 5, whole: bool = False) -> list[float]:
-        """Returns about `count` or fewer round numbers on the axis: 1, 2 or 5 times a power of ten apart; whole numbers if
-        `whole`."""
+        """Returns about `count` or fewer round numbers on the axis; whole numbers if `whole`.
+
+        The distance between the numbers is 1, 2 or 5 times a power of ten.
+        """
         if self.log:
             powers = [10.0**power for power in range(ceil(log10(self.low)), floor(log10(self.high)) + 1)]
             if len(powers) > 1:
@@ -36,7 +38,7 @@ class Axis:
 
 
 def spread(values: Iterable[float | None], within: tuple[float, float] | None = None) -> tuple[float, float]:
-    """Returns the range of an axis that shows `values` with a small margin. The range stays `within` the given limits.
+    """Returns the range of an axis that shows `values` with a small margin. `within` are limits of the range.
 
     None and values that are not finite are ignored.
     """

@@ -1,4 +1,4 @@
-"""Charts of the bits: heat maps of tensors over epochs."""
+"""Charts of the binary weights of a run: heat maps of each tensor's flips and ones over the epochs."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ EMPTY_FLIPS, EMPTY_ONES = "Logarithmic colours; no colour means no flip.", "No c
 
 
 def bits_charts(epochs: list[dict[str, Any]], weights: dict[str, int]) -> list[Chart]:
-    """Returns charts of flips, ones, and all other metrics per tensor.
+    """Returns charts over the epochs of flips, of ones (bits that are 1), and of all other metrics per tensor.
 
     Args:
         epochs: lines of metrics.jsonl.
@@ -54,7 +54,8 @@ def _ones(tensors: list[str], x: list[int], ones: np.ndarray, sizes: np.ndarray)
 
 
 def _figures(key: str, x: list[int], epochs: list[dict[str, Any]]) -> Chart:
-    """Returns a heat map of any other metric per tensor or layer, from its least to its greatest value."""
+    """Returns a heat map of the metric `key`, which has a number per tensor or layer, over the epochs `x`. Its colours span the
+    least to the greatest number."""
     names = list(epochs[-1][key])
     cells = np.array([[m.get(key, {}).get(name) for m in epochs] for name in names], np.float64)  # np.array makes NaN of None
     known = cells[np.isfinite(cells)] if np.isfinite(cells).any() else np.zeros(1)

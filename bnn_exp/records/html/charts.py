@@ -1,4 +1,4 @@
-"""Line charts and heat maps as SVG, each with the values that the pointer shows."""
+"""Line charts and heat maps as SVG drawings. Each chart also has the values that the page shows under the pointer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ class Series:
     """One line of a chart.
 
     Args:
-        values: one per epoch; None for a missing value.
+        name: the name in the legend.
+        values: one number per epoch; None for a missing number.
         style: CSS classes of style.css.
     """
 
@@ -31,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its SVG drawing, its texts, and the values that the pointer shows."""
+    """A chart: its SVG drawing, its texts, and the values that the page shows under the pointer."""
 
     title: str
     svg: Markup
@@ -52,7 +53,9 @@ def lines(
     """Returns a line chart of values over epochs.
 
     Args:
+        x: the numbers of the epochs.
         within: the limits of the vertical axis, such as (0, 100) for percent.
+        note: a sentence below the title.
         legend: pairs of (style, name); None for all series.
     """
     across = Axis(*((x[0], x[-1]) if len(x) > 1 else (x[0] - 1, x[0] + 1)), LEFT, WIDTH - RIGHT)
@@ -97,10 +100,12 @@ def heat(
     """Returns a heat map: a table of numbers as colours.
 
     Args:
-        columns: epochs if they are numbers; else the same names as the rows.
+        rows: the names of the rows.
+        columns: the numbers of epochs, or the names of the rows again.
         picture: the data URI of an image with one pixel per number.
-        values: the values that the pointer shows: `cells` and the words about them.
-        labels: short names beside the rows; empty for the rows' own names.
+        values: the values that the page shows under the pointer: the numbers (`cells`) and words about them.
+        ramp: see `Chart`.
+        labels: short names beside the rows; empty to show the names in `rows`.
     """
     labels = [clipped(name) for name in labels or rows]
     left = 14 + 7 * max(map(len, labels))
@@ -127,12 +132,12 @@ def heat(
 
 
 def clipped(name: str, length: int = 14) -> str:
-    """Returns the end of a name that is longer than `length` letters."""
+    """Returns `name`. If it is longer than `length` letters, returns only its end, after an ellipsis."""
     return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def grid(up: Axis) -> Markup:
-    """Returns horizontal lines at the ticks of the vertical axis, with their numbers."""
+    """Returns the SVG of horizontal lines at the ticks of the vertical axis `up`, with the numbers of the ticks."""
     line = Markup('<line class="grid" x1="{}" x2="{}" y1="{y}" y2="{y}"/><text class="end" x="{}" y="{}">{}</text>')
     marks = ((up(v), v) for v in up.ticks(5))
     return Markup("").join(line.format(LEFT, WIDTH - RIGHT, LEFT - 6, y + 4, short(v), y=y) for y, v in marks)
@@ -145,13 +150,13 @@ def _epochs(across: Axis, floor: float) -> list[Markup]:
 
 
 def svg(height: float, words: str, parts: Sequence[Markup]) -> Markup:
-    """Returns an SVG drawing of `parts`. `words` describe it for screen readers."""
+    """Returns an SVG drawing of `parts`. `words` describe the drawing for screen readers."""
     start = Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">').format(WIDTH, height, words)
     return start + Markup("").join(parts) + Markup("</svg>")
 
 
 def number(value: float | None) -> float | None:
-    """Returns a value for JSON: an integer as it is, a float rounded to six digits, None if it is missing or not finite."""
+    """Returns a value for JSON: an integer unchanged, a float rounded to six digits, None for a missing or infinite value."""
     if isinstance(value, int):
         return value
     return float(f"{value:.6g}") if value is not None and isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Images inside a page, as data URIs: numbers as coloured pixels, and image files."""
+"""Images inside an HTML page, as data URIs: tables of numbers as coloured pixels, and image files."""
 
 from base64 import b64encode
 from io import BytesIO
@@ -22,7 +22,7 @@ EMBEDDED = 250_000  # bytes: larger image files are compressed again
 
 
 def shades(parts: np.ndarray) -> str:
-    """Returns numbers from 0 to 1, [rows, columns], as an image from dark blue to yellow. NaN becomes transparent."""
+    """Returns the data URI of an image of numbers from 0 (dark blue) to 1 (yellow), [rows, columns]. NaN is transparent."""
     stops = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in CIVIDIS], np.float64)
     places = np.linspace(0, 1, len(stops))
     known = np.isfinite(parts)
@@ -32,7 +32,7 @@ def shades(parts: np.ndarray) -> str:
 
 
 def leanings(parts: np.ndarray) -> str:
-    """Returns numbers from −1 (blue) over 0 (transparent) to 1 (orange), [rows, columns], as an image."""
+    """Returns the data URI of an image of numbers from −1 (blue) over 0 (transparent) to 1 (orange), [rows, columns]."""
     colour = np.where(parts[..., None] < 0, FEWER, MORE)
     return _uri(np.concatenate([colour, np.abs(parts[..., None]) * 255], axis=-1))
 
@@ -44,7 +44,10 @@ def _uri(pixels: np.ndarray) -> str:
 
 
 def embedded(file: Path) -> tuple[str, int, int] | None:
-    """Returns a PNG file as a data URI with its width and height; a large file with some loss. None if the file is no image."""
+    """Returns (data URI, width, height) of a PNG file; None if the file is no image.
+
+    A file of more than EMBEDDED bytes is compressed again, with some loss of quality.
+    """
     try:
         with Image.open(file) as image:
             size, kind, content = image.size, "png", file.read_bytes()

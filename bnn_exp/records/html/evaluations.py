@@ -1,4 +1,4 @@
-"""Evaluations on the page of a run: one row per evaluation, and the mistakes on the run's own test rows."""
+"""The evaluations on the HTML page of a run: one row per evaluation, and the mistakes on the run's own test rows."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ ABSENT = " (not in the run now)"
 
 
 def evaluated(directory: Path) -> dict[str, Any]:
-    """Returns the variables of the template.
+    """Returns the variables of the page's template about the evaluations in a run directory.
 
     Returns:
-        `evaluations` and `mistakes` (rows of texts), `wrong` (the image of the mistakes, or None), and `evaluation_files`. The
-        mistakes are those of the network that the run holds now.
+        `evaluations` and `mistakes` (rows of texts), `wrong` (the image of the mistakes, or None), and `evaluation_files` (file
+        names). Only the network that the run holds now counts for the mistakes.
     """
     found = [
         (name, value, evaluations.is_present(directory, value.get("model", {}))) for name, value in evaluations.read(directory)

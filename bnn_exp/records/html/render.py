@@ -1,4 +1,4 @@
-"""Makes pages from templates. All inserted text is escaped, and a page may load nothing from elsewhere."""
+"""Makes HTML pages from templates. All inserted text is escaped, and a page may load nothing from elsewhere."""
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **content: Any) -> str:
-    """Returns the page that `template` makes of `content`. Characters that UTF-8 can't encode become escapes."""
+    """Returns the HTML page that the template file `template` makes of the variables `content`.
+
+    Characters that UTF-8 can't encode become escapes.
+    """
     return _environment().get_template(template).render(**content).encode("utf-8", "backslashreplace").decode()
 
 

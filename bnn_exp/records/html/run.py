@@ -1,4 +1,4 @@
-"""Makes the page of one run."""
+"""Makes `report.html`, the HTML page of one run."""
 
 import shlex
 from pathlib import Path
@@ -28,12 +28,12 @@ ACCURACIES = (("train", "c7 dashed"), ("validation", "c4"), ("test", "c0"))
 
 
 def write_run_page(directory: Path) -> None:
-    """Writes `report.html` into the run directory, from the files there."""
+    """Writes `report.html` into a run directory, from the files in the directory."""
     write_text(directory / "report.html", run_page(runs.read(directory)))
 
 
 def run_page(record: Record) -> str:
-    """Returns the HTML page of a run, with its images inside, however the run ended."""
+    """Returns the HTML page of a run, which contains its images. The run may have failed or may be unfinished."""
     summary, config = record.summary, record.config
     epochs = thinned(record.epochs, DRAWN)
     layers = summary.get("layers") or []
@@ -65,19 +65,19 @@ def run_page(record: Record) -> str:
 
 
 def thinned(epochs: list, most: int) -> list:
-    """Returns every second, third, … item, so at most `most` items remain. The last item always remains."""
+    """Returns every item, every second or every third item, and so on: at most `most` items, always with the last one."""
     return epochs[:: -max(-(-len(epochs) // most), 1)][::-1]
 
 
 def command(summary: dict[str, Any]) -> str:
-    """Returns the command line of a run: its own overrides if they are known, else the typed command."""
+    """Returns the command line of a run from its summary: its own overrides if known, else the command as typed."""
     own = summary.get("overrides")
     arguments = [*(summary.get("flags") or []), *own] if own else summary.get("command") or []
     return shlex.join(["bnn-train", *map(str, arguments)])
 
 
 def _tiles(record: Record) -> list[tuple[str, str, str]]:
-    """Returns the main numbers of a run: name, value and remark of each."""
+    """Returns the main numbers of a run, each as (name, value, remark)."""
     s, tiles = record.summary, []
     if s.get("test_accuracy") is not None:
         tiles.append(("test accuracy", f"{s['test_accuracy']:.2f}%", "after the last epoch"))
@@ -101,7 +101,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
 
 
 def _curves(epochs: list[dict]) -> list[Chart]:
-    """Returns charts of accuracies, loss, and any other number of the epochs, such as the strength of the rule."""
+    """Returns charts over the epochs of the accuracies, the loss, and any other metric, such as the strength of the rule."""
     x = [m["epoch"] for m in epochs]
     accuracies = [
         Series(name, [m.get(f"{name}_accuracy") for m in epochs], style)
@@ -118,7 +118,7 @@ def _curves(epochs: list[dict]) -> list[Chart]:
 
 
 def _layer(layer: dict, epochs: list[dict]) -> list[str]:
-    """Returns a row of the table of layers: the layer's description, and the statistics of its bits."""
+    """Returns a row of the table of layers: the description of a layer, and the ones and flips of its bits over the epochs."""
     tensor, binary = f"{layer['name']}.weight", layer["binary"]
     row = [layer["name"], layer["kind"], "×".join(map(str, layer["output"])), f"{binary:,}", f"{layer['real']:,}"]
     row.append(f"{layer['multiply_adds']:,}")
@@ -130,7 +130,7 @@ def _layer(layer: dict, epochs: list[dict]) -> list[str]:
 
 
 def _memory(memory: dict[str, dict[str, int]] | None) -> list[list[str]]:
-    """Returns the rows of the memory table: purpose, bytes of this run, bytes under Adam with latent weights."""
+    """Returns the rows of the memory table: purpose, bytes of the run, bytes that Adam with latent weights would need."""
     if not memory:
         return []
     own, adam = memory["run"], memory["adam"]
@@ -139,7 +139,10 @@ def _memory(memory: dict[str, dict[str, int]] | None) -> list[list[str]]:
 
 
 def _mistakes(classes: list[str] | None, confusion: list[list[int]] | None) -> dict[str, Any]:
-    """Returns the variables of the template about classes: a table of counts and shares; for many classes an image."""
+    """Returns the variables of the page's template about classes.
+
+    `confusion` counts rows as [class][answer]. Up to COUNTED classes get a table of counts and shares, more classes an image.
+    """
     if not classes or not confusion:
         return {"classes": [], "matrix": [], "by_class": [], "picture": None}
     counts = np.array(confusion)

@@ -1,4 +1,4 @@
-"""Charts of the compared number over one setting: means with standard deviations, and each run as a small dot."""
+"""Charts of the number that a sweep compares over one setting: means with standard deviations, and each run as a small dot."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +18,8 @@ MARK = Markup('<circle class="{} {}" cx="{}" cy="{}" r="{}"/>')
 
 
 def over(key: str, comparison: Comparison) -> Chart:
-    """Returns a chart of the rows over the setting `key`. Rows that agree in all other settings form a line, if `key` is
-    numeric."""
+    """Returns a chart of the rows of a comparison over the setting `key`. If `key` is numeric, a line joins the rows that agree
+    in all other settings."""
     others = [other for other in comparison.varied if other != key]
     names = short_names(comparison.varied)
     groups: dict[str, list[Row]] = {}
@@ -51,12 +51,12 @@ def over(key: str, comparison: Comparison) -> Chart:
 
 
 def settings(row: Row, keys: Sequence[str], names: dict[str, str]) -> str:
-    """Returns settings of a row as text, such as hidden_size=128 mask=top."""
+    """Returns the settings `keys` of a row as text, such as hidden_size=128 mask=top. `names` are the short names of keys."""
     return " ".join(f"{names[key]}={as_text(row.settings[key])}" for key in keys)
 
 
 def in_title(y: str) -> str:
-    """Returns the name of a number for a title: test_accuracy → Test accuracy."""
+    """Returns the name of a metric for a title, such as "Test accuracy" for test_accuracy."""
     return y.replace("_", " ").capitalize()
 
 
@@ -78,7 +78,8 @@ def _marks(x: float, row: Row, up: Axis, style: str, y: str) -> list[Markup]:
 
 
 def _numbers(values: list[float]) -> tuple[Axis, list[Markup]]:
-    """Returns an axis of numbers and its marks. The axis is logarithmic for a wide range; many numbers get round marks."""
+    """Returns a horizontal axis for `values` and its marks. The axis is logarithmic for a wide range. More than ten numbers get
+    round marks."""
     there = sorted(set(values))
     log = there[0] > 0 and there[-1] >= 8 * there[0]
     if log:
@@ -91,7 +92,7 @@ def _numbers(values: list[float]) -> tuple[Axis, list[Markup]]:
 
 
 def _names(values: list[Any]) -> tuple[Any, list[Markup]]:
-    """Returns a function that gives each value its position, in order of appearance; and the marks of the axis."""
+    """Returns a horizontal axis for values that are names: a function from value to position, and the marks of the axis."""
     names = list(dict.fromkeys(map(as_text, values)))
     axis = Axis(-0.5, len(names) - 0.5, LEFT, WIDTH - RIGHT)
     length = max(int((WIDTH - LEFT) / 7 / len(names)) - 1, 5)
@@ -99,7 +100,7 @@ def _names(values: list[Any]) -> tuple[Any, list[Markup]]:
 
 
 def _under(marks: list[tuple[float, str]]) -> list[Markup]:
-    """Returns marks below the drawing, without marks that would touch their left neighbour."""
+    """Returns the SVG of `marks`, (position, text), below the drawing, without marks that would touch their left neighbour."""
     text, parts, end = Markup('<text class="middle" x="{}" y="{}">{}</text>'), [], 0.0
     for x, name in marks:
         if x - 3.6 * len(name) >= end:

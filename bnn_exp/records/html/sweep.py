@@ -1,4 +1,4 @@
-"""Makes the page of a sweep, or of any runs: its table, charts over the varied settings, and the curves of all runs."""
+"""Makes the HTML page of a sweep or of any runs: the table, charts over the varied settings, and the curves of all runs."""
 
 import os
 from pathlib import Path
@@ -19,12 +19,13 @@ DRAWN = 20_000  # largest number of points of all curves together
 
 
 def write_sweep_page(comparison: Comparison, directory: Path) -> None:
-    """Writes `report.html` of a comparison into `directory`."""
+    """Writes the HTML page of a comparison as `report.html` into `directory`."""
     write_text(directory / "report.html", sweep_page(comparison, directory))
 
 
 def sweep_page(comparison: Comparison, directory: Path) -> str:
-    """Returns the HTML page of a comparison. Links to the runs' pages are relative to `directory`, where the page will lie."""
+    """Returns the HTML page of a comparison. Links to the pages of runs are relative to `directory`, the folder of
+    the page."""
     charts = [over(key, comparison) for key in comparison.varied[:KEYS]] if comparison.rows else []
     return render(
         "sweep.html",
@@ -66,7 +67,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 
 def _link(run: Record, directory: Path) -> tuple[str | None, str]:
-    """Returns the link to a run's page (None if there is no page), and the text of the link."""
+    """Returns (link, text of the link) to the page of a run, relative to `directory`. The link is None if there is no page."""
     seed = run.setting("seed")
     name = run.directory.name if seed is None else f"seed {seed}"
     page = run.directory / "report.html"
@@ -75,8 +76,10 @@ def _link(run: Record, directory: Path) -> tuple[str | None, str]:
 
 
 def _curves(comparison: Comparison) -> list[Chart]:
-    """Returns a chart of the compared number over the epochs; of the test accuracy if the epochs lack this number. One line
-    per run, one colour per configuration."""
+    """Returns a chart of the compared number over the epochs; of the test accuracy if the epochs lack this number.
+
+    Each run has a line, and each configuration a colour. The list is empty if no run has epochs.
+    """
     runs = [(row, run) for row in comparison.rows for run in row.runs if run.epochs]
     if not runs:
         return []

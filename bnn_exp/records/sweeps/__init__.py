@@ -1,1 +1,1 @@
-"""Compares many runs, of a sweep or of any folders: which settings vary, the table of means, its files and its plot."""
+"""Compares many runs of a sweep or of any folders: finds the varied settings, and makes the table of means and its plot."""

@@ -1,7 +1,9 @@
-"""Compares runs: one row per configuration, with mean ± standard deviation over its seeds. Imports no torch.
+"""Compares runs: one row per configuration, with the mean and standard deviation over the seeds. Imports no torch.
 
-All numbers come from files in the run directories, so they are equal under every launcher, after a crash, and later. Runs that
-differ only in the seed form one row. Two runs of one seed and one configuration are repeats: they count as one seed.
+All numbers come from files in the run directories, so the launcher, a crash and the time of
+the comparison have no effect. Runs that
+differ only in the seed form one row. Two runs of one seed and one configuration are repeats, which
+count as one seed.
 """
 
 import csv
@@ -27,7 +29,7 @@ LESS_IS_BETTER = ("loss", "seconds", "bytes")
 
 @dataclass
 class Row:
-    """One configuration: its settings, its completed runs, and the mean of the compared number."""
+    """One row of a comparison, for one configuration: the settings, the completed runs, and the mean of the compared number."""
 
     settings: dict[str, Any]
     whole: dict[str, Any]  # the same settings, but with complete paths
@@ -38,22 +40,23 @@ class Row:
     every: dict[str, Any] = field(default_factory=dict)  # all settings, also those that do not vary
 
     def value(self, key: str) -> Any:
-        """Returns a setting, paths shortened to the part that differs; None if the configuration lacks the key."""
+        """Returns the value of the setting `key`; None if the configuration lacks the key. A path is shortened to the part that
+        differs between the rows."""
         return self.settings.get(key, self.every.get(key))
 
     @property
     def seeds(self) -> int:
-        """The number of different seeds of the runs."""
+        """The number of different seeds among the runs of the row."""
         return len({run.setting("seed") for run in self.runs})
 
     @property
     def seconds_per_epoch(self) -> float:
-        """The mean seconds of an epoch of training, without evaluation."""
+        """The mean seconds of a training epoch over the runs of the row, without evaluation."""
         seconds = [run.summary["train_seconds"] / max(run.summary["epochs"], 1) for run in self.runs]
         return statistics.fmean(seconds)
 
     def number(self, key: str) -> float:
-        """Returns the mean of a number over the seeds, from the summaries or the last epochs.
+        """Returns the mean over the seeds of the number `key`, from the summaries or the last epochs of the runs.
 
         Raises:
             UserError: a run lacks this number.
@@ -62,11 +65,11 @@ class Row:
 
     @property
     def in_words(self) -> str:
-        """The mean with its standard deviation, such as 97.31 ± 0.12."""
+        """The mean of the compared number with its standard deviation, as text, such as 97.31 ± 0.12."""
         return mean_and_deviation(self.mean, self.std)
 
     def command(self) -> str:
-        """Returns the command line of the first run."""
+        """Returns the `bnn-train` command line of the row's first run."""
         run = self.runs[0]
         own = own_overrides(run.summary.get("overrides") or [], run.config.get("plugins") or [])
         return shlex.join(["bnn-train", *(run.summary.get("flags") or []), *own])
@@ -92,7 +95,7 @@ class Comparison:
     missing: int = 0
 
     def varies(self, key: str) -> bool:
-        """Returns True if configurations differ in a setting, even if the table has no column for it."""
+        """Returns True if configurations differ in the setting `key`, even if the table has no column for the setting."""
         return key in self.varied or len({as_text(row.value(key)) for row in self.rows}) > 1
 
     @property
@@ -112,14 +115,16 @@ class Comparison:
 
     @property
     def costs(self) -> dict[str, str]:
-        """Further numbers of the summaries that the table shows, with their column titles: the state of the rule, if it
-        varies."""
+        """Further numbers that the table shows, as {key of summary.json: column title}.
+
+        The only such number is the bytes of optimizer state per weight, if the runs differ in it.
+        """
         state = {run.summary.get(STATE) for row in self.rows for run in row.runs}
         return {STATE: "state, B/weight"} if len(state) > 1 and None not in state else {}
 
     @property
     def notes(self) -> list[str]:
-        """Sentences below the table: how the best row was chosen, and what counts as a seed."""
+        """Sentences below the table: the jobs that are missing, how the best row was chosen, and what counts as a seed."""
         notes = []
         if self.missing:
             have = "have" if self.missing > 1 else "has"
@@ -139,7 +144,7 @@ class Comparison:
         return notes
 
     def csv(self) -> str:
-        """Returns the text of `sweep.csv`."""
+        """Returns the text of `sweep.csv`, the table with full numbers."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         measured = [self.y, *([VALIDATION] if self.validated else [])]
@@ -153,7 +158,7 @@ class Comparison:
         return text.getvalue()
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Returns the table for readers: its column titles, and a list of texts per row."""
+        """Returns the table that readers see: the column titles, and a list of texts per row."""
         seeds, validated = ["seeds"] * self.repeated, ["best in validation"] * self.validated
         rows = [
             [
@@ -171,7 +176,7 @@ class Comparison:
         return [*self.varied, "runs", *seeds, *self.costs.values(), *validated, self.y, "s/epoch", ""], rows
 
     def markdown(self) -> str:
-        """Returns the text of `sweep.md`."""
+        """Returns the text of `sweep.md`: the table, its notes, the command of the best row, and the unfinished runs."""
         head, rows = self.cells()
         parts = [markdown.table(head, rows, bold=[row.best for row in self.rows])]
         parts += [markdown.text(note) for note in self.notes]
@@ -188,7 +193,7 @@ def compare(records: Iterable[Record], y: str | None = None) -> Comparison:
 
     Args:
         y: a number of the summaries, or of the last lines of metrics.jsonl. None means the test accuracy; then the validation
-            accuracy chooses the best row, if every run has it.
+            accuracy chooses the best row, if every run has a validation accuracy.
 
     Raises:
         UserError: a completed run lacks the number.

@@ -25,7 +25,7 @@ def load_runs(paths: Paths, settings: Iterable[str] | None = None) -> "DataFrame
         run: the directory, as text.
         status: completed, failed, interrupted or unfinished.
         seed: int.
-        one column per setting, named by its dotted key (`model.hidden_size`). `optimizer` is the choice of that group.
+        one column per setting, named by its dotted key (`model.hidden_size`). `optimizer` holds the choice of the group.
         epoch: int, from 1.
         tensor: the name in the state dict (`layers.0.weight`); None for a number of the whole network.
         metric: a name of metrics.jsonl.
@@ -33,10 +33,10 @@ def load_runs(paths: Paths, settings: Iterable[str] | None = None) -> "DataFrame
 
     Args:
         paths: directories of runs or sweeps, folders of them, patterns such as "outputs/*/*", or a list of these.
-        settings: the keys of the settings that become columns; None for those that differ between the runs.
+        settings: the keys of the settings that become columns; None for the settings that differ between the runs.
 
     Raises:
-        UserError: no run is there, or no run has such a setting.
+        UserError: `paths` hold no run, or no run has one of the `settings`.
     """
     import pandas as pd
 
@@ -58,7 +58,7 @@ def load_runs(paths: Paths, settings: Iterable[str] | None = None) -> "DataFrame
 
 
 def _places(paths: Paths) -> list[Path]:
-    """Returns the directories that `paths` name or match."""
+    """Returns the directories that `paths` name or match. A file stands for the directory of its run."""
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     found: list[Path] = []
     for path in given:
@@ -77,12 +77,12 @@ def _rows(record: Record) -> Iterator[tuple[int, str | None, str, float]]:
 
 
 def _tensor(metric: str, name: str | None) -> str | None:
-    """Returns the name of a tensor. Earlier versions named `dead_outputs` by layer."""
+    """Returns the tensor name for `name` in metrics.jsonl. In earlier versions the names of `dead_outputs` were layers."""
     return f"{name}.weight" if metric == "dead_outputs" and name and not name.endswith("weight") else name
 
 
 def _plain(value: Any) -> Any:
-    """Returns a setting as a table cell: lists as text."""
+    """Returns the value of a setting for a table cell. Lists and dictionaries become text."""
     return as_text(value) if isinstance(value, list | dict) else value
 
 

@@ -1,4 +1,4 @@
-"""Numbers of runs, and their mean and standard deviation over the seeds."""
+"""Reads the numbers of runs, and computes means and standard deviations over the seeds."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from bnn_exp.records.runs import Record
 
 
 def number(run: Record, y: str) -> float:
-    """Returns a number of a run's summary, else of its last epoch.
+    """Returns the number `y` of a run, from the summary, else from the last epoch.
 
     Raises:
         UserError: the run lacks this number.
@@ -23,7 +23,7 @@ def number(run: Record, y: str) -> float:
 
 
 def over_seeds(runs: list[Record], key: str) -> tuple[float, float | None]:
-    """Returns the mean of a number over the seeds of `runs`, and its sample standard deviation (None for a single seed).
+    """Returns mean and sample standard deviation (None for a single seed) of the number `key` over the seeds of `runs`.
 
     Raises:
         UserError: a run lacks this number.
@@ -36,5 +36,5 @@ def over_seeds(runs: list[Record], key: str) -> tuple[float, float | None]:
 
 
 def has_all(runs: Sequence[Record], key: str) -> bool:
-    """Returns True if there are runs, and all their summaries have this number."""
+    """Returns True if there are runs, and the summaries of all runs have the number `key`."""
     return bool(runs) and all(run.summary.get(key) is not None for run in runs)

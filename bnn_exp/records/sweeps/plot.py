@@ -1,4 +1,4 @@
-"""`sweep.png`: the compared number over the setting that varied."""
+"""Draws `sweep.png`, a plot of the compared number over a varied setting."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from bnn_exp.records.sweeps.comparison import Comparison, Row
 
 
 def axes_of(comparison: Comparison, x: str | None, group: str | None) -> tuple[str | None, str | None]:
-    """Returns the keys of the horizontal axis and of the lines. Without `x` and `group` these are the first numeric key and
-    the first other key.
+    """Returns the keys of the horizontal axis and of the lines: `x` and `group` if given, else the first numeric varied key and
+    the first other varied key.
 
     Raises:
-        UserError: a key does not vary, and `x` is no number of the summaries either.
+        UserError: `group` does not vary, or `x` neither varies nor is a number of all runs.
     """
     allowed = ", ".join(comparison.varied) or "nothing varies"
     for name, key in (("x", x), ("group", group)):
@@ -28,11 +28,11 @@ def axes_of(comparison: Comparison, x: str | None, group: str | None) -> tuple[s
 
 
 def draw(file: Path, comparison: Comparison, x: str | None = None, group: str | None = None) -> None:
-    """Draws means with standard deviations over `x` into a PNG: one line per value of `group`, a ring around the best row. If
-    `x` is a measured number and no setting, draws points with their settings as labels.
+    """Draws means with standard deviations over `x` into the PNG `file`: one line per value of `group`, and a ring around the
+    best row. If `x` is a measured number and no setting, draws points, and labels the points with the settings.
 
     Raises:
-        UserError: a key does not vary.
+        UserError: see `axes_of`.
     """
     x, group = axes_of(comparison, x, group)
     figure = new_figure(8, 4.8, layout="constrained")
@@ -93,8 +93,8 @@ def _settings_of(row: Row, comparison: Comparison) -> str:
 
 
 def _name(axes: Any, points: dict[tuple[float, float], str]) -> None:
-    """Writes the names beside their points. Tries four places and takes the first that is inside the axes and covers no other
-    name; else the last."""
+    """Writes the names of `points`, {(x, y): name}, beside the points. Tries four places for each name. Takes the first place
+    that lies inside the axes and covers no other name, else the last place."""
     figure = axes.figure
     taken: list[Any] = []
     figure.draw_without_rendering()  # computes `axes.bbox`
@@ -109,7 +109,7 @@ def _name(axes: Any, points: dict[tuple[float, float], str]) -> None:
 
 
 def is_measured(comparison: Comparison, key: str) -> bool:
-    """Returns True if all completed runs have this number."""
+    """Returns True if all runs of the comparison have a number `key` in their summaries or last epochs."""
     try:
         return all(row.number(key) is not None for row in comparison.rows)
     except UserError:

@@ -1,4 +1,4 @@
-"""`sweep_runs.csv`: one row per run, before the mean over the seeds. Imports no torch."""
+"""Makes `sweep_runs.csv`, a table with one row per run, before the mean over the seeds. Imports no torch."""
 
 import csv
 import io
@@ -15,8 +15,8 @@ MEASURED = (TEST, "best_test_accuracy", VALIDATION, "best_epoch", "epochs", "tra
 def runs_csv(comparison: Comparison, records: Sequence[Record], directory: Path) -> str:
     """Returns a CSV table with one row per run: its directory, seed, status, varied settings, and results.
 
-    Run directories below `directory` are relative to it, so a sweep can be moved. Others are absolute. Numbers that a run
-    lacks are empty, for example those of a failed run.
+    Run directories below `directory` are relative to `directory`, so a sweep can be moved. Other paths are absolute. A cell
+    is empty if the run lacks the number, for example because the run failed.
     """
     measured = list(dict.fromkeys((comparison.y, *MEASURED)))
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""Short texts about runs, for tables, charts and pages of sweeps."""
+"""Returns short texts about runs, for tables, charts and pages of sweeps."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,14 +12,14 @@ def mean_and_deviation(mean: float, std: float | None) -> str:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Returns a short name for each key: its last part, if no other key has the same; else the whole key. `model.name` becomes
-    `model`."""
+    """Returns a short name for each key: the last part of the key if no other key has this last part, else the whole key. The
+    short name of `model.name` is `model`."""
     last = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
     return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
 def label(run: Record, keys: Iterable[str]) -> str:
-    """Returns the overrides of a run's command line; without them, the values of `keys`."""
+    """Returns the overrides of a run's command line as text. Without overrides, returns the values of the settings `keys`."""
     values = settings(run)
     return " ".join(run.summary.get("overrides") or [f"{key}={as_text(values.get(key))}" for key in keys if values])
 

@@ -13,13 +13,15 @@ CONTENT = "dataset.content"  # the first digits of the dataset's key, which tell
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Returns the settings of a run by dotted keys, with the choice of each group ({"optimizer": "counter_4bit", …}) and the
-    first digits of the dataset's key."""
+    """Returns the settings of a run by dotted keys. Also contains the choice of each group ({"optimizer": "counter_4bit", …})
+    and the first digits of the dataset's key."""
     return filled([record])[0]
 
 
 def filled(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Returns the settings of runs. Equal configurations have equal settings, whatever their command lines were.
+    """Returns the settings of each run, as `settings` describes them.
+
+    Equal configurations have equal settings, whatever their command lines were.
 
     Runs of earlier versions lack new keys. If all other runs have one value of such a key, the run gets this value, which is
     probably the default.
@@ -38,8 +40,8 @@ def filled(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _values(record: Record) -> dict[str, Any]:
-    """Returns the settings of a run by dotted keys, with equal forms of equal numbers, and the first digits of the dataset's
-    key."""
+    """Returns the settings of a run by dotted keys, and the first digits of the dataset's key. Equal numbers get one form: 10
+    for 10.0."""
     values = {key: _plain(value) for key, value in flat(record.config).items()}
     if TWICE in values and "optimizer.name" in values:
         values[TWICE] = values.get(f"optimizer.{TWICE}")
@@ -54,9 +56,10 @@ def _plain(value: Any) -> Any:
 
 
 def _labelled(records: Sequence[Record], configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the settings with a label for each group: its choice on the command line, such as a preset, else its name.
+    """Returns `configs`, the settings of `records`, with a label for each group: the choice that a command line names, else the
+    name of the group's member.
 
-    Runs with equal values of a group get one label, the first that a command line has.
+    Runs with equal values of a group get one label: the first choice among their command lines.
     """
     labels: dict[tuple, str] = {}
     for record, config in zip(records, configs, strict=True):
@@ -79,7 +82,7 @@ def _of_group(config: dict[str, Any], group: str) -> tuple:
 
 
 def varied_keys(records: Sequence[Record]) -> list[str]:
-    """Returns the keys that tell the configurations apart: those on the command lines first, then others as needed."""
+    """Returns keys that tell the configurations of runs apart: keys on the command lines first, then other keys as needed."""
     configs = filled(records)
     keys = dict.fromkeys(key for config in configs for key in config if key.partition(".")[0] not in FOLDED)
     several = [key for key in keys if len({as_text(config.get(key)) for config in configs}) > 1]
@@ -97,7 +100,8 @@ def _parts(configs: list[dict], keys: list[str]) -> int:
 
 
 def shortened(values: Sequence[Any]) -> list[Any]:
-    """Returns `values` with absolute paths cut to the part after their shared folders. Other values do not change."""
+    """Returns `values` with absolute paths cut to the part after the folders that all paths share. Other values do
+    not change."""
     paths = {value for value in values if isinstance(value, str) and value.startswith("/")}
     if len(paths) < 2:
         return list(values)
