@@ -75,9 +75,9 @@ def packed_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def deployed_state(network: nn.Module) -> dict[str, Tensor]:
-    """Returns the part of the network's state that evaluation needs, on the CPU.
+    """Returns the tensors that evaluation of the network needs; they lie on the CPU.
 
-    The result differs from `packed_state` in two ways. Packed bits replace latent weights too, and a BatchNorm with running
+    The result differs from `packed_state` in two ways: packed bits replace latent weights, and a BatchNorm with running
     statistics keeps only its scale and shift (`bnn_exp.nn.norm`).
     """
     state = packed_state(network) | {name: pack(bits) for name, bits in named_bits(network)}

@@ -113,7 +113,7 @@ def conclude(now: Command) -> None:
     """Writes and prints the results of the command's sweep. Replaces the exit codes of the jobs by one for the sweep.
 
     The exit code of the sweep is 130 if a signal ended the sweep, else 1 if a run did not complete or a job failed, else 3 if a
-    run is below `min_accuracy`. The summaries of the runs decide, since jobs may have run in other processes.
+    run is below `min_accuracy`. The summaries of the runs say which runs completed: jobs may run in other processes.
     """
     sweep = now.sweep
     cut = INTERRUPTED in now.codes
@@ -133,7 +133,7 @@ def conclude(now: Command) -> None:
 
 
 def _answer(sweep: Sweep, cut: bool) -> bool | None:
-    """Writes the results of a sweep into its directory, and prints the names of the files and the next command.
+    """Writes the results of a sweep into its directory, and prints the names of the files and a command to run next.
 
     Args:
         cut: True if a signal has ended the sweep.

@@ -160,7 +160,7 @@ def check_exchange(settings: Settings) -> None:
     """
     form, devices, mask = settings.engine.all_reduce, settings.engine.devices, getattr(settings.optimizer, "mask", None)
     if weights_of(settings.model) != "bits":
-        forms = ["fp32"]  # the optimizers of latent weights read whole gradients
+        forms = ["fp32"]  # ranks must exchange float32: optimizers of latent weights read the exact numbers of a gradient
     elif mask == "random":
         forms = ["fp32", "int8", "sign"]  # a random mask reads only the signs of a gradient
     else:

@@ -129,5 +129,7 @@ def _checked(kind: type, config: DictConfig | dict[str, Any]) -> Any:
     except ValidationError as error:
         found: dict[str, str] = {}
         for mistake in (mistakes.mistake(e, raw, known_keys()) for e in error.errors()):
-            found.setdefault(mistake.splitlines()[0], mistake)  # one wrong delta gives equal messages: keep one
+            found.setdefault(
+                mistake.splitlines()[0], mistake
+            )  # a wrong `delta` is a wrong `optimizer.delta` too: both give the same message
         raise UserError("\n".join(found.values())) from error

@@ -22,7 +22,10 @@ FIRST_SIGMA = 0.01  # σ₀, with which the temperatures begin
 
 
 class Mask:
-    """A kind of mask of HyperMask. `strength` names the hyperparameter that says how many weights the mask selects."""
+    """A kind of mask of the rule HyperMask: it selects the bits that a step may flip.
+
+    `strength` names the hyperparameter that says how many bits the mask selects.
+    """
 
     strength = "delta"
 

@@ -91,7 +91,7 @@ def _start(size: int, others: list[BaseProcess]) -> Ranks:
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    resource_tracker.ensure_running()  # started first, because its start would unblock the signals
+    resource_tracker.ensure_running()  # started before the signals are blocked: its start unblocks them
     # New ranks inherit blocked signals. Until they train, Ctrl-C reaches rank 0 alone.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

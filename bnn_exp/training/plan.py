@@ -86,7 +86,8 @@ def with_devices(settings: Settings, values: dict, requested: int | None) -> Set
             for `engine.devices`.
 
     Raises:
-        UserError: torchrun has started another number of processes, or `engine.all_reduce` does not fit.
+        UserError: torchrun has started another number of processes, or there are too many devices for
+            `engine.all_reduce=int8`.
     """
     started = torchrun_size()
     if started > 1 and requested not in (None, started):

@@ -86,7 +86,8 @@ class ToInputs(Protocol):
     shares_rows: bool  # True if several threads may call `rows`, False if `rows` itself uses all threads
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from the same rows of `grad`, float32."""
+        """Computes the gradient at the inputs in rows `begin` to `end` − 1 of `out`, float32 [rows, width], from these rows of
+        `grad`, the gradient at the sums, float32."""
 
 
 class ByProduct:
@@ -98,7 +99,8 @@ class ByProduct:
         self.width, self.v = width, filled(weights.values(zero), width)
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from the same rows of `grad`, float32."""
+        """Computes the gradient at the inputs in rows `begin` to `end` − 1 of `out`, float32 [rows, width], from these rows of
+        `grad`, the gradient at the sums, float32."""
         torch.mm(grad[begin:end, : len(self.v)], self.v, out=out[begin:end])
 
 
@@ -117,7 +119,8 @@ class ByLookUp:
         self.factors = factors_of(zero)
 
     def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """Computes rows `begin` to `end` of `out`, float32 [rows, width], from the same rows of `grad`, float32."""
+        """Computes the gradient at the inputs in rows `begin` to `end` − 1 of `out`, float32 [rows, width], from these rows of
+        `grad`, the gradient at the sums, float32."""
         look_up(grad[:, : self.neurons], self.words, self.factors, out, begin, end)
 
 

@@ -14,7 +14,9 @@ from bnn_exp.bits.cpu.kernels import products
 from bnn_exp.bits.cpu.threads import share
 from bnn_exp.bits.reference import LANES
 
-_THREAD_WORK = 2**18  # the least work of one thread, in bytes of input × tiles; to wake a thread for less takes longer
+_THREAD_WORK = (
+    2**18
+)  # the least work of one thread: bytes of input times tiles. Less work is done faster without waking a thread
 _REAL_ROWS = 16  # from 16 rows on, torch's product of unpacked weights is faster than our kernel (measured: 1024² weights)
 
 

@@ -81,7 +81,7 @@ def _placed(parts: Parts) -> dict[Path, tuple[str, str]]:
         if "train" in tops and (split is split_of or len(tops - {None}) > 1):
             return _split_first(deep, split)
     if tops and None not in tops and "train" not in tops:
-        return _split_first(deep, split_among)  # the dataset has test rows only
+        return _split_first(deep, split_among)  # the top folders name splits, none of them train
     if "train" in {split_of(part[1]) for part in deep.values()} and any(
         split_of(part[1]) in ("test", "validation") for part in deep.values()
     ):

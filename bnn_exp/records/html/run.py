@@ -101,7 +101,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
 
 
 def _curves(epochs: list[dict]) -> list[Chart]:
-    """Returns charts over the epochs of the accuracies, the loss, and any other metric, such as the strength of the rule."""
+    """Returns charts over the epochs: of the accuracies, of the loss, and of any other metric, such as a rule's strength."""
     x = [m["epoch"] for m in epochs]
     accuracies = [
         Series(name, [m.get(f"{name}_accuracy") for m in epochs], style)

@@ -8,7 +8,7 @@ from typing import Any
 from bnn_exp.records.runs import Record, as_text, flat
 
 FOLDED = ("seed", "resume", "logger")  # runs that differ only in these keys count as one configuration
-TWICE = "delta"  # an alias: a run reads optimizer.delta
+TWICE = "delta"  # the configuration holds this setting twice: here, and as optimizer.delta, which a run reads
 CONTENT = "dataset.content"  # the first digits of the dataset's key, which tell apart other files under the same path
 
 
@@ -23,8 +23,8 @@ def filled(records: Sequence[Record]) -> list[dict[str, Any]]:
 
     Equal configurations have equal settings, whatever their command lines were.
 
-    Runs of earlier versions lack new keys. If all other runs have one value of such a key, the run gets this value, which is
-    probably the default.
+    Runs of earlier versions lack new keys. If all runs that have such a key have the same value, the other runs get this value:
+    it is probably the default.
     """
     configs = [_values(record) for record in records]
     for key in {key for config in configs for key in config}:

@@ -95,7 +95,7 @@ def set_not_negative(_typing, address, numbers):
 
 @intrinsic
 def set_used(_typing, address, x, y, first):
-    """Stores first + i, int32, for each i of 0 … 15 where the int32 at x + 4i or at y + 4i is not 0; returns their count.
+    """Stores `first` + i, int32, for the i in 0 … 15 whose int32 at x + 4i or at y + 4i is not 0; returns the number of them.
 
     The stored integers stand one after the other from `address` on. The rest of the 64 bytes from `address` on becomes 0.
     """
