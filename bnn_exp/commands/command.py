@@ -56,7 +56,7 @@ _current = Command()
 
 
 def begin() -> Command:
-    """Starts a new command in this process and returns its state."""
+    """Replaces the state of the last command of this process by a new, empty state, and returns it."""
     global _current
     _current = Command()
     return _current

@@ -84,7 +84,7 @@ def loaded() -> list[Plugin]:
 
 
 def program() -> list[str]:
-    """Returns entries of the setting `plugins` for modules that registered something here and were not loaded as plugins.
+    """Returns the modules that registered something in this process without being loaded as plugins, as entries of `plugins`.
 
     Such a module is usually the user's own program, which calls `main()`.
     """

@@ -15,7 +15,9 @@ from bnn_exp.errors import UserError
 PACKAGE = Path(__file__).resolve().parent.parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 PROGRAMS = ("__main__", "__mp_main__")  # names of a module that runs as a program, the second in a subprocess
-RESERVED = ("saved",)  # refused as a name: `bnn_exp.records.inherit` uses this choice for inherited settings
+RESERVED = (
+    "saved",
+)  # names that nobody may register: `bnn_exp.records.inherit` offers inherited settings as the choice `saved`
 
 Entry = TypeVar("Entry")
 

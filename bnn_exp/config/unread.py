@@ -200,7 +200,8 @@ def check_command(request: Request, overrides: Iterable[str], sweep: bool = Fals
         sweep: True if the command runs a sweep.
 
     Raises:
-        UserError: the command does not read a key, or an experiment names a run, which only the command line can name.
+        UserError: the command does not read a key, or an experiment file names a run to inherit from: only the
+            command line may do that.
     """
     _check(COMMAND, Case(_given(overrides), request=request, sweep=sweep))
     check_named({"config": request.config, "from": request.task != "report" and request.from_}, overrides)

@@ -19,7 +19,7 @@ class Augment:
     Args:
         shift: the largest shift in pixels. Each image moves by -shift…shift pixels down and across, uniformly. Black pixels
             fill the gap.
-        flip: mirrors half of the images left to right.
+        flip: mirrors each image left to right with probability ½.
         cutout: the side in pixels of a black square; 0 for none. The centre is uniform over the pixels, so the square may
             extend over the edge (DeVries & Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout).
     """

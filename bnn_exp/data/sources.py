@@ -73,7 +73,7 @@ def _read(
     reading = decode.Reading(label, size, channels, pixels, test_fraction)
     source = folder.find(Path(path), label, (hub or "").partition(":")[2]) if path else of_hub.source(name, hub, label)
     found, content = (source.notes, source.warnings), source.digest() if path else f"hub {hub}"
-    source.notes, source.warnings = [], []  # from here on the lists hold the notes of decoding alone, for the cache
+    source.notes, source.warnings = [], []  # the cache keeps only the notes and warnings that decoding adds from here on
 
     def make() -> Arrays:
         made = complete(decode.decode(source, reading))

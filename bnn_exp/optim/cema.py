@@ -11,7 +11,7 @@ class CEMA(Rule):
         m ← (1 − γ)m + γg,  h ← (1 − α)h + αm
         flip where h·s > 0, for s = 2b − 1
 
-    α falls to 0, so the filter ends as the average of the whole training. State: m and h, two floats per weight.
+    α falls to 0 over the training, so h ends as the average of m over the whole training. State: m and h, two floats a weight.
 
     Args:
         gamma: γ in [0, 1], the rate of the first average.

@@ -49,7 +49,7 @@ class Random(Mask):
         return h.delta <= DENSEST
 
     def flips(self, g, w, h, state, draw):
-        if isinstance(draw, Philox):  # on a GPU, a mask of bools: positions would make Python wait
+        if isinstance(draw, Philox):  # on a GPU the mask is bool: to count selected positions, Python would wait for the GPU
             return (uniform(w, draw) < h.delta) & ((g <= 0) != w.bool())
         m = bernoulli_positions(w.numel(), h.delta, draw)
         g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)

@@ -17,7 +17,7 @@ from bnn_exp.records import probe_logits
 
 FORMAT = "bnn_exp model 2"
 ABOUT = ("config", "image_shape", "classes")
-# Files of earlier versions lack these keys. Earlier versions can read files that have them: "sha256" does not cover the keys.
+# Files of earlier versions lack these keys. Earlier versions can read files with these keys, as their "sha256" leaves them out.
 IDENTITY = ("class", "probe")
 
 

@@ -88,7 +88,7 @@ def _file(name: str, place: Path) -> Path:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if file.suffix == ".pt":  # a checkpoint that lies outside the directory of its run
+    if file.suffix == ".pt":  # a checkpoint alone: the configuration of its run is inside
         from bnn_exp.records import checkpoint
 
         return checkpoint.load(file)["config"]

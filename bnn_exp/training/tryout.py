@@ -91,7 +91,7 @@ def _check_rule(settings: Settings) -> None:
 
 
 def _watched(update: Callable) -> Callable:
-    """Returns the `update` of a rule with a check: each position that it returns must exist and occur only once."""
+    """Returns a rule's `update` with a check of its result: each flat position of a weight must exist and occur only once."""
     import torch
 
     def watched(g: Any, w: torch.Tensor, *others: Any) -> Any:

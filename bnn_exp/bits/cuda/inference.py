@@ -16,7 +16,7 @@ from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.reference import LANES
 
 _COLUMNS = 32  # bytes of a row that a Triton program reads in one pass of its loop
-_ROWS = 16  # rows that a program of `_multiply` takes: the tensor cores take no fewer
+_ROWS = 16  # rows of one Triton program of `_multiply`: the tensor cores take no fewer
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Chooses the benchmark that the user requests. Imports no torch, so bad input answers at once."""
+"""Chooses the benchmark that the user requests. Imports no torch, so a refusal of bad input comes at once."""
 
 import pkgutil
 

@@ -33,7 +33,7 @@ def benchmark(task: Task) -> str:
     - `training`: the `engine`, the `batch`, and the `config` that was measured;
     - `ways`: see `training_times.measure`, with `speedup`: the seconds of a way divided by the seconds of the engine;
     - `floor`: the least work of an epoch, see `lower_bound`, with `times`: the engine's seconds divided by the least seconds;
-    - `seed`: see `reference_program.compare`, or null;
+    - `seed`: the figures of the reference program, see `reference_program.compare`, or null;
     - `memory`: for each way, see `training_memory.measure`; null if the system does not report memory;
     - `speedup_over_dense_torch` (fp32), `speedup_over_seed` (or null), `memory_saved_over_adam` (a fraction, or null).
 

@@ -40,7 +40,7 @@ def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: i
 
 
 def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -> dict[str, dict[str, float]]:
-    """Times the steps of several ways in turn, on the same batches.
+    """Measures the time of a training step by several ways, which take turns on the same batches.
 
     In each round every way trains on as many batches as the quickest way manages in `WINDOW` seconds. Before the first round
     every way takes two steps: to compile, and to estimate its time.

@@ -36,7 +36,8 @@ def _number(z, short, a, c):
 
 @fused_kernel
 def moments(z, a, c, first, last, mean, squares):
-    """Computes the `mean` and the `squares` Σ (number − mean)² of the numbers a·z + c in columns `first` to `last`, float32.
+    """Writes, for each column from `first` to `last` − 1, the mean of the numbers a·z + c to `mean` and Σ (number − mean)² to
+    `squares`, float32.
 
     The rows are added one after the other, as torch does on one thread.
     """
