@@ -31,6 +31,9 @@ FOR_THE_COMMAND = signals.SIGNALS - {signal.SIGTERM}
 class LocalLauncher(submitit_launcher.LocalLauncher):
     """Hydra's launcher of local processes. The command prints the messages of its jobs, and ends the jobs at a signal."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.__dict__,)
+
     def __call__(self, *arguments: Any) -> JobReturn:
         """Executes one job. submitit calls this method in the process of the job."""
         with signals.listening():
@@ -78,8 +81,20 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
 
 
 def use() -> None:
-    """Replaces submitit's own launcher of local processes with `LocalLauncher`. Hydra finds the class by its name."""
+    """Replaces submitit's own launcher of local processes with `LocalLauncher`. Hydra finds the class by its name.
+
+    The class takes the full name of submitit's class: Hydra 1.4 instantiates only targets whose names it trusts.
+    """
+    own = submitit_launcher.LocalLauncher
+    LocalLauncher.__module__, LocalLauncher.__qualname__ = own.__module__, own.__qualname__
     submitit_launcher.LocalLauncher = LocalLauncher
+
+
+def _restored(attributes: dict[str, Any]) -> LocalLauncher:
+    """Returns the launcher with these attributes, in the process of a job, which has not called `use`."""
+    launcher = object.__new__(LocalLauncher)
+    launcher.__dict__.update(attributes)
+    return launcher
 
 
 @contextmanager
