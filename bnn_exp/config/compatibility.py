@@ -183,10 +183,10 @@ def check_measured(settings: Settings, request: Request) -> None:
     """
     if "weights" not in fields_of(type(settings.model)):
         raise UserError(
-            f"model={settings.model.name}: it has no setting weights, by which plain torch trains it with real weights\n"
-            "allowed: a model that has it, or benchmark=inference"
+            f"model={settings.model.name}: it lacks the setting weights, which plain torch needs to train real weights\n"
+            "allowed: a model that has this setting, or benchmark=inference"
         )
-    begins = "null; the benchmark measures the configuration from its first step"
+    begins = "null; the configuration is measured, as it begins"
     for key, value, usual, allowed in (
         ("from", request.from_, None, begins),
         ("resume", settings.resume, None, begins),
@@ -194,5 +194,5 @@ def check_measured(settings: Settings, request: Request) -> None:
         ("freeze", settings.freeze, 0, "0"),
         ("engine.devices", settings.engine.devices, 1, "1"),
     ):
-        if value not in (usual, None, ()):
+        if value and value != usual:
             raise UserError(f"{key}={value}: not with benchmark=training\nallowed: {key}={allowed}")

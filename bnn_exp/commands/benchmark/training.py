@@ -11,8 +11,8 @@ from bnn_exp.commands.benchmark.lower_bound import lower_bound
 from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.training_plot import training_plot
 from bnn_exp.commands.task import Task
-from bnn_exp.config.settings import Settings, load_settings
-from bnn_exp.errors import UserError
+from bnn_exp.config.compatibility import check_measured
+from bnn_exp.config.settings import load_settings
 from bnn_exp.records import next_command
 from bnn_exp.records.files import write_json
 from bnn_exp.records.formatting import bytes_in_words
@@ -40,7 +40,7 @@ def benchmark(task: Task) -> str:
     Raises:
         UserError: the configuration can't be trained or measured, or the reference program fails.
     """
-    _check(task, load_settings(task.composed))
+    check_measured(load_settings(task.composed), task.request)
     found = _measure(make_plan(task.composed, []), task.request.benchmark)
     write_json(task.directory / "benchmark.json", found)
     training_plot(task.directory / "benchmark.png", found)
@@ -48,25 +48,6 @@ def benchmark(task: Task) -> str:
     kept = [item for item in own_overrides(task.overrides) if not item.startswith("benchmark")]
     following = next_command.line([*task.flags, *kept], "the training that was measured")
     return f"in {task.directory}: benchmark.json, benchmark.png\n{following}"
-
-
-def _check(task: Task, settings: Settings) -> None:
-    """Raises UserError unless the task measures a training from its beginning, in one process."""
-    if "weights" not in type(settings.model).__dataclass_fields__:
-        raise UserError(
-            f"model={settings.model.name}: it lacks the setting weights, which plain torch needs to train real weights\n"
-            "allowed: a model that has this setting, or benchmark=inference"
-        )
-    given = {
-        "from": (task.request.from_, "null; the configuration is measured, as it begins"),
-        "resume": (settings.resume, "null; the configuration is measured, as it begins"),
-        "init_from": (settings.init_from, "null; the configuration is measured, as it begins"),
-        "freeze": (settings.freeze, "0"),
-        "engine.devices": (settings.engine.devices > 1 and settings.engine.devices, "1"),
-    }
-    for key, (value, allowed) in given.items():
-        if value:
-            raise UserError(f"{key}={value}: not with benchmark=training\nallowed: {key}={allowed}")
 
 
 def _measure(plan: Plan, wanted: Any) -> dict[str, Any]:
