@@ -159,13 +159,16 @@ class Rule(Trained, torch.optim.Optimizer):
         return loss
 
     def announce(self) -> None:
-        """Prepares the coming step: checks tensors that others have written to and, on a GPU, copies the number of the step
-        and the strengths to the GPU.
+        """Prepares the coming step: checks the groups, and the tensors that others have written to. On a GPU it also copies the
+        number of the step and the strengths to the GPU.
 
         Raises:
+            ValueError: a hyperparameter of a group is outside of its range.
             NotBinary: a tensor holds something other than 0 and 1.
         """
         tensors = self.tensors()
+        for group in self.param_groups:
+            self._check_values(group)
         for i, p in enumerate(tensors):
             self._check_bits(i, p)
         if not tensors or device.on_host(tensors[0]):
@@ -241,7 +244,6 @@ class Rule(Trained, torch.optim.Optimizer):
     def _values(self, p: Tensor, k: int) -> SimpleNamespace:
         """Returns the hyperparameters of a tensor in group k at the coming step. On a GPU the scheduled ones are tensors."""
         group = self.param_groups[k]
-        self._check_values(group)
         if device.on_host(p):
             return self._at(group, group["step"])
         strengths = self._on_device()[k].view(torch.float32)[2::2].unbind()
