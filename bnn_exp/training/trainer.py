@@ -62,7 +62,7 @@ class Trainer:
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(real.optimizer for real in self.real)])
-        self.step = steps.build(settings, network, self.batches, self.binary, self.real, ranks)
+        self.step = steps.build(settings, self.engine, network, self.batches, self.binary, self.real, ranks)
         self.names = [name for name, _ in named_bits(network)]
         # A function to call after each step, if training.callbacks has set one.
         self.after_step: Callable[[Trainer, Tensor], None] | None = None

@@ -40,27 +40,32 @@ def prepare(settings: Settings, network: nn.Module, where: str) -> str:
 
 def build(
     settings: Settings,
+    chosen: str,
     network: nn.Module,
     batches: Batches,
     rule: Trained,
     real: list[Scheduled],
     ranks: "Ranks | None" = None,
 ) -> Step:
-    """Returns the training step that the settings choose, for the device of the batches."""
-    where, chosen = batches.device.type, settings.engine
-    bf16 = {"auto": where == "cuda", "fp32": False, "bf16": True}[chosen.precision]
+    """Returns the training step that the settings choose, for the device of the batches.
+
+    Args:
+        chosen: the engine that `prepare` has returned for this network.
+    """
+    where, wanted = batches.device.type, settings.engine
+    bf16 = {"auto": where == "cuda", "fp32": False, "bf16": True}[wanted.precision]
 
     def step(loss: "Loss") -> Dense:
         parts = network, batches, loss, rule, real, bf16
-        if engine.choose(settings, where, network) == "packed":
+        if chosen == "packed":
             return Packed(settings, *parts)
         watch = Diagnostics(network) if settings.trainer.diagnostics else None
-        kind = LowMemory if chosen.memory == "lean" else partial(Dense, compiled=chosen.compile, diagnostics=watch)
+        kind = LowMemory if wanted.memory == "lean" else partial(Dense, compiled=wanted.compile, diagnostics=watch)
         return kind(*parts)
 
     loss = loss_named(settings.trainer.loss)
     if ranks is not None:
         return Exchanged(settings, step, loss, ranks)
     if engine.records(settings, where) and rule.recordable:
-        return Recorded(step(loss), required=chosen.graphs is True)
+        return Recorded(step(loss), required=wanted.graphs is True)
     return step(loss)
