@@ -127,9 +127,9 @@ def _checked(kind: type, config: DictConfig | dict[str, Any]) -> Any:
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))  # strict pydantic accepts no text for a number
     except ValidationError as error:
+        known = known_keys()
+        # A wrong `delta` is a wrong `optimizer.delta` too. Both give the same message: keep the first.
         found: dict[str, str] = {}
-        for mistake in (mistakes.mistake(e, raw, known_keys()) for e in error.errors()):
-            found.setdefault(
-                mistake.splitlines()[0], mistake
-            )  # a wrong `delta` is a wrong `optimizer.delta` too: both give the same message
+        for mistake in (mistakes.mistake(e, raw, known) for e in error.errors()):
+            found.setdefault(mistake.splitlines()[0], mistake)
         raise UserError("\n".join(found.values())) from error
