@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bnn_exp.bits import device
+from bnn_exp.nn import device
 
 if TYPE_CHECKING:
     from bnn_exp.bits.cpu.passes import OnCPU

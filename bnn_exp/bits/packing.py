@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits import device, reference
-from bnn_exp.nn import binary_parameters, named_bits
+from bnn_exp.bits import reference
+from bnn_exp.nn import binary_parameters, device, named_bits
 from bnn_exp.nn.norm import STATISTICS, running_norms, scale_and_shift
 from bnn_exp.nn.packing import pack, unpack
 

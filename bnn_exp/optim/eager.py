@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bnn_exp.bits import device
+from bnn_exp.nn import device
 
 
 class Eager:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from bnn_exp.bits import device
 from bnn_exp.errors import UserError, reason
-from bnn_exp.nn import latent_parameters, named_bits
+from bnn_exp.nn import device, latent_parameters, named_bits
 from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
 from bnn_exp.optim.trained import Trained

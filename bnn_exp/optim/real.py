@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnn_exp.bits import device
-from bnn_exp.nn import real_parameters
+from bnn_exp.nn import device, real_parameters
 from bnn_exp.optim import eager
 from bnn_exp.optim.schedules import factor
 

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits import device
 from bnn_exp.bits.draws import Purpose, generator, number
 from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox
 from bnn_exp.config.registry import name_of
 from bnn_exp.config.schema import check
-from bnn_exp.nn import binary_parameters
+from bnn_exp.nn import binary_parameters, device
 from bnn_exp.nn.binary import NotBinary, check_bits
 from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.group import Group

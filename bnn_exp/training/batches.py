@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from bnn_exp.bits import device
 from bnn_exp.config.settings import Settings
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, epoch_batches, piece_count
+from bnn_exp.nn import device
 
 
 class Batches:

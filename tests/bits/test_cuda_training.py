@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from helpers import NeverWaits, on_both, trainer_of, where
 
-from bnn_exp.bits import bits_sha256, device, pack
+from bnn_exp.bits import bits_sha256, pack
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.config import compatibility
 from bnn_exp.models.mlp import MLP
+from bnn_exp.nn import device
 from bnn_exp.training.steps.packed import PackedMLP
 
 pytest.importorskip("triton")

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bnn_exp.bits import device
 from bnn_exp.commands.benchmark.lower_bound import lower_bound, products, rates, step_of_mlp
+from bnn_exp.nn import device
 
 
 @pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg model.channels=[8,16]"])

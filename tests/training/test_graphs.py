@@ -12,8 +12,9 @@ from helpers import NeverWaits, WaitsForTheGPU, settings_of, trainer_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnn_exp.bits import bits_sha256, device
+from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
+from bnn_exp.nn import device
 from bnn_exp.training import engine
 from bnn_exp.training.steps.recorded import Graphs, Recorded
 
