@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
-from bnn_exp.nn import device
+from bnn_exp.nn import device, operators
 from bnn_exp.training import engine
 from bnn_exp.training.steps.recorded import Graphs, Recorded
 
@@ -265,3 +265,19 @@ def test_where_steps_are_recorded(overrides, reason):
     assert not engine.records(settings_of(*overrides), on)
     with pytest.raises(UserError, match=f"engine.graphs=true: not with {reason}"):
         engine.records(settings_of("engine.graphs=true", *overrides), on)
+
+
+@pytest.mark.parametrize(("rule", "kernels"), [("counter", True), ("counter", False), ("hypermask optimizer.mask=top", False)])
+def test_a_graph_holds_the_step_of_packed_bits(rule, kernels, tapes, on_gpu, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(operators, "kernels_everywhere", kernels)
+    ends = []
+    for recorded in (True, False):
+        sizes = ["model.hidden_size=24", "model.num_layers=3", "dataset.limit=100", "trainer.batch_size=32"]
+        trainer = trainer_of(*f"optimizer={rule} engine=packed".split(), *sizes)
+        if recorded:
+            trainer.step = Recorded(trainer.step, required=True)
+        metrics = [trainer.epoch() for _ in range(2)]
+        norms = {name: t.tolist() for name, t in trainer.network.state_dict().items() if "norm" in name}
+        ends.append((bits_sha256(trainer.network), norms, *(m[key] for m in metrics for key in ("train_loss", "flips"))))
+    assert ends[0] == ends[1] and len(tapes) == 2

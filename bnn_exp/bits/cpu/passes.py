@@ -43,7 +43,7 @@ class OnCPU:
 
     @staticmethod
     def activated(norm: nn.BatchNorm1d, sums: Sums, zero: float) -> tuple[Norm, Tensor]:
-        """Returns the `Norm` of a layer, and the inputs of the next layer: the bits 1[y ≥ 0] of BatchNorm's output y, packed."""
+        """Returns the `Norm` of a layer, and the packed bits 1[y ≥ 0] of the BatchNorm's output y."""
         found = forward.normalization(norm, sums)
         return found, forward.activations(sums, found)
 

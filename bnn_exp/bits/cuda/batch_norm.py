@@ -4,8 +4,9 @@ The sums z of a layer, float16 or float32 [rows, width], stand for the numbers a
 y = z·scale + shift. y is never stored: every kernel computes it again from z. In columns that belong to no neuron, scale is 0
 and shift −∞. Vectors are float32 [width].
 
-Of up to `operations.FEW` rows, one program computes all rows of NEURONS columns, in registers: one kernel for BatchNorm and activation. Of
-more rows, sums over the rows are taken over blocks of ROWS rows first, then over the blocks, always in the same order.
+Of up to `operations.FEW` rows, one program computes all rows of NEURONS columns, in registers: one kernel for BatchNorm and
+activation. Of more rows, sums over the rows are taken over blocks of ROWS rows first, then over the blocks, always in the
+same order.
 """
 
 import torch
@@ -31,7 +32,7 @@ def block(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _moments(x, there, count):
-    """Returns the mean and Σ (x − mean)² of every column of a block with `count` rows; x is 0 where the mask `there` is False."""
+    """Returns the mean and Σ (x − mean)² of every column of a block with `count` rows. x is 0 beyond the mask `there`."""
     mean = tl.sum(x, 0) / count
     away = tl.where(there, x - mean[None, :], 0.0)
     return mean, tl.sum(away * away, 0)
@@ -146,8 +147,8 @@ def normalize_and_activate_kernel(z, width, rows, neurons, a, eps, momentum, wei
 
 
 def warps(rows: int) -> int:
-    """Returns the number of warps of a program that holds all rows: 64 numbers a thread at the most."""
-    return 4 if rows <= 512 else 8 if rows <= 1024 else 16
+    """Returns the number of warps of a program that holds all rows: each thread holds 32 numbers of a tensor at the most."""
+    return max(4, triton.next_power_of_2(rows) * NEURONS.value // 1024)
 
 
 def grid_of(z: Tensor) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def total_kernel(grad, given, z, rows, width, scale, shift, mean, window, sums, 
 
 @triton.jit
 def slopes_kernel(sums, products, rows, width, scale, inverse, slope, offset, of_weight, of_bias):
-    """Computes from the sums of `total_kernel`: `slope` and `offset` for `center_kernel`, gradients of BatchNorm's parameters."""
+    """Computes `slope` and `offset` for `center_kernel`, and gradients of BatchNorm's parameters, from partial sums."""
     n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, ROWS)
     g, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
     for first in range(0, blocks, BLOCKS):

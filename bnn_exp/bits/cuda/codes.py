@@ -10,7 +10,7 @@ INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # the integers of as 
 
 
 def codes(dtype: torch.dtype, zero: float) -> tuple[int, int]:
-    """Returns the bits of the numbers `zero`, which is 0 or −1, and 1 in this dtype, each as an integer of 32 bits with a sign."""
+    """Returns the codes of the numbers `zero`, 0 or −1, and 1 in this dtype, as signed integers of 32 bits."""
     one = _ONE[dtype]
     return _signed(one | 1 << (8 * dtype.itemsize - 1)) if zero else 0, one
 

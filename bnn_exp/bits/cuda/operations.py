@@ -13,7 +13,7 @@ from torch import Tensor
 from bnn_exp.bits import reference
 from bnn_exp.nn.operators import operator
 
-FEW = 2048  # the most rows that one Triton program keeps in registers: then one kernel computes BatchNorm and activation
+FEW = 1024  # the most rows that one Triton program keeps in registers: then one kernel computes BatchNorm and activation
 _FOLDER = "bnn_exp.bits.cuda"
 _NORM = (
     "Tensor z, float a, int neurons, float eps, float momentum, Tensor? weight, Tensor? bias, "
@@ -138,7 +138,7 @@ def slopes_of_gradient(
     """Returns `slope` and `offset` for `centered_gradient`, and the gradients of BatchNorm's weight and bias.
 
     Args:
-        grad: the gradient at the activation, [rows, ≤ width]; it counts as 0 in the other columns. It passes where |y| ≤ window.
+        grad: the gradient at the activation, [rows, ≤ width]; 0 in the other columns. It passes where |y| ≤ window.
     """
     g = _passing(grad, z, scale, shift, window)
     total, product, rows = g.sum(0), (g * (z.float() - mean)).sum(0), len(z)

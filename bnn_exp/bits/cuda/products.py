@@ -1,8 +1,8 @@
 """Exact products of small whole numbers on a GPU, by torch, in the numbers of least bytes that keep all sums exact.
 
-- Values 0 and ±1 are exact in fp8 (e4m3), and in float16. An fp8 product adds up in registers that keep 14 bits at the least
-  (Hopper), so sums of up to MOST_IN_FP8 terms are exact; `use_fast_accum=False` also adds the registers to float32 every few terms.
-  A product of float16 or bfloat16 adds up in float32, where whole numbers up to 2²⁴ are exact.
+- Values 0 and ±1 are exact in fp8 (e4m3) and in float16. Hopper adds fp8 products up in registers that keep about 14 bits.
+  Sums of up to MOST_IN_FP8 terms are exact even there, and `use_fast_accum=False` moves them to float32 every few terms.
+  Products of float16 or bfloat16 add up in float32, where whole numbers up to 2²⁴ are exact.
 - Pixels are exact in bfloat16: 8 bits hold 0…255. Their sums are exact up to 2²⁴, so for up to 65,793 inputs.
 - A sum of n values ±1 or 0 lies in −n…n. float16 holds each whole number up to 2¹¹, and each even number up to 2¹².
 """

@@ -22,7 +22,7 @@ from bnn_exp.nn.product import matmul
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a layer: packed bits, uint8 [rows, bytes], and their values [rows, 8 · bytes], as the product takes them."""
+    """The inputs of a layer: packed bits, uint8 [rows, bytes], and their values for the product [rows, 8 · bytes]."""
 
     bits: Tensor
     values: Tensor

@@ -13,7 +13,7 @@ WORDS = tl.constexpr(128)
 
 @triton.jit
 def _spread(bits, BITS: tl.constexpr):
-    """Returns words with bit j of `bits` in the lowest bit of field j. A word has BITS fields: 4 bytes, 2 halves, or 1 whole."""
+    """Returns words with bit j of `bits` in the lowest bit of field j. A word has BITS fields."""
     if BITS == 4:
         spread = (bits * 0x00204081) & 0x01010101
     elif BITS == 2:
@@ -27,8 +27,8 @@ def _spread(bits, BITS: tl.constexpr):
 def unpack_kernel(packed, row, rows, columns, out, out_rows, words, zero, step, BITS: tl.constexpr):
     """Unpacks the first `columns` bits of packed rows, uint8 [rows, row], to words, int32 [out_rows, words].
 
-    A word holds the values of BITS bits. `zero` is the code of the value of a bit 0, and `zero + step` that of a bit 1. The code
-    of each bit that does not exist is 0. No field of a word overflows, so one multiplication serves all fields.
+    A word holds the values of BITS bits. `zero` is the code of the value of a bit 0, and `zero + step` that of a bit 1. Where
+    no bit exists, the code is 0. No field of a word overflows, so one multiplication serves all fields.
     """
     r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     w = (tl.program_id(1) * WORDS + tl.arange(0, WORDS))[None, :]
@@ -47,7 +47,5 @@ def values_of_bits(packed: Tensor, columns: int, zero: float, rows: int, width: 
     low, one = codes(dtype, zero)
     words = out.view(torch.int32)
     grid = triton.cdiv(rows, ROWS.value), triton.cdiv(words.shape[1], WORDS.value)
-    unpack_kernel[grid](
-        packed, packed.stride(0), len(packed), columns, words, rows, words.shape[1], low, one - low, BITS=bits
-    )
+    unpack_kernel[grid](packed, packed.stride(0), len(packed), columns, words, rows, words.shape[1], low, one - low, BITS=bits)
     return out

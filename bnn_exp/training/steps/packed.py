@@ -55,8 +55,8 @@ class Packed(Dense):
 class PackedMLP:
     """A function that computes an MLP on packed weights.
 
-    For the backward pass it saves the bits of each layer's inputs, and each layer's sums in two bytes (the first layer's in four;
-    on a GPU also those over more than 4096 inputs).
+    For the backward pass it saves the bits of each layer's inputs, and each layer's sums in two bytes. The first layer's sums
+    take four bytes, and on a GPU those over more than 4096 inputs too.
 
     Args:
         network: an MLP of packed bits, encoded `boolean` or `bipolar`, on the device of `arithmetic`.
@@ -75,7 +75,8 @@ class PackedMLP:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Maps pixels, uint8 [batch, …], to logits [batch, num_classes]."""
-        network, x = self.network, self.bits.pixels(pixels.flatten(1))
+        network: MLP = self.network
+        x = self.bits.pixels(pixels.flatten(1))
         if torch.is_grad_enabled() and network.training:
             logits = _Pass.apply(x, self, self.anchor, *(p for norm in network.norms for p in (norm.weight, norm.bias)))
         else:
@@ -83,7 +84,7 @@ class PackedMLP:
             logits = self.logits(last)
         return binarize(logits, network.encoding, network.window) if network.binarize_logits else logits
 
-    def layers(self, x: Tensor) -> Iterator["Layer"]:
+    def layers(self, x: Any) -> Iterator["Layer"]:
         """Yields every layer with its results for a batch of pixels, from the first layer to the last.
 
         A layer and its activation are computed just before the layer is yielded.
