@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import NeverWaits, on_both, trainer_of, where
+from helpers import NeverWaits, on_both, trainer_of, use_tapes, where
 
 from bnn_exp.bits import bits_sha256, pack
 from bnn_exp.bits.cuda import operations, products
@@ -18,6 +18,7 @@ from bnn_exp.config import compatibility
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import device, operators
 from bnn_exp.training.steps.packed import PackedMLP
+from bnn_exp.training.steps.recorded import Recorded
 
 pytest.importorskip("triton")
 pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
@@ -252,6 +253,22 @@ def test_no_step_waits_for_a_gpu(rule, on_gpu, rows_at_once):
     with NeverWaits():
         for batch in range(2):
             trainer.train_on(rows[batch], 0, batch)
+
+
+@pytest.mark.skipif(WHERE == "cuda", reason="tests/training/test_gpu.py records real graphs")
+@pytest.mark.parametrize(("rule", "kernels"), [("counter", True), ("counter", False), ("hypermask optimizer.mask=top", False)])
+def test_a_graph_holds_the_whole_step(rule, kernels, on_gpu, monkeypatch):
+    monkeypatch.setattr(operators, "kernels_everywhere", kernels)
+    tapes, ends = use_tapes(monkeypatch), []
+    for recorded in (True, False):
+        sizes = "model.hidden_size=24 model.num_layers=2 dataset.limit=80 trainer.batch_size=32".split()
+        trainer = trainer_of(*f"optimizer={rule} engine=packed".split(), *sizes)
+        if recorded:
+            trainer.step = Recorded(trainer.step, required=True)
+        metrics = [trainer.epoch() for _ in range(2)]
+        norms = {name: t.tolist() for name, t in trainer.network.state_dict().items() if "norm" in name}
+        ends.append((bits_sha256(trainer.network), norms, *(m[key] for m in metrics for key in ("train_loss", "flips"))))
+    assert ends[0] == ends[1] and len(tapes) == 2
 
 
 def test_a_random_mask_trains_the_same_each_time_and_goes_on_after_a_stop(on_gpu):
