@@ -4,30 +4,43 @@ The step of a small network launches about two hundred kernels. Python takes lon
 Shapes and addresses of tensors are the same in every step, so one graph can hold the whole step.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from bnn_exp.nn.graphs import Graphs
-from bnn_exp.training.steps.dense import Dense
+
+if TYPE_CHECKING:
+    from bnn_exp.training.steps.dense import Dense
+    from bnn_exp.training.steps.ranks import Exchanged
 
 
 class Recorded:
-    """A step that replays another step: batch, passes, rule and optimizers.
+    """A step that replays another step: choice of the samples, batch, passes, exchange of gradients, rule, optimizers, sums.
 
-    `before` and `after` run in Python around each replay. They write the number of the step, the strengths and the learning
-    rates into tensors that the graph reads.
+    Before each replay one copy announces all numbers that the graph reads: where the samples begin in the permutation of the
+    epoch, the number of the step, strengths and learning rates. `after` counts the step in Python.
 
     Args:
         step: the step to record, on a GPU.
         required: raise an exception if the recording fails; else log a warning, and run the step without a graph.
     """
 
-    def __init__(self, step: Dense, required: bool = False):
-        self.step, self.graphs = step, Graphs(step, required)
+    def __init__(self, step: "Dense | Exchanged", required: bool = False):
+        self.step, self.graphs, self.size = step, Graphs(self._train, required), 0
+
+    def _train(self, size: int) -> tuple[Tensor, Tensor]:
+        return self.step(self.step.batches.chosen(size))
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.graphs(rows)
+        return self.graphs(len(rows))
+
+    def before(self, rows: Tensor, epoch: int, batch: int) -> None:
+        """Prepares the step, see `Dense.before`. If the batch size grows with this epoch, frees the graphs of the old size."""
+        if (size := self.step.batches.size(epoch)) != self.size:
+            self.size = size
+            self.graphs.forget()
+        self.step.before(rows, epoch, batch)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.step, name)
