@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from bnn_exp.nn.device import on_host
+from bnn_exp.nn import device
 
 _ALIGNED = 64  # on a GPU, a row of weights takes a multiple of this number of bytes
 
 
 def laid_out(tiles: Tensor) -> Tensor:
     """Returns equal tiles whose memory has the order that kernels read: whole tiles on a CPU, rows of outputs on a GPU."""
-    return tiles.contiguous() if on_host(tiles) else in_rows(tiles)
+    return tiles.contiguous() if device.on_host(tiles) else in_rows(tiles)
 
 
 def in_rows(tiles: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ A layer of few rows is one launch, a layer of more rows two. Every number of thi
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -113,7 +112,8 @@ def _few(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
     """Computes a layer of few rows of bits or pixels x, uint8, by one launch."""
     (rows, count), row = x.shape, weights.stride(2)
     if x.stride(1) != 1 or x.stride(0) % 4 or x.data_ptr() % 4 or (pixels and count % 4):
-        x = F.pad(x, (0, -count % 4))  # the kernels read words of four bytes
+        given, x = x, x.new_zeros(rows, count + -count % 4)  # the kernels read words of four bytes
+        x[:, :count] = given
     kernel, count = (products.few_pixels, triton.cdiv(count, 4)) if pixels else (products.few_bits, count)
     words = min(triton.next_power_of_2(triton.cdiv(weights.shape[1], 4)), _MOST_WORDS)
     warps = max(1, min(words // (8 if pixels else 32), 8))  # a word of pixels takes more instructions than a word of bits
