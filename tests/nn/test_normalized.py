@@ -69,7 +69,7 @@ def test_a_training_pass_is_that_of_torch(name, shape, on_gpu):
 
 @pytest.mark.parametrize("shape", [(300, 17), (3, 17, 29, 23)], ids=str)
 def test_numbers_of_bf16_are_normalized_in_float32(shape, on_gpu):
-    """The only roundings to bf16 are those of the output and of the gradient at z. Triton's interpreter cuts bits off instead."""
+    """Only the output and the gradient at z are rounded to bf16. (Triton's interpreter cuts the last bits off.)"""
     norm, z, grad = norm_of(shape), numbers(shape, torch.bfloat16), torch.randn(shape, device=WHERE).bfloat16()
     exact = copy.deepcopy(norm).double()
     *_, expected = results(exact, nn.ReLU(), z.double(), grad, lambda n, a, x: a(n(x)))
