@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bnn_exp.nn.function import applied, in_bf16
+from bnn_exp.nn.operators import operator
 
 HAS_VNNI = getattr(torch.cpu, "_is_vnni_supported", lambda: False)() and hasattr(torch, "_int_mm")
 _WORTH_IT = 128  # the least number of rows for which int8 saves more than the conversion costs (measured: 256² weights)
@@ -93,7 +94,7 @@ class _Linear(torch.autograd.Function):
         operand, ctx.pixels = x.to(v.dtype), x.dtype == torch.uint8
         ctx.save_for_backward(operand, v)
         ctx.dtypes = x.dtype, weight.dtype
-        z = _in_float32(operand, v.t())
+        z = product_in_float32(operand, v.t(), torch.promote_types(v.dtype, torch.float32))
         return z.div_(255) if ctx.pixels else z
 
     @staticmethod
@@ -102,8 +103,8 @@ class _Linear(torch.autograd.Function):
         (x, v), (of_x, of_weight) = ctx.saved_tensors, ctx.dtypes
         # One kernel converts the gradient and divides it.
         g = torch.div(grad, 255, out=torch.empty_like(grad, dtype=v.dtype)) if ctx.pixels else grad.to(v.dtype)
-        at_x = _in_float32(g, v, of_x) if ctx.needs_input_grad[0] else None
-        return at_x, _in_float32(g.t(), x, of_weight) if ctx.needs_input_grad[1] else None, None
+        at_x = product_in_float32(g, v, of_x) if ctx.needs_input_grad[0] else None
+        return at_x, product_in_float32(g.t(), x, of_weight) if ctx.needs_input_grad[1] else None, None
 
 
 def linear(x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
@@ -116,12 +117,26 @@ def linear(x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
     return _Linear.apply(x, weight, v.detach())
 
 
-def _in_float32(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Returns a @ b as `dtype`, summed in the wider of float32 and the dtype of a and b, independent of autocast."""
+@operator(
+    "(Tensor a, Tensor b, ScalarType dtype) -> Tensor",
+    kernels="bnn_exp.nn.product:on_tensor_cores",
+    launches=1,
+    fake=lambda a, b, dtype: a.new_empty(len(a), b.shape[1], dtype=dtype),
+)
+def product_in_float32(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a @ b as `dtype`, summed in float32 (float64 for operands of this dtype), independent of autocast."""
+    wide = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):
-        if a.dtype == dtype or a.dtype == torch.float64:
-            return (a @ b).to(dtype)
-        return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else (a.to(dtype) @ b.to(dtype))
+        return (a.to(wide) @ b.to(wide)).to(dtype)
+
+
+def on_tensor_cores(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the result of `product_in_float32`. On a GPU one kernel of cuBLAS reads the operands as they are."""
+    if not a.is_cuda:
+        return product_in_float32.__wrapped__(a, b, dtype)
+    with torch.autocast(a.device.type, enabled=False):
+        widens = a.dtype == torch.bfloat16 and dtype == torch.float32
+        return torch.mm(a, b, out_dtype=dtype) if widens else (a @ b).to(dtype)
 
 
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
