@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,20 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """The progress of a training: finished epochs, finished batches of the next epoch, and sums over these batches."""
+    """The progress of a training: finished epochs, finished batches of the next epoch, and sums over these batches.
+
+    The step's `Tally` adds up losses and right answers of these batches.
+    """
 
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
     images: int = 0
-    losses: list[Tensor] = field(default_factory=list)  # for each batch done, the mean loss times the batch size
-    correct: Tensor | int = 0
     best_accuracy: float = -1.0  # on validation samples, if there are any, else on test samples
     best_test_accuracy: float = -1.0  # the test accuracy of the epoch of `best_accuracy`
     best_epoch: int = 0
 
     def next_epoch(self) -> None:
-        self.epoch, self.batch, self.seconds, self.images, self.losses, self.correct = self.epoch + 1, 0, 0.0, 0, [], 0
+        self.epoch, self.batch, self.seconds, self.images = self.epoch + 1, 0, 0.0, 0
 
 
 class Trainer:
@@ -95,21 +96,19 @@ class Trainer:
         for batch, rows in list(enumerate(self.batches.of_epoch(p.epoch)))[p.batch :]:
             if stop():
                 return None
-            loss, correct = self.train_on(rows, p.epoch, batch)
-            p.losses.append(loss * len(rows))
-            p.correct = p.correct + correct
+            loss, _ = self.train_on(rows, p.epoch, batch)
             p.batch, p.images = batch + 1, p.images + len(rows)
             if self.after_step:
                 self.after_step(self, loss)
             p.seconds = before + time.perf_counter() - began
             tick(p.batch)
-        losses = torch.stack(p.losses).double().cpu()  # an epoch waits for the device here only
+        losses = self.step.tally.losses[: p.batch].double().cpu()  # an epoch waits for the device here only
         p.seconds = before + time.perf_counter() - began
         self._check_losses(losses)
         metrics = {
             "epoch": p.epoch + 1,
             "train_loss": float(losses.sum()) / p.images,
-            "train_accuracy": 100 * int(p.correct) / p.images,
+            "train_accuracy": 100 * int(self.step.tally.correct) / p.images,
             "train_seconds": p.seconds,
             "images_per_second": p.images / p.seconds,
             **self.binary.strengths,
@@ -119,8 +118,8 @@ class Trainer:
             metrics |= self.step.diagnostics.epoch(self.binary.flips)
         metrics |= self.step.end_epoch()
         p.next_epoch()
-        for flips in self.binary.flips:
-            flips.zero_()
+        for count in (*self.binary.flips, self.step.tally.correct):
+            count.zero_()
         return metrics
 
     def train_on(self, rows: Tensor, epoch: int = 0, batch: int = 0) -> tuple[Tensor, Tensor]:
@@ -130,7 +129,7 @@ class Trainer:
             The mean loss and the number of right answers before the step, scalars on the device. A later step may overwrite
             both tensors.
         """
-        self.step.before(epoch, batch)
+        self.step.before(rows, epoch, batch)
         loss, correct = self.step(rows)
         self.step.after()
         return loss, correct
@@ -176,7 +175,7 @@ class Trainer:
             "flips": [int(flips) for flips in self.binary.flips],
             "real": [real.state() for real in self.real],
             "diagnostics": self.step.diagnostics and self.step.diagnostics.state(),
-            "progress": dict(vars(self.progress)),
+            "progress": vars(self.progress) | self.step.tally.state(self.progress.batch),
         }
 
     def load(self, state: dict) -> None:
@@ -193,7 +192,9 @@ class Trainer:
             real.load(saved)
         if self.step.diagnostics:
             self.step.diagnostics.load(state["diagnostics"])
-        self.progress = Progress(**state["progress"])
+        own = {f.name for f in fields(Progress)}
+        self.progress = Progress(**{name: value for name, value in state["progress"].items() if name in own})
+        self.step.tally.load(**{name: value for name, value in state["progress"].items() if name not in own})
 
 
 @torch.no_grad()
