@@ -10,8 +10,9 @@ from helpers import NeverWaits, WaitsForTheGPU, settings_of, trainer_of, use_tap
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
 from bnn_exp.nn import device
+from bnn_exp.nn.graphs import Graphs
 from bnn_exp.training import engine
-from bnn_exp.training.steps.recorded import Graphs, Recorded
+from bnn_exp.training.steps.recorded import Recorded
 
 SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "engine=dense")
 RULES = [
