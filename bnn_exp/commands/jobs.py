@@ -95,7 +95,8 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
     def _say_places(self, free: Places, devices: int) -> None:
         names = ", ".join(f"GPU {name}" if name.isdigit() else name for name in self._gpus)
         share = f"{free.per_gpu} a GPU" if devices == 1 else f"{devices} GPUs a job"
-        line = f"{free.at_a_time(devices)} jobs at a time, {share}: {names}"
+        count = free.at_a_time(devices)
+        line = f"{count} job{'s' * (count > 1)} at a time, {share}: {names}"
         if line not in command.current().messages:  # a search launches one batch of jobs after the other
             command.current().say(line)
 

@@ -20,9 +20,9 @@ from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split
 from bnn_exp.nn import BinaryLinear, binary_layers
 from bnn_exp.nn.binary import two_values
+from bnn_exp.nn.graphs import Graphs
 from bnn_exp.optim.trained import Trained
 from bnn_exp.training.setup import first_network
-from bnn_exp.training.steps.recorded import Graphs
 
 
 def in_floats(data: Dataset) -> Dataset:
