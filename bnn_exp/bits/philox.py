@@ -2,8 +2,7 @@
 
 A random number depends on a key, the number of the training step and its own place in the tensor alone. The step number is a
 tensor on the GPU, which a kernel reads without Python. A training step recorded as a CUDA graph therefore draws new random
-numbers at each replay. The kernels of rules draw
-the same numbers where they use them.
+numbers at each replay. The kernels of rules draw the same numbers where they use them.
 """
 
 import torch

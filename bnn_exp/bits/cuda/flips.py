@@ -1,11 +1,11 @@
 """The Triton kernel of every rule that trains bits: one pass over gradient, state and bits of a tensor.
 
 A rule is a function of scalars, see `bnn_exp.bits.cuda.rules`. The kernel `flip` reads the numbers that the function needs,
-calls it for each bit, flips bits in place and stores the state. Bits are float32 0 and 1, or packed, eight to a byte.
+calls the function for each bit, flips bits in place and stores the state. Bits are float32 0 and 1, or packed, eight to a byte.
 
-A tensor has `rows` rows of `columns` bits. The *place* of a bit is its flat position: random numbers and states are numbered by
-place. A row takes `width` positions in memory: `columns`, or with packed bits eight times the bytes of a row. A program works on
-BLOCK positions, a tile of BLOCK / 8 rows of eight.
+A tensor has `rows` rows of `columns` bits. The *place* of a bit is its number in the tensor; random numbers and states go by
+place. The *position* of a bit also counts the bits that fill the last byte of a packed row: a row takes `width` positions. A
+program works on a tile of BLOCK positions, in EIGHTHS rows of eight.
 """
 
 from typing import NamedTuple
@@ -74,36 +74,39 @@ class Given(NamedTuple):
 
 
 @triton.jit
-def read(w, g, stride, rows, columns, width, PACKED: tl.constexpr, FLAT: tl.constexpr):
-    """Returns of this program's tile: positions, place, row, column, a mask of those that exist, gradients, and bits as ±1.
+def tile():
+    """Returns the positions of this program's tile, int32 [EIGHTHS, 8]."""
+    return tl.program_id(0) * BLOCK + 8 * tl.arange(0, EIGHTHS)[:, None] + tl.arange(0, 8)[None, :]
 
-    FLAT is True if a row of bits and a row of gradients end where the next row begins: positions are places.
+
+@triton.jit
+def read(w, g, stride, rows, columns, width, PACKED: tl.constexpr, FLAT: tl.constexpr):
+    """Returns of this program's tile: places, rows, columns, a mask of those that exist, gradients, and bits as ±1.
+
+    FLAT is True if a row of bits and a row of gradients end where the next row begins. Then positions are places.
     """
-    q = tl.program_id(0) * BLOCK + 8 * tl.arange(0, EIGHTHS)[:, None] + tl.arange(0, 8)[None, :]
+    q = tile()
     r, c, place, there = q // width, q % width, q, q < rows * width
     gradients = g + q
     if not FLAT:
         there = there & (c < columns)
         place = r * columns + c
         gradients = g + r.to(tl.int64) * stride + c
-    if PACKED:
-        bit = (tl.load(w + q // 8, there, 0).to(tl.int32) >> (q % 8)) & 1
-    else:
-        bit = tl.load(w + q, there, 0.0).to(tl.int32)
-    return q, place, r, c, there, tl.load(gradients, there, 0.0), (2 * bit - 1).to(tl.float32)
+    bit = (tl.load(w + q // 8, there, 0).to(tl.int32) >> (q % 8)) & 1 if PACKED else tl.load(w + q, there, 0.0).to(tl.int32)
+    return place, r, c, there, tl.load(gradients, there, 0.0), (2 * bit - 1).to(tl.float32)
 
 
 @triton.jit
-def write(w, q, s, which, flips, PACKED: tl.constexpr):
-    """Flips the bits `which` of this program's tile, adds their number to `flips`, and returns it. `s` are the bits as ±1."""
+def write(w, which, flips, PACKED: tl.constexpr):
+    """Flips the bits `which` of this program's tile, adds their number to `flips`, and returns it."""
     if PACKED:
         at = tl.program_id(0) * EIGHTHS + tl.arange(0, EIGHTHS)
-        changes = tl.sum(which.to(tl.int32) << (q % 8), 1)
+        changes = tl.sum(which.to(tl.int32) << tl.arange(0, 8)[None, :], 1)
         tl.store(w + at, (tl.load(w + at, changes != 0, 0).to(tl.int32) ^ changes).to(tl.uint8), changes != 0)
     else:
-        tl.store(w + q, 0.5 * (1 - s), which)
+        tl.store(w + tile(), 1 - tl.load(w + tile(), which, 0.0), which)
     count = tl.sum(tl.sum(which.to(tl.int32), 1), 0)
-    tl.atomic_add(flips, count.to(tl.int64))
+    tl.atomic_add(flips, count.to(tl.int64), sem="relaxed")
     return count
 
 
@@ -146,7 +149,7 @@ def flip(
         flips: the address of the sum to which the number of flips is added.
         counts: int32 for each program: its number of flips, if they are COUNTED.
     """
-    q, place, r, c, there, gradient, s = read(w, g, stride, rows, columns, width, PACKED, FLAT)
+    place, r, c, there, gradient, s = read(w, g, stride, rows, columns, width, PACKED, FLAT)
     first, second, u = 0.5 * (s + 1), 0.0, 0.0
     if FLOATS > 0:
         first = tl.load(a + place, there, 0.0)
@@ -171,6 +174,6 @@ def flip(
         bytes_ = tl.sum(tl.reshape(shifted, (EIGHTHS, COUNTER, each)), 2)
         at = tl.program_id(0) * EIGHTHS * COUNTER + tl.arange(0, EIGHTHS)[:, None] * COUNTER + tl.arange(0, COUNTER)[None, :]
         tl.store(a + at, bytes_.to(tl.uint8), at * each < rows * width)
-    count = write(w, q, s, which & there, flips, PACKED)
+    count = write(w, which & there, flips, PACKED)
     if COUNTED:
         tl.store(counts + tl.program_id(0), count)

@@ -2,8 +2,8 @@
 
 Sums are float64. Their order is always the same, and does not depend on the form of the bits.
 
-The functions from `one` to `of_row_and_column` are the argument SIZE of the kernel `flip`: each returns the size by which a rule
-divides the gradient at row r and column c.
+The functions from `one` to `of_row_and_column` are the argument SIZE of the kernel `flip`: each returns the size that a rule
+takes for the gradient at row r and column c.
 """
 
 from typing import Any
@@ -58,13 +58,14 @@ def of_row_and_column(measured, parts, rows, columns, r, c):
 
 
 @triton.jit
-def moments(g, stride, columns, count, chunk, sums, parts):
+def moments(g, stride, columns, count, chunk, sums, parts, FLAT: tl.constexpr):
     """Computes Σ g and Σ g² over `chunk` gradients for each program, float64 [2, parts]."""
     first, end = tl.program_id(0) * chunk, tl.minimum((tl.program_id(0) + 1) * chunk, count)
     total, squares = tl.zeros((CHUNK,), tl.float64), tl.zeros((CHUNK,), tl.float64)
     for begin in range(first, end, CHUNK):
         i = begin + tl.arange(0, CHUNK)
-        x = tl.load(g + (i // columns).to(tl.int64) * stride + i % columns, i < end, 0.0).to(tl.float64)
+        at = i if FLAT else (i // columns).to(tl.int64) * stride + i % columns
+        x = tl.load(g + at, i < end, 0.0).to(tl.float64)
         total += x
         squares += x * x
     tl.store(sums + tl.program_id(0), tl.sum(total, 0))
@@ -134,7 +135,8 @@ def measured_deviation(given: Given) -> Measured:
     chunk = triton.cdiv(triton.cdiv(given.bits, PARTS.value), CHUNK.value) * CHUNK.value
     parts = triton.cdiv(given.bits, chunk)
     sums = given.g.new_empty(2, parts, dtype=torch.float64)
-    moments[(parts,)](given.g, given.g.stride(0), given.columns, given.bits, chunk, sums, parts, **EXACT)
+    stride, columns = given.g.stride(0), given.columns
+    moments[(parts,)](given.g, stride, columns, given.bits, chunk, sums, parts, FLAT=stride == columns, **EXACT)
     return sums, parts, deviation
 
 

@@ -1,8 +1,8 @@
 """The rules of `bnn_exp.optim` for the kernel `flip`: for each rule a function of scalars that mirrors its method `update`.
 
-Each function takes the gradient g, the bit as s = ±1, two numbers of state, a random number u in [0, 1), the size of the gradient
-(`bnn_exp.bits.cuda.measures`), the strength and two more hyperparameters. It returns True for a flip, and the new state. The
-functions below them launch the kernels of a step on one tensor; `bnn_exp.optim.fused` lists them.
+Each function takes the gradient g, the bit as s = ±1, two numbers of state, a random number u in [0, 1), the size of the
+gradient (`bnn_exp.bits.cuda.measures`), the strength and two more hyperparameters. It returns True for a flip, and the new
+state. The functions at the end launch the kernels of a step on one tensor. Rules name them in their attribute `kernels`.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from bnn_exp.bits.counters import stored_width
-from bnn_exp.bits.cuda import flips, measures
+from bnn_exp.bits.cuda import flips, measures, top
 from bnn_exp.bits.cuda.flips import EXACT, Given
 from bnn_exp.bits.cuda.measures import TINY
-from bnn_exp.bits.cuda.top import flip_largest
 
 
 @triton.jit
@@ -150,7 +149,7 @@ def _top(measure: Callable[[Given], measures.Measured]) -> Callable[..., None]:
     """Returns the function that does a step of the mask `top` on a tensor, with gradients in the units of `measure`."""
 
     def step(*arguments: Any) -> None:
-        flip_largest(given := Given(*arguments), measure(given))
+        top.step(given := Given(*arguments), measure(given))
 
     return step
 
