@@ -7,9 +7,11 @@ import re
 import shlex
 import struct
 import sys
+from contextlib import contextmanager, nullcontext
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
@@ -356,6 +359,72 @@ class Makes(TorchFunctionMode):
         if function in MAKES and (kwargs or {}).get("device") is None:
             raise WaitsForTheGPU(function)
         return function(*args, **(kwargs or {}))
+
+
+class Tape(TorchDispatchMode):
+    """A replacement for a CUDA graph: it records operations and repeats them on the same tensors.
+
+    After the recording, `rewind` restores all tensors, because recording a graph executes nothing.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.notes, self.undo = [], []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = (
+            zip(operator._schema.arguments, args, strict=False),
+            ((a, kwargs.get(a.name)) for a in operator._schema.arguments),
+        )
+        for argument, x in (pair for pairs in given for pair in pairs):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written or argument.name.startswith("running_"):  # batch norm writes to these, but its schema does not say so
+                self.undo += [(t, t.detach().clone()) for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
+        results = operator(*args, **kwargs)
+        self.notes.append((operator, args, kwargs, results))
+        return results
+
+    @torch.no_grad()
+    def rewind(self):
+        for t, before in reversed(self.undo):
+            t.copy_(before)
+
+    def pool(self):
+        return "a pool"
+
+    @torch.no_grad()
+    def replay(self):
+        for operator, args, kwargs, results in self.notes:
+            again = operator(*args, **kwargs)
+            for place, x in zip(tree_leaves(results), tree_leaves(again), strict=True):
+                if operator.namespace == "c10d" and isinstance(x, torch.ScriptObject):  # an exchange between ranks
+                    x.wait()
+                elif isinstance(x, torch.Tensor) and x.data_ptr() != place.data_ptr():
+                    place.copy_(x)
+
+
+def use_tapes(patch: pytest.MonkeyPatch) -> list[Tape]:
+    """Replaces CUDA graphs by tapes. Returns the list of all tapes that will be recorded."""
+    made, stream = [], SimpleNamespace(wait_stream=lambda other: None)
+
+    def new():
+        made.append(Tape())
+        return made[-1]
+
+    @contextmanager
+    def record(tape, pool, stream, capture_error_mode):
+        assert pool in (None, "a pool") and stream is not None and capture_error_mode == "thread_local"
+        with tape, NeverWaits():
+            yield
+        tape.rewind()
+
+    patch.setattr(torch.cuda, "CUDAGraph", new)
+    patch.setattr(torch.cuda, "graph", record)
+    patch.setattr(torch.cuda, "Stream", lambda: stream)
+    patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    patch.setattr(torch.cuda, "current_stream", lambda: stream)
+    return made
 
 
 def random_mlp(seed: int) -> tuple[MLP, torch.Tensor]:

@@ -93,14 +93,9 @@ RECORDED = Feature(
     lambda s: s.engine.graphs,
     (
         Condition(lambda _, device: device != "cpu", "device={device}"),
-        Condition(lambda s, _: s.engine.devices == 1, "engine.devices={s.engine.devices}"),
         Condition(
             lambda s, _: s.engine.memory == "fast",
             "engine.memory={s.engine.memory}, whose step reads values back",
-        ),
-        Condition(
-            lambda s, _: s.trainer.final_batch_size is None,
-            "trainer.final_batch_size={s.trainer.final_batch_size}, which needs a graph for each epoch",
         ),
     ),
     "engine.graphs=null or false",

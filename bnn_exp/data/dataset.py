@@ -114,11 +114,12 @@ def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
     return chosen
 
 
-def epoch_batches(rows: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> list[Tensor]:
-    """Returns the row numbers of each batch of an epoch. The batches are pieces of one permutation of all `rows` rows, which
-    depends on (seed, epoch) alone."""
-    order = torch.randperm(rows, generator=generator(device, Purpose.PERMUTATION, seed, epoch), device=device)
-    return pieces(order, batch_size)
+def epoch_order(rows: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """Returns the row numbers of an epoch in the order in which it trains on them: a random permutation, int64 [rows].
+
+    The permutation depends on (seed, epoch) alone. The batches of the epoch are its `pieces`.
+    """
+    return torch.randperm(rows, generator=generator(device, Purpose.PERMUTATION, seed, epoch), device=device)
 
 
 def pieces(rows: Tensor, size: int) -> list[Tensor]:

@@ -5,6 +5,7 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 
@@ -12,6 +13,7 @@ from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import device, latent_parameters, named_bits
 from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
+from bnn_exp.optim.announcement import floats, from_floats
 from bnn_exp.optim.trained import Trained
 
 
@@ -27,13 +29,12 @@ class OfLatents(Trained):
         ValueError: a tensor holds bits (only 0 and 1) in place of latent weights, or the schedule is unknown.
     """
 
-    own = ("flips", "bits", "falls", "_rates")
+    own = ("flips", "bits", "falls")
     step_entry = "steps"
 
     def __init__(self, params, *arguments, schedule: str = "constant", total_steps: int | None = None, bits=True, **options):
         self.falls = {"schedule": schedule, "total_steps": total_steps}
         self.bits, self.flips = bits, []
-        self._rates: list[torch.Tensor] = []
         super().__init__(params, *arguments, **options)
 
     @classmethod
@@ -90,21 +91,22 @@ class OfLatents(Trained):
         self.count()
         return loss
 
-    def announce(self) -> None:
-        """Copies the learning rate of the coming step to the GPU, if the latent weights are on a GPU."""
+    def numbers(self) -> np.ndarray | None:
+        """Returns the learning rate of each group for the coming step, as `from_floats` gives it.
+
+        Returns None on a CPU, and for a torch optimizer that reads its learning rate from Python.
+        """
         first = next(iter(self.tensors()), None)
         if first is None or device.on_host(first) or not self.recordable:
-            return
-        if len(self._rates) != len(self.param_groups):
-            self._rates = [torch.empty((), device=first.device) for _ in self.param_groups]
-        for rate, group in zip(self._rates, self.param_groups, strict=True):
-            rate.fill_(group["lr"])
+            return None
+        return from_floats(group["lr"] for group in self.param_groups)
 
     def apply(self, closure=None):
         """Trains the latent weights, and counts the bits that change. Returns the loss of the closure, if any."""
         before = [quantize(p.detach()) for p in self.tensors()] if self.bits else []
-        for rate, group in zip(self._rates, self.param_groups, strict=False):
-            group.on_device = rate
+        if self.announced is not None:
+            for rate, group in zip(floats(self.announced).unbind(), self.param_groups, strict=True):
+                group.on_device = rate
         try:
             loss = super().step(closure)
         finally:

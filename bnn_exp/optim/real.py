@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnn_exp.nn import device, real_parameters
 from bnn_exp.optim import eager
+from bnn_exp.optim.announcement import floats, from_floats
 from bnn_exp.optim.schedules import factor
 
 KINDS = {"sgd": eager.SGD, "adam": eager.Adam}
@@ -15,7 +17,7 @@ KINDS = {"sgd": eager.SGD, "adam": eager.Adam}
 class Scheduled:
     """An optimizer of torch and its schedule of the learning rate.
 
-    On a GPU the learning rate is a scalar tensor that the schedule fills, so a recorded step reads the rate of each replay.
+    On a GPU the optimizer reads its learning rate from an announcement, so each replay of a recorded step has its own rate.
 
     Args:
         settings: a choice of the group `real_optimizer`.
@@ -31,24 +33,35 @@ class Scheduled:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: factor(settings.schedule, step, total_steps)
         )
-        if not device.on_host(parameters[0]):
-            for group in self.optimizer.param_groups:
-                group["lr"] = torch.full((), group["lr"], device=parameters[0].device)
+        self.on_gpu = not device.on_host(parameters[0])
+        self.announced: Tensor | None = None
+
+    def numbers(self) -> np.ndarray | None:
+        """Returns the learning rate of each group for the coming step, as `from_floats` gives it; None on a CPU."""
+        return from_floats(group["lr"] for group in self.optimizer.param_groups) if self.on_gpu else None
 
     def apply(self) -> None:
-        """Trains the parameters by their gradients. A CUDA graph can record this call."""
-        self.optimizer.step()
+        """Trains the parameters by their gradients. A CUDA graph can record this call on a GPU."""
+        if self.announced is None:
+            self.optimizer.step()
+            return
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, floats(self.announced).unbind(), strict=True):
+            group["lr"] = rate
+        try:
+            self.optimizer.step()
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     def count(self) -> None:
         """Sets the learning rate of the next step."""
         self.schedule.step()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the states of the optimizer and of the schedule, with learning rates as numbers."""
-        state = self.optimizer.state_dict()
-        groups = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
-        rates = self.schedule.state_dict()
-        return state | {"param_groups": groups}, rates | {"_last_lr": [float(rate) for rate in rates["_last_lr"]]}
+        """Returns the states of the optimizer and of the schedule."""
+        return self.optimizer.state_dict(), self.schedule.state_dict()
 
     def load(self, saved: tuple[dict[str, Any], dict[str, Any]]) -> None:
         """Restores a result of the method `state`. It may come from another device.
@@ -56,12 +69,8 @@ class Scheduled:
         Raises:
             ValueError, KeyError: `saved` is the state of another kind of optimizer.
         """
-        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(eager.own_options(self.optimizer, saved[0]))
         self.schedule.load_state_dict(saved[1])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            if isinstance(rate, torch.Tensor):
-                group["lr"] = rate.fill_(float(group["lr"]))
 
 
 def build_real(settings, network: nn.Module, total_steps: int) -> list[Scheduled]:

@@ -17,6 +17,7 @@ from bnn_exp.config.registry import name_of
 from bnn_exp.config.schema import check
 from bnn_exp.nn import binary_parameters, device
 from bnn_exp.nn.binary import NotBinary, check_bits
+from bnn_exp.optim.announcement import floats, from_floats
 from bnn_exp.optim.fused import Fused, flip_bits, keep_addresses, kernels_of
 from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.group import Group
@@ -75,8 +76,6 @@ class Rule(Trained, torch.optim.Optimizer):
         # Number of a tensor: its version and address when its bits were last checked.
         self._checked_at: dict[int, tuple[int, int]] = {}
         self._places: dict[int, tuple[int, int]] = {}  # id of a tensor: its number and the number of its group
-        # On a GPU, int64 [groups, 1 + scheduled]: the step, then the strengths, each a float32 in the first 4 of the 8 bytes
-        self._announced: Tensor | None = None
 
     @classmethod
     def of(cls, settings, network: nn.Module, batch_size: int, total_steps: int, seed: int) -> "Rule":
@@ -164,9 +163,12 @@ class Rule(Trained, torch.optim.Optimizer):
         self.count()
         return loss
 
-    def announce(self) -> None:
-        """Prepares the coming step: checks the groups, and the tensors that others have written to. On a GPU it also copies the
-        number of the step and the strengths to the GPU.
+    def numbers(self) -> np.ndarray | None:
+        """Checks the groups, and the tensors that others have written to. Returns what a step on a GPU reads from Python.
+
+        Returns:
+            int64 [groups · (1 + scheduled)]: for each group the number of the coming step, then the strengths as `from_floats`
+            gives them. None on a CPU.
 
         Raises:
             ValueError: a hyperparameter of a group is outside of its range.
@@ -178,13 +180,9 @@ class Rule(Trained, torch.optim.Optimizer):
         for i, p in enumerate(tensors):
             self._check_bits(i, p)
         if not tensors or device.on_host(tensors[0]):
-            return
-        numbers = np.zeros((len(self.param_groups), 1 + len(self.scheduled)), np.int64)
-        for row, group in zip(numbers, self.param_groups, strict=True):
-            row[0], row.view(np.float32)[2::2] = group["step"], [group.at(name, group["step"]) for name in self.scheduled]
-        if self._announced is None:
-            self._announced = torch.empty(numbers.shape, dtype=torch.int64, device=tensors[0].device)
-        self._announced.copy_(torch.from_numpy(numbers), non_blocking=True)
+            return None
+        strengths = [from_floats(group.at(name, group["step"]) for name in self.scheduled) for group in self.param_groups]
+        return np.concatenate([[group["step"], *own] for group, own in zip(self.param_groups, strengths, strict=True)])
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -262,7 +260,7 @@ class Rule(Trained, torch.optim.Optimizer):
         group = self.param_groups[k]
         if device.on_host(p):
             return self._at(group, group["step"])
-        strengths = self._on_device()[k].view(torch.float32)[2::2].unbind()
+        strengths = floats(self._on_device()[k, 1:]).unbind()
         return SimpleNamespace(**{n: group.kept(n) for n in self.hyper} | dict(zip(self.scheduled, strengths, strict=True)))
 
     def _draw(self, p: Tensor, i: int, k: int) -> torch.Generator:
@@ -274,10 +272,11 @@ class Rule(Trained, torch.optim.Optimizer):
         seed = None if recording else number(Purpose.MASK, group["seed"], group["step"], i) >> 1
         return Philox(number(Purpose.MASK, group["seed"], i) >> 1, self._on_device()[k, 0], seed)
 
-    def _on_device(self) -> Any:
-        if self._announced is None:
+    def _on_device(self) -> Tensor:
+        """Returns the announced numbers, int64 [groups, 1 + scheduled], see `numbers`."""
+        if self.announced is None:
             self.announce()
-        return self._announced
+        return self.announced.view(len(self.param_groups), -1)
 
     def _at(self, group: Group, step: int) -> SimpleNamespace:
         return SimpleNamespace(**{n: group.at(n, step) if n in self.scheduled else group.kept(n) for n in self.hyper})

@@ -2,9 +2,11 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_exp.optim.announcement import Announcement
 from bnn_exp.optim.eager import Eager
 from bnn_exp.optim.group import Group, Grouped
 
@@ -18,13 +20,27 @@ class Trained(Grouped, Eager):
     state: dict[Tensor, dict[str, Any]]  # as in torch's optimizers: what each tensor keeps from step to step, by name
     flips: list[Tensor]  # for each tensor an int64 scalar on its device: the flips since a reader has set it to 0
     own: ClassVar[tuple[str, ...]] = ("flips",)  # attributes that a copy of the optimizer needs besides those of torch
+    announced: Tensor | None = None  # the numbers of the coming step on a GPU, see bnn_exp.optim.announcement
+    _alone: Announcement | None = None  # sends the numbers of an optimizer that is used without a training
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()
         return state | {name: getattr(self, name) for name in self.own}
 
     def announce(self) -> None:
-        """Prepares the coming step: does its part of the work that a CUDA graph cannot record."""
+        """Prepares the coming step: calls `numbers`, and copies them to the GPU.
+
+        A training does not call this method: it sends the numbers of all its parts by one `Announcement`.
+        """
+        if tensors := self.tensors():
+            self._alone = self._alone or Announcement(tensors[0].device, self)
+            self._alone.send()
+
+    def numbers(self) -> np.ndarray | None:
+        """Does the part of the coming step that a CUDA graph cannot record.
+
+        Returns the numbers that the step reads on a GPU, int64; None on a CPU.
+        """
         raise NotImplementedError
 
     def apply(self) -> Any:

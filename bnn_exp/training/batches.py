@@ -1,12 +1,14 @@
 """The batches of a training: the images and labels of chosen samples, on the device, augmented."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bnn_exp.config.settings import Settings
 from bnn_exp.data import augment
-from bnn_exp.data.dataset import Dataset, epoch_batches, piece_count
+from bnn_exp.data.dataset import Dataset, epoch_order, piece_count, pieces
 from bnn_exp.nn import device
+from bnn_exp.optim.announcement import Announcement
 
 
 class Batches:
@@ -14,6 +16,9 @@ class Batches:
 
     A training step calls the object with the indices of its samples. Augmentation draws its random numbers from (seed, epoch,
     batch), so the caller calls `move_to` before each step.
+
+    On a GPU the permutation of an epoch lies in one tensor for all epochs, and the object announces where the samples of the
+    coming step begin in it. A recorded step takes its samples from there, by `chosen`.
     """
 
     def __init__(self, settings: Settings, data: Dataset):
@@ -21,7 +26,12 @@ class Batches:
         self.device = data.train.labels.device
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.position = 0, 0  # epoch and batch, both counted from 0
-        self.number: Tensor | None = None  # the position as an int64 scalar on a GPU, epoch · 2³² + batch
+        self.announced: Tensor | None = None  # see `numbers`
+        self.begin = 0  # the place in `order` where the samples of the coming step begin
+        if not device.on_host(self.split.labels):
+            # First the permutation of the epoch. The second half holds samples that the caller has chosen differently.
+            self.order = torch.zeros(2 * len(self.split), dtype=torch.int64, device=self.device)
+            self.places = torch.arange(len(self.split), device=self.device)
 
     def __call__(self, rows: Tensor, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Returns the images and labels of the part `share` of the samples `rows`, int64 indices on the device.
@@ -29,25 +39,61 @@ class Batches:
         Augmentation does not depend on how ranks divide a batch: a share has the same images as in the whole batch.
         """
         x, labels = self.split.batch(rows[share])
-        return self.augment(x, *self.position, share, len(rows), self.number), labels
+        number = None if self.announced is None else self.announced[0]
+        return self.augment(x, *self.position, share, len(rows), number), labels
 
-    def move_to(self, epoch: int, batch: int) -> None:
-        """Sets the position: the coming step trains on batch `batch` of epoch `epoch`. Both numbers count from 0."""
+    def move_to(self, rows: Tensor, epoch: int, batch: int) -> None:
+        """Sets the position: the coming step trains on the samples `rows`, batch `batch` of epoch `epoch`.
+
+        Args:
+            rows: int64 indices on the device. A piece that `of_epoch` has returned is not copied.
+            epoch, batch: both numbers count from 0.
+        """
         self.position = epoch, batch
-        if self.augment.varies and not device.on_host(self.split.labels):
-            if self.number is None:
-                self.number = torch.empty((), dtype=torch.int64, device=self.device)
-            self.number.fill_((epoch << 32) + batch)
+        if device.on_host(self.split.labels):
+            return
+        if rows.untyped_storage().data_ptr() == self.order.untyped_storage().data_ptr():
+            self.begin = int(rows.storage_offset())
+        else:
+            self.begin = len(self.split)
+            self.order[self.begin : self.begin + len(rows)] = rows
+
+    def numbers(self) -> np.ndarray | None:
+        """Returns the numbers of the coming step, int64 [3]: epoch · 2³² + batch, the begin of its samples, and the batch.
+
+        Returns None on a CPU.
+        """
+        epoch, batch = self.position
+        return None if device.on_host(self.split.labels) else np.array([(epoch << 32) + batch, self.begin, batch])
+
+    def chosen(self, size: int) -> Tensor:
+        """Returns the indices of the `size` samples at which the announced numbers point, int64 on the GPU."""
+        return self.order.index_select(0, self.places[:size] + self.announced[1])
+
+    @property
+    def batch(self) -> int | Tensor:
+        """The number of the batch of the coming step, from 0; on a GPU the announced number, int64 [1]."""
+        return self.position[1] if self.announced is None else self.announced[2:]
 
     def of_epoch(self, epoch: int) -> list[Tensor]:
-        """Returns the sample indices of each batch of an epoch, int64 on the device: pieces of one permutation."""
-        rows = epoch_batches(len(self.split), self.size(epoch), self.settings.seed, epoch, self.device)
-        return rows[: self.settings.trainer.limit_batches]
+        """Returns the sample indices of each batch of an epoch, int64 on the device: pieces of one permutation.
+
+        On a GPU the next call overwrites the tensors.
+        """
+        order = epoch_order(len(self.split), self.settings.seed, epoch, self.device)
+        if not device.on_host(order):
+            order = self.order[: len(order)].copy_(order)
+        return pieces(order, self.size(epoch))[: self.settings.trainer.limit_batches]
 
     def count(self, epoch: int) -> int:
         """Returns the number of batches of an epoch."""
         count = piece_count(len(self.split), self.size(epoch))
         return min(count, self.settings.trainer.limit_batches or count)
+
+    @property
+    def most(self) -> int:
+        """The largest number of batches of an epoch."""
+        return max(self.count(epoch) for epoch in (0, self.settings.trainer.epochs - 1))
 
     def size(self, epoch: int) -> int:
         """Returns the batch size of an epoch. It grows geometrically over the epochs from batch_size to final_batch_size."""
@@ -56,6 +102,11 @@ class Batches:
         return round(trainer.batch_size * growth ** (epoch / max(trainer.epochs - 1, 1)))
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """Returns the first `count` images of the first epoch, augmented as in training, and their labels."""
-        self.move_to(0, 0)
-        return self(torch.cat(self.of_epoch(0))[:count])
+        """Returns the first `count` images of the first epoch, augmented as in training, and their labels.
+
+        Call this method between epochs.
+        """
+        rows = torch.cat(self.of_epoch(0))[:count]
+        self.move_to(rows, 0, 0)
+        Announcement(self.device, self).send()
+        return self(rows)

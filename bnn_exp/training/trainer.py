@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +14,13 @@ from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset, Split, pieces
 from bnn_exp.errors import Diverged
 from bnn_exp.nn import named_bits, verify_binary
+from bnn_exp.nn.graphs import Graphs
 from bnn_exp.nn.known_classes import home
 from bnn_exp.records.terminal import progress
 from bnn_exp.training import finetune, steps
 from bnn_exp.training.batches import Batches
 from bnn_exp.training.diagnostics import dead_outputs
+from bnn_exp.training.steps.recorded import Recorded
 
 if TYPE_CHECKING:
     from bnn_exp.training.distributed.ranks import Ranks
@@ -26,20 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """The progress of a training: finished epochs, finished batches of the next epoch, and sums over these batches."""
+    """The progress of a training: finished epochs, finished batches of the next epoch, and sums over these batches.
+
+    The step's `Tally` adds up losses and right answers of these batches.
+    """
 
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
     images: int = 0
-    losses: list[Tensor] = field(default_factory=list)  # for each batch done, the mean loss times the batch size
-    correct: Tensor | int = 0
     best_accuracy: float = -1.0  # on validation samples, if there are any, else on test samples
     best_test_accuracy: float = -1.0  # the test accuracy of the epoch of `best_accuracy`
     best_epoch: int = 0
 
     def next_epoch(self) -> None:
-        self.epoch, self.batch, self.seconds, self.images, self.losses, self.correct = self.epoch + 1, 0, 0.0, 0, [], 0
+        self.epoch, self.batch, self.seconds, self.images = self.epoch + 1, 0, 0.0, 0
 
 
 class Trainer:
@@ -63,6 +66,8 @@ class Trainer:
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(real.optimizer for real in self.real)])
         self.step = steps.build(settings, self.engine, network, self.batches, self.binary, self.real, ranks)
+        # Maps pixels to logits in an evaluation. If steps are recorded as CUDA graphs, evaluations are too.
+        self.answer = Graphs(self.step.answer) if isinstance(self.step, Recorded) else self.step.answer
         self.names = [name for name, _ in named_bits(network)]
         # A function to call after each step, if training.callbacks has set one.
         self.after_step: Callable[[Trainer, Tensor], None] | None = None
@@ -95,21 +100,19 @@ class Trainer:
         for batch, rows in list(enumerate(self.batches.of_epoch(p.epoch)))[p.batch :]:
             if stop():
                 return None
-            loss, correct = self.train_on(rows, p.epoch, batch)
-            p.losses.append(loss * len(rows))
-            p.correct = p.correct + correct
+            loss, _ = self.train_on(rows, p.epoch, batch)
             p.batch, p.images = batch + 1, p.images + len(rows)
             if self.after_step:
                 self.after_step(self, loss)
             p.seconds = before + time.perf_counter() - began
             tick(p.batch)
-        losses = torch.stack(p.losses).double().cpu()  # an epoch waits for the device here only
+        losses = self.step.tally.losses[: p.batch].double().cpu()  # an epoch waits for the device here only
         p.seconds = before + time.perf_counter() - began
         self._check_losses(losses)
         metrics = {
             "epoch": p.epoch + 1,
             "train_loss": float(losses.sum()) / p.images,
-            "train_accuracy": 100 * int(p.correct) / p.images,
+            "train_accuracy": 100 * int(self.step.tally.correct) / p.images,
             "train_seconds": p.seconds,
             "images_per_second": p.images / p.seconds,
             **self.binary.strengths,
@@ -119,8 +122,8 @@ class Trainer:
             metrics |= self.step.diagnostics.epoch(self.binary.flips)
         metrics |= self.step.end_epoch()
         p.next_epoch()
-        for flips in self.binary.flips:
-            flips.zero_()
+        for count in (*self.binary.flips, self.step.tally.correct):
+            count.zero_()
         return metrics
 
     def train_on(self, rows: Tensor, epoch: int = 0, batch: int = 0) -> tuple[Tensor, Tensor]:
@@ -130,7 +133,7 @@ class Trainer:
             The mean loss and the number of right answers before the step, scalars on the device. A later step may overwrite
             both tensors.
         """
-        self.step.before(epoch, batch)
+        self.step.before(rows, epoch, batch)
         loss, correct = self.step(rows)
         self.step.after()
         return loss, correct
@@ -160,7 +163,7 @@ class Trainer:
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if split is not None:
                 size = self.settings.trainer.eval_batch_size
-                confusion = confusion_matrix(self.step.answer, split, len(self.data.classes), size)
+                confusion = confusion_matrix(self.answer, split, len(self.data.classes), size)
                 metrics[f"{name}_accuracy"] = 100 * float(confusion.trace()) / len(split)
         if self.step.diagnostics:
             x, _ = self.data.test.batch(torch.arange(min(len(self.data.test), 4096), device=self.device))
@@ -176,7 +179,7 @@ class Trainer:
             "flips": [int(flips) for flips in self.binary.flips],
             "real": [real.state() for real in self.real],
             "diagnostics": self.step.diagnostics and self.step.diagnostics.state(),
-            "progress": dict(vars(self.progress)),
+            "progress": vars(self.progress) | self.step.tally.state(self.progress.batch),
         }
 
     def load(self, state: dict) -> None:
@@ -193,16 +196,19 @@ class Trainer:
             real.load(saved)
         if self.step.diagnostics:
             self.step.diagnostics.load(state["diagnostics"])
-        self.progress = Progress(**state["progress"])
+        own = {f.name for f in fields(Progress)}
+        self.progress = Progress(**{name: value for name, value in state["progress"].items() if name in own})
+        self.step.tally.load(**{name: value for name, value in state["progress"].items() if name not in own})
 
 
 @torch.no_grad()
 def confusion_matrix(network: Callable[[Tensor], Tensor], split: Split, classes: int, batch_size: int) -> Tensor:
     """Returns the number of samples of class i to which the network answers class j: int64 [classes, classes] on the CPU."""
-    counts = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
+    answers = []
     with progress("rows evaluated", len(split)) as done:
-        for rows in pieces(torch.arange(len(split), device=counts.device), batch_size):
-            x, labels = split.batch(rows)
-            counts += torch.bincount(labels * classes + network(x).argmax(1), minlength=classes * classes)
+        for rows in pieces(torch.arange(len(split), device=split.labels.device), batch_size):
+            x, _ = split.batch(rows)
+            answers.append(network(x).argmax(1))
             done(len(rows))
-    return counts.reshape(classes, classes).cpu()
+    pairs = split.labels * classes + torch.cat(answers)
+    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()  # the only wait for a GPU

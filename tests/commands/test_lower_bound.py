@@ -64,7 +64,7 @@ def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     trainer.network.train()
     rows = trainer.batches.of_epoch(0)[0]
     x, labels = trainer.data.train.batch(rows)
-    trainer.step.before(0, 0)
+    trainer.step.before(rows, 0, 0)
     with moved:
         trainer.step.passes(x, labels)
         trainer.step.update()

@@ -11,7 +11,7 @@ from helpers import random_images, write_dataset
 from PIL import Image
 
 from bnn_exp.data import arrays, cache, decode, sources
-from bnn_exp.data.dataset import Dataset, epoch_batches
+from bnn_exp.data.dataset import Dataset, epoch_order, pieces
 from bnn_exp.data.folder import find
 from bnn_exp.errors import UserError
 
@@ -158,17 +158,18 @@ def test_a_batch_is_the_pixels_and_labels_of_its_rows():
 
 
 def test_an_epoch_is_one_permutation():
-    batches = epoch_batches(1000, 64, seed=0, epoch=3, device=torch.device("cpu"))
-    assert [len(b) for b in batches] == [64] * 15 + [40]
-    rows = torch.cat(batches)
+    cpu = torch.device("cpu")
+    rows = epoch_order(1000, seed=0, epoch=3, device=cpu)
+    batches = pieces(rows, 64)
+    assert [len(b) for b in batches] == [64] * 15 + [40] and torch.equal(torch.cat(batches), rows)
     assert torch.equal(rows.sort().values, torch.arange(1000)) and not torch.equal(rows, torch.arange(1000))
-    assert torch.equal(rows, torch.cat(epoch_batches(1000, 64, 0, 3, torch.device("cpu"))))
-    assert not torch.equal(rows, torch.cat(epoch_batches(1000, 64, 0, 4, torch.device("cpu"))))
-    assert not torch.equal(rows, torch.cat(epoch_batches(1000, 64, 1, 3, torch.device("cpu"))))
+    assert torch.equal(rows, epoch_order(1000, 0, 3, cpu))
+    assert not torch.equal(rows, epoch_order(1000, 0, 4, cpu))
+    assert not torch.equal(rows, epoch_order(1000, 1, 3, cpu))
 
 
 def test_a_row_left_over_joins_the_last_batch():
-    assert [len(b) for b in epoch_batches(129, 64, 0, 0, torch.device("cpu"))] == [64, 65]
+    assert [len(b) for b in pieces(torch.arange(129), 64)] == [64, 65]
 
 
 def write_images(folder: Path, names: list[str]) -> Path:

@@ -12,18 +12,19 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import forkserver, settings_of, trainer_for
+from helpers import forkserver, settings_of, trainer_for, use_tapes
 from torch import nn
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.data.augment import Augment
 from bnn_exp.errors import RankLost, UserError
-from bnn_exp.nn import BinaryLinear
+from bnn_exp.nn import BinaryLinear, device
 from bnn_exp.optim import HyperMask
 from bnn_exp.training.distributed.batch_norm import synchronize
 from bnn_exp.training.distributed.gradients import SEND
 from bnn_exp.training.distributed.ranks import Ranks, share, voters
 from bnn_exp.training.launch import HERE
+from bnn_exp.training.steps.recorded import Recorded
 
 RUN = (
     "model.hidden_size=32",
@@ -156,6 +157,30 @@ def test_the_gradient_is_that_of_the_whole_batch_whatever_the_shares(size, tmp_p
             assert theirs[0] == pytest.approx(loss, rel=1e-5) and theirs[1] == correct
             for mine, expected in zip(theirs[2], gradients, strict=True):
                 torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def _recorded(settings, ranks):
+    """Trains two epochs as on a GPU: by steps as usual, then by steps that tapes record. Returns bits and losses of both."""
+    results = []
+    for recorded in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            made = use_tapes(patch)
+            patch.setattr(device, "on_host", lambda where: False)
+            trainer = trainer_for(settings, ranks)
+            if recorded:
+                trainer.step = Recorded(trainer.step, required=True)
+            losses = [trainer.epoch()["train_loss"] for _ in range(2)]
+            results.append((bits_sha256(trainer.network), losses, len(made)))
+    return results
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8", "sign"])
+def test_steps_of_ranks_are_recorded_with_their_exchange(form, tmp_path):
+    """On a GPU the exchange is by NCCL, which CUDA graphs can record. Here tapes record that of gloo."""
+    settings = settings_of(*RUN, "dataset.limit=150", f"engine.all_reduce={form}")
+    first, second = on_ranks(2, partial(_recorded, settings), tmp_path)
+    assert first == second and first[0][:2] == first[1][:2]
+    assert [tapes for _, _, tapes in first] == [0, 2]
 
 
 def _train_on_integers(ranks):

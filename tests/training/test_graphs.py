@@ -3,20 +3,16 @@
 The tests run on a CPU: a replacement for CUDA graphs records every operation.
 """
 
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
-
 import pytest
 import torch
-from helpers import NeverWaits, WaitsForTheGPU, settings_of, trainer_of
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from helpers import NeverWaits, WaitsForTheGPU, settings_of, trainer_of, use_tapes
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
 from bnn_exp.nn import device
+from bnn_exp.nn.graphs import Graphs
 from bnn_exp.training import engine
-from bnn_exp.training.steps.recorded import Graphs, Recorded
+from bnn_exp.training.steps.recorded import Recorded
 
 SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "engine=dense")
 RULES = [
@@ -25,69 +21,10 @@ RULES = [
 ]
 
 
-class Tape(TorchDispatchMode):
-    """A replacement for a CUDA graph: it records operations and repeats them on the same tensors.
-
-    After the recording, `rewind` restores all tensors, because recording a graph executes nothing.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.notes, self.undo = [], []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        given = (
-            zip(operator._schema.arguments, args, strict=False),
-            ((a, kwargs.get(a.name)) for a in operator._schema.arguments),
-        )
-        for argument, x in (pair for pairs in given for pair in pairs):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written or argument.name.startswith("running_"):  # batch norm writes to these, but its schema does not say so
-                self.undo += [(t, t.detach().clone()) for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
-        results = operator(*args, **kwargs)
-        self.notes.append((operator, args, kwargs, results))
-        return results
-
-    @torch.no_grad()
-    def rewind(self):
-        for t, before in reversed(self.undo):
-            t.copy_(before)
-
-    def pool(self):
-        return "a pool"
-
-    @torch.no_grad()
-    def replay(self):
-        for operator, args, kwargs, results in self.notes:
-            again = operator(*args, **kwargs)
-            for place, x in zip(tree_leaves(results), tree_leaves(again), strict=True):
-                if isinstance(x, torch.Tensor) and x.data_ptr() != place.data_ptr():
-                    place.copy_(x)
-
-
 @pytest.fixture
 def tapes(monkeypatch):
     """Replaces CUDA graphs by tapes. Returns the list of all tapes that were recorded."""
-    made, stream = [], SimpleNamespace(wait_stream=lambda other: None)
-
-    def new():
-        made.append(Tape())
-        return made[-1]
-
-    @contextmanager
-    def record(tape, pool, stream):
-        assert pool in (None, "a pool") and stream is not None
-        with tape, NeverWaits():
-            yield
-        tape.rewind()
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", new)
-    monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    return made
+    return use_tapes(monkeypatch)
 
 
 def test_what_was_recorded_is_done_anew_for_every_shape(tapes):
@@ -154,6 +91,42 @@ def test_a_graph_holds_the_whole_step_of_every_rule(rule, real, tapes, on_gpu):
     assert len(tapes) == 2
 
 
+@pytest.mark.parametrize("engine", ["dense", "packed"])
+def test_a_replayed_evaluation_follows_the_training(engine, tapes, on_gpu):
+    ends = []
+    for recorded in (True, False):
+        trainer = trainer_of(f"engine={engine}", "model.hidden_size=24", "dataset.limit=300", "trainer.eval_batch_size=150")
+        if recorded:
+            trainer.answer = Graphs(trainer.step.answer, required=True)
+        found = []
+        for _ in range(2):
+            trainer.epoch()
+            metrics, confusion = trainer.evaluate()
+            found.append((metrics["test_accuracy"], confusion.tolist()))
+        ends.append(found)
+    assert ends[0] == ends[1] and ends[0][0] != ends[0][1] and len(tapes) == 2  # whole batches, and the smaller last one
+
+
+def test_a_growing_batch_has_a_graph_for_each_size(tapes, on_gpu):
+    overrides = ("optimizer=counter", "trainer.final_batch_size=48", "model.hidden_size=24", "dataset.augment=standard")
+    assert end(*overrides, epochs=3, recorded=True) == end(*overrides, epochs=3)
+    assert len(tapes) == 3  # batches of 32, 39 and 48 samples; each smaller last batch occurs once
+
+
+def test_samples_that_the_caller_chooses_are_trained_on(tapes, on_gpu):
+    """A recorded step takes its samples from the permutation of the epoch, or from a copy of the caller's indices."""
+    ends = []
+    for recorded in (True, False):
+        trainer = trainer_of("optimizer=counter", "model.hidden_size=24", "dataset.augment=standard", *SMALL[2:])
+        if recorded:
+            trainer.step = Recorded(trainer.step, required=True)
+        own = trainer.batches.of_epoch(0)
+        chosen = [own[0], torch.arange(64), own[1], torch.arange(100, 164), own[2]]
+        losses = [float(trainer.train_on(rows, 0, batch)[0]) for batch, rows in enumerate(chosen)]
+        ends.append((losses, bits_sha256(trainer.network), trainer.step.tally.losses.tolist()))
+    assert ends[0] == ends[1] and len(tapes) == 1
+
+
 def test_a_replayed_training_resumes_to_the_same_bits(tapes, on_gpu):
     overrides = ("optimizer=counter", "real_optimizer=adam", "model.hidden_size=24", "dataset.augment=standard", *SMALL[2:])
 
@@ -206,7 +179,7 @@ def test_no_step_waits_for_a_gpu(rule, model, on_gpu):
     rows = trainer.batches.of_epoch(0)
     before = trainer.binary.flips[0].clone()
     for batch in range(2):
-        trainer.step.before(0, batch)
+        trainer.step.before(rows[batch], 0, batch)
         with NeverWaits():
             trainer.step(rows[batch])
         trainer.step.after()
@@ -254,8 +227,6 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
     [
         ((), "device=cpu"),
         (("engine.memory=lean",), "engine.memory=lean"),
-        (("trainer.final_batch_size=128",), "trainer.final_batch_size=128"),
-        (("engine.devices=2",), "engine.devices=2"),
     ],
 )
 def test_where_steps_are_recorded(overrides, reason):

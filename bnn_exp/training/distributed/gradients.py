@@ -13,9 +13,11 @@ number of bytes that this rank sent. Only the first `voters` ranks had samples i
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bnn_exp.bits import pack, unpack
+from bnn_exp.bits import pack, reference, unpack
+from bnn_exp.nn import device
 from bnn_exp.training.distributed.ranks import Ranks
 
 
@@ -50,13 +52,22 @@ def sign(ranks: Ranks, binary: list[Tensor], real: list[Tensor], scalars: Tensor
     Each rank sends one bit per weight. After a tie the gradient has the sign that keeps the weight as it is. The method is
     signSGD with majority vote (Bernstein et al. 2018, arXiv 1802.04434), except for the tie.
     """
-    ballot = pack(torch.cat([p.grad.flatten() <= 0 for p in binary]))  # the bits that this rank votes for: w* = 1[−g ≥ 0]
+    ballot = _packed(torch.cat([p.grad.flatten() <= 0 for p in binary]))  # the bits that this rank votes for: w* = 1[−g ≥ 0]
     weights = torch.cat([p.detach().flatten() for p in binary])
-    ballots = ranks.gather(ballot.to(weights.device))[:voters]
-    ones = torch.stack([unpack(b, weights.shape) for b in ballots]).sum(0).to(weights.device)
+    ones = torch.stack([_unpacked(b, len(weights)) for b in ranks.gather(ballot)[:voters]]).sum(0)
     _give(binary, torch.where(2 * ones == voters, 1 - 2 * weights, (voters - 2 * ones).sign()))
     scalars, rest = fp32(ranks, [], real, scalars, voters)
     return scalars, ballot.nbytes + rest
+
+
+def _packed(bits: Tensor) -> Tensor:
+    """Returns bools [count] as packed bits, uint8 [⌈count/8⌉], on the same device."""
+    return pack(bits) if device.on_host(bits) else reference.packed(F.pad(bits, (0, -len(bits) % 8))[None])[0]
+
+
+def _unpacked(ballot: Tensor, count: int) -> Tensor:
+    """Returns the first `count` packed bits as float32 [count], on the same device."""
+    return unpack(ballot, (count,)) if device.on_host(ballot) else reference.unpacked(ballot[None])[0, :count]
 
 
 def _give(parameters: Sequence[Tensor], flat: Tensor) -> None:

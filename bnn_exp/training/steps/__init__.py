@@ -64,8 +64,7 @@ def build(
         return kind(*parts)
 
     loss = loss_named(settings.trainer.loss)
-    if ranks is not None:
-        return Exchanged(settings, step, loss, ranks)
+    made = step(loss) if ranks is None else Exchanged(settings, step, loss, ranks)
     if engine.records(settings, where) and rule.recordable:
-        return Recorded(step(loss), required=wanted.graphs is True)
-    return step(loss)
+        return Recorded(made, required=wanted.graphs is True)
+    return made

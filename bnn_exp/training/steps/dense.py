@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.optim import Scheduled
+from bnn_exp.optim.announcement import Announcement
 from bnn_exp.optim.trained import Trained
 from bnn_exp.training.batches import Batches
 from bnn_exp.training.diagnostics import Diagnostics
 from bnn_exp.training.memory.footprint import Footprint
+from bnn_exp.training.steps.tally import Tally
 
 if TYPE_CHECKING:
     from bnn_exp.config.losses import Loss
@@ -50,6 +52,8 @@ class Dense:
         self.forward = torch.compile(network, dynamic=False) if compiled else network
         self.answer: Callable[[Tensor], Tensor] = network
         self.diagnostics, self.footprint = diagnostics, Footprint(network)
+        self.announcement = Announcement(batches.device, batches, rule, *real)
+        self.tally = Tally(batches.most, batches.device)
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Trains on the samples `rows`, int64 indices on the device.
@@ -60,6 +64,7 @@ class Dense:
         x, labels = self.batches(rows)
         loss, correct = self.passes(x, labels)
         self.update()
+        self.tally.add(self.batches.batch, loss, correct, len(rows))
         return loss, correct
 
     def passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,10 +85,10 @@ class Dense:
         if self.diagnostics:
             self.diagnostics.step()
 
-    def before(self, epoch: int, batch: int) -> None:
-        """Prepares the step on batch `batch` of epoch `epoch`. Both numbers count from 0."""
-        self.batches.move_to(epoch, batch)
-        self.rule.announce()
+    def before(self, rows: Tensor, epoch: int, batch: int) -> None:
+        """Prepares the step on the samples `rows`, batch `batch` of epoch `epoch`. Both numbers count from 0."""
+        self.batches.move_to(rows, epoch, batch)
+        self.announcement.send()
 
     def after(self) -> None:
         """Counts the step, and advances the schedules."""

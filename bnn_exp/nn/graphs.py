@@ -1,0 +1,84 @@
+"""CUDA graphs of a function: recorded once for each combination of arguments, then replayed by one call."""
+
+import logging
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STEPS = "steps are not recorded as CUDA graphs (engine.graphs=false avoids the attempt)"
+log = logging.getLogger(__name__)
+
+
+class Graphs:
+    """A function that runs `work` by CUDA graphs, one graph for each combination of arguments: shapes of tensors, and integers.
+
+    The first call with a combination runs without a CUDA graph, because libraries and optimizers then allocate memory. The
+    second call records a graph, and every later call replays it. A replay overwrites its results, so the caller uses them
+    before the next call.
+
+    Args:
+        work: takes tensors on a GPU and integers, and returns tensors on the same GPU, in any structure. `work` must not wait
+            for the GPU. It may depend only on its arguments and on tensors that keep their addresses, such as parameters.
+        required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
+        most: the most graphs to keep. Calls with further combinations run without a graph.
+        failing: the warning if a recording fails; the reason follows.
+
+    Raises:
+        RuntimeError: a required recording fails.
+    """
+
+    def __init__(self, work: Callable[..., Any], required: bool = False, most: float = inf, failing: str = STEPS):
+        self.work, self.required, self.failed, self.most, self.failing = work, required, False, most, failing
+        self.stream: torch.cuda.Stream | None = None
+        self.known: set[tuple] = set()
+        self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Any], Any]] = {}
+
+    def forget(self) -> None:
+        """Frees all graphs and their memory. Call this method when the GPU has no work."""
+        self.known.clear()
+        self.recorded.clear()
+
+    def __call__(self, *arguments: Tensor | int) -> Any:
+        shapes = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments)
+        if shapes not in self.known or self.failed:
+            self.known.add(shapes)
+            return self._run(arguments)
+        if shapes not in self.recorded:
+            if len(self.recorded) >= self.most:
+                return self._run(arguments)
+            try:
+                self.recorded[shapes] = self._record(arguments)
+            except RuntimeError as error:
+                if self.required:
+                    raise
+                self.failed = True
+                log.warning("%s: %s", self.failing, error)
+                return self._run(arguments)
+        graph, places, results = self.recorded[shapes]
+        for place, x in zip(places, arguments, strict=True):
+            if isinstance(x, Tensor):
+                place.copy_(x)
+        graph.replay()
+        return results
+
+    def _run(self, arguments: tuple[Tensor | int, ...]) -> Any:
+        """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires one such run before."""
+        here = torch.cuda.current_stream()
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            results = self.work(*arguments)
+        here.wait_stream(self.stream)
+        return results
+
+    def _record(self, arguments: tuple[Tensor | int, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Any]:
+        places = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+        pool = next((graph.pool() for graph, _, _ in self.recorded.values()), None)
+        graph = torch.cuda.CUDAGraph()
+        # Another thread, such as NCCL's watchdog, may query the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+            results = self.work(*places)
+        return graph, places, results
