@@ -46,7 +46,6 @@ class Moved(TorchDispatchMode):
 
 def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     pytest.importorskip("triton")
-    from bnn_exp.bits.cuda import draws
     from bnn_exp.bits.cuda import training as gpu
 
     moved = Moved()
@@ -59,7 +58,6 @@ def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
     monkeypatch.setattr(gpu, "matmul", lambda a, b, bf16: a.new_empty(len(a), b.shape[1], dtype=torch.float32))
     for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center"):
         monkeypatch.setattr(gpu.kernels, name, Kernel())
-    monkeypatch.setattr(draws, "flip_kernel", Kernel())
     overrides = "engine=packed optimizer=hypermask optimizer.mask=random model.hidden_size=512 trainer.batch_size=1024"
     trainer = trainer_of(*overrides.split(), "real_optimizer=sgd")
     trainer.step.forward.bits = gpu.OnGPU(True)
