@@ -1,4 +1,4 @@
-"""The kernels of layers compile for compute capabilities 8.0 and 9.0, without such a GPU."""
+"""The kernels of layers, losses and augmentation compile for compute capabilities 8.0 and 9.0, without such a GPU."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bnn_exp.data.cuda.augment import vary_kernel
 from bnn_exp.nn.cuda import batch_norm_kernels, losses, pixels, values
 
 POINTERS = "mean variance weight bias running_mean running_variance means squares sums products of_weight of_bias std"
@@ -17,6 +18,7 @@ KINDS = dict.fromkeys(POINTERS.split(), "*fp32") | dict.fromkeys("eps momentum l
 KINDS |= dict.fromkeys("z grad out".split(), "*bf16") | {"batches": "*i64", "pixels": "*u8", "weights": "*fp32"}
 KINDS |= {"logits": "*bf16", "labels": "*i64", "scale": "*fp32"}
 OTHERS = {"above_kernel": {"threshold": "*fp32"}, "loss_kernel": {"out": "*fp32"}, "right_kernel": {"out": "*i64"}}
+OTHERS |= {"vary_kernel": {"x": "*u8", "out": "*u8", "number": "*i64", "key": "i64"}}
 TILE, WHOLE = {"ROWS": 64, "COLUMNS": 64}, {"ROWS": 1024, "COLUMNS": 8}
 NORM, COMBINING = {"AFFINE": True, "ACTIVATION": "binary"}, {"PARTS": 256, "GROUP": 16}
 LOSSES = [{"LOSS": name, "ROWS": 1024, "CLASSES": 16} for name in ("cross_entropy", "squared_hinge")]
@@ -33,6 +35,7 @@ CONSTANTS = {
     losses.gradient_kernel: LOSSES[:1],
     losses.right_kernel: [{"ROWS": 1024, "CLASSES": 16}],
     pixels.standardize_kernel: [{"TILE": 1024}],
+    vary_kernel: [{"FLIP": True, "SHIFT": 4, "CUTOUT": 8, "TILE": 1024}],
     values.above_kernel: [{"LATENT": True, "INPUTS": 64, "SPACE": 16}],
 }
 for kernel, choices in CONSTANTS.items():
@@ -50,4 +53,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     pytest.importorskip("triton")
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.split()) == 13, done.stderr
+    assert done.returncode == 0 and len(done.stdout.split()) == 14, done.stderr
