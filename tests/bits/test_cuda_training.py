@@ -261,7 +261,7 @@ def test_a_graph_holds_the_whole_step(rule, kernels, on_gpu, monkeypatch):
     monkeypatch.setattr(operators, "kernels_everywhere", kernels)
     tapes, ends = use_tapes(monkeypatch), []
     for recorded in (True, False):
-        sizes = "model.hidden_size=24 model.num_layers=2 dataset.limit=80 trainer.batch_size=32".split()
+        sizes = ["model.hidden_size=24", "model.num_layers=2", "dataset.limit=80", "trainer.batch_size=32"]
         trainer = trainer_of(*f"optimizer={rule} engine=packed".split(), *sizes)
         if recorded:
             trainer.step = Recorded(trainer.step, required=True)
