@@ -1,6 +1,7 @@
 """The operations of inference on packed bits, as torch operators.
 
 This module alone chooses the code of an operator: numba's kernels on a CPU, Triton's on CUDA, plain torch everywhere else.
+Tests send tensors on a CPU to Triton's kernels (`bnn_exp.nn.operators.kernels_everywhere`).
 
 Weights are the tiles of their packed bits (`to_tiles`). An input x is packed bits, uint8 [batch, ≥ bytes of the tiles], pixels,
 uint8 [batch, inputs], or real numbers, [batch, inputs]. A weight w is 1 for a bit 1, and `zero` (0 or −1) for a bit 0. For bits
@@ -18,6 +19,7 @@ from torch import Tensor
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.reference import LANES
+from bnn_exp.nn import operators as gpu
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
@@ -66,6 +68,37 @@ def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float
     return _operator("real_product", x)(x, tiles, outputs, zero, one)
 
 
+_AFFINE = "Tensor offset, Tensor weight, Tensor bias, int factor, float divisor"
+
+
+def _empty_scores(x: Tensor, tiles: Tensor, offset: Tensor, *constants: Any) -> Tensor:
+    return x.new_empty(len(x), len(offset), dtype=torch.float32)
+
+
+@gpu.operator(
+    f"(Tensor x, Tensor tiles, {_AFFINE}, int zero, bool pixels) -> Tensor",
+    kernels="bnn_exp.bits.cuda.inference:scores",
+    launches=2,
+    fake=_empty_scores,
+)
+def scores(
+    x: Tensor, tiles: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, factor: int, divisor: float, zero: int, pixels: bool
+) -> Tensor:
+    """Returns (offset + factor · Σ x·w) / divisor · weight + bias, float32 [batch, outputs], of packed bits or pixels x.
+
+    The bracket is an integer, rounded to float32. Each later operation rounds once. The kernel is one launch for few rows, and
+    two for more.
+
+    Args:
+        tiles, zero: see `bit_sums`.
+        offset: int32 [outputs].
+        weight, bias: float32 [outputs].
+        pixels: True if x is pixels, uint8 [batch, inputs]; False if x is packed bits, uint8 [batch, ≥ bytes].
+    """
+    sums = (pixel_sums if pixels else bit_sums)(x, tiles, len(offset), zero)
+    return torch.add(offset, sums, alpha=factor).to(torch.float32) / divisor * weight + bias
+
+
 # A program saved by `torch.export` names its arguments as these schemas do.
 # So the argument `flips`, elsewhere called `inverted`, keeps its name here.
 _SUMS = "(Tensor x, Tensor tiles, int outputs, int zero) -> Tensor"
@@ -79,7 +112,7 @@ def _operator(name: str, x: Tensor) -> Callable:
 
     A direct call of this function avoids torch's dispatcher, which takes longer than a layer of 1024² bits.
     """
-    if x.is_cpu and type(x) is Tensor and not _compiling():
+    if x.is_cpu and type(x) is Tensor and not _compiling() and not gpu.kernels_everywhere:
         return _ON_CPU.get(name) or _on_cpu(name)
     return getattr(torch.ops.bnn_exp, name).default
 
@@ -97,11 +130,16 @@ def _on_cpu(name: str) -> Callable:
 
 @cache
 def _on_cuda(name: str) -> Callable:
-    try:
-        from bnn_exp.bits.cuda import inference
-    except ImportError:  # Triton is not installed
+    if not gpu.has_triton():
         return getattr(reference, name)
+    from bnn_exp.bits.cuda import inference
+
     return getattr(inference, name)
+
+
+def _in_dispatcher(name: str, *arguments: Any) -> Tensor:
+    """Computes the operator `name` for tensors on a CPU, behind torch's dispatcher."""
+    return (_on_cuda if gpu.kernels_everywhere else _on_cpu)(name)(*arguments)
 
 
 def _shape(name: str, x: Tensor, tiles: Tensor, *constants: Any) -> Tensor:
@@ -119,6 +157,6 @@ _library = torch.library.Library("bnn_exp", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
-    _library.impl(_name, lambda *arguments, name=_name: _on_cpu(name)(*arguments), "CPU")
+    _library.impl(_name, partial(_in_dispatcher, _name), "CPU")
     _library.impl(_name, lambda *arguments, name=_name: _on_cuda(name)(*arguments), "CUDA")
     torch.library.register_fake(f"bnn_exp::{_name}", partial(_shape, _name), lib=_library)

@@ -1,11 +1,14 @@
 """Packed BNCVL networks: activations are real, weights are bits in memory, and each layer keeps its normalisation."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.bits import real_product, to_tiles, unpack
 from bnn_exp.deploy.check import Evaluating
+from bnn_exp.deploy.replayed import Replayed, Replays
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
 from bnn_exp.nn.binary import two_values
@@ -59,8 +62,16 @@ class DeployedDense(Evaluating):
         return self.activation(self.norm(products if self.bias is None else products + self.bias))
 
 
-def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> BNCVLNet:
-    """Replaces the layers of `network` by packed layers, in place. Returns `network` in evaluation mode.
+@exact
+class DeployedBNCVL(Replayed, BNCVLNet):
+    """A packed `BNCVLNet`: its layers are `DeployedConvolution` and `DeployedDense`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.replays(super().forward, x)
+
+
+def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> DeployedBNCVL:
+    """Turns `network` into a `DeployedBNCVL`, in place, and returns it in evaluation mode.
 
     Args:
         network: a float network. Its tensors may be on the meta device.
@@ -72,7 +83,9 @@ def pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> BNCVLNet:
             start = f"{prefix}.{i}."
             layers[i] = kind(layer, {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)})
     network.mean, network.std = state["mean"].clone(), state["std"].clone()
-    return network.eval().requires_grad_(False)
+    packed: Any = network
+    packed.__class__, packed.replays = DeployedBNCVL, Replays()
+    return packed.eval().requires_grad_(False)
 
 
 def _norm(norm: nn.Module, state: dict[str, Tensor]) -> nn.Module:

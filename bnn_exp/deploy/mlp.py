@@ -5,16 +5,19 @@ encodings) for bit 0. The layer computes the sums u = Σ x·w. The float network
 pixels stand for x/255, its bipolar activations for 2x − 1, and its centred values are half of bipolar ones.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits import LANES, bit_steps, bit_sums, pack, pixel_steps, pixel_sums, to_tiles
+from bnn_exp.bits import LANES, bit_steps, bit_sums, laid_out, pack, pixel_steps, pixel_sums, scores, to_tiles
 from bnn_exp.bits.reference import ones
 from bnn_exp.deploy.check import Evaluating
 from bnn_exp.deploy.fold import thresholds
+from bnn_exp.deploy.replayed import Replayed
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
-from bnn_exp.nn import binarize
+from bnn_exp.nn import binarize, device
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
 
@@ -29,6 +32,8 @@ class DeployedLayer(Evaluating):
         inputs: the number of inputs.
         pixels: True if the inputs are uint8 pixels, False if they are packed bits.
     """
+
+    tiles: Tensor
 
     def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool):
         super().__init__()
@@ -46,6 +51,11 @@ class DeployedLayer(Evaluating):
         else:
             self.scale, self.divisor, offset = 2, 4.0 if centred else 1.0, inputs - 2 * in_each
         self.register_buffer("offset", offset.to(torch.int32))
+
+    def _apply(self, *arguments: Any, **named: Any) -> "DeployedLayer":
+        super()._apply(*arguments, **named)
+        self.tiles = laid_out(self.tiles)
+        return self
 
     def product(self, sums: Tensor) -> Tensor:
         """Returns the product of the float network, float32, for sums u, int32 [batch, outputs]."""
@@ -84,12 +94,15 @@ class LastLayer(DeployedLayer):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (device.on_host(x) or torch.compiler.is_compiling()):  # one kernel computes it all, and rounds like a CPU
+            affine = self.offset, self.norm.weight, self.norm.bias, self.scale, self.divisor
+            return scores(x, self.tiles, *affine, self.zero, self.pixels)
         sums = pixel_sums if self.pixels else bit_sums
         return self.norm(self.product(sums(x, self.tiles, self.outputs, self.zero)))
 
 
 @exact
-class DeployedMLP(Evaluating):
+class DeployedMLP(Replayed, Evaluating):
     """A packed `MLP`: it computes the same logits and the same hidden bits as the float network in evaluation, on bits.
 
     This holds for the float network on a CPU, whose products are exact up to 65,793 pixels.
@@ -122,6 +135,9 @@ class DeployedMLP(Evaluating):
         """Computes logits, float32 [batch, classes], of pixels, uint8 [batch, …]."""
         if x.dtype != torch.uint8:
             raise ValueError(f"pixels are {x.dtype}: a packed network takes uint8")
+        return self.replays(self._logits, x)
+
+    def _logits(self, x: Tensor) -> Tensor:
         h = x.flatten(1)
         for layer in self.layers:
             h = layer(h)

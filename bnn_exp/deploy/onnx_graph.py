@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import from_tiles
 from bnn_exp.bits.reference import unpacked
-from bnn_exp.deploy.bncvl import DeployedConvolution, DeployedDense
+from bnn_exp.deploy.bncvl import DeployedBNCVL, DeployedConvolution, DeployedDense
 from bnn_exp.deploy.mlp import DeployedMLP, HiddenLayer, LastLayer
-from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.bncvl import Standardize
@@ -104,8 +103,8 @@ def _logits(graph: Graph, sums: str, layer: LastLayer) -> str:
     return _affine(graph, graph("Div", product, graph.floats(layer.divisor)), layer.norm, (-1,))
 
 
-def bncvl(graph: Graph, network: BNCVLNet, pixels: str) -> str:
-    """Adds the nodes of a packed `BNCVLNet`: `pixels`, uint8 [batch, channels, height, width] → logits."""
+def bncvl(graph: Graph, network: DeployedBNCVL, pixels: str) -> str:
+    """Adds the nodes of a packed BNCVL network: `pixels`, uint8 [batch, channels, height, width] → logits."""
     h = graph("Div", graph.cast(pixels, TensorProto.FLOAT), graph.floats(255.0))
     h = graph("Div", graph("Sub", h, graph.floats(network.mean)), graph.floats(network.std))
     for i, layer in enumerate(network.convolutions):
@@ -163,7 +162,7 @@ def float_mlp(graph: Graph, network: MLP, pixels: str) -> str:
     return h
 
 
-BUILDERS: dict[type[nn.Module], Callable[[Graph, Any, str], str]] = {DeployedMLP: mlp, BNCVLNet: bncvl}
+BUILDERS: dict[type[nn.Module], Callable[[Graph, Any, str], str]] = {DeployedMLP: mlp, DeployedBNCVL: bncvl}
 
 
 def packed_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:

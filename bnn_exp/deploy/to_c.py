@@ -38,7 +38,7 @@ def export_c(
     Raises:
         UserError: the network is of another kind, there is no C compiler, or a prediction differs. Then nothing is written.
     """
-    if type(network).__name__ == "BNCVLNet":
+    if type(network).__name__ in ("BNCVLNet", "DeployedBNCVL"):
         raise UserError(
             "export.format=c: model=bncvl has real activations, and the C code has only integers\n"
             "allowed: model=mlp; or export.format=onnx, torch"

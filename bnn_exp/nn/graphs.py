@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
+STEPS = "steps are not recorded as CUDA graphs (engine.graphs=false avoids the attempt)"
 log = logging.getLogger(__name__)
 
 
@@ -21,13 +23,15 @@ class Graphs:
         work: takes tensors on a GPU and integers, and returns tensors on the same GPU, in any structure. `work` must not wait
             for the GPU. It may depend only on its arguments and on tensors that keep their addresses, such as parameters.
         required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
+        most: the most graphs to keep. Calls with further combinations run without a graph.
+        failing: the warning if a recording fails; the reason follows.
 
     Raises:
         RuntimeError: a required recording fails.
     """
 
-    def __init__(self, work: Callable[..., Any], required: bool = False):
-        self.work, self.required, self.failed = work, required, False
+    def __init__(self, work: Callable[..., Any], required: bool = False, most: float = inf, failing: str = STEPS):
+        self.work, self.required, self.failed, self.most, self.failing = work, required, False, most, failing
         self.stream: torch.cuda.Stream | None = None
         self.known: set[tuple] = set()
         self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Any], Any]] = {}
@@ -43,13 +47,15 @@ class Graphs:
             self.known.add(shapes)
             return self._run(arguments)
         if shapes not in self.recorded:
+            if len(self.recorded) >= self.most:
+                return self._run(arguments)
             try:
                 self.recorded[shapes] = self._record(arguments)
             except RuntimeError as error:
                 if self.required:
                     raise
                 self.failed = True
-                log.warning("steps are not recorded as CUDA graphs (engine.graphs=false avoids the attempt): %s", error)
+                log.warning("%s: %s", self.failing, error)
                 return self._run(arguments)
         graph, places, results = self.recorded[shapes]
         for place, x in zip(places, arguments, strict=True):

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from helpers import on_both, where
 
 from bnn_exp.bits import bit_steps, bit_sums, from_tiles, operators, pack, pixel_steps, pixel_sums, real_product, to_tiles
 
@@ -158,23 +157,3 @@ def test_other_processors_compute_the_same(features, tmp_path):
     environment = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", SELF, __file__], env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize("zero", [pytest.param(zero, marks=on_both()) for zero in (0, -1)])
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 70, 5), (3, 300, 70), (17, 40, 64), (0, 8, 8)])
-def test_the_triton_kernels_compute_the_same(rows, inputs, outputs, zero, triton_runs):
-    from bnn_exp.bits.cuda import inference
-
-    values, tiles = weights(outputs, inputs, zero)
-    bits = torch.randint(0, 2, (rows, inputs))
-    pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
-    thresholds = torch.full((64 * len(tiles),), 2**31 - 1, dtype=torch.int32)
-    thresholds[:outputs] = inputs // 4
-    inverted = torch.zeros(8 * len(tiles), dtype=torch.uint8)
-    there = [x.to(where()) for x in (bits_of(bits), pixels, tiles, thresholds, inverted)]
-    bits_there, pixels_there, tiles_there, *steps_there = there
-    assert torch.equal(inference.bit_sums(bits_there, tiles_there, outputs, zero).cpu().long(), bits @ values.T)
-    assert torch.equal(inference.pixel_sums(pixels_there, tiles_there, outputs, zero).cpu().long(), pixels.long() @ values.T)
-    if rows:
-        steps, found = pack(bits @ values.T >= inputs // 4), inference.bit_steps(bits_there, tiles_there, *steps_there, zero)
-        assert torch.equal(found.cpu()[:, : steps.shape[1]], steps)

@@ -91,6 +91,22 @@ def test_a_graph_holds_the_whole_step_of_every_rule(rule, real, tapes, on_gpu):
     assert len(tapes) == 2
 
 
+@pytest.mark.parametrize("engine", ["dense", "packed"])
+def test_a_replayed_evaluation_follows_the_training(engine, tapes, on_gpu):
+    ends = []
+    for recorded in (True, False):
+        trainer = trainer_of(f"engine={engine}", "model.hidden_size=24", "dataset.limit=300", "trainer.eval_batch_size=150")
+        if recorded:
+            trainer.answer = Graphs(trainer.step.answer, required=True)
+        found = []
+        for _ in range(2):
+            trainer.epoch()
+            metrics, confusion = trainer.evaluate()
+            found.append((metrics["test_accuracy"], confusion.tolist()))
+        ends.append(found)
+    assert ends[0] == ends[1] and ends[0][0] != ends[0][1] and len(tapes) == 2  # whole batches, and the smaller last one
+
+
 def test_a_growing_batch_has_a_graph_for_each_size(tapes, on_gpu):
     overrides = ("optimizer=counter", "trainer.final_batch_size=48", "model.hidden_size=24", "dataset.augment=standard")
     assert end(*overrides, epochs=3, recorded=True) == end(*overrides, epochs=3)

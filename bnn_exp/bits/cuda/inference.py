@@ -1,113 +1,134 @@
-"""The operators of `bnn_exp.bits.operators` on CUDA, by Triton's kernels. Not measured on a GPU yet.
+"""The operators of `bnn_exp.bits.operators` on CUDA: the choice between the kernels of `bnn_exp.bits.cuda.inference_kernels`.
 
-Every operator counts matches: the ones that an output's weights have in common with a row of bits. For fewer than 16 rows,
-population counts do this. For more rows, the tensor cores multiply the bits as int8. Both ways are exact. A row of pixels is
-treated as eight rows of bits, one for each bit of a pixel. A tile is contiguous, and neighbouring lanes are neighbouring bytes,
-so that loads are coalesced.
+A layer of few rows is one launch, a layer of more rows two. Every number of this file is counted, not measured.
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
+from bnn_exp.bits.cuda import inference_kernels
+from bnn_exp.bits.layout import in_rows
 from bnn_exp.bits.reference import LANES
 
-_COLUMNS = 32  # bytes of a row that a Triton program reads in one pass of its loop
-_ROWS = 16  # rows of one Triton program of `_multiply`: the tensor cores take no fewer
+FEW = {"bit": 16, "pixel": 8}  # the most rows that the kernels for few rows take
+_MOST_WORDS = 1024  # words of a row that a program for few rows holds at a time
+_PROGRAMS = 96  # fewer programs leave much of a large GPU without work
+_EXACTLY = {"enable_fp_fusion": False}  # the scores are rounded after each operation, as on a CPU
 
 
-@triton.jit
-def _popcount(x):
-    """Returns the number of ones in each uint32. The compiler turns this form into one instruction of the GPU."""
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    return (((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
-
-
-@triton.jit
-def _count(x, tiles, out, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Stores the number of ones that row r has in common with each lane of tile g, in out[r, g·LANES + lane].
-
-    A program computes one r and one g. A row of x has `row` bytes, a lane `columns` bytes, and a row of `out` `width` numbers.
-    """
-    r, g = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    lane, column = tl.arange(0, LANES), tl.arange(0, COLUMNS)
-    total = tl.zeros((LANES,), tl.int32)
-    for begin in range(0, columns, COLUMNS):
-        at = begin + column
-        there = at < columns
-        inputs = tl.load(x + r * row + at, there, 0)
-        weights = tl.load(tiles + (g * columns + at)[:, None] * LANES + lane[None, :], there[:, None], 0)
-        ones = _popcount((inputs[:, None] & weights).to(tl.uint32))
-        total += tl.sum(ones.to(tl.int32), 0)
-    tl.store(out + r * width + g * LANES + lane, total)
-
-
-@triton.jit
-def _multiply(x, tiles, out, rows, row, columns, width, LANES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """Computes the result of `_count` as a product of int8: a program unpacks the bits of ROWS rows and of one tile."""
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    g = tl.program_id(1).to(tl.int64)
-    lane, bit = tl.arange(0, LANES), tl.arange(0, 8 * COLUMNS)
-    total = tl.zeros((ROWS, LANES), tl.int32)
-    for begin in range(0, columns, COLUMNS):
-        at, place = begin + bit // 8, (bit % 8).to(tl.uint8)
-        there = at < columns
-        inputs = tl.load(x + r[:, None] * row + at[None, :], (r < rows)[:, None] & there[None, :], 0)
-        weights = tl.load(tiles + (g * columns + at)[:, None] * LANES + lane[None, :], there[:, None], 0)
-        a, b = (inputs >> place[None, :]) & 1, (weights >> place[:, None]) & 1
-        total += tl.dot(a.to(tl.int8), b.to(tl.int8), out_dtype=tl.int32)
-    tl.store(out + r[:, None] * width + g * LANES + lane[None, :], total, (r < rows)[:, None])
-
-
-def matches(x: Tensor, tiles: Tensor) -> Tensor:
-    """Returns the number of ones that each row of bits has in common with each output: int32 [rows, 64 · tiles].
+@dataclass(frozen=True)
+class Tile:
+    """A block of results that one program of `inference_kernels.many` computes, and how the program is compiled.
 
     Args:
-        x: packed bits, uint8 [rows, ≥ bytes of the tiles].
-        tiles: the weights, see `bnn_exp.bits.reference.to_tiles`.
+        bytes: the bytes of packed weights of an output that a pass of its loop reads.
     """
-    rows, row, groups, columns = sizes(x, tiles, "bit")
-    x, tiles = x.contiguous(), tiles.contiguous()
-    out = x.new_empty((rows, LANES * groups), dtype=torch.int32)
-    if rows and rows < _ROWS:
-        _count[(rows, groups)](x, tiles, out, row, columns, LANES * groups, LANES, _COLUMNS)
-    elif rows:
-        grid = (triton.cdiv(rows, _ROWS), groups)
-        _multiply[grid](x, tiles, out, rows, row, columns, LANES * groups, LANES, _COLUMNS, _ROWS)
-    return out
+
+    outputs: int
+    rows: int
+    bytes: int
+    warps: int
+    stages: int
+
+
+TILES = (Tile(256, 128, 32, 8, 2), Tile(128, 64, 32, 4, 3), Tile(64, 32, 64, 4, 3), Tile(64, 16, 64, 4, 3))
+
+
+def tile_of(outputs: int, rows: int) -> Tile:
+    """Returns the largest tile of which enough programs exist to occupy a GPU; else the smallest."""
+    return next((t for t in TILES if triton.cdiv(outputs, t.outputs) * triton.cdiv(rows, t.rows) >= _PROGRAMS), TILES[-1])
 
 
 def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
     """Returns the sums Σ x·w of packed bits x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
-    check_outputs(outputs, tiles.shape[0])
-    sums = matches(x, tiles)[:, :outputs]
-    return sums.contiguous() if zero == 0 else 2 * sums - reference.unpacked(x[:, : tiles.shape[1]], torch.int32).sum(1, True)
+    return _sums("bit", x, tiles, outputs, zero)
 
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
     """Returns the sums Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
-    rows, _, _, columns = sizes(x, tiles, "pixel")
-    check_outputs(outputs, tiles.shape[0])
-    places = torch.arange(8, device=x.device)
-    planes = reference.planes(x).view(8 * rows, columns)
-    sums = (matches(planes, tiles)[:, :outputs].unflatten(0, (rows, 8)) << places[:, None]).sum(1)
-    return (sums if zero == 0 else 2 * sums - x.sum(1, keepdim=True)).to(torch.int32)
+    return _sums("pixel", x, tiles, outputs, zero)
 
 
 def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
     """Returns the packed bits 1[Σ x·w ≥ threshold] of bits x; see `bnn_exp.bits.operators`."""
-    check_thresholds(thresholds, inverted, tiles)
-    return reference.steps(bit_sums(x, tiles, len(thresholds), zero), thresholds, inverted)
+    return _steps("bit", x, tiles, thresholds, inverted, zero)
 
 
 def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
     """Returns the packed bits 1[Σ x·w ≥ threshold] of pixels x; see `bnn_exp.bits.operators`."""
-    check_thresholds(thresholds, inverted, tiles)
-    return reference.steps(pixel_sums(x, tiles, len(thresholds), zero), thresholds, inverted)
+    return _steps("pixel", x, tiles, thresholds, inverted, zero)
+
+
+def scores(
+    x: Tensor, tiles: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, factor: int, divisor: float, zero: int, pixels: bool
+) -> Tensor:
+    """Returns (offset + factor · Σ x·w) / divisor · weight + bias, float32 [batch, outputs]; see `bnn_exp.bits.operators`."""
+    check_outputs(len(offset), tiles.shape[0])
+    out = x.new_empty(len(x), len(offset), dtype=torch.float32)
+    constants = offset, weight, bias, factor, float(divisor)
+    return _layer("pixel" if pixels else "bit", x, tiles, zero, out, len(offset), "scores", constants)
 
 
 real_product = reference.real_product
+
+
+def _sums(kind: str, x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
+    check_outputs(outputs, tiles.shape[0])
+    out = x.new_empty(len(x), outputs, dtype=torch.int32)
+    return _layer(kind, x, tiles, zero, out, outputs, "sums", (0,))
+
+
+def _steps(kind: str, x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
+    check_thresholds(thresholds, inverted, tiles)
+    out = x.new_empty(len(x), LANES // 8 * tiles.shape[0])
+    constants = thresholds.contiguous(), inverted.contiguous()
+    return _layer(kind, x, tiles, zero, out, len(thresholds), "steps", constants)
+
+
+def _layer(kind: str, x: Tensor, tiles: Tensor, zero: int, out: Tensor, outputs: int, result: str, constants: tuple) -> Tensor:
+    """Computes `out` [rows, …] of a layer with `outputs` outputs, and returns `out`.
+
+    Args:
+        kind: the kind of numbers in x: "bit" or "pixel".
+        result, constants: see `inference_kernels._finish`.
+    """
+    rows, row, _, columns = sizes(x, tiles, kind)
+    weights, count = in_rows(tiles), columns if kind == "bit" else row
+    finish = zero, out, out.shape[1], outputs, constants, result
+    with torch.cuda.device_of(x):
+        if rows > FEW[kind]:
+            _many(kind == "pixel", x[:, :count], weights, finish)
+        elif rows:
+            _few(kind == "pixel", x[:, :count], weights, finish)
+    return out
+
+
+def _few(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
+    """Computes a layer of few rows of bits or pixels x, uint8, by one launch."""
+    (rows, count), row = x.shape, weights.stride(2)
+    if x.stride(1) != 1 or x.stride(0) % 4 or x.data_ptr() % 4 or (pixels and count % 4):
+        given, x = x, x.new_zeros(rows, count + -count % 4)  # the kernels read words of four bytes
+        x[:, :count] = given
+    kernel, count = (inference_kernels.few_pixels, triton.cdiv(count, 4)) if pixels else (inference_kernels.few_bits, count)
+    words = min(triton.next_power_of_2(triton.cdiv(weights.shape[1], 4)), _MOST_WORDS)
+    warps = max(1, min(words // (8 if pixels else 32), 8))  # a word of pixels takes more instructions than a word of bits
+    grid = (triton.cdiv(finish[3], inference_kernels.OUTPUTS.value),)
+    kernel[grid](x, x.stride(0) // 4, count, rows, weights, row // 4, *finish, words, num_warps=warps, **_EXACTLY)
+
+
+def _many(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
+    """Computes a layer of many rows of bits or pixels x, uint8, on tensor cores, by two launches."""
+    (rows, count), columns, row = x.shape, weights.shape[1], weights.stride(2)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    planes, totals = x.new_empty(rows, 8, row, dtype=torch.int8), x.new_empty(rows, dtype=torch.int32)
+    block = min(triton.next_power_of_2(row), 1024)
+    inference_kernels.spread[(rows,)](x, x.stride(0), count, columns, planes, row, totals, pixels, block)
+    tile = tile_of(finish[3], rows)
+    grid, compiled = (triton.cdiv(finish[3], tile.outputs), triton.cdiv(rows, tile.rows)), (tile.outputs, tile.rows, tile.bytes)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, **_EXACTLY}
+    inference_kernels.many[grid](planes, totals, rows, weights, row, *finish, pixels, *compiled, **options)

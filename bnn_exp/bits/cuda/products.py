@@ -1,0 +1,51 @@
+"""Exact products of small whole numbers on a GPU, by torch, in the numbers of least bytes that keep all sums exact.
+
+- Values 0 and ±1 are exact in fp8 (e4m3) and in float16. Hopper adds fp8 products up in registers that keep about 14 bits.
+  Sums of up to MOST_IN_FP8 terms are exact even there, and `use_fast_accum=False` moves them to float32 every few terms.
+  Products of float16 or bfloat16 add up in float32, where whole numbers up to 2²⁴ are exact.
+- Pixels are exact in bfloat16: 8 bits hold 0…255. Their sums are exact up to 2²⁴, so for up to 65,793 inputs.
+- A sum of n values ±1 or 0 lies in −n…n. float16 holds each whole number up to 2¹¹, and each even number up to 2¹².
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+MOST_IN_FP8 = 2**13
+MOST_IN_HALF = 2**11
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Returns True if the device multiplies fp8 numbers, as GPUs of compute capability 8.9 or newer do."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def of_values(inputs: int, fp8: bool) -> torch.dtype:
+    """Returns the dtype in which sums over `inputs` products of values 0 and ±1 are exact, and multiplied the fastest."""
+    return torch.float8_e4m3fn if fp8 and inputs <= MOST_IN_FP8 else torch.float16
+
+
+def of_sums(inputs: int, zero: float) -> torch.dtype:
+    """Returns the smallest dtype that holds every sum over `inputs` products of values exactly.
+
+    Without the value 0, such sums are all even or all odd, as `inputs` is.
+    """
+    even = zero != 0 and inputs % 2 == 0
+    return torch.float16 if inputs <= MOST_IN_HALF * (2 if even else 1) else torch.float32
+
+
+def exact_product(a: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a vᵀ; see `bnn_exp.bits.cuda.operations.exact_product`."""
+    if a.dtype == torch.float8_e4m3fn:
+        one = unit(a.device)
+        return torch._scaled_mm(a, v.t(), one, one, out_dtype=dtype, use_fast_accum=False)
+    if a.dtype == dtype or not a.is_cuda:
+        return torch.mm(a, v.t()) if a.dtype == dtype else (a.float() @ v.float().t()).to(dtype)
+    return torch.mm(a, v.t(), out_dtype=dtype)
+
+
+@cache
+def unit(device: torch.device) -> Tensor:
+    """Returns the scale 1 of an fp8 product, a float32 scalar on the device, made once."""
+    return torch.ones((), device=device)

@@ -1,0 +1,64 @@
+"""Packed networks on a GPU replay their forward pass as a CUDA graph: one call launches all kernels."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnn_exp.nn import device
+from bnn_exp.nn.function import transforming
+from bnn_exp.nn.graphs import Graphs
+
+MOST = 8  # graphs of a network: one for each shape of its input. Calls with further shapes run without a graph.
+FAILING = "a packed network is not recorded as a CUDA graph, and runs more slowly"
+
+
+class Replays:
+    """The CUDA graphs of a function, which is the same in every call. A copy of this object has no graphs."""
+
+    def __init__(self) -> None:
+        self.graphs: Graphs | None = None
+        self.stream: Any = None  # the stream of the caller: calls from another stream would overwrite each other's input
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        return Replays, ()
+
+    def forget(self) -> None:
+        """Frees the graphs. Later calls record new ones."""
+        self.graphs = None
+
+    def __call__(self, work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Returns work(x). From the third call with a shape on, a graph computes it, if x is on a GPU."""
+        if not _recordable(x):
+            return work(x)
+        with torch.cuda.device_of(x):
+            stream = torch.cuda.current_stream()
+            self.stream = self.stream or stream
+            if stream != self.stream:
+                return work(x)
+            # A graph outlives inference_mode, so its tensors must not be inference tensors.
+            with self.lock, torch.inference_mode(False), torch.no_grad():
+                self.graphs = self.graphs or Graphs(work, most=MOST, failing=FAILING)
+                return self.graphs(x).clone()  # the next replay overwrites the result
+
+
+def _recordable(x: Tensor) -> bool:
+    """Returns True if a graph can compute the call: on a GPU, outside of compilers, transforms, autocast and other graphs."""
+    if torch.compiler.is_compiling() or device.on_host(x) or x.requires_grad:
+        return False
+    return not (transforming() or torch.is_autocast_enabled(x.device.type) or torch.cuda.is_current_stream_capturing())
+
+
+class Replayed(nn.Module):
+    """A base class of packed networks that records its forward pass. A move to another device or dtype frees the graphs."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.replays = Replays()
+
+    def _apply(self, *arguments: Any, **named: Any) -> "Replayed":
+        self.replays.forget()
+        return super()._apply(*arguments, **named)

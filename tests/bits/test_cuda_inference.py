@@ -1,0 +1,166 @@
+"""Triton's kernels for inference against products of integers. Without a GPU, Triton's interpreter runs the kernels."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import on_both, where
+
+from bnn_exp.bits import from_tiles, laid_out, operators, pack, to_tiles
+from bnn_exp.bits.layout import in_rows
+from bnn_exp.nn import device
+
+pytest.importorskip("triton")
+from bnn_exp.bits.cuda import inference
+
+pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
+NEVER = torch.iinfo(torch.int32).max
+# (rows, inputs, outputs): few rows, more rows than `inference.FEW`, and sizes that are no multiple of anything
+SIZES = [(0, 8, 8), (1, 70, 5), (3, 300, 17), (9, 37, 9), (19, 333, 66)]
+
+
+class Layer:
+    """A layer with random weights: packed bits and pixels x as inputs, and the exact sums of both by products of integers."""
+
+    def __init__(self, rows: int, inputs: int, outputs: int, zero: int):
+        weights = torch.randint(0, 2, (outputs, inputs))
+        bits, self.pixels = torch.randint(0, 2, (rows, inputs)), torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
+        self.bits = pack(bits) if rows else torch.zeros(0, -(-inputs // 8), dtype=torch.uint8)
+        self.tiles, values = to_tiles(pack(weights)), weights * (1 - zero) + zero
+        self.sums = {"bit": bits @ values.T, "pixel": self.pixels.long() @ values.T}
+        self.bits, self.pixels, self.tiles = self.bits.to(WHERE), self.pixels.to(WHERE), self.tiles.to(WHERE)
+
+
+@pytest.mark.parametrize("zero", [0, -1])
+@pytest.mark.parametrize("size", SIZES)
+def test_sums_are_those_of_integers(size, zero):
+    layer, outputs = Layer(*size, zero), size[2]
+    for tiles in (layer.tiles, in_rows(layer.tiles)):
+        assert torch.equal(inference.bit_sums(layer.bits, tiles, outputs, zero).cpu().long(), layer.sums["bit"])
+        assert torch.equal(inference.pixel_sums(layer.pixels, tiles, outputs, zero).cpu().long(), layer.sums["pixel"])
+
+
+@pytest.mark.parametrize("zero", [0, -1])
+@pytest.mark.parametrize("size", SIZES)
+def test_steps_are_sums_against_thresholds(size, zero):
+    (rows, _, outputs), layer = size, Layer(*size, zero)
+    missing = 64 * len(layer.tiles) - outputs
+    inverted = torch.randint(0, 2, (outputs,))
+    bytes_of = pack(torch.nn.functional.pad(inverted, (0, missing)))[0].to(WHERE)
+    for kind, x in (("bit", layer.bits), ("pixel", layer.pixels)):
+        sums = layer.sums[kind]
+        # The thresholds are sums that occur, so that equality decides; the first output never reaches its threshold.
+        thresholds = sums[torch.randint(0, rows, (outputs,)), torch.arange(outputs)] if rows else torch.zeros(outputs)
+        thresholds[0] = NEVER
+        filled = torch.nn.functional.pad(thresholds, (0, missing), value=NEVER).to(WHERE, torch.int32)
+        steps = getattr(inference, f"{kind}_steps")(x, in_rows(layer.tiles), filled, bytes_of, zero).cpu()
+        expected = torch.nn.functional.pad((sums >= thresholds) ^ (inverted == 1), (0, missing))
+        assert torch.equal(steps, pack(expected) if rows else steps[:0])
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_scores_are_rounded_like_the_definition(size, pixels):
+    layer, outputs = Layer(*size, -1), size[2]
+    offset = torch.randint(-(2**24), 2**24, (outputs,), dtype=torch.int32)  # so that the conversion to float32 rounds
+    weight, bias = torch.randn(outputs), torch.randn(outputs)
+    factor, divisor = (1, 510.0) if pixels else (2, 4.0)
+    sums = layer.sums["pixel" if pixels else "bit"]
+    expected = ((offset + factor * sums).float() / divisor * weight) + bias
+    affine = (*(t.to(WHERE) for t in (offset, weight, bias)), factor, divisor)
+    x = layer.pixels if pixels else layer.bits
+    assert torch.equal(inference.scores(x, layer.tiles, *affine, -1, pixels).cpu(), expected)
+    cpu = (t.cpu() if isinstance(t, torch.Tensor) else t for t in (x, layer.tiles, *affine, -1, pixels))
+    assert torch.equal(operators.scores(*cpu), expected)
+
+
+@pytest.mark.parametrize("rows", [5, 21])
+def test_rows_of_any_strides(rows):
+    """Rows of bits may be longer than those of the weights: what follows does not count. Pixels may lie in any order."""
+    layer, outputs = Layer(2 * rows, 44, 9, -1), 9
+    wide = torch.cat([layer.bits, torch.randint(0, 256, (2 * rows, 6), dtype=torch.uint8, device=WHERE)], 1)
+    shifted = torch.cat([layer.bits[:, :1], layer.bits], 1)[:, 1:]
+    for x in (wide, shifted, layer.bits.T.contiguous().T):
+        assert torch.equal(inference.bit_sums(x[::2], layer.tiles, outputs, -1).cpu().long(), layer.sums["bit"][::2])
+    columns = layer.pixels.T.contiguous().T
+    beside = torch.cat([layer.pixels, layer.pixels], 1)[:, :44]
+    for x in (columns, beside):
+        assert torch.equal(inference.pixel_sums(x[::2], layer.tiles, outputs, -1).cpu().long(), layer.sums["pixel"][::2])
+
+
+@pytest.mark.parametrize("tile", inference.TILES[:2])
+def test_large_tiles_give_the_same_sums(tile, monkeypatch):
+    monkeypatch.setattr(inference, "tile_of", lambda outputs, rows: tile)
+    layer = Layer(67, 300, 130, -1)
+    assert torch.equal(inference.bit_sums(layer.bits, layer.tiles, 130, -1).cpu().long(), layer.sums["bit"])
+    assert torch.equal(inference.pixel_sums(layer.pixels, layer.tiles, 130, -1).cpu().long(), layer.sums["pixel"])
+
+
+def test_long_rows_are_read_in_parts(monkeypatch):
+    monkeypatch.setattr(inference, "_MOST_WORDS", 4)
+    layer = Layer(2, 400, 9, -1)
+    assert torch.equal(inference.bit_sums(layer.bits, layer.tiles, 9, -1).cpu().long(), layer.sums["bit"])
+    assert torch.equal(inference.pixel_sums(layer.pixels, layer.tiles, 9, -1).cpu().long(), layer.sums["pixel"])
+
+
+def test_tiles_on_a_gpu_lie_in_rows(monkeypatch):
+    packed = pack(torch.randint(0, 2, (70, 333)))
+    tiles = to_tiles(packed)
+    rows = in_rows(tiles)
+    assert torch.equal(rows, tiles) and torch.equal(from_tiles(rows, 70), packed)
+    assert rows.stride(1) == 1 and rows.stride(2) % 64 == 0 and in_rows(rows) is rows
+    assert laid_out(rows).is_contiguous() and laid_out(tiles) is tiles  # for a CPU
+    monkeypatch.setattr(device, "on_host", lambda where: False)
+    assert laid_out(tiles).stride() == rows.stride()
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bnn_exp.bits.cuda import inference, inference_kernels
+
+KINDS = {"x": "*u8", "weights": "*u8", "planes": "*i8", "totals": "*i32"}
+RESULTS = {"steps": ("*u8", ("*i32", "*u8")), "scores": ("*fp32", ("*i32", "*fp32", "*fp32", "i32", "fp32"))}
+
+
+def compiled(kernel, capability, result, warps, stages=3, **constants):
+    out, given = RESULTS[result]
+    constants |= {"RESULT": result} if "RESULT" in kernel.arg_names else {}
+    known = KINDS | {"out": out, "constants": given}
+    kinds = {n: "constexpr" if n in constants else known.get(n, "i32") for n in kernel.arg_names}
+    places = {n: i for i, n in enumerate(kernel.arg_names)}
+    even = [n for n, kind in kinds.items() if kind[0] == "*" or n in ("row", "stride", "width")]
+    source = ASTSource(
+        fn=kernel,
+        signature=kinds,
+        constexprs={(places[n],): value for n, value in constants.items()},
+        attrs={(places[n],): [["tt.divisibility", 16]] for n in even},
+    )
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+for capability, product, tiles in ((80, "mma.sync", inference.TILES[:1]), (90, "wgmma", inference.TILES)):
+    done = compiled(inference_kernels.few_bits, capability, "scores", 4, WORDS=128)
+    assert "popc.b32" in done.asm["ptx"] and "ld.global.v4.b32" in done.asm["ptx"] and "fma" not in done.asm["ptx"]
+    compiled(inference_kernels.few_pixels, capability, "steps", 4, WORDS=32)
+    compiled(inference_kernels.spread, capability, "steps", 4, PIXELS=capability == 80, BYTES=128)
+    for tile in tiles:
+        sizes = {"TILE": tile.outputs, "ROWS": tile.rows, "BYTES": tile.bytes, "PIXELS": tile.rows == 64}
+        done = compiled(inference_kernels.many, capability, "steps", tile.warps, tile.stages, **sizes)
+        assert product in done.asm["ptx"] and done.metadata.shared <= 96 * 1024
+print("all")
+"""
+
+
+def test_the_kernels_compile_for_a_gpu(tmp_path):
+    """The kernels compile for compute capabilities 8.0 and 9.0, with the sizes in use, and fit the shared memory of any GPU.
+
+    The popcount is the processor's, the products are those of the tensor cores, weights are read in words of 16 bytes.
+    """
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["all"], done.stderr
