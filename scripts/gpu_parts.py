@@ -15,7 +15,7 @@ import tempfile
 import traceback
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -74,11 +74,12 @@ CASES = (
         "dataset=digits dataset.limit=256 model=vgg model.channels=[8] optimizer=counter trainer.batch_size=64",
     ),
 )
+SMALL = "dataset=digits dataset.limit=256 trainer.batch_size=64"
 NETWORKS = (  # networks of the default depth, and narrow, because the width changes no count
-    ("mlp", "dense", "model.hidden_size=32"),
-    ("mlp", "packed", "model.hidden_size=32"),
-    ("bncvl", "dense", "model.channels=[8,8,8] model.dense=[8]"),
-    ("vgg", "dense", "model.channels=[8,8,8]"),
+    Case("mlp, dense", "", f"{SMALL} model.hidden_size=32"),
+    Case("mlp, packed", "", f"{SMALL} model.hidden_size=32"),
+    Case("bncvl, dense", "", f"{SMALL} model=bncvl model.channels=[8,8,8] model.dense=[8]"),
+    Case("vgg, dense", "", f"{SMALL} model=vgg model.channels=[8,8,8]"),
 )
 RULES = ("hypermask_random", "hypermask_top", "counter", "bop", "bop2", "cema", "bold", "latent_adam")
 RACE = "dataset=digits model.hidden_size=32 trainer.epochs=1"
@@ -294,17 +295,19 @@ def of_inference(machine: Machine) -> Iterator[Row]:
 
 
 def of_counts(machine: Machine) -> Iterator[Row]:
-    """The launches of a step of each rule and model: counted on the CPU, where the step takes the way of a GPU."""
-    here = Machine("cpu", machine.data, machine.out)
-    for model, name, narrow in NETWORKS:
-        row: Row = {"launches of a step": f"{model} {name}"}
-        for rule in RULES:
-            given = f"dataset=digits dataset.limit=256 trainer.batch_size=64 model={model} {narrow} optimizer={rule}"
-            settings, data = here.held(Case(f"{model} {rule}", "", given))
-            if name in here.engines(settings):
-                with patch.object(device, "on_host", lambda where: False):
-                    row[rule] = sum(launches.of_step(training_ways.trainer(name, settings, data)).values())
-        yield row
+    """The launches of a step of each model, engine and rule: counted on the CPU, where the step takes the way of a GPU."""
+    yield from each(Machine("cpu", machine.data, machine.out), NETWORKS, _count)
+
+
+def _count(machine: Machine, network: Case) -> Iterator[Row]:
+    row: Row = {"launches of a step": network.name}
+    for rule in RULES:
+        settings, data = machine.held(replace(network, tiny=f"{network.tiny} optimizer={rule}"))
+        name = network.name.split()[-1]
+        if name in machine.engines(settings):
+            with patch.object(device, "on_host", lambda where: False):
+                row[rule] = sum(launches.of_step(training_ways.trainer(name, settings, data)).values())
+    yield row
 
 
 PARTS = {
