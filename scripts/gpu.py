@@ -64,7 +64,7 @@ class Part:
 
 PARTS = {
     "machine": Part("The machine", 40),
-    "tests": Part("`pytest -m gpu`", 150, needs_gpu=True),
+    "tests": Part("`pytest -m gpu`", 180, needs_gpu=True),
     "epochs": Part("An epoch of training: the median step times the number of steps, all ways in turn", 150),
     "runs": Part("An epoch of a run, as `metrics.jsonl` has it", 60),
     "inference": Part("Inference", 60),

@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,7 @@ from bnn_exp.training.plan import read
 from bnn_exp.training.setup import first_network, load, settle
 
 FOR_TESTS = ("pytest", "xdist", "datasets", "pandas", "matplotlib", "jinja2")
+SLOWEST = 8  # the number of kernels that a table names
 Row = dict[str, Any]
 
 
@@ -72,11 +74,12 @@ CASES = (
         "dataset=digits dataset.limit=256 model=vgg model.channels=[8] optimizer=counter trainer.batch_size=64",
     ),
 )
+SMALL = "dataset=digits dataset.limit=256 trainer.batch_size=64"
 NETWORKS = (  # networks of the default depth, and narrow, because the width changes no count
-    ("mlp", "dense", "model.hidden_size=32"),
-    ("mlp", "packed", "model.hidden_size=32"),
-    ("bncvl", "dense", "model.channels=[8,8,8] model.dense=[8]"),
-    ("vgg", "dense", "model.channels=[8,8,8]"),
+    Case("mlp, dense", "", f"{SMALL} model.hidden_size=32"),
+    Case("mlp, packed", "", f"{SMALL} model.hidden_size=32"),
+    Case("bncvl, dense", "", f"{SMALL} model=bncvl model.channels=[8,8,8] model.dense=[8]"),
+    Case("vgg, dense", "", f"{SMALL} model=vgg model.channels=[8,8,8]"),
 )
 RULES = ("hypermask_random", "hypermask_top", "counter", "bop", "bop2", "cema", "bold", "latent_adam")
 RACE = "dataset=digits model.hidden_size=32 trainer.epochs=1"
@@ -160,70 +163,115 @@ def of_tests(machine: Machine) -> Iterator[Row]:
             yield {"test": test.get("name"), "outcome": outcome.get("message", "").split("\n")[0][:300]}
 
 
+def each(machine: Machine, cases: Sequence[Case], measure: Callable[[Machine, Case], Iterator[Row]]) -> Iterator[Row]:
+    """Yields the rows that `measure` yields for each case. A case that fails gets a row with its error.
+
+    Raises:
+        RuntimeError: after the last case, if a case has failed.
+    """
+    failed = []
+    for case in cases:
+        try:
+            yield from measure(machine, case)
+        except Exception as error:
+            traceback.print_exc()
+            failed.append(case.name)
+            yield {"failed": case.name, "error": shortened(error)}
+        gc.collect()
+        if machine.device == "cuda":
+            torch.cuda.empty_cache()
+    if failed:
+        raise RuntimeError(f"failed: {', '.join(failed)}")
+
+
+def shortened(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0][:200]
+
+
 def of_epochs(machine: Machine) -> Iterator[Row]:
     """Milliseconds of an epoch: the median step times the number of steps, all ways in turn on the same batches."""
-    for case in CASES:
-        settings, data = machine.held(case)
-        names = (*machine.engines(settings), *training_ways.plain(machine.torch_device))
+    yield from each(machine, CASES, _epoch)
+
+
+def _epoch(machine: Machine, case: Case) -> Iterator[Row]:
+    settings, data = machine.held(case)
+    names = (*machine.engines(settings), *training_ways.plain(machine.torch_device))
+    row: Row = {"epoch, ms": case.name, "auto is": engine.choose(settings, str(machine.torch_device))}
+
+    def measured(*names: str) -> Row:
         times = training_times.measure(names, settings, data, rounds=9 if machine.device == "cuda" else 3)
-        row = {"epoch, ms": case.name} | {time["way"]: 1e3 * time["seconds_per_epoch"] for time in times}
-        yield row | {"auto is": engine.choose(settings, str(machine.torch_device))}
-        tidy(machine)
+        return {one["way"]: 1e3 * one["seconds_per_epoch"] for one in times}
+
+    try:
+        row |= measured(*names)
+    except Exception:  # one of the ways has failed: each is measured alone
+        traceback.print_exc()
+        for name in names:
+            try:
+                row |= measured(name)
+            except Exception as error:
+                row[name] = shortened(error)
+    yield row
 
 
 def of_runs(machine: Machine) -> Iterator[Row]:
     """Milliseconds of `Trainer.epoch`: what a run takes, with the permutation and the metrics. The median of three epochs."""
-    for case in CASES:
-        settings, data = machine.held(case)
-        row: Row = {"epoch of a run, ms": case.name}
-        for name in machine.engines(settings):
-            trainer = training_ways.trainer(name, settings, data)
-            trainer.epoch()
-            row[name] = 1e3 * median(trainer.epoch()["train_seconds"] for _ in range(3))
-        yield row
-        tidy(machine)
+    yield from each(machine, CASES, _run)
 
 
-def of_kernels(machine: Machine, most: int = 8) -> Iterator[Row]:
+def _run(machine: Machine, case: Case) -> Iterator[Row]:
+    settings, data = machine.held(case)
+    row: Row = {"epoch of a run, ms": case.name}
+    for name in machine.engines(settings):
+        trainer = training_ways.trainer(name, settings, data)
+        trainer.epoch()
+        row[name] = 1e3 * median(trainer.epoch()["train_seconds"] for _ in range(3))
+    yield row
+
+
+def of_kernels(machine: Machine) -> Iterator[Row]:
     """The slowest kernels of one step of each engine, and all together. On a CPU: torch's operators."""
+    yield from each(machine, CASES, _kernels)
+
+
+def _kernels(machine: Machine, case: Case) -> Iterator[Row]:
+    settings, data = machine.held(case)
     kind = ProfilerActivity.CUDA if machine.device == "cuda" else ProfilerActivity.CPU
-    for case in CASES:
-        settings, data = machine.held(case)
-        for name in machine.engines(settings):
-            trainer = training_ways.trainer(name, settings, data)
-            batches = training_times.whole_batches(data, training_times.batch_size(settings, data))
-            for rows in islice(batches, 4):  # the second step is recorded as a CUDA graph, later ones replay it
-                trainer.train_on(rows)
-            rows = next(batches)
-            wait(machine)
-            with profile(activities=[kind]) as found:
-                trainer.train_on(rows)
-                wait(machine)
-            events = [
-                (e.self_device_time_total if machine.device == "cuda" else e.self_cpu_time_total, e.count, e.key)
-                for e in found.key_averages()
-                if e.device_type.name == kind.name and not e.is_user_annotation
-            ]
-            step: Row = {"step": f"{case.name}, {name}"}
-            yield step | {"kernel": "all", "µs": sum(e[0] for e in events), "times": sum(e[1] for e in events)}
-            for took, count, kernel in sorted(events, reverse=True)[:most]:
-                yield step | {"kernel": kernel[:60], "µs": took, "times": count}
-            tidy(machine)
+    for name in machine.engines(settings):
+        trainer = training_ways.trainer(name, settings, data)
+        batches = training_times.whole_batches(data, training_times.batch_size(settings, data))
+        for rows in islice(batches, 4):  # the second step is recorded as a CUDA graph, later ones replay it
+            trainer.train_on(rows)
+        with profile(activities=[kind]) as found:
+            trainer.train_on(next(batches))
+            if machine.device == "cuda":
+                torch.cuda.synchronize()
+        events = [
+            (e.self_device_time_total if machine.device == "cuda" else e.self_cpu_time_total, e.count, e.key)
+            for e in found.key_averages()
+            if e.device_type.name == kind.name and not e.is_user_annotation
+        ]
+        step: Row = {"step": f"{case.name}, {name}"}
+        yield step | {"kernel": "all", "µs": sum(e[0] for e in events), "times": sum(e[1] for e in events)}
+        for took, count, kernel in sorted(events, reverse=True)[:SLOWEST]:
+            yield step | {"kernel": kernel[:60], "µs": took, "times": count}
 
 
 def of_accuracy(machine: Machine) -> Iterator[Row]:
     """Seconds of training, without evaluation, to an accuracy: in a new process, and again when all is compiled."""
-    for case in RACES:
-        for again in (False, True):
-            settings, data = machine.training(machine.composed(case))
-            chosen = engine.choose(settings, str(machine.torch_device))
-            trainer, seconds, accuracy = training_ways.trainer(chosen, settings, data), 0.0, 0.0
-            while accuracy < GOAL and trainer.progress.epoch < settings.trainer.epochs:
-                seconds += trainer.epoch()["train_seconds"]
-                accuracy = trainer.evaluate()[0]["test_accuracy"]
-            times = {"s": seconds, "epochs": trainer.progress.epoch, "test %": accuracy, "reached": accuracy >= GOAL}
-            yield {f"to {GOAL:g}%": case.name + ", compiled before" * again, "engine": chosen} | times
-            tidy(machine)
+    yield from each(machine, RACES, _race)
+
+
+def _race(machine: Machine, case: Case) -> Iterator[Row]:
+    for again in (False, True):
+        settings, data = machine.training(machine.composed(case))
+        chosen = engine.choose(settings, str(machine.torch_device))
+        trainer, seconds, accuracy = training_ways.trainer(chosen, settings, data), 0.0, 0.0
+        while accuracy < GOAL and trainer.progress.epoch < settings.trainer.epochs:
+            seconds += trainer.epoch()["train_seconds"]
+            accuracy = trainer.evaluate()[0]["test_accuracy"]
+        times = {"s": seconds, "epochs": trainer.progress.epoch, "test %": accuracy, "reached": accuracy >= GOAL}
+        yield {f"to {GOAL:g}%": case.name + ", compiled before" * again, "engine": chosen} | times
 
 
 def of_inference(machine: Machine) -> Iterator[Row]:
@@ -247,30 +295,19 @@ def of_inference(machine: Machine) -> Iterator[Row]:
 
 
 def of_counts(machine: Machine) -> Iterator[Row]:
-    """The launches of a step of each rule and model: counted on the CPU, where the step takes the way of a GPU."""
-    here = Machine("cpu", machine.data, machine.out)
-    for model, name, narrow in NETWORKS:
-        row: Row = {"launches of a step": f"{model} {name}"}
-        for rule in RULES:
-            given = f"dataset=digits dataset.limit=256 trainer.batch_size=64 model={model} {narrow} optimizer={rule}"
-            settings, data = here.held(Case(f"{model} {rule}", "", given))
-            if name in here.engines(settings):
-                with patch.object(device, "on_host", lambda where: False):
-                    row[rule] = sum(launches.of_step(training_ways.trainer(name, settings, data)).values())
-        yield row
+    """The launches of a step of each model, engine and rule: counted on the CPU, where the step takes the way of a GPU."""
+    yield from each(Machine("cpu", machine.data, machine.out), NETWORKS, _count)
 
 
-def wait(machine: Machine) -> None:
-    """Waits until the GPU has done its work."""
-    if machine.device == "cuda":
-        torch.cuda.synchronize()
-
-
-def tidy(machine: Machine) -> None:
-    """Frees what the last case has left on the GPU."""
-    gc.collect()
-    if machine.device == "cuda":
-        torch.cuda.empty_cache()
+def _count(machine: Machine, network: Case) -> Iterator[Row]:
+    row: Row = {"launches of a step": network.name}
+    for rule in RULES:
+        settings, data = machine.held(replace(network, tiny=f"{network.tiny} optimizer={rule}"))
+        name = network.name.split()[-1]
+        if name in machine.engines(settings):
+            with patch.object(device, "on_host", lambda where: False):
+                row[rule] = sum(launches.of_step(training_ways.trainer(name, settings, data)).values())
+    yield row
 
 
 PARTS = {

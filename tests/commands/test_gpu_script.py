@@ -140,6 +140,25 @@ def test_a_part_measures_on_a_cpu_what_its_table_names(name, small, tmp_path):
         assert all(isinstance(rows[0][rule], int) and rows[0][rule] > 20 for rule in small.RULES)
 
 
+def test_a_case_that_fails_costs_no_other_case_and_a_way_that_fails_no_other_way(small, monkeypatch, tmp_path):
+    measure = small.training_times.measure
+
+    def without_packed(names, *given, **more):
+        if "packed" in names:
+            raise RuntimeError("no\nkernel")
+        return measure(names, *given, **more)
+
+    monkeypatch.setattr(small.training_times, "measure", without_packed)
+    cases = (small.Case("impossible", "", "dataset=digits delta=9"), small.CASES[0])
+    monkeypatch.setattr(small, "CASES", cases)
+    rows = []
+    with pytest.raises(RuntimeError, match="failed: impossible"):
+        for row in small.of_epochs(small.Machine("cpu", None, tmp_path)):
+            rows.append(row)
+    assert rows[0]["failed"] == "impossible" and rows[0]["error"].startswith("UserError: delta=9")
+    assert rows[1]["packed"] == "RuntimeError: no" and rows[1]["dense"] > 0
+
+
 def test_the_outcome_of_the_tests_is_read(small, monkeypatch, tmp_path):
     def pytest_of_the_machine(command):
         assert "gpu" in command and f"--junitxml={tmp_path / 'tests.xml'}" in command
