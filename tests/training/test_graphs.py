@@ -248,7 +248,6 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
     ("overrides", "reason"),
     [
         ((), "device=cpu"),
-        (("engine.memory=lean",), "engine.memory=lean"),
     ],
 )
 def test_where_steps_are_recorded(overrides, reason):
