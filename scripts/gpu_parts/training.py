@@ -43,7 +43,7 @@ def of_epochs(machine: Machine) -> Iterator[Row]:
 def _epoch(machine: Machine, case: Case) -> Iterator[Row]:
     settings, data = machine.held(case)
     names = (*machine.engines(settings), *training_ways.plain(machine.torch_device))
-    row: Row = {"epoch, ms": case.name, "auto is": engine.choose(settings, str(machine.torch_device))}
+    row: Row = {"epoch, ms": case.name}
 
     def measured(*names: str) -> Row:
         times = training_times.measure(names, settings, data, rounds=9 if machine.device == "cuda" else 3)
@@ -58,7 +58,7 @@ def _epoch(machine: Machine, case: Case) -> Iterator[Row]:
                 row |= measured(name)
             except Exception as error:
                 row[name] = shortened(error)
-    yield row
+    yield row | {"auto is": engine.choose(settings, str(machine.torch_device))}
 
 
 def of_runs(machine: Machine) -> Iterator[Row]:
