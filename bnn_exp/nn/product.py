@@ -125,18 +125,21 @@ def linear(x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
 )
 def product_in_float32(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns a @ b as `dtype`, summed in float32 (float64 for operands of this dtype), independent of autocast."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    with torch.autocast(a.device.type, enabled=False):
-        return (a.to(wide) @ b.to(wide)).to(dtype)
+    return _widened(a, b, dtype)
 
 
 def on_tensor_cores(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the result of `product_in_float32`. On a GPU one kernel of cuBLAS reads the operands as they are."""
-    if not a.is_cuda:
-        return product_in_float32.__wrapped__(a, b, dtype)
+    """Returns the result of `product_in_float32`. On a GPU, cuBLAS reads operands of bfloat16 as they are."""
+    if not a.is_cuda or a.dtype != torch.bfloat16:
+        return _widened(a, b, dtype)
     with torch.autocast(a.device.type, enabled=False):
-        widens = a.dtype == torch.bfloat16 and dtype == torch.float32
-        return torch.mm(a, b, out_dtype=dtype) if widens else (a @ b).to(dtype)
+        return torch.mm(a, b, out_dtype=torch.float32).to(dtype) if dtype != a.dtype else a @ b
+
+
+def _widened(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        return (a.to(wide) @ b.to(wide)).to(dtype)
 
 
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:
