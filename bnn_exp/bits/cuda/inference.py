@@ -18,7 +18,6 @@ from bnn_exp.bits.reference import LANES
 FEW = {"bit": 16, "pixel": 8}  # the most rows that the kernels for few rows take
 _MOST_WORDS = 1024  # words of a row that a program for few rows holds at a time
 _PROGRAMS = 96  # fewer programs leave much of a large GPU without work
-_EXACTLY = {"enable_fp_fusion": False}  # the scores are rounded after each operation, as on a CPU
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _few(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
     words = min(triton.next_power_of_2(triton.cdiv(weights.shape[1], 4)), _MOST_WORDS)
     warps = max(1, min(words // (8 if pixels else 32), 8))  # a word of pixels takes more instructions than a word of bits
     grid = (triton.cdiv(finish[3], products.OUTPUTS.value),)
-    kernel[grid](x, x.stride(0) // 4, count, rows, weights, row // 4, *finish, words, num_warps=warps, **_EXACTLY)
+    kernel[grid](x, x.stride(0) // 4, count, rows, weights, row // 4, *finish, words, num_warps=warps)
 
 
 def _many(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
@@ -129,6 +128,7 @@ def _many(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
     block = min(triton.next_power_of_2(row), 1024)
     products.spread[(rows,)](x, x.stride(0), count, columns, planes, row, totals, pixels, block)
     tile = tile_of(finish[3], rows)
-    grid, compiled = (triton.cdiv(finish[3], tile.outputs), triton.cdiv(rows, tile.rows)), (tile.outputs, tile.rows, tile.bytes)
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, **_EXACTLY}
-    products.many[grid](planes, totals, rows, weights, row, *finish, pixels, *compiled, **options)
+    grid = triton.cdiv(finish[3], tile.outputs), triton.cdiv(rows, tile.rows)
+    shape = tile.outputs, tile.rows, tile.bytes
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    products.many[grid](planes, totals, rows, weights, row, *finish, pixels, *shape, **options)
