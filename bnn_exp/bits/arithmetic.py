@@ -27,9 +27,10 @@ def arithmetic(
             of the layer's inputs or 1 for the gradient of its weights.
     """
     if not device.on_host(weights):
+        from bnn_exp.bits.cuda.products import has_fp8
         from bnn_exp.bits.cuda.training import OnGPU
 
-        return OnGPU(bf16)
+        return OnGPU(bf16, has_fp8(weights.device))
     from bnn_exp.bits.cpu.passes import OnCPU
     from bnn_exp.bits.cpu.rounding import Rounding
 

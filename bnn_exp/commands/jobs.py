@@ -1,13 +1,17 @@
 """The launcher of `launcher=local`: each job is a process. A job ends when the command that started the job ends.
 
-submitit starts two processes for each job: the job, and a process that waits for the job and passes SIGTERM on to it.
+Jobs wait in a queue: the first job takes the first place that becomes free (`bnn_exp.commands.places`). A job that trains on
+a GPU sees only the GPUs of its place. submitit starts two processes for each job: the job, and a process that waits for the
+job and passes SIGTERM on to it.
 """
 
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +20,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
-from bnn_exp.commands import command
+from bnn_exp.commands import command, places
+from bnn_exp.commands.places import VISIBLE, Places
+from bnn_exp.config import command_line
 from bnn_exp.errors import FAILED
 from bnn_exp.training import signals
 
@@ -34,8 +40,14 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.__dict__,)
 
-    def __call__(self, *arguments: Any) -> JobReturn:
-        """Executes one job. submitit calls this method in the process of the job."""
+    def __call__(self, visible: str | None, *arguments: Any) -> JobReturn:
+        """Executes one job. submitit calls this method in the process of the job.
+
+        Args:
+            visible: the GPUs of the job, the value of CUDA_VISIBLE_DEVICES; None: all. submitit itself has hidden all GPUs.
+            arguments: those of submitit's method.
+        """
+        os.environ.pop(VISIBLE, None) if visible is None else os.environ.update({VISIBLE: visible})
         with signals.listening():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_COMMAND)
             result = super().__call__(*arguments)
@@ -43,7 +55,8 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         return result
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Executes a batch of jobs in parallel, and returns their results in the order of `job_overrides`.
+        """Executes jobs in parallel, as many at a time as there are places, and returns their results in the order of
+        `job_overrides`.
 
         Args:
             job_overrides: the overrides of each job.
@@ -52,17 +65,42 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         Raises:
             KeyboardInterrupt: a signal has arrived, and all jobs have ended.
         """
-        with signals.stop_on_signals() as stop, _blocked(FOR_THE_COMMAND):
-            jobs = self._start(job_overrides, initial_job_idx)
-        try:
-            if stop():
-                raise KeyboardInterrupt
-            return results(jobs)
-        except KeyboardInterrupt:
-            _end(jobs)
-            raise
+        executor, free = self._executor(), self._places()
+        devices = [self._devices(overrides) for overrides in job_overrides]
+        if max(devices):
+            self._say_places(free, max(devices))
+        starts = [partial(self._start, executor, overrides, i) for i, overrides in enumerate(job_overrides, initial_job_idx)]
+        return in_queue(starts, devices, free)
 
-    def _start(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
+    @property
+    def at_a_time(self) -> int:
+        """The greatest number of jobs that run at a time, if no job changes the sweep's device and number of devices."""
+        return self._places().at_a_time(self._devices(()))
+
+    @cached_property
+    def _gpus(self) -> list[str]:
+        return [] if self.config.device == "cpu" else places.gpus()
+
+    def _places(self) -> Places:
+        return Places(self._gpus, self.config.launcher.per_gpu, self.config.launcher.jobs)
+
+    def _devices(self, overrides: Sequence[str]) -> int:
+        """Returns the number of GPUs that a job takes: 0 on a CPU, and with `device=cuda:N`, where the user has chosen."""
+        given = command_line.keys(overrides)
+        if not self._gpus or given.get("device", self.config.device) not in ("auto", "cuda"):
+            return 0
+        devices = str(given.get("engine.devices", self.config.engine.devices))
+        return int(devices) if devices.isdigit() else 1  # the job refuses any other value
+
+    def _say_places(self, free: Places, devices: int) -> None:
+        names = ", ".join(f"GPU {name}" if name.isdigit() else name for name in self._gpus)
+        share = f"{free.per_gpu} a GPU" if devices == 1 else f"{devices} GPUs a job"
+        count = free.at_a_time(devices)
+        line = f"{count} job{'s' * (count > 1)} at a time, {share}: {names}"
+        if line not in command.current().messages:  # a search launches one batch of jobs after the other
+            command.current().say(line)
+
+    def _executor(self) -> Any:
         import submitit
 
         sweep = self.config.hydra.sweep
@@ -73,11 +111,12 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         general = BaseQueueConf.__dataclass_fields__
         executor = submitit.AutoExecutor(self.params["submitit_folder"], cluster="local")
         executor.update_parameters(**{key if key in general else f"local_{key}": value for key, value in settings.items()})
-        calls = [
-            (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
-            for number, overrides in enumerate(job_overrides, first)
-        ]
-        return executor.map_array(self, *zip(*calls, strict=True))
+        return executor
+
+    def _start(self, executor: Any, overrides: Sequence[str], number: int, gpus: Sequence[str]) -> "LocalJob":
+        visible = ",".join(gpus) if gpus else os.environ.get(VISIBLE)
+        state = Singleton.get_state()
+        return executor.submit(self, visible, list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", state)
 
 
 def use() -> None:
@@ -107,15 +146,42 @@ def _blocked(numbers: set[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def results(jobs: Sequence["LocalJob"]) -> list[JobReturn]:
-    """Waits for the jobs and returns their results in the order of `jobs`. Prints the messages of each job when it ends."""
+def in_queue(
+    starts: Sequence[Callable[[tuple[str, ...]], "LocalJob"]], devices: Sequence[int], free: Places
+) -> list[JobReturn]:
+    """Executes jobs in their order, each when its place is free. Prints the messages of each job when it ends.
+
+    Args:
+        starts: for each job the function that starts the job on the GPUs with the given names.
+        devices: the number of GPUs that each job takes.
+        free: the places of the machine.
+
+    Returns:
+        The results in the order of `starts`.
+
+    Raises:
+        KeyboardInterrupt: a signal has arrived, and all jobs have ended.
+    """
+    waiting, running = deque(range(len(starts))), dict[int, tuple[Any, tuple[str, ...]]]()
     results: dict[int, JobReturn] = {}
-    while len(results) < len(jobs):
-        for place, job in enumerate(jobs):
-            if place not in results and job.done():
-                results[place] = _result(job)
-        time.sleep(PAUSE)
-    return [results[place] for place in range(len(jobs))]
+    try:
+        while waiting or running:
+            while waiting and (gpus := free.take(devices[waiting[0]])) is not None:
+                number = waiting.popleft()
+                with signals.stop_on_signals() as stop, _blocked(FOR_THE_COMMAND):
+                    running[number] = starts[number](gpus), gpus
+                if stop():
+                    raise KeyboardInterrupt
+            for number, (job, gpus) in [*running.items()]:
+                if job.done():
+                    results[number] = _result(job)
+                    free.leave(gpus)
+                    del running[number]
+            time.sleep(PAUSE)
+    except KeyboardInterrupt:
+        _end([job for job, _ in running.values()])
+        raise
+    return [results[number] for number in range(len(starts))]
 
 
 def _result(job: Any) -> JobReturn:

@@ -1,7 +1,8 @@
 """Searches a space of settings: Optuna chooses trials, Hydra's launcher runs them (Akiba et al. 2019, arXiv 1907.10902).
 
 Hydra's own Optuna sweeper requires Optuna 2, so it is not used. The user writes the space in Hydra's sweep syntax. The
-directory of the sweep keeps the trials. Any launcher can run the trials, `hydra.sweeper.max_batch_size` at a time.
+directory of the sweep keeps the trials. Any launcher can run the trials, `hydra.sweeper.max_batch_size` at a time, or as many
+as `launcher=local` has places for.
 """
 
 import copy
@@ -65,7 +66,7 @@ def search(config: DictConfig, job: TaskFunction) -> None:
         with replacing(directory / "multirun.yaml") as file:
             OmegaConf.save(config, file)
         study = _study(directory, config.seed, space)
-    at_a_time = config.hydra.sweeper.get("max_batch_size") or 1
+    at_a_time = config.hydra.sweeper.get("max_batch_size") or getattr(launcher, "at_a_time", 1)
     while (left := config.sweep.trials - _ended(study)) > 0:
         trials = [study.ask(space) for _ in range(min(at_a_time, left))]
         asked = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]

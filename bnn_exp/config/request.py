@@ -28,6 +28,18 @@ class Sweep:
 
 
 @schema
+class Local:
+    name: Literal["local"]
+    jobs: Count | None
+    per_gpu: Count
+
+
+@schema
+class Elsewhere:
+    name: Literal["none", "slurm", "ray"]
+
+
+@schema
 class Inference:
     name: Literal["inference"]
 
@@ -54,8 +66,9 @@ class Request:
     report: Report
     export: Export
     sweep: Sweep
+    launcher: Annotated[Local | Elsewhere, Field(discriminator="name")]
     benchmark: Annotated[Inference | Training, Field(discriminator="name")]
 
 
-REQUEST = ("task", "from", "which", "config", "min_accuracy", "input", "report", "export", "sweep", "benchmark")
+REQUEST = ("task", "from", "which", "config", "min_accuracy", "input", "report", "export", "sweep", "launcher", "benchmark")
 NETWORK_TASKS = ("evaluate", "predict", "export", "benchmark")  # the tasks that read the trained network of `from`

@@ -1,10 +1,9 @@
-"""Functions that the YAML files of conf/ call, as in `${cores:}`. Importing this module registers
+"""Functions that the YAML files of conf/ call, as in `${weights_for:counter}`. Importing this module registers
 these functions. Imports no torch.
 
 Every process of a sweep composes configurations, so every module that such a process imports first must import this one.
 """
 
-import os
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
@@ -35,11 +34,6 @@ def sweep_directory(*resume: str | None) -> str:
     return "" if "auto" in resume else resume[0] or f"{_now()}-sweep-{secrets.token_hex(2)}"
 
 
-def cores() -> int:
-    """Returns the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def weights_for(rule: str) -> str:
     """Returns the kind of weights that `rule` trains: the default of `model.weights`."""
     from bnn_exp.config import rules
@@ -62,5 +56,5 @@ def _now() -> str:
 
 
 CACHED = (run_directory, sweep_directory)  # cached, because their results contain the time, and a command has one directory
-for resolver in (*CACHED, cores, weights_for, strength, by):
+for resolver in (*CACHED, weights_for, strength, by):
     versions.register_resolver(resolver, use_cache=resolver in CACHED)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bnn_exp.nn import BinaryLinear, binarize
+from bnn_exp.nn import Binarize, BinaryLinear, normalized
 from bnn_exp.nn.known_classes import exact
 
 
@@ -68,10 +68,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes logits [batch, num_classes] of x [batch, …], with `in_features` numbers a sample. uint8 counts as x/255."""
-        h = x.flatten(1)
+        h, activation = x.flatten(1), Binarize(self.encoding, self.window)
         for layer, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
-            h = binarize(norm(layer(h)), self.encoding, self.window)
-        logits = self.norms[-1](self.layers[-1](h))
-        if self.binarize_logits:
-            return binarize(logits, self.encoding, self.window)
-        return logits
+            h = normalized(norm, activation, layer(h))
+        return normalized(self.norms[-1], activation if self.binarize_logits else None, self.layers[-1](h))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
-from bnn_exp.nn import BinaryConv2d, BinaryLinear, binarize
+from bnn_exp.nn import Binarize, BinaryConv2d, BinaryLinear, normalized
 
 
 class VGG(OfPixels):
@@ -67,9 +67,9 @@ class VGG(OfPixels):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes logits [batch, num_classes] of pixels [batch, channels, height, width]: uint8, or numbers from 0 to 1."""
-        h = self.standardized(x)
+        h, activation = self.standardized(x), Binarize(self.encoding, self.window)
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
             h = convolution(h)
             h = F.max_pool2d(h, 2) if i % self.per_width == 0 else h
-            h = binarize(norm(h), self.encoding, self.window)
-        return self.last_norm(self.last(h.flatten(1)))
+            h = normalized(norm, activation, h)
+        return normalized(self.last_norm, None, self.last(h.flatten(1)))

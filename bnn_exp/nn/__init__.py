@@ -1,8 +1,9 @@
 """Binary weights, the layers made of them, and the binary activation."""
 
-from bnn_exp.nn.binary import ENCODINGS, NotBinary, binarize, encode, quantize
+from bnn_exp.nn.binary import ENCODINGS, Binarize, NotBinary, binarize, encode, quantize
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
 from bnn_exp.nn.layers import BinaryConv2d, BinaryLayer, BinaryLinear
+from bnn_exp.nn.normalized import normalized
 from bnn_exp.nn.parameters import (
     binary_layers,
     binary_parameters,
@@ -15,6 +16,7 @@ from bnn_exp.nn.parameters import (
 __all__ = [
     "BNCVL",
     "ENCODINGS",
+    "Binarize",
     "BinaryConv2d",
     "BinaryLayer",
     "BinaryLinear",
@@ -26,6 +28,7 @@ __all__ = [
     "encode",
     "latent_parameters",
     "named_bits",
+    "normalized",
     "quantize",
     "real_parameters",
     "verify_binary",

@@ -4,6 +4,7 @@ A binary weight is a bit, 0 or 1. A layer multiplies by the *value* of the bit, 
 the same for every encoding, so one check covers every network.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from bnn_exp.nn.function import applied
 
-ENCODINGS = ("boolean", "bipolar", "centred")
+_VALUES = {"boolean": (0.0, 1.0), "bipolar": (-1.0, 1.0), "centred": (-0.5, 0.5)}  # the values of a bit 0 and of a bit 1
+ENCODINGS = tuple(_VALUES)
 
 
 class NotBinary(ValueError):
@@ -32,8 +34,7 @@ def encode(bits: Tensor, encoding: str) -> Tensor:
 
 def two_values(encoding: str) -> tuple[float, float]:
     """Returns the values of a bit 0 and of a bit 1 in this encoding."""
-    zero, one = encode(torch.tensor([0.0, 1.0]), encoding).tolist()
-    return zero, one
+    return _VALUES[encoding]
 
 
 def quantize(latent: Tensor) -> Tensor:
@@ -90,6 +91,17 @@ def binarize(x: Tensor, encoding: str = "bipolar", window: float | None = 1.0) -
     (Bengio et al. 2013, arXiv 1308.3432; the window: Courbariaux et al. 2016, arXiv 1602.02830, eq. 4).
     """
     return _binarize(x, encoding, window)
+
+
+@dataclass(frozen=True)
+class Binarize:
+    """The function `binarize` with its encoding and its window, as a value that other code can recognise."""
+
+    encoding: str = "bipolar"
+    window: float | None = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return binarize(x, self.encoding, self.window)
 
 
 @torch.no_grad()

@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.nn.binary import quantize
+from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.layers import BinaryLayer
+from bnn_exp.nn.normalized import normalized
+from bnn_exp.nn.product import linear
 
 NORMALIZATIONS = ("sample", "batch", "channel")
 
@@ -82,7 +85,7 @@ class BNCVL(_BinaryNormalized):
 
     def forward(self, x: Tensor) -> Tensor:
         z = F.conv2d(x, self.value, self.bias_value, padding=self.kernel_size // 2)
-        return self.activation(self.norm(z))
+        return normalized(self.norm, self.activation, z)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"
@@ -115,4 +118,10 @@ class BinaryNormalizedLinear(_BinaryNormalized):
         super().__init__((out_features, in_features), activation or nn.ReLU(), encoding, weights, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm(F.linear(x, self.value, self.bias_value)))
+        return normalized(self.norm, self.activation, self._sums(x))
+
+    def _sums(self, x: Tensor) -> Tensor:
+        if self.weights == "float" or not takes_kernels(x):
+            return F.linear(x, self.value, self.bias_value)
+        sums, bias = linear(x, self.weight, self.value), self.bias_value
+        return sums if bias is None else sums + bias

@@ -1,15 +1,35 @@
-"""Autograd functions that torch.func can transform, and that cost no extra time outside of such a transform."""
+"""What a function of this package must know about the place where it runs: transforms, autocast, a GPU.
+
+`applied` makes autograd functions that torch.func can transform, and that cost no extra time outside of such a transform.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import Function
+
+from bnn_exp.nn import device
 
 
 def transforming() -> bool:
     """Returns True inside a transform of torch.func, such as vmap."""
     return torch._C._are_functorch_transforms_active()
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Returns True if layers compute on `x` by the operators of this package, which have kernels for a GPU.
+
+    torch.func and torch.compile see through plain torch only, so both get the plain form, as a CPU does.
+    """
+    return not (device.on_host(x) or x.is_meta or transforming() or torch.compiler.is_compiling())
+
+
+def in_bf16(x: Tensor) -> bool:
+    """Returns True if products of `x` are computed in bfloat16: under autocast to this dtype."""
+    kind = x.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
 
 
 def applied(kind: type[Function]) -> Callable:

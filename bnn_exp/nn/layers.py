@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bnn_exp.nn.binary import ENCODINGS, encode, quantize, quantized_values
+from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.packing import pack, unpack
-from bnn_exp.nn.product import binary_product, pixel_product
+from bnn_exp.nn.product import binary_product, linear, pixel_product
+from bnn_exp.nn.values import values
 
 _FIRST: dict[str, Callable] = {  # kind of weights: a function of a shape that makes the weights of a new layer
     "bits": lambda shape: torch.full(shape, 0.5).bernoulli_(),
@@ -64,6 +66,8 @@ class BinaryLayer(nn.Module):
     def _value(self, parameter: nn.Parameter) -> Tensor:
         if self.weights == "float":
             return parameter
+        if takes_kernels(parameter) and not _is_packed(parameter):
+            return values(parameter, self.weights == "latent", self.encoding)
         if self.weights == "latent" and self.training:
             return quantized_values(parameter, self.encoding)
         bits = self._bits(parameter)
@@ -137,6 +141,8 @@ class BinaryLinear(BinaryLayer):
         self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weights != "float" and takes_kernels(x):
+            return linear(x, self.weight, self.value)
         if x.dtype == torch.uint8 and self.weights != "float":
             if self.encoding == "centred":
                 return pixel_product(x, 2 * self.value) / 2  # pixel_product takes whole numbers, so ±½ is doubled first

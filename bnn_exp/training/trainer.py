@@ -14,11 +14,13 @@ from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset, Split, pieces
 from bnn_exp.errors import Diverged
 from bnn_exp.nn import named_bits, verify_binary
+from bnn_exp.nn.graphs import Graphs
 from bnn_exp.nn.known_classes import home
 from bnn_exp.records.terminal import progress
 from bnn_exp.training import finetune, steps
 from bnn_exp.training.batches import Batches
 from bnn_exp.training.diagnostics import dead_outputs
+from bnn_exp.training.steps.recorded import Recorded
 
 if TYPE_CHECKING:
     from bnn_exp.training.distributed.ranks import Ranks
@@ -64,6 +66,8 @@ class Trainer:
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(real.optimizer for real in self.real)])
         self.step = steps.build(settings, self.engine, network, self.batches, self.binary, self.real, ranks)
+        # Maps pixels to logits in an evaluation. If steps are recorded as CUDA graphs, evaluations are too.
+        self.answer = Graphs(self.step.answer) if isinstance(self.step, Recorded) else self.step.answer
         self.names = [name for name, _ in named_bits(network)]
         # A function to call after each step, if training.callbacks has set one.
         self.after_step: Callable[[Trainer, Tensor], None] | None = None
@@ -159,7 +163,7 @@ class Trainer:
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if split is not None:
                 size = self.settings.trainer.eval_batch_size
-                confusion = confusion_matrix(self.step.answer, split, len(self.data.classes), size)
+                confusion = confusion_matrix(self.answer, split, len(self.data.classes), size)
                 metrics[f"{name}_accuracy"] = 100 * float(confusion.trace()) / len(split)
         if self.step.diagnostics:
             x, _ = self.data.test.batch(torch.arange(min(len(self.data.test), 4096), device=self.device))
@@ -200,10 +204,11 @@ class Trainer:
 @torch.no_grad()
 def confusion_matrix(network: Callable[[Tensor], Tensor], split: Split, classes: int, batch_size: int) -> Tensor:
     """Returns the number of samples of class i to which the network answers class j: int64 [classes, classes] on the CPU."""
-    counts = torch.zeros(classes * classes, dtype=torch.int64, device=split.labels.device)
+    answers = []
     with progress("rows evaluated", len(split)) as done:
-        for rows in pieces(torch.arange(len(split), device=counts.device), batch_size):
-            x, labels = split.batch(rows)
-            counts += torch.bincount(labels * classes + network(x).argmax(1), minlength=classes * classes)
+        for rows in pieces(torch.arange(len(split), device=split.labels.device), batch_size):
+            x, _ = split.batch(rows)
+            answers.append(network(x).argmax(1))
             done(len(rows))
-    return counts.reshape(classes, classes).cpu()
+    pairs = split.labels * classes + torch.cat(answers)
+    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()  # the only wait for a GPU

@@ -123,7 +123,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bnn_exp.bits.cuda import inference, products
+from bnn_exp.bits.cuda import inference, inference_kernels
 
 KINDS = {"x": "*u8", "weights": "*u8", "planes": "*i8", "totals": "*i32"}
 RESULTS = {"steps": ("*u8", ("*i32", "*u8")), "scores": ("*fp32", ("*i32", "*fp32", "*fp32", "i32", "fp32"))}
@@ -147,13 +147,13 @@ def compiled(kernel, capability, result, warps, stages=3, **constants):
 
 
 for capability, product, tiles in ((80, "mma.sync", inference.TILES[:1]), (90, "wgmma", inference.TILES)):
-    done = compiled(products.few_bits, capability, "scores", 4, WORDS=128)
+    done = compiled(inference_kernels.few_bits, capability, "scores", 4, WORDS=128)
     assert "popc.b32" in done.asm["ptx"] and "ld.global.v4.b32" in done.asm["ptx"]
-    compiled(products.few_pixels, capability, "steps", 4, WORDS=32)
-    compiled(products.spread, capability, "steps", 4, PIXELS=capability == 80, BYTES=128)
+    compiled(inference_kernels.few_pixels, capability, "steps", 4, WORDS=32)
+    compiled(inference_kernels.spread, capability, "steps", 4, PIXELS=capability == 80, BYTES=128)
     for tile in tiles:
         sizes = {"TILE": tile.outputs, "ROWS": tile.rows, "BYTES": tile.bytes, "PIXELS": tile.rows == 64}
-        done = compiled(products.many, capability, "steps", tile.warps, tile.stages, **sizes)
+        done = compiled(inference_kernels.many, capability, "steps", tile.warps, tile.stages, **sizes)
         assert product in done.asm["ptx"] and done.metadata.shared <= 96 * 1024
 print("all")
 """

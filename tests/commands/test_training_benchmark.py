@@ -8,12 +8,12 @@ from itertools import islice
 
 import pytest
 import torch
-from helpers import settings_of, trainer_for, write_dataset
+from helpers import settings_of, trainer_for, use_tapes, write_dataset
 
 from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
 from bnn_exp.commands.benchmark import process_memory, torch_loops, training_memory, training_times, training_ways
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.nn import binary_layers
+from bnn_exp.nn import binary_layers, device
 from bnn_exp.training.plan import read
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "optimizer.schedule=constant", "engine.threads=1", "device=cpu")
@@ -69,6 +69,23 @@ def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
     pairs = zip(binary_layers(loop.network), binary_layers(trainer.network), strict=True)
     for (_, own), (_, other) in pairs:
         assert (own.bits()["weight"] != other.bits()["weight"]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("rule", ["counter", "bop2", "hypermask_top", "hypermask_random delta=0", "latent_adam"])
+def test_a_recorded_loop_makes_the_steps_of_the_loop(rule, digits, monkeypatch):
+    """On the replacement for CUDA graphs. With δ = 0 the random mask, whose numbers differ, flips nothing."""
+    monkeypatch.setattr(device, "on_host", lambda where: False)
+    tapes = use_tapes(monkeypatch)
+    settings = settings_of(*f"optimizer={rule} model.hidden_size=32 device=cpu".split())
+    data = torch_loops.in_floats(digits)
+    loops = [torch_loops.same_rule(settings, data, bf16=True) for _ in range(2)]
+    loops[1].network.load_state_dict(loops[0].network.state_dict())
+    loops[1].record()
+    for begin in range(0, 1024, 256):
+        one, other = (float(loop.step(torch.arange(begin, begin + 256))) for loop in loops)
+        assert one == other
+    state, recorded = (loop.network.state_dict() for loop in loops)
+    assert len(tapes) == 1 and all(torch.equal(state[name], recorded[name]) for name in state)
 
 
 def test_the_loop_of_adam_trains_latents_by_their_signs(digits):

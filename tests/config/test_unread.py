@@ -127,7 +127,7 @@ def test_every_key_of_the_table_is_a_setting():
     for choice in ([], ["optimizer=hypermask"], ["model=vgg"], ["model=bncvl"], ["dataset=mnist"]):
         note(plain_config(*choice))
     named = {key for entry in (*unread.COMMAND, *unread.TRAINING) for key in entry.keys}
-    assert named - known == {"sweeper", "launcher"}
+    assert named - known == {"sweeper"}
 
 
 def test_a_job_of_a_sweep_is_refused_alone(bnn_train, summary):

@@ -11,9 +11,11 @@ from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
 from bnn_exp.nn import device
 from bnn_exp.nn.graphs import Graphs
-from bnn_exp.training import engine
+from bnn_exp.training import engine, setup
 from bnn_exp.training.steps.recorded import Recorded
+from bnn_exp.training.trainer import Trainer
 
+train_on = Trainer.train_on
 SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "engine=dense")
 RULES = [
     *(f"optimizer=hypermask optimizer.mask={mask}" for mask in ("random", "top", "ewm", "wpm")),
@@ -89,6 +91,22 @@ def test_a_graph_holds_the_whole_step_of_every_rule(rule, real, tapes, on_gpu):
     overrides = (*rule.split(), *real.split(), falling, "model.hidden_size=24", "trainer.diagnostics=true")
     assert end(*overrides, epochs=3, recorded=True) == end(*overrides, epochs=3)
     assert len(tapes) == 2
+
+
+@pytest.mark.parametrize("engine", ["dense", "packed"])
+def test_a_replayed_evaluation_follows_the_training(engine, tapes, on_gpu):
+    ends = []
+    for recorded in (True, False):
+        trainer = trainer_of(f"engine={engine}", "model.hidden_size=24", "dataset.limit=300", "trainer.eval_batch_size=150")
+        if recorded:
+            trainer.answer = Graphs(trainer.step.answer, required=True)
+        found = []
+        for _ in range(2):
+            trainer.epoch()
+            metrics, confusion = trainer.evaluate()
+            found.append((metrics["test_accuracy"], confusion.tolist()))
+        ends.append(found)
+    assert ends[0] == ends[1] and ends[0][0] != ends[0][1] and len(tapes) == 2  # whole batches, and the smaller last one
 
 
 def test_a_growing_batch_has_a_graph_for_each_size(tapes, on_gpu):
@@ -168,6 +186,18 @@ def test_no_step_waits_for_a_gpu(rule, model, on_gpu):
             trainer.step(rows[batch])
         trainer.step.after()
     assert trainer.binary.flips[0] >= before
+
+
+def test_kernels_are_compiled_before_the_first_epoch(monkeypatch):
+    """The step that compiles them changes neither the training nor the stream of torch's random numbers."""
+    trainer = trainer_of("optimizer=counter", *SMALL[2:])
+    before, steps = bits_sha256(trainer.network), []
+    monkeypatch.setattr(Trainer, "train_on", lambda self, *batch: steps.append(train_on(self, *batch)))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    setup.warm_up(trainer.settings, trainer.network, trainer.data)
+    assert torch.equal(torch.rand(3), expected) and bits_sha256(trainer.network) == before and len(steps) == 1
 
 
 def test_a_wait_would_be_seen():

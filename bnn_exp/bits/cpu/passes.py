@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnn_exp.bits.cpu import backward, forward, rounding
 from bnn_exp.bits.cpu.backward import Centering, ToInputs, Window
@@ -29,13 +29,27 @@ class OnCPU:
 
     sums_of_bits = staticmethod(forward.sums_of_bits)
     sums_of_pixels = staticmethod(forward.sums_of_pixels)
-    normalization = staticmethod(forward.normalization)
-    activations = staticmethod(forward.activations)
-    normalized = staticmethod(forward.normalized)
     kept = staticmethod(columns_of)  # turns the bits of a layer's inputs into the form that the backward pass takes
 
     def __init__(self, rounding: Callable[[int, int], Rounding] | None = None):
         self.rounding = rounding
+
+    @staticmethod
+    def pixels(x: Tensor) -> Tensor:
+        """Returns pixels, uint8 [rows, inputs], unchanged: products on a CPU take them in this form."""
+        return x
+
+    @staticmethod
+    def activated(norm: nn.BatchNorm1d, sums: Sums, zero: float) -> tuple[Norm, Tensor]:
+        """Returns the `Norm` of a layer, and the packed bits 1[y ≥ 0] of the BatchNorm's output y."""
+        found = forward.normalization(norm, sums)
+        return found, forward.activations(sums, found)
+
+    @staticmethod
+    def normalized(norm: nn.BatchNorm1d, sums: Sums) -> tuple[Norm, Tensor]:
+        """Returns the `Norm` of a layer, and the output y of its BatchNorm, float32 [rows, neurons]."""
+        found = forward.normalization(norm, sums)
+        return found, forward.normalized(sums, found)[:, : norm.num_features]
 
     def backward(self, grad: Tensor, sums: Sums, norm: Norm) -> "Backward":
         """Begins a backward pass; `grad` is the gradient at the last layer's y, float32 [rows, classes]."""
@@ -58,7 +72,7 @@ class OnCPU:
             return BitFactors(grad, x, neurons, inputs, zero)
         return RoundedBitFactors(grad, x, neurons, inputs, zero, self.rounding(layer, 1))
 
-    def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int) -> PixelFactors:
+    def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int, inputs: int) -> PixelFactors:
         """Returns the weight gradient [neurons, inputs] of the first layer, whose inputs are pixels, uint8 [rows, inputs]."""
         if self.rounding is None:
             return PixelFactors(grad, pixels, neurons)

@@ -1,8 +1,9 @@
-"""The operations with which the packed engine trains on a GPU.
+"""The operations with which the packed engine trains on a GPU. `bnn_exp.bits.cuda.operations` defines them in plain torch.
 
-Products are torch's. Forward products are int8 × int8 → int32: sums are exact. Backward products multiply gradients, in bf16 or
-float32, by the values of bits and pixels, which are exact in bf16 too, and add up in float32. Operands are unpacked for a
-product and freed after the product. All other operations are Triton's kernels (`bnn_exp.bits.cuda.kernels`).
+Forward products multiply values and pixels in dtypes that keep every sum exact (`bnn_exp.bits.cuda.products`). The activation
+of a layer writes its bits, which the backward pass keeps, and their values, which the next product reads. Backward products
+multiply gradients, in bf16 or float32, by the values of bits and pixels, which are exact in bf16 too, and add up in float32.
+Other operands are unpacked for a product and freed after the product.
 """
 
 from dataclasses import dataclass
@@ -10,23 +11,26 @@ from math import inf
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor, nn
 
-from bnn_exp.bits.cuda import kernels
+from bnn_exp.bits.cuda import operations, products
 from bnn_exp.bits.factors import ComputedGradient
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
-from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import matmul
 
-_BLOCK, _NEURONS = kernels.ROWS.value, kernels.NEURONS.value
-_FEWEST = 17  # torch's product of integers takes no fewer rows: fewer are filled up with zeros
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a layer: packed bits, uint8 [rows, bytes], and their values for the product [rows, 8 · bytes]."""
+
+    bits: Tensor
+    values: Tensor
 
 
 @dataclass(frozen=True)
 class Sums:
-    """The sums of a layer for a batch, equal to a·z. z is int16 or int32 [rows, width].
+    """The sums of a layer for a batch, equal to a·z. z is float16 or float32 [rows, width], and holds whole numbers.
 
     `bnn_exp.bits.cpu.forward.Sums` is the counterpart on a CPU.
     """
@@ -43,105 +47,13 @@ class Norm:
 
     Args:
         mean: the mean of z.
-        inverse: 1/σ of the numbers a·z.
+        inverse: 1/σ of z; `a/σ` of the numbers a·z.
     """
 
     scale: Tensor
     shift: Tensor
     mean: Tensor
     inverse: Tensor
-
-
-def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """Returns the sums x Vᵀ of packed bits x, uint8 [rows, bytes]. V are the values of `weights` [neurons, inputs].
-
-    A bit 0 has the value `zero`, in x and in the weights.
-    """
-    operands = unpacked(PackedBits(x, weights.columns), zero, torch.int8), _matrix(weights, zero, torch.int8, x.shape[1])
-    return Sums(_product_of_integers(*operands).to(torch.int16), 1.0)
-
-
-def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
-    """Returns the sums x Vᵀ / 255 of pixels x, uint8 [rows, inputs]. V are the values of `weights` [neurons, inputs].
-
-    A bit 0 of the weights has the value `zero`.
-    """
-    v = _matrix(weights, zero, torch.int8, weights.packed.shape[1])
-    centred = _filled(x.bitwise_xor(128).view(torch.int8), len(x), v.shape[1])  # x − 128 fits int8; 128·Σ v is added below
-    return Sums(_product_of_integers(centred, v).add_(128 * v.sum(1, dtype=torch.int32)), 1 / 255)
-
-
-def _product_of_integers(a: Tensor, v: Tensor) -> Tensor:
-    """Returns the product a vᵀ, int32 [rows, width]. `a` [rows, inputs] and `v` [width, inputs] are int8."""
-    return torch._int_mm(_filled(a, max(len(a), _FEWEST), a.shape[1]), v.t())[: len(a)]
-
-
-def _filled(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Returns x extended with zeros to [rows, columns]; x itself if it has that size already."""
-    return x if x.shape == (rows, columns) else F.pad(x, (0, columns - x.shape[1], 0, rows - len(x)))
-
-
-def unpacked(bits: PackedBits, zero: float, dtype: torch.dtype) -> Tensor:
-    """Returns the values of bits as `dtype` [rows, 8 · bytes], 0 beyond the last bit of a row."""
-    return _matrix(bits, zero, dtype, bits.packed.shape[1], 1)
-
-
-def _matrix(bits: PackedBits, zero: float, dtype: torch.dtype, row: int, multiple: int = LANES) -> Tensor:
-    """Returns the values of bits as `dtype`, filled with zeros: rows to a multiple of `multiple`, columns to 8 · `row`."""
-    (given, own), rows = bits.packed.shape, triton.cdiv(len(bits.packed), multiple) * multiple
-    out = bits.packed.new_empty(rows, 8 * row, dtype=dtype)
-    kernels.unpack[_blocks(out)](bits.packed, own, given, bits.columns, out, rows, 8 * row, zero)
-    return out
-
-
-def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
-    """Returns the `Norm` that `norm` applies to a batch with these sums. In training, updates `norm`'s running statistics."""
-    rows, width = sums.z.shape
-    if norm.running_mean is not None and not norm.training:
-        scale, shift = (t.to(sums.z.device) for t in scale_and_shift(norm))
-        fill = (0, width - norm.num_features)
-        vectors = scale * sums.a, norm.running_mean / sums.a, (norm.running_var + norm.eps).rsqrt()
-        scale, mean, inverse = (F.pad(vector, fill) for vector in vectors)
-        return Norm(scale, F.pad(shift, fill, value=-inf), mean, inverse)
-    means, squares = _partial(sums.z)
-    kernels.moments[_blocks(sums.z)](sums.z, rows, width, means, squares)
-    found = Norm(*(means.new_empty(width) for _ in range(4)))
-    kernels.normalize[_groups(width)](
-        means,
-        squares,
-        rows,
-        width,
-        norm.num_features,
-        sums.a,
-        norm.eps,
-        norm.momentum,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        found.scale,
-        found.shift,
-        found.mean,
-        found.inverse,
-        AFFINE=norm.affine,
-        RUNNING=norm.running_mean is not None,
-    )
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked += 1
-    return found
-
-
-def activations(sums: Sums, norm: Norm) -> Tensor:
-    """Returns the packed bits 1[y ≥ 0] of the output y of a layer's BatchNorm, uint8 [rows, width / 8]."""
-    rows, width = sums.z.shape
-    bits = sums.z.new_empty(rows, width // 8, dtype=torch.uint8)
-    kernels.activate[_blocks(sums.z)](sums.z, rows, width, norm.scale, norm.shift, bits)
-    return bits
-
-
-def normalized(sums: Sums, norm: Norm) -> Tensor:
-    """Returns y, the output of a layer's BatchNorm, float32 [rows, width]."""
-    return sums.z * norm.scale + norm.shift
 
 
 class Backward:
@@ -151,24 +63,21 @@ class Backward:
     """
 
     def __init__(self, grad: Tensor, sums: Sums, norm: Norm, dtype: torch.dtype):
-        self.grad, self.dtype = F.pad(grad, (0, sums.z.shape[1] - grad.shape[1])), dtype
-        self._enter(sums, norm, inf)
+        self.dtype = dtype
+        self._enter(grad.contiguous(), sums.z, norm, inf)
 
-    def _enter(self, sums: Sums, norm: Norm, window: float) -> None:
-        self.sums, self.norm, self.window = sums, norm, window
-        rows, width = sums.z.shape
-        partial, vectors = _partial(sums.z), [norm.scale.new_empty(width) for _ in range(4)]
-        kernels.total[_blocks(sums.z)](self.grad, sums.z, rows, width, norm.scale, norm.shift, norm.mean, window, *partial)
-        kernels.slopes[_groups(width)](*partial, rows, width, sums.a, norm.scale, norm.inverse, *vectors)
-        *self.slopes, self.of_weight, self.of_bias = vectors
+    def _enter(self, grad: Tensor, z: Tensor, norm: Norm, window: float) -> None:
+        given = grad, z, norm.scale, norm.shift, norm.mean
+        if len(z) <= operations.FEW:
+            results = operations.gradient_at_sums(*given, norm.inverse, window, self.dtype)
+            self.grad, self.of_weight, self.of_bias = results
+        else:
+            *slopes, self.of_weight, self.of_bias = operations.slopes_of_gradient(*given, norm.inverse, window)
+            self.grad = operations.centered_gradient(*given, window, *slopes, self.dtype)
 
     def at_sums(self) -> Tensor:
-        """Returns the gradient at the sums of the current layer, [rows, width]."""
-        (rows, width), norm = self.sums.z.shape, self.norm
-        out = torch.empty_like(self.grad, dtype=self.dtype)
-        vectors = norm.scale, norm.shift, norm.mean, self.window, self.sums.a, *self.slopes
-        kernels.center[_blocks(self.sums.z)](self.grad, self.sums.z, rows, width, *vectors, out)
-        return out
+        """Returns the gradient at the sums z of the current layer, [rows, width]."""
+        return self.grad
 
     def go_on(self, v: Tensor, sums: Sums, norm: Norm, window: float) -> Tensor:
         """Goes on from the current layer to the layer below.
@@ -179,11 +88,10 @@ class Backward:
             window: the gradient passes the activation of the layer below where |y| ≤ `window`.
 
         Returns:
-            The gradient at the sums of the layer that the pass leaves, [rows, width].
+            The gradient at the sums z of the layer that the pass leaves, [rows, width].
         """
-        at_sums = self.at_sums()
-        self.grad = matmul(at_sums, v, self.dtype == torch.bfloat16)
-        self._enter(sums, norm, window)
+        at_sums = self.grad
+        self._enter(at_sums @ v, sums.z, norm, window)
         return at_sums
 
 
@@ -192,21 +100,61 @@ class OnGPU:
 
     Args:
         bf16: whether products round gradients to bfloat16; otherwise gradients are float32.
+        fp8: whether the GPU multiplies fp8 numbers.
     """
 
-    sums_of_bits = staticmethod(sums_of_bits)
-    sums_of_pixels = staticmethod(sums_of_pixels)
-    normalization = staticmethod(normalization)
-    activations = staticmethod(activations)
-    normalized = staticmethod(normalized)
-
-    def __init__(self, bf16: bool):
-        self.bf16, self.dtype = bf16, torch.bfloat16 if bf16 else torch.float32
+    def __init__(self, bf16: bool, fp8: bool):
+        self.bf16, self.dtype, self.fp8 = bf16, torch.bfloat16 if bf16 else torch.float32, fp8
 
     @staticmethod
-    def kept(x: Tensor) -> Tensor:
-        """Returns a layer's packed bits x unchanged: the backward pass takes them in this form."""
-        return x
+    def pixels(x: Tensor) -> Tensor:
+        """Returns pixels, uint8 [rows, inputs], in bfloat16, with columns of 0 up to a multiple of 8."""
+        return F.pad(x, (0, -x.shape[1] % 8)).bfloat16() if x.shape[1] % 8 else x.bfloat16()
+
+    @staticmethod
+    def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+        """Returns the sums x Vᵀ / 255 of pixels x, from `pixels`. V are the values of `weights` [neurons, inputs].
+
+        A bit 0 of the weights has the value `zero`.
+        """
+        return Sums(operations.exact_product(x, _matrix(weights, zero, x.shape[1], x.dtype), torch.float32), 1 / 255)
+
+    @staticmethod
+    def sums_of_bits(x: Inputs, weights: PackedBits, zero: float) -> Sums:
+        """Returns the sums x Vᵀ of the inputs x. V are the values of `weights` [neurons, inputs].
+
+        A bit 0 has the value `zero`, in x and in the weights.
+        """
+        v = _matrix(weights, zero, x.values.shape[1], x.values.dtype)
+        return Sums(operations.exact_product(x.values, v, products.of_sums(weights.columns, zero)), 1.0)
+
+    def normalization(self, norm: nn.BatchNorm1d, sums: Sums) -> Norm:
+        """Returns the `Norm` that `norm` applies to a batch with these sums. In training, updates `norm`'s statistics."""
+        if norm.running_mean is not None and not norm.training:
+            return _by_statistics(norm, sums)
+        return Norm(*operations.norm_of_sums(*_arguments(norm, sums)))
+
+    def activated(self, norm: nn.BatchNorm1d, sums: Sums, zero: float) -> tuple[Norm, Inputs]:
+        """Returns the `Norm` of a layer, and the inputs of the next layer: the bits 1[y ≥ 0] of BatchNorm's output y."""
+        dtype = products.of_values(norm.num_features, self.fp8)
+        if _in_one_kernel(norm, sums):
+            *vectors, bits, values = operations.normalized_and_activated(*_arguments(norm, sums), zero, dtype)
+            return Norm(*vectors), Inputs(bits, values)
+        found = self.normalization(norm, sums)
+        return found, Inputs(*operations.activated(sums.z, found.scale, found.shift, zero, dtype))
+
+    def normalized(self, norm: nn.BatchNorm1d, sums: Sums) -> tuple[Norm, Tensor]:
+        """Returns the `Norm` of a layer, and the output y of its BatchNorm, float32 [rows, neurons]."""
+        if _in_one_kernel(norm, sums):
+            *vectors, y = operations.normalized(*_arguments(norm, sums))
+            return Norm(*vectors), y
+        found = self.normalization(norm, sums)
+        return found, torch.addcmul(found.shift, sums.z, found.scale)[:, : norm.num_features]
+
+    @staticmethod
+    def kept(x: Inputs) -> Tensor:
+        """Returns the packed bits of a layer's inputs: the backward pass takes them in this form."""
+        return x.bits
 
     def backward(self, grad: Tensor, sums: Sums, norm: Norm) -> Backward:
         """Begins a backward pass; `grad` is the gradient at the last layer's y, float32 [rows, classes]."""
@@ -214,28 +162,42 @@ class OnGPU:
 
     def to_inputs(self, layer: int, weights: PackedBits, width: int, zero: float) -> Tensor:
         """Returns the values of a layer's weights, [neurons, width], with the neurons filled up to a multiple of 64."""
-        return _matrix(weights, zero, self.dtype, width // 8)
+        return _matrix(weights, zero, width, self.dtype)
 
     def bit_factors(self, layer: int, grad: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> ComputedGradient:
         """Returns the weight gradient of a layer on packed bits x, float32 [neurons, inputs]."""
-        x = unpacked(PackedBits(x, inputs), zero, self.dtype)
-        return ComputedGradient(matmul(grad.t(), x, self.bf16)[:neurons, :inputs])
+        values = operations.values_of_bits(x, inputs, zero, len(x), 8 * x.shape[1], self.dtype)
+        return ComputedGradient(matmul(grad.t(), values, self.bf16)[:neurons, :inputs])
 
-    def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int) -> ComputedGradient:
-        """Returns the weight gradient of the first layer, float32 [neurons, inputs]."""
-        return ComputedGradient(matmul(grad.t(), pixels.to(self.dtype), self.bf16)[:neurons].div_(255))
-
-
-def _partial(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns two empty tensors for the partial sums of blocks of rows of z: float32 [blocks, width]."""
-    blocks = triton.cdiv(len(z), _BLOCK)
-    first, second = (z.new_empty(blocks, z.shape[1], dtype=torch.float32) for _ in range(2))
-    return first, second
+    def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int, inputs: int) -> ComputedGradient:
+        """Returns the weight gradient of the first layer, float32 [neurons, inputs]. `pixels` are from the method `pixels`."""
+        return ComputedGradient(matmul(grad.t(), pixels, self.bf16)[:neurons, :inputs])
 
 
-def _blocks(x: Tensor) -> tuple[int, int]:
-    return triton.cdiv(x.shape[0], _BLOCK), triton.cdiv(x.shape[1], _BLOCK)
+def _matrix(weights: PackedBits, zero: float, width: int, dtype: torch.dtype) -> Tensor:
+    """Returns the values of weights, [neurons, width], filled up with 0; the neurons to a multiple of 64."""
+    rows = len(weights.packed) + -len(weights.packed) % LANES
+    return operations.values_of_bits(weights.packed, weights.columns, zero, rows, width, dtype)
 
 
-def _groups(width: int) -> tuple[int]:
-    return (triton.cdiv(width, _NEURONS),)
+def _in_one_kernel(norm: nn.BatchNorm1d, sums: Sums) -> bool:
+    """Returns True if one kernel can compute the BatchNorm of a batch and its results."""
+    return len(sums.z) <= operations.FEW and (norm.running_mean is None or norm.training)
+
+
+def _arguments(norm: nn.BatchNorm1d, sums: Sums) -> tuple:
+    """Returns the arguments of `operations.norm_of_sums`."""
+    statistics = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    return sums.z, sums.a, norm.num_features, norm.eps, norm.momentum, norm.weight, norm.bias, *statistics
+
+
+def _by_statistics(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
+    """Returns the BatchNorm of an evaluation, from its running statistics."""
+    inverse = (norm.running_var + norm.eps).rsqrt()
+    scale, shift = inverse, -norm.running_mean * inverse
+    if norm.affine:
+        scale, shift = inverse * norm.weight, torch.addcmul(norm.bias, shift, norm.weight)
+    fill = (0, sums.z.shape[1] - norm.num_features)
+    vectors = scale * sums.a, norm.running_mean / sums.a, inverse * sums.a
+    scale, mean, inverse = (F.pad(vector, fill) for vector in vectors)
+    return Norm(scale, F.pad(shift, fill, value=-inf), mean, inverse)

@@ -5,7 +5,7 @@ product is torch's own. Each gradient is dense and is kept until the optimizer's
 `bnn_exp.models`. The configuration names the loss, the batches and the optimizer of the real parameters.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split
 from bnn_exp.nn import BinaryLinear, binary_layers
 from bnn_exp.nn.binary import two_values
+from bnn_exp.nn.graphs import Graphs
+from bnn_exp.optim.trained import Trained
 from bnn_exp.training.setup import first_network
 
 
@@ -29,7 +31,10 @@ def in_floats(data: Dataset) -> Dataset:
 
 
 class Loop:
-    """A training loop in plain torch: `network`, on the train rows of `data` from `in_floats`. `bf16` turns on autocast."""
+    """A training loop in plain torch: `network`, on the train rows of `data` from `in_floats`. `bf16` turns on autocast.
+
+    `optimizers` are torch's own; `rule` trains the bits, if the network has any.
+    """
 
     def __init__(
         self,
@@ -38,12 +43,21 @@ class Loop:
         data: Dataset,
         optimizers: Sequence[Any],
         bf16: bool = False,
+        rule: Trained | None = None,
     ):
-        self.network, self.optimizers, self.bf16 = network, optimizers, bf16
+        self.network, self.optimizers, self.bf16, self.rule = network, optimizers, bf16, rule
         self.images, self.labels = data.train.images, data.train.labels
         varied = settings.dataset.augment != "none"
         self.augment = augment.build(settings.dataset, settings.seed, data.image_shape) if varied else None
         self.loss = loss_named(settings.trainer.loss)
+        self.work: Callable[[Tensor], Tensor] = self._train
+
+    def record(self) -> None:
+        """Makes later steps replay one CUDA graph for each batch size. The first step is not recorded.
+
+        A replay draws new random numbers by torch's generator, but augments each batch as it augmented the recorded one.
+        """
+        self.work = Graphs(self._train, required=True)
 
     def step(self, rows: Tensor) -> Tensor:
         """Makes one training step. Returns the mean loss of the batch before the step, as a tensor without dimensions.
@@ -51,6 +65,14 @@ class Loop:
         Args:
             rows: indices of train rows, int64, on the device.
         """
+        if self.rule:
+            self.rule.announce()
+        loss = self.work(rows)
+        if self.rule:
+            self.rule.count()
+        return loss
+
+    def _train(self, rows: Tensor) -> Tensor:
         x = self.images[rows]
         x = self.augment(x, 0, 0) if self.augment else x
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
@@ -61,7 +83,9 @@ class Loop:
         return loss.detach()
 
     def update(self) -> None:
-        """Calls `step` of every optimizer of the loop."""
+        """Trains all parameters by their gradients."""
+        if self.rule:
+            self.rule.apply()
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -101,8 +125,8 @@ def rule_loop(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
     for _, layer in binary_layers(network):
         if isinstance(layer, BinaryLinear):
             layer.binary_input = False  # the layer then multiplies by `F.linear`
-    binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, 1, settings.seed)
-    return Loop(settings, network, data, [binary, *_real_optimizers(settings, network)], bf16)
+    rule = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, 1, settings.seed)
+    return Loop(settings, network, data, _real_optimizers(settings, network), bf16, rule)
 
 
 def same_rule(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:

@@ -15,7 +15,7 @@ from bnn_exp.training.setup import network_to_train
 from bnn_exp.training.trainer import Trainer
 
 ENGINES = ("packed", "dense")  # the ways that train with our own engines, see bnn_exp.training.engine
-FP32, BF16, ADAM = "torch fp32", "torch bf16", "torch Adam"
+FP32, BF16, RECORDED, ADAM = "torch fp32", "torch bf16", "torch bf16 recorded", "torch Adam"
 
 Step = Callable[[Tensor], object]  # its argument: indices of train rows, int64, on the device
 
@@ -52,7 +52,10 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
         return trainer(name, settings, data).train_on
     if name == ADAM:
         return adam_loop(settings, data).step
-    return same_rule(settings, data, bf16=name == BF16).step
+    loop = same_rule(settings, data, bf16=name in (BF16, RECORDED))
+    if name == RECORDED:
+        loop.record()
+    return loop.step
 
 
 def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
@@ -64,5 +67,8 @@ def trainer(engine: str, settings: Settings, data: Dataset) -> Trainer:
 
 
 def plain(device: torch.device) -> tuple[str, ...]:
-    """Returns the names of the ways that train in plain torch by the rule of the settings: fp32, and on a GPU bf16."""
-    return (FP32, BF16) if device.type == "cuda" else (FP32,)
+    """Returns the names of the ways that train in plain torch by the rule of the settings.
+
+    On a GPU also in bf16, and in bf16 with the whole step recorded as one CUDA graph.
+    """
+    return (FP32, BF16, RECORDED) if device.type == "cuda" else (FP32,)

@@ -55,8 +55,8 @@ class Packed(Dense):
 class PackedMLP:
     """A function that computes an MLP on packed weights.
 
-    For the backward pass it saves the bits of each layer's inputs, and each layer's sums in int16 (the first layer's in four
-    bytes).
+    For the backward pass it saves the bits of each layer's inputs, and each layer's sums in two bytes. The first layer's sums
+    take four bytes, and on a GPU those over more than 4096 inputs too.
 
     Args:
         network: an MLP of packed bits, encoded `boolean` or `bipolar`, on the device of `arithmetic`.
@@ -70,34 +70,38 @@ class PackedMLP:
         self.network, self.bits, self.take, self.frozen = network, arithmetic, take, frozen
         self.zero = 0.0 if network.encoding == "boolean" else -1.0
         self.window = inf if network.window is None else network.window
+        # Autograd needs an input with a gradient. Bits have none, and BatchNorms may have no parameters.
+        self.anchor = torch.zeros((), device=network.layers[0].weight.device, requires_grad=True)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Maps pixels, uint8 [batch, …], to logits [batch, num_classes]."""
-        network, x = self.network, pixels.flatten(1)
+        network: MLP = self.network
+        x = self.bits.pixels(pixels.flatten(1))
         if torch.is_grad_enabled() and network.training:
-            # Autograd needs an input with a gradient. Bits have none, and BatchNorms may have no parameters.
-            anchor = torch.zeros((), device=x.device, requires_grad=True)
-            logits = _Pass.apply(x, self, anchor, *(p for norm in network.norms for p in (norm.weight, norm.bias)))
+            logits = _Pass.apply(x, self, self.anchor, *(p for norm in network.norms for p in (norm.weight, norm.bias)))
         else:
             *_, last = self.layers(x)
-            logits = self.logits(last)
+            logits = last.y
         return binarize(logits, network.encoding, network.window) if network.binarize_logits else logits
 
-    def layers(self, x: Tensor) -> Iterator["Layer"]:
+    def layers(self, x: Any) -> Iterator["Layer"]:
         """Yields every layer with its results for a batch of pixels, from the first layer to the last.
 
-        A layer is computed just before it is yielded.
+        A layer and its activation are computed just before the layer is yielded.
         """
-        for i, norm in enumerate(self.network.norms):
-            product = self.bits.sums_of_bits if i else self.bits.sums_of_pixels
-            sums = product(x, self.weights(i), self.zero)
-            layer = Layer(x, sums, self.bits.normalization(norm, sums))
-            yield layer
-            x = self.bits.activations(sums, layer.norm)
+        *hidden, last = self.network.norms
+        for i, norm in enumerate(hidden):
+            sums = self.sums(i, x)
+            normalization, following = self.bits.activated(norm, sums, self.zero)
+            yield Layer(x, sums, normalization)
+            x = following
+        sums = self.sums(len(hidden), x)
+        yield Layer(x, sums, *self.bits.normalized(last, sums))
 
-    def logits(self, last: "Layer") -> Tensor:
-        """Returns the normalised sums of the last layer, float32 [batch, num_classes]."""
-        return self.bits.normalized(last.sums, last.norm)[:, : self.network.norms[-1].num_features]
+    def sums(self, i: int, x: Any) -> Any:
+        """Returns the sums of layer i, from the layer's inputs x."""
+        product = self.bits.sums_of_bits if i else self.bits.sums_of_pixels
+        return product(x, self.weights(i), self.zero)
 
     def weights(self, i: int) -> PackedBits:
         """Returns the packed bits of layer i."""
@@ -108,7 +112,7 @@ class PackedMLP:
         """Returns the weight gradient of layer i, from the layer's inputs and the gradients at its sums."""
         layer = self.network.layers[i]
         if i == 0:
-            return self.bits.pixel_factors(gradients, inputs, layer.out_features)
+            return self.bits.pixel_factors(gradients, inputs, layer.out_features, layer.in_features)
         return self.bits.bit_factors(i, gradients, inputs, layer.out_features, layer.in_features, self.zero)
 
 
@@ -116,13 +120,15 @@ class PackedMLP:
 class Layer:
     """The input, the sums and the normalisation of a layer for one batch, in the types of `OnCPU` or `OnGPU`.
 
-    In the forward pass, `x` holds pixels, or packed input bits, uint8 [batch, width / 8]. In the backward pass, `x` holds
-    pixels, or the bits in the form that the method `kept` of `OnCPU` or `OnGPU` returns.
+    In the forward pass, `x` holds pixels in the form of the method `pixels`, or the activation of the layer below, in the form
+    of `activated`. In the backward pass, `x` holds pixels, or the bits in the form that the method `kept` returns. The last
+    layer also has `y`, the output of its BatchNorm, float32 [batch, num_classes].
     """
 
-    x: Tensor
+    x: Any
     sums: Any
     norm: Any
+    y: Tensor | None = None
 
 
 class _Pass(torch.autograd.Function):
@@ -135,7 +141,7 @@ class _Pass(torch.autograd.Function):
             ctx.layers.append([(shell, list(tensors)) for shell, tensors in parts])
             saved += packed.bits.kept(layer.x) if i else layer.x, *(t for _, tensors in parts for t in tensors.values())
         ctx.save_for_backward(*saved)
-        return packed.logits(layer)
+        return layer.y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

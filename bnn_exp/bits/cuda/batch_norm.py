@@ -1,0 +1,233 @@
+"""Triton's kernels for BatchNorm and activation of an MLP of bits. They read and write every tensor as few times as possible.
+
+The sums z of a layer, float16 or float32 [rows, width], stand for the numbers a·z; width is a multiple of 64. BatchNorm is
+y = z·scale + shift. y is never stored: every kernel computes it again from z. In columns that belong to no neuron, scale is 0
+and shift −∞. Vectors are float32 [width].
+
+Of up to `operations.FEW` rows, one program computes all rows of NEURONS columns, in registers: one kernel for BatchNorm and
+activation. Of more rows, sums over the rows are taken over blocks of ROWS rows first, then over the blocks, always in the
+same order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bnn_exp.bits.cuda.codes import INTEGER, codes
+
+ROWS = tl.constexpr(64)  # rows and columns of the block that one Triton program computes
+COLUMNS = tl.constexpr(64)
+BLOCKS = tl.constexpr(64)  # a sum over all rows adds the partial sums of 64 blocks of rows at a time
+NEURONS = tl.constexpr(16)  # columns of the program that computes all rows, or adds the partial sums of all blocks of rows
+
+
+@triton.jit
+def block(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Returns the rows and columns of this program's block, its offsets in a tensor, and a mask of the offsets that exist."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    return r, n, r[:, None].to(tl.int64) * width + n[None, :], (r < rows)[:, None] & (n < width)[None, :]
+
+
+@triton.jit
+def _moments(x, there, count):
+    """Returns the mean and Σ (x − mean)² of every column of a block with `count` rows. x is 0 beyond the mask `there`."""
+    mean = tl.sum(x, 0) / count
+    away = tl.where(there, x - mean[None, :], 0.0)
+    return mean, tl.sum(away * away, 0)
+
+
+@triton.jit
+def _normalization(center, square, n, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+                   scale, shift, mean, inverse, AFFINE: tl.constexpr, RUNNING: tl.constexpr, program):  # fmt: skip
+    """Computes a BatchNorm of columns n from the mean `center` of z and from Σ (z − mean)², and updates its statistics.
+
+    Stores `scale`, `shift`, the `mean` of z, and `inverse`, a/√(variance + eps) of the numbers a·z. The first `program` adds 1
+    to `tracked`, the number of batches. Returns scale and shift.
+    """
+    real = n < neurons
+    variance = square / rows * a * a
+    one_over = a / tl.sqrt_rn(variance + eps)
+    factor, beta = one_over, tl.zeros_like(center)
+    if AFFINE:
+        factor, beta = tl.load(weight + n, real, 0.0) * one_over, tl.load(bias + n, real, 0.0)
+    factor = tl.where(real, factor, 0.0)
+    offset = tl.where(real, beta - center * factor, -float("inf"))
+    tl.store(scale + n, factor)
+    tl.store(shift + n, offset)
+    tl.store(mean + n, center)
+    tl.store(inverse + n, one_over)
+    if RUNNING:
+        before, spread = tl.load(running_mean + n, real, 0.0), tl.load(running_var + n, real, 0.0)
+        tl.store(running_mean + n, before + momentum * (center * a - before), real)
+        tl.store(running_var + n, spread + momentum * (variance * (rows / (rows - 1)) - spread), real)
+        tl.store(tracked, tl.load(tracked) + 1, program == 0)
+    return factor, offset
+
+
+@triton.jit
+def _activation(x, r, n, rows, width, scale, shift, bits, values, zero, one, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Stores the packed bits 1[y ≥ 0] of y = x·scale + shift, uint8 [rows, width / 8], and their values [rows, width].
+
+    `zero` and `one` are the codes of the values of a bit 0 and of a bit 1.
+    """
+    active, place = x * scale[None, :] + shift[None, :] >= 0, r[:, None].to(tl.int64)
+    bytes_ = tl.sum(tl.reshape(active.to(tl.int32) << (n % 8)[None, :], (ROWS, COLUMNS // 8, 8)), 2)
+    j = tl.program_id(1) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
+    tl.store(bits + place * (width // 8) + j[None, :], bytes_.to(tl.uint8), (r < rows)[:, None])
+    tl.store(values + place * width + n[None, :], tl.where(active, one, zero).to(values.dtype.element_ty), (r < rows)[:, None])
+
+
+@triton.jit
+def moments_kernel(z, rows, width, means, squares):
+    """Computes the mean of z and Σ (z − mean)² of every column in each block of rows, float32 [blocks, width]."""
+    _, n, at, there = block(rows, width, ROWS, COLUMNS)
+    count = tl.minimum(rows - tl.program_id(0) * ROWS, ROWS).to(tl.float32)
+    mean, square = _moments(tl.load(z + at, there, 0).to(tl.float32), there, count)
+    place = tl.program_id(0) * width + n
+    tl.store(means + place, mean)
+    tl.store(squares + place, square)
+
+
+@triton.jit
+def over_blocks(partial, first, blocks, width, n):
+    """Returns the partial results of BLOCKS blocks, from block `first` on, in columns n: float32, 0 beyond the last block."""
+    b = first + tl.arange(0, BLOCKS)
+    return tl.load(partial + b[:, None] * width + n[None, :], (b < blocks)[:, None], 0.0)
+
+
+@triton.jit
+def _rows_of(first, rows):
+    """Returns the number of rows in each of BLOCKS blocks, from block `first` on: float32 [BLOCKS, 1]."""
+    before = (first + tl.arange(0, BLOCKS)) * ROWS
+    return tl.maximum(tl.minimum(rows - before, ROWS), 0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def normalize_kernel(means, squares, rows, width, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+                     scale, shift, mean, inverse, AFFINE: tl.constexpr, RUNNING: tl.constexpr):  # fmt: skip
+    """Computes a BatchNorm from the results of `moments_kernel`; see `_normalization`.
+
+    The means and squares of blocks are combined into the mean and variance of all rows (Chan et al. 1983, eq. 2.1).
+    `AFFINE` is True for a BatchNorm with weight and bias, `RUNNING` for one with running statistics.
+    """
+    n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, ROWS)
+    total, square = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
+    for first in range(0, blocks, BLOCKS):
+        total += tl.sum(over_blocks(means, first, blocks, width, n) * _rows_of(first, rows), 0)
+    center = total / rows
+    for first in range(0, blocks, BLOCKS):
+        away = over_blocks(means, first, blocks, width, n) - center[None, :]
+        square += tl.sum(over_blocks(squares, first, blocks, width, n) + _rows_of(first, rows) * away * away, 0)
+    _normalization(center, square, n, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+                   scale, shift, mean, inverse, AFFINE, RUNNING, tl.program_id(0))  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["zero", "one"])
+def activate_kernel(z, rows, width, scale, shift, bits, values, zero, one):
+    """Computes the activation of the sums z; see `_activation`."""
+    r, n, at, there = block(rows, width, ROWS, COLUMNS)
+    x = tl.load(z + at, there, 0).to(tl.float32)
+    _activation(x, r, n, rows, width, tl.load(scale + n), tl.load(shift + n), bits, values, zero, one, ROWS, COLUMNS)
+
+
+@triton.jit(do_not_specialize=["zero", "one"])
+def normalize_and_activate_kernel(z, width, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+                                  scale, shift, mean, inverse, bits, values, zero, one,
+                                  AFFINE: tl.constexpr, RUNNING: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
+    """Computes the BatchNorm and the activation of the sums z. One program holds all rows, at most ALL, of NEURONS columns."""
+    r, n, at, there = block(rows, width, ALL, NEURONS)
+    x = tl.load(z + at, there, 0).to(tl.float32)
+    center, square = _moments(x, there, rows)
+    factor, offset = _normalization(
+        center, square, n, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+        scale, shift, mean, inverse, AFFINE, RUNNING, tl.program_id(1))  # fmt: skip
+    _activation(x, r, n, rows, width, factor, offset, bits, values, zero, one, ALL, NEURONS)
+
+
+@triton.jit
+def normalize_and_apply_kernel(z, width, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+                               scale, shift, mean, inverse, out,
+                               AFFINE: tl.constexpr, RUNNING: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
+    """Computes the BatchNorm of the sums z, and its output y, [rows, neurons]; see `normalize_and_activate_kernel`."""
+    r, n, at, there = block(rows, width, ALL, NEURONS)
+    x = tl.load(z + at, there, 0).to(tl.float32)
+    center, square = _moments(x, there, rows)
+    factor, offset = _normalization(
+        center, square, n, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+        scale, shift, mean, inverse, AFFINE, RUNNING, tl.program_id(1))  # fmt: skip
+    place = r[:, None].to(tl.int64) * neurons + n[None, :]
+    tl.store(out + place, x * factor[None, :] + offset[None, :], there & (n < neurons)[None, :])
+
+
+def warps(rows: int) -> int:
+    """Returns the number of warps of a program that holds all rows: each thread holds 32 numbers of a tensor at the most."""
+    return max(4, triton.next_power_of_2(rows) * NEURONS.value // 1024)
+
+
+def grid_of(z: Tensor) -> tuple[int, int]:
+    """Returns the numbers of blocks of rows and of columns."""
+    return triton.cdiv(z.shape[0], ROWS.value), triton.cdiv(z.shape[1], COLUMNS.value)
+
+
+def partial_sums(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns two empty tensors for the partial sums of blocks of rows of z: float32 [blocks, width]."""
+    first, second = (z.new_empty(grid_of(z)[0], z.shape[1], dtype=torch.float32) for _ in range(2))
+    return first, second
+
+
+def vectors_of(z: Tensor, count: int = 4) -> list[Tensor]:
+    """Returns `count` empty vectors, float32 [width]."""
+    return [z.new_empty(z.shape[1], dtype=torch.float32) for _ in range(count)]
+
+
+def norm_of_sums(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked):
+    """Returns a BatchNorm of z, by two kernels; see `bnn_exp.bits.cuda.operations.norm_of_sums`."""
+    (rows, width), partial, vectors = z.shape, partial_sums(z), vectors_of(z)
+    moments_kernel[grid_of(z)](z, rows, width, *partial)
+    given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
+    flags = {"AFFINE": weight is not None, "RUNNING": running_mean is not None}
+    normalize_kernel[(width // NEURONS.value,)](*partial, rows, width, *given, *vectors, **flags)
+    return tuple(vectors)
+
+
+def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns packed bits and their values, by one kernel; see `bnn_exp.bits.cuda.operations.activated`."""
+    bits, values = _places(z, dtype)
+    codes_ = codes(dtype, zero)
+    activate_kernel[grid_of(z)](z, *z.shape, scale, shift, bits, values.view(INTEGER[dtype.itemsize]), *codes_)
+    return bits, values
+
+
+def normalized_and_activated(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked, zero, dtype):
+    """Returns a BatchNorm, packed bits and values, by one kernel.
+
+    See `bnn_exp.bits.cuda.operations.normalized_and_activated`. z has at most `FEW` rows.
+    """
+    (rows, width), vectors, (bits, values) = z.shape, vectors_of(z), _places(z, dtype)
+    given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
+    flags, places = _flags(weight, running_mean, rows), (bits, values.view(INTEGER[dtype.itemsize]), *codes(dtype, zero))
+    normalize_and_activate_kernel[(1, width // NEURONS.value)](
+        z, width, rows, *given, *vectors, *places, **flags, num_warps=warps(rows)
+    )
+    return (*vectors, bits, values)
+
+
+def normalized(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked):
+    """Returns a BatchNorm and its output, by one kernel; see `bnn_exp.bits.cuda.operations.normalized`."""
+    (rows, width), vectors = z.shape, vectors_of(z)
+    out = z.new_empty(rows, neurons, dtype=torch.float32)
+    given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
+    normalize_and_apply_kernel[(1, width // NEURONS.value)](
+        z, width, rows, *given, *vectors, out, **_flags(weight, running_mean, rows), num_warps=warps(rows))  # fmt: skip
+    return (*vectors, out)
+
+
+def _flags(weight: Tensor | None, running_mean: Tensor | None, rows: int) -> dict[str, bool | int]:
+    return {"AFFINE": weight is not None, "RUNNING": running_mean is not None, "ALL": triton.next_power_of_2(rows)}
+
+
+def _places(z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    rows, width = z.shape
+    return z.new_empty(rows, width // 8, dtype=torch.uint8), z.new_empty(rows, width, dtype=dtype)

@@ -1,0 +1,114 @@
+"""Triton's kernels for the backward pass through activation and BatchNorm of an MLP of bits.
+
+The kernels take the gradient at y, [rows, given]; the gradient in columns beyond `given` is 0. It passes where |y| ≤ window.
+`bnn_exp.bits.cuda.batch_norm` explains z, y, the vectors and the blocks.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bnn_exp.bits.cuda.batch_norm import (
+    BLOCKS,
+    COLUMNS,
+    NEURONS,
+    ROWS,
+    block,
+    grid_of,
+    over_blocks,
+    partial_sums,
+    vectors_of,
+    warps,
+)
+
+
+@triton.jit
+def _passing(grad, given, z, at, r, n, there, scale, shift, mean, window):
+    """Returns the gradient at y = z·scale + shift, set to 0 where |y| > window, and z − mean; both are 0 beyond `there`."""
+    x = tl.load(z + at, there, 0).to(tl.float32)
+    y = x * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
+    g = tl.load(grad + r[:, None].to(tl.int64) * given + n[None, :], there & (n < given)[None, :], 0.0).to(tl.float32)
+    return tl.where(tl.abs(y) <= window, g, 0.0), tl.where(there, x - tl.load(mean + n)[None, :], 0.0)
+
+
+@triton.jit
+def _slopes(g, product, n, rows, scale, inverse, of_weight, of_bias):
+    """Returns the slope and the offset of the gradient at z. Stores the gradients of BatchNorm's weight and bias.
+
+    `g` is Σ g of the gradient at y, and `product` is Σ g · (z − mean).
+    """
+    factor, steep = tl.load(scale + n), tl.load(inverse + n)
+    tl.store(of_weight + n, steep * product)
+    tl.store(of_bias + n, g)
+    return factor * steep * steep * product / rows, factor * g / rows
+
+
+@triton.jit
+def total_kernel(grad, given, z, rows, width, scale, shift, mean, window, sums, products):
+    """Computes Σ g and Σ g · (z − mean) of the gradient g inside the window, in each block of rows: float32 [blocks, width]."""
+    r, n, at, there = block(rows, width, ROWS, COLUMNS)
+    g, away = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
+    place = tl.program_id(0) * width + n
+    tl.store(sums + place, tl.sum(g, 0))
+    tl.store(products + place, tl.sum(g * away, 0))
+
+
+@triton.jit
+def slopes_kernel(sums, products, rows, width, scale, inverse, slope, offset, of_weight, of_bias):
+    """Computes `slope` and `offset` for `center_kernel`, and gradients of BatchNorm's parameters, from partial sums."""
+    n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, ROWS)
+    g, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
+    for first in range(0, blocks, BLOCKS):
+        g += tl.sum(over_blocks(sums, first, blocks, width, n), 0)
+        product += tl.sum(over_blocks(products, first, blocks, width, n), 0)
+    steep, level = _slopes(g, product, n, rows, scale, inverse, of_weight, of_bias)
+    tl.store(slope + n, steep)
+    tl.store(offset + n, level)
+
+
+@triton.jit
+def center_kernel(grad, given, z, rows, width, scale, shift, mean, window, slope, offset, out):
+    """Computes the gradient at z from the gradient at y, [rows, width] (Ioffe & Szegedy 2015, section 3)."""
+    r, n, at, there = block(rows, width, ROWS, COLUMNS)
+    g, away = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
+    found = tl.load(scale + n)[None, :] * g - tl.load(slope + n)[None, :] * away - tl.load(offset + n)[None, :]
+    tl.store(out + at, found.to(out.dtype.element_ty), there)
+
+
+@triton.jit
+def gradient_kernel(grad, given, z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out,
+                    ALL: tl.constexpr):  # fmt: skip
+    """Computes the results of the three kernels above. One program holds all rows, at most ALL, of NEURONS columns."""
+    r, n, at, there = block(rows, width, ALL, NEURONS)
+    g, away = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
+    slope, offset = _slopes(tl.sum(g, 0), tl.sum(g * away, 0), n, rows, scale, inverse, of_weight, of_bias)
+    found = tl.load(scale + n)[None, :] * g - slope[None, :] * away - offset[None, :]
+    tl.store(out + at, found.to(out.dtype.element_ty), there)
+
+
+def slopes_of_gradient(grad, z, scale, shift, mean, inverse, window):
+    """Returns four vectors, by two kernels; see `bnn_exp.bits.cuda.operations.slopes_of_gradient`."""
+    (rows, width), partial, vectors = z.shape, partial_sums(z), vectors_of(z)
+    total_kernel[grid_of(z)](grad, grad.shape[1], z, rows, width, scale, shift, mean, window, *partial)
+    slopes_kernel[(width // NEURONS.value,)](*partial, rows, width, scale, inverse, *vectors)
+    return tuple(vectors)
+
+
+def centered_gradient(grad, z, scale, shift, mean, window, slope, offset, dtype: torch.dtype) -> Tensor:
+    """Returns the gradient at z, by one kernel; see `bnn_exp.bits.cuda.operations.centered_gradient`."""
+    out = z.new_empty(z.shape, dtype=dtype)
+    center_kernel[grid_of(z)](grad, grad.shape[1], z, *z.shape, scale, shift, mean, window, slope, offset, out)
+    return out
+
+
+def gradient_at_sums(grad, z, scale, shift, mean, inverse, window, dtype: torch.dtype):
+    """Returns the gradient at z and those of BatchNorm's parameters, by one kernel.
+
+    See `bnn_exp.bits.cuda.operations.gradient_at_sums`. z has at most `FEW` rows.
+    """
+    (rows, width), (of_weight, of_bias), out = z.shape, vectors_of(z, 2), z.new_empty(z.shape, dtype=dtype)
+    gradient_kernel[(1, width // NEURONS.value)](
+        grad, grad.shape[1], z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out,
+        ALL=triton.next_power_of_2(rows), num_warps=warps(rows))  # fmt: skip
+    return out, of_weight, of_bias

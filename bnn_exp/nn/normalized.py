@@ -1,0 +1,114 @@
+"""A normalisation and the activation that follows it, together: `normalized`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnn_exp.nn import batch_norm
+from bnn_exp.nn.binary import Binarize, two_values
+from bnn_exp.nn.function import in_bf16, takes_kernels
+from bnn_exp.nn.known_classes import difference
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """An activation, as the operators of `bnn_exp.nn.batch_norm` take it."""
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    window: float = 0.0
+
+
+def normalized(norm: Any, activation: Any, z: Tensor) -> Tensor:
+    """Returns activation(norm(z)), or norm(z) if `activation` is None.
+
+    On a GPU a BatchNorm of torch and the activations ReLU, Identity and `Binarize` take few kernels (`bnn_exp.nn.batch_norm`).
+    Statistics and results are computed in float32. Under bf16 autocast the output of an activation is bfloat16, as the next
+    product reads it; without an activation the output has the dtype of z.
+
+    Args:
+        z: [batch, channels], or [batch, channels, height, width].
+    """
+    if not takes_kernels(z) or (kind := _kind(activation)) is None or not _is_plain(norm, z):
+        return _in_turn(norm, activation, z)
+    dtype = torch.bfloat16 if in_bf16(z) and kind.name != "identity" else z.dtype
+    if norm.training or norm.running_mean is None:
+        return _Normalized.apply(z, norm.weight, norm.bias, norm, kind, dtype)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (z, norm.weight, norm.bias)):
+        return _in_turn(norm, activation, z)
+    vectors = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    return _of_rows(batch_norm.normalize(_rows(z), *vectors, norm.eps, kind.name, kind.low, kind.high, dtype), z)
+
+
+def _in_turn(norm: Any, activation: Any, z: Tensor) -> Tensor:
+    return norm(z) if activation is None else activation(norm(z))
+
+
+def _kind(activation: Any) -> _Activation | None:
+    """Returns an activation for the operators; None if they do not have it, or if a hook would see its tensors."""
+    if isinstance(activation, Binarize):
+        window = float("inf") if activation.window is None else activation.window
+        return _Activation("binary", *two_values(activation.encoding), window)
+    if activation is None:
+        return _Activation("identity")
+    if isinstance(activation, nn.Module) and not difference(activation, "ReLU", "Identity"):
+        return _Activation("relu" if isinstance(activation, nn.ReLU) else "identity")
+    return None
+
+
+def _is_plain(norm: nn.Module, z: Tensor) -> bool:
+    """Returns True if `norm` is a BatchNorm of torch without hooks, and the operators compute what `norm` computes of z."""
+    if not isinstance(norm, _BatchNorm) or difference(norm, "BatchNorm1d", "BatchNorm2d") or norm.momentum is None:
+        return False
+    of_rows = z.dim() == (2 if isinstance(norm, nn.BatchNorm1d) else 4) and z.shape[1] == norm.num_features
+    held = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if t is not None]
+    float32 = all(t.dtype == torch.float32 for t in held) and (norm.weight is None) == (norm.bias is None)
+    return of_rows and float32 and z.dtype in (torch.float32, torch.bfloat16) and z.numel() > z.shape[1]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Returns x as contiguous [rows, channels]: a view of a contiguous vector of each sample, or of channels-last images."""
+    rows = x if x.dim() == 2 else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return rows.contiguous()  # an expanded gradient is a view with strides of 0
+
+
+def _of_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """Returns [rows, channels] in the shape of `like`; images are channels-last."""
+    if like.dim() == 2:
+        return rows
+    batch, channels, height, width = like.shape
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _Normalized(torch.autograd.Function):
+    """The activation of a BatchNorm in training. The backward pass needs z, and the mean and variance of its channels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Any, kind: _Activation, dtype: torch.dtype
+    ) -> Tensor:
+        rows = _rows(z)
+        running = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
+        how = kind.name, kind.low, kind.high, dtype
+        if len(rows) <= batch_norm.FEW:
+            y, *moments = batch_norm.normalize_few(rows, *running, weight, bias, norm.eps, *how)
+        else:
+            moments = batch_norm.batch_statistics(rows, *running)
+            y = batch_norm.normalize(rows, *moments, weight, bias, norm.eps, *how)
+        ctx.save_for_backward(z, *moments, weight, bias)
+        ctx.eps, ctx.kind = norm.eps, kind
+        return _of_rows(y, z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        z, *norm = ctx.saved_tensors
+        rows = _rows(z)
+        gradient = batch_norm.normalize_few_gradient if len(rows) <= batch_norm.FEW else batch_norm.normalize_gradient
+        at_z, of_weight, of_bias = gradient(_rows(grad), rows, *norm, ctx.eps, ctx.kind.name, ctx.kind.window)
+        return _of_rows(at_z, z), *((None, None) if norm[2] is None else (of_weight, of_bias)), None, None, None

@@ -1,0 +1,56 @@
+"""The kernels of layers, losses and augmentation compile for compute capabilities 8.0 and 9.0, without such a GPU."""
+
+import subprocess
+import sys
+
+import pytest
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bnn_exp.data.cuda.augment import vary_kernel
+from bnn_exp.nn.cuda import batch_norm_kernels, losses, pixels, values
+
+POINTERS = "mean variance weight bias running_mean running_variance means squares sums products of_weight of_bias std"
+KINDS = dict.fromkeys(POINTERS.split(), "*fp32") | dict.fromkeys("eps momentum low high window".split(), "fp32")
+KINDS |= dict.fromkeys("z grad out".split(), "*bf16") | {"batches": "*i64", "pixels": "*u8", "weights": "*fp32"}
+KINDS |= {"logits": "*bf16", "labels": "*i64", "scale": "*fp32"}
+OTHERS = {"above_kernel": {"threshold": "*fp32"}, "loss_kernel": {"out": "*fp32"}, "right_kernel": {"out": "*i64"}}
+OTHERS |= {"vary_kernel": {"x": "*u8", "out": "*u8", "number": "*i64", "key": "i64"}}
+TILE, WHOLE = {"ROWS": 64, "COLUMNS": 64}, {"ROWS": 1024, "COLUMNS": 8}
+NORM, COMBINING = {"AFFINE": True, "ACTIVATION": "binary"}, {"PARTS": 256, "GROUP": 16}
+LOSSES = [{"LOSS": name, "ROWS": 1024, "CLASSES": 16} for name in ("cross_entropy", "squared_hinge")]
+CONSTANTS = {
+    batch_norm_kernels.part_moments: [TILE, {"ROWS": 256, "COLUMNS": 16}],
+    batch_norm_kernels.combined_moments: [{"RUNNING": True, **COMBINING}],
+    batch_norm_kernels.elements: [NORM | TILE, {"AFFINE": False, "ACTIVATION": "relu", **TILE}],
+    batch_norm_kernels.whole: [{"RUNNING": True, **NORM, **WHOLE}],
+    batch_norm_kernels.part_sums: [NORM | TILE],
+    batch_norm_kernels.combined_sums: [COMBINING],
+    batch_norm_kernels.element_gradients: [NORM | TILE],
+    batch_norm_kernels.whole_gradient: [NORM | WHOLE],
+    losses.loss_kernel: LOSSES,
+    losses.gradient_kernel: LOSSES[:1],
+    losses.right_kernel: [{"ROWS": 1024, "CLASSES": 16}],
+    pixels.standardize_kernel: [{"TILE": 1024}],
+    vary_kernel: [{"FLIP": True, "SHIFT": 4, "CUTOUT": 8, "TILE": 1024}],
+    values.above_kernel: [{"LATENT": True, "INPUTS": 64, "SPACE": 16}],
+}
+for kernel, choices in CONSTANTS.items():
+    for constants in choices:
+        kinds = {n: "constexpr" if n in constants else KINDS.get(n, "i32") for n in kernel.arg_names}
+        kinds |= OTHERS.get(kernel.__name__, {})
+        for capability in (80, 90):
+            source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
+            triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    print(kernel.__name__)
+"""
+
+
+def test_the_kernels_compile_for_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.split()) == 14, done.stderr
