@@ -261,6 +261,22 @@ def test_auto_reads_what_was_measured_here(tmp_path, monkeypatch):
         assert [engine.choose(settings_of(*sizes), "cpu") for sizes in (large, small)] == usual
 
 
+def test_a_resumed_run_keeps_its_engine_whatever_was_measured_meanwhile(copy_of_run, bnn_train, tmp_path, monkeypatch, summary):
+    small = (*RANDOM, "model.hidden_size=24", "dataset.limit=200", "trainer.epochs=2", "trainer.batch_size=50")
+    run = copy_of_run(tmp_path / "run", *small)
+    assert torch.load(run / "checkpoints/last.pt")["engine"] == "dense"
+    monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
+    measured.place("cpu").parent.mkdir()
+    measured.place("cpu").write_text('{"steps": [{"hidden": 24, "batch": 50, "dense": 2, "packed": 1}]}')
+    assert engine.choose(settings_of(*small), "cpu") == "packed"
+    for begun in ("dense", "packed"):
+        assert engine.choose(engine.as_begun(settings_of(*small), "cpu", begun), "cpu") == begun
+    assert engine.as_begun(settings_of(*small, "engine.devices=2"), "cpu", "packed").engine.name == "auto"
+    (run / "summary.json").write_text(json.dumps(summary(run) | {"status": "interrupted"}))
+    done = bnn_train(f"resume={run}")
+    assert done.code == 0 and (run / "train.log").read_text().count("engine=dense") == 2
+
+
 def test_a_machine_is_measured_for_auto(bnn_train, tmp_path, monkeypatch):
     monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("bnn_exp.commands.benchmark.engine_times.SIZES", {"cpu": ((16, 24), (32,))})
