@@ -22,14 +22,12 @@ SCHEMA = (
 MOST = 2**28  # kernels number bits by int32; a packed element of uint8 is eight bits
 
 
-def no_state(w: Tensor, h: SimpleNamespace) -> dict[str, Tensor]:
-    """Returns the state before the first step of a rule that has none."""
-    return {}
+First = Callable[[Callable[[], Tensor], SimpleNamespace], dict[str, Tensor]]
 
 
-def zeros(*names: str) -> Callable[[Tensor, SimpleNamespace], dict[str, Tensor]]:
+def zeros(*names: str) -> First:
     """Returns a function that returns a state of zeros, one for each bit, under each of the names."""
-    return lambda w, h: {name: torch.zeros_like(w, memory_format=torch.contiguous_format) for name in names}
+    return lambda bits, h: {name: torch.zeros_like(bits()) for name in names}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,8 @@ class Fused:
         constants: other hyperparameters that the kernels read.
         only: the kernels do the step of a rule with these values of further hyperparameters.
         state: the names of the tensors of the state.
-        first: returns the state before the first step, from bits [neurons, inputs] and hyperparameters.
+        first: returns the state before the first step. It takes a function that returns the bits, float32 [neurons, inputs],
+            and the hyperparameters.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Fused:
     constants: tuple[str, ...] = ()
     only: dict[str, Any] = field(default_factory=dict)
     state: tuple[str, ...] = ()
-    first: Callable[[Tensor, SimpleNamespace], dict[str, Tensor]] = no_state
+    first: First = field(default_factory=zeros)
 
     def define(self, update: Callable[..., Tensor]) -> None:
         """Makes the operator, with the method `update` of the rule's class as its definition."""
@@ -82,7 +81,7 @@ class Fused:
         """
         packed = w.dtype == torch.uint8
         if not state:
-            state.update(self.first(PackedBits(w, g.shape[1]).unpack() if packed else w, h))
+            state.update(self.first(PackedBits(w, g.shape[1]).unpack if packed else lambda: w, h))
         kept = [state[name] for name in self.state if name in state]
         split = packed and g.shape[1] % 8 > 0 and any(1 < t.numel() < g.numel() for t in kept)  # counters cross rows of bytes
         plain = g.dtype == torch.float32 == (torch.float32 if packed else w.dtype) and g.stride(1) == 1
