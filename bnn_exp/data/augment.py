@@ -1,5 +1,6 @@
 """Random changes of the train images in every epoch: shifts, mirror images, and black squares (cutout)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from bnn_exp.bits import draws
 from bnn_exp.bits.draws import Purpose, generator
 from bnn_exp.bits.philox import Philox, integers
+from bnn_exp.nn.operators import operator
 
 
 @dataclass(frozen=True)
@@ -56,23 +58,13 @@ class Augment:
         """
         if not self.varies:
             return x
+        rows = len(x) if of is None else of
         if number is None:
             g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
-        else:
-            g = Philox(draws.number(Purpose.AUGMENTATION, self.seed) >> 1, number)
-
-        def draw(n: int) -> Tensor:
-            """Returns a random integer from 0 to n − 1 for each row of `x`, int64 [rows]."""
-            return integers(n, len(x) if of is None else of, g, x.device)[share]
-
-        if self.flip:
-            x = torch.where(draw(2).bool()[:, None, None, None], x.flip(3), x)
-        if self.shift:
-            x = _windows(F.pad(x, [self.shift] * 4), (x.shape[2], x.shape[3]), *(draw(2 * self.shift + 1) for _ in "yx"))
-        if self.cutout:
-            down, across = (_within(side, draw(side) - self.cutout // 2, self.cutout) for side in x.shape[2:])
-            x = x.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
-        return x
+            return _varied(x, lambda n: integers(n, rows, g, x.device)[share], self.shift, self.flip, self.cutout)
+        key = draws.number(Purpose.AUGMENTATION, self.seed) >> 1
+        begin, _, _ = share.indices(rows)
+        return varied_by_philox(x.contiguous(), number, key, begin, rows, self.shift, self.flip, self.cutout)
 
 
 def build(settings: Any, seed: int, image_shape: tuple[int, int, int]) -> Augment:
@@ -87,6 +79,39 @@ def build(settings: Any, seed: int, image_shape: tuple[int, int, int]) -> Augmen
         return Augment(seed)
     shift = min(image_shape[1:]) // 8 if settings.shift is None else settings.shift
     return Augment(seed, shift, settings.flip, settings.cutout)
+
+
+@operator(
+    "(Tensor x, Tensor number, int key, int begin, int rows, int shift, bool flip, int cutout) -> Tensor",
+    kernels="bnn_exp.data.cuda.augment:varied_by_philox",
+    launches=1,
+    fake=lambda x, *_: torch.empty_like(x),
+)
+def varied_by_philox(x: Tensor, number: Tensor, key: int, begin: int, rows: int, shift: int, flip: bool, cutout: int) -> Tensor:
+    """Returns images changed as `Augment` describes, by the random numbers of `Philox(key, number)`.
+
+    Args:
+        x: pixels, uint8 [batch, channels, height, width], contiguous: the rows from `begin` on of a batch of `rows` images.
+    """
+    generator = Philox(key, number)
+    share = slice(begin, begin + len(x))
+    return _varied(x, lambda n: integers(n, rows, generator, x.device)[share], shift, flip, cutout)
+
+
+def _varied(x: Tensor, draw: Callable[[int], Tensor], shift: int, flip: bool, cutout: int) -> Tensor:
+    """Returns mirrored, shifted and partly black images.
+
+    Args:
+        draw: returns a random integer from 0 to n − 1 for each image, int64 [batch].
+    """
+    if flip:
+        x = torch.where(draw(2).bool()[:, None, None, None], x.flip(3), x)
+    if shift:
+        x = _windows(F.pad(x, [shift] * 4), (x.shape[2], x.shape[3]), *(draw(2 * shift + 1) for _ in "yx"))
+    if cutout:
+        down, across = (_within(side, draw(side) - cutout // 2, cutout) for side in x.shape[2:])
+        x = x.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0)
+    return x
 
 
 def _windows(x: Tensor, size: tuple[int, int], tops: Tensor, lefts: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from bnn_exp.nn.function import applied, in_bf16
 from bnn_exp.nn.operators import operator
+from bnn_exp.nn.saved import note_pixels, note_sums
 
 HAS_VNNI = getattr(torch.cpu, "_is_vnni_supported", lambda: False)() and hasattr(torch, "_int_mm")
 _WORTH_IT = 128  # the least number of rows for which int8 saves more than the conversion costs (measured: 256² weights)
@@ -92,6 +93,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
         operand, ctx.pixels = x.to(v.dtype), x.dtype == torch.uint8
+        if ctx.pixels:
+            note_pixels(operand)
         ctx.save_for_backward(operand, v)
         ctx.dtypes = x.dtype, weight.dtype
         z = product_in_float32(operand, v.t(), torch.promote_types(v.dtype, torch.float32))
@@ -114,7 +117,7 @@ def linear(x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
     x/255. Products of values with values or pixels are exact, and their sums too: the product adds up in float32 and is not
     rounded to bfloat16.
     """
-    return _Linear.apply(x, weight, v.detach())
+    return note_sums(_Linear.apply(x, weight, v.detach()), x, v, v.shape[1])
 
 
 @operator(
@@ -125,18 +128,21 @@ def linear(x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
 )
 def product_in_float32(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns a @ b as `dtype`, summed in float32 (float64 for operands of this dtype), independent of autocast."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    with torch.autocast(a.device.type, enabled=False):
-        return (a.to(wide) @ b.to(wide)).to(dtype)
+    return _widened(a, b, dtype)
 
 
 def on_tensor_cores(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the result of `product_in_float32`. On a GPU one kernel of cuBLAS reads the operands as they are."""
-    if not a.is_cuda:
-        return product_in_float32.__wrapped__(a, b, dtype)
+    """Returns the result of `product_in_float32`. On a GPU, cuBLAS reads operands of bfloat16 as they are."""
+    if not a.is_cuda or a.dtype != torch.bfloat16:
+        return _widened(a, b, dtype)
     with torch.autocast(a.device.type, enabled=False):
-        widens = a.dtype == torch.bfloat16 and dtype == torch.float32
-        return torch.mm(a, b, out_dtype=dtype) if widens else (a @ b).to(dtype)
+        return torch.mm(a, b, out_dtype=torch.float32).to(dtype) if dtype != a.dtype else a @ b
+
+
+def _widened(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        return (a.to(wide) @ b.to(wide)).to(dtype)
 
 
 def pixel_sums(x: Tensor, v: Tensor) -> Tensor:

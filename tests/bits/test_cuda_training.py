@@ -137,6 +137,7 @@ def test_kernels_of_a_layer_compute_what_is_defined(rows, z_of, options, monkeyp
     given = z, 1 / 3, 70, norm.eps, norm.momentum, norm.weight, norm.bias, *statistics
     with torch.no_grad():
         scale, shift, mean, inverse = agree(monkeypatch, operations.norm_of_sums, *given)[:4]
+        agree(monkeypatch, operations.normalized, *given)
         for zero, dtype in ((-1.0, FP8), (0.0, HALF)):
             agree(monkeypatch, operations.normalized_and_activated, *given, zero, dtype)
             agree(monkeypatch, operations.activated, z, scale, shift, zero, dtype, rtol=0, atol=0)
@@ -306,6 +307,7 @@ KERNELS = [
     (batch_norm.normalize_kernel, NORM),
     (batch_norm.activate_kernel, VALUES),
     (batch_norm.normalize_and_activate_kernel, [VALUES[0] | NORM[0] | ROWS, VALUES[1] | NORM[1] | ROWS]),
+    (batch_norm.normalize_and_apply_kernel, [z | norm | ROWS | {"out": "*fp32"} for z, norm in zip(SUMS, NORM)]),
     (batch_norm_backward.total_kernel, PASSED),
     (batch_norm_backward.slopes_kernel, [{}]),
     (batch_norm_backward.center_kernel, PASSED),
@@ -331,7 +333,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     """The kernels compile for compute capabilities 8.0 and 9.0 without such a GPU."""
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.split()) == 10, done.stderr
+    assert done.returncode == 0 and len(done.stdout.split()) == 11, done.stderr
 
 
 @pytest.mark.parametrize(("precision", "bf16"), [("bf16", True), ("fp32", False)])

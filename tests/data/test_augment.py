@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bnn_exp.data.augment import Augment
+from bnn_exp.nn import operators
 
 PICTURES = torch.randint(1, 256, (2000, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -89,3 +90,17 @@ def test_a_resumed_training_draws_the_same():
     assert timeless([resumed.epoch() | resumed.evaluate()[0]]) == timeless([expected])
     plain = small_trainer("dataset.validation=0.2")
     assert plain.epoch()["train_loss"] != expected["train_loss"] and 0 <= expected["validation_accuracy"] <= 100
+
+
+@pytest.mark.parametrize(
+    "options", [{"flip": True}, {"shift": 3}, {"cutout": 4}, {"flip": True, "shift": 2, "cutout": 3}, {"shift": 9}], ids=str
+)
+@pytest.mark.parametrize("share", [slice(None), slice(5, 17)], ids=["whole batch", "share"])
+def test_the_kernel_returns_the_images_of_the_definition(options, share, monkeypatch, triton_runs):
+    """Both draw by Philox, from the number of the batch, which is a tensor. Triton's interpreter runs the kernel."""
+    x, number, augment = PICTURES[:30], torch.tensor((3 << 32) + 7), Augment(5, **options)
+    whole = augment(x, 0, 0, number=number)
+    monkeypatch.setattr(operators, "kernels_everywhere", True)
+    found = augment(x[share], 0, 0, share, len(x), number)
+    assert torch.equal(found, whole[share]) and not torch.equal(found, x[share])
+    assert not torch.equal(found, augment(x[share], 0, 0, share, len(x), number + 1))

@@ -11,9 +11,11 @@ from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
 from bnn_exp.nn import device, operators
 from bnn_exp.nn.graphs import Graphs
-from bnn_exp.training import engine
+from bnn_exp.training import engine, setup
 from bnn_exp.training.steps.recorded import Recorded
+from bnn_exp.training.trainer import Trainer
 
+train_on = Trainer.train_on
 SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "engine=dense")
 RULES = [
     *(f"optimizer=hypermask optimizer.mask={mask}" for mask in ("random", "top", "ewm", "wpm")),
@@ -194,6 +196,18 @@ def test_no_step_waits_for_a_gpu(rule, model, on_gpu):
     assert trainer.binary.flips[0] >= before
 
 
+def test_kernels_are_compiled_before_the_first_epoch(monkeypatch):
+    """The step that compiles them changes neither the training nor the stream of torch's random numbers."""
+    trainer = trainer_of("optimizer=counter", *SMALL[2:])
+    before, steps = bits_sha256(trainer.network), []
+    monkeypatch.setattr(Trainer, "train_on", lambda self, *batch: steps.append(train_on(self, *batch)))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    setup.warm_up(trainer.settings, trainer.network, trainer.data)
+    assert torch.equal(torch.rand(3), expected) and bits_sha256(trainer.network) == before and len(steps) == 1
+
+
 def test_a_wait_would_be_seen():
     x = torch.ones(3)
     for wait in (
@@ -234,7 +248,6 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
     ("overrides", "reason"),
     [
         ((), "device=cpu"),
-        (("engine.memory=lean",), "engine.memory=lean"),
     ],
 )
 def test_where_steps_are_recorded(overrides, reason):
