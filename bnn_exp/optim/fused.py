@@ -11,6 +11,7 @@ from torch import Tensor
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox
 from bnn_exp.nn.operators import operator
+from bnn_exp.optim.in_place import flip_bits, keep_addresses
 
 SCHEMA = (
     "(Tensor g, Tensor(a!) w, int columns, Tensor(b!)[] state, Tensor strength, Scalar[] constants, Tensor step, int key, "
@@ -101,24 +102,3 @@ def kernels_of(kind: type, h: SimpleNamespace) -> Fused | None:
     owner = next(base for base in kind.__mro__ if "update" in vars(base))
     found = (each for each in vars(owner).get("kernels", ()) if all(getattr(h, n) == v for n, v in each.only.items()))
     return next(found, None)
-
-
-def flip_bits(w: Tensor, which: Tensor) -> Tensor:
-    """Flips bits of `w` in place and returns the number of flips, a scalar tensor.
-
-    Args:
-        which: bool of the shape of `w`, or flat positions, int64, each once.
-    """
-    if which.dtype == torch.bool:
-        w.logical_xor_(which)
-        return which.count_nonzero()
-    flat = w.view(-1)
-    flat[which] = 1 - flat[which]
-    return torch.tensor(len(which), device=w.device)
-
-
-def keep_addresses(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-    """Copies new values of a state into the tensors that held the old values, where a replayed CUDA graph looks for them."""
-    for name, old in before.items():
-        if isinstance(new := state.get(name), Tensor) and new is not old and new.shape == old.shape:
-            state[name] = old.copy_(new)
