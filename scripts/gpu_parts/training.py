@@ -1,5 +1,8 @@
 """The parts that train: epochs in turns, epochs of a run, kernels of a step, seconds to an accuracy, counted launches."""
 
+import json
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -72,6 +75,16 @@ def _run(machine: Machine, case: Case) -> Iterator[Row]:
         trainer.epoch()
         row[name] = 1e3 * median(trainer.epoch()["train_seconds"] for _ in range(3))
     yield row
+
+
+def of_engines(machine: Machine) -> Iterator[Row]:
+    """Milliseconds of a step of both engines at several sizes. The command also keeps them for `engine=auto`."""
+    folder = machine.out / "engines"
+    command = f"-m bnn_exp task=benchmark benchmark=machine device={machine.device}".split()
+    subprocess.run([sys.executable, *command, f"hydra.run.dir={folder}"], check=True)
+    for step in json.loads((folder / "benchmark.json").read_text())["steps"]:
+        times = {name: 1e3 * step[name] for name in ("dense", "packed")}
+        yield {"step, ms": f"h={step['hidden']}, batch {step['batch']}"} | times
 
 
 def of_kernels(machine: Machine) -> Iterator[Row]:

@@ -152,6 +152,18 @@ def test_a_case_that_fails_costs_no_other_case_and_a_way_that_fails_no_other_way
     assert rows[1]["packed"] == "RuntimeError: no" and rows[1]["dense"] > 0
 
 
+def test_the_steps_of_both_engines_are_read(monkeypatch, tmp_path):
+    def command(words, check):
+        folder = Path(words[-1].removeprefix("hydra.run.dir="))
+        assert words[1:6] == ["-m", "bnn_exp", "task=benchmark", "benchmark=machine", "device=cuda"] and check
+        folder.mkdir()
+        (folder / "benchmark.json").write_text('{"steps": [{"hidden": 8, "batch": 32, "dense": 0.002, "packed": 0.001}]}')
+
+    monkeypatch.setattr(subprocess, "run", command)
+    rows = list(training.of_engines(Machine("cuda", None, tmp_path)))
+    assert rows == [{"step, ms": "h=8, batch 32", "dense": 2.0, "packed": 1.0}]
+
+
 def test_the_outcome_of_the_tests_is_read(monkeypatch, tmp_path):
     def pytest_of_the_machine(command):
         assert "gpu" in command and f"--junitxml={tmp_path / 'tests.xml'}" in command

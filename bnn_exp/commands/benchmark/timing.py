@@ -34,15 +34,11 @@ def time_calls(
 ) -> dict[str, dict[str, float]]:
     """Times several functions in turn. Before the first round each is called twice: to compile, and to estimate its time.
 
-    On a GPU a third call lies between: it may record a CUDA graph, which takes as long as hundreds of replays.
-
     Returns:
         For each name in `calls` the seconds of one call, as a `summary` over the rounds.
     """
 
     def timer(call: Callable[[], Any]) -> Callable[[], float]:
-        if device.type == "cuda":
-            call()
         repeats = max(1, round(WINDOW / max(seconds_of(call, 1, device, warm=True), 1e-9)))
         return lambda: seconds_of(call, repeats, device)
 
