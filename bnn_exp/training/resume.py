@@ -104,7 +104,20 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
     loggers.check(settings.logger)
     saved, remark = _newest_whole(directory)
     arrays = _data(directory, settings.dataset)
-    return Plan(settings, values, arrays, device_for(settings), saved, overrides=list(overrides), remark=remark)
+    device = device_for(settings)
+    settings = _with_engine_of(saved, settings, device)
+    return Plan(settings, values, arrays, device, saved, overrides=list(overrides), remark=remark)
+
+
+def _with_engine_of(saved: dict[str, Any], settings: Settings, device: str) -> Settings:
+    """Returns the settings with the engine of a checkpoint in place of `engine=auto`, so the resumed run draws the same bits.
+
+    The choice of `auto` depends on the speeds that a machine has measured. On another kind of device `auto` chooses anew.
+    """
+    name = saved.get("engine")  # checkpoints of earlier versions have none
+    if settings.engine.name != "auto" or name is None or saved["device"] != device.partition(":")[0]:
+        return settings
+    return replace(settings, engine=replace(settings.engine, name=name))
 
 
 def _newest_whole(directory: Path) -> tuple[dict[str, Any], str]:

@@ -185,6 +185,18 @@ def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
     assert summary(run)["bits_sha256"] == summary(next(d for d in straight if d.name == "straight"))["bits_sha256"]
 
 
+def test_a_run_resumes_with_the_engine_that_auto_chose_before(bnn_train, summary, monkeypatch):
+    """A measurement between both parts of a run may change the choice. The engines draw the same bits only nearly."""
+    original, small = Trainer.train_on, ("optimizer=counter", "model.hidden_size=32", "trainer.epochs=2")
+    whole = bnn_train(*small, "engine=dense", "hydra.run.dir=whole").runs[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_on", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
+        run = next(run for run in bnn_train(*small, "hydra.run.dir=part").runs if run.name == "part")
+    monkeypatch.setattr(engine.measured, "faster", lambda *sizes: "packed")
+    done = bnn_train(f"resume={run}")
+    assert done.code == 0 and "engine=dense" in done.out and summary(run)["bits_sha256"] == summary(whole)["bits_sha256"]
+
+
 @pytest.mark.parametrize(
     "overrides",
     ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true", "engine.precision=bf16",
