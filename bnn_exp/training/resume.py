@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from bnn_exp.config import plugins
 from bnn_exp.config.migrate import migrated
 from bnn_exp.config.paths import at_home
-from bnn_exp.config.settings import load_settings
+from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
 from bnn_exp.records import directories, loggers, metrics, summary
