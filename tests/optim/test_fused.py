@@ -167,7 +167,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from bnn_exp.bits.cuda import rules
+from bnn_exp.bits.cuda import latents, rules
 
 capability, everything = int(sys.argv[1]), sys.argv[2] == "all"
 target = GPUTarget("cuda", capability, 32)
@@ -192,6 +192,9 @@ def launch(name, packed, bits=8):
     print(name)
 
 
+if everything:
+    x = torch.zeros(77)
+    latents.count_changes(x, scalar, latents.bits_above(x, scalar), torch.tensor(0))
 for name in sys.argv[3:]:
     for packed in (False, True) if everything else (capability == 80,):
         for bits in (1, 2, 4, 8) if everything and name == "counter_tensor" else (2,):
