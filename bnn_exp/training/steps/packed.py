@@ -139,10 +139,8 @@ class _Pass(torch.autograd.Function):
         for i, layer in enumerate(packed.layers(x)):
             parts = [_taken_out(part) for part in (layer.sums, layer.norm)]
             ctx.layers.append([(shell, list(tensors)) for shell, tensors in parts])
-            saved += (
-                packed.bits.kept(layer.x, i == packed.frozen) if i else layer.x,
-                *(t for _, tensors in parts for t in tensors.values()),
-            )
+            saved.append(packed.bits.kept(layer.x, i == packed.frozen) if i else layer.x)
+            saved += (t for _, tensors in parts for t in tensors.values())
         ctx.save_for_backward(*saved)
         return layer.y
 
