@@ -95,8 +95,10 @@ def test_values_and_sums_are_exact_in_their_dtypes():
 def test_products_are_exact_up_to_their_bound(inputs, dtype):
     ones, x = torch.ones(16, inputs, device=WHERE), torch.randint(-1, 2, (16, inputs), device=WHERE).float()
     for a, v in ((ones, ones), (x, ones), (x, x), (ones, -ones)):
-        found = products.exact_product(a.to(dtype), v.to(dtype), FP32)
-        assert torch.equal(found.double(), a.double() @ v.double().T)
+        for product_of in (products.exact_product, operations.exact_product):
+            with torch.autocast(WHERE, BF16):
+                found = product_of(a.to(dtype), v.to(dtype), FP32)
+            assert torch.equal(found.double(), a.double() @ v.double().T)
     assert products.of_values(products.MOST_IN_FP8, True) == FP8
     assert products.of_values(products.MOST_IN_FP8 + 1, True) == products.of_values(1, False) == HALF
 

@@ -57,7 +57,8 @@ def exact_product(a: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
 
     `bnn_exp.bits.cuda.products` chooses dtypes that make all sums exact.
     """
-    return (a.float() @ v.float().t()).to(dtype)
+    with torch.autocast(a.device.type, enabled=False):  # autocast would round the operands
+        return (a.float() @ v.float().t()).to(dtype)
 
 
 @operator(f"({_NORM}) -> {_FOUR}", kernels=f"{_FOLDER}.batch_norm:norm_of_sums", launches=2, fake=lambda z, *_: _vectors(z, 4))
