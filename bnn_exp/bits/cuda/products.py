@@ -37,10 +37,10 @@ def of_sums(inputs: int, zero: float) -> torch.dtype:
 
 def exact_product(a: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns a vᵀ; see `bnn_exp.bits.cuda.operations.exact_product`."""
-    if a.dtype == torch.float8_e4m3fn:
-        one = unit(a.device)
-        return torch._scaled_mm(a, v.t(), one, one, out_dtype=dtype, use_fast_accum=False)
     with torch.autocast(a.device.type, enabled=False):  # autocast would round the operands
+        if a.dtype == torch.float8_e4m3fn:
+            one = unit(a.device)
+            return torch._scaled_mm(a, v.t(), one, one, out_dtype=dtype, use_fast_accum=False)
         if a.dtype == dtype:
             return torch.mm(a, v.t())
         return torch.mm(a, v.t(), out_dtype=dtype) if a.is_cuda else torch.mm(a.float(), v.float().t()).to(dtype)
