@@ -212,7 +212,7 @@ def test_the_reference_program_is_measured_beside_ours(bnn_train, tmp_path, smal
 
 
 BAD = {
-    ("benchmark=nonsense",): ("benchmark=nonsense", "inference, training"),
+    ("benchmark=nonsense",): ("benchmark=nonsense", "inference, machine, training"),
     ("benchmark.reference_program=x",): ("benchmark.reference_program", "benchmark=training"),
     (*TRAINING, "benchmark.rounds=2"): ("benchmark.rounds=2", "a whole number ≥ 3"),
     (*TRAINING, "from=x"): ("from=x", "null"),
