@@ -194,7 +194,7 @@ def launch(name, packed, bits=8):
 
 if everything:
     x = torch.zeros(77)
-    latents.count_changes(x, scalar, latents.bits_above(x, scalar), torch.tensor(0))
+    latents.follow(x, scalar, latents.bits_above(x, scalar), torch.tensor(0))
 for name in sys.argv[3:]:
     for packed in (False, True) if everything else (capability == 80,):
         for bits in (1, 2, 4, 8) if everything and name == "counter_tensor" else (2,):
