@@ -67,6 +67,7 @@ PARTS = {
     "tests": Part("`pytest -m gpu`", 180, needs_gpu=True),
     "epochs": Part("An epoch of training: the median step times the number of steps, all ways in turn", 150),
     "runs": Part("An epoch of a run, as `metrics.jsonl` has it", 60),
+    "engines": Part("A step of an MLP by both engines; `engine=auto` reads these numbers from now on", 60, needs_gpu=True),
     "inference": Part("Inference", 60),
     "accuracy": Part("Seconds of training to 98% of MNIST's test samples", 60),
     "kernels": Part("The kernels of one step, by torch.profiler", 60),

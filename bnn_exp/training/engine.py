@@ -16,6 +16,7 @@ the faster engine on a CPU if batch size · hidden size reaches LEAST_WORK, and 
 """
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnn_exp.config.compatibility import GRADIENT_BITS, PACKED, RECORDED
@@ -55,6 +56,22 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
     if device == "cpu":
         return "packed" if hidden * batch >= LEAST_WORK else "dense"
     return costs.cheaper(hidden, settings.model.num_layers, batch)
+
+
+def as_begun(settings: Settings, device: str, begun: str | None) -> Settings:
+    """Returns the settings of a run that resumes. `engine=auto` becomes the engine with which the run began, if it can go on.
+
+    A measurement by `benchmark=machine` between two parts of a run would otherwise change its engine, and with it its bits.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`.
+        begun: the engine in the checkpoint; None in checkpoints of earlier versions.
+    """
+    if settings.engine.name != "auto" or not begun or (begun == "packed" and PACKED.reason_against(settings, device)):
+        return settings
+    if begun == "dense" and settings.engine.gradient_bits:
+        return settings
+    return replace(settings, engine=replace(settings.engine, name=begun))
 
 
 def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module] | None") -> str:

@@ -20,6 +20,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.records import directories, loggers, metrics, summary
 from bnn_exp.records.directories import CHECKPOINTS
 from bnn_exp.records.runs import as_text, flat, run_of
+from bnn_exp.training import engine
 from bnn_exp.training.plan import Plan, device_for, make_plan, read, values_of, with_devices
 
 AUTO = "auto"  # resume=auto: resume the run if there is one, else begin
@@ -105,19 +106,8 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
     saved, remark = _newest_whole(directory)
     arrays = _data(directory, settings.dataset)
     device = device_for(settings)
-    settings = _with_engine_of(saved, settings, device)
+    settings = engine.as_begun(settings, device, saved.get("engine"))
     return Plan(settings, values, arrays, device, saved, overrides=list(overrides), remark=remark)
-
-
-def _with_engine_of(saved: dict[str, Any], settings: Settings, device: str) -> Settings:
-    """Returns the settings with the engine of a checkpoint in place of `engine=auto`, so the resumed run draws the same bits.
-
-    The choice of `auto` depends on the speeds that a machine has measured. On another kind of device `auto` chooses anew.
-    """
-    name = saved.get("engine")  # checkpoints of earlier versions have none
-    if settings.engine.name != "auto" or name is None or saved["device"] != device.partition(":")[0]:
-        return settings
-    return replace(settings, engine=replace(settings.engine, name=name))
 
 
 def _newest_whole(directory: Path) -> tuple[dict[str, Any], str]:

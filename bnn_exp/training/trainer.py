@@ -175,7 +175,6 @@ class Trainer:
         return {
             "class": home(type(self.network)),
             "engine": self.engine,
-            "device": self.device.type,
             "network": packed_state(self.network),
             "binary": self.binary.state_dict(),
             "flips": [int(flips) for flips in self.binary.flips],

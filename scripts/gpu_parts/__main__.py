@@ -12,6 +12,7 @@ PARTS = {
     "tests": checks.of_tests,
     "epochs": training.of_epochs,
     "runs": training.of_runs,
+    "engines": training.of_engines,
     "inference": inference.of_inference,
     "accuracy": training.of_accuracy,
     "kernels": training.of_kernels,

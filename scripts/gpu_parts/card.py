@@ -1,6 +1,7 @@
 """The part `machine`: the card, the versions, and the rates of products, of a copy and of launches."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -20,8 +21,8 @@ def of_machine(machine: Machine) -> Iterator[Row]:
     """The card and the versions, then the rates: of products, of a copy, and of launches in a CUDA graph."""
     on_gpu = machine.device == "cuda"
     yield {"": "card", "value": torch.cuda.get_device_name() if on_gpu else "none: on the CPU"}
-    if on_gpu:
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if on_gpu and (command := shutil.which("nvidia-smi")):
+        asked = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
         yield {"": "driver", "value": subprocess.run(asked, capture_output=True, text=True).stdout.strip()}
     for name in ("torch", "triton", "numpy"):
         yield {"": name, "value": __import__(name).__version__ if find_spec(name) else "none"}

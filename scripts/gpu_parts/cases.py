@@ -33,7 +33,7 @@ class Case:
 
 CASES = (
     Case("MNIST h=1024 batch 1024 counter", "optimizer=counter model.hidden_size=1024 trainer.batch_size=1024"),
-    Case("MNIST h=256 batch 1024 top", "model.hidden_size=256 trainer.batch_size=1024"),
+    Case("MNIST h=256 batch 1024 top", "optimizer=hypermask_top model.hidden_size=256 trainer.batch_size=1024"),
     Case("MNIST h=256 batch 1024 counter", "optimizer=counter model.hidden_size=256 trainer.batch_size=1024"),
     Case(
         "MNIST h=1024 batch 16384 random δ=0.1 SGD",

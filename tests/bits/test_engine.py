@@ -185,18 +185,6 @@ def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
     assert summary(run)["bits_sha256"] == summary(next(d for d in straight if d.name == "straight"))["bits_sha256"]
 
 
-def test_a_run_resumes_with_the_engine_that_auto_chose_before(bnn_train, summary, monkeypatch):
-    """A measurement between both parts of a run may change the choice. The engines draw the same bits only nearly."""
-    original, small = Trainer.train_on, ("optimizer=counter", "model.hidden_size=32", "trainer.epochs=2")
-    whole = bnn_train(*small, "engine=dense", "hydra.run.dir=whole").runs[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_on", lambda *batch: os.kill(os.getpid(), signal.SIGINT) or original(*batch))
-        run = next(run for run in bnn_train(*small, "hydra.run.dir=part").runs if run.name == "part")
-    monkeypatch.setattr(engine.measured, "faster", lambda *sizes: "packed")
-    done = bnn_train(f"resume={run}")
-    assert done.code == 0 and "engine=dense" in done.out and summary(run)["bits_sha256"] == summary(whole)["bits_sha256"]
-
-
 @pytest.mark.parametrize(
     "overrides",
     ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true", "engine.precision=bf16",
@@ -271,6 +259,22 @@ def test_auto_reads_what_was_measured_here(tmp_path, monkeypatch):
     for content in ("", "[]", '{"steps": []}', '{"steps": [{"hidden": 1}]}', '{"steps": 3}'):
         measured.place("cpu").write_text(content)
         assert [engine.choose(settings_of(*sizes), "cpu") for sizes in (large, small)] == usual
+
+
+def test_a_resumed_run_keeps_its_engine_whatever_was_measured_meanwhile(copy_of_run, bnn_train, tmp_path, monkeypatch, summary):
+    small = (*RANDOM, "model.hidden_size=24", "dataset.limit=200", "trainer.epochs=2", "trainer.batch_size=50")
+    run = copy_of_run(tmp_path / "run", *small)
+    assert torch.load(run / "checkpoints/last.pt")["engine"] == "dense"
+    monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
+    measured.place("cpu").parent.mkdir()
+    measured.place("cpu").write_text('{"steps": [{"hidden": 24, "batch": 50, "dense": 2, "packed": 1}]}')
+    assert engine.choose(settings_of(*small), "cpu") == "packed"
+    for begun in ("dense", "packed"):
+        assert engine.choose(engine.as_begun(settings_of(*small), "cpu", begun), "cpu") == begun
+    assert engine.as_begun(settings_of(*small, "engine.devices=2"), "cpu", "packed").engine.name == "auto"
+    (run / "summary.json").write_text(json.dumps(summary(run) | {"status": "interrupted"}))
+    done = bnn_train(f"resume={run}")
+    assert done.code == 0 and (run / "train.log").read_text().count("engine=dense") == 2
 
 
 def test_a_machine_is_measured_for_auto(bnn_train, tmp_path, monkeypatch):

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from bnn_exp.commands.benchmark import inference_speed, training_times
+from bnn_exp.commands.benchmark import inference_speed, training_times, training_ways
+from bnn_exp.config.settings import load_settings
 
 sys.path.append(str(ROOT / "scripts"))
 import gpu as script
 from gpu_parts import checks, training
 from gpu_parts.__main__ import PARTS
-from gpu_parts.cases import Case, Machine
+from gpu_parts.cases import CASES, Case, Machine
 
 PROGRAM = """
 import json, pathlib, sys, time
@@ -150,6 +151,30 @@ def test_a_case_that_fails_costs_no_other_case_and_a_way_that_fails_no_other_way
             rows.append(row)
     assert rows[0]["failed"] == "impossible" and rows[0]["error"].startswith("UserError: delta=9")
     assert rows[1]["packed"] == "RuntimeError: no" and rows[1]["dense"] > 0
+
+
+def test_a_case_trains_what_its_name_says(tmp_path):
+    machine = Machine("cuda", "data", tmp_path)
+    for case in CASES:
+        settings = load_settings(training_ways.held(machine.composed(case), 1))
+        dataset, *words = case.name.split()
+        rule = getattr(settings.optimizer, "mask", settings.optimizer.name)
+        assert f"batch {settings.trainer.batch_size}" in case.name and settings.dataset.path == f"data/{settings.dataset.name}"
+        assert settings.dataset.name == dataset.lower().replace("-", "") and settings.device == "cuda"
+        assert rule in words or settings.model.name == "bncvl"
+        assert f"h={getattr(settings.model, 'hidden_size', '')}" in words or settings.model.name in words
+
+
+def test_the_steps_of_both_engines_are_read(monkeypatch, tmp_path):
+    def command(words, check):
+        folder = Path(words[-1].removeprefix("hydra.run.dir="))
+        assert words[1:6] == ["-m", "bnn_exp", "task=benchmark", "benchmark=machine", "device=cuda"] and check
+        folder.mkdir()
+        (folder / "benchmark.json").write_text('{"steps": [{"hidden": 8, "batch": 32, "dense": 0.002, "packed": 0.001}]}')
+
+    monkeypatch.setattr(subprocess, "run", command)
+    rows = list(training.of_engines(Machine("cuda", None, tmp_path)))
+    assert rows == [{"step, ms": "h=8, batch 32", "dense": 2.0, "packed": 1.0}]
 
 
 def test_the_outcome_of_the_tests_is_read(monkeypatch, tmp_path):
