@@ -89,7 +89,7 @@ def first_tally(
 def second_tally(keys, upper, counts, found):
     """Counts the keys whose upper bits are those of the k-th largest, by their lower 15 bits.
 
-    `counts` are int32 [COARSE + COARSE · LOWER], `upper` are the counts of `first_tally`. The next two numbers at `found` become
+    `counts` are int32 [COARSE + COARSE · LOWER], `upper` those of `first_tally`. The next two numbers at `found` become
     the upper bits, and the rank of the k-th largest among these keys.
     """
     key = tl.load(keys + tile())
