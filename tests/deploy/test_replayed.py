@@ -5,6 +5,7 @@ The tests run on a CPU: tapes replace CUDA graphs, and Triton's interpreter runs
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import device
 from bnn_exp.nn import operators as on_gpu
 
+ON_HOST = device.on_host
+
 
 @pytest.fixture
 def tapes(monkeypatch):
@@ -34,16 +37,24 @@ def tapes(monkeypatch):
     return use_tapes(monkeypatch)
 
 
-def both(*options, **named) -> tuple[nn.Module, nn.Module]:
-    """Returns an MLP for 37 pixels, whose logits vary with the pixels, and its packed form."""
+def both(*options, **named) -> tuple[Callable, nn.Module]:
+    """Returns an MLP for 37 pixels whose logits vary with the pixels: the float network on a CPU, and its packed form."""
     network = MLP(37, 5, *options, **named)
     for norm in network.norms:
         norm.momentum = 1.0
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
-    network.train()(pixels(200))
-    assert len(network.eval()(pixels(64)).unique(dim=0)) > 32
-    return network, pack_network(network)
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(device, "on_host", ON_HOST)
+            return network(x)
+
+    network.train()
+    logits(pixels(200))
+    network.eval()
+    assert len(logits(pixels(64)).unique(dim=0)) > 32
+    return logits, pack_network(network)
 
 
 def pixels(rows: int) -> torch.Tensor:
