@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.nn import device
-from bnn_exp.nn.function import transforming
+from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.graphs import Graphs
 
 MOST = 8  # graphs of a network: one for each shape of its input. Calls with further shapes run without a graph.
@@ -47,9 +46,9 @@ class Replays:
 
 def _recordable(x: Tensor) -> bool:
     """Returns True if a graph can compute the call: on a GPU, outside of compilers, transforms, autocast and other graphs."""
-    if torch.compiler.is_compiling() or device.on_host(x) or x.requires_grad:
+    if not takes_kernels(x) or x.requires_grad or torch.is_autocast_enabled(x.device.type):
         return False
-    return not (transforming() or torch.is_autocast_enabled(x.device.type) or torch.cuda.is_current_stream_capturing())
+    return not torch.cuda.is_current_stream_capturing()
 
 
 class Replayed(nn.Module):

@@ -92,6 +92,16 @@ def test_rows_of_any_strides(rows):
         assert torch.equal(inference.pixel_sums(x[::2], layer.tiles, outputs, -1).cpu().long(), layer.sums["pixel"][::2])
 
 
+@pytest.mark.parametrize(("zero", "one"), [(0.0, 1.0), (-1.0, 1.0), (-0.5, 0.5), (0.25, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_real_inputs_are_multiplied_by_the_values(zero, one, dtype):
+    bits, x = torch.randint(0, 2, (70, 45)), torch.randint(-8, 9, (5, 45), device=WHERE).to(dtype)
+    values = torch.where(bits == 1, one, zero).to(WHERE)
+    found = inference.real_product(x, to_tiles(pack(bits)).to(WHERE), 70, zero, one)
+    # These sums are exact: bfloat16 rounds each once, at the end
+    assert found.dtype == dtype and torch.equal(found, (x.double() @ values.double().T).to(dtype))
+
+
 @pytest.mark.parametrize("tile", inference.TILES[:2])
 def test_large_tiles_give_the_same_sums(tile, monkeypatch):
     monkeypatch.setattr(inference, "tile_of", lambda outputs, rows: tile)
