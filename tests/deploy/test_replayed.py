@@ -151,3 +151,24 @@ def test_a_failed_recording_is_said_once(tapes, monkeypatch, caplog):
         x = pixels(2)
         assert torch.equal(packed(x), network(x))
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "not recorded as a CUDA graph" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("encoding", ["boolean", "bipolar", "centred"])
+@pytest.mark.parametrize("rows", [1, 8, 16, 17, 300])
+def test_a_gpu_gives_the_logits_of_a_cpu(rows, encoding):
+    network, packed = both(1000, 3, encoding)
+    packed.to("cuda")
+    for _ in range(4):
+        x = pixels(rows)
+        assert torch.equal(packed(x.cuda()).cpu(), network(x))
+    assert len(packed.replays.graphs.recorded) == 1
+
+
+@pytest.mark.gpu
+def test_a_packed_network_is_evaluated_and_predicts_on_a_gpu(bnn_train):
+    small = "model.hidden_size=64", "dataset.limit=300", "trainer.epochs=1", "hydra.run.dir=run"
+    assert bnn_train("device=cuda", *small).code == 0
+    done = bnn_train("task=evaluate", "from=run", "device=cuda")
+    assert done.code == 0, done.err
+    assert bnn_train("task=predict", "from=run", "input=run/samples.png", "device=cuda").code == 0
