@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
+from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 
 
@@ -87,7 +88,8 @@ class BNCVLNet(OfPixels):
             if i and i % self.per_width == 0:
                 h = F.max_pool2d(h, self.pool)
             h = convolution(h)
-        h = h.mean((2, 3))
+        # In this order of dimensions the gradient is channels-last, as the kernels of BatchNorm read it.
+        h = h.permute(0, 2, 3, 1).mean((1, 2)) if takes_kernels(h) else h.mean((2, 3))
         for layer in self.dense:
             h = layer(h)
         return h

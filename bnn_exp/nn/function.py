@@ -23,7 +23,7 @@ def takes_kernels(x: Tensor) -> bool:
 
     torch.func and torch.compile see through plain torch only, so both get the plain form, as a CPU does.
     """
-    return not (device.on_host(x) or x.is_meta or transforming() or torch.compiler.is_compiling())
+    return not (torch.compiler.is_compiling() or device.on_host(x) or x.is_meta or transforming())
 
 
 def in_bf16(x: Tensor) -> bool:

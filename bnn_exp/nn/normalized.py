@@ -12,6 +12,7 @@ from bnn_exp.nn import batch_norm
 from bnn_exp.nn.binary import Binarize, two_values
 from bnn_exp.nn.function import in_bf16, takes_kernels
 from bnn_exp.nn.known_classes import difference
+from bnn_exp.nn.saved import note_values
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def normalized(norm: Any, activation: Any, z: Tensor) -> Tensor:
         return _in_turn(norm, activation, z)
     dtype = torch.bfloat16 if in_bf16(z) and kind.name != "identity" else z.dtype
     if norm.training or norm.running_mean is None:
-        return _Normalized.apply(z, norm.weight, norm.bias, norm, kind, dtype)
+        y = _Normalized.apply(z, norm.weight, norm.bias, norm, kind, dtype)
+        return note_values(y, kind.low, kind.high) if kind.name == "binary" else y
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (z, norm.weight, norm.bias)):
         return _in_turn(norm, activation, z)
     vectors = norm.running_mean, norm.running_var, norm.weight, norm.bias

@@ -1,5 +1,6 @@
 """Bold: the optimizer of Boolean logic backpropagation, for gradients that are real numbers."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -11,9 +12,10 @@ from bnn_exp.optim.gradients import add_scaled, remembered, signs
 from bnn_exp.optim.rule import Rule
 
 
-def first(w: Tensor, h: SimpleNamespace) -> dict[str, Tensor]:
+def first(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
     """Returns the state before the first step: a = 0 and β = 1."""
-    return {"a": torch.zeros_like(w), "beta": torch.ones((), device=w.device)}
+    a = torch.zeros_like(bits())
+    return {"a": a, "beta": torch.ones((), device=a.device)}
 
 
 class Bold(Rule):

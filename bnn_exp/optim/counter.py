@@ -1,5 +1,6 @@
 """Saturating counters: a memory of a few bits per weight replaces a real-valued weight and its moments."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -13,9 +14,9 @@ from bnn_exp.optim.gradients import scaled
 from bnn_exp.optim.rule import Rule
 
 
-def first(w: Tensor, h: SimpleNamespace) -> dict[str, Tensor]:
+def first(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
     """Returns the state before the first step: counters next to 0, on the side of their bit."""
-    return {"counters": pack((w + (2 ** (h.bits - 1) - 1)).to(torch.uint8).flatten(), h.bits)} if h.bits > 1 else {}
+    return {"counters": pack((bits() + (2 ** (h.bits - 1) - 1)).to(torch.uint8).flatten(), h.bits)} if h.bits > 1 else {}
 
 
 class Counter(Rule):

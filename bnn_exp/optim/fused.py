@@ -11,42 +11,39 @@ from torch import Tensor
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox
 from bnn_exp.nn.operators import operator
+from bnn_exp.optim.in_place import flip_bits, keep_addresses
 
 SCHEMA = (
     "(Tensor g, Tensor(a!) w, int columns, Tensor(b!)[] state, Tensor strength, Scalar[] constants, Tensor step, int key, "
     "Tensor(c!) flips) -> ()"
 )
+MOST = 2**28  # elements of bits that kernels take: they number bits by int32, and a packed element is eight bits
+First = Callable[[Callable[[], Tensor], SimpleNamespace], dict[str, Tensor]]
 
 
-MOST = 2**28  # kernels number bits by int32; a packed element of uint8 is eight bits
-
-
-def no_state(w: Tensor, h: SimpleNamespace) -> dict[str, Tensor]:
-    """Returns the state before the first step of a rule that has none."""
-    return {}
-
-
-def zeros(*names: str) -> Callable[[Tensor, SimpleNamespace], dict[str, Tensor]]:
+def zeros(*names: str) -> First:
     """Returns a function that returns a state of zeros, one for each bit, under each of the names."""
-    return lambda w, h: {name: torch.zeros_like(w, memory_format=torch.contiguous_format) for name in names}
+    return lambda bits, h: {name: torch.zeros_like(bits()) for name in names}
 
 
 @dataclass(frozen=True)
 class Fused:
-    """The kernels of a rule. The class attribute `kernels` of a rule lists them.
+    """Kernels that do what `update` of a rule does. The class attribute `kernels` of the rule lists them.
 
     The operator `torch.ops.bnn_exp.NAME` takes the gradient g, float32 [neurons, inputs]; the bits w, float32 of the same shape
     or packed; the number of columns; the tensors of the state; the strength, a scalar tensor; the constants; the step and the
-    key of the random numbers; and the number of flips, to which it adds. Its definition is the method `update` of the rule.
+    key of the random numbers; and the number of flips, to which it adds. Its definition is `update`, which therefore must not
+    read `self`.
 
     Args:
         name: the name of the operator, and of the function of `bnn_exp.bits.cuda.rules` that launches the kernels.
-        launches: the number of kernels.
+        launches: the number of kernels that the function launches.
         strength: the hyperparameter that follows the schedule.
         constants: other hyperparameters that the kernels read.
         only: the kernels do the step of a rule with these values of further hyperparameters.
         state: the names of the tensors of the state.
-        first: returns the state before the first step, from bits [neurons, inputs] and hyperparameters.
+        first: returns the state before the first step. It takes a function that returns the bits, float32 [neurons, inputs],
+            and the hyperparameters.
     """
 
     name: str
@@ -55,7 +52,7 @@ class Fused:
     constants: tuple[str, ...] = ()
     only: dict[str, Any] = field(default_factory=dict)
     state: tuple[str, ...] = ()
-    first: Callable[[Tensor, SimpleNamespace], dict[str, Tensor]] = no_state
+    first: First = field(default_factory=zeros)
 
     def define(self, update: Callable[..., Tensor]) -> None:
         """Makes the operator, with the method `update` of the rule's class as its definition."""
@@ -81,16 +78,24 @@ class Fused:
         """
         packed = w.dtype == torch.uint8
         if not state:
-            state.update(self.first(PackedBits(w, g.shape[1]).unpack() if packed else w, h))
+            state.update(self.first(PackedBits(w, g.shape[1]).unpack if packed else lambda: w, h))
         kept = [state[name] for name in self.state if name in state]
-        split = packed and g.shape[1] % 8 > 0 and any(1 < t.numel() < g.numel() for t in kept)  # counters cross rows of bytes
-        plain = g.dtype == torch.float32 == (torch.float32 if packed else w.dtype) and g.stride(1) == 1
-        if split or not plain or w.numel() >= MOST or not all(t.is_contiguous() for t in (w, *kept)):
+        if not (_readable(g, w, kept) and (not packed or _whole_bytes(g, kept))):
             return False
         constants = [getattr(h, name) for name in self.constants]
         call = getattr(torch.ops.bnn_exp, self.name)
         call(g, w, g.shape[1], kept, getattr(h, self.strength), constants, draw.step, draw.key, flips)
         return True
+
+
+def _readable(g: Tensor, w: Tensor, state: list[Tensor]) -> bool:
+    floats = g.dtype == torch.float32 and w.dtype in (torch.float32, torch.uint8)
+    return floats and g.stride(1) == 1 and all(t.is_contiguous() for t in (w, *state)) and w.numel() < MOST
+
+
+def _whole_bytes(g: Tensor, state: list[Tensor]) -> bool:
+    """Returns True unless counters that share a byte belong to two rows of packed bits."""
+    return g.shape[1] % 8 == 0 or not any(1 < t.numel() < g.numel() for t in state)
 
 
 def kernels_of(kind: type, h: SimpleNamespace) -> Fused | None:
@@ -101,24 +106,3 @@ def kernels_of(kind: type, h: SimpleNamespace) -> Fused | None:
     owner = next(base for base in kind.__mro__ if "update" in vars(base))
     found = (each for each in vars(owner).get("kernels", ()) if all(getattr(h, n) == v for n, v in each.only.items()))
     return next(found, None)
-
-
-def flip_bits(w: Tensor, which: Tensor) -> Tensor:
-    """Flips bits of `w` in place and returns the number of flips, a scalar tensor.
-
-    Args:
-        which: bool of the shape of `w`, or flat positions, int64, each once.
-    """
-    if which.dtype == torch.bool:
-        w.logical_xor_(which)
-        return which.count_nonzero()
-    flat = w.view(-1)
-    flat[which] = 1 - flat[which]
-    return torch.tensor(len(which), device=w.device)
-
-
-def keep_addresses(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-    """Copies new values of a state into the tensors that held the old values, where a replayed CUDA graph looks for them."""
-    for name, old in before.items():
-        if isinstance(new := state.get(name), Tensor) and new is not old and new.shape == old.shape:
-            state[name] = old.copy_(new)

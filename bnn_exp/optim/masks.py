@@ -6,6 +6,7 @@ gradient wants flipped.
 """
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -112,14 +113,14 @@ TEMPERATURES = {"const": const, "gaussian": gaussian, "scaled_gaussian": scaled_
 
 def temperature(g: Tensor, h: SimpleNamespace, state: dict[str, Tensor]) -> Tensor:
     """Returns the temperature τ of this step for the gradient g, and stores the variance σ² for the next step in `state`."""
-    variance = state.get("variance", first_variance(g, h)["variance"])
+    variance = state["variance"] if "variance" in state else first_variance(lambda: g, h)["variance"]
     tau, state["variance"] = TEMPERATURES[h.temperature](h.lr, variance, g.std(correction=0))
     return tau
 
 
-def first_variance(w: Tensor, h: SimpleNamespace) -> dict[str, Tensor]:
+def first_variance(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
     """Returns the state before the first step of `ewm` and `wpm`: the variance σ₀²."""
-    return {"variance": torch.full((), FIRST_SIGMA**2, device=w.device)}
+    return {"variance": torch.full((), FIRST_SIGMA**2, device=bits().device)}
 
 
 def _heated(mask: str, temperature: str, launches: int) -> Fused:

@@ -18,9 +18,10 @@ from bnn_exp.config.schema import check
 from bnn_exp.nn import binary_parameters, device
 from bnn_exp.nn.binary import NotBinary, check_bits
 from bnn_exp.optim.announcement import floats, from_floats
-from bnn_exp.optim.fused import Fused, flip_bits, keep_addresses, kernels_of
+from bnn_exp.optim.fused import Fused, kernels_of
 from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.group import Group
+from bnn_exp.optim.in_place import flip_bits, keep_addresses
 from bnn_exp.optim.trained import Trained
 
 __all__ = ["Rule", "flip_bits", "remembered", "signs"]

@@ -313,7 +313,6 @@ KERNELS = [
     (batch_norm_backward.center_kernel, PASSED),
     (batch_norm_backward.gradient_kernel, [passed | ROWS for passed in PASSED]),
     (draws.uniform_kernel, [{"out": "*fp32"}]),
-    (draws.flip_kernel, [{}]),
 ]
 MISSING = {"AFFINE": ("weight", "bias"), "RUNNING": ("running_mean", "running_var", "tracked")}
 for kernel, cases in KERNELS:
@@ -334,7 +333,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     """The kernels compile for compute capabilities 8.0 and 9.0 without such a GPU."""
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.split()) == 12, done.stderr
+    assert done.returncode == 0 and len(done.stdout.split()) == 11, done.stderr
 
 
 @pytest.mark.parametrize(("precision", "bf16"), [("bf16", True), ("fp32", False)])

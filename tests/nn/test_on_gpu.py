@@ -5,13 +5,15 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import on_both, where
+from helpers import on_both, trainer_of, use_tapes, where
 
+from bnn_exp.bits import bits_sha256
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import BNCVL, BinaryConv2d, BinaryLinear, device, operators
 from bnn_exp.nn.values import above
+from bnn_exp.training.steps.recorded import Recorded
 
 pytest.importorskip("triton")
 pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
@@ -76,6 +78,22 @@ def passes(network, x):
     logits = network(x)
     F.cross_entropy(logits, LABELS).backward()
     return [logits.detach(), *(p.grad for p in network.parameters()), *network.buffers()]
+
+
+@pytest.mark.skipif(WHERE == "cuda", reason="tests/training/test_gpu.py records real graphs")
+def test_a_graph_holds_the_kernels_of_a_training(on_gpu, monkeypatch):
+    """Also the numbers of the batches, of which each is augmented differently, and the running statistics."""
+    on_gpu()
+    tapes, ends = use_tapes(monkeypatch), []
+    small = "model=bncvl model.channels=[4,4] model.convolutions=1 model.dense=[8] dataset.limit=40 trainer.batch_size=16"
+    for recorded in (True, False):
+        trainer = trainer_of(*small.split(), "optimizer=latent_sgd", "engine.precision=bf16", "dataset.augment=standard")
+        if recorded:
+            trainer.step = Recorded(trainer.step, required=True)
+        metrics = [trainer.epoch() for _ in range(2)]
+        buffers = {name: t.tolist() for name, t in trainer.network.named_buffers()}
+        ends.append((bits_sha256(trainer.network), buffers, *(m[key] for m in metrics for key in ("train_loss", "flips"))))
+    assert ends[0] == ends[1] and len(tapes) == 2
 
 
 def test_sums_under_autocast_are_exact_and_gradients_round_to_bf16(on_gpu):

@@ -9,7 +9,7 @@ from helpers import NeverWaits, WaitsForTheGPU, settings_of, trainer_of, use_tap
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
-from bnn_exp.nn import device
+from bnn_exp.nn import device, operators
 from bnn_exp.nn.graphs import Graphs
 from bnn_exp.training import engine, setup
 from bnn_exp.training.steps.recorded import Recorded
@@ -91,6 +91,14 @@ def test_a_graph_holds_the_whole_step_of_every_rule(rule, real, tapes, on_gpu):
     overrides = (*rule.split(), *real.split(), falling, "model.hidden_size=24", "trainer.diagnostics=true")
     assert end(*overrides, epochs=3, recorded=True) == end(*overrides, epochs=3)
     assert len(tapes) == 2
+
+
+@pytest.mark.usefixtures("triton_runs")
+def test_a_replay_launches_the_kernels_of_a_rule(tapes, on_gpu, monkeypatch):
+    monkeypatch.setattr(operators, "kernels_everywhere", True)
+    overrides = ("optimizer=counter", "optimizer.scale=factored", "model.hidden_size=8", "model.num_layers=2")
+    assert end(*overrides, epochs=1, recorded=True) == end(*overrides, epochs=1)
+    assert len(tapes) == 1 and any(operator.name() == "bnn_exp::counter_factored" for operator, *_ in tapes[0].notes)
 
 
 @pytest.mark.parametrize("engine", ["dense", "packed"])
@@ -240,7 +248,6 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
     ("overrides", "reason"),
     [
         ((), "device=cpu"),
-        (("engine.memory=lean",), "engine.memory=lean"),
     ],
 )
 def test_where_steps_are_recorded(overrides, reason):

@@ -81,7 +81,7 @@ def tile():
 
 @triton.jit
 def read(w, g, stride, rows, columns, width, PACKED: tl.constexpr, FLAT: tl.constexpr):
-    """Returns of this program's tile: places, rows, columns, a mask of those that exist, gradients, and bits as ±1.
+    """Returns for this program's tile: places, rows, columns, a mask of the places that exist, gradients, and bits as ±1.
 
     FLAT is True if a row of bits and a row of gradients end where the next row begins. Then positions are places.
     """

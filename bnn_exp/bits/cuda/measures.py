@@ -2,8 +2,8 @@
 
 Sums are float64. Their order is always the same, and does not depend on the form of the bits.
 
-The functions from `one` to `of_row_and_column` are the argument SIZE of the kernel `flip`: each returns the size that a rule
-takes for the gradient at row r and column c.
+The functions from `one` to `of_row_and_column` are the argument SIZE of the kernel `flip`: each returns the measure for the
+gradient at row r and column c.
 """
 
 from typing import Any
@@ -136,7 +136,7 @@ def measured_deviation(given: Given) -> Measured:
     parts = triton.cdiv(given.bits, chunk)
     sums = given.g.new_empty(2, parts, dtype=torch.float64)
     stride, columns = given.g.stride(0), given.columns
-    moments[(parts,)](given.g, stride, columns, given.bits, chunk, sums, parts, FLAT=stride == columns, **EXACT)
+    moments[(parts,)](given.g, stride, columns, given.bits, chunk, sums, parts, FLAT=stride == columns, num_warps=8, **EXACT)
     return sums, parts, deviation
 
 

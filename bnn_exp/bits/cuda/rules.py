@@ -1,8 +1,9 @@
 """The rules of `bnn_exp.optim` for the kernel `flip`: for each rule a function of scalars that mirrors its method `update`.
 
-Each function takes the gradient g, the bit as s = ±1, two numbers of state, a random number u in [0, 1), the size of the
-gradient (`bnn_exp.bits.cuda.measures`), the strength and two more hyperparameters. It returns True for a flip, and the new
-state. The functions at the end launch the kernels of a step on one tensor. Rules name them in their attribute `kernels`.
+Each function takes the gradient g, the bit as s = ±1, two numbers of state, a random number u in [0, 1), a measure of the
+whole tensor (the size of gradients, a temperature, or β), the strength and two more hyperparameters. It returns True for a
+flip, and the new state. The functions at the end launch the kernels of a step on one tensor. Rules name them in their attribute
+`kernels`.
 """
 
 from collections.abc import Callable

@@ -27,10 +27,10 @@ def _key(g, s, size):
 
 @triton.jit
 def _bin(counts, prefix, k, BINS: tl.constexpr):
-    """Returns of the k-th largest key: its bits up to this pass, its rank in its bin, and the number of keys in the bin.
+    """Returns for the k-th largest key: its bits up to a pass, its rank in its bin, and the number of keys in this bin.
 
-    `counts` is the address of the counts of a pass, `prefix` are the bits of the key before this pass. If there are fewer keys
-    than k, k becomes their number; without any key, the result is larger than every key.
+    `counts` is the address of the counts of the pass, `prefix` are the bits of the key before the pass. If there are fewer keys
+    than k, k becomes their number. Without any key, the bits are those of a number above every key.
     """
     i = tl.arange(0, BINS)
     count = tl.load(counts + i)
