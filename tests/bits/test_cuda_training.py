@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import NeverWaits, on_both, trainer_of, use_tapes, where
+from helpers import NeverWaits, compiling, on_both, trainer_of, use_tapes, where
 
 from bnn_exp.bits import bits_sha256, pack
 from bnn_exp.bits.cuda import operations, products
@@ -334,8 +334,9 @@ for kernel, cases in KERNELS:
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
     """The kernels compile for compute capabilities 8.0 and 9.0 without such a GPU."""
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILE], env=compiling(tmp_path), capture_output=True, text=True
+    )
     assert done.returncode == 0 and len(done.stdout.split()) == 11, done.stderr
 
 
