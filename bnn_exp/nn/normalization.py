@@ -1,6 +1,7 @@
 """A normalisation and the activation that follows it, together: `normalized`."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def _is_standardize(norm: nn.Module, z: Tensor) -> bool:
     """Returns True if `norm` is a `Standardize` without hooks, and the operators compute what `norm` computes of z."""
     if not isinstance(norm, Standardize) or difference(norm, "Standardize"):
         return False
-    return (z.dim(), norm.dims) in ((2, (1,)), (4, (1, 2, 3)), (4, (2, 3))) and _of_samples(z, norm.dims).shape[1] > 1
+    fits = (z.dim(), norm.dims) in ((2, (1,)), (4, (1, 2, 3)), (4, (2, 3)))
+    return fits and len(z) > 0 and prod(z.shape[d] for d in norm.dims) > 1
 
 
 def _batch_norm(norm: Any, kind: _Activation, z: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,7 +112,7 @@ def _of_rows(rows: Tensor, like: Tensor) -> Tensor:
 
 
 class _BatchNormed(torch.autograd.Function):
-    """The activation of a BatchNorm in training. The backward pass needs z, and the mean and variance of its channels."""
+    """The activation of a BatchNorm in training. The backward pass keeps z, and the mean and variance of its channels."""
 
     @staticmethod
     def forward(
@@ -124,18 +126,17 @@ class _BatchNormed(torch.autograd.Function):
         else:
             moments = batch_norm.batch_statistics(rows, *running)
             y = batch_norm.normalize(rows, *moments, weight, bias, norm.eps, *how)
-        ctx.save_for_backward(z, *moments, weight, bias)
+        ctx.save_for_backward(rows, *moments, weight, bias)
         ctx.eps, ctx.kind = norm.eps, kind
         return _of_rows(y, z)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        z, *norm = ctx.saved_tensors
-        rows = _rows(z)
+        rows, *norm = ctx.saved_tensors
         gradient = batch_norm.normalize_few_gradient if len(rows) <= batch_norm.FEW else batch_norm.normalize_gradient
         at_z, of_weight, of_bias = gradient(_rows(grad), rows, *norm, ctx.eps, ctx.kind.name, ctx.kind.window)
-        return _of_rows(at_z, z), *((None, None) if norm[2] is None else (of_weight, of_bias)), None, None, None
+        return _of_rows(at_z, grad), *((None, None) if norm[2] is None else (of_weight, of_bias)), None, None, None
 
 
 class _Standardized(torch.autograd.Function):
@@ -143,14 +144,14 @@ class _Standardized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, dims: tuple[int, ...], kind: _Activation, dtype: torch.dtype) -> Tensor:
-        y, *moments = standardize(_of_samples(z, dims), kind.name, kind.low, kind.high, dtype)
-        ctx.save_for_backward(z, *moments)
+        samples = _of_samples(z, dims)
+        y, *moments = standardize(samples, kind.name, kind.low, kind.high, dtype)
+        ctx.save_for_backward(samples, *moments)
         ctx.dims, ctx.kind = dims, kind
         return _of_rows(y, z)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        z, *moments = ctx.saved_tensors
-        given = _of_samples(grad, ctx.dims), _of_samples(z, ctx.dims), *moments
-        return _of_rows(standardize_gradient(*given, ctx.kind.name, ctx.kind.window), z), None, None, None
+        given = _of_samples(grad, ctx.dims), *ctx.saved_tensors
+        return _of_rows(standardize_gradient(*given, ctx.kind.name, ctx.kind.window), grad), None, None, None
