@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "scripts/gpu_parts.py"
+PROGRAM = (sys.executable, "-m", "gpu_parts")
 PAGE = ROOT / "docs/gpu.md"
 BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 NEEDS = {  # the modules that every part imports, and their packages
@@ -64,9 +64,10 @@ class Part:
 
 PARTS = {
     "machine": Part("The machine", 40),
-    "tests": Part("`pytest -m gpu`", 150, needs_gpu=True),
+    "tests": Part("`pytest -m gpu`", 180, needs_gpu=True),
     "epochs": Part("An epoch of training: the median step times the number of steps, all ways in turn", 150),
     "runs": Part("An epoch of a run, as `metrics.jsonl` has it", 60),
+    "engines": Part("A step of an MLP by both engines; `engine=auto` reads these numbers from now on", 60, needs_gpu=True),
     "inference": Part("Inference", 60),
     "accuracy": Part("Seconds of training to 98% of MNIST's test samples", 60),
     "kernels": Part("The kernels of one step, by torch.profiler", 60),
@@ -138,11 +139,11 @@ def measured(name: str, device: str, out: Path, fixed: Sequence[str], seconds: f
         return {"status": "no time left: not measured", "rows": []}
     file, log = (out / f"{name}.{kind}" for kind in ("json", "log"))
     file.unlink(missing_ok=True)
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH"))))
     began = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), name, *fixed],
+            [*PROGRAM, name, *fixed],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -86,8 +86,8 @@ def scores(
 ) -> Tensor:
     """Returns (offset + factor · Σ x·w) / divisor · weight + bias, float32 [batch, outputs], of packed bits or pixels x.
 
-    The bracket is an integer, rounded to float32. Each later operation rounds once. The kernel is one launch for few rows, and
-    two for more.
+    The bracket and the quotient are rounded to float32. The rest is rounded once, at the end, as torch's BatchNorm on a CPU
+    rounds. The kernel is one launch for few rows, and two for more.
 
     Args:
         tiles, zero: see `bit_sums`.
@@ -96,7 +96,8 @@ def scores(
         pixels: True if x is pixels, uint8 [batch, inputs]; False if x is packed bits, uint8 [batch, ≥ bytes].
     """
     sums = (pixel_sums if pixels else bit_sums)(x, tiles, len(offset), zero)
-    return torch.add(offset, sums, alpha=factor).to(torch.float32) / divisor * weight + bias
+    product = torch.add(offset, sums, alpha=factor).to(torch.float32) / divisor
+    return (product.double() * weight + bias).to(torch.float32)
 
 
 # A program saved by `torch.export` names its arguments as these schemas do.

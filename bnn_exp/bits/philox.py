@@ -2,17 +2,13 @@
 
 A random number depends on a key, the number of the training step and its own place in the tensor alone. The step number is a
 tensor on the GPU, which a kernel reads without Python. A training step recorded as a CUDA graph therefore draws new random
-numbers at each replay. `flip_at_random` draws the numbers and flips packed bits in the same kernel.
+numbers at each replay. The kernels of rules draw the same numbers where they use them.
 """
-
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.factors import Factors
-from bnn_exp.bits.packing import PackedBits
+from bnn_exp.nn.operators import operator
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85  # added to the two halves of the key after each round
@@ -47,17 +43,17 @@ class Philox(torch.Generator):
 
     def uniform(self, count: int) -> Tensor:
         """Draws `count` random numbers in [0, 1): float32 on the device of `step`."""
-        if self.step.is_cuda and has_triton():
-            from bnn_exp.bits.cuda import draws
-
-            return draws.uniform(count, self.key, self.step, self.next())
-        return uniform_of(words(count, self.key, self.step, self.next()))
+        return philox_uniform(count, self.key, self.step, self.next())
 
 
-@cache
-def has_triton() -> bool:
-    """Returns True if the package triton is installed."""
-    return find_spec("triton") is not None
+def _empty(count: int, key: int, step: Tensor, draw: int) -> Tensor:
+    return torch.empty(count, device=step.device)
+
+
+@operator("(int count, int key, Tensor step, int draw) -> Tensor", "bnn_exp.bits.cuda.draws:uniform", launches=1, fake=_empty)
+def philox_uniform(count: int, key: int, step: Tensor, draw: int) -> Tensor:
+    """Returns `count` random numbers in [0, 1), float32 on the device of `step`, for the counters (place, step, draw)."""
+    return uniform_of(words(count, key, step, draw))
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -72,26 +68,6 @@ def integers(high: int, count: int, generator: torch.Generator, device: torch.de
     if isinstance(generator, Philox):
         return (generator.uniform(count) * high).long()
     return torch.randint(high, (count,), generator=generator, device=device)
-
-
-def flip_at_random(weights: PackedBits, gradient: Factors, delta: Tensor, generator: Philox) -> int | Tensor:
-    """Applies HyperMask with a random mask on a GPU, in place: each bit whose random number is below δ becomes 1[g ≤ 0].
-
-    g is the gradient of the bit.
-
-    Args:
-        delta: float32 scalar on the device.
-
-    Returns:
-        The number of flips, an int64 scalar on the device.
-    """
-    g = gradient.whole()
-    if has_triton():
-        from bnn_exp.bits.cuda import draws
-
-        return draws.flip_at_random(weights, g, delta, generator.key, generator.step, generator.next())
-    chosen = generator.uniform(weights.numel()).view(g.shape) < delta
-    return weights.flip(chosen & ((g <= 0) != weights.unpack().bool()))
 
 
 def words(count: int, key: int, step: Tensor, draw: int) -> Tensor:

@@ -91,13 +91,7 @@ GRADIENT_BITS = Feature(
 RECORDED = Feature(
     "engine.graphs=true",
     lambda s: s.engine.graphs,
-    (
-        Condition(lambda _, device: device != "cpu", "device={device}"),
-        Condition(
-            lambda s, _: s.engine.memory == "fast",
-            "engine.memory={s.engine.memory}, whose step reads values back",
-        ),
-    ),
+    (Condition(lambda _, device: device != "cpu", "device={device}"),),
     "engine.graphs=null or false",
 )
 LEAN = Feature(

@@ -52,6 +52,11 @@ class Training:
 
 
 @schema
+class Machine:
+    name: Literal["machine"]
+
+
+@schema
 class Request:
     """The settings that say what a command does. The configuration that a run keeps does not contain them."""
 
@@ -67,7 +72,7 @@ class Request:
     export: Export
     sweep: Sweep
     launcher: Annotated[Local | Elsewhere, Field(discriminator="name")]
-    benchmark: Annotated[Inference | Training, Field(discriminator="name")]
+    benchmark: Annotated[Inference | Training | Machine, Field(discriminator="name")]
 
 
 REQUEST = ("task", "from", "which", "config", "min_accuracy", "input", "report", "export", "sweep", "launcher", "benchmark")

@@ -29,7 +29,14 @@ class Case:
     def trains(self) -> bool:
         """True if the command reads the settings of a training."""
         task, measured = self.request.task, self.request.benchmark.name
-        return task == "train" or (task == "benchmark" and (measured == "training" or not self.request.from_))
+        if task == "benchmark":
+            return measured == "training" or (measured == "inference" and not self.request.from_)
+        return task == "train"
+
+    @property
+    def measures_machine(self) -> bool:
+        """True if the command measures this machine, and no network of the user."""
+        return self.request.task == "benchmark" and self.request.benchmark.name == "machine"
 
     @property
     def rule(self) -> str:
@@ -57,6 +64,8 @@ def _entry(keys: str, read: Callable[[Case], Any], why_not: str | Callable, allo
 
 
 def _task(case: Case) -> str:
+    if case.measures_machine:
+        return "task=benchmark benchmark=machine does not read it"
     return f"task={case.request.task}{' from=RUN' if case.request.task == 'benchmark' else ''} does not read it"
 
 
@@ -115,6 +124,7 @@ FROM = "config=RUN (train with its settings), init_from=RUN (fine-tune it), resu
 WHICH = "task=evaluate from=RUN which=best, …; min_accuracy=N which=best; init_from=RUN/checkpoints/best.pt"
 COMMAND = (
     _entry("from", lambda c: c.request.task != "train", "a training does not read it", FROM),
+    _entry("from which optimizer", lambda c: not c.measures_machine, _task, "device, engine.threads"),
     _entry("which", _names_network, _task, WHICH),
     _entry("min_accuracy", lambda c: c.request.task in ("train", "evaluate"), _task, "task=train, evaluate"),
     _entry("input", lambda c: c.request.task == "predict", _task, "task=predict input=IMAGES"),

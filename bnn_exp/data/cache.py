@@ -6,19 +6,17 @@ Only one process at a time makes a cache file.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bnn_exp.config.paths import at_home
+from bnn_exp.config.paths import cache_root
 from bnn_exp.data.arrays import Arrays, content_key
 from bnn_exp.records.files import replacing, writable
 
@@ -29,8 +27,7 @@ FACTS = ("classes", "mean", "std", "key", "notes", "warnings", "test_names", "tr
 
 def cache_folder() -> Path:
     """Returns the folder of decoded datasets: $BNN_EXP_CACHE/datasets, else a folder in the user's cache folder."""
-    folder = os.environ.get("BNN_EXP_CACHE") or platformdirs.user_cache_dir("bnn_exp")
-    return Path(at_home(folder)) / "datasets"
+    return cache_root() / "datasets"
 
 
 def cached(name: str, content: str, make: Callable[[], Arrays]) -> Arrays:

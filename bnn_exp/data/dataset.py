@@ -8,8 +8,32 @@ from torch import Tensor
 
 from bnn_exp.bits.draws import Purpose, generator
 from bnn_exp.data.arrays import Arrays
+from bnn_exp.nn import device
+from bnn_exp.nn.operators import operator
 
 _SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # fixed seeds of random choices: every run chooses the same rows
+
+
+@operator(
+    "(Tensor order, Tensor begin, int count) -> Tensor",
+    kernels="bnn_exp.data.cuda.gather:rows_from",
+    launches=1,
+    fake=lambda order, begin, count: order.new_empty(count),
+)
+def rows_from(order: Tensor, begin: Tensor, count: int) -> Tensor:
+    """Returns `count` numbers of `order`, int64, from the place `begin` on, an int64 scalar on the device."""
+    return order.index_select(0, torch.arange(count, device=order.device) + begin)
+
+
+@operator(
+    "(Tensor images, Tensor labels, Tensor rows) -> (Tensor, Tensor)",
+    kernels="bnn_exp.data.cuda.gather:gathered",
+    launches=1,
+    fake=lambda images, labels, rows: (images.new_empty(len(rows), *images.shape[1:]), labels.new_empty(len(rows))),
+)
+def gathered(images: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the images, uint8 [rows, channels, height, width], and the labels, int64, of the rows `rows`, int64."""
+    return images.index_select(0, rows), labels.index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -24,6 +48,8 @@ class Split:
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the pixels (uint8) and the labels (int64) of the rows with the indices `rows`, an integer tensor."""
+        if not device.on_host(rows) and self.images.is_contiguous():
+            return gathered(self.images, self.labels, rows)
         return self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 
@@ -47,12 +73,12 @@ class Dataset:
     def from_arrays(
         cls,
         arrays: Arrays,
-        device: torch.device,
+        where: torch.device,
         limit: int | None = None,
         validation: float = 0.0,
         limit_eval: int | None = None,
     ) -> "Dataset":
-        """Returns the dataset on `device`. The choice of rows is random, but equal in every run.
+        """Returns the dataset on the device `where`. The choice of rows is random, but equal in every run.
 
         Args:
             limit: the number of train rows to use, chosen at random, because a dataset may be sorted by class; None for all.
@@ -64,7 +90,7 @@ class Dataset:
         kept_back = stratified(arrays.train_labels[rows], validation)
 
         def split(images: np.ndarray, labels: np.ndarray) -> Split:
-            return Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
+            return Split(torch.from_numpy(images).to(where), torch.from_numpy(labels).to(where))
 
         def train_rows(which: np.ndarray) -> Split:
             every = len(which) == len(arrays.train_labels)  # if all rows are chosen, they need no copy
@@ -73,7 +99,7 @@ class Dataset:
         def evaluated(whole: Split) -> Split:
             if limit_eval is None or limit_eval >= len(whole):
                 return whole
-            chosen = torch.from_numpy(some_rows(len(whole), limit_eval, _EVALUATED)).to(device)
+            chosen = torch.from_numpy(some_rows(len(whole), limit_eval, _EVALUATED)).to(where)
             return Split(*whole.batch(chosen))
 
         own = None if arrays.validation_images is None else split(arrays.validation_images, arrays.validation_labels)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bnn_exp.nn.function import applied
+from bnn_exp.nn.saved import note_values
 
 _VALUES = {"boolean": (0.0, 1.0), "bipolar": (-1.0, 1.0), "centred": (-0.5, 0.5)}  # the values of a bit 0 and of a bit 1
 ENCODINGS = tuple(_VALUES)
@@ -90,7 +91,7 @@ def binarize(x: Tensor, encoding: str = "bipolar", window: float | None = 1.0) -
     Its gradient is straight-through: it passes where |x| ≤ `window`, or everywhere if `window` is None
     (Bengio et al. 2013, arXiv 1308.3432; the window: Courbariaux et al. 2016, arXiv 1602.02830, eq. 4).
     """
-    return _binarize(x, encoding, window)
+    return note_values(_binarize(x, encoding, window), *_VALUES[encoding])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.packing import pack, unpack
 from bnn_exp.nn.product import binary_product, linear, pixel_product
+from bnn_exp.nn.saved import note_sums
 from bnn_exp.nn.values import values
 
 _FIRST: dict[str, Callable] = {  # kind of weights: a function of a shape that makes the weights of a new layer
@@ -186,7 +187,8 @@ class BinaryConv2d(BinaryLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x / 255 if x.dtype == torch.uint8 else x
-        return F.conv2d(x, self.value, padding=self.kernel_size // 2)
+        v = self.value
+        return note_sums(F.conv2d(x, v, padding=self.kernel_size // 2), x, v, v[0].numel())
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"

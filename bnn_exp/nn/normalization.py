@@ -13,6 +13,7 @@ from bnn_exp.nn import batch_norm
 from bnn_exp.nn.binary import Binarize, two_values
 from bnn_exp.nn.function import in_bf16, takes_kernels
 from bnn_exp.nn.known_classes import difference
+from bnn_exp.nn.saved import note_values
 from bnn_exp.nn.standardize import Standardize, standardize, standardize_gradient
 
 
@@ -39,10 +40,14 @@ def normalized(norm: Any, activation: Any, z: Tensor) -> Tensor:
     if takes_kernels(z) and z.dtype in (torch.float32, torch.bfloat16) and (kind := _kind(activation)):
         dtype = torch.bfloat16 if in_bf16(z) and kind.name != "identity" else z.dtype
         if _is_batch_norm(norm, z):
-            return _batch_norm(norm, kind, z, dtype)
+            return _noted(_batch_norm(norm, kind, z, dtype), kind)
         if _is_standardize(norm, z):
-            return _Standardized.apply(z, norm.dims, kind, dtype)
+            return _noted(_Standardized.apply(z, norm.dims, kind, dtype), kind)
     return norm(z) if activation is None else activation(norm(z))
+
+
+def _noted(y: Tensor, kind: _Activation) -> Tensor:
+    return note_values(y, kind.low, kind.high) if kind.name == "binary" else y
 
 
 def _kind(activation: Any) -> _Activation | None:

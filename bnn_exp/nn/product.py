@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from bnn_exp.nn.function import applied, in_bf16
 from bnn_exp.nn.operators import operator
+from bnn_exp.nn.saved import note_pixels, note_sums
 
 HAS_VNNI = getattr(torch.cpu, "_is_vnni_supported", lambda: False)() and hasattr(torch, "_int_mm")
 _WORTH_IT = 128  # the least number of rows for which int8 saves more than the conversion costs (measured: 256² weights)
@@ -92,6 +93,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
         operand, ctx.pixels = x.to(v.dtype), x.dtype == torch.uint8
+        if ctx.pixels:
+            note_pixels(operand)
         ctx.save_for_backward(operand, v)
         ctx.dtypes = x.dtype, weight.dtype
         z = product_in_float32(operand, v.t(), torch.promote_types(v.dtype, torch.float32))
@@ -114,7 +117,7 @@ def linear(x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
     x/255. Products of values with values or pixels are exact, and their sums too: the product adds up in float32 and is not
     rounded to bfloat16.
     """
-    return _Linear.apply(x, weight, v.detach())
+    return note_sums(_Linear.apply(x, weight, v.detach()), x, v, v.shape[1])
 
 
 @operator(

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.function import in_bf16
 from bnn_exp.nn.operators import operator
+from bnn_exp.nn.saved import note_values
 
 
 def empty(weights: Tensor, dtype: torch.dtype) -> Tensor:
@@ -51,4 +52,5 @@ def values(weights: Tensor, latent: bool, encoding: str) -> Tensor:
 
     The gradient of a value is that of its bit or latent weight, unchanged.
     """
-    return _Values.apply(weights, latent, encoding, torch.bfloat16 if in_bf16(weights) else weights.dtype)
+    dtype = torch.bfloat16 if in_bf16(weights) else weights.dtype
+    return note_values(_Values.apply(weights, latent, encoding, dtype), *two_values(encoding))

@@ -1,10 +1,21 @@
 """Bold: the optimizer of Boolean logic backpropagation, for gradients that are real numbers."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import torch
+from torch import Tensor
 
 from bnn_exp.config import rules
+from bnn_exp.optim.fused import Fused
 from bnn_exp.optim.gradients import add_scaled, remembered, signs
 from bnn_exp.optim.rule import Rule
+
+
+def first(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
+    """Returns the state before the first step: a = 0 and β = 1."""
+    a = torch.zeros_like(bits())
+    return {"a": a, "beta": torch.ones((), device=a.device)}
 
 
 class Bold(Rule):
@@ -21,6 +32,7 @@ class Bold(Rule):
 
     settings = rules.Bold
     scheduled = ("eta",)
+    kernels = (Fused("bold", 2, "eta", state=("a", "beta"), first=first),)
 
     def __init__(self, params, eta: float = 1000.0, **training):
         super().__init__(params, {"eta": eta}, **training)

@@ -1,6 +1,7 @@
 """Bop and Bop2: a bit flips when a moving average of its gradient exceeds a threshold."""
 
 from bnn_exp.config import rules
+from bnn_exp.optim.fused import Fused, zeros
 from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.rule import Rule
 
@@ -20,6 +21,7 @@ class Bop(Rule):
 
     settings = rules.Bop
     scheduled = ("gamma",)
+    kernels = (Fused("bop", 1, "gamma", ("tau",), state=("m",), first=zeros("m")),)
 
     def __init__(self, params, gamma: float = 1e-4, tau: float = 1e-8, **training):
         super().__init__(params, {"gamma": gamma, "tau": tau}, **training)
@@ -45,6 +47,7 @@ class Bop2(Rule):
 
     settings = rules.Bop2
     scheduled = ("gamma",)
+    kernels = (Fused("bop2", 1, "gamma", ("sigma", "tau"), state=("m", "v"), first=zeros("m", "v")),)
 
     def __init__(self, params, gamma: float = 1e-7, sigma: float = 1e-3, tau: float = 1e-6, **training):
         super().__init__(params, {"gamma": gamma, "sigma": sigma, "tau": tau}, **training)

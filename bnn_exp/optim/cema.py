@@ -1,6 +1,7 @@
 """CEMA: a latent weight is a filter of the gradient, so two cascaded moving averages can replace it."""
 
 from bnn_exp.config import rules
+from bnn_exp.optim.fused import Fused, zeros
 from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.rule import Rule
 
@@ -20,6 +21,7 @@ class CEMA(Rule):
 
     settings = rules.CEMA
     scheduled = ("alpha",)
+    kernels = (Fused("cema", 1, "alpha", ("gamma",), state=("m", "h"), first=zeros("m", "h")),)
 
     def __init__(self, params, gamma: float = 0.1, alpha: float = 1e-3, **training):
         super().__init__(params, {"gamma": gamma, "alpha": alpha}, **training)

@@ -1,15 +1,22 @@
 """Saturating counters: a memory of a few bits per weight replaces a real-valued weight and its moments."""
 
-from functools import reduce
-from operator import or_
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from bnn_exp.bits.counters import pack, unpack
 from bnn_exp.bits.philox import uniform
 from bnn_exp.config import rules
+from bnn_exp.optim.fused import Fused
 from bnn_exp.optim.gradients import scaled
 from bnn_exp.optim.rule import Rule
+
+
+def first(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
+    """Returns the state before the first step: counters next to 0, on the side of their bit."""
+    return {"counters": pack((bits() + (2 ** (h.bits - 1) - 1)).to(torch.uint8).flatten(), h.bits)} if h.bits > 1 else {}
 
 
 class Counter(Rule):
@@ -30,6 +37,10 @@ class Counter(Rule):
     """
 
     settings = rules.Counter
+    kernels = tuple(
+        Fused(f"counter_{scale}", launches, "delta", ("bits",), {"scale": scale}, ("counters",), first)
+        for scale, launches in (("tensor", 2), ("neuron", 2), ("factored", 3))
+    )
 
     def __init__(self, params, bits: int = 8, delta: float = 0.02, scale: str = "tensor", **training):
         super().__init__(params, {"bits": bits, "delta": delta, "scale": scale}, **training)
@@ -38,33 +49,15 @@ class Counter(Rule):
         half = 2 ** (h.bits - 1)
         u = scaled(g, h.scale).mul_(h.delta * half)  # in place: each new tensor would be as large as the weights
         u.add_(uniform(g, draw)).floor_()
-        c = self._counters(w, h.bits, state).sub_(u).clamp_(-half, half - 1)
+        c = counters(w, h.bits, state).sub_(u).clamp_(-half, half - 1)
         which = (c >= 0) != w.bool()
         if h.bits > 1:
             state["counters"] = pack(c.add_(half).to(torch.uint8).flatten(), h.bits)
         return which
 
-    @staticmethod
-    def _counters(w: Tensor, bits: int, state: dict[str, Tensor]) -> Tensor:
-        if "counters" not in state:
-            return w - 1
-        return unpack(state["counters"], bits, w.numel()).view_as(w).to(w.dtype).sub_(2 ** (bits - 1))
 
-
-def _width(n: int) -> int:
-    """Returns the number of bits of a byte, 1, 2, 4 or 8, in which `pack` stores a number of n bits."""
-    return 1 << (n - 1).bit_length()
-
-
-def pack(numbers: Tensor, n: int) -> Tensor:
-    """Packs numbers of n bits, uint8 [count], several to a byte, the lowest bits first: uint8 [⌈count · `_width(n)` / 8⌉]."""
-    width = _width(n)
-    columns = torch.nn.functional.pad(numbers, (0, -len(numbers) % (8 // width))).view(-1, 8 // width).unbind(1)
-    return reduce(or_, (column << (width * j) for j, column in enumerate(columns)))
-
-
-def unpack(packed: Tensor, n: int, count: int) -> Tensor:
-    """Returns the `count` numbers of n bits each that `pack` packed: uint8 [count]."""
-    width = _width(n)
-    columns = [(packed >> shift) & (2**width - 1) for shift in range(0, 8, width)]
-    return torch.stack(columns, 1).flatten()[:count]
+def counters(w: Tensor, bits: int, state: dict[str, Tensor]) -> Tensor:
+    """Returns the counters of the bits w, of the same shape and dtype. At first they are next to 0."""
+    if "counters" not in state:
+        return w - 1
+    return unpack(state["counters"], bits, w.numel()).view_as(w).to(w.dtype).sub_(2 ** (bits - 1))

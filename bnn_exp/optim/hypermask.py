@@ -7,7 +7,7 @@ variants of HyperMask differ in the mask alone, see `bnn_exp.optim.masks`.
 from dataclasses import replace
 
 from bnn_exp.config import rules
-from bnn_exp.optim.masks import MASKS
+from bnn_exp.optim.masks import KERNELS, MASKS
 from bnn_exp.optim.rule import Rule
 
 
@@ -27,6 +27,7 @@ class HyperMask(Rule):
 
     settings = rules.HyperMask
     scheduled = ("delta", "lr")
+    kernels = KERNELS
 
     def __init__(
         self,
@@ -56,10 +57,6 @@ class HyperMask(Rule):
 
     def update(self, g, w, h, state, draw):
         return MASKS[h.mask].flips(g, w, h, state, draw)
-
-    def flip_packed(self, w, g, h, state, draw):
-        flips = MASKS[h.mask].flip_packed(w, g, h, draw)
-        return super().flip_packed(w, g, h, state, draw) if flips is None else flips
 
     @property
     def strengths(self) -> dict[str, float | None]:

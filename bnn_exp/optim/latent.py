@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from bnn_exp.bits.latents import count_flips, note
 from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import device, latent_parameters, named_bits
-from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
 from bnn_exp.optim.announcement import floats, from_floats
 from bnn_exp.optim.trained import Trained
@@ -103,7 +103,7 @@ class OfLatents(Trained):
 
     def apply(self, closure=None):
         """Trains the latent weights, and counts the bits that change. Returns the loss of the closure, if any."""
-        before = [quantize(p.detach()) for p in self.tensors()] if self.bits else []
+        before = [note(p.detach()) for p in self.tensors()] if self.bits else []
         if self.announced is not None:
             for rate, group in zip(floats(self.announced).unbind(), self.param_groups, strict=True):
                 group.on_device = rate
@@ -113,7 +113,7 @@ class OfLatents(Trained):
             for group in self.param_groups:
                 group.on_device = None
         for flips, old, p in zip(self.flips, before, self.tensors(), strict=False):
-            flips += (quantize(p.detach()) != old).sum()
+            count_flips(p.detach(), old, flips)
         return loss
 
     def count(self) -> None:

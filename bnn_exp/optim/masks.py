@@ -6,15 +6,15 @@ gradient wants flipped.
 """
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from bnn_exp.bits.draws import bernoulli_positions
-from bnn_exp.bits.factors import Factors
-from bnn_exp.bits.packing import PackedBits
-from bnn_exp.bits.philox import Philox, flip_at_random, uniform
+from bnn_exp.bits.philox import Philox, uniform
+from bnn_exp.optim.fused import Fused
 from bnn_exp.optim.gradients import scaled, signs
 
 DENSEST = 0.25  # up to this δ, computing the selected entries of a gradient is faster than all (1024² weights, batch 1024)
@@ -37,10 +37,6 @@ class Mask:
         """Returns the bits that flip in this step. For arguments and result, see `Rule.update`."""
         raise NotImplementedError
 
-    def flip_packed(self, w: PackedBits, g: Factors, h: SimpleNamespace, draw: torch.Generator) -> Tensor | None:
-        """Flips packed bits by one kernel and returns the number of flips. A mask without such a kernel returns None."""
-        return None
-
 
 class Random(Mask):
     """The mask `random`: m ~ Bernoulli(δ), independent of the gradient (BinSFO, Implementation 5)."""
@@ -55,15 +51,12 @@ class Random(Mask):
         g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)
         return m[w.flatten()[m] != (g <= 0)]
 
-    def flip_packed(self, w, g, h, draw):
-        return flip_at_random(w, g, h.delta, draw) if isinstance(draw, Philox) else None
-
 
 class Top(Mask):
     """The mask `top`: of the weights that the gradient wants flipped, the δ·N with the largest |g|. N is the tensor's size.
 
     `scale` chooses the units in which |g| is compared, see `bnn_exp.optim.gradients.scaled`. On a GPU δ is a float32, so δ·N
-    may differ by one.
+    may differ by one, and of equal |g| those at the lowest places flip.
     """
 
     def flips(self, g, w, h, state, draw):
@@ -72,7 +65,7 @@ class Top(Mask):
         if not isinstance(h.delta, Tensor):
             values, m = wanted.topk(int(h.delta * w.numel()), sorted=False)
             return m[values > 0]
-        values, order = wanted.sort(descending=True)
+        values, order = wanted.sort(descending=True, stable=True)
         first = torch.arange(w.numel(), device=w.device) < (h.delta.double() * w.numel()).floor()
         return torch.zeros_like(wanted, dtype=torch.bool).scatter_(0, order, first & (values > 0)).view_as(w)
 
@@ -120,6 +113,26 @@ TEMPERATURES = {"const": const, "gaussian": gaussian, "scaled_gaussian": scaled_
 
 def temperature(g: Tensor, h: SimpleNamespace, state: dict[str, Tensor]) -> Tensor:
     """Returns the temperature τ of this step for the gradient g, and stores the variance σ² for the next step in `state`."""
-    variance = state.get("variance", torch.full((), FIRST_SIGMA**2, device=g.device))
+    variance = state["variance"] if "variance" in state else first_variance(lambda: g, h)["variance"]
     tau, state["variance"] = TEMPERATURES[h.temperature](h.lr, variance, g.std(correction=0))
     return tau
+
+
+def first_variance(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
+    """Returns the state before the first step of `ewm` and `wpm`: the variance σ₀²."""
+    return {"variance": torch.full((), FIRST_SIGMA**2, device=bits().device)}
+
+
+def _heated(mask: str, temperature: str, launches: int) -> Fused:
+    only = {"mask": mask, "temperature": temperature}
+    return Fused(f"{mask}_{temperature}", launches, "lr", only=only, state=("variance",), first=first_variance)
+
+
+KERNELS = (
+    Fused("random", 1, "delta", only={"mask": "random"}),
+    *(
+        Fused(f"top_{scale}", n, "delta", only={"mask": "top", "scale": scale})
+        for scale, n in (("tensor", 6), ("neuron", 7), ("factored", 8))
+    ),
+    *(_heated(mask, name, 1 if name == "const" else 3) for mask in ("ewm", "wpm") for name in TEMPERATURES),
+)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits.draws import Purpose, generator, number
-from bnn_exp.bits.factors import Factors
+from bnn_exp.bits.factors import ComputedGradient, Factors
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox
 from bnn_exp.config.registry import name_of
@@ -18,8 +18,10 @@ from bnn_exp.config.schema import check
 from bnn_exp.nn import binary_parameters, device
 from bnn_exp.nn.binary import NotBinary, check_bits
 from bnn_exp.optim.announcement import floats, from_floats
+from bnn_exp.optim.fused import Fused, kernels_of
 from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.group import Group
+from bnn_exp.optim.in_place import flip_bits, keep_addresses
 from bnn_exp.optim.trained import Trained
 
 __all__ = ["Rule", "flip_bits", "remembered", "signs"]
@@ -52,6 +54,12 @@ class Rule(Trained, torch.optim.Optimizer):
     own = ("flips", "hyper")
     settings: ClassVar[type]  # a dataclass of bnn_exp.config.rules: names, types and ranges of the hyperparameters
     scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that follow the schedule
+    kernels: ClassVar[tuple[Fused, ...]] = ()  # kernels for a GPU that do what `update` does; then `update` reads no `self`
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for each in vars(cls).get("kernels", ()):
+            each.define(cls.update)
 
     def __init__(
         self, params, hyper: dict[str, Any], schedule: str = "constant", total_steps: int | None = None, seed: int = 0
@@ -200,26 +208,36 @@ class Rule(Trained, torch.optim.Optimizer):
             g: the gradient of p; Factors for packed bits.
         """
         i, k = self._place(p)
-        h, draw = self._values(p, k), self._draw(p, i, k)
-        state, before = self.state[p], dict(self.state[p])
-        if p.dtype == torch.uint8:
-            self.flips[i] += self.flip_packed(PackedBits(p.data, g.inputs), g, h, state, draw)
+        h, draw, state = self._values(p, k), self._draw(p, i, k), self.state[p]
+        packed = p.dtype == torch.uint8
+        w = p.data if packed else _rows(p)
+        g = g if packed else g.reshape(w.shape)
+        if device.on_host(p):
+            self.flips[i] += self._flip(w, g, h, state, draw)
         else:
-            w = _rows(p)
-            self.flips[i] += flip_bits(w, self._flips_in(self.update(g.reshape(w.shape), w, h, state, draw), w.shape))
+            self._flip_on_gpu(i, w, g.whole() if packed else g, h, state, draw)
+        if not packed:
             self._checked_at[i] = _written(p)
-        if not device.on_host(p):
-            _keep_addresses(state, before)
 
-    def flip_packed(
-        self, w: PackedBits, g: Factors, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator
-    ) -> int | Tensor:
-        """Flips the packed bits `w` in place and returns the number of flips. The other arguments are as for `update`."""
+    def _flip_on_gpu(self, i: int, w: Tensor, g: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: Any) -> None:
+        """Flips bits of tensor i, by the kernels of the rule if it has some. `w` are bits [neurons, inputs] or packed bits."""
+        kernels = kernels_of(type(self), h)
+        if kernels and kernels.step(w, g, h, state, draw, self.flips[i]):
+            return
+        before = dict(state)
+        self.flips[i] += self._flip(w, ComputedGradient(g) if w.dtype == torch.uint8 else g, h, state, draw)
+        keep_addresses(state, before)
+
+    def _flip(self, w: Tensor, g: Any, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> int | Tensor:
+        """Flips bits in place by `update`, and returns the number of flips."""
+        if w.dtype != torch.uint8:
+            return flip_bits(w, self._flips_in(self.update(g, w, h, state, draw), w.shape))
+        bits = PackedBits(w, g.inputs)
         if not isinstance(draw, Philox) and self.reads_entries(h):
-            which = self.update(g, w, h, state, draw)
+            which = self.update(g, bits, h, state, draw)
         else:
-            which = self.update(g.whole(), w.unpack(), h, state, draw)
-        return w.flip(self._flips_in(which, (len(w.packed), w.columns)))
+            which = self.update(g.whole(), bits.unpack(), h, state, draw)
+        return bits.flip(self._flips_in(which, (len(w), g.inputs)))
 
     def _flips_in(self, which: Any, shape: tuple[int, ...]) -> Tensor:
         """Returns `which`, the result of `update`. Raises TypeError if it cannot name bits of a tensor of this shape."""
@@ -278,27 +296,6 @@ class Rule(Trained, torch.optim.Optimizer):
             if i in state_dict["state"]:
                 kept = copy.deepcopy(state_dict["state"][i])
                 self.state[p] = {name: v.to(p.device) if isinstance(v, Tensor) else v for name, v in kept.items()}
-
-
-def flip_bits(w: Tensor, which: Tensor) -> Tensor:
-    """Flips bits of `w` in place and returns the number of flips, a scalar tensor.
-
-    Args:
-        which: bool of the shape of `w`, or flat positions, int64, each once.
-    """
-    if which.dtype == torch.bool:
-        w.logical_xor_(which)
-        return which.count_nonzero()
-    flat = w.view(-1)
-    flat[which] = 1 - flat[which]
-    return torch.tensor(len(which), device=w.device)
-
-
-def _keep_addresses(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-    """Copies new values of a state into the tensors that held the old values, where a replayed CUDA graph looks for them."""
-    for name, old in before.items():
-        if isinstance(new := state.get(name), Tensor) and new is not old and new.shape == old.shape:
-            state[name] = old.copy_(new)
 
 
 def _written(p: Tensor) -> tuple[int, int]:

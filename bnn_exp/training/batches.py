@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bnn_exp.config.settings import Settings
 from bnn_exp.data import augment
-from bnn_exp.data.dataset import Dataset, epoch_order, piece_count, pieces
+from bnn_exp.data.dataset import Dataset, epoch_order, piece_count, pieces, rows_from
 from bnn_exp.nn import device
 from bnn_exp.optim.announcement import Announcement
 
@@ -31,7 +31,6 @@ class Batches:
         if not device.on_host(self.split.labels):
             # First the permutation of the epoch. The second half holds samples that the caller has chosen differently.
             self.order = torch.zeros(2 * len(self.split), dtype=torch.int64, device=self.device)
-            self.places = torch.arange(len(self.split), device=self.device)
 
     def __call__(self, rows: Tensor, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Returns the images and labels of the part `share` of the samples `rows`, int64 indices on the device.
@@ -68,12 +67,12 @@ class Batches:
 
     def chosen(self, size: int) -> Tensor:
         """Returns the indices of the `size` samples at which the announced numbers point, int64 on the GPU."""
-        return self.order.index_select(0, self.places[:size] + self.announced[1])
+        return rows_from(self.order, self.announced[1], size)
 
     @property
     def batch(self) -> int | Tensor:
-        """The number of the batch of the coming step, from 0; on a GPU the announced number, int64 [1]."""
-        return self.position[1] if self.announced is None else self.announced[2:]
+        """The number of the batch of the coming step, from 0; on a GPU the announced number, an int64 scalar."""
+        return self.position[1] if self.announced is None else self.announced[2]
 
     def of_epoch(self, epoch: int) -> list[Tensor]:
         """Returns the sample indices of each batch of an epoch, int64 on the device: pieces of one permutation.

@@ -8,16 +8,20 @@ whole gradient of one layer exists for a moment.
 On a CPU both engines draw the same numbers, and their gradients are sums of the same terms in another order: a flip can differ
 only where rounding decides. On a GPU, Triton draws a random mask.
 
-On a CPU `engine=auto` chooses `packed` if `packed` can train the settings, and if batch size · hidden size reaches LEAST_WORK
-or the settings request `engine.memory=lean` or `engine.gradient_bits`. Otherwise `auto` chooses `dense`. The table of the
-conditions is in `bnn_exp.config.compatibility`.
+`engine=auto` chooses `dense` if `packed` cannot train the settings (the table in `bnn_exp.config.compatibility`). It chooses
+`packed` if the settings request `engine.memory=lean` or `engine.gradient_bits`. Otherwise `auto` chooses the faster engine, by
+the speeds that `benchmark=machine` has measured on this machine (`bnn_exp.training.measured`). Without such speeds, `packed` is
+the faster engine on a CPU if batch size · hidden size reaches LEAST_WORK, and on a GPU if its counted work takes less time
+(`bnn_exp.training.costs`).
 """
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnn_exp.config.compatibility import GRADIENT_BITS, PACKED, RECORDED
 from bnn_exp.config.groups import Settings
+from bnn_exp.training import costs, measured
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,11 +46,32 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
         feature.check(settings, device, from_network)
     if settings.engine.name != "auto":
         return settings.engine.name
-    # Nobody has compared the speeds of the two engines on a GPU.
-    if PACKED.reason_against(settings, device) or from_network or device != "cpu":
+    if PACKED.reason_against(settings, device) or from_network:
         return "dense"
-    large = settings.trainer.batch_size * settings.model.hidden_size >= LEAST_WORK
-    return "packed" if large or settings.engine.gradient_bits or settings.engine.memory == "lean" else "dense"
+    if settings.engine.gradient_bits or settings.engine.memory == "lean":
+        return "packed"
+    hidden, batch = settings.model.hidden_size, settings.trainer.batch_size
+    if engine := measured.faster(device.partition(":")[0], hidden, batch):
+        return engine
+    if device == "cpu":
+        return "packed" if hidden * batch >= LEAST_WORK else "dense"
+    return costs.cheaper(hidden, settings.model.num_layers, batch)
+
+
+def as_begun(settings: Settings, device: str, begun: str | None) -> Settings:
+    """Returns the settings of a run that resumes. `engine=auto` becomes the engine with which the run began, if it can go on.
+
+    A measurement by `benchmark=machine` between two parts of a run would otherwise change its engine, and with it its bits.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`.
+        begun: the engine in the checkpoint; None in checkpoints of earlier versions.
+    """
+    if settings.engine.name != "auto" or not begun or (begun == "packed" and PACKED.reason_against(settings, device)):
+        return settings
+    if begun == "dense" and settings.engine.gradient_bits:
+        return settings
+    return replace(settings, engine=replace(settings.engine, name=begun))
 
 
 def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module] | None") -> str:

@@ -1,5 +1,6 @@
 """Makes the trainer of a plan: data, network and optimizers, on the plan's device."""
 
+import copy
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -67,6 +68,8 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     new = plan.saved is None and (settings.init_from or settings.freeze)
     beginning = asdict(finetune.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
     network = network.to(device)
+    if device.type == "cuda" and ranks is None:
+        warm_up(settings, network, data)
     trainer = Trainer(settings, network, data, ranks)
     trainer.beginning = beginning
     if plan.saved is not None:
@@ -96,6 +99,18 @@ def settle(settings: Settings, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Deterministic algorithms would also fill each new tensor with NaN, which takes a pass over its memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def warm_up(settings: Settings, network: nn.Module, data: Dataset) -> None:
+    """Takes a step on a copy of the network, which compiles kernels and loads libraries. `network` and random numbers stay.
+
+    So the seconds of the first epoch measure the training alone. The second step of an epoch is recorded as a CUDA graph later.
+    """
+    used = [data.train.labels.device] if data.train.labels.is_cuda else []
+    with torch.random.fork_rng(used):
+        trainer = Trainer(settings, copy.deepcopy(network), data)
+        trainer.network.train()
+        trainer.train_on(trainer.batches.of_epoch(0)[0])
 
 
 def load(settings: Settings, arrays: Arrays, device: torch.device) -> Dataset:

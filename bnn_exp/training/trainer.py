@@ -174,6 +174,7 @@ class Trainer:
         """Returns everything that a run needs to resume, as tensors and plain values. Binary weights are packed."""
         return {
             "class": home(type(self.network)),
+            "engine": self.engine,
             "network": packed_state(self.network),
             "binary": self.binary.state_dict(),
             "flips": [int(flips) for flips in self.binary.flips],

@@ -137,6 +137,7 @@ def test_kernels_of_a_layer_compute_what_is_defined(rows, z_of, options, monkeyp
     given = z, 1 / 3, 70, norm.eps, norm.momentum, norm.weight, norm.bias, *statistics
     with torch.no_grad():
         scale, shift, mean, inverse = agree(monkeypatch, operations.norm_of_sums, *given)[:4]
+        agree(monkeypatch, operations.normalized, *given)
         for zero, dtype in ((-1.0, FP8), (0.0, HALF)):
             agree(monkeypatch, operations.normalized_and_activated, *given, zero, dtype)
             agree(monkeypatch, operations.activated, z, scale, shift, zero, dtype, rtol=0, atol=0)
@@ -306,12 +307,12 @@ KERNELS = [
     (batch_norm.normalize_kernel, NORM),
     (batch_norm.activate_kernel, VALUES),
     (batch_norm.normalize_and_activate_kernel, [VALUES[0] | NORM[0] | ROWS, VALUES[1] | NORM[1] | ROWS]),
+    (batch_norm.normalize_and_apply_kernel, [z | norm | ROWS | {"out": "*fp32"} for z, norm in zip(SUMS, NORM)]),
     (batch_norm_backward.total_kernel, PASSED),
     (batch_norm_backward.slopes_kernel, [{}]),
     (batch_norm_backward.center_kernel, PASSED),
     (batch_norm_backward.gradient_kernel, [passed | ROWS for passed in PASSED]),
     (draws.uniform_kernel, [{"out": "*fp32"}]),
-    (draws.flip_kernel, [{}]),
 ]
 MISSING = {"AFFINE": ("weight", "bias"), "RUNNING": ("running_mean", "running_var", "tracked")}
 for kernel, cases in KERNELS:

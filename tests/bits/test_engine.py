@@ -1,8 +1,11 @@
 """The packed engine on a CPU against the dense engine: the same draws, and flips that differ only where rounding decides."""
 
 import copy
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.optim import Rule
-from bnn_exp.training import engine
+from bnn_exp.training import costs, engine, measured
 from bnn_exp.training.steps.packed import PackedMLP
 from bnn_exp.training.trainer import Trainer
 
@@ -222,4 +225,80 @@ def test_auto_packs_bits_on_a_cpu():
         == engine.choose(settings_of("optimizer=counter", "trainer.batch_size=512"), "cpu")
         == "packed"
     )
-    assert engine.choose(settings_of(*RANDOM), "cuda") == "dense"
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize(("hidden", "batch", "faster"), [(64, 32, "dense"), (4096, 16384, "packed")])
+def test_auto_counts_the_work_on_a_gpu(hidden, batch, faster, memory):
+    """Small layers cost launches, of which `packed` has more. Large layers cost bytes, of which it has fewer."""
+    sizes = f"model.hidden_size={hidden}", f"trainer.batch_size={batch}"
+    assert engine.choose(settings_of("optimizer=counter", *sizes, f"engine.memory={memory}"), "cuda:0") == (
+        "packed" if memory == "lean" else faster
+    )
+    works = {name: list(step([784, hidden, hidden, hidden, 10], batch)) for name, step in costs.STEPS.items()}
+    if faster == "dense":
+        assert len(works["dense"]) < len(works["packed"])
+    assert sum(work.bytes for work in works["packed"]) < sum(work.bytes for work in works["dense"])
+
+
+def test_auto_reads_what_was_measured_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
+    large, small = ((*RANDOM, "model.hidden_size=900"), (*RANDOM, "model.hidden_size=20", "trainer.batch_size=16"))
+    usual = [engine.choose(settings_of(*sizes), "cpu") for sizes in (large, small)]
+    assert usual == ["packed", "dense"]
+    for device in ("cpu", "cuda:0"):
+        file = measured.place(device.partition(":")[0])
+        file.parent.mkdir(exist_ok=True)
+        steps = [
+            {"hidden": 1024, "batch": 512, "dense": 1.0, "packed": 2.0},
+            {"hidden": 32, "batch": 32, "dense": 2.0, "packed": 1.0},
+        ]
+        file.write_text(json.dumps({"steps": steps}))
+        assert [engine.choose(settings_of(*sizes), device) for sizes in (large, small)] == ["dense", "packed"]
+        assert engine.choose(settings_of(*large, "engine.memory=lean"), device) == "packed"
+    for content in ("", "[]", '{"steps": []}', '{"steps": [{"hidden": 1}]}', '{"steps": 3}'):
+        measured.place("cpu").write_text(content)
+        assert [engine.choose(settings_of(*sizes), "cpu") for sizes in (large, small)] == usual
+
+
+def test_a_resumed_run_keeps_its_engine_whatever_was_measured_meanwhile(copy_of_run, bnn_train, tmp_path, monkeypatch, summary):
+    small = (*RANDOM, "model.hidden_size=24", "dataset.limit=200", "trainer.epochs=2", "trainer.batch_size=50")
+    run = copy_of_run(tmp_path / "run", *small)
+    assert torch.load(run / "checkpoints/last.pt")["engine"] == "dense"
+    monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
+    measured.place("cpu").parent.mkdir()
+    measured.place("cpu").write_text('{"steps": [{"hidden": 24, "batch": 50, "dense": 2, "packed": 1}]}')
+    assert engine.choose(settings_of(*small), "cpu") == "packed"
+    for begun in ("dense", "packed"):
+        assert engine.choose(engine.as_begun(settings_of(*small), "cpu", begun), "cpu") == begun
+    assert engine.as_begun(settings_of(*small, "engine.devices=2"), "cpu", "packed").engine.name == "auto"
+    (run / "summary.json").write_text(json.dumps(summary(run) | {"status": "interrupted"}))
+    done = bnn_train(f"resume={run}")
+    assert done.code == 0 and (run / "train.log").read_text().count("engine=dense") == 2
+
+
+def test_a_machine_is_measured_for_auto(bnn_train, tmp_path, monkeypatch):
+    monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("bnn_exp.commands.benchmark.engine_times.SIZES", {"cpu": ((16, 24), (32,))})
+    done = bnn_train("task=benchmark", "benchmark=machine", "device=cpu", "engine.threads=1", "hydra.run.dir=there")
+    found = json.loads((tmp_path / "there" / "benchmark.json").read_text())
+    assert (
+        done.code == 0
+        and json.loads(measured.place("cpu").read_text()) == found
+        and str(measured.place("cpu")) in done.out + done.err
+    )
+    assert [(step["hidden"], step["batch"]) for step in found["steps"]] == [(16, 32), (24, 32)]
+    assert all(step["dense"] > 0 and step["packed"] > 0 for step in found["steps"])
+    faster = min(("dense", "packed"), key=lambda name: found["steps"][1][name])
+    assert engine.choose(settings_of(*RANDOM, "model.hidden_size=900"), "cpu") == faster
+    for override in ("optimizer=counter", "model.hidden_size=8", "from=x", "dataset.limit=8"):
+        refused = bnn_train("task=benchmark", "benchmark=machine", override)
+        assert refused.code == 2 and "benchmark=machine" in refused.err and refused.err.count("\n") == 2
+
+
+def test_auto_needs_no_torch():
+    code = (
+        "import sys; from bnn_exp.training.engine import choose; from bnn_exp.training import costs; "
+        "costs.cheaper(256, 4, 1024); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

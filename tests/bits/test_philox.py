@@ -5,9 +5,7 @@ import torch
 from helpers import where
 
 from bnn_exp.bits import pack, unpack
-from bnn_exp.bits.factors import ComputedGradient
-from bnn_exp.bits.packing import PackedBits
-from bnn_exp.bits.philox import Philox, flip_at_random, integers, uniform, uniform_of, words
+from bnn_exp.bits.philox import Philox, integers, uniform, uniform_of, words
 
 WHERE = where()
 
@@ -64,27 +62,27 @@ def test_integers_are_uniform():
     assert len(counts) == 7 and ((counts - 1000) ** 2 / 1000).sum() < 22.5  # χ² with six degrees of freedom, p = 0.001
 
 
-def flipped(w, gradient, delta, key, number=0):
-    weights, draw = PackedBits(pack(w).to(WHERE), w.shape[1]), Philox(key, step(number))
-    flips = flip_at_random(weights, ComputedGradient(gradient), torch.tensor(delta, device=WHERE), draw)
-    changed = unpack(weights.packed, tuple(w.shape)) != w
-    assert flips == changed.sum() and (weights.packed[:, -1] >> ((w.shape[1] - 1) % 8 + 1) == 0).all()
-    return changed
-
-
 @pytest.mark.usefixtures("triton_runs")
 def test_a_random_mask_turns_its_share_of_the_wrong_bits():
-    torch.manual_seed(0)
-    w = torch.full((70, 130), 0.5, device=WHERE).bernoulli_()
+    """The kernel of the mask draws the numbers of the definition, for the key and the step that it is given."""
+    from bnn_exp.bits.cuda import rules
+
+    def flipped(delta, key, number=0):
+        bits, strength, flips = pack(w).to(WHERE), torch.tensor(delta, device=WHERE), torch.zeros((), dtype=int, device=WHERE)
+        rules.random(gradient, bits, w.shape[1], [], strength, [], step(number), key, flips)
+        changed = unpack(bits, tuple(w.shape)) != w
+        assert flips == changed.sum() and (bits[:, -1] >> ((w.shape[1] - 1) % 8 + 1) == 0).all()
+        return changed
+
+    w, key = torch.full((70, 130), 0.5, device=WHERE).bernoulli_(), 1234567890123
     gradient = torch.randn(w.shape, device=WHERE)
     gradient[0] = 0  # a gradient of 0 asks for a bit 1
-    wrong, key = w != (gradient <= 0), 1234567890123
-    changed = flipped(w, gradient, 0.3, key)
+    wrong, changed = w != (gradient <= 0), flipped(0.3, key)
     assert not changed[~wrong].any()
     assert abs(changed.sum() / wrong.sum() - 0.3) < 5 * (0.21 / wrong.sum()) ** 0.5
-    assert torch.equal(flipped(w, gradient, 0.3, key), changed)
-    assert torch.equal(flipped(w, gradient, 1.0, 5), wrong) and not flipped(w, gradient, 0.0, 5).any()
-    for other in (flipped(w, gradient, 0.3, key + 1), flipped(w, gradient, 0.3, key, 1)):
+    assert torch.equal(flipped(0.3, key), changed)
+    assert torch.equal(flipped(1.0, 5), wrong) and not flipped(0.0, 5).any()
+    for other in (flipped(0.3, key + 1), flipped(0.3, key, 1)):
         assert abs((changed & other).sum() / wrong.sum() - 0.09) < 5 * (0.09 * 0.91 / wrong.sum()) ** 0.5
     chosen = Philox(key, step(0)).uniform(w.numel()).view(w.shape) < 0.3
-    assert torch.equal(changed, chosen & wrong)  # the dense engine draws the same
+    assert torch.equal(changed, chosen & wrong)

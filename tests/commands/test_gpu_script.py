@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from bnn_exp.commands.benchmark import inference_speed, lower_bound
+from bnn_exp.commands.benchmark import inference_speed, training_times, training_ways
+from bnn_exp.config.settings import load_settings
+
+sys.path.append(str(ROOT / "scripts"))
+import gpu as script
+from gpu_parts import checks, training
+from gpu_parts.__main__ import PARTS
+from gpu_parts.cases import CASES, Case, Machine
 
 PROGRAM = """
 import json, pathlib, sys, time
@@ -23,23 +30,12 @@ if name == "kernels":
 """
 
 
-@pytest.fixture(scope="module")
-def modules():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "scripts"))
-        import gpu
-        import gpu_parts
-
-        yield gpu, gpu_parts
-
-
 @pytest.fixture
-def gpu(modules, monkeypatch, tmp_path):
-    """Returns the module of the script, on a machine without a GPU. A fake program measures its parts."""
-    script, _ = modules
+def gpu(monkeypatch, tmp_path):
+    """Returns the module of the script. A fake program measures its parts."""
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "PROGRAM", tmp_path / "program.py")
+    monkeypatch.setattr(script, "PROGRAM", (sys.executable, str(tmp_path / "program.py")))
     monkeypatch.setattr(script, "PAGE", tmp_path / "page.md")
     return script
 
@@ -98,33 +94,31 @@ def test_what_is_missing_is_named_in_one_line(gpu, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("missing: hydra-core, pillow (")
 
 
-def test_the_script_starts_without_the_package_and_names_its_parts(modules):
-    script, parts = modules
-    assert list(script.PARTS) == list(parts.PARTS)
+def test_the_script_starts_without_the_package_and_names_its_parts():
+    assert list(script.PARTS) == list(PARTS)
     done = subprocess.run([sys.executable, ROOT / "scripts/gpu.py", "--help"], capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0 and "hydra-core" in done.stdout and ", ".join(parts.PARTS) in " ".join(done.stdout.split())
+    assert done.returncode == 0 and "hydra-core" in done.stdout and ", ".join(PARTS) in " ".join(done.stdout.split())
 
 
 @pytest.fixture
-def small(modules, monkeypatch):
-    """Makes every part as small as possible."""
-    _, parts = modules
-    monkeypatch.setattr(parts, "CASES", (parts.CASES[0], parts.CASES[-1]))
-    monkeypatch.setattr(parts, "RACES", parts.RACES[:1])
-    monkeypatch.setattr(parts, "NETWORKS", parts.NETWORKS[:1])
-    monkeypatch.setattr(parts, "RULES", ("hypermask_top", "counter"))
-    monkeypatch.setattr(lower_bound, "SIDE", {"cpu": 64})
-    monkeypatch.setattr(lower_bound, "COPIED", {"cpu": 2**20})
+def small(monkeypatch, tmp_path):
+    """Makes every part as small as possible. Returns the machine: the CPU."""
+    monkeypatch.setattr(training, "CASES", (training.CASES[0], training.CASES[-1]))
+    monkeypatch.setattr(training, "RACES", training.RACES[:1])
+    monkeypatch.setattr(training, "NETWORKS", training.NETWORKS[:1])
+    monkeypatch.setattr(training, "RULES", ("hypermask_top", "counter"))
     monkeypatch.setattr(inference_speed, "_memory", lambda *given: {})
-    return parts
+    return Machine("cpu", None, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["machine", "epochs", "runs", "inference", "accuracy", "kernels", "counts"])
-def test_a_part_measures_on_a_cpu_what_its_table_names(name, small, tmp_path):
-    rows = list(small.PARTS[name](small.Machine("cpu", None, tmp_path)))
+def test_a_part_measures_on_a_cpu_what_its_table_names(name, small):
+    rows = list(PARTS[name](small))
     assert rows == json.loads(json.dumps(rows))
+    if name == "machine":
+        assert all(row["value"] > 0 for row in rows if row[""].startswith(("copy", "product")))
     if name in ("epochs", "runs"):
-        assert [next(iter(row.values())) for row in rows] == [case.name for case in small.CASES]
+        assert [next(iter(row.values())) for row in rows] == [case.name for case in training.CASES]
         assert rows[0].keys() >= {"dense", "packed"} and "packed" not in rows[1]  # a CNN has no packed engine
     if name == "epochs":
         assert rows[0]["auto is"] in ("dense", "packed") and rows[0]["torch fp32"] > 0
@@ -137,10 +131,53 @@ def test_a_part_measures_on_a_cpu_what_its_table_names(name, small, tmp_path):
         assert total["kernel"] == "all" and sum(row["µs"] for row in slowest) <= total["µs"] * 1.001
         assert [row["µs"] for row in slowest] == sorted((row["µs"] for row in slowest), reverse=True)
     if name == "counts":
-        assert all(isinstance(rows[0][rule], int) and rows[0][rule] > 20 for rule in small.RULES)
+        assert all(isinstance(rows[0][rule], int) and rows[0][rule] > 20 for rule in training.RULES)
 
 
-def test_the_outcome_of_the_tests_is_read(small, monkeypatch, tmp_path):
+def test_a_case_that_fails_costs_no_other_case_and_a_way_that_fails_no_other_way(small, monkeypatch):
+    measure = training_times.measure
+
+    def without_packed(names, *given, **more):
+        if "packed" in names:
+            raise RuntimeError("no\nkernel")
+        return measure(names, *given, **more)
+
+    monkeypatch.setattr(training_times, "measure", without_packed)
+    cases = (Case("impossible", "", "dataset=digits delta=9"), training.CASES[0])
+    monkeypatch.setattr(training, "CASES", cases)
+    rows = []
+    with pytest.raises(RuntimeError, match="failed: impossible"):
+        for row in training.of_epochs(small):
+            rows.append(row)
+    assert rows[0]["failed"] == "impossible" and rows[0]["error"].startswith("UserError: delta=9")
+    assert rows[1]["packed"] == "RuntimeError: no" and rows[1]["dense"] > 0
+
+
+def test_a_case_trains_what_its_name_says(tmp_path):
+    machine = Machine("cuda", "data", tmp_path)
+    for case in CASES:
+        settings = load_settings(training_ways.held(machine.composed(case), 1))
+        dataset, *words = case.name.split()
+        rule = getattr(settings.optimizer, "mask", settings.optimizer.name)
+        assert f"batch {settings.trainer.batch_size}" in case.name and settings.dataset.path == f"data/{settings.dataset.name}"
+        assert settings.dataset.name == dataset.lower().replace("-", "") and settings.device == "cuda"
+        assert rule in words or settings.model.name == "bncvl"
+        assert f"h={getattr(settings.model, 'hidden_size', '')}" in words or settings.model.name in words
+
+
+def test_the_steps_of_both_engines_are_read(monkeypatch, tmp_path):
+    def command(words, check):
+        folder = Path(words[-1].removeprefix("hydra.run.dir="))
+        assert words[1:6] == ["-m", "bnn_exp", "task=benchmark", "benchmark=machine", "device=cuda"] and check
+        folder.mkdir()
+        (folder / "benchmark.json").write_text('{"steps": [{"hidden": 8, "batch": 32, "dense": 0.002, "packed": 0.001}]}')
+
+    monkeypatch.setattr(subprocess, "run", command)
+    rows = list(training.of_engines(Machine("cuda", None, tmp_path)))
+    assert rows == [{"step, ms": "h=8, batch 32", "dense": 2.0, "packed": 1.0}]
+
+
+def test_the_outcome_of_the_tests_is_read(monkeypatch, tmp_path):
     def pytest_of_the_machine(command):
         assert "gpu" in command and f"--junitxml={tmp_path / 'tests.xml'}" in command
         (tmp_path / "tests.xml").write_text(
@@ -151,7 +188,7 @@ def test_the_outcome_of_the_tests_is_read(small, monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(subprocess, "run", pytest_of_the_machine)
-    assert list(small.of_tests(small.Machine("cuda", None, tmp_path))) == [
+    assert list(checks.of_tests(Machine("cuda", None, tmp_path))) == [
         {"test": "all", "outcome": "5 passed, 2 failed, 2 skipped, 42 s"},
         {"test": "test_a", "outcome": "assert 1 == 2"},
     ]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import plain_config
+from helpers import plain_config, use_tapes
 
 from bnn_exp.commands.benchmark import inference_speed
 from bnn_exp.commands.benchmark.timing import time_calls
@@ -63,6 +63,40 @@ def test_a_benchmark_is_plain_data(kind, tmp_path, monkeypatch):
             assert 0 < sizes["imported"] <= sizes["loaded"] <= sizes["peak"]
     with pytest.raises(UserError, match="no such file"):
         inference_speed.measure(tmp_path / "none", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_torch_in_bf16_computes_in_bf16_and_is_recorded(kind, monkeypatch):
+    tapes = use_tapes(monkeypatch)
+    network = MLP(16, 3, 9, 3) if kind == "mlp" else BNCVLNet((1, 4, 4), 3, (2,), 1, dense=(3,))
+    inference_speed._make_plain(network.eval())
+    ways, pixels = inference_speed.recorded(network), torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
+    with torch.inference_mode():
+        found = {name: [way(pixels).clone() for _ in range(3)] for name, way in ways.items()}
+        expected = network(pixels / 255)
+    assert len(tapes) == 2 and {name: logits[-1].dtype for name, logits in found.items()} == {
+        "torch fp32": torch.float32,
+        "torch bf16": torch.bfloat16,
+    }
+    products = {str(note[0]): {x.dtype for x in note[1] if isinstance(x, torch.Tensor)} for note in tapes[1].notes}
+    assert all(
+        kinds == {torch.bfloat16} for name, kinds in products.items() if "addmm" in name or "conv" in name or "mm" in name
+    )
+    assert all(torch.equal(logits, expected) for logits in found["torch fp32"])
+
+
+def test_a_layer_on_a_gpu_is_measured_with_many_weights(monkeypatch):
+    """The graph holds a product for each copy of the weights; times and floor are those of one product."""
+    tapes, weights, x = use_tapes(monkeypatch), torch.randn(3, 4), torch.randn(2, 4)
+    call = inference_speed._of_many_weights(torch.nn.functional.linear, x, weights)
+    for _ in range(3):
+        assert torch.equal(call(), x @ weights.T)
+    products = [note for note in tapes[0].notes if "mm" in str(note[0]) or "linear" in str(note[0])]
+    assert len(products) == inference_speed.WEIGHTS and len({note[1][1].data_ptr() for note in products}) == len(products)
+    row = {"median": 32.0, "low": 16.0, "high": 48.0, "images_per_second": 1.0}
+    one = inference_speed._of_one(row, 100.0, torch.nn.functional.linear, x, weights)
+    assert (one["median"], one["low"], one["high"], one["images_per_second"]) == (2.0, 1.0, 3.0, 16.0)
+    assert one["floor"] == 4 * (12 + 8 + 6) / 100
 
 
 def test_the_onnx_graph_to_compare_with_is_the_float_network():

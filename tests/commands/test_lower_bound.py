@@ -1,5 +1,7 @@
 """The least work of an epoch, compared with the operations that torch counts and the tensors that kernels receive."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bnn_exp.commands.benchmark.lower_bound import lower_bound, products, rates, step_of_mlp
-from bnn_exp.nn import device
+from bnn_exp.bits.cuda import operations, training
+from bnn_exp.commands.benchmark.lower_bound import lower_bound, products, rates, sizes_of
+from bnn_exp.models.mlp import MLP
+from bnn_exp.nn import device, operators
+from bnn_exp.training import costs
+from bnn_exp.training.steps.packed import PackedMLP
 
 
 @pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg model.channels=[8,16]"])
@@ -30,49 +36,57 @@ def nbytes(*values):
 
 
 class Moved(TorchDispatchMode):
-    """Counts the bytes of the arguments and results of all operators that read or write memory."""
+    """Counts the operators that read or write memory, and the bytes of their arguments and results."""
 
     def __init__(self):
         super().__init__()
-        self.bytes = 0
+        self.bytes = self.kernels = 0
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         results = operator(*args, **(kwargs or {}))
         name, aliases = operator.overloadpacket.__name__, any(r.alias_info is not None for r in operator._schema.returns)
-        if not name.startswith(("empty", "new_empty", "detach")) and (not aliases or name.endswith("_")):
-            self.bytes += nbytes(args, kwargs, results)
+        writes = name.endswith("_") or "out" in (kwargs or {})
+        if not name.startswith(("empty", "new_empty", "detach", "promote_types")) and (not aliases or writes):
+            self.bytes += nbytes(args, results, {key: x for key, x in (kwargs or {}).items() if key != "out"})
+            self.kernels += operators.LAUNCHES.get(name, 1)
         return results
 
 
-def test_bytes_of_a_step_are_those_of_its_tensors(monkeypatch):
-    pytest.importorskip("triton")
-    from bnn_exp.bits.cuda import draws
-    from bnn_exp.bits.cuda import training as gpu
+@pytest.mark.parametrize("fp8", [True, False])
+@pytest.mark.parametrize(("rows", "few"), [(500, 1024), (1500, 1024)])
+def test_kernels_and_bytes_of_a_step_are_those_of_its_operators(rows, few, fp8, monkeypatch):
+    """Where sums over the rows need blocks, one operator stands for kernels that read its tensors twice."""
+    monkeypatch.setattr(training, "matmul", lambda a, b, bf16: operations.exact_product(a, b.t(), torch.float32))
+    network = MLP(784, 10, hidden_size=512)
+    for layer in network.layers:
+        layer.pack()
+    packed = PackedMLP(network, training.OnGPU(True, fp8), lambda weight, factors: None)
+    pixels, grad = torch.zeros(rows, 784, dtype=torch.uint8), torch.zeros(rows, 10)
+    with Moved() as moved:
+        packed(pixels).backward(grad)
+    works = list(costs.packed(sizes_of(network), rows, "float8_e4m3fn" if fp8 else "float16"))
+    works = [work for work in works if not _flips(work, network, 4.25)]
+    assert moved.kernels == len(works)
+    assert costs.FEW == operations.FEW == few
+    if rows <= few:
+        assert moved.bytes == pytest.approx(sum(work.bytes for work in works), rel=0.02)
 
-    moved = Moved()
 
-    class Kernel:
-        def __getitem__(self, grid):
-            return lambda *arguments, **flags: setattr(moved, "bytes", moved.bytes + nbytes(arguments))
-
+@pytest.mark.parametrize("rows", [500, 1500])
+def test_the_dense_engine_on_a_gpu_takes_the_kernels_and_bytes_that_are_counted(rows, monkeypatch):
     monkeypatch.setattr(device, "on_host", lambda where: False)
-    monkeypatch.setattr(gpu, "matmul", lambda a, b, bf16: a.new_empty(len(a), b.shape[1], dtype=torch.float32))
-    for name in ("unpack", "moments", "normalize", "activate", "total", "slopes", "center"):
-        monkeypatch.setattr(gpu.kernels, name, Kernel())
-    monkeypatch.setattr(draws, "flip_kernel", Kernel())
-    overrides = "engine=packed optimizer=hypermask optimizer.mask=random model.hidden_size=512 trainer.batch_size=1024"
-    trainer = trainer_of(*overrides.split(), "real_optimizer=sgd")
-    trainer.step.forward.bits = gpu.OnGPU(True)
-    trainer.network.train()
-    rows = trainer.batches.of_epoch(0)[0]
-    x, labels = trainer.data.train.batch(rows)
-    trainer.step.before(rows, 0, 0)
-    with moved:
-        trainer.step.passes(x, labels)
-        trainer.step.update()
-    works = list(step_of_mlp(trainer.network, len(rows)))
-    replaced = sum(work.bytes for work in works if work.kind == "bfloat16")  # the test replaces these products
-    assert moved.bytes == pytest.approx(sum(work.bytes for work in works) - replaced, rel=0.06)
+    network, pixels, grad = MLP(784, 10, hidden_size=512), torch.zeros(rows, 784, dtype=torch.uint8), torch.zeros(rows, 10)
+    with Moved() as moved, torch.autocast("cpu", torch.bfloat16):
+        network(pixels).backward(grad)
+    works = [work for work in costs.dense(sizes_of(network), rows) if not _flips(work, network, 12)]
+    assert moved.kernels == len(works)
+    if rows <= costs.FEW:
+        assert moved.bytes == pytest.approx(sum(work.bytes for work in works), rel=0.02)
+
+
+def _flips(work, network, per_weight):
+    """Returns True for the work of a rule: it moves `per_weight` bytes for each weight of a layer, and multiplies nothing."""
+    return not work.operations and work.bytes in [per_weight * math.prod(layer.shape) for layer in network.layers]
 
 
 def test_the_least_time_is_that_of_the_operations_at_the_measured_rate(monkeypatch):
@@ -87,5 +101,5 @@ def test_the_least_time_is_that_of_the_operations_at_the_measured_rate(monkeypat
 def test_rates_are_measured(monkeypatch):
     monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound.SIDE", {"cpu": 128})
     monkeypatch.setattr("bnn_exp.commands.benchmark.lower_bound.COPIED", {"cpu": 2**20})
-    found = rates({"float32", "int8"}, torch.device("cpu"))
-    assert set(found) == {"float32", "int8", "bytes"} and min(found.values()) > 1e6
+    found = rates({"float32", "float8_e4m3fn"}, torch.device("cpu"))
+    assert set(found) == {"float32", "float8_e4m3fn", "bytes"} and min(found.values()) > 1e6

@@ -11,9 +11,11 @@ from helpers import random_images, write_dataset
 from PIL import Image
 
 from bnn_exp.data import arrays, cache, decode, sources
-from bnn_exp.data.dataset import Dataset, epoch_order, pieces
+from bnn_exp.data.dataset import Dataset, epoch_order, gathered, pieces, rows_from
 from bnn_exp.data.folder import find
 from bnn_exp.errors import UserError
+from bnn_exp.nn import operators
+from bnn_exp.training.steps.tally import Tally
 
 
 def test_digits_are_scikit_learns():
@@ -166,6 +168,28 @@ def test_an_epoch_is_one_permutation():
     assert torch.equal(rows, epoch_order(1000, 0, 3, cpu))
     assert not torch.equal(rows, epoch_order(1000, 0, 4, cpu))
     assert not torch.equal(rows, epoch_order(1000, 1, 3, cpu))
+
+
+@pytest.mark.usefixtures("triton_runs")
+@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 32, 32)])
+def test_the_kernels_gather_the_batch_that_the_definitions_gather(shape, monkeypatch):
+    order, images = torch.randperm(23), torch.randint(0, 256, (23, *shape), dtype=torch.uint8)
+    labels = torch.arange(23) % 10
+    rows = order[4:21]
+    monkeypatch.setattr(operators, "kernels_everywhere", True)
+    assert torch.equal(rows_from(order, torch.tensor(4), 17), rows)
+    found, theirs = gathered(images, labels, rows)
+    assert torch.equal(found, images[rows]) and torch.equal(theirs, labels[rows])
+
+
+@pytest.mark.usefixtures("triton_runs")
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_batch_is_noted_where_the_announced_number_says(kernels, monkeypatch):
+    monkeypatch.setattr(operators, "kernels_everywhere", kernels)
+    tally = Tally(5, torch.device("cpu"))
+    for batch, loss in ((0, 0.5), (3, float("nan")), (1, 0.25)):
+        tally.add(torch.tensor(batch), torch.tensor(loss), torch.tensor(7), 60)
+    assert tally.losses.nan_to_num(-1).tolist() == [30, 15, 0, -1, 0] and tally.correct == 21
 
 
 def test_a_row_left_over_joins_the_last_batch():

@@ -1,4 +1,4 @@
-"""The kernels of layers, losses and augmentation compile for compute capabilities 8.0 and 9.0, without such a GPU."""
+"""The kernels of layers, losses, batches and augmentation compile for compute capabilities 8.0 and 9.0, without such a GPU."""
 
 import subprocess
 import sys
@@ -11,7 +11,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bnn_exp.data.cuda.augment import vary_kernel
-from bnn_exp.nn.cuda import batch_norm_kernels, losses, pixels, standardize, values
+from bnn_exp.data.cuda.gather import gather_kernel, rows_kernel
+from bnn_exp.nn.cuda import batch_norm_kernels, losses, pixels, standardize, tally, values
 
 POINTERS = "stds mean variance weight bias running_mean running_variance means squares sums products of_weight of_bias std"
 KINDS = dict.fromkeys(POINTERS.split(), "*fp32") | dict.fromkeys("eps momentum low high window".split(), "fp32")
@@ -19,6 +20,9 @@ KINDS |= dict.fromkeys("z grad out".split(), "*bf16") | {"batches": "*i64", "pix
 KINDS |= {"logits": "*bf16", "labels": "*i64", "scale": "*fp32"}
 OTHERS = {"above_kernel": {"threshold": "*fp32"}, "loss_kernel": {"out": "*fp32"}, "right_kernel": {"out": "*i64"}}
 OTHERS |= {"vary_kernel": {"x": "*u8", "out": "*u8", "number": "*i64", "key": "i64"}}
+OTHERS |= {"rows_kernel": dict.fromkeys(("order", "begin", "out"), "*i64"), "gather_kernel": {"images": "*u8", "out": "*u8"}}
+OTHERS["gather_kernel"] |= dict.fromkeys(("labels", "rows", "labels_out"), "*i64")
+OTHERS["note_kernel"] = {"losses": "*fp32", "loss": "*fp32"} | dict.fromkeys(("correct", "batch", "right"), "*i64")
 TILE, WHOLE = {"ROWS": 64, "COLUMNS": 64}, {"ROWS": 1024, "COLUMNS": 8}
 NORM, COMBINING = {"AFFINE": True, "ACTIVATION": "binary"}, {"PARTS": 256, "GROUP": 16}
 LOSSES = [{"LOSS": name, "ROWS": 1024, "CLASSES": 16} for name in ("cross_entropy", "squared_hinge")]
@@ -38,6 +42,9 @@ CONSTANTS = {
     standardize.standardize_kernel: [{"ACTIVATION": "relu", "ROWS": 4096, "COLUMNS": 1}],
     standardize.gradient_kernel: [{"ACTIVATION": "relu", "ROWS": 4096, "COLUMNS": 1}],
     vary_kernel: [{"FLIP": True, "SHIFT": 4, "CUTOUT": 8, "TILE": 1024}],
+    rows_kernel: [{"BLOCK": 1024}],
+    gather_kernel: [{"BLOCK": 1024}],
+    tally.note_kernel: [{}],
     values.above_kernel: [{"LATENT": True, "INPUTS": 64, "SPACE": 16}],
 }
 for kernel, choices in CONSTANTS.items():
@@ -55,4 +62,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     pytest.importorskip("triton")
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.split()) == 16, done.stderr
+    assert done.returncode == 0 and len(done.stdout.split()) == 19, done.stderr

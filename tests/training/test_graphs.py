@@ -9,11 +9,13 @@ from helpers import NeverWaits, WaitsForTheGPU, settings_of, trainer_of, use_tap
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
-from bnn_exp.nn import device
+from bnn_exp.nn import device, operators
 from bnn_exp.nn.graphs import Graphs
-from bnn_exp.training import engine
+from bnn_exp.training import engine, setup
 from bnn_exp.training.steps.recorded import Recorded
+from bnn_exp.training.trainer import Trainer
 
+train_on = Trainer.train_on
 SMALL = ("model=mlp", "model.hidden_size=64", "dataset.limit=300", "trainer.batch_size=64", "engine=dense")
 RULES = [
     *(f"optimizer=hypermask optimizer.mask={mask}" for mask in ("random", "top", "ewm", "wpm")),
@@ -89,6 +91,14 @@ def test_a_graph_holds_the_whole_step_of_every_rule(rule, real, tapes, on_gpu):
     overrides = (*rule.split(), *real.split(), falling, "model.hidden_size=24", "trainer.diagnostics=true")
     assert end(*overrides, epochs=3, recorded=True) == end(*overrides, epochs=3)
     assert len(tapes) == 2
+
+
+@pytest.mark.usefixtures("triton_runs")
+def test_a_replay_launches_the_kernels_of_a_rule(tapes, on_gpu, monkeypatch):
+    monkeypatch.setattr(operators, "kernels_everywhere", True)
+    overrides = ("optimizer=counter", "optimizer.scale=factored", "model.hidden_size=8", "model.num_layers=2")
+    assert end(*overrides, epochs=1, recorded=True) == end(*overrides, epochs=1)
+    assert len(tapes) == 1 and any(operator.name() == "bnn_exp::counter_factored" for operator, *_ in tapes[0].notes)
 
 
 @pytest.mark.parametrize("engine", ["dense", "packed"])
@@ -186,6 +196,18 @@ def test_no_step_waits_for_a_gpu(rule, model, on_gpu):
     assert trainer.binary.flips[0] >= before
 
 
+def test_kernels_are_compiled_before_the_first_epoch(monkeypatch):
+    """The step that compiles them changes neither the training nor the stream of torch's random numbers."""
+    trainer = trainer_of("optimizer=counter", *SMALL[2:])
+    before, steps = bits_sha256(trainer.network), []
+    monkeypatch.setattr(Trainer, "train_on", lambda self, *batch: steps.append(train_on(self, *batch)))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    setup.warm_up(trainer.settings, trainer.network, trainer.data)
+    assert torch.equal(torch.rand(3), expected) and bits_sha256(trainer.network) == before and len(steps) == 1
+
+
 def test_a_wait_would_be_seen():
     x = torch.ones(3)
     for wait in (
@@ -226,7 +248,6 @@ def test_a_random_mask_on_a_gpu_selects_its_share(monkeypatch):
     ("overrides", "reason"),
     [
         ((), "device=cpu"),
-        (("engine.memory=lean",), "engine.memory=lean"),
     ],
 )
 def test_where_steps_are_recorded(overrides, reason):

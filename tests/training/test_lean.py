@@ -5,11 +5,13 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from helpers import trainer_of
+from helpers import NeverWaits, trainer_of, use_tapes
 
 from bnn_exp.bits import bits_sha256
+from bnn_exp.nn import device, saved
 from bnn_exp.training.memory.footprint import saved_by_mlp
 from bnn_exp.training.steps.low_memory import Bits, Saving, Whole, compact, restored
+from bnn_exp.training.steps.recorded import Recorded
 
 SMALL = ("trainer.epochs=2", "trainer.batch_size=128", "dataset.limit=512", "engine=dense", "engine.threads=1")
 MLP = ("model.hidden_size=64",)
@@ -167,3 +169,66 @@ def test_a_resume_may_name_the_memory(copy_of_run, bnn_train, tmp_path):
     (run / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
     done = bnn_train(f"resume={run}", "engine.memory=lean")
     assert done.code == 0 and "memory: lean" in (run / "config.yaml").read_text(), done.err
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Makes `device.on_host` take every tensor for one on a GPU, until the test ends."""
+    monkeypatch.setattr(device, "on_host", lambda where: False)
+
+
+ON_GPU = [
+    (*MLP, *RULE, "engine.precision=bf16"),
+    (*MLP, *RULE),
+    (*MLP, "optimizer=hypermask", "optimizer.mask=top", "model.encoding=boolean"),
+    (*MLP, *RULE, "model.encoding=centred"),
+    (*BNCVL, *RULE),
+    (*VGG, *RULE),
+    (*VGG, *RULE, "engine.precision=bf16"),
+]
+
+
+@pytest.mark.parametrize("overrides", ON_GPU)
+def test_on_a_gpu_the_notes_of_the_layers_decide(overrides, on_gpu):
+    """The step waits for nothing, saves fewer bytes, and ends with the bits and the losses of `fast`."""
+    ends, saved = [], []
+    for memory in ("fast", "lean"):
+        one = trainer(*overrides, "dataset.limit=256", f"engine.memory={memory}")
+        rows = one.batches.of_epoch(0)
+        one.network.train()
+        with NeverWaits():
+            losses = [one.train_on(rows[batch], 0, batch)[0].clone() for batch in range(2)]
+        ends.append((bits_sha256(one.network), [float(loss) for loss in losses]))
+        saved.append(one.step.footprint.bytes().saved)
+    assert ends[0] == ends[1]
+    assert saved[1] < {"model=bncvl": 1, "model=vgg": 0.9}.get(overrides[0], 0.55) * saved[0]
+
+
+@pytest.mark.parametrize("overrides", [ON_GPU[0], ON_GPU[-1]])
+def test_lean_steps_can_be_recorded(overrides, on_gpu, monkeypatch):
+    tapes, ends = use_tapes(monkeypatch), []
+    for recorded in (True, False):
+        one = trainer(*overrides, "engine.memory=lean", "dataset.limit=300")
+        if recorded:
+            one.step = Recorded(one.step, required=True)
+        metrics = [one.epoch() for _ in range(2)]
+        ends.append((bits_sha256(one.network), *(m[key] for m in metrics for key in ("train_loss", "flips"))))
+    assert ends[0] == ends[1] and len(tapes) == 2
+
+
+def test_notes_are_kept_only_while_a_step_wants_them():
+    t = torch.ones(2, 2)
+    assert saved.note_values(t, 0, 1) is t and saved.known(t) is None
+    with saved.noting():
+        saved.note_values(t, -1, 1)
+        assert saved.known(t.view(4)) == saved.TwoValues(-1, 1) and saved.known(t.clone()) is None
+        x, v = saved.note_values(torch.ones(3), -1, 1), saved.note_values(torch.ones(3), -0.5, 0.5)
+        for terms, factors, expected in (
+            (32767, (x, x), saved.Whole(torch.int16)),
+            (32768, (x, x), None),
+            (8191, (x, v), saved.Whole(torch.int16, 4)),
+            (8192, (x, v), None),
+            (3, (x, torch.ones(3)), None),
+        ):
+            assert saved.known(saved.note_sums(torch.zeros(1), *factors, terms)) == expected
+    assert saved.known(t) is None

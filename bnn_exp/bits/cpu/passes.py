@@ -29,8 +29,6 @@ class OnCPU:
 
     sums_of_bits = staticmethod(forward.sums_of_bits)
     sums_of_pixels = staticmethod(forward.sums_of_pixels)
-    normalization = staticmethod(forward.normalization)
-    normalized = staticmethod(forward.normalized)
     kept = staticmethod(columns_of)  # turns the bits of a layer's inputs into the form that the backward pass takes
 
     def __init__(self, rounding: Callable[[int, int], Rounding] | None = None):
@@ -46,6 +44,12 @@ class OnCPU:
         """Returns the `Norm` of a layer, and the packed bits 1[y ≥ 0] of the BatchNorm's output y."""
         found = forward.normalization(norm, sums)
         return found, forward.activations(sums, found)
+
+    @staticmethod
+    def normalized(norm: nn.BatchNorm1d, sums: Sums) -> tuple[Norm, Tensor]:
+        """Returns the `Norm` of a layer, and the output y of its BatchNorm, float32 [rows, neurons]."""
+        found = forward.normalization(norm, sums)
+        return found, forward.normalized(sums, found)[:, : norm.num_features]
 
     def backward(self, grad: Tensor, sums: Sums, norm: Norm) -> "Backward":
         """Begins a backward pass; `grad` is the gradient at the last layer's y, float32 [rows, classes]."""

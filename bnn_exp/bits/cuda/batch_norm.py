@@ -146,6 +146,21 @@ def normalize_and_activate_kernel(z, width, rows, neurons, a, eps, momentum, wei
     _activation(x, r, n, rows, width, factor, offset, bits, values, zero, one, ALL, NEURONS)
 
 
+@triton.jit
+def normalize_and_apply_kernel(z, width, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+                               scale, shift, mean, inverse, out,
+                               AFFINE: tl.constexpr, RUNNING: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
+    """Computes the BatchNorm of the sums z, and its output y, [rows, neurons]; see `normalize_and_activate_kernel`."""
+    r, n, at, there = block(rows, width, ALL, NEURONS)
+    x = tl.load(z + at, there, 0).to(tl.float32)
+    center, square = _moments(x, there, rows)
+    factor, offset = _normalization(
+        center, square, n, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
+        scale, shift, mean, inverse, AFFINE, RUNNING, tl.program_id(1))  # fmt: skip
+    place = r[:, None].to(tl.int64) * neurons + n[None, :]
+    tl.store(out + place, x * factor[None, :] + offset[None, :], there & (n < neurons)[None, :])
+
+
 def warps(rows: int) -> int:
     """Returns the number of warps of a program that holds all rows: each thread holds 32 numbers of a tensor at the most."""
     return max(4, triton.next_power_of_2(rows) * NEURONS.value // 1024)
@@ -192,12 +207,25 @@ def normalized_and_activated(z, a, neurons, eps, momentum, weight, bias, running
     """
     (rows, width), vectors, (bits, values) = z.shape, vectors_of(z), _places(z, dtype)
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
-    flags = {"AFFINE": weight is not None, "RUNNING": running_mean is not None, "ALL": triton.next_power_of_2(rows)}
-    places = bits, values.view(INTEGER[dtype.itemsize]), *codes(dtype, zero)
+    flags, places = _flags(weight, running_mean, rows), (bits, values.view(INTEGER[dtype.itemsize]), *codes(dtype, zero))
     normalize_and_activate_kernel[(1, width // NEURONS.value)](
         z, width, rows, *given, *vectors, *places, **flags, num_warps=warps(rows)
     )
     return (*vectors, bits, values)
+
+
+def normalized(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked):
+    """Returns a BatchNorm and its output, by one kernel; see `bnn_exp.bits.cuda.operations.normalized`."""
+    (rows, width), vectors = z.shape, vectors_of(z)
+    out = z.new_empty(rows, neurons, dtype=torch.float32)
+    given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
+    normalize_and_apply_kernel[(1, width // NEURONS.value)](
+        z, width, rows, *given, *vectors, out, **_flags(weight, running_mean, rows), num_warps=warps(rows))  # fmt: skip
+    return (*vectors, out)
+
+
+def _flags(weight: Tensor | None, running_mean: Tensor | None, rows: int) -> dict[str, bool | int]:
+    return {"AFFINE": weight is not None, "RUNNING": running_mean is not None, "ALL": triton.next_power_of_2(rows)}
 
 
 def _places(z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

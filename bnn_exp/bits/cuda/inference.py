@@ -11,19 +11,18 @@ from torch import Tensor
 
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
-from bnn_exp.bits.cuda import inference_kernels
+from bnn_exp.bits.cuda import inference_kernels as kernels
 from bnn_exp.bits.layout import in_rows
 from bnn_exp.bits.reference import LANES
 
 FEW = {"bit": 16, "pixel": 8}  # the most rows that the kernels for few rows take
 _MOST_WORDS = 1024  # words of a row that a program for few rows holds at a time
 _PROGRAMS = 96  # fewer programs leave much of a large GPU without work
-_EXACTLY = {"enable_fp_fusion": False}  # the scores are rounded after each operation, as on a CPU
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A block of results that one program of `inference_kernels.many` computes, and how the program is compiled.
+    """A block of results that one program of `kernels.many` computes, and how the program is compiled.
 
     Args:
         bytes: the bytes of packed weights of an output that a pass of its loop reads.
@@ -95,7 +94,7 @@ def _layer(kind: str, x: Tensor, tiles: Tensor, zero: int, out: Tensor, outputs:
 
     Args:
         kind: the kind of numbers in x: "bit" or "pixel".
-        result, constants: see `inference_kernels._finish`.
+        result, constants: see `kernels._finish`.
     """
     rows, row, _, columns = sizes(x, tiles, kind)
     weights, count = in_rows(tiles), columns if kind == "bit" else row
@@ -114,11 +113,11 @@ def _few(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
     if x.stride(1) != 1 or x.stride(0) % 4 or x.data_ptr() % 4 or (pixels and count % 4):
         given, x = x, x.new_zeros(rows, count + -count % 4)  # the kernels read words of four bytes
         x[:, :count] = given
-    kernel, count = (inference_kernels.few_pixels, triton.cdiv(count, 4)) if pixels else (inference_kernels.few_bits, count)
+    kernel, count = (kernels.few_pixels, triton.cdiv(count, 4)) if pixels else (kernels.few_bits, count)
     words = min(triton.next_power_of_2(triton.cdiv(weights.shape[1], 4)), _MOST_WORDS)
     warps = max(1, min(words // (8 if pixels else 32), 8))  # a word of pixels takes more instructions than a word of bits
-    grid = (triton.cdiv(finish[3], inference_kernels.OUTPUTS.value),)
-    kernel[grid](x, x.stride(0) // 4, count, rows, weights, row // 4, *finish, words, num_warps=warps, **_EXACTLY)
+    grid = (triton.cdiv(finish[3], kernels.OUTPUTS.value),)
+    kernel[grid](x, x.stride(0) // 4, count, rows, weights, row // 4, *finish, words, num_warps=warps)
 
 
 def _many(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
@@ -127,8 +126,9 @@ def _many(pixels: bool, x: Tensor, weights: Tensor, finish: tuple) -> None:
     x = x if x.stride(1) == 1 else x.contiguous()
     planes, totals = x.new_empty(rows, 8, row, dtype=torch.int8), x.new_empty(rows, dtype=torch.int32)
     block = min(triton.next_power_of_2(row), 1024)
-    inference_kernels.spread[(rows,)](x, x.stride(0), count, columns, planes, row, totals, pixels, block)
+    kernels.spread[(rows,)](x, x.stride(0), count, columns, planes, row, totals, pixels, block)
     tile = tile_of(finish[3], rows)
-    grid, compiled = (triton.cdiv(finish[3], tile.outputs), triton.cdiv(rows, tile.rows)), (tile.outputs, tile.rows, tile.bytes)
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, **_EXACTLY}
-    inference_kernels.many[grid](planes, totals, rows, weights, row, *finish, pixels, *compiled, **options)
+    grid = triton.cdiv(finish[3], tile.outputs), triton.cdiv(rows, tile.rows)
+    shape = tile.outputs, tile.rows, tile.bytes
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    kernels.many[grid](planes, totals, rows, weights, row, *finish, pixels, *shape, **options)

@@ -50,12 +50,14 @@ def _finish(sums, first, r, rows, out, width, outputs, constants, RESULT: tl.con
         weight, bias = tl.load(constants[1] + n, n < outputs, 0.0), tl.load(constants[2] + n, n < outputs, 0.0)
         product = (offset + constants[3] * sums).to(tl.float32)
         product = tl.div_rn(product, tl.zeros_like(product) + constants[4])
-        tl.store(row + n[:, None], product * weight[:, None] + bias[:, None], there)
+        # Torch's BatchNorm on a CPU rounds once, after the addition. float64 holds the product of two float32 exactly.
+        exact = product.to(tl.float64) * weight[:, None].to(tl.float64) + bias[:, None].to(tl.float64)
+        tl.store(row + n[:, None], exact.to(tl.float32), there)
     else:
         tl.store(row + n[:, None], sums, there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def few_bits(
     x, row, count, rows, weights, stride, zero, out, width, outputs, constants, RESULT: tl.constexpr, WORDS: tl.constexpr
 ):
@@ -87,7 +89,7 @@ def _pairs(words):
     return (words & 0x00FF00FF) + ((words >> 8) & 0x00FF00FF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def few_pixels(
     x, row, count, rows, weights, stride, zero, out, width, outputs, constants, RESULT: tl.constexpr, WORDS: tl.constexpr
 ):
@@ -154,7 +156,7 @@ def _next_bits(w):
     return w >> 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def many(
     planes,
     totals,

@@ -127,6 +127,21 @@ def normalized_and_activated(z: Tensor, *given: Tensor | float | torch.dtype) ->
 
 
 @operator(
+    f"({_NORM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    kernels=f"{_FOLDER}.batch_norm:normalized",
+    launches=1,
+    fake=lambda z, a, neurons, *_: (*_vectors(z, 4), z.new_empty(len(z), neurons, dtype=torch.float32)),
+)
+def normalized(z: Tensor, a: float, neurons: int, *given: Tensor | float | None) -> tuple[Tensor, ...]:
+    """Returns the results of `norm_of_sums`, and y, float32 [rows, neurons].
+
+    One kernel computes them, for at most `FEW` rows.
+    """
+    scale, shift, *rest = norm_of_sums(z, a, neurons, *given)
+    return scale, shift, *rest, (z.float() * scale + shift)[:, :neurons].contiguous()
+
+
+@operator(
     f"({_GRADIENT}, Tensor inverse, float window) -> {_FOUR}",
     kernels=f"{_FOLDER}.batch_norm_backward:slopes_of_gradient",
     launches=2,

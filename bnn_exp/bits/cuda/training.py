@@ -137,16 +137,19 @@ class OnGPU:
     def activated(self, norm: nn.BatchNorm1d, sums: Sums, zero: float) -> tuple[Norm, Inputs]:
         """Returns the `Norm` of a layer, and the inputs of the next layer: the bits 1[y ≥ 0] of BatchNorm's output y."""
         dtype = products.of_values(norm.num_features, self.fp8)
-        if len(sums.z) <= operations.FEW and (norm.running_mean is None or norm.training):
+        if _in_one_kernel(norm, sums):
             *vectors, bits, values = operations.normalized_and_activated(*_arguments(norm, sums), zero, dtype)
             return Norm(*vectors), Inputs(bits, values)
         found = self.normalization(norm, sums)
         return found, Inputs(*operations.activated(sums.z, found.scale, found.shift, zero, dtype))
 
-    @staticmethod
-    def normalized(sums: Sums, norm: Norm) -> Tensor:
-        """Returns y, the output of a layer's BatchNorm, float32 [rows, width]."""
-        return torch.addcmul(norm.shift, sums.z, norm.scale)
+    def normalized(self, norm: nn.BatchNorm1d, sums: Sums) -> tuple[Norm, Tensor]:
+        """Returns the `Norm` of a layer, and the output y of its BatchNorm, float32 [rows, neurons]."""
+        if _in_one_kernel(norm, sums):
+            *vectors, y = operations.normalized(*_arguments(norm, sums))
+            return Norm(*vectors), y
+        found = self.normalization(norm, sums)
+        return found, torch.addcmul(found.shift, sums.z, found.scale)[:, : norm.num_features]
 
     @staticmethod
     def kept(x: Inputs) -> Tensor:
@@ -175,6 +178,11 @@ def _matrix(weights: PackedBits, zero: float, width: int, dtype: torch.dtype) ->
     """Returns the values of weights, [neurons, width], filled up with 0; the neurons to a multiple of 64."""
     rows = len(weights.packed) + -len(weights.packed) % LANES
     return operations.values_of_bits(weights.packed, weights.columns, zero, rows, width, dtype)
+
+
+def _in_one_kernel(norm: nn.BatchNorm1d, sums: Sums) -> bool:
+    """Returns True if one kernel can compute the BatchNorm of a batch and its results."""
+    return len(sums.z) <= operations.FEW and (norm.running_mean is None or norm.training)
 
 
 def _arguments(norm: nn.BatchNorm1d, sums: Sums) -> tuple:

@@ -1,1 +1,4 @@
-"""`task=benchmark`: measures a trained network (`benchmark=inference`) or a training (`benchmark=training`)."""
+"""`task=benchmark`: measures a trained network, a training, or the engines on this machine.
+
+The setting `benchmark` is `inference`, `training` or `machine`.
+"""

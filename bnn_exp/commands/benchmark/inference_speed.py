@@ -1,5 +1,6 @@
 """Measures the speed and size of a packed network beside the same network in torch, as plain data for `benchmark.json`."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,18 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits import bit_sums, pack, pixel_sums, to_tiles
+from bnn_exp.bits import bit_sums, laid_out, pack, pixel_sums, to_tiles
 from bnn_exp.commands.benchmark import inference_memory
+from bnn_exp.commands.benchmark.lower_bound import rates
 from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.timing import ROUNDS, time_calls
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.nn import binary_layers
+from bnn_exp.nn.graphs import Graphs
 from bnn_exp.nn.known_classes import is_exactly
 from bnn_exp.records.model import load_model
 
 BATCHES = (1, 16, 256, 4096)
 LAYERS = ((784, 1024, 1), (1024, 1024, 1), (4096, 4096, 1), (1024, 1024, 16), (784, 1024, 1024), (1024, 1024, 1024))
-LAYERS_CUDA = ((1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 1024))
+LAYERS_CUDA = ((784, 4096, 1), (1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 16), (8192, 8192, 1024))
+WEIGHTS = 16  # on a GPU a layer is measured with so many weights in turn: more than its cache holds, if the layer is large
 
 
 def measure(
@@ -44,8 +48,9 @@ def measure(
         - `machine`: see `machine`;
         - `network`: a row for each batch and way, with the seconds of a batch (`median`, and the quartiles `low` and `high`),
           `images_per_second`, and `speedup`, the speed of the packed network divided by the speed of this way. The ways are
-          packed, torch fp32, on CUDA torch bf16, and onnxruntime fp32 if it is installed;
-        - `layers`: such rows for single layers against `F.linear`. A layer of 784 inputs takes pixels, other layers take bits;
+          packed, torch fp32, on CUDA torch bf16, and onnxruntime fp32 if it is installed. On CUDA all ways replay CUDA graphs;
+        - `layers`: such rows for single layers against `F.linear`. A layer of 784 inputs takes pixels, other layers take bits.
+          On CUDA a row has also `floor`, the seconds that a copy takes for the bytes of inputs, weights and results;
         - `memory`: on a CPU the bytes of a process with each network (see `inference_memory`), on CUDA the bytes at the peak of
           a batch;
         - `files`: the bytes of the model file on disk, and of its weights as float32.
@@ -62,9 +67,11 @@ def measure(
         _make_plain(network)
         ways: dict[str, Callable[[Tensor], Tensor]] = {"packed": packed, "torch fp32": lambda pixels: network(pixels / 255)}
         if device.type == "cuda":
-            ways["torch bf16"] = torch.autocast("cuda", torch.bfloat16)(ways["torch fp32"])
+            ways |= recorded(network)
         if runtime is not None:
             ways["onnxruntime fp32"] = runtime
+        say("measuring memory")
+        memory = _memory(file, ways, max(batches), about["image_shape"], device)
         found, layers = [], []
         for batch in batches:
             say(f"measuring the network, {', '.join(ways)}: batch {batch}, {rounds} rounds")
@@ -72,12 +79,11 @@ def measure(
         for inputs, outputs, batch in LAYERS_CUDA if device.type == "cuda" else LAYERS:
             say(f"measuring a layer {inputs} → {outputs}: batch {batch}, {rounds} rounds")
             layers.append(_layer(inputs, outputs, batch, device, rounds))
-    say("measuring memory")
     return {
         "machine": machine(device, threads),
         "network": [row for rows in found for row in rows],
         "layers": [row for rows in layers for row in rows],
-        "memory": _memory(file, ways, max(batches), about["image_shape"], device),
+        "memory": memory,
         "files": {"model.safetensors": file.stat().st_size, "fp32": sum(4 * p.numel() for p in network.parameters())},
     }
 
@@ -93,32 +99,72 @@ def _make_plain(network: nn.Module) -> None:
         layer.weights, layer.binary_input = "float", False
 
 
+def recorded(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Returns the network in fp32 and in bf16, weights and all, as functions of pixels that replay CUDA graphs."""
+    half = copy.deepcopy(network).bfloat16()
+    return {
+        "torch fp32": Graphs(lambda pixels: network(pixels / 255), required=True),
+        "torch bf16": Graphs(lambda pixels: half(pixels.bfloat16() / 255), required=True),
+    }
+
+
 def _network(ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:
     pixels = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, device=device)
-    with torch.inference_mode():
-        times = time_calls({name: partial(way, pixels) for name, way in ways.items()}, device, rounds)
+    times = _times({name: partial(way, pixels) for name, way in ways.items()}, device, rounds)
     return _rows({"batch": batch}, times, batch)
 
 
-def _layer(inputs: int, outputs: int, batch: int, device: torch.device, rounds: int) -> list[dict]:
-    """Measures a packed layer against `F.linear` of the same size. A layer of 784 inputs takes pixels, any other bits."""
-    weights = torch.randint(0, 2, (outputs, inputs))
-    tiles = to_tiles(pack(weights)).to(device)
-    pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)
-    on_pixels = inputs == 784
-    x, dtype = pixels.to(device) if on_pixels else pack(pixels & 1).to(device), torch.float32
+@torch.inference_mode()
+def _times(ways: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
     if device.type == "cuda":
-        dtype = torch.bfloat16
-    a, b = pixels.to(device, dtype), (2 * weights - 1).to(device, dtype)
-    sums = pixel_sums if on_pixels else bit_sums
-    ways: dict[str, Callable[[], Tensor]] = {
-        "packed": lambda: sums(x, tiles, outputs, -1),
-        f"torch {'bf16' if dtype == torch.bfloat16 else 'fp32'}": lambda: F.linear(a, b),
+        for way in [*ways.values()] * 2:  # the second call records a CUDA graph, which takes long
+            way()
+    return time_calls(ways, device, rounds)
+
+
+def _layer(inputs: int, outputs: int, batch: int, device: torch.device, rounds: int) -> list[dict]:
+    """Measures a packed layer against `F.linear` of the same size. A layer of 784 inputs takes pixels, any other bits.
+
+    On CUDA one graph computes `WEIGHTS` layers, so that the times are those of the kernels.
+    """
+    weights = torch.randint(0, 2, (outputs, inputs))
+    pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)
+    on_pixels, on_gpu = inputs == 784, device.type == "cuda"
+    name, dtype = ("torch bf16", torch.bfloat16) if on_gpu else ("torch fp32", torch.float32)
+    sums, bits = (pixel_sums, pixels) if on_pixels else (bit_sums, pack(pixels & 1))
+    products: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]] = {
+        "packed": (lambda x, w: sums(x, w, outputs, -1), bits.to(device), laid_out(to_tiles(pack(weights)).to(device))),
+        name: (F.linear, pixels.to(device, dtype), (2 * weights - 1).to(device, dtype)),
     }
-    with torch.inference_mode():
-        times = time_calls(ways, device, rounds)
+    prepared: Any = _of_many_weights if on_gpu else partial
+    ways: dict[str, Callable[[], Any]] = {way: prepared(*product) for way, product in products.items()}
+    times = _times(ways, device, rounds)
     kind = "pixels" if on_pixels else "bits"
-    return _rows({"inputs": inputs, "outputs": outputs, "batch": batch, "kind": kind}, times, batch)
+    rows = _rows({"inputs": inputs, "outputs": outputs, "batch": batch, "kind": kind}, times, batch)
+    per_second = rates(set(), device)["bytes"] if on_gpu else 0.0
+    return [_of_one(row, per_second, *products[row["way"]]) for row in rows] if on_gpu else rows
+
+
+def _of_many_weights(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor) -> Callable[[], Any]:
+    """Returns a function that replays a CUDA graph with `WEIGHTS` products, each with a copy of w of its own."""
+    copies = [laid_out(w.clone()) if w.dtype == torch.uint8 else w.clone() for _ in range(WEIGHTS)]
+
+    def products(x: Tensor) -> Tensor:
+        for each in copies:
+            result = product(x, each)
+        return result
+
+    graphs = Graphs(products, required=True)
+    return lambda: graphs(x)
+
+
+def _of_one(
+    row: dict[str, Any], per_second: float, product: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor
+) -> dict[str, Any]:
+    """Turns `row`, measured for `WEIGHTS` products, into the row of one product, with its `floor` at a rate in bytes/s."""
+    seconds = {key: row[key] / WEIGHTS for key in ("median", "low", "high")}
+    floor = sum(t.nbytes for t in (x, w, product(x, w))) / per_second
+    return row | seconds | {"images_per_second": row["images_per_second"] * WEIGHTS, "floor": floor}
 
 
 def _rows(what: dict[str, Any], times: dict[str, dict[str, float]], batch: int) -> list[dict[str, Any]]:
@@ -149,7 +195,9 @@ def _memory(file: Path, ways: dict[str, Callable], batch: int, shape: list[int],
         return {kind: inference_memory.measure(kind, file, 1) for kind in ("packed", "float")}
     peaks = {}
     pixels = torch.zeros(batch, *shape, dtype=torch.uint8, device=device)
-    for name, way in ways.items():
+    for name, way in ways.items():  # the first call of a shape runs without a CUDA graph, whose memory would not be seen
+        with torch.inference_mode():
+            way(pixels[:1])
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         with torch.inference_mode():

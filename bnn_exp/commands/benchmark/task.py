@@ -10,6 +10,7 @@ from bnn_exp.records.files import check_writable
 
 FUNCTIONS = {
     "inference": "bnn_exp.commands.benchmark.inference:benchmark",
+    "machine": "bnn_exp.commands.benchmark.engine_times:benchmark",
     "training": "bnn_exp.commands.benchmark.training:benchmark",
 }
 

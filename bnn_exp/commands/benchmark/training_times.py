@@ -43,13 +43,16 @@ def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -
     """Measures the time of a training step by several ways, which take turns on the same batches.
 
     In each round every way trains on as many batches as the quickest way manages in `WINDOW` seconds. Before the first round
-    every way takes two steps: to compile, and to estimate its time.
+    every way takes two steps: to compile, and to estimate its time. On a GPU a third one lies between: it records a CUDA graph.
 
     Returns:
         For each way the `median` seconds of a step, the quartiles `low` and `high`, and `processor_median`, the median of the
         seconds of all processor cores together.
     """
     first = next(batches)
+    if first.device.type == "cuda":
+        for name, step in steps.items():
+            _seconds(name, step, [first])
     estimates = {name: _seconds(name, step, [first], warm=True)[0] for name, step in steps.items()}
     length = max(1, min(MOST, round(WINDOW / min(estimates.values()))))
     blocks = tee(iter(lambda: list(islice(batches, length)), []), len(steps))  # all ways of training get the same blocks

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bnn_exp.bits.cuda.draws import _draw
+from bnn_exp.bits.cuda.draws import draw_at
 
 TILE = 1024  # pixels of one image that a program computes
 
@@ -13,7 +13,7 @@ TILE = 1024  # pixels of one image that a program computes
 @triton.jit
 def _integer(high, key, number, draw, row):
     """Returns a random integer from 0 to high − 1 for the images `row`, as `bnn_exp.bits.philox.integers` draws it."""
-    return (_draw(key, number, draw, row) * high).to(tl.int32)
+    return (draw_at(key, number, draw, row) * high).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["key", "begin"])

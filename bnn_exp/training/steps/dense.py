@@ -11,6 +11,7 @@ from bnn_exp.optim.announcement import Announcement
 from bnn_exp.optim.trained import Trained
 from bnn_exp.training.batches import Batches
 from bnn_exp.training.diagnostics import Diagnostics
+from bnn_exp.training.losses import right_answers
 from bnn_exp.training.memory.footprint import Footprint
 from bnn_exp.training.steps.tally import Tally
 
@@ -74,7 +75,7 @@ class Dense:
             loss = self.loss(logits, labels)
         self.network.zero_grad()
         loss.backward()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        return loss.detach(), right_answers(logits.detach(), labels)
 
     def update(self) -> None:
         """Trains all parameters by their gradients."""

@@ -2,10 +2,13 @@
 
 Gradients: as soon as the backward pass has the gradient of a tensor of bits, the rule flips the bits and the gradient is freed.
 
-Saved activations: the content of a tensor decides how it is stored, so every model can use this step, also with layers of
-plugins. A tensor of two values (bits, binary activations, windows) is stored as bits. A tensor of small whole numbers or
-quarters (sums of bits, positions of a maximum) is stored as int16. Any other tensor stays as it is. On a GPU each check of a
-tensor waits for the GPU. Flips and losses equal those of `engine.memory=fast`, to the bit.
+Saved activations: a tensor of two values (bits, binary activations, windows) is stored as bits. A tensor of small whole numbers
+or quarters (sums of bits, positions of a maximum) is stored as int16. Any other tensor stays as it is. Flips and losses equal
+those of `engine.memory=fast`, to the bit.
+
+On a CPU the content of a tensor decides how it is stored, so every model can use this step, also with layers of plugins. On a
+GPU a look at the content would wait, so the notes of the layers decide (`bnn_exp.nn.saved`). A tensor without a note stays as
+it is.
 """
 
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bnn_exp.bits import reference
+from bnn_exp.nn import device, saved
 from bnn_exp.optim.rule import Rule
 from bnn_exp.training.memory.footprint import Footprint
 from bnn_exp.training.steps.dense import Dense
@@ -38,6 +42,10 @@ class LowMemory(Dense):
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(self._use)
 
+    def passes(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with saved.noting():
+            return super().passes(x, labels)
+
     def _use(self, p: Tensor) -> None:
         """Flips bits of the tensor `p` by its gradient, and frees the gradient."""
         self.footprint.note_gradients()
@@ -58,25 +66,32 @@ class Bits:
     """A tensor of two values, stored as one bit per element in the order of memory; 1 stands for `high`."""
 
     data: Tensor  # uint8, a vector
-    low: Tensor
-    high: Tensor
+    low: Tensor | float
+    high: Tensor | float
     like: Tensor  # a tensor on the meta device, with the shape, strides and dtype of the original
 
     def restored(self) -> Tensor:
         count = self.like.numel()
-        if self.data.is_cpu:
+        if device.on_host(self.data):
             bits = torch.from_numpy(np.unpackbits(self.data.numpy(), count=count, bitorder="little")).view(torch.bool)
         else:
             bits = reference.unpacked(self.data[None], torch.bool)[0, :count]
-        flat = bits if self.like.dtype == torch.bool else torch.where(bits, self.high, self.low)
-        return flat.as_strided(self.like.shape, self.like.stride())
+        return self._valued(bits).as_strided(self.like.shape, self.like.stride())
+
+    def _valued(self, bits: Tensor) -> Tensor:
+        """Returns the values of `bits`. For numbers in Python, `torch.where` would copy these to the GPU, and wait."""
+        if self.like.dtype == torch.bool:
+            return bits
+        if isinstance(self.low, Tensor):
+            return torch.where(bits, self.high, self.low)
+        return bits.to(self.like.dtype).mul_(self.high - self.low).add_(self.low)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A tensor whose elements are whole multiples of 1/`unit`, stored in int16."""
+    """A tensor whose elements are whole multiples of 1/`unit`, stored as integers."""
 
-    data: Tensor  # int16: the elements times `unit`
+    data: Tensor  # int16 or uint8: the elements times `unit`
     unit: int
     dtype: torch.dtype
 
@@ -92,6 +107,21 @@ def compact(t: Tensor) -> Tensor | Bits | Whole:
         return t
     if t.dtype == torch.bool:
         return _bits(t, flat, flat.new_zeros(()), flat.new_ones(()))
+    return _by_content(t, flat) if device.on_host(t) else _by_note(t, flat)
+
+
+def _by_note(t: Tensor, flat: Tensor) -> Tensor | Bits | Whole:
+    """Returns what `compact` returns, by the note of the layer that made the tensor. `flat` holds the elements of `t`."""
+    note = saved.known(t)
+    if isinstance(note, saved.TwoValues):
+        return _bits(t, flat == note.high, note.low, note.high)
+    if isinstance(note, saved.Whole) and note.dtype.itemsize < t.element_size():
+        return Whole(_times(t.detach(), note.unit).to(note.dtype), note.unit, t.dtype)
+    return t
+
+
+def _by_content(t: Tensor, flat: Tensor) -> Tensor | Bits | Whole:
+    """Returns what `compact` returns, by a look at all elements. `flat` holds the elements of `t`."""
     head = flat[:_HEAD]
     if _two_valued(head, *head.aminmax()) and _two_valued(flat, *(ends := flat.aminmax())):
         return _bits(t, flat == ends[1], *ends)
@@ -128,8 +158,8 @@ def _times(x: Tensor, unit: int) -> Tensor:
     return x if unit == 1 else x * unit
 
 
-def _bits(t: Tensor, ones: Tensor, low: Tensor, high: Tensor) -> Bits:
-    if t.is_cpu:
+def _bits(t: Tensor, ones: Tensor, low: Tensor | float, high: Tensor | float) -> Bits:
+    if device.on_host(t):
         data = torch.from_numpy(np.packbits(ones.numpy(), bitorder="little"))
     else:
         data = reference.packed(nn.functional.pad(ones, (0, -len(ones) % 8))[None])[0]

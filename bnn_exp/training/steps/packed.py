@@ -81,7 +81,7 @@ class PackedMLP:
             logits = _Pass.apply(x, self, self.anchor, *(p for norm in network.norms for p in (norm.weight, norm.bias)))
         else:
             *_, last = self.layers(x)
-            logits = self.logits(last)
+            logits = last.y
         return binarize(logits, network.encoding, network.window) if network.binarize_logits else logits
 
     def layers(self, x: Any) -> Iterator["Layer"]:
@@ -96,16 +96,12 @@ class PackedMLP:
             yield Layer(x, sums, normalization)
             x = following
         sums = self.sums(len(hidden), x)
-        yield Layer(x, sums, self.bits.normalization(last, sums))
+        yield Layer(x, sums, *self.bits.normalized(last, sums))
 
     def sums(self, i: int, x: Any) -> Any:
         """Returns the sums of layer i, from the layer's inputs x."""
         product = self.bits.sums_of_bits if i else self.bits.sums_of_pixels
         return product(x, self.weights(i), self.zero)
-
-    def logits(self, last: "Layer") -> Tensor:
-        """Returns the normalised sums of the last layer, float32 [batch, num_classes]."""
-        return self.bits.normalized(last.sums, last.norm)[:, : self.network.norms[-1].num_features]
 
     def weights(self, i: int) -> PackedBits:
         """Returns the packed bits of layer i."""
@@ -125,12 +121,14 @@ class Layer:
     """The input, the sums and the normalisation of a layer for one batch, in the types of `OnCPU` or `OnGPU`.
 
     In the forward pass, `x` holds pixels in the form of the method `pixels`, or the activation of the layer below, in the form
-    of `activated`. In the backward pass, `x` holds pixels, or the bits in the form that the method `kept` returns.
+    of `activated`. In the backward pass, `x` holds pixels, or the bits in the form that the method `kept` returns. The last
+    layer also has `y`, the output of its BatchNorm, float32 [batch, num_classes].
     """
 
     x: Any
     sums: Any
     norm: Any
+    y: Tensor | None = None
 
 
 class _Pass(torch.autograd.Function):
@@ -143,7 +141,7 @@ class _Pass(torch.autograd.Function):
             ctx.layers.append([(shell, list(tensors)) for shell, tensors in parts])
             saved += packed.bits.kept(layer.x) if i else layer.x, *(t for _, tensors in parts for t in tensors.values())
         ctx.save_for_backward(*saved)
-        return packed.logits(layer)
+        return layer.y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -3,6 +3,26 @@
 import torch
 from torch import Tensor
 
+from bnn_exp.nn.operators import operator
+
+
+@operator(
+    "(Tensor(a!) losses, Tensor(b!) correct, Tensor batch, Tensor loss, Tensor right, int samples) -> ()",
+    kernels="bnn_exp.nn.cuda.tally:note_batch",
+    launches=1,
+)
+def note_batch(losses: Tensor, correct: Tensor, batch: Tensor, loss: Tensor, right: Tensor, samples: int) -> None:
+    """Stores loss · samples in `losses`, float32 [batches], at the place `batch`, and adds `right` to `correct`.
+
+    Args:
+        batch: int64 scalar.
+        loss: a scalar.
+        right, correct: int64 scalars.
+    """
+    places = torch.arange(len(losses), device=losses.device)
+    losses.masked_fill_(places == batch, (loss * samples).float())
+    correct.add_(right)
+
 
 class Tally:
     """The losses and right answers of the batches of an epoch. The tensors keep their addresses from epoch to epoch.
@@ -16,7 +36,6 @@ class Tally:
     """
 
     def __init__(self, most: int, device: torch.device):
-        self.places = torch.arange(most, device=device)
         self.losses = torch.zeros(most, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -24,17 +43,16 @@ class Tally:
         """Notes a batch.
 
         Args:
-            batch: its number in the epoch, from 0; int64 [1] on a GPU, where a CUDA graph may record this call.
+            batch: its number in the epoch, from 0; an int64 scalar on a GPU, where a CUDA graph may record this call.
             loss: the mean loss, a scalar.
             correct: the number of right answers, a scalar.
             samples: the number of samples.
         """
-        total = loss * samples
         if isinstance(batch, int):
-            self.losses[batch] = total
-        else:  # torch's deterministic form of index_copy_ sorts, which takes many kernels
-            self.losses.masked_fill_(self.places == batch, total)
-        self.correct += correct
+            self.losses[batch] = loss * samples
+            self.correct += correct
+        else:
+            note_batch(self.losses, self.correct, batch, loss, correct, samples)
 
     def state(self, batches: int) -> dict[str, object]:
         """Returns the numbers of the first `batches` batches, for a checkpoint."""

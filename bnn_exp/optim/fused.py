@@ -1,0 +1,108 @@
+"""A rule's step on one tensor as one torch operator, which takes few kernels on a GPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnn_exp.bits.packing import PackedBits
+from bnn_exp.bits.philox import Philox
+from bnn_exp.nn.operators import operator
+from bnn_exp.optim.in_place import flip_bits, keep_addresses
+
+SCHEMA = (
+    "(Tensor g, Tensor(a!) w, int columns, Tensor(b!)[] state, Tensor strength, Scalar[] constants, Tensor step, int key, "
+    "Tensor(c!) flips) -> ()"
+)
+MOST = 2**28  # elements of bits that kernels take: they number bits by int32, and a packed element is eight bits
+First = Callable[[Callable[[], Tensor], SimpleNamespace], dict[str, Tensor]]
+
+
+def zeros(*names: str) -> First:
+    """Returns a function that returns a state of zeros, one for each bit, under each of the names."""
+    return lambda bits, h: {name: torch.zeros_like(bits()) for name in names}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Kernels that do what `update` of a rule does. The class attribute `kernels` of the rule lists them.
+
+    The operator `torch.ops.bnn_exp.NAME` takes the gradient g, float32 [neurons, inputs]; the bits w, float32 of the same shape
+    or packed; the number of columns; the tensors of the state; the strength, a scalar tensor; the constants; the step and the
+    key of the random numbers; and the number of flips, to which it adds. Its definition is `update`, which therefore must not
+    read `self`.
+
+    Args:
+        name: the name of the operator, and of the function of `bnn_exp.bits.cuda.rules` that launches the kernels.
+        launches: the number of kernels that the function launches.
+        strength: the hyperparameter that follows the schedule.
+        constants: other hyperparameters that the kernels read.
+        only: the kernels do the step of a rule with these values of further hyperparameters.
+        state: the names of the tensors of the state.
+        first: returns the state before the first step. It takes a function that returns the bits, float32 [neurons, inputs],
+            and the hyperparameters.
+    """
+
+    name: str
+    launches: int
+    strength: str
+    constants: tuple[str, ...] = ()
+    only: dict[str, Any] = field(default_factory=dict)
+    state: tuple[str, ...] = ()
+    first: First = field(default_factory=zeros)
+
+    def define(self, update: Callable[..., Tensor]) -> None:
+        """Makes the operator, with the method `update` of the rule's class as its definition."""
+
+        def definition(g, w, columns, state, strength, constants, step, key, flips):
+            numbers = dict(zip(self.constants, constants, strict=True))
+            h = SimpleNamespace(**{self.strength: strength}, **numbers, **self.only)
+            bits = PackedBits(w, columns) if w.dtype == torch.uint8 else None
+            kept = dict(zip(self.state, state, strict=False))
+            before = dict(kept)
+            which = update(None, g, bits.unpack() if bits else w, h, kept, Philox(key, step))
+            keep_addresses(kept, before)
+            flips += bits.flip(which) if bits else flip_bits(w, which)
+
+        definition.__name__ = self.name
+        operator(SCHEMA, f"bnn_exp.bits.cuda.rules:{self.name}", self.launches)(definition)
+
+    def step(self, w: Tensor, g: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: Philox, flips: Tensor) -> bool:
+        """Does the step of bits w by the gradient g, and adds the number of flips to `flips`.
+
+        Returns:
+            False if the kernels cannot read these tensors. Then nothing has changed, except that `state` exists.
+        """
+        packed = w.dtype == torch.uint8
+        if not state:
+            state.update(self.first(PackedBits(w, g.shape[1]).unpack if packed else lambda: w, h))
+        kept = [state[name] for name in self.state if name in state]
+        if not (_readable(g, w, kept) and (not packed or _whole_bytes(g, kept))):
+            return False
+        constants = [getattr(h, name) for name in self.constants]
+        call = getattr(torch.ops.bnn_exp, self.name)
+        call(g, w, g.shape[1], kept, getattr(h, self.strength), constants, draw.step, draw.key, flips)
+        return True
+
+
+def _readable(g: Tensor, w: Tensor, state: list[Tensor]) -> bool:
+    floats = g.dtype == torch.float32 and w.dtype in (torch.float32, torch.uint8)
+    return floats and g.stride(1) == 1 and all(t.is_contiguous() for t in (w, *state)) and w.numel() < MOST
+
+
+def _whole_bytes(g: Tensor, state: list[Tensor]) -> bool:
+    """Returns True unless counters that share a byte belong to two rows of packed bits."""
+    return g.shape[1] % 8 == 0 or not any(1 < t.numel() < g.numel() for t in state)
+
+
+def kernels_of(kind: type, h: SimpleNamespace) -> Fused | None:
+    """Returns the kernels that do the step of a rule with the hyperparameters `h`, or None.
+
+    A class that inherits kernels but has an `update` of its own has none.
+    """
+    owner = next(base for base in kind.__mro__ if "update" in vars(base))
+    found = (each for each in vars(owner).get("kernels", ()) if all(getattr(h, n) == v for n, v in each.only.items()))
+    return next(found, None)

@@ -1,0 +1,25 @@
+"""Changes in place: flips of bits, and new values of a state."""
+
+import torch
+from torch import Tensor
+
+
+def flip_bits(w: Tensor, which: Tensor) -> Tensor:
+    """Flips bits of `w` in place and returns the number of flips, a scalar tensor.
+
+    Args:
+        which: bool of the shape of `w`, or flat positions, int64, each once.
+    """
+    if which.dtype == torch.bool:
+        w.logical_xor_(which)
+        return which.count_nonzero()
+    flat = w.view(-1)
+    flat[which] = 1 - flat[which]
+    return torch.tensor(len(which), device=w.device)
+
+
+def keep_addresses(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
+    """Copies new values of a state into the tensors that held the old values, where a replayed CUDA graph looks for them."""
+    for name, old in before.items():
+        if isinstance(new := state.get(name), Tensor) and new is not old and new.shape == old.shape:
+            state[name] = old.copy_(new)
