@@ -15,7 +15,7 @@ from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
 from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
-from bnn_exp.nn.normalized import normalized
+from bnn_exp.nn.normalization import normalized
 
 
 @exact

@@ -19,7 +19,7 @@ from bnn_exp.deploy.bncvl import DeployedBNCVL, DeployedConvolution, DeployedDen
 from bnn_exp.deploy.mlp import DeployedMLP, HiddenLayer, LastLayer
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn.binary import two_values
-from bnn_exp.nn.bncvl import Standardize
+from bnn_exp.nn.standardize import Standardize
 from bnn_exp.records.formatting import in_a_line
 
 OPSET, IR = 18, 10  # versions that onnxruntime reads since 2023

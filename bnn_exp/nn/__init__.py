@@ -3,7 +3,7 @@
 from bnn_exp.nn.binary import ENCODINGS, Binarize, NotBinary, binarize, encode, quantize
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
 from bnn_exp.nn.layers import BinaryConv2d, BinaryLayer, BinaryLinear
-from bnn_exp.nn.normalized import normalized
+from bnn_exp.nn.normalization import normalized
 from bnn_exp.nn.parameters import (
     binary_layers,
     binary_parameters,

@@ -24,6 +24,20 @@ _RUNNING = "Tensor(a!)? running_mean, Tensor(b!)? running_variance, Tensor(c!)? 
 _ACTIVATION = "str activation, float low, float high, ScalarType dtype"
 
 
+def activated(y: Tensor, activation: str, low: float, high: float) -> Tensor:
+    """Returns the activation of y."""
+    if activation == "binary":
+        return torch.where(y >= 0, high, low)
+    return y.relu() if activation == "relu" else y
+
+
+def passing(grad: Tensor, y: Tensor, activation: str, window: float) -> Tensor:
+    """Returns the gradient at y from the gradient `grad` at its activation."""
+    if activation == "identity":
+        return grad
+    return torch.where(y.abs() <= window if activation == "binary" else y > 0, grad, 0)
+
+
 def _vectors(z: Tensor, count: int) -> tuple[Tensor, ...]:
     """Returns `count` empty vectors, float32 [channels]."""
     return tuple(z.new_empty(z.shape[1], dtype=torch.float32) for _ in range(count))
@@ -73,10 +87,7 @@ def normalize(
     dtype: torch.dtype,
 ) -> Tensor:
     """Returns the activation of BatchNorm's output y, `dtype` [rows, channels]."""
-    y = _output(z, mean, variance, weight, bias, eps)
-    if activation == "binary":
-        y = torch.where(y >= 0, high, low)
-    return (y.relu() if activation == "relu" else y).to(dtype)
+    return activated(_output(z, mean, variance, weight, bias, eps), activation, low, high).to(dtype)
 
 
 @operator(
@@ -142,11 +153,7 @@ def normalize_gradient(
         mean, variance: the statistics of the batch z.
         window: the gradient of a binary activation passes where |y| ≤ window.
     """
-    y, g = _output(z, mean, variance, weight, bias, eps), grad.float()
-    if activation == "binary":
-        g = torch.where(y.abs() <= window, g, 0)
-    elif activation == "relu":
-        g = torch.where(y > 0, g, 0)
+    g = passing(grad.float(), _output(z, mean, variance, weight, bias, eps), activation, window)
     away, inverse = z.float() - mean, 1 / (variance + eps).sqrt()
     of_weight, of_bias = inverse * (g * away).sum(0), g.sum(0)
     scale = inverse if weight is None else inverse * weight

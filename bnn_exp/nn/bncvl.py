@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,23 +10,11 @@ from bnn_exp.nn.binary import quantize
 from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.layers import BinaryLayer
-from bnn_exp.nn.normalized import normalized
+from bnn_exp.nn.normalization import normalized
 from bnn_exp.nn.product import linear
+from bnn_exp.nn.standardize import Standardize
 
 NORMALIZATIONS = ("sample", "batch", "channel")
-
-
-@exact
-class Standardize(nn.Module):
-    """A module that computes (z − mean)/(std + 1e−8), the mean and the unbiased standard deviation over `dims` of z."""
-
-    def __init__(self, dims: tuple[int, ...]):
-        super().__init__()
-        self.dims = dims
-
-    def forward(self, z: Tensor) -> Tensor:
-        std, mean = torch.std_mean(z, dim=self.dims, keepdim=True)
-        return (z - mean) / (std + 1e-8)
 
 
 class _BinaryNormalized(BinaryLayer):
@@ -48,6 +35,9 @@ class BNCVL(_BinaryNormalized):
 
     The default arguments give the layer of the reference program: latent weights ~ N(0, 1), bias 0, boolean bits by the mean,
     straight-through gradient, normalised over (C, H, W) of each sample.
+
+    Under bf16 autocast the inputs are rounded to bfloat16, products with ±½ and ±1 are exact, sums are added up in float32, and
+    the convolution's output is rounded to bfloat16. On a GPU the normalisation computes in float32.
 
     Args:
         kernel_size: odd.

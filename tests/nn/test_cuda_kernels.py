@@ -13,9 +13,9 @@ from triton.compiler import ASTSource
 
 from bnn_exp.data.cuda.augment import vary_kernel
 from bnn_exp.data.cuda.gather import gather_kernel, rows_kernel
-from bnn_exp.nn.cuda import batch_norm_kernels, losses, pixels, tally, values
+from bnn_exp.nn.cuda import batch_norm_kernels, losses, pixels, standardize, tally, values
 
-POINTERS = "mean variance weight bias running_mean running_variance means squares sums products of_weight of_bias std"
+POINTERS = "stds mean variance weight bias running_mean running_variance means squares sums products of_weight of_bias std"
 KINDS = dict.fromkeys(POINTERS.split(), "*fp32") | dict.fromkeys("eps momentum low high window".split(), "fp32")
 KINDS |= dict.fromkeys("z grad out".split(), "*bf16") | {"batches": "*i64", "pixels": "*u8", "weights": "*fp32"}
 KINDS |= {"logits": "*bf16", "labels": "*i64", "scale": "*fp32"}
@@ -28,9 +28,9 @@ TILE, WHOLE = {"ROWS": 64, "COLUMNS": 64}, {"ROWS": 1024, "COLUMNS": 8}
 NORM, COMBINING = {"AFFINE": True, "ACTIVATION": "binary"}, {"PARTS": 256, "GROUP": 16}
 LOSSES = [{"LOSS": name, "ROWS": 1024, "CLASSES": 16} for name in ("cross_entropy", "squared_hinge")]
 CONSTANTS = {
-    batch_norm_kernels.part_moments: [TILE, {"ROWS": 256, "COLUMNS": 16}],
+    batch_norm_kernels.part_moments: [TILE],
     batch_norm_kernels.combined_moments: [{"RUNNING": True, **COMBINING}],
-    batch_norm_kernels.elements: [NORM | TILE, {"AFFINE": False, "ACTIVATION": "relu", **TILE}],
+    batch_norm_kernels.elements: [{"AFFINE": False, "ACTIVATION": "relu", **TILE}],
     batch_norm_kernels.whole: [{"RUNNING": True, **NORM, **WHOLE}],
     batch_norm_kernels.part_sums: [NORM | TILE],
     batch_norm_kernels.combined_sums: [COMBINING],
@@ -40,6 +40,8 @@ CONSTANTS = {
     losses.gradient_kernel: LOSSES[:1],
     losses.right_kernel: [{"ROWS": 1024, "CLASSES": 16}],
     pixels.standardize_kernel: [{"TILE": 1024}],
+    standardize.standardize_kernel: [{"ACTIVATION": "relu", "ROWS": 4096, "COLUMNS": 1}],
+    standardize.gradient_kernel: [{"ACTIVATION": "relu", "ROWS": 4096, "COLUMNS": 1}],
     vary_kernel: [{"FLIP": True, "SHIFT": 4, "CUTOUT": 8, "TILE": 1024}],
     rows_kernel: [{"BLOCK": 1024}],
     gather_kernel: [{"BLOCK": 1024}],
@@ -62,4 +64,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILE], env=compiling(tmp_path), capture_output=True, text=True
     )
-    assert done.returncode == 0 and len(done.stdout.split()) == 17, done.stderr
+    assert done.returncode == 0 and len(done.stdout.split()) == 19, done.stderr

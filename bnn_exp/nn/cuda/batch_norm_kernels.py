@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _at(first, rows, channels, n, ROWS: tl.constexpr):
+def offsets(first, rows, channels, n, ROWS: tl.constexpr):
     """Returns the offsets of ROWS rows from row `first` on, in channels n, and a mask of the offsets that exist."""
     r = first + tl.arange(0, ROWS)
     return r[:, None].to(tl.int64) * channels + n[None, :], (r < rows)[:, None] & (n < channels)[None, :]
@@ -27,7 +27,8 @@ def _scale_and_shift(mean, variance, weight, bias, eps, n, channels, AFFINE: tl.
 
 
 @triton.jit
-def _activated(y, low, high, ACTIVATION: tl.constexpr):
+def activated(y, low, high, ACTIVATION: tl.constexpr):
+    """Returns the activation of y."""
     if ACTIVATION == "relu":
         y = tl.where(y < 0, 0.0, y)  # NaN stays NaN
     if ACTIVATION == "binary":
@@ -36,7 +37,7 @@ def _activated(y, low, high, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _passing(g, y, window, ACTIVATION: tl.constexpr):
+def passing(g, y, window, ACTIVATION: tl.constexpr):
     """Returns the gradient at y from the gradient g at its activation."""
     if ACTIVATION == "relu":
         g = tl.where(y > 0, g, 0.0)
@@ -65,11 +66,11 @@ def part_moments(z, rows, channels, per, means, squares, ROWS: tl.constexpr, COL
     """
     begin, n = tl.program_id(0) * per, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     end = tl.minimum(begin + per, rows)
-    at, there = _at(begin, end, channels, n, ROWS)
+    at, there = offsets(begin, end, channels, n, ROWS)
     near = tl.sum(tl.load(z + at, there, 0.0).to(tl.float32), 0) / tl.minimum(end - begin, ROWS)
     total, square = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(begin, end, ROWS):
-        at, there = _at(first, end, channels, n, ROWS)
+        at, there = offsets(first, end, channels, n, ROWS)
         away = tl.where(there, tl.load(z + at, there, 0.0).to(tl.float32) - near[None, :], 0.0)
         total += away
         square += away * away
@@ -136,11 +137,11 @@ def elements(
 ):
     """Computes the activation of y for one tile."""
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    at, there = _at(tl.program_id(0) * ROWS, rows, channels, n, ROWS)
+    at, there = offsets(tl.program_id(0) * ROWS, rows, channels, n, ROWS)
     center, spread = tl.load(mean + n, n < channels, 0.0), tl.load(variance + n, n < channels, 0.0)
     _, scale, shift = _scale_and_shift(center, spread, weight, bias, eps, n, channels, AFFINE)
     y = tl.load(z + at, there, 0.0).to(tl.float32) * scale[None, :] + shift[None, :]
-    tl.store(out + at, _activated(y, low, high, ACTIVATION).to(out.dtype.element_ty), there)
+    tl.store(out + at, activated(y, low, high, ACTIVATION).to(out.dtype.element_ty), there)
 
 
 @triton.jit
@@ -168,7 +169,7 @@ def whole(
 ):
     """Computes mean, variance and the activation of y for all rows of COLUMNS channels, at most ROWS rows."""
     n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    at, there = _at(0, rows, channels, n, ROWS)
+    at, there = offsets(0, rows, channels, n, ROWS)
     x = tl.load(z + at, there, 0.0).to(tl.float32)
     near = tl.sum(x, 0) / rows
     center = near + tl.sum(tl.where(there, x - near[None, :], 0.0), 0) / rows  # corrects the rounding of a large sum
@@ -179,7 +180,7 @@ def whole(
     _keep(center, spread, rows, n, channels, running_mean, running_variance, batches, momentum, RUNNING)
     _, scale, shift = _scale_and_shift(center, spread, weight, bias, eps, n, channels, AFFINE)
     y = x * scale[None, :] + shift[None, :]
-    tl.store(out + at, _activated(y, low, high, ACTIVATION).to(out.dtype.element_ty), there)
+    tl.store(out + at, activated(y, low, high, ACTIVATION).to(out.dtype.element_ty), there)
 
 
 @triton.jit
@@ -209,10 +210,10 @@ def part_sums(
     _, scale, shift = _scale_and_shift(center, spread, weight, bias, eps, n, channels, AFFINE)
     total, product = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(begin, end, ROWS):
-        at, there = _at(first, end, channels, n, ROWS)
+        at, there = offsets(first, end, channels, n, ROWS)
         x = tl.load(z + at, there, 0.0).to(tl.float32)
         g = tl.load(grad + at, there, 0.0).to(tl.float32)
-        g = _passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
+        g = passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
         total += g
         product += g * (x - center[None, :])
     place = tl.program_id(0).to(tl.int64) * channels + n
@@ -262,14 +263,14 @@ def element_gradients(
 ):
     """Computes the gradient at z for one tile."""
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    at, there = _at(tl.program_id(0) * ROWS, rows, channels, n, ROWS)
+    at, there = offsets(tl.program_id(0) * ROWS, rows, channels, n, ROWS)
     center, spread = tl.load(mean + n, n < channels, 0.0), tl.load(variance + n, n < channels, 0.0)
     inverse, scale, shift = _scale_and_shift(center, spread, weight, bias, eps, n, channels, AFFINE)
     slope = scale * inverse * tl.load(of_weight + n, n < channels, 0.0) / rows
     offset = scale * tl.load(of_bias + n, n < channels, 0.0) / rows
     x = tl.load(z + at, there, 0.0).to(tl.float32)
     g = tl.load(grad + at, there, 0.0).to(tl.float32)
-    g = _passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
+    g = passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
     found = scale[None, :] * g - slope[None, :] * (x - center[None, :]) - offset[None, :]
     tl.store(out + at, found.to(out.dtype.element_ty), there)
 
@@ -296,12 +297,12 @@ def whole_gradient(
 ):
     """Computes all gradients for all rows of COLUMNS channels, at most ROWS rows."""
     n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    at, there = _at(0, rows, channels, n, ROWS)
+    at, there = offsets(0, rows, channels, n, ROWS)
     center, spread = tl.load(mean + n, n < channels, 0.0), tl.load(variance + n, n < channels, 0.0)
     inverse, scale, shift = _scale_and_shift(center, spread, weight, bias, eps, n, channels, AFFINE)
     x = tl.load(z + at, there, 0.0).to(tl.float32)
     g = tl.load(grad + at, there, 0.0).to(tl.float32)
-    g = _passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
+    g = passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
     away = x - center[None, :]
     by_weight, by_bias = inverse * tl.sum(g * away, 0), tl.sum(g, 0)
     tl.store(of_weight + n, by_weight, n < channels)

@@ -5,25 +5,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 1024  # numbers that a program computes
+TILE = 1024  # numbers of one image that a program computes
 
 
 @triton.jit
-def standardize_kernel(pixels, mean, std, count, channels, space, out, TILE: tl.constexpr):
-    """Computes `count` numbers in their order in `out`, [batch, space, channels], from pixels [batch, channels, space]."""
-    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    position, channel = at // channels, at % channels
-    image, place = position // space, position % space
-    there = at < count
-    x = tl.load(pixels + (image * channels + channel) * space + place, there, 0).to(tl.float32) / 255
+def standardize_kernel(pixels, mean, std, channels, space, out, TILE: tl.constexpr):
+    """Computes TILE numbers of one image in their order in `out`, [batch, space, channels].
+
+    `pixels` is [batch, channels, space].
+    """
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    there, image = at < channels * space, tl.program_id(0).to(tl.int64) * channels * space
+    place, channel = at // channels, at % channels
+    x = tl.load(pixels + image + channel * space + place, there, 0).to(tl.float32) / 255
     y = (x - tl.load(mean + channel, there, 0.0)) / tl.load(std + channel, there, 1.0)
-    tl.store(out + at, y.to(out.dtype.element_ty), there)
+    tl.store(out + image + at, y.to(out.dtype.element_ty), there)
 
 
 def standardize_pixels(pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns (pixels / 255 − mean) / std as `dtype`, channels-last, see `bnn_exp.models.pixels`."""
     channels, space = pixels.shape[1], pixels.shape[2] * pixels.shape[3]
     out = torch.empty_like(pixels, dtype=dtype, memory_format=torch.channels_last)
-    grid = (triton.cdiv(pixels.numel(), TILE),)
-    standardize_kernel[grid](pixels, mean, std, pixels.numel(), channels, space, out, TILE=TILE)
+    grid = len(pixels), triton.cdiv(channels * space, TILE)
+    standardize_kernel[grid](pixels, mean, std, channels, space, out, TILE=TILE)
     return out

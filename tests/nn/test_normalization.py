@@ -9,7 +9,8 @@ from helpers import on_both, where
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnn_exp.nn import Binarize, batch_norm, binarize, device, normalized, operators
+from bnn_exp.nn import Binarize, batch_norm, binarize, device, normalization, normalized, operators
+from bnn_exp.nn.standardize import Standardize
 
 pytest.importorskip("triton")
 pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
@@ -65,6 +66,21 @@ def test_a_training_pass_is_that_of_torch(name, shape, on_gpu):
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims"), [((7, 30), (1,)), ((2, 5000), (1,)), ((3, 5, 29, 31), (1, 2, 3)), ((3, 17, 20, 31), (2, 3))], ids=str
+)
+@pytest.mark.parametrize("name", ["none", "relu", "halves"])
+def test_samples_are_normalized_as_by_torch(shape, dims, name, on_gpu):
+    z, grad, activation = 50 + torch.randn(shape, device=WHERE), torch.randn(shape, device=WHERE), ACTIVATIONS[name]
+    z[0] = 0.75  # a constant sample has a gradient of numbers, as in torch
+    given = Standardize(dims), activation
+    *_, expected = results(*given, z.double(), grad, lambda n, a, x: n(x) if a is None else a(n(x)))
+    y, ours, found = results(*given, z, grad, normalized)
+    torch.testing.assert_close(found[0][1:], expected[0][1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1][1:], expected[1][1:], rtol=1e-4, atol=1e-4)
+    assert y.isfinite().all() and ours.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(300, 17), (3, 17, 29, 23)], ids=str)
@@ -157,15 +173,17 @@ def hooked(module):
         (nn.BatchNorm1d(5, momentum=None), nn.ReLU()),
         (nn.BatchNorm1d(5).double(), nn.ReLU()),
         (nn.LayerNorm(5), nn.ReLU()),
+        (hooked(Standardize((1,))), nn.ReLU()),
     ],
 )
 def test_other_modules_and_modules_with_hooks_are_called(norm, activation, monkeypatch):
     monkeypatch.setattr(device, "on_host", lambda where: False)
     with monkeypatch.context() as patch:
-        for name in ("normalize_few", "batch_statistics"):
-            patch.setattr(batch_norm, name, None)
+        patch.setattr(batch_norm, "normalize_few", None)
+        patch.setattr(normalization, "standardize", None)
+        x = torch.randn(4, 5, dtype=next((p.dtype for p in norm.parameters()), None))
         with suppress(ValueError):  # a SyncBatchNorm refuses to run on a CPU
-            assert torch.equal(normalized(norm, activation, x := torch.randn(4, 5).to(norm.weight)), activation(norm(x)))
+            assert torch.equal(normalized(norm, activation, x), activation(norm(x)))
 
 
 def test_a_batch_of_one_is_refused_as_torch_does(on_gpu):
