@@ -34,7 +34,8 @@ def evaluate(task: Task) -> str:
     model, dataset = task.model, task.dataset
     run = run_of(model)
     into = task.into_run_or(run, model)
-    result, arrays = evaluation.evaluate(model, sources.read(dataset.name, **plan.place(dataset)), dataset)
+    device = plan.packed_device(task.composed.device)
+    result, arrays = evaluation.evaluate(model, sources.read(dataset.name, **plan.place(dataset)), dataset, device)
     _print(result)
     for text in plugins.changed(task.composed.get("plugins"), run):
         console().print(f"warning: {text}")

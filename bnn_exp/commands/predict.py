@@ -8,6 +8,7 @@ from bnn_exp.deploy.predict import FILES
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import writable
 from bnn_exp.records.terminal import console
+from bnn_exp.training import plan
 
 SHOWN, LAST = 40, 10  # the console shows 40 images at most: the first 30 and the last 10
 
@@ -27,7 +28,7 @@ def predict(task: Task) -> str:
     into = task.into_run_or(task.directory, model)
     if there := [name for name in FILES if (into / name).exists()]:
         raise UserError(f"{into / there[0]}: the file exists already\nallowed: another hydra.run.dir=FOLDER")
-    found = prediction.predict(model, [given] if isinstance(given, str) else given)
+    found = prediction.predict(model, [given] if isinstance(given, str) else given, plan.packed_device(task.composed.device))
     _print(found)
     with writable(into):
         found.write(into)

@@ -139,7 +139,10 @@ COMMAND = (
     _entry("trainer", lambda c: c.trains, _task, RUN),
     _entry("engine", _reads_engine, _task, RUN),
     _entry(
-        "device", lambda c: c.request.task in ("train", "benchmark") or c.given["device"] in ("cpu", "auto"), _task, "cpu, auto"
+        "device",
+        lambda c: c.request.task in ("train", "benchmark", "evaluate", "predict") or c.given["device"] in ("cpu", "auto"),
+        _task,
+        "cpu, auto",
     ),
     _entry(
         "dataset",

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from bnn_exp.bits import real_product, to_tiles, unpack
 from bnn_exp.deploy.check import Evaluating
 from bnn_exp.deploy.replayed import Replayed, Replays
+from bnn_exp.deploy.tiled import Tiled
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import BNCVL, BinaryNormalizedLinear, encode
 from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
+from bnn_exp.nn.normalized import normalized
 
 
 @exact
@@ -42,11 +44,11 @@ class DeployedConvolution(Evaluating):
         return values[:, : self.shape[1] * self.shape[2] * self.shape[3]].reshape(out, *kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm(F.conv2d(x, self.weight, self.bias, padding=self.padding)))
+        return normalized(self.norm, self.activation, F.conv2d(x, self.weight, self.bias, padding=self.padding))
 
 
 @exact
-class DeployedDense(Evaluating):
+class DeployedDense(Tiled):
     """A `BinaryNormalizedLinear` layer with packed weights. Its sums add their terms in another order than the float layer."""
 
     def __init__(self, layer: BinaryNormalizedLinear, state: dict[str, Tensor]):
@@ -59,7 +61,7 @@ class DeployedDense(Evaluating):
 
     def forward(self, x: Tensor) -> Tensor:
         products = real_product(x, self.tiles, self.outputs, self.zero, self.one)
-        return self.activation(self.norm(products if self.bias is None else products + self.bias))
+        return normalized(self.norm, self.activation, products if self.bias is None else products + self.bias)
 
 
 @exact

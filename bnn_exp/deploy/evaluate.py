@@ -51,11 +51,12 @@ class Evaluation:
     versions: dict[str, str]
 
 
-def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arrays]:
+def evaluate(file: Path, arrays: Arrays, dataset: Rows, device: str = "cpu") -> tuple[Evaluation, Arrays]:
     """Evaluates the network of a model file or a checkpoint on the test rows of `arrays`.
 
     Args:
         dataset: the settings by which `arrays` was loaded.
+        device: the device of the packed network. The float network stays on the CPU.
 
     Returns:
         The evaluation, and the evaluated rows: the test rows, or all rows of data without test rows.
@@ -75,7 +76,7 @@ def evaluate(file: Path, arrays: Arrays, dataset: Rows) -> tuple[Evaluation, Arr
     logits, seconds = timed(network, images, size, "as floats")
     answers = logits.argmax(1)
     try:
-        packed_logits, packed_seconds = timed(load_packed(file)[0], images, size, "on bits")
+        packed_logits, packed_seconds = timed(load_packed(file)[0].to(device), images, size, "on bits", device)
         packed, packed_answers = "the same weights as bits", packed_logits.argmax(1)
     except UserError as error:
         packed, packed_answers, packed_seconds = str(error).splitlines()[0], None, None
@@ -139,20 +140,24 @@ def _described(dataset: Any, arrays: Arrays, split: str, own: bool | None) -> di
 
 
 @torch.inference_mode()
-def timed(network: nn.Module, images: Tensor, size: int = BATCH, what: str = "") -> tuple[Tensor, float]:
-    """Returns the logits of all images, float32 [n, classes], and the seconds of their computation.
+def timed(network: nn.Module, images: Tensor, size: int = BATCH, what: str = "", device: str = "cpu") -> tuple[Tensor, float]:
+    """Returns the logits of all images, float32 [n, classes] on the CPU, and the seconds of their computation.
 
     Args:
         size: the batch size.
         what: a text for the progress bar.
+        device: the device of the network. The seconds include the copies of images and logits.
     """
-    network(images[:2])  # the first call also prepares kernels, which the time must not include
+    # The time must not include the preparation of kernels and, on a GPU, of a CUDA graph: the second call of a size records it.
+    first = images[: 2 if device == "cpu" else size]
+    for _ in range(2):
+        network(first.to(device))
     logits, began = [], time.perf_counter()
     with progress(f"images {what}", len(images)) as done:
         for rows in pieces(torch.arange(len(images)), size):
-            logits.append(network(images[rows[0] : rows[-1] + 1]))
+            logits.append(network(images[rows[0] : rows[-1] + 1].to(device)))
             done(len(rows))
-    return torch.cat(logits), time.perf_counter() - began
+    return torch.cat(logits).cpu(), time.perf_counter() - began
 
 
 def percent(right: Tensor) -> float:

@@ -5,26 +5,26 @@ encodings) for bit 0. The layer computes the sums u = Σ x·w. The float network
 pixels stand for x/255, its bipolar activations for 2x − 1, and its centred values are half of bipolar ones.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits import LANES, bit_steps, bit_sums, laid_out, pack, pixel_steps, pixel_sums, scores, to_tiles
+from bnn_exp.bits import LANES, bit_steps, bit_sums, pack, pixel_steps, pixel_sums, scores, to_tiles
 from bnn_exp.bits.reference import ones
 from bnn_exp.deploy.check import Evaluating
 from bnn_exp.deploy.fold import thresholds
 from bnn_exp.deploy.replayed import Replayed
+from bnn_exp.deploy.tiled import Tiled
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
-from bnn_exp.nn import binarize, device
+from bnn_exp.nn import binarize
+from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
 
 _NEVER = torch.iinfo(torch.int32).max  # a threshold that no sum reaches
 
 
-class DeployedLayer(Evaluating):
+class DeployedLayer(Tiled):
     """A binary linear layer with packed weights, and the factors that turn its sums into the float layer's products.
 
     Args:
@@ -32,8 +32,6 @@ class DeployedLayer(Evaluating):
         inputs: the number of inputs.
         pixels: True if the inputs are uint8 pixels, False if they are packed bits.
     """
-
-    tiles: Tensor
 
     def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool):
         super().__init__()
@@ -51,11 +49,6 @@ class DeployedLayer(Evaluating):
         else:
             self.scale, self.divisor, offset = 2, 4.0 if centred else 1.0, inputs - 2 * in_each
         self.register_buffer("offset", offset.to(torch.int32))
-
-    def _apply(self, *arguments: Any, **named: Any) -> "DeployedLayer":
-        super()._apply(*arguments, **named)
-        self.tiles = laid_out(self.tiles)
-        return self
 
     def product(self, sums: Tensor) -> Tensor:
         """Returns the product of the float network, float32, for sums u, int32 [batch, outputs]."""
@@ -94,7 +87,7 @@ class LastLayer(DeployedLayer):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (device.on_host(x) or torch.compiler.is_compiling()):  # one kernel computes it all, and rounds like a CPU
+        if takes_kernels(x):  # one operator, which rounds like torch on a CPU
             affine = self.offset, self.norm.weight, self.norm.bias, self.scale, self.divisor
             return scores(x, self.tiles, *affine, self.zero, self.pixels)
         sums = pixel_sums if self.pixels else bit_sums

@@ -81,17 +81,19 @@ class Predictions:
         return text.getvalue()
 
 
-def predict(model: Path, given: Sequence[str]) -> Predictions:
+def predict(model: Path, given: Sequence[str], device: str = "cpu") -> Predictions:
     """Predicts the classes of every image that `given` names. An unreadable file is skipped.
 
     Args:
         model: a model file or a checkpoint.
         given: files, folders (with all folders below), or patterns such as `a/**/*.jpg`.
+        device: the device of the network.
 
     Raises:
         UserError: there is no such model, an item of `given` names no image, or no image can be read.
     """
     network, about = _on_bits(model)
+    network.to(device)
     if about["image_shape"][0] not in (1, 3):
         raise UserError(
             f"from={model}: the network takes {about['image_shape'][0]} channels, a file has 1 or 3\nallowed: task=evaluate"
@@ -110,7 +112,8 @@ def predict(model: Path, given: Sequence[str]) -> Predictions:
                     f"{TOGETHER}, and there is only one\nallowed: several images, or a network with running statistics"
                 )
             if images:
-                answers += zip(images, _answers(network, np.stack(list(images.values())), about["classes"]), strict=True)
+                batch = torch.from_numpy(np.stack(list(images.values()))).to(device)
+                answers += zip(images, _answers(network, batch, about["classes"]), strict=True)
             done(len(files))
     if not answers:
         first, others = skipped[0][1], len(skipped) - 1
@@ -138,8 +141,8 @@ def _read(file: Path, shape: tuple[int, int, int], pixels: Pixels, skipped: list
 
 
 @torch.inference_mode()
-def _answers(network: nn.Module, images: np.ndarray, classes: list[str]) -> list[list[tuple[str, float]]]:
-    best, which = network(torch.from_numpy(images)).softmax(1).topk(min(TOP, len(classes)))
+def _answers(network: nn.Module, images: torch.Tensor, classes: list[str]) -> list[list[tuple[str, float]]]:
+    best, which = network(images).softmax(1).topk(min(TOP, len(classes)))
     rows = zip(which.tolist(), best.tolist(), strict=True)
     return [[(classes[c], p) for c, p in zip(*row, strict=True)] for row in rows]
 

@@ -2,13 +2,13 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.nn import device
-from bnn_exp.nn.function import transforming
+from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.graphs import Graphs
 
 MOST = 8  # graphs of a network: one for each shape of its input. Calls with further shapes run without a graph.
@@ -34,22 +34,29 @@ class Replays:
         """Returns work(x). From the third call with a shape on, a graph computes it, if x is on a GPU."""
         if not _recordable(x):
             return work(x)
-        with torch.cuda.device_of(x):
-            stream = torch.cuda.current_stream()
-            self.stream = self.stream or stream
-            if stream != self.stream:
-                return work(x)
-            # A graph outlives inference_mode, so its tensors must not be inference tensors.
-            with self.lock, torch.inference_mode(False), torch.no_grad():
-                self.graphs = self.graphs or Graphs(work, most=MOST, failing=FAILING)
-                return self.graphs(x).clone()  # the next replay overwrites the result
+        if x.is_cuda and x.get_device() != torch.cuda.current_device():
+            with torch.cuda.device_of(x):
+                return self(work, x)
+        stream = torch.cuda.current_stream()
+        self.stream = self.stream or stream
+        if stream != self.stream:
+            return work(x)
+        with self.lock:
+            self.graphs = self.graphs or Graphs(partial(_without_modes, work), most=MOST, failing=FAILING)
+            return self.graphs(x).clone()  # the next replay overwrites the result
+
+
+def _without_modes(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Returns work(x) as an ordinary tensor: a graph outlives torch.inference_mode, in which it may be recorded."""
+    with torch.inference_mode(False), torch.no_grad():
+        return work(x)
 
 
 def _recordable(x: Tensor) -> bool:
     """Returns True if a graph can compute the call: on a GPU, outside of compilers, transforms, autocast and other graphs."""
-    if torch.compiler.is_compiling() or device.on_host(x) or x.requires_grad:
+    if not takes_kernels(x) or x.requires_grad or torch.is_autocast_enabled(x.device.type):
         return False
-    return not (transforming() or torch.is_autocast_enabled(x.device.type) or torch.cuda.is_current_stream_capturing())
+    return not torch.cuda.is_current_stream_capturing()
 
 
 class Replayed(nn.Module):

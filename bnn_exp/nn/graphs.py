@@ -75,7 +75,8 @@ class Graphs:
         return results
 
     def _record(self, arguments: tuple[Tensor | int, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Any]:
-        places = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+        with torch.inference_mode(False):  # outside of the mode, no copy to its tensors is allowed
+            places = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
         pool = next((graph.pool() for graph, _, _ in self.recorded.values()), None)
         graph = torch.cuda.CUDAGraph()
         # Another thread, such as NCCL's watchdog, may query the GPU meanwhile.

@@ -173,3 +173,12 @@ def device_of(name: str, devices: int = 1) -> str:
         there = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))])
         raise UserError(f"device={name}: this machine has {count or 'no'} CUDA device{'s' * (count > 1)}\nallowed: {there}")
     return f"cuda:{index}"
+
+
+def packed_device(name: str) -> str:
+    """Returns the device on which a task evaluates a packed network: `cpu`, unless the setting device=`name` names a GPU.
+
+    Raises:
+        UserError: this machine has no such GPU.
+    """
+    return device_of("cpu" if name == "auto" else name)

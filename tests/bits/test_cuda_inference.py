@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import on_both, where
+from helpers import compiling, on_both, where
 
 from bnn_exp.bits import from_tiles, laid_out, operators, pack, to_tiles
 from bnn_exp.bits.layout import in_rows
@@ -18,8 +18,8 @@ from bnn_exp.bits.cuda import inference
 
 pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
 NEVER = torch.iinfo(torch.int32).max
-# (rows, inputs, outputs): few rows, more rows than `inference.FEW`, and sizes that are no multiple of anything
-SIZES = [(0, 8, 8), (1, 70, 5), (3, 300, 17), (9, 37, 9), (19, 333, 66)]
+# (rows, inputs, outputs, value of a bit 0): few rows and more than `inference.FEW`, in sizes that are no multiple of anything
+SIZES = [(0, 8, 8, 0), (1, 70, 5, -1), (3, 300, 9, 0), (9, 37, 9, -1), (19, 333, 66, -1), (18, 40, 10, 0)]
 
 
 class Layer:
@@ -34,19 +34,16 @@ class Layer:
         self.bits, self.pixels, self.tiles = self.bits.to(WHERE), self.pixels.to(WHERE), self.tiles.to(WHERE)
 
 
-@pytest.mark.parametrize("zero", [0, -1])
 @pytest.mark.parametrize("size", SIZES)
-def test_sums_are_those_of_integers(size, zero):
-    layer, outputs = Layer(*size, zero), size[2]
-    for tiles in (layer.tiles, in_rows(layer.tiles)):
-        assert torch.equal(inference.bit_sums(layer.bits, tiles, outputs, zero).cpu().long(), layer.sums["bit"])
-        assert torch.equal(inference.pixel_sums(layer.pixels, tiles, outputs, zero).cpu().long(), layer.sums["pixel"])
+def test_sums_are_those_of_integers(size):
+    layer, (*_, outputs, zero) = Layer(*size), size
+    assert torch.equal(inference.bit_sums(layer.bits, layer.tiles, outputs, zero).cpu().long(), layer.sums["bit"])
+    assert torch.equal(inference.pixel_sums(layer.pixels, layer.tiles, outputs, zero).cpu().long(), layer.sums["pixel"])
 
 
-@pytest.mark.parametrize("zero", [0, -1])
 @pytest.mark.parametrize("size", SIZES)
-def test_steps_are_sums_against_thresholds(size, zero):
-    (rows, _, outputs), layer = size, Layer(*size, zero)
+def test_steps_are_sums_against_thresholds(size):
+    (rows, _, outputs, zero), layer = size, Layer(*size)
     missing = 64 * len(layer.tiles) - outputs
     inverted = torch.randint(0, 2, (outputs,))
     bytes_of = pack(F.pad(inverted, (0, missing)))[0].to(WHERE)
@@ -62,9 +59,9 @@ def test_steps_are_sums_against_thresholds(size, zero):
 
 
 @pytest.mark.parametrize("pixels", [False, True])
-@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("size", [(2, 70, 5, -1), (17, 37, 5, 0)])
 def test_scores_are_rounded_as_on_a_cpu(size, pixels):
-    layer, outputs = Layer(*size, -1), size[2]
+    layer, (*_, outputs, zero) = Layer(*size), size
     offset = torch.randint(-(2**24), 2**24, (outputs,), dtype=torch.int32)  # so that the conversion to float32 rounds
     weight, bias = torch.randn(outputs), torch.randn(outputs)
     factor, divisor = (1, 510.0) if pixels else (2, 4.0)
@@ -73,12 +70,12 @@ def test_scores_are_rounded_as_on_a_cpu(size, pixels):
     expected = F.batch_norm(product, torch.zeros(outputs), torch.ones(outputs), weight, bias, eps=NO_EPS)
     affine = (*(t.to(WHERE) for t in (offset, weight, bias)), factor, divisor)
     x = layer.pixels if pixels else layer.bits
-    assert torch.equal(inference.scores(x, layer.tiles, *affine, -1, pixels).cpu(), expected)
-    cpu = (t.cpu() if isinstance(t, torch.Tensor) else t for t in (x, layer.tiles, *affine, -1, pixels))
+    assert torch.equal(inference.scores(x, layer.tiles, *affine, zero, pixels).cpu(), expected)
+    cpu = (t.cpu() if isinstance(t, torch.Tensor) else t for t in (x, layer.tiles, *affine, zero, pixels))
     assert torch.equal(operators.scores(*cpu), expected)
 
 
-@pytest.mark.parametrize("rows", [5, 21])
+@pytest.mark.parametrize("rows", [2, 17])
 def test_rows_of_any_strides(rows):
     """Rows of bits may be longer than those of the weights: what follows does not count. Pixels may lie in any order."""
     layer, outputs = Layer(2 * rows, 44, 9, -1), 9
@@ -90,6 +87,16 @@ def test_rows_of_any_strides(rows):
     beside = torch.cat([layer.pixels, layer.pixels], 1)[:, :44]
     for x in (columns, beside):
         assert torch.equal(inference.pixel_sums(x[::2], layer.tiles, outputs, -1).cpu().long(), layer.sums["pixel"][::2])
+
+
+@pytest.mark.parametrize(("zero", "one"), [(0.0, 1.0), (-1.0, 1.0), (-0.5, 0.5), (0.25, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_real_inputs_are_multiplied_by_the_values(zero, one, dtype):
+    bits, x = torch.randint(0, 2, (70, 45)), torch.randint(-8, 9, (5, 45), device=WHERE).to(dtype)
+    values = torch.where(bits == 1, one, zero).to(WHERE)
+    found = inference.real_product(x, to_tiles(pack(bits)).to(WHERE), 70, zero, one)
+    # These sums are exact: bfloat16 rounds each once, at the end
+    assert found.dtype == dtype and torch.equal(found, (x.double() @ values.double().T).to(dtype))
 
 
 @pytest.mark.parametrize("tile", inference.TILES[:2])
@@ -149,8 +156,9 @@ def compiled(kernel, capability, result, warps, stages=3, **constants):
 for capability, product, tiles in ((80, "mma.sync", inference.TILES[:1]), (90, "wgmma", inference.TILES)):
     done = compiled(inference_kernels.few_bits, capability, "scores", 4, WORDS=128)
     assert "popc.b32" in done.asm["ptx"] and "ld.global.v4.b32" in done.asm["ptx"]
-    compiled(inference_kernels.few_pixels, capability, "steps", 4, WORDS=32)
-    compiled(inference_kernels.spread, capability, "steps", 4, PIXELS=capability == 80, BYTES=128)
+    if capability == 90:
+        compiled(inference_kernels.few_pixels, capability, "steps", 4, WORDS=32)
+        compiled(inference_kernels.spread, capability, "steps", 4, PIXELS=True, BYTES=128)
     for tile in tiles:
         sizes = {"TILE": tile.outputs, "ROWS": tile.rows, "BYTES": tile.bytes, "PIXELS": tile.rows == 64}
         done = compiled(inference_kernels.many, capability, "steps", tile.warps, tile.stages, **sizes)
@@ -164,6 +172,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
 
     The popcount is the processor's, the products are those of the tensor cores, weights are read in words of 16 bytes.
     """
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILE], env=compiling(tmp_path), capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.split() == ["all"], done.stderr

@@ -49,6 +49,12 @@ def test_evaluation_counts_both_networks(bnn_train, run, summary, place):
     assert Image.open(run / "mistakes.png").size[0] > 500
 
 
+@pytest.mark.parametrize("task", [["evaluate"], ["predict", "input=run/samples.png"]])
+def test_a_gpu_that_is_not_there_is_refused(bnn_train, run, task):
+    done = bnn_train(f"task={task[0]}", "from=run", *task[1:], "device=cuda:99")
+    assert done.code == 2 and done.err.startswith("bnn-train: device=cuda:99: ")
+
+
 def test_a_network_that_can_not_be_packed_is_evaluated_all_the_same(bnn_train, run):
     assert bnn_train(*SMALL, "model.batch_norm.running_stats=false", "hydra.run.dir=other").code == 0
     done = bnn_train("task=evaluate", "from=other")

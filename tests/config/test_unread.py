@@ -63,7 +63,7 @@ NOT_BY_THE_COMMAND = [
     ("task=evaluate", "from=x", "model.hidden_size=3"),
     ("task=evaluate", "from=x", "dataset.limit=10"),
     ("task=evaluate", "from=x", "trainer.eval_batch_size=10"),
-    ("task=evaluate", "from=x", "device=cuda"),
+    ("task=export", "from=x", "device=cuda"),
     ("task=predict", "from=x", "input=y", "export.format=c"),
     ("task=predict", "from=x", "input=y", "dataset=mnist"),
     ("task=predict", "from=x", "input=y", "+dataset.size=3"),

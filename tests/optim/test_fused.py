@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers import on_both, where
+from helpers import compiling, on_both, where
 
 from bnn_exp.bits import pack, unpack
 from bnn_exp.bits.factors import ComputedGradient
@@ -203,9 +203,8 @@ for name in sys.argv[3:]:
 
 
 def compiled(tmp_path, capability, which, *names):
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     command = [sys.executable, "-W", "ignore", "-c", COMPILE, str(capability), which, *names]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=compiling(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0 and set(done.stdout.split()) == set(names), done.stderr
 
 

@@ -6,12 +6,14 @@ A layer of few rows is one launch, a layer of more rows two. Every number of thi
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.cuda import inference_kernels as kernels
+from bnn_exp.bits.cuda.values import values_of_bits
 from bnn_exp.bits.layout import in_rows
 from bnn_exp.bits.reference import LANES
 
@@ -73,7 +75,14 @@ def scores(
     return _layer("pixel" if pixels else "bit", x, tiles, zero, out, len(offset), "scores", constants)
 
 
-real_product = reference.real_product
+def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:
+    """Returns the sums Σ x·w of real numbers x; see `bnn_exp.bits.operators`. One kernel unpacks the weights for torch."""
+    inputs, width = x.shape[1], 8 * tiles.shape[1]
+    if x.dtype == torch.float64 or zero not in (0, -one):
+        return reference.real_product(x, tiles, outputs, zero, one)
+    rows = in_rows(tiles).transpose(1, 2).flatten(0, 1)[:outputs]
+    sums = F.linear(x, values_of_bits(rows, inputs, zero / one, outputs, width, x.dtype)[:, :inputs])
+    return sums if one == 1 else sums * one
 
 
 def _sums(kind: str, x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
