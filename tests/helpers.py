@@ -50,6 +50,11 @@ def on_both() -> list[pytest.MarkDecorator]:
     return [pytest.mark.gpu] if where() == "cuda" else []
 
 
+def compiling(cache: Path) -> dict[str, str]:
+    """Returns the environment of a process in which Triton compiles kernels, into the folder `cache`, without a GPU too."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
+
+
 def command(patch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Runs `bnn-train` in this process and in the current folder. Returns its exit code."""
     from bnn_exp.cli import main

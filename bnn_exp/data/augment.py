@@ -61,7 +61,7 @@ class Augment:
         rows = len(x) if of is None else of
         if number is None:
             g = generator(x.device, Purpose.AUGMENTATION, self.seed, epoch, batch)
-            return _varied(x, lambda n: integers(n, rows, g, x.device)[share], self.shift, self.flip, self.cutout)
+            return varied(x, lambda n: integers(n, rows, g, x.device)[share], self.shift, self.flip, self.cutout)
         key = draws.number(Purpose.AUGMENTATION, self.seed) >> 1
         begin, _, _ = share.indices(rows)
         return varied_by_philox(x.contiguous(), number, key, begin, rows, self.shift, self.flip, self.cutout)
@@ -95,10 +95,10 @@ def varied_by_philox(x: Tensor, number: Tensor, key: int, begin: int, rows: int,
     """
     generator = Philox(key, number)
     share = slice(begin, begin + len(x))
-    return _varied(x, lambda n: integers(n, rows, generator, x.device)[share], shift, flip, cutout)
+    return varied(x, lambda n: integers(n, rows, generator, x.device)[share], shift, flip, cutout)
 
 
-def _varied(x: Tensor, draw: Callable[[int], Tensor], shift: int, flip: bool, cutout: int) -> Tensor:
+def varied(x: Tensor, draw: Callable[[int], Tensor], shift: int, flip: bool, cutout: int) -> Tensor:
     """Returns mirrored, shifted and partly black images.
 
     Args:

@@ -1,4 +1,4 @@
-"""Changes in place: flips of bits, and new values of a state."""
+"""Changes in place: flips of bits, new values of a state, and whether a tensor was written to."""
 
 import torch
 from torch import Tensor
@@ -23,3 +23,8 @@ def keep_addresses(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
     for name, old in before.items():
         if isinstance(new := state.get(name), Tensor) and new is not old and new.shape == old.shape:
             state[name] = old.copy_(new)
+
+
+def written(p: Tensor) -> tuple[int, int]:
+    """Returns two numbers that change when a tensor is written to: its version and its address."""
+    return p._version, p.data_ptr()

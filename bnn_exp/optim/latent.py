@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from bnn_exp.bits.latents import count_flips, note
 from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import device, latent_parameters, named_bits
+from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
 from bnn_exp.optim.announcement import floats, from_floats
 from bnn_exp.optim.trained import Trained
+from bnn_exp.optim.watched import Watched
 
 
 class OfLatents(Trained):
@@ -29,12 +30,12 @@ class OfLatents(Trained):
         ValueError: a tensor holds bits (only 0 and 1) in place of latent weights, or the schedule is unknown.
     """
 
-    own = ("flips", "bits", "falls")
+    own = ("flips", "bits", "falls", "watched")
     step_entry = "steps"
 
     def __init__(self, params, *arguments, schedule: str = "constant", total_steps: int | None = None, bits=True, **options):
         self.falls = {"schedule": schedule, "total_steps": total_steps}
-        self.bits, self.flips = bits, []
+        self.bits, self.flips, self.watched = bits, [], Watched()
         super().__init__(params, *arguments, **options)
 
     @classmethod
@@ -91,19 +92,24 @@ class OfLatents(Trained):
         self.count()
         return loss
 
+    @property
+    def _on_gpu(self) -> bool:
+        return not all(map(device.on_host, self.tensors()))
+
     def numbers(self) -> np.ndarray | None:
         """Returns the learning rate of each group for the coming step, as `from_floats` gives it.
 
         Returns None on a CPU, and for a torch optimizer that reads its learning rate from Python.
         """
-        first = next(iter(self.tensors()), None)
-        if first is None or device.on_host(first) or not self.recordable:
+        if self.bits and self._on_gpu:
+            self.watched.prepare(self.tensors())
+        if not (self._on_gpu and self.recordable):
             return None
         return from_floats(group["lr"] for group in self.param_groups)
 
     def apply(self, closure=None):
         """Trains the latent weights, and counts the bits that change. Returns the loss of the closure, if any."""
-        before = [note(p.detach()) for p in self.tensors()] if self.bits else []
+        before = [quantize(p.detach()) for p in self.tensors()] if self.bits and not self._on_gpu else []
         if self.announced is not None:
             for rate, group in zip(floats(self.announced).unbind(), self.param_groups, strict=True):
                 group.on_device = rate
@@ -113,7 +119,9 @@ class OfLatents(Trained):
             for group in self.param_groups:
                 group.on_device = None
         for flips, old, p in zip(self.flips, before, self.tensors(), strict=False):
-            count_flips(p.detach(), old, flips)
+            flips += (quantize(p.detach()) != old).sum()
+        if self.bits and self._on_gpu:
+            self.watched.follow(self.tensors(), self.flips)
         return loss
 
     def count(self) -> None:

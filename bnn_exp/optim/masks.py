@@ -132,7 +132,7 @@ KERNELS = (
     Fused("random", 1, "delta", only={"mask": "random"}),
     *(
         Fused(f"top_{scale}", n, "delta", only={"mask": "top", "scale": scale})
-        for scale, n in (("tensor", 6), ("neuron", 7), ("factored", 8))
+        for scale, n in (("tensor", 5), ("neuron", 6), ("factored", 7))
     ),
     *(_heated(mask, name, 1 if name == "const" else 3) for mask in ("ewm", "wpm") for name in TEMPERATURES),
 )

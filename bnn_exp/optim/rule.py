@@ -21,7 +21,7 @@ from bnn_exp.optim.announcement import floats, from_floats
 from bnn_exp.optim.fused import Fused, kernels_of
 from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.group import Group
-from bnn_exp.optim.in_place import flip_bits, keep_addresses
+from bnn_exp.optim.in_place import flip_bits, keep_addresses, written
 from bnn_exp.optim.trained import Trained
 
 __all__ = ["Rule", "flip_bits", "remembered", "signs"]
@@ -120,13 +120,13 @@ class Rule(Trained, torch.optim.Optimizer):
 
     def _check_bits(self, i: int, p: Tensor) -> None:
         """Checks that tensor i holds bits, unless only this rule has written to it since the last check."""
-        if p.dtype == torch.uint8 or p.is_meta or self._checked_at.get(i) == _written(p):
+        if p.dtype == torch.uint8 or p.is_meta or self._checked_at.get(i) == written(p):
             return
         try:
             check_bits(self.name(i), p)
         except NotBinary as error:
             raise NotBinary(f"{error}\nallowed: bits, as `binary_parameters` names them; LatentAdam, … for latents") from None
-        self._checked_at[i] = _written(p)
+        self._checked_at[i] = written(p)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -217,7 +217,7 @@ class Rule(Trained, torch.optim.Optimizer):
         else:
             self._flip_on_gpu(i, w, g.whole() if packed else g, h, state, draw)
         if not packed:
-            self._checked_at[i] = _written(p)
+            self._checked_at[i] = written(p)
 
     def _flip_on_gpu(self, i: int, w: Tensor, g: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: Any) -> None:
         """Flips bits of tensor i, by the kernels of the rule if it has some. `w` are bits [neurons, inputs] or packed bits."""
@@ -296,11 +296,6 @@ class Rule(Trained, torch.optim.Optimizer):
             if i in state_dict["state"]:
                 kept = copy.deepcopy(state_dict["state"][i])
                 self.state[p] = {name: v.to(p.device) if isinstance(v, Tensor) else v for name, v in kept.items()}
-
-
-def _written(p: Tensor) -> tuple[int, int]:
-    """Returns two numbers that change when a tensor is written to: its version and its address."""
-    return p._version, p.data_ptr()
 
 
 def _rows(p: Tensor) -> Tensor:

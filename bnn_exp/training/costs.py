@@ -72,13 +72,12 @@ def packed(sizes: Sequence[int], rows: int, values: str = "float8_e4m3fn") -> It
         if i == last:
             yield from _in_passes(passes, kept * z, SINGLE * (rows * outputs if passes == 1 else z))
         else:
-            yield from _in_passes(passes, kept * z, (BIT + value) * z)
+            yield from _in_passes(passes, kept * z, value * z)
         gradient = SINGLE * rows * outputs if i == last else HALF * z
-        yield from _in_passes(passes, kept * z + gradient, HALF * z)
+        yield from _in_passes(passes, kept * z + gradient, 2 * HALF * z)  # the gradient at the sums, and the activation
         if i:
             yield Work(0, weights * (BIT + HALF))  # unpacks weights
             yield Work(once, HALF * (z + weights + x), "bfloat16")  # the gradient at the inputs
-            yield Work(0, x * (BIT + HALF))  # unpacks the inputs
         yield Work(once, HALF * (z + x) + SINGLE * weights, "bfloat16")  # the gradient of the weights
         yield Work(0, weights * (SINGLE + 2 * BIT))  # flips
 

@@ -17,7 +17,7 @@ the faster engine on a CPU if batch size · hidden size reaches LEAST_WORK, and 
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnn_exp.config.compatibility import GRADIENT_BITS, PACKED, RECORDED
 from bnn_exp.config.groups import Settings
@@ -71,7 +71,8 @@ def as_begun(settings: Settings, device: str, begun: str | None) -> Settings:
         return settings
     if begun == "dense" and settings.engine.gradient_bits:
         return settings
-    return replace(settings, engine=replace(settings.engine, name=begun))
+    kept: Any = begun
+    return replace(settings, engine=replace(settings.engine, name=kept))
 
 
 def _reason_of_network(settings: Settings, network: "nn.Module | type[nn.Module] | None") -> str:

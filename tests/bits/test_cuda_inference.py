@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import on_both, where
+from helpers import compiling, on_both, where
 
 from bnn_exp.bits import from_tiles, laid_out, operators, pack, to_tiles
 from bnn_exp.bits.layout import in_rows
@@ -182,8 +182,7 @@ def test_the_kernels_compile_for_a_gpu(capability, tmp_path):
 
     The popcount is the processor's, the products are those of the tensor cores, weights are read in words of 16 bytes.
     """
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     command = [sys.executable, "-W", "ignore", "-c", COMPILE, str(capability)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=compiling(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["few_pixels", "few_bits", *["spread", "many"] * (4 if capability == 90 else 1)]

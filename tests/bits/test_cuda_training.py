@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import NeverWaits, on_both, trainer_of, use_tapes, where
+from helpers import NeverWaits, compiling, on_both, trainer_of, use_tapes, where
 
 from bnn_exp.bits import bits_sha256, pack
 from bnn_exp.bits.cuda import operations, products
@@ -70,7 +70,7 @@ def test_sums_are_exact(rows, inputs, outputs, zero, fp8, kernels):
     values, weights, gpu = v.double() * (1 - zero) + zero, packed(v), OnGPU(False, fp8)
     y = torch.randint(-9, 10, (rows, -(-inputs // 64) * 64), dtype=HALF, device=WHERE)
     _, x = gpu.activated(identity, Sums(y, 1.0), zero)  # 1[y ≥ 0], since this BatchNorm is y = z
-    assert x.values.dtype == (FP8 if fp8 else HALF)
+    assert x.dtype == (FP8 if fp8 else HALF)
     found = gpu.sums_of_bits(x, weights, zero)
     assert found.z.dtype == HALF and found.a == 1 and found.z.shape == (rows, -(-outputs // 64) * 64)
     assert torch.equal(found.z[:, :outputs].double(), ((y >= 0)[:, :inputs].double() * (1 - zero) + zero) @ values.T)
@@ -95,8 +95,10 @@ def test_values_and_sums_are_exact_in_their_dtypes():
 def test_products_are_exact_up_to_their_bound(inputs, dtype):
     ones, x = torch.ones(16, inputs, device=WHERE), torch.randint(-1, 2, (16, inputs), device=WHERE).float()
     for a, v in ((ones, ones), (x, ones), (x, x), (ones, -ones)):
-        found = products.exact_product(a.to(dtype), v.to(dtype), FP32)
-        assert torch.equal(found.double(), a.double() @ v.double().T)
+        for product_of in (products.exact_product, operations.exact_product):
+            with torch.autocast(WHERE, BF16):
+                found = product_of(a.to(dtype), v.to(dtype), FP32)
+            assert torch.equal(found.double(), a.double() @ v.double().T)
     assert products.of_values(products.MOST_IN_FP8, True) == FP8
     assert products.of_values(products.MOST_IN_FP8 + 1, True) == products.of_values(1, False) == HALF
 
@@ -146,8 +148,9 @@ def test_kernels_of_a_layer_compute_what_is_defined(rows, z_of, options, monkeyp
         near = {"rtol": 1e-2, "atol": 1e-2} if dtype == BF16 else {}
         grad = grad.to(WHERE)
         slopes = agree(monkeypatch, operations.slopes_of_gradient, grad, z, *vectors, inverse, window)[:2]
-        agree(monkeypatch, operations.centered_gradient, grad, z, *vectors, window, *slopes, dtype, **near)
-        agree(monkeypatch, operations.gradient_at_sums, grad, z, *vectors, inverse, window, dtype, **near)
+        for zero in (0.0, -1.0):
+            agree(monkeypatch, operations.centered_gradient, grad, z, *vectors, window, *slopes, zero, dtype, **near)
+            agree(monkeypatch, operations.gradient_at_sums, grad, z, *vectors, inverse, window, zero, dtype, **near)
 
 
 def network_and_twin(**options):
@@ -298,7 +301,7 @@ OTHERS = {"packed": "*u8", "bits": "*u8", "flips": "*i64", "key": "i64", "step":
 OTHERS |= dict.fromkeys(("a", "eps", "momentum", "window"), "fp32")
 NORM = [{"AFFINE": True, "RUNNING": True}, {"AFFINE": False, "RUNNING": False}]
 WORDS, SUMS = [{"out": "*i32", "BITS": bits, "step": "i32"} for bits in (1, 2, 4)], [{"z": "*fp16"}, {"z": "*fp32"}]
-PASSED = [{"z": "*fp16", "grad": "*bf16", "out": "*bf16"}, {"z": "*fp32", "grad": "*fp32", "out": "*fp32"}]
+PASSED = [{"z": z, "grad": g, "out": g, "values": v} for z, g, v in (("*fp16", "*bf16", "*i16"), ("*fp32", "*fp32", "*i32"))]
 VALUES = [{"z": "*fp16", "values": "*i8"}, {"z": "*fp32", "values": "*i16"}]
 ROWS = {"ALL": 1024, "num_warps": batch_norm.warps(1024)}
 KERNELS = [
@@ -331,13 +334,21 @@ for kernel, cases in KERNELS:
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
     """The kernels compile for compute capabilities 8.0 and 9.0 without such a GPU."""
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILE], env=compiling(tmp_path), capture_output=True, text=True
+    )
     assert done.returncode == 0 and len(done.stdout.split()) == 11, done.stderr
 
 
-@pytest.mark.parametrize(("precision", "bf16"), [("bf16", True), ("fp32", False)])
-def test_the_precision_of_the_settings_reaches_the_kernels(precision, bf16, on_gpu, monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_precision_of_the_settings_rounds_gradients_alone(precision, on_gpu, monkeypatch):
+    """The loss of the first step does not depend on the precision, since all sums are exact under autocast too."""
     monkeypatch.setattr(compatibility.Feature, "reason_against", lambda *_: "")  # the table refuses bf16 on a CPU
-    trainer = trainer_of("optimizer=counter", "engine=packed", *SMALL[:-1], f"engine.precision={precision}")
-    assert trainer.step.forward.bits.bf16 is bf16
+    losses, trainers = [], []
+    for each in ("fp32", precision):
+        torch.manual_seed(0)
+        trainers.append(
+            trainer_of("optimizer=counter", "engine=packed", "engine.graphs=false", *SMALL[:-1], f"engine.precision={each}")
+        )
+        losses.append(float(trainers[-1].train_on(trainers[-1].batches.of_epoch(0)[0], 0, 0)[0]))
+    assert trainers[1].step.forward.bits.bf16 is (precision == "bf16") and losses[0] == losses[1]

@@ -196,6 +196,8 @@ def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, o
     assert refused.code == 2 and refused.err.count("\n") <= 2 and "engine=packed" in refused.err
     assert overrides.partition("=")[0].partition(".")[2] in refused.err and not refused.runs
     assert engine.choose(settings_of(*rule, overrides), "cpu") == "dense"
+    if overrides != "engine.precision=bf16":  # a GPU can
+        assert engine.choose(settings_of(*rule, overrides), "cuda") == "dense"
 
 
 def test_lean_memory_packs_bits_as_they_are_made_and_changes_none():
@@ -227,18 +229,16 @@ def test_auto_packs_bits_on_a_cpu():
     )
 
 
-@pytest.mark.parametrize("memory", ["fast", "lean"])
-@pytest.mark.parametrize(("hidden", "batch", "faster"), [(64, 32, "dense"), (4096, 16384, "packed")])
-def test_auto_counts_the_work_on_a_gpu(hidden, batch, faster, memory):
-    """Small layers cost launches, of which `packed` has more. Large layers cost bytes, of which it has fewer."""
-    sizes = f"model.hidden_size={hidden}", f"trainer.batch_size={batch}"
-    assert engine.choose(settings_of("optimizer=counter", *sizes, f"engine.memory={memory}"), "cuda:0") == (
-        "packed" if memory == "lean" else faster
-    )
+@pytest.mark.parametrize("batch", [32, 1024, 16384])
+@pytest.mark.parametrize("hidden", [64, 1024, 8192])
+def test_auto_takes_the_engine_of_less_work_on_a_gpu(hidden, batch, monkeypatch):
+    settings = settings_of("optimizer=counter", f"model.hidden_size={hidden}", f"trainer.batch_size={batch}")
     works = {name: list(step([784, hidden, hidden, hidden, 10], batch)) for name, step in costs.STEPS.items()}
-    if faster == "dense":
-        assert len(works["dense"]) < len(works["packed"])
+    assert len(works["packed"]) < len(works["dense"])
     assert sum(work.bytes for work in works["packed"]) < sum(work.bytes for work in works["dense"])
+    assert engine.choose(settings, "cuda:0") == "packed"
+    monkeypatch.setitem(costs.STEPS, "packed", lambda sizes, rows: 2 * list(costs.dense(sizes, rows)))
+    assert engine.choose(settings, "cuda:0") == "dense"
 
 
 def test_auto_reads_what_was_measured_here(tmp_path, monkeypatch):

@@ -1,35 +1,50 @@
 """Flips of latent weights on a GPU are those of `quantize`. Without a GPU, Triton's interpreter runs the kernels."""
 
+import copy
+
 import pytest
 import torch
 from helpers import on_both, where
 
-from bnn_exp.bits.latents import count_flips, note
+from bnn_exp.bits.latents import bits_above, follow
+from bnn_exp.bits.reference import unpacked
 from bnn_exp.nn import device, operators
 from bnn_exp.nn.binary import quantize
+from bnn_exp.optim import LatentSGD
 
 pytest.importorskip("triton")
 pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
 
 
-@pytest.mark.parametrize("by", ["kernels", "definition"])
-@pytest.mark.parametrize("shape", [(1,), (3, 7), (2, 4), (41, 53), (5, 3, 3, 3)])
-def test_the_count_is_that_of_the_bits_that_differ(by, shape, monkeypatch):
-    """Some latent weights equal the mean of their tensor, so that their bit is 0."""
-    monkeypatch.setattr(device, "on_host", lambda where: False)
-    monkeypatch.setattr(operators, "kernels_everywhere", by == "kernels")
-    before, after = (torch.randint(-2, 3, shape, device=WHERE).float() for _ in range(2))
-    flips = torch.full((), 5, device=WHERE)
-    noted = note(before)
-    assert noted.dtype == torch.uint8 and len(noted) == -(-before.numel() // 8)
-    count_flips(after, noted, flips)
-    assert flips == 5 + (quantize(before) != quantize(after)).sum()
-    count_flips(before, noted, flips)
-    assert flips == 5 + (quantize(before) != quantize(after)).sum()
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("count", [1, 8, 21, 2173])
+def test_bits_follow_and_their_flips_are_counted(count, kernels, monkeypatch):
+    """Some numbers equal the threshold, so that their bit is 0."""
+    monkeypatch.setattr(operators, "kernels_everywhere", kernels)
+    before, after = (torch.randint(-2, 3, (count,), device=WHERE).float() for _ in range(2))
+    zero, flips = torch.zeros((), device=WHERE), torch.full((), 5, device=WHERE)
+    bits = bits_above(before, zero)
+    for now in (before, after, after):
+        follow(now, zero, bits, flips)
+        assert bits.dtype == torch.uint8 and torch.equal(unpacked(bits[None], torch.bool)[0, :count], now > 0)
+    assert flips == 5 + ((before > 0) != (after > 0)).sum() and len(bits) == -(-count // 8)
 
 
-def test_columns_may_be_stored_last(monkeypatch):
+def test_flips_of_a_training_are_those_of_the_bits(monkeypatch):
+    """Also where others write to the latent weights between steps, where channels are stored last, and in a copy."""
     monkeypatch.setattr(device, "on_host", lambda where: False)
-    x, flips = torch.randn(6, 4, 3, 3, device=WHERE), torch.zeros((), dtype=torch.int64, device=WHERE)
-    count_flips(x, note(x.to(memory_format=torch.channels_last)), flips)
-    assert flips == 0
+    x = torch.randn(6, 4, 3, 3, device=WHERE).to(memory_format=torch.channels_last)
+    w, expected = torch.nn.Parameter(x), 0
+    optimizer = LatentSGD([w], lr=1.0)
+    for step in range(6):
+        if step == 3:
+            w.data.neg_()
+            w.detach().normal_()
+        if step == 4:
+            optimizer = copy.deepcopy(optimizer)
+            w = optimizer.tensors()[0]
+        before = quantize(w.detach())
+        w.grad = torch.randn(w.shape, device=WHERE)
+        optimizer.step()
+        expected += int((quantize(w.detach()) != before).sum())
+        assert int(optimizer.flips[0]) == expected > 0

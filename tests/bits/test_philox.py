@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers import where
+from helpers import on_both, where
 
 from bnn_exp.bits import pack, unpack
 from bnn_exp.bits.philox import Philox, integers, uniform, uniform_of, words
 
-WHERE = where()
+pytestmark, WHERE = on_both(), where()
 
 
 def step(number: int) -> torch.Tensor:

@@ -88,6 +88,18 @@ def test_a_recorded_loop_makes_the_steps_of_the_loop(rule, digits, monkeypatch):
     assert len(tapes) == 1 and all(torch.equal(state[name], recorded[name]) for name in state)
 
 
+def test_a_recorded_loop_augments_each_batch_anew(digits, monkeypatch):
+    monkeypatch.setattr(device, "on_host", lambda where: False)
+    tapes = use_tapes(monkeypatch)
+    settings = settings_of("model.hidden_size=32", "device=cpu", "dataset.augment=standard")
+    loop = torch_loops.same_rule(settings, torch_loops.in_floats(digits))
+    images = loop._augmented(x := loop.images[:64])
+    assert images.shape == x.shape and not torch.equal(images, x) and not torch.equal(images, loop._augmented(x))
+    loop.record()
+    losses = [float(loop.step(torch.arange(64))) for _ in range(4)]
+    assert len(tapes) == 1 and len({*losses}) == 4
+
+
 def test_the_loop_of_adam_trains_latents_by_their_signs(digits):
     settings = settings_of(*RANDOM, "model.hidden_size=32")
     loop = torch_loops.adam_loop(settings, torch_loops.in_floats(digits))
@@ -212,7 +224,7 @@ def test_the_reference_program_is_measured_beside_ours(bnn_train, tmp_path, smal
 
 
 BAD = {
-    ("benchmark=nonsense",): ("benchmark=nonsense", "inference, training"),
+    ("benchmark=nonsense",): ("benchmark=nonsense", "inference, machine, training"),
     ("benchmark.reference_program=x",): ("benchmark.reference_program", "benchmark=training"),
     (*TRAINING, "benchmark.rounds=2"): ("benchmark.rounds=2", "a whole number ≥ 3"),
     (*TRAINING, "from=x"): ("from=x", "null"),

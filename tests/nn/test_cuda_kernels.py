@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import compiling
 
 COMPILE = """
 import triton
@@ -58,6 +59,7 @@ for kernel, choices in CONSTANTS.items():
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
     pytest.importorskip("triton")
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILE], env=compiling(tmp_path), capture_output=True, text=True
+    )
     assert done.returncode == 0 and len(done.stdout.split()) == 17, done.stderr

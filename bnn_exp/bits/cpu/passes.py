@@ -29,7 +29,6 @@ class OnCPU:
 
     sums_of_bits = staticmethod(forward.sums_of_bits)
     sums_of_pixels = staticmethod(forward.sums_of_pixels)
-    kept = staticmethod(columns_of)  # turns the bits of a layer's inputs into the form that the backward pass takes
 
     def __init__(self, rounding: Callable[[int, int], Rounding] | None = None):
         self.rounding = rounding
@@ -51,7 +50,12 @@ class OnCPU:
         found = forward.normalization(norm, sums)
         return found, forward.normalized(sums, found)[:, : norm.num_features]
 
-    def backward(self, grad: Tensor, sums: Sums, norm: Norm) -> "Backward":
+    @staticmethod
+    def kept(x: Tensor, last: bool) -> Tensor:
+        """Returns the bits x of a layer's inputs in the form that the backward pass takes."""
+        return columns_of(x)
+
+    def backward(self, grad: Tensor, sums: Sums, norm: Norm, zero: float) -> "Backward":
         """Begins a backward pass; `grad` is the gradient at the last layer's y, float32 [rows, classes]."""
         return Backward(grad, sums, norm)
 

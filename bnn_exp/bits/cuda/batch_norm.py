@@ -67,16 +67,9 @@ def _normalization(center, square, n, rows, neurons, a, eps, momentum, weight, b
 
 
 @triton.jit
-def _activation(x, r, n, rows, width, scale, shift, bits, values, zero, one, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Stores the packed bits 1[y ≥ 0] of y = x·scale + shift, uint8 [rows, width / 8], and their values [rows, width].
-
-    `zero` and `one` are the codes of the values of a bit 0 and of a bit 1.
-    """
-    active, place = x * scale[None, :] + shift[None, :] >= 0, r[:, None].to(tl.int64)
-    bytes_ = tl.sum(tl.reshape(active.to(tl.int32) << (n % 8)[None, :], (ROWS, COLUMNS // 8, 8)), 2)
-    j = tl.program_id(1) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
-    tl.store(bits + place * (width // 8) + j[None, :], bytes_.to(tl.uint8), (r < rows)[:, None])
-    tl.store(values + place * width + n[None, :], tl.where(active, one, zero).to(values.dtype.element_ty), (r < rows)[:, None])
+def store_values(values, at, there, y, zero, one):
+    """Stores the codes of the values of the bits 1[y ≥ 0] at `values`: `zero` for a bit 0, and `one` for a bit 1."""
+    tl.store(values + at, tl.where(y >= 0, one, zero).to(values.dtype.element_ty), there)
 
 
 @triton.jit
@@ -125,25 +118,25 @@ def normalize_kernel(means, squares, rows, width, neurons, a, eps, momentum, wei
 
 
 @triton.jit(do_not_specialize=["zero", "one"])
-def activate_kernel(z, rows, width, scale, shift, bits, values, zero, one):
-    """Computes the activation of the sums z; see `_activation`."""
-    r, n, at, there = block(rows, width, ROWS, COLUMNS)
-    x = tl.load(z + at, there, 0).to(tl.float32)
-    _activation(x, r, n, rows, width, tl.load(scale + n), tl.load(shift + n), bits, values, zero, one, ROWS, COLUMNS)
+def activate_kernel(z, rows, width, scale, shift, values, zero, one):
+    """Computes the values of the bits 1[y ≥ 0] of y = z·scale + shift, [rows, width]; see `store_values`."""
+    _, n, at, there = block(rows, width, ROWS, COLUMNS)
+    y = tl.load(z + at, there, 0).to(tl.float32) * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
+    store_values(values, at, there, y, zero, one)
 
 
 @triton.jit(do_not_specialize=["zero", "one"])
 def normalize_and_activate_kernel(z, width, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
-                                  scale, shift, mean, inverse, bits, values, zero, one,
+                                  scale, shift, mean, inverse, values, zero, one,
                                   AFFINE: tl.constexpr, RUNNING: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
     """Computes the BatchNorm and the activation of the sums z. One program holds all rows, at most ALL, of NEURONS columns."""
-    r, n, at, there = block(rows, width, ALL, NEURONS)
+    _, n, at, there = block(rows, width, ALL, NEURONS)
     x = tl.load(z + at, there, 0).to(tl.float32)
     center, square = _moments(x, there, rows)
     factor, offset = _normalization(
         center, square, n, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
         scale, shift, mean, inverse, AFFINE, RUNNING, tl.program_id(1))  # fmt: skip
-    _activation(x, r, n, rows, width, factor, offset, bits, values, zero, one, ALL, NEURONS)
+    store_values(values, at, there, x * factor[None, :] + offset[None, :], zero, one)
 
 
 @triton.jit
@@ -192,26 +185,29 @@ def norm_of_sums(z, a, neurons, eps, momentum, weight, bias, running_mean, runni
     return tuple(vectors)
 
 
-def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns packed bits and their values, by one kernel; see `bnn_exp.bits.cuda.operations.activated`."""
-    bits, values = _places(z, dtype)
-    codes_ = codes(dtype, zero)
-    activate_kernel[grid_of(z)](z, *z.shape, scale, shift, bits, values.view(INTEGER[dtype.itemsize]), *codes_)
-    return bits, values
+def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch.dtype) -> Tensor:
+    """Returns the values of the bits 1[y ≥ 0], by one kernel; see `bnn_exp.bits.cuda.operations.activated`."""
+    values = z.new_empty(z.shape, dtype=dtype)
+    activate_kernel[grid_of(z)](z, *z.shape, scale, shift, *places_of(values, zero))
+    return values
+
+
+def places_of(values: Tensor, zero: float) -> tuple[Tensor, int, int]:
+    """Returns `values` as integers, and the codes of `zero` and 1, as `store_values` takes them."""
+    return values.view(INTEGER[values.itemsize]), *codes(values.dtype, zero)
 
 
 def normalized_and_activated(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked, zero, dtype):
-    """Returns a BatchNorm, packed bits and values, by one kernel.
+    """Returns a BatchNorm, and the values of the bits 1[y ≥ 0], by one kernel.
 
     See `bnn_exp.bits.cuda.operations.normalized_and_activated`. z has at most `FEW` rows.
     """
-    (rows, width), vectors, (bits, values) = z.shape, vectors_of(z), _places(z, dtype)
+    (rows, width), vectors, values = z.shape, vectors_of(z), z.new_empty(z.shape, dtype=dtype)
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
-    flags, places = _flags(weight, running_mean, rows), (bits, values.view(INTEGER[dtype.itemsize]), *codes(dtype, zero))
+    flags = _flags(weight, running_mean, rows)
     normalize_and_activate_kernel[(1, width // NEURONS.value)](
-        z, width, rows, *given, *vectors, *places, **flags, num_warps=warps(rows)
-    )
-    return (*vectors, bits, values)
+        z, width, rows, *given, *vectors, *places_of(values, zero), **flags, num_warps=warps(rows))  # fmt: skip
+    return (*vectors, values)
 
 
 def normalized(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked):
@@ -226,8 +222,3 @@ def normalized(z, a, neurons, eps, momentum, weight, bias, running_mean, running
 
 def _flags(weight: Tensor | None, running_mean: Tensor | None, rows: int) -> dict[str, bool | int]:
     return {"AFFINE": weight is not None, "RUNNING": running_mean is not None, "ALL": triton.next_power_of_2(rows)}
-
-
-def _places(z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    rows, width = z.shape
-    return z.new_empty(rows, width // 8, dtype=torch.uint8), z.new_empty(rows, width, dtype=dtype)

@@ -18,6 +18,8 @@ from bnn_exp.bits.cuda.batch_norm import (
     grid_of,
     over_blocks,
     partial_sums,
+    places_of,
+    store_values,
     vectors_of,
     warps,
 )
@@ -25,11 +27,14 @@ from bnn_exp.bits.cuda.batch_norm import (
 
 @triton.jit
 def _passing(grad, given, z, at, r, n, there, scale, shift, mean, window):
-    """Returns the gradient at y = z·scale + shift, set to 0 where |y| > window, and z − mean; both are 0 beyond `there`."""
+    """Returns the gradient at y = z·scale + shift, set to 0 where |y| > window, z − mean, and y.
+
+    The gradient and z − mean are 0 beyond the mask `there`.
+    """
     x = tl.load(z + at, there, 0).to(tl.float32)
     y = x * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
     g = tl.load(grad + r[:, None].to(tl.int64) * given + n[None, :], there & (n < given)[None, :], 0.0).to(tl.float32)
-    return tl.where(tl.abs(y) <= window, g, 0.0), tl.where(there, x - tl.load(mean + n)[None, :], 0.0)
+    return tl.where(tl.abs(y) <= window, g, 0.0), tl.where(there, x - tl.load(mean + n)[None, :], 0.0), y
 
 
 @triton.jit
@@ -48,7 +53,7 @@ def _slopes(g, product, n, rows, scale, inverse, of_weight, of_bias):
 def total_kernel(grad, given, z, rows, width, scale, shift, mean, window, sums, products):
     """Computes Σ g and Σ g · (z − mean) of the gradient g inside the window, in each block of rows: float32 [blocks, width]."""
     r, n, at, there = block(rows, width, ROWS, COLUMNS)
-    g, away = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
+    g, away, _ = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
     place = tl.program_id(0) * width + n
     tl.store(sums + place, tl.sum(g, 0))
     tl.store(products + place, tl.sum(g * away, 0))
@@ -67,24 +72,29 @@ def slopes_kernel(sums, products, rows, width, scale, inverse, slope, offset, of
     tl.store(offset + n, level)
 
 
-@triton.jit
-def center_kernel(grad, given, z, rows, width, scale, shift, mean, window, slope, offset, out):
-    """Computes the gradient at z from the gradient at y, [rows, width] (Ioffe & Szegedy 2015, section 3)."""
+@triton.jit(do_not_specialize=["zero", "one"])
+def center_kernel(grad, given, z, rows, width, scale, shift, mean, window, slope, offset, out, values, zero, one):
+    """Computes the gradient at z from the gradient at y, [rows, width] (Ioffe & Szegedy 2015, section 3).
+
+    Stores also the values of the activation's bits; see `store_values`.
+    """
     r, n, at, there = block(rows, width, ROWS, COLUMNS)
-    g, away = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
+    g, away, y = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
     found = tl.load(scale + n)[None, :] * g - tl.load(slope + n)[None, :] * away - tl.load(offset + n)[None, :]
     tl.store(out + at, found.to(out.dtype.element_ty), there)
+    store_values(values, at, there, y, zero, one)
 
 
-@triton.jit
-def gradient_kernel(grad, given, z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out,
-                    ALL: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["zero", "one"])
+def gradient_kernel(grad, given, z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out, values,
+                    zero, one, ALL: tl.constexpr):  # fmt: skip
     """Computes the results of the three kernels above. One program holds all rows, at most ALL, of NEURONS columns."""
     r, n, at, there = block(rows, width, ALL, NEURONS)
-    g, away = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
+    g, away, y = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
     slope, offset = _slopes(tl.sum(g, 0), tl.sum(g * away, 0), n, rows, scale, inverse, of_weight, of_bias)
     found = tl.load(scale + n)[None, :] * g - slope[None, :] * away - offset[None, :]
     tl.store(out + at, found.to(out.dtype.element_ty), there)
+    store_values(values, at, there, y, zero, one)
 
 
 def slopes_of_gradient(grad, z, scale, shift, mean, inverse, window):
@@ -95,20 +105,22 @@ def slopes_of_gradient(grad, z, scale, shift, mean, inverse, window):
     return tuple(vectors)
 
 
-def centered_gradient(grad, z, scale, shift, mean, window, slope, offset, dtype: torch.dtype) -> Tensor:
-    """Returns the gradient at z, by one kernel; see `bnn_exp.bits.cuda.operations.centered_gradient`."""
-    out = z.new_empty(z.shape, dtype=dtype)
-    center_kernel[grid_of(z)](grad, grad.shape[1], z, *z.shape, scale, shift, mean, window, slope, offset, out)
-    return out
+def centered_gradient(grad, z, scale, shift, mean, window, slope, offset, zero, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns the gradient at z and the activation, by one kernel; see `bnn_exp.bits.cuda.operations.centered_gradient`."""
+    out, values = (z.new_empty(z.shape, dtype=dtype) for _ in range(2))
+    vectors = scale, shift, mean, window, slope, offset
+    center_kernel[grid_of(z)](grad, grad.shape[1], z, *z.shape, *vectors, out, *places_of(values, zero))
+    return out, values
 
 
-def gradient_at_sums(grad, z, scale, shift, mean, inverse, window, dtype: torch.dtype):
-    """Returns the gradient at z and those of BatchNorm's parameters, by one kernel.
+def gradient_at_sums(grad, z, scale, shift, mean, inverse, window, zero, dtype: torch.dtype):
+    """Returns the gradient at z, the activation, and the gradients of BatchNorm's parameters, by one kernel.
 
     See `bnn_exp.bits.cuda.operations.gradient_at_sums`. z has at most `FEW` rows.
     """
-    (rows, width), (of_weight, of_bias), out = z.shape, vectors_of(z, 2), z.new_empty(z.shape, dtype=dtype)
+    (rows, width), (of_weight, of_bias) = z.shape, vectors_of(z, 2)
+    out, values = (z.new_empty(z.shape, dtype=dtype) for _ in range(2))
     gradient_kernel[(1, width // NEURONS.value)](
         grad, grad.shape[1], z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out,
-        ALL=triton.next_power_of_2(rows), num_warps=warps(rows))  # fmt: skip
-    return out, of_weight, of_bias
+        *places_of(values, zero), ALL=triton.next_power_of_2(rows), num_warps=warps(rows))  # fmt: skip
+    return out, values, of_weight, of_bias

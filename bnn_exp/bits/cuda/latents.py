@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bnn_exp.bits.cuda.flips import BLOCK, EIGHTHS, tile
+from bnn_exp.bits.cuda.flips import BLOCK, EIGHTHS, tile, write
 
 SCALARS = ["threshold", "flips"]  # addresses of scalars, which need no alignment
 
@@ -26,12 +26,11 @@ def bits_above_kernel(x, count, threshold, bits):
 
 
 @triton.jit(do_not_specialize_on_alignment=SCALARS)
-def count_changes_kernel(x, count, threshold, bits, flips):
-    """Adds to `flips` the number of bits of this program's tile that differ from the packed `bits`."""
+def follow_kernel(x, count, threshold, bits, flips):
+    """Updates the packed bits of this program's tile, and adds the number of flips to `flips`."""
     above, there = _above(x, count, threshold)
     before = (tl.load(bits + tile() // 8, there, 0).to(tl.int32) >> (tile() % 8)) & 1
-    changes = tl.where(there, above ^ before, 0)
-    tl.atomic_add(flips, tl.sum(tl.sum(changes, 1), 0).to(tl.int64), sem="relaxed")
+    write(bits, (above != before) & there, flips, PACKED=True)
 
 
 def bits_above(x: Tensor, threshold: Tensor) -> Tensor:
@@ -41,6 +40,6 @@ def bits_above(x: Tensor, threshold: Tensor) -> Tensor:
     return bits
 
 
-def count_changes(x: Tensor, threshold: Tensor, bits: Tensor, flips: Tensor) -> None:
-    """Counts bits that differ from `bits`; see `bnn_exp.bits.latents.count_changes`."""
-    count_changes_kernel[(triton.cdiv(len(x), BLOCK.value),)](x, len(x), threshold, bits, flips)
+def follow(x: Tensor, threshold: Tensor, bits: Tensor, flips: Tensor) -> None:
+    """Updates packed bits and counts their flips; see `bnn_exp.bits.latents.follow`."""
+    follow_kernel[(triton.cdiv(len(x), BLOCK.value),)](x, len(x), threshold, bits, flips)

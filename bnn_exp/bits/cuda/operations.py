@@ -27,11 +27,6 @@ def _vectors(z: Tensor, count: int) -> list[Tensor]:
     return [z.new_empty(z.shape[1], dtype=torch.float32) for _ in range(count)]
 
 
-def _bits_and_values(z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    rows, width = z.shape
-    return z.new_empty(rows, width // 8, dtype=torch.uint8), z.new_empty(rows, width, dtype=dtype)
-
-
 @operator(
     "(Tensor packed, int columns, float zero, int rows, int width, ScalarType dtype) -> Tensor",
     kernels=f"{_FOLDER}.values:values_of_bits",
@@ -62,7 +57,8 @@ def exact_product(a: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
 
     `bnn_exp.bits.cuda.products` chooses dtypes that make all sums exact.
     """
-    return (a.float() @ v.float().t()).to(dtype)
+    with torch.autocast(a.device.type, enabled=False):  # autocast would round the operands
+        return (a.float() @ v.float().t()).to(dtype)
 
 
 @operator(f"({_NORM}) -> {_FOUR}", kernels=f"{_FOLDER}.batch_norm:norm_of_sums", launches=2, fake=lambda z, *_: _vectors(z, 4))
@@ -99,22 +95,21 @@ def norm_of_sums(
 
 
 @operator(
-    "(Tensor z, Tensor scale, Tensor shift, float zero, ScalarType dtype) -> (Tensor, Tensor)",
+    "(Tensor z, Tensor scale, Tensor shift, float zero, ScalarType dtype) -> Tensor",
     kernels=f"{_FOLDER}.batch_norm:activated",
     launches=1,
-    fake=lambda z, scale, shift, zero, dtype: _bits_and_values(z, dtype),
+    fake=lambda z, scale, shift, zero, dtype: z.new_empty(z.shape, dtype=dtype),
 )
-def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns the packed bits 1[y ≥ 0], uint8 [rows, width / 8], and their values, 1 and `zero`, as `dtype` [rows, width]."""
-    active = z.float() * scale + shift >= 0
-    return reference.packed(active), torch.where(active, 1.0, zero).to(dtype)
+def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch.dtype) -> Tensor:
+    """Returns the values of the bits 1[y ≥ 0], 1 and `zero`, as `dtype` [rows, width]."""
+    return torch.where(z.float() * scale + shift >= 0, 1.0, zero).to(dtype)
 
 
 @operator(
-    f"({_NORM}, float zero, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_NORM}, float zero, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernels=f"{_FOLDER}.batch_norm:normalized_and_activated",
     launches=1,
-    fake=lambda z, *given: (*_vectors(z, 4), *_bits_and_values(z, given[-1])),
+    fake=lambda z, *given: (*_vectors(z, 4), z.new_empty(z.shape, dtype=given[-1])),
 )
 def normalized_and_activated(z: Tensor, *given: Tensor | float | torch.dtype) -> tuple[Tensor, ...]:
     """Returns the results of `norm_of_sums` and of `activated`, whose arguments it takes one after the other.
@@ -123,7 +118,7 @@ def normalized_and_activated(z: Tensor, *given: Tensor | float | torch.dtype) ->
     """
     *of_norm, zero, dtype = given
     scale, shift, *rest = norm_of_sums(z, *of_norm)
-    return scale, shift, *rest, *activated(z, scale, shift, zero, dtype)
+    return scale, shift, *rest, activated(z, scale, shift, zero, dtype)
 
 
 @operator(
@@ -161,10 +156,10 @@ def slopes_of_gradient(
 
 
 @operator(
-    f"({_GRADIENT}, float window, Tensor slope, Tensor offset, ScalarType dtype) -> Tensor",
+    f"({_GRADIENT}, float window, Tensor slope, Tensor offset, float zero, ScalarType dtype) -> (Tensor, Tensor)",
     kernels=f"{_FOLDER}.batch_norm_backward:centered_gradient",
     launches=1,
-    fake=lambda grad, z, *given: z.new_empty(z.shape, dtype=given[-1]),
+    fake=lambda grad, z, *given: [z.new_empty(z.shape, dtype=given[-1]) for _ in range(2)],
 )
 def centered_gradient(
     grad: Tensor,
@@ -175,17 +170,22 @@ def centered_gradient(
     window: float,
     slope: Tensor,
     offset: Tensor,
+    zero: float,
     dtype: torch.dtype,
-) -> Tensor:
-    """Returns the gradient at z, `dtype` [rows, width] (Ioffe & Szegedy 2015, section 3); see `slopes_of_gradient`."""
-    return (scale * _passing(grad, z, scale, shift, window) - slope * (z.float() - mean) - offset).to(dtype)
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradient at z (Ioffe & Szegedy 2015, section 3), and the results of `activated`; both `dtype` [rows, width].
+
+    `slopes_of_gradient` explains the arguments.
+    """
+    at_z = (scale * _passing(grad, z, scale, shift, window) - slope * (z.float() - mean) - offset).to(dtype)
+    return at_z, activated(z, scale, shift, zero, dtype)
 
 
 @operator(
-    f"({_GRADIENT}, Tensor inverse, float window, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    f"({_GRADIENT}, Tensor inverse, float window, float zero, ScalarType dtype) -> {_FOUR}",
     kernels=f"{_FOLDER}.batch_norm_backward:gradient_at_sums",
     launches=1,
-    fake=lambda grad, z, *given: (z.new_empty(z.shape, dtype=given[-1]), *_vectors(z, 2)),
+    fake=lambda grad, z, *given: (*(z.new_empty(z.shape, dtype=given[-1]) for _ in range(2)), *_vectors(z, 2)),
 )
 def gradient_at_sums(
     grad: Tensor,
@@ -195,14 +195,15 @@ def gradient_at_sums(
     mean: Tensor,
     inverse: Tensor,
     window: float,
+    zero: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradient at z, as `centered_gradient` does, and the gradients of BatchNorm's weight and bias.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the results of `centered_gradient`, and the gradients of BatchNorm's weight and bias.
 
     One kernel computes them, for at most `FEW` rows.
     """
     slope, offset, of_weight, of_bias = slopes_of_gradient(grad, z, scale, shift, mean, inverse, window)
-    return centered_gradient(grad, z, scale, shift, mean, window, slope, offset, dtype), of_weight, of_bias
+    return *centered_gradient(grad, z, scale, shift, mean, window, slope, offset, zero, dtype), of_weight, of_bias
 
 
 def _passing(grad: Tensor, z: Tensor, scale: Tensor, shift: Tensor, window: float) -> Tensor:

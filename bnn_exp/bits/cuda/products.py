@@ -37,12 +37,13 @@ def of_sums(inputs: int, zero: float) -> torch.dtype:
 
 def exact_product(a: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns a vᵀ; see `bnn_exp.bits.cuda.operations.exact_product`."""
-    if a.dtype == torch.float8_e4m3fn:
-        one = unit(a.device)
-        return torch._scaled_mm(a, v.t(), one, one, out_dtype=dtype, use_fast_accum=False)
-    if a.dtype == dtype or not a.is_cuda:
-        return torch.mm(a, v.t()) if a.dtype == dtype else (a.float() @ v.float().t()).to(dtype)
-    return torch.mm(a, v.t(), out_dtype=dtype)
+    with torch.autocast(a.device.type, enabled=False):  # autocast would round the operands
+        if a.dtype == torch.float8_e4m3fn:
+            one = unit(a.device)
+            return torch._scaled_mm(a, v.t(), one, one, out_dtype=dtype, use_fast_accum=False)
+        if a.dtype == dtype:
+            return torch.mm(a, v.t())
+        return torch.mm(a, v.t(), out_dtype=dtype) if a.is_cuda else torch.mm(a.float(), v.float().t()).to(dtype)
 
 
 @cache

@@ -1,9 +1,10 @@
 """The operations with which the packed engine trains on a GPU. `bnn_exp.bits.cuda.operations` defines them in plain torch.
 
-Forward products multiply values and pixels in dtypes that keep every sum exact (`bnn_exp.bits.cuda.products`). The activation
-of a layer writes its bits, which the backward pass keeps, and their values, which the next product reads. Backward products
-multiply gradients, in bf16 or float32, by the values of bits and pixels, which are exact in bf16 too, and add up in float32.
-Other operands are unpacked for a product and freed after the product.
+Forward products multiply values and pixels in dtypes that keep every sum exact (`bnn_exp.bits.cuda.products`). An activation
+writes the values that the next product reads. Backward products multiply gradients, in bf16 or float32, by values and pixels,
+which are exact in bf16 too, and add up in float32. For the backward pass a layer keeps its sums alone. Its activation follows
+from them: the kernel that computes the gradient at the sums writes the activation once more. Weights are unpacked for a product
+and freed after the product.
 """
 
 from dataclasses import dataclass
@@ -18,14 +19,6 @@ from bnn_exp.bits.factors import ComputedGradient
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.product import matmul
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The inputs of a layer: packed bits, uint8 [rows, bytes], and their values for the product [rows, 8 · bytes]."""
-
-    bits: Tensor
-    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,20 +53,21 @@ class Backward:
     """A backward pass through a network, from its last layer to its first.
 
     `of_weight` and `of_bias` are the gradients of weight and bias of the current layer's BatchNorm, float32 [width].
+    `activation` are the values of the current layer's activation, [rows, width]. They are the inputs of the layer above.
     """
 
-    def __init__(self, grad: Tensor, sums: Sums, norm: Norm, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, grad: Tensor, sums: Sums, norm: Norm, zero: float, dtype: torch.dtype):
+        self.zero, self.dtype = zero, dtype
         self._enter(grad.contiguous(), sums.z, norm, inf)
 
     def _enter(self, grad: Tensor, z: Tensor, norm: Norm, window: float) -> None:
-        given = grad, z, norm.scale, norm.shift, norm.mean
+        given, how = (grad, z, norm.scale, norm.shift, norm.mean), (self.zero, self.dtype)
         if len(z) <= operations.FEW:
-            results = operations.gradient_at_sums(*given, norm.inverse, window, self.dtype)
-            self.grad, self.of_weight, self.of_bias = results
+            results = operations.gradient_at_sums(*given, norm.inverse, window, *how)
+            self.grad, self.activation, self.of_weight, self.of_bias = results
         else:
             *slopes, self.of_weight, self.of_bias = operations.slopes_of_gradient(*given, norm.inverse, window)
-            self.grad = operations.centered_gradient(*given, window, *slopes, self.dtype)
+            self.grad, self.activation = operations.centered_gradient(*given, window, *slopes, *how)
 
     def at_sums(self) -> Tensor:
         """Returns the gradient at the sums z of the current layer, [rows, width]."""
@@ -120,13 +114,13 @@ class OnGPU:
         return Sums(operations.exact_product(x, _matrix(weights, zero, x.shape[1], x.dtype), torch.float32), 1 / 255)
 
     @staticmethod
-    def sums_of_bits(x: Inputs, weights: PackedBits, zero: float) -> Sums:
-        """Returns the sums x Vᵀ of the inputs x. V are the values of `weights` [neurons, inputs].
+    def sums_of_bits(x: Tensor, weights: PackedBits, zero: float) -> Sums:
+        """Returns the sums x Vᵀ of values x, from `activated`. V are the values of `weights` [neurons, inputs].
 
         A bit 0 has the value `zero`, in x and in the weights.
         """
-        v = _matrix(weights, zero, x.values.shape[1], x.values.dtype)
-        return Sums(operations.exact_product(x.values, v, products.of_sums(weights.columns, zero)), 1.0)
+        v = _matrix(weights, zero, x.shape[1], x.dtype)
+        return Sums(operations.exact_product(x, v, products.of_sums(weights.columns, zero)), 1.0)
 
     def normalization(self, norm: nn.BatchNorm1d, sums: Sums) -> Norm:
         """Returns the `Norm` that `norm` applies to a batch with these sums. In training, updates `norm`'s statistics."""
@@ -134,14 +128,14 @@ class OnGPU:
             return _by_statistics(norm, sums)
         return Norm(*operations.norm_of_sums(*_arguments(norm, sums)))
 
-    def activated(self, norm: nn.BatchNorm1d, sums: Sums, zero: float) -> tuple[Norm, Inputs]:
-        """Returns the `Norm` of a layer, and the inputs of the next layer: the bits 1[y ≥ 0] of BatchNorm's output y."""
+    def activated(self, norm: nn.BatchNorm1d, sums: Sums, zero: float) -> tuple[Norm, Tensor]:
+        """Returns the `Norm` of a layer, and the values of the bits 1[y ≥ 0] of BatchNorm's output y, [rows, width]."""
         dtype = products.of_values(norm.num_features, self.fp8)
         if _in_one_kernel(norm, sums):
-            *vectors, bits, values = operations.normalized_and_activated(*_arguments(norm, sums), zero, dtype)
-            return Norm(*vectors), Inputs(bits, values)
+            *vectors, values = operations.normalized_and_activated(*_arguments(norm, sums), zero, dtype)
+            return Norm(*vectors), values
         found = self.normalization(norm, sums)
-        return found, Inputs(*operations.activated(sums.z, found.scale, found.shift, zero, dtype))
+        return found, operations.activated(sums.z, found.scale, found.shift, zero, dtype)
 
     def normalized(self, norm: nn.BatchNorm1d, sums: Sums) -> tuple[Norm, Tensor]:
         """Returns the `Norm` of a layer, and the output y of its BatchNorm, float32 [rows, neurons]."""
@@ -152,22 +146,21 @@ class OnGPU:
         return found, torch.addcmul(found.shift, sums.z, found.scale)[:, : norm.num_features]
 
     @staticmethod
-    def kept(x: Inputs) -> Tensor:
-        """Returns the packed bits of a layer's inputs: the backward pass takes them in this form."""
-        return x.bits
+    def kept(x: Tensor, last: bool) -> Tensor | None:
+        """Returns a layer's inputs x if the backward pass ends at this layer; else None, since the pass computes them anew."""
+        return x if last else None
 
-    def backward(self, grad: Tensor, sums: Sums, norm: Norm) -> Backward:
+    def backward(self, grad: Tensor, sums: Sums, norm: Norm, zero: float) -> Backward:
         """Begins a backward pass; `grad` is the gradient at the last layer's y, float32 [rows, classes]."""
-        return Backward(grad, sums, norm, self.dtype)
+        return Backward(grad, sums, norm, zero, self.dtype)
 
     def to_inputs(self, layer: int, weights: PackedBits, width: int, zero: float) -> Tensor:
         """Returns the values of a layer's weights, [neurons, width], with the neurons filled up to a multiple of 64."""
         return _matrix(weights, zero, width, self.dtype)
 
     def bit_factors(self, layer: int, grad: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> ComputedGradient:
-        """Returns the weight gradient of a layer on packed bits x, float32 [neurons, inputs]."""
-        values = operations.values_of_bits(x, inputs, zero, len(x), 8 * x.shape[1], self.dtype)
-        return ComputedGradient(matmul(grad.t(), values, self.bf16)[:neurons, :inputs])
+        """Returns the weight gradient of a layer on inputs x, values of bits, float32 [neurons, inputs]."""
+        return ComputedGradient(matmul(grad.t(), x.to(self.dtype), self.bf16)[:neurons, :inputs])
 
     def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int, inputs: int) -> ComputedGradient:
         """Returns the weight gradient of the first layer, float32 [neurons, inputs]. `pixels` are from the method `pixels`."""

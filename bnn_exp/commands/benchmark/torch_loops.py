@@ -7,6 +7,7 @@ product is torch's own. Each gradient is dense and is kept until the optimizer's
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,15 +48,14 @@ class Loop:
     ):
         self.network, self.optimizers, self.bf16, self.rule = network, optimizers, bf16, rule
         self.images, self.labels = data.train.images, data.train.labels
-        varied = settings.dataset.augment != "none"
-        self.augment = augment.build(settings.dataset, settings.seed, data.image_shape) if varied else None
+        self.changes = augment.build(settings.dataset, settings.seed, data.image_shape)
         self.loss = loss_named(settings.trainer.loss)
         self.work: Callable[[Tensor], Tensor] = self._train
 
     def record(self) -> None:
         """Makes later steps replay one CUDA graph for each batch size. The first step is not recorded.
 
-        A replay draws new random numbers by torch's generator, but augments each batch as it augmented the recorded one.
+        Each replay draws new random numbers.
         """
         self.work = Graphs(self._train, required=True)
 
@@ -73,14 +73,19 @@ class Loop:
         return loss
 
     def _train(self, rows: Tensor) -> Tensor:
-        x = self.images[rows]
-        x = self.augment(x, 0, 0) if self.augment else x
+        x = self._augmented(self.images[rows])
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.loss(self.network(x), self.labels[rows])
         self.network.zero_grad()
         loss.backward()
         self.update()
         return loss.detach()
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        """Returns randomly changed images, by the random numbers of torch's own generator, which a CUDA graph can replay."""
+        c = self.changes
+        draw = partial(torch.randint, size=(len(x),), device=x.device)
+        return augment.varied(x, draw, c.shift, c.flip, c.cutout) if c.varies else x
 
     def update(self) -> None:
         """Trains all parameters by their gradients."""

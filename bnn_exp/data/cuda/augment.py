@@ -31,7 +31,7 @@ def vary_kernel(
     CUTOUT: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Computes TILE pixels of one changed image. Draws are numbered in the order of `_varied` in `bnn_exp.data.augment`."""
+    """Computes TILE pixels of one changed image. Draws are numbered in the order of `varied` in `bnn_exp.data.augment`."""
     at = tl.program_id(1) * TILE + tl.arange(0, TILE)
     channel, down, across = at // (height * width), at // width % height, at % width
     there = at < channels * height * width

@@ -55,8 +55,8 @@ class Packed(Dense):
 class PackedMLP:
     """A function that computes an MLP on packed weights.
 
-    For the backward pass it saves the bits of each layer's inputs, and each layer's sums in two bytes. The first layer's sums
-    take four bytes, and on a GPU those over more than 4096 inputs too.
+    For the backward pass it saves each layer's sums in two bytes, and on a CPU the bits of each layer's inputs. The first
+    layer's sums take four bytes, and on a GPU those over more than 4096 inputs too.
 
     Args:
         network: an MLP of packed bits, encoded `boolean` or `bipolar`, on the device of `arithmetic`.
@@ -121,8 +121,8 @@ class Layer:
     """The input, the sums and the normalisation of a layer for one batch, in the types of `OnCPU` or `OnGPU`.
 
     In the forward pass, `x` holds pixels in the form of the method `pixels`, or the activation of the layer below, in the form
-    of `activated`. In the backward pass, `x` holds pixels, or the bits in the form that the method `kept` returns. The last
-    layer also has `y`, the output of its BatchNorm, float32 [batch, num_classes].
+    of `activated`. In the backward pass, `x` holds pixels, or the result of the method `kept`. The last layer also has `y`, the
+    output of its BatchNorm, float32 [batch, num_classes].
     """
 
     x: Any
@@ -135,11 +135,12 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: PackedMLP, anchor: Tensor, *parameters: Tensor) -> Tensor:
         ctx.packed, ctx.layers = packed, []
-        saved: list[Tensor] = []
+        saved: list[Tensor | None] = []
         for i, layer in enumerate(packed.layers(x)):
             parts = [_taken_out(part) for part in (layer.sums, layer.norm)]
             ctx.layers.append([(shell, list(tensors)) for shell, tensors in parts])
-            saved += packed.bits.kept(layer.x) if i else layer.x, *(t for _, tensors in parts for t in tensors.values())
+            saved.append(packed.bits.kept(layer.x, i == packed.frozen) if i else layer.x)
+            saved += (t for _, tensors in parts for t in tensors.values())
         ctx.save_for_backward(*saved)
         return layer.y
 
@@ -150,7 +151,7 @@ class _Pass(torch.autograd.Function):
             x = next(saved)
             layers.append(Layer(x, *(replace(shell, **{name: next(saved) for name in names}) for shell, names in parts)))
         gradients = [None] * (2 * len(layers))
-        back = packed.bits.backward(grad, layers[-1].sums, layers[-1].norm)
+        back = packed.bits.backward(grad, layers[-1].sums, layers[-1].norm, packed.zero)
         for i in reversed(range(packed.frozen, len(layers))):
             neurons = packed.network.norms[i].num_features
             gradients[2 * i : 2 * i + 2] = back.of_weight[:neurons], back.of_bias[:neurons]
@@ -160,8 +161,9 @@ class _Pass(torch.autograd.Function):
                 below = layers[i - 1]
                 to_inputs = packed.bits.to_inputs(i, packed.weights(i), below.sums.z.shape[1], packed.zero)
                 at_sums = back.go_on(to_inputs, below.sums, below.norm, packed.window)
-            packed.take(packed.network.layers[i].weight, packed.factors(i, layers[i].x, at_sums))
-            del at_sums  # frees its memory before the next layer needs as much
+            x = back.activation if layers[i].x is None else layers[i].x
+            packed.take(packed.network.layers[i].weight, packed.factors(i, x, at_sums))
+            del at_sums, x  # frees their memory before the next layer needs as much
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *(g if w else None for g, w in zip(gradients, wanted, strict=True))
 
