@@ -4,7 +4,7 @@ The sums z of a layer, float16 or float32 [rows, width], stand for the numbers a
 y = z·scale + shift. y is never stored: every kernel computes it again from z. In columns that belong to no neuron, scale is 0
 and shift −∞. Vectors are float32 [width].
 
-Of up to `operations.FEW` rows, one program computes all rows of NEURONS columns, in registers: one kernel for BatchNorm and
+Of up to `operations.FEW` rows, one program computes all rows of STRIPE columns, in registers: one kernel for BatchNorm and
 activation. Of more rows, sums over the rows are taken over blocks of ROWS rows first, then over the blocks, always in the
 same order.
 """
@@ -19,7 +19,8 @@ from bnn_exp.bits.cuda.codes import INTEGER, codes
 ROWS = tl.constexpr(64)  # rows and columns of the block that one Triton program computes
 COLUMNS = tl.constexpr(64)
 BLOCKS = tl.constexpr(64)  # a sum over all rows adds the partial sums of 64 blocks of rows at a time
-NEURONS = tl.constexpr(16)  # columns of the program that computes all rows, or adds the partial sums of all blocks of rows
+NEURONS = tl.constexpr(16)  # columns of a program that adds the partial sums of all blocks of rows
+STRIPE = tl.constexpr(8)  # columns of a program that holds all rows
 
 
 @triton.jit
@@ -129,8 +130,8 @@ def activate_kernel(z, rows, width, scale, shift, values, zero, one):
 def normalize_and_activate_kernel(z, width, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
                                   scale, shift, mean, inverse, values, zero, one,
                                   AFFINE: tl.constexpr, RUNNING: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
-    """Computes the BatchNorm and the activation of the sums z. One program holds all rows, at most ALL, of NEURONS columns."""
-    _, n, at, there = block(rows, width, ALL, NEURONS)
+    """Computes the BatchNorm and the activation of the sums z. One program holds all rows, at most ALL, of STRIPE columns."""
+    _, n, at, there = block(rows, width, ALL, STRIPE)
     x = tl.load(z + at, there, 0).to(tl.float32)
     center, square = _moments(x, there, rows)
     factor, offset = _normalization(
@@ -144,7 +145,7 @@ def normalize_and_apply_kernel(z, width, rows, neurons, a, eps, momentum, weight
                                scale, shift, mean, inverse, out,
                                AFFINE: tl.constexpr, RUNNING: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
     """Computes the BatchNorm of the sums z, and its output y, [rows, neurons]; see `normalize_and_activate_kernel`."""
-    r, n, at, there = block(rows, width, ALL, NEURONS)
+    r, n, at, there = block(rows, width, ALL, STRIPE)
     x = tl.load(z + at, there, 0).to(tl.float32)
     center, square = _moments(x, there, rows)
     factor, offset = _normalization(
@@ -156,7 +157,7 @@ def normalize_and_apply_kernel(z, width, rows, neurons, a, eps, momentum, weight
 
 def warps(rows: int) -> int:
     """Returns the number of warps of a program that holds all rows: each thread holds 32 numbers of a tensor at the most."""
-    return max(4, triton.next_power_of_2(rows) * NEURONS.value // 1024)
+    return max(4, triton.next_power_of_2(rows) * STRIPE.value // 1024)
 
 
 def grid_of(z: Tensor) -> tuple[int, int]:
@@ -205,7 +206,7 @@ def normalized_and_activated(z, a, neurons, eps, momentum, weight, bias, running
     (rows, width), vectors, values = z.shape, vectors_of(z), z.new_empty(z.shape, dtype=dtype)
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
     flags = _flags(weight, running_mean, rows)
-    normalize_and_activate_kernel[(1, width // NEURONS.value)](
+    normalize_and_activate_kernel[(1, width // STRIPE.value)](
         z, width, rows, *given, *vectors, *places_of(values, zero), **flags, num_warps=warps(rows))  # fmt: skip
     return (*vectors, values)
 
@@ -215,7 +216,7 @@ def normalized(z, a, neurons, eps, momentum, weight, bias, running_mean, running
     (rows, width), vectors = z.shape, vectors_of(z)
     out = z.new_empty(rows, neurons, dtype=torch.float32)
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
-    normalize_and_apply_kernel[(1, width // NEURONS.value)](
+    normalize_and_apply_kernel[(1, width // STRIPE.value)](
         z, width, rows, *given, *vectors, out, **_flags(weight, running_mean, rows), num_warps=warps(rows))  # fmt: skip
     return (*vectors, out)
 

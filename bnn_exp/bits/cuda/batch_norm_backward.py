@@ -14,6 +14,7 @@ from bnn_exp.bits.cuda.batch_norm import (
     COLUMNS,
     NEURONS,
     ROWS,
+    STRIPE,
     block,
     grid_of,
     over_blocks,
@@ -88,8 +89,8 @@ def center_kernel(grad, given, z, rows, width, scale, shift, mean, window, slope
 @triton.jit(do_not_specialize=["zero", "one"])
 def gradient_kernel(grad, given, z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out, values,
                     zero, one, ALL: tl.constexpr):  # fmt: skip
-    """Computes the results of the three kernels above. One program holds all rows, at most ALL, of NEURONS columns."""
-    r, n, at, there = block(rows, width, ALL, NEURONS)
+    """Computes the results of the three kernels above. One program holds all rows, at most ALL, of STRIPE columns."""
+    r, n, at, there = block(rows, width, ALL, STRIPE)
     g, away, y = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
     slope, offset = _slopes(tl.sum(g, 0), tl.sum(g * away, 0), n, rows, scale, inverse, of_weight, of_bias)
     found = tl.load(scale + n)[None, :] * g - slope[None, :] * away - offset[None, :]
@@ -120,7 +121,7 @@ def gradient_at_sums(grad, z, scale, shift, mean, inverse, window, zero, dtype: 
     """
     (rows, width), (of_weight, of_bias) = z.shape, vectors_of(z, 2)
     out, values = (z.new_empty(z.shape, dtype=dtype) for _ in range(2))
-    gradient_kernel[(1, width // NEURONS.value)](
+    gradient_kernel[(1, width // STRIPE.value)](
         grad, grad.shape[1], z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out,
         *places_of(values, zero), ALL=triton.next_power_of_2(rows), num_warps=warps(rows))  # fmt: skip
     return out, values, of_weight, of_bias
