@@ -104,6 +104,14 @@ def test_products_are_exact_up_to_their_bound(inputs, fp8):
     assert products.of_values(products.MOST_IN_FP8 + 1, True) == products.of_values(1, False) == HALF
 
 
+@pytest.mark.skipif(not HAS_FP8, reason="this GPU has no fp8 numbers")
+def test_fp8_is_tried_before_it_is_used(monkeypatch):
+    assert products.fp8_is_exact(torch.device(WHERE))
+    inexact = lambda a, v, dtype: (a.bfloat16() @ v.bfloat16().T).to(dtype)  # noqa: E731
+    monkeypatch.setattr(products, "exact_product", inexact)
+    assert not products.fp8_is_exact(torch.device(WHERE))
+
+
 def agree(monkeypatch, operation, *given, rtol=1e-4, atol=1e-4):
     """Checks that the kernels of an operation give the results of its definition, and write the same to its arguments."""
     ends = []

@@ -7,18 +7,38 @@
 - A sum of n values ±1 or 0 lies in −n…n. float16 holds each whole number up to 2¹¹, and each even number up to 2¹².
 """
 
+import logging
 from functools import cache
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 MOST_IN_FP8 = 2**13
 MOST_IN_HALF = 2**11
 
 
+@cache
 def has_fp8(device: torch.device) -> bool:
-    """Returns True if the device multiplies fp8 numbers, as GPUs of compute capability 8.9 or newer do."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    """Returns True if a GPU multiplies fp8 numbers exactly: one of compute capability 8.9 or newer, after a trial."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    try:
+        return fp8_is_exact(device)
+    except RuntimeError as error:
+        log.warning("products are computed in float16, because fp8 products fail: %s", error)
+        return False
+
+
+def fp8_is_exact(device: torch.device) -> bool:
+    """Returns True if the greatest sums of fp8 products are exact on the device, also where they are odd. Waits for a GPU."""
+    for inputs, dtype in ((MOST_IN_HALF, torch.float16), (MOST_IN_FP8, torch.float32)):
+        ones = torch.ones(17, inputs, device=device)
+        v = ones[:16].tril(inputs - 16)  # row j begins with inputs − 15 + j ones, and ends with zeros
+        found = exact_product(ones.to(torch.float8_e4m3fn), v.to(torch.float8_e4m3fn), dtype)
+        if not bool((found == v.sum(1)).all()):
+            return False
+    return True
 
 
 def of_values(inputs: int, fp8: bool) -> torch.dtype:
