@@ -27,11 +27,13 @@ class Replays:
         return Replays, ()
 
     def forget(self) -> None:
-        """Frees the graphs. Later calls record new ones."""
-        self.graphs = None
+        """Frees the graphs, after the work of the GPU has ended. Later calls record new ones."""
+        if self.graphs is not None:
+            torch.cuda.synchronize()
+        self.graphs = self.stream = None
 
     def __call__(self, work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Returns work(x). From the third call with a shape on, a graph computes it, if x is on a GPU."""
+        """Returns work(x). On a GPU, from the second call with a shape on, a graph computes it."""
         if not _recordable(x):
             return work(x)
         if x.is_cuda and x.get_device() != torch.cuda.current_device():

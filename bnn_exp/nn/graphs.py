@@ -25,13 +25,23 @@ class Graphs:
         required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
         most: the most graphs to keep. Calls with further combinations run without a graph.
         failing: the warning if a recording fails; the reason follows.
+        anyone: takes True if the recording has failed here. Returns True if it has failed here or in a process that exchanges
+            tensors with this one. NCCL needs all of them to replay, or none.
 
     Raises:
         RuntimeError: a required recording fails.
     """
 
-    def __init__(self, work: Callable[..., Any], required: bool = False, most: float = inf, failing: str = STEPS):
+    def __init__(
+        self,
+        work: Callable[..., Any],
+        required: bool = False,
+        most: float = inf,
+        failing: str = STEPS,
+        anyone: Callable[[bool], bool] = bool,
+    ):
         self.work, self.required, self.failed, self.most, self.failing = work, required, False, most, failing
+        self.anyone = anyone
         self.stream: torch.cuda.Stream | None = None
         self.known: set[tuple] = set()
         self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Any], Any]] = {}
@@ -49,13 +59,17 @@ class Graphs:
         if shapes not in self.recorded:
             if len(self.recorded) >= self.most:
                 return self._run(arguments)
+            reason = ""
             try:
                 self.recorded[shapes] = self._record(arguments)
             except RuntimeError as error:
                 if self.required:
                     raise
+                reason = str(error)
+            if self.anyone(bool(reason)):
                 self.failed = True
-                log.warning("%s: %s", self.failing, error)
+                self.recorded.pop(shapes, None)
+                log.warning("%s: %s", self.failing, reason or "another rank cannot record them")
                 return self._run(arguments)
         graph, places, results = self.recorded[shapes]
         for place, x in zip(places, arguments, strict=True):

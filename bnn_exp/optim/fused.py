@@ -17,7 +17,7 @@ SCHEMA = (
     "(Tensor g, Tensor(a!) w, int columns, Tensor(b!)[] state, Tensor strength, Scalar[] constants, Tensor step, int key, "
     "Tensor(c!) flips) -> ()"
 )
-MOST = 2**28  # elements of bits that kernels take: they number bits by int32, and a packed element is eight bits
+MOST = 2**27  # elements of bits: kernels number bits by int32, and a packed element is eight bits
 First = Callable[[Callable[[], Tensor], SimpleNamespace], dict[str, Tensor]]
 
 

@@ -23,6 +23,8 @@ from bnn_exp.training.steps.recorded import Recorded
 pytest.importorskip("triton")
 pytestmark, WHERE = [*on_both(), pytest.mark.usefixtures("triton_runs")], where()
 FP8, HALF, BF16, FP32 = torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32
+HAS_FP8 = WHERE == "cpu" or products.has_fp8(torch.device(WHERE))
+BOTH = [pytest.param(True, marks=pytest.mark.skipif(not HAS_FP8, reason="this GPU has no fp8 numbers")), False]
 SMALL = (
     f"device={WHERE}",
     "model.num_layers=3",
@@ -60,12 +62,10 @@ def packed(x):
     return PackedBits(pack(x).to(WHERE), x.shape[1])
 
 
-@pytest.mark.parametrize("fp8", [True, False])
+@pytest.mark.parametrize("fp8", BOTH)
 @pytest.mark.parametrize("zero", [0.0, -1.0])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 5, 3), (37, 64, 10), (130, 200, 70)])
 def test_sums_are_exact(rows, inputs, outputs, zero, fp8, kernels):
-    if fp8 and WHERE == "cuda" and not products.has_fp8(torch.device(WHERE)):
-        pytest.skip("this GPU has no fp8 numbers")
     v, identity = bits(outputs, inputs), torch.nn.BatchNorm1d(inputs).to(WHERE).eval()
     values, weights, gpu = v.double() * (1 - zero) + zero, packed(v), OnGPU(False, fp8)
     y = torch.randint(-9, 10, (rows, -(-inputs // 64) * 64), dtype=HALF, device=WHERE)
@@ -90,9 +90,10 @@ def test_values_and_sums_are_exact_in_their_dtypes():
         assert products.of_sums(inputs, zero) == (HALF if exact else FP32)
 
 
-@pytest.mark.parametrize("dtype", [FP8, HALF])
+@pytest.mark.parametrize("fp8", BOTH)
 @pytest.mark.parametrize("inputs", [products.MOST_IN_FP8, 1008])
-def test_products_are_exact_up_to_their_bound(inputs, dtype):
+def test_products_are_exact_up_to_their_bound(inputs, fp8):
+    dtype = FP8 if fp8 else HALF
     ones, x = torch.ones(16, inputs, device=WHERE), torch.randint(-1, 2, (16, inputs), device=WHERE).float()
     for a, v in ((ones, ones), (x, ones), (x, x), (ones, -ones)):
         for product_of in (products.exact_product, operations.exact_product):
@@ -191,13 +192,13 @@ def decided_pixels(network, rows):
     ],
     ids=str,
 )
-def test_a_pass_is_that_of_the_network(options, kernels, rows_at_once):
+def test_a_pass_is_that_of_the_network(options, kernels):
     """The gradients of weights and norms, the running statistics and the evaluation agree with torch's autograd."""
     (network, exact), received, rows = network_and_twin(**options), {}, 300
     x, labels = decided_pixels(network, rows), torch.arange(rows, device=WHERE) % 5
     for layer in network.layers:
         layer.pack()
-    ours = PackedMLP(network, OnGPU(False, fp8=True), lambda weight, factors: received.update({weight: factors.whole()}))
+    ours = PackedMLP(network, OnGPU(False, HAS_FP8), lambda weight, factors: received.update({weight: factors.whole()}))
     for model in (ours, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, (layer, norm) in enumerate(zip(exact.layers, exact.norms, strict=True)):
@@ -210,6 +211,21 @@ def test_a_pass_is_that_of_the_network(options, kernels, rows_at_once):
         torch.testing.assert_close(ours(some), exact(some), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fp8", BOTH)
+def test_a_pass_ends_at_the_first_trained_layer(fp8, kernels, rows_at_once):
+    (network, exact), received, rows = network_and_twin(), {}, 130
+    x, labels = decided_pixels(network, rows), torch.arange(rows, device=WHERE) % 5
+    for layer in network.layers:
+        layer.pack()
+    ours = PackedMLP(network, OnGPU(False, fp8), lambda weight, factors: received.update({weight: factors.whole()}), frozen=1)
+    for model in (ours, exact):
+        F.cross_entropy(model(x), labels).backward()
+    assert list(received) == [layer.weight for layer in reversed(network.layers[1:])]
+    for layer, theirs in zip(network.layers[1:], exact.layers[1:], strict=True):
+        torch.testing.assert_close(received[layer.weight], theirs.weight.grad, rtol=1e-4, atol=1e-6)
+    assert network.norms[0].weight.grad is None and network.norms[1].weight.grad is not None
+
+
 def test_gradients_in_bf16_are_off_by_its_rounding(kernels):
     """Each product rounds each gradient by a factor of at most 2⁻⁹, which acts like random noise."""
     network, exact = network_and_twin()
@@ -217,7 +233,7 @@ def test_gradients_in_bf16_are_off_by_its_rounding(kernels):
     received = {}
     for layer in network.layers:
         layer.pack()
-    ours = PackedMLP(network, OnGPU(True, fp8=False), lambda weight, factors: received.update({weight: factors.whole()}))
+    ours = PackedMLP(network, OnGPU(True, HAS_FP8), lambda weight, factors: received.update({weight: factors.whole()}))
     for model in (ours, exact):
         F.cross_entropy(model(x), labels).backward()
     for i, layer in enumerate(exact.layers):
@@ -238,8 +254,14 @@ def test_moments_of_many_rows_are_those_of_all(kernels):
     assert (found.shift[3:] == -torch.inf).all() and (found.scale[3:] == 0).all() and norm.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("by", ["kernels", "definitions"])
-@pytest.mark.parametrize("rule", ["counter", "hypermask optimizer.mask=top", "hypermask optimizer.mask=random", "bop"])
+@pytest.mark.parametrize(
+    ("rule", "by"),
+    [
+        ("counter", "kernels"),
+        ("hypermask optimizer.mask=random", "kernels"),
+        *((rule, "definitions") for rule in ("counter", "bop", *(f"hypermask optimizer.mask={m}" for m in ("random", "top")))),
+    ],
+)
 def test_a_training_ends_with_the_bits_of_the_dense_engine(rule, by, on_gpu, monkeypatch):
     ends = []
     monkeypatch.setattr(operators, "kernels_everywhere", by == "kernels")

@@ -32,6 +32,7 @@ def tapes(monkeypatch):
     """
     monkeypatch.setattr(device, "on_host", lambda where: False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(operators, "_compiling", lambda: True)
     monkeypatch.setattr(operators, "_on_cpu", lambda name: getattr(reference, name))
     return use_tapes(monkeypatch)

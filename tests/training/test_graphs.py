@@ -50,6 +50,12 @@ def test_what_cant_be_recorded_is_done_as_usual_and_said_once(tapes, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "aten._local_scalar_dense" in caplog.text
 
 
+def test_no_rank_replays_if_another_cannot_record(tapes, caplog):
+    graphs, x = Graphs(lambda x: 2 * x, anyone=lambda here: True), torch.ones(3)
+    assert [graphs(i * x).sum().item() for i in range(4)] == [0, 6, 12, 18] and not graphs.recorded and len(tapes) == 1
+    assert caplog.text.count("another rank cannot record them") == 1
+
+
 def test_a_recording_that_is_required_must_be_made(tapes):
     graphs, x = Graphs(waits, required=True), torch.ones(3)
     graphs(x)

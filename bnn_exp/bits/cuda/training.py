@@ -40,7 +40,7 @@ class Norm:
 
     Args:
         mean: the mean of z.
-        inverse: 1/σ of z; `a/σ` of the numbers a·z.
+        inverse: 1/σ of z, where eps counts as in the numbers a·z.
     """
 
     scale: Tensor
@@ -85,6 +85,7 @@ class Backward:
             The gradient at the sums z of the layer that the pass leaves, [rows, width].
         """
         at_sums = self.grad
+        del self.grad, self.activation  # the next product needs their memory
         self._enter(at_sums @ v, sums.z, norm, window)
         return at_sums
 

@@ -94,7 +94,7 @@ def _memory(names: tuple[str, ...], values: dict, device: str) -> dict[str, dict
 def _print(found: dict[str, Any]) -> None:
     _print_speeds(found)
     least, engine_name = found["floor"], found["training"]["engine"]
-    moved = f" and {bytes_in_words(least['bytes'])} moved" if least["bytes"] else ""
+    moved = f" and {bytes_in_words(least['bytes'])} moved by {least['kernels']:,.0f} kernels" if least["bytes"] else ""
     console().print(
         f"an epoch is {least['operations'] / 1e9:,.0f} billion operations{moved}: {least['seconds']:.3g} s at the rates of "
         f"torch's products here; {engine_name} takes {least['times']:.2g} times that"

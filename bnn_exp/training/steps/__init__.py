@@ -66,5 +66,5 @@ def build(
     loss = loss_named(settings.trainer.loss)
     made = step(loss) if ranks is None else Exchanged(settings, step, loss, ranks)
     if engine.records(settings, where) and rule.recordable:
-        return Recorded(made, required=wanted.graphs is True)
+        return Recorded(made, required=wanted.graphs is True, anyone=ranks.any if ranks else bool)
     return made

@@ -4,6 +4,7 @@ The step of a small network launches about two hundred kernels. Python takes lon
 Shapes and addresses of tensors are the same in every step, so one graph can hold the whole step.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -24,10 +25,11 @@ class Recorded:
     Args:
         step: the step to record, on a GPU.
         required: raise an exception if the recording fails; else log a warning, and run the step without a graph.
+        anyone: see `Graphs`.
     """
 
-    def __init__(self, step: "Dense | Exchanged", required: bool = False):
-        self.step, self.graphs, self.size = step, Graphs(self._train, required), 0
+    def __init__(self, step: "Dense | Exchanged", required: bool = False, anyone: Callable[[bool], bool] = bool):
+        self.step, self.graphs, self.size = step, Graphs(self._train, required, anyone=anyone), 0
 
     def _train(self, size: int) -> tuple[Tensor, Tensor]:
         return self.step(self.step.batches.chosen(size))
