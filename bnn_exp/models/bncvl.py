@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
 from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
+from bnn_exp.nn.pooling import max_pool
 
 
 @exact
@@ -86,7 +86,7 @@ class BNCVLNet(OfPixels):
         h = self.standardized(x)
         for i, convolution in enumerate(self.convolutions):
             if i and i % self.per_width == 0:
-                h = F.max_pool2d(h, self.pool)
+                h = max_pool(h, self.pool)
             h = convolution(h)
         # In this order of dimensions the gradient is channels-last, as the kernels of BatchNorm read it.
         h = h.permute(0, 2, 3, 1).mean((1, 2)) if takes_kernels(h) else h.mean((2, 3))

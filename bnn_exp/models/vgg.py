@@ -6,11 +6,11 @@ In the paper the first and the last layer have real weights. Here all weights ar
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn import Binarize, BinaryConv2d, BinaryLinear, normalized
+from bnn_exp.nn.pooling import max_pool
 
 
 class VGG(OfPixels):
@@ -70,6 +70,6 @@ class VGG(OfPixels):
         h, activation = self.standardized(x), Binarize(self.encoding, self.window)
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
             h = convolution(h)
-            h = F.max_pool2d(h, 2) if i % self.per_width == 0 else h
+            h = max_pool(h, 2) if i % self.per_width == 0 else h
             h = normalized(norm, activation, h)
         return normalized(self.last_norm, None, self.last(h.flatten(1)))

@@ -5,8 +5,8 @@ over the rows. y is not stored: the activation takes it at once, and a backward 
 channels], is contiguous, float32 or bfloat16; vectors are float32 [channels]; all arithmetic is in float32.
 
 A short batch (at most `FEW` rows) takes one kernel in each direction, because one program holds all rows of some channels.
-A longer batch takes three: partial sums, their combination, and the elements. The operators call the activations `ACTIVATIONS`:
-`binary` is `high` where y ≥ 0, else `low`, and its gradient passes where |y| ≤ window.
+A longer batch takes three: partial sums, their combination, and the elements. The activations are `identity`, `relu` and
+`binary`: `high` where y ≥ 0, else `low`, with a gradient that passes where |y| ≤ window.
 """
 
 from typing import Any
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bnn_exp.nn.operators import operator
 
-ACTIVATIONS = ("identity", "relu", "binary")
 FEW = 1024  # the most rows that one program of a kernel holds
 _KERNELS = "bnn_exp.nn.cuda.batch_norm:"
 _AFFINE = "Tensor? weight, Tensor? bias, float eps"

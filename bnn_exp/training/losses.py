@@ -53,7 +53,8 @@ def _whole(blocks: Tensor) -> Tensor:
 
 
 def _takes_kernels(logits: Tensor) -> bool:
-    return takes_kernels(logits) and logits.dim() == 2 and logits.dtype in (torch.float32, torch.bfloat16)
+    known = logits.dim() == 2 and len(logits) > 0 and logits.dtype in (torch.float32, torch.bfloat16)
+    return takes_kernels(logits) and known
 
 
 def _rows(logits: Tensor) -> int:

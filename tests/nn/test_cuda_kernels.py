@@ -13,12 +13,12 @@ from triton.compiler import ASTSource
 
 from bnn_exp.data.cuda.augment import vary_kernel
 from bnn_exp.data.cuda.gather import gather_kernel, rows_kernel
-from bnn_exp.nn.cuda import batch_norm_kernels, losses, pixels, standardize, tally, values
+from bnn_exp.nn.cuda import batch_norm_kernels, losses, pixels, pooling, standardize, tally, values
 
 POINTERS = "stds mean variance weight bias running_mean running_variance means squares sums products of_weight of_bias std"
 KINDS = dict.fromkeys(POINTERS.split(), "*fp32") | dict.fromkeys("eps momentum low high window".split(), "fp32")
 KINDS |= dict.fromkeys("z grad out".split(), "*bf16") | {"batches": "*i64", "pixels": "*u8", "weights": "*fp32"}
-KINDS |= {"logits": "*bf16", "labels": "*i64", "scale": "*fp32"}
+KINDS |= {"places": "*u8", "x": "*bf16", "logits": "*bf16", "labels": "*i64", "scale": "*fp32"}
 OTHERS = {"above_kernel": {"threshold": "*fp32"}, "loss_kernel": {"out": "*fp32"}, "right_kernel": {"out": "*i64"}}
 OTHERS |= {"vary_kernel": {"x": "*u8", "out": "*u8", "number": "*i64", "key": "i64"}}
 OTHERS |= {"rows_kernel": dict.fromkeys(("order", "begin", "out"), "*i64"), "gather_kernel": {"images": "*u8", "out": "*u8"}}
@@ -42,6 +42,8 @@ CONSTANTS = {
     pixels.standardize_kernel: [{"TILE": 1024}],
     standardize.standardize_kernel: [{"ACTIVATION": "relu", "ROWS": 4096, "COLUMNS": 1}],
     standardize.gradient_kernel: [{"ACTIVATION": "relu", "ROWS": 4096, "COLUMNS": 1}],
+    pooling.pool_kernel: [{"SIZE": 2, "POSITIONS": 32, "COLUMNS": 64}],
+    pooling.gradient_kernel: [{"SIZE": 2, "POSITIONS": 32, "COLUMNS": 64}],
     vary_kernel: [{"FLIP": True, "SHIFT": 4, "CUTOUT": 8, "TILE": 1024}],
     rows_kernel: [{"BLOCK": 1024}],
     gather_kernel: [{"BLOCK": 1024}],
@@ -64,4 +66,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILE], env=compiling(tmp_path), capture_output=True, text=True
     )
-    assert done.returncode == 0 and len(done.stdout.split()) == 19, done.stderr
+    assert done.returncode == 0 and len(done.stdout.split()) == 21, done.stderr

@@ -12,6 +12,7 @@ from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import BNCVL, BinaryConv2d, BinaryLinear, device, operators
+from bnn_exp.nn.pooling import max_pool
 from bnn_exp.nn.values import above
 from bnn_exp.training.steps.recorded import Recorded
 
@@ -42,6 +43,24 @@ def test_values_are_those_of_the_encoding(shape, encoding, on_gpu):
         for values, ones in zip(found, (bits == 1, latent > latent.mean()), strict=True):
             assert torch.equal(values, torch.where(ones, high, low)) and values.dtype == dtype
             assert len(shape) < 4 or values.permute(0, 2, 3, 1).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 3, 8, 6), 2), ((3, 70, 5, 7), 2), ((1, 5, 9, 9), 3), ((2, 1, 4, 4), 1)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_is_that_of_torch(shape, size, dtype, on_gpu):
+    """Small whole numbers: many windows have several largest numbers, of which the first receives the gradient."""
+    on_gpu()
+    x = torch.randint(4, shape, device=WHERE).to(dtype)
+    x[0, 0, 0, 1] = torch.nan
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    y, expected = max_pool(ours, size), F.max_pool2d(theirs, size)
+    grad = torch.randn_like(expected)
+    y.backward(grad)
+    expected.backward(grad)
+    assert torch.equal(y.nan_to_num(9), expected.nan_to_num(9)) and torch.equal(ours.grad, theirs.grad)
+    assert y.permute(0, 2, 3, 1).is_contiguous()
 
 
 NETWORKS = {
