@@ -16,7 +16,6 @@ EXCLUDED = {  # overrides that exclude each other: the device, and the first lin
     ("engine.gradient_bits=4", "engine=dense"): ("cpu", "engine.gradient_bits=4: not with engine=dense"),
     ("engine.gradient_bits=8",): ("cuda:0", "engine.gradient_bits=8: not with device=cuda:0 and engine.gradient_bits=8"),
     ("engine.graphs=true",): ("cpu", "engine.graphs=true: not with device=cpu"),
-    ("engine.graphs=true", "engine.devices=2"): ("cuda", "engine.graphs=true: not with engine.devices=2"),
     ("engine.memory=lean", "optimizer=latent_sgd"): (
         "cpu",
         "engine.memory=lean: not with optimizer=latent_sgd, whose step needs all gradients",
