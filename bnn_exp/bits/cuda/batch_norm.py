@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bnn_exp.bits.cuda.codes import INTEGER, codes
+from bnn_exp.bits.cuda.operations import vectors_of
 
 ROWS = tl.constexpr(64)  # rows and columns of the block that one Triton program computes
 COLUMNS = tl.constexpr(64)
@@ -169,11 +170,6 @@ def partial_sums(z: Tensor) -> tuple[Tensor, Tensor]:
     """Returns two empty tensors for the partial sums of blocks of rows of z: float32 [blocks, width]."""
     first, second = (z.new_empty(grid_of(z)[0], z.shape[1], dtype=torch.float32) for _ in range(2))
     return first, second
-
-
-def vectors_of(z: Tensor, count: int = 4) -> list[Tensor]:
-    """Returns `count` empty vectors, float32 [width]."""
-    return [z.new_empty(z.shape[1], dtype=torch.float32) for _ in range(count)]
 
 
 def norm_of_sums(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked):

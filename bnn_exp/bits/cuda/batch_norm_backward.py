@@ -21,9 +21,9 @@ from bnn_exp.bits.cuda.batch_norm import (
     partial_sums,
     places_of,
     store_values,
-    vectors_of,
     warps,
 )
+from bnn_exp.bits.cuda.operations import vectors_of
 
 
 @triton.jit

@@ -23,7 +23,8 @@ _GRADIENT = "Tensor grad, Tensor z, Tensor scale, Tensor shift, Tensor mean"
 _FOUR = "(Tensor, Tensor, Tensor, Tensor)"
 
 
-def _vectors(z: Tensor, count: int) -> list[Tensor]:
+def vectors_of(z: Tensor, count: int = 4) -> list[Tensor]:
+    """Returns `count` empty vectors, float32 [width]."""
     return [z.new_empty(z.shape[1], dtype=torch.float32) for _ in range(count)]
 
 
@@ -61,7 +62,7 @@ def exact_product(a: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
         return (a.float() @ v.float().t()).to(dtype)
 
 
-@operator(f"({_NORM}) -> {_FOUR}", kernels=f"{_FOLDER}.batch_norm:norm_of_sums", launches=2, fake=lambda z, *_: _vectors(z, 4))
+@operator(f"({_NORM}) -> {_FOUR}", kernels=f"{_FOLDER}.batch_norm:norm_of_sums", launches=2, fake=lambda z, *_: vectors_of(z))
 def norm_of_sums(
     z: Tensor,
     a: float,
@@ -109,7 +110,7 @@ def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch
     f"({_NORM}, float zero, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernels=f"{_FOLDER}.batch_norm:normalized_and_activated",
     launches=1,
-    fake=lambda z, *given: (*_vectors(z, 4), z.new_empty(z.shape, dtype=given[-1])),
+    fake=lambda z, *given: (*vectors_of(z), z.new_empty(z.shape, dtype=given[-1])),
 )
 def normalized_and_activated(z: Tensor, *given: Tensor | float | torch.dtype) -> tuple[Tensor, ...]:
     """Returns the results of `norm_of_sums` and of `activated`, whose arguments it takes one after the other.
@@ -125,7 +126,7 @@ def normalized_and_activated(z: Tensor, *given: Tensor | float | torch.dtype) ->
     f"({_NORM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernels=f"{_FOLDER}.batch_norm:normalized",
     launches=1,
-    fake=lambda z, a, neurons, *_: (*_vectors(z, 4), z.new_empty(len(z), neurons, dtype=torch.float32)),
+    fake=lambda z, a, neurons, *_: (*vectors_of(z), z.new_empty(len(z), neurons, dtype=torch.float32)),
 )
 def normalized(z: Tensor, a: float, neurons: int, *given: Tensor | float | None) -> tuple[Tensor, ...]:
     """Returns the results of `norm_of_sums`, and y, float32 [rows, neurons].
@@ -140,7 +141,7 @@ def normalized(z: Tensor, a: float, neurons: int, *given: Tensor | float | None)
     f"({_GRADIENT}, Tensor inverse, float window) -> {_FOUR}",
     kernels=f"{_FOLDER}.batch_norm_backward:slopes_of_gradient",
     launches=2,
-    fake=lambda grad, z, *_: _vectors(z, 4),
+    fake=lambda grad, z, *_: vectors_of(z),
 )
 def slopes_of_gradient(
     grad: Tensor, z: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, inverse: Tensor, window: float
@@ -185,7 +186,7 @@ def centered_gradient(
     f"({_GRADIENT}, Tensor inverse, float window, float zero, ScalarType dtype) -> {_FOUR}",
     kernels=f"{_FOLDER}.batch_norm_backward:gradient_at_sums",
     launches=1,
-    fake=lambda grad, z, *given: (*(z.new_empty(z.shape, dtype=given[-1]) for _ in range(2)), *_vectors(z, 2)),
+    fake=lambda grad, z, *given: (*(z.new_empty(z.shape, dtype=given[-1]) for _ in range(2)), *vectors_of(z, 2)),
 )
 def gradient_at_sums(
     grad: Tensor,
