@@ -25,8 +25,8 @@ class Graphs:
         required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
         most: the most graphs to keep. Calls with further combinations run without a graph.
         failing: the warning if a recording fails; the reason follows.
-        anyone: takes True if the recording has failed here. Returns True if it has failed here or in a process that exchanges
-            tensors with this one. NCCL needs all of them to replay, or none.
+        anyone: takes True if the recording has failed in this process. Returns True if the recording has failed in this or in
+            another rank. With NCCL all ranks must replay, or none.
 
     Raises:
         RuntimeError: a required recording fails.
@@ -79,7 +79,7 @@ class Graphs:
         return results
 
     def _run(self, arguments: tuple[Tensor | int, ...]) -> Any:
-        """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires one such run before."""
+        """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires such a run first."""
         here = torch.cuda.current_stream()
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(here)
@@ -89,7 +89,7 @@ class Graphs:
         return results
 
     def _record(self, arguments: tuple[Tensor | int, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Any]:
-        with torch.inference_mode(False):  # outside of the mode, no copy to its tensors is allowed
+        with torch.inference_mode(False):  # torch refuses later copies to a tensor that is made in the mode
             places = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
         pool = next((graph.pool() for graph, _, _ in self.recorded.values()), None)
         graph = torch.cuda.CUDAGraph()
