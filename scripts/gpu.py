@@ -90,13 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
     where = given.device or ("cuda" if has_gpu() else "cpu")
-    fixed = [
-        "--device",
-        where,
-        "--out",
-        str(given.out.resolve()),
-        *(["--data", str(Path(given.data).resolve())] if given.data else []),
-    ]
+    fixed = ["--device", where, "--out", str(given.out.resolve())]
+    if given.data:
+        fixed += ["--data", str(Path(given.data).resolve())]
     until = time.monotonic() + 60 * given.minutes
     found: dict[str, Any] = {"command": f"python scripts/gpu.py {shlex.join(sys.argv[1:] if arguments is None else arguments)}"}
     found |= {"date": date.today().isoformat(), "commit": commit(), "device": where, "parts": {}}

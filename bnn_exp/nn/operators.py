@@ -1,17 +1,20 @@
 """Operations with two forms: a definition in plain torch, and Triton's kernels for a GPU.
 
-Each operation is a torch operator `torch.ops.bnn_exp.NAME`. A tensor on a GPU gets the kernels if Triton is installed, every
+Each operation is a torch operator `torch.ops.bnn_exp.NAME`. A tensor on a GPU gets the kernels if Triton can run, every
 other tensor the definition. Tests compare both forms. A TorchDispatchMode sees one call for each operation, so tests can record
 a step, and count the kernels that it launches.
 """
 
+import os
 import pkgutil
+import shutil
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LAUNCHES: dict[str, int] = {}  # the number of kernels that each operation launches on a GPU, by the name of the operation
 kernels_everywhere = False  # tests set this to True: then tensors on a CPU go to the kernels, which Triton interprets
@@ -20,8 +23,9 @@ _library = torch.library.Library("bnn_exp", "FRAGMENT")
 
 @cache
 def has_triton() -> bool:
-    """Returns True if the package triton is installed."""
-    return find_spec("triton") is not None
+    """Returns True if Triton can run: the package is installed, and a C compiler, with which Triton builds its launches."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return find_spec("triton") is not None and compiler is not None
 
 
 def operator(arguments: str, kernels: str, launches: int, fake: Callable | None = None) -> Callable[[Callable], Callable]:
@@ -45,7 +49,8 @@ def operator(arguments: str, kernels: str, launches: int, fake: Callable | None 
         name = definition.__name__
 
         def on_gpu(*given: Any, **named: Any) -> Any:
-            return (pkgutil.resolve_name(kernels) if has_triton() else definition)(*given, **named)
+            with torch.cuda.device_of(next(x for x in given if isinstance(x, Tensor))):  # Triton uses the current GPU
+                return (pkgutil.resolve_name(kernels) if has_triton() else definition)(*given, **named)
 
         def elsewhere(*given: Any, **named: Any) -> Any:
             return (on_gpu if kernels_everywhere else definition)(*given, **named)

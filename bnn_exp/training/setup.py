@@ -68,7 +68,8 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     new = plan.saved is None and (settings.init_from or settings.freeze)
     beginning = asdict(finetune.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
     network = network.to(device)
-    if device.type == "cuda" and ranks is None:
+    wanted = settings.engine
+    if device.type == "cuda" and ranks is None and wanted.memory == "fast" and not wanted.compile:
         warm_up(settings, network, data)
     trainer = Trainer(settings, network, data, ranks)
     trainer.beginning = beginning
