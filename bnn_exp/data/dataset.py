@@ -141,7 +141,7 @@ def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def epoch_order(rows: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    """Returns the row numbers of an epoch in the order in which it trains on them: a random permutation, int64 [rows].
+    """Returns the row numbers of an epoch in the order of training: a random permutation, int64 [rows].
 
     The permutation depends on (seed, epoch) alone. The batches of the epoch are its `pieces`.
     """

@@ -33,7 +33,7 @@ class Replays:
         self.graphs = self.stream = None
 
     def __call__(self, work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Returns work(x). On a GPU, from the second call with a shape on, a graph computes it."""
+        """Returns work(x). On a GPU a graph computes the result, from the second call with a shape on."""
         if not _recordable(x):
             return work(x)
         if x.is_cuda and x.get_device() != torch.cuda.current_device():
@@ -49,7 +49,7 @@ class Replays:
 
 
 def _without_modes(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Returns work(x) as an ordinary tensor: a graph outlives torch.inference_mode, in which it may be recorded."""
+    """Returns work(x) as an ordinary tensor, because a graph that is recorded in torch.inference_mode outlives that mode."""
     with torch.inference_mode(False), torch.no_grad():
         return work(x)
 

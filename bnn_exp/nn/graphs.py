@@ -16,12 +16,12 @@ class Graphs:
     """A function that runs `work` by CUDA graphs, one graph for each combination of arguments: shapes of tensors, and integers.
 
     The first call with a combination runs without a CUDA graph, because libraries and optimizers then allocate memory. The
-    second call records a graph, and every later call replays it. A replay overwrites its results, so the caller uses them
-    before the next call.
+    second call records a graph, and every later call replays it. A replay overwrites the results of the replay before, so
+    the caller uses results before the next call.
 
     Args:
         work: takes tensors on a GPU and integers, and returns tensors on the same GPU, in any structure. `work` must not wait
-            for the GPU. It may depend only on its arguments and on tensors that keep their addresses, such as parameters.
+            for the GPU, and depends only on its arguments and on tensors that keep their addresses, such as parameters.
         required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
         most: the most graphs to keep. Calls with further combinations run without a graph.
         failing: the warning if a recording fails; the reason follows.

@@ -2,7 +2,7 @@
 
 Each operation is a torch operator `torch.ops.bnn_exp.NAME`. A tensor on a GPU gets the kernels if Triton can run, every
 other tensor the definition. Tests compare both forms. A TorchDispatchMode sees one call for each operation, so tests can record
-a step, and count the kernels that it launches.
+a step, and count the launches of a step.
 """
 
 import os
@@ -35,8 +35,8 @@ def operator(arguments: str, kernels: str, launches: int, fake: Callable | None 
         def flip(w: Tensor, which: Tensor) -> None:
             ...
 
-    Calls of the decorated function go through torch's dispatcher. The operator has no gradient: a torch.autograd.Function
-    calls it. The name of the function is the name of the operator, so it must be unique.
+    Calls of the decorated function go through torch's dispatcher. The operator has no gradient of its own: a
+    torch.autograd.Function calls the operator. The name of the function, which must be unique, is the name of the operator.
 
     Args:
         arguments: the schema of the operator without its name. `Tensor(a!)` marks a tensor that the operator writes to.

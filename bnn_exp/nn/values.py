@@ -48,9 +48,9 @@ class _Values(torch.autograd.Function):
 
 
 def values(weights: Tensor, latent: bool, encoding: str) -> Tensor:
-    """Returns the values of bits or of latent weights, bfloat16 under autocast to it, else in the dtype of `weights`.
+    """Returns the values of bits or of latent weights, bfloat16 under autocast to bfloat16, else in the dtype of `weights`.
 
-    The gradient of a value is that of its bit or latent weight, unchanged.
+    The gradient of a value passes unchanged to its bit or latent weight.
     """
     dtype = torch.bfloat16 if in_bf16(weights) else weights.dtype
     return note_values(_Values.apply(weights, latent, encoding, dtype), *two_values(encoding))

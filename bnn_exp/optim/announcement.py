@@ -24,7 +24,7 @@ class Announcing(Protocol):
 class Announcement:
     """Writes the numbers of several objects to the GPU by one copy a step.
 
-    Every object gets its part of one tensor, which keeps its address as long as the counts of numbers stay the same.
+    Every object gets its part of one tensor. The tensor keeps its address as long as no object changes its count of numbers.
     """
 
     def __init__(self, device: torch.device, *objects: Announcing):

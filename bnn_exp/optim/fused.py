@@ -32,8 +32,8 @@ class Fused:
 
     The operator `torch.ops.bnn_exp.NAME` takes the gradient g, float32 [neurons, inputs]; the bits w, float32 of the same shape
     or packed; the number of columns; the tensors of the state; the strength, a scalar tensor; the constants; the step and the
-    key of the random numbers; and the number of flips, to which it adds. Its definition is `update`, which therefore must not
-    read `self`.
+    key of the random numbers; and the number of flips, to which the operator adds. The definition of the operator is `update`,
+    which therefore must not read `self`.
 
     Args:
         name: the name of the operator, and of the function of `bnn_exp.bits.cuda.rules` that launches the kernels.
@@ -42,8 +42,8 @@ class Fused:
         constants: other hyperparameters that the kernels read.
         only: values of further hyperparameters; the kernels do the step of a rule with these values alone.
         state: the names of the tensors of the state.
-        first: returns the state before the first step. It takes a function that returns the bits, float32 [neurons, inputs],
-            and the hyperparameters.
+        first: returns the state before the first step. Its arguments are a function that returns the bits, float32 [neurons,
+            inputs], and the hyperparameters.
     """
 
     name: str

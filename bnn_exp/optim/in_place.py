@@ -1,4 +1,4 @@
-"""Changes in place: flips of bits, new values of a state, and whether a tensor was written to."""
+"""Changes in place: flips bits, stores new values of a state, and tells if a tensor was written to."""
 
 import torch
 from torch import Tensor

@@ -17,8 +17,8 @@ class Batches:
     A training step calls the object with the indices of its samples. Augmentation draws its random numbers from (seed, epoch,
     batch), so the caller calls `move_to` before each step.
 
-    On a GPU the permutation of an epoch lies in one tensor for all epochs, and the object announces where the samples of the
-    coming step begin in it. A recorded step takes its samples from there, by `chosen`.
+    On a GPU the permutation of an epoch lies in one tensor for all epochs, and the object announces the place where the
+    samples of the coming step begin. A recorded step takes its samples from that place, by `chosen`.
     """
 
     def __init__(self, settings: Settings, data: Dataset):

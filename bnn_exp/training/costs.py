@@ -83,7 +83,7 @@ def packed(sizes: Sequence[int], rows: int, values: str = "float8_e4m3fn") -> It
 
 
 def dense(sizes: Sequence[int], rows: int) -> Iterator[Work]:
-    """Yields the work of each kernel in a step of the dense engine on `rows` samples; for `sizes`, see `packed`."""
+    """Yields the work of each kernel in a step of the dense engine on `rows` samples. `packed` explains `sizes`."""
     passes, last = 1 if rows <= FEW else 2, len(sizes) - 2
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         weights, x, z = inputs * outputs, rows * inputs, rows * outputs

@@ -1,6 +1,6 @@
 """Triton's kernels for the backward pass through activation and BatchNorm of an MLP of bits.
 
-The kernels take the gradient at y, [rows, given]; the gradient in columns beyond `given` is 0. It passes where |y| ≤ window.
+The kernels take the gradient at y, [rows, given], which passes where |y| ≤ window. In columns beyond `given` the gradient is 0.
 `bnn_exp.bits.cuda.batch_norm` explains z, y, the vectors and the blocks.
 """
 

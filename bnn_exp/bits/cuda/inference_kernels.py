@@ -176,7 +176,7 @@ def many(
 ):
     """Multiplies the planes and totals of `spread` by packed weights. A row of weights and of a plane has `stride` bytes.
 
-    A program computes TILE outputs of ROWS rows. It reads BYTES bytes of packed weights of an output at a time.
+    A program computes TILE outputs of ROWS rows, and reads BYTES bytes of packed weights of an output at a time.
     """
     first = tl.program_id(0) * TILE
     n, r, j = first + tl.arange(0, TILE), tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, BYTES)

@@ -1,6 +1,6 @@
 """Triton's kernels for measures of a whole gradient: its standard deviation, the sizes of its rows and columns.
 
-Sums are float64. Their order is always the same, and does not depend on the form of the bits.
+Sums are float64. The order of their terms is fixed: packed and dense bits have equal sums.
 
 The functions from `one` to `of_row_and_column` are the argument SIZE of the kernel `flip`: each returns the measure for the
 gradient at row r and column c.
@@ -26,7 +26,7 @@ TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal float32, in p
 
 @triton.jit
 def one(measured, parts, rows, columns, r, c):
-    """Returns 1: the gradient is taken as it is."""
+    """Returns 1, so the gradient keeps its units."""
     return 1.0
 
 

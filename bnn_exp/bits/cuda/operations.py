@@ -145,7 +145,7 @@ def slopes_of_gradient(
     """Returns `slope` and `offset` for `centered_gradient`, and the gradients of BatchNorm's weight and bias.
 
     Args:
-        grad: the gradient at the activation, [rows, ≤ width]; 0 in the other columns. It passes where |y| ≤ window.
+        grad: the gradient at the activation, [rows, ≤ width]; 0 in the other columns. This gradient passes where |y| ≤ window.
     """
     g = _passing(grad, z, scale, shift, window)
     total, product, rows = g.sum(0), (g * (z.float() - mean)).sum(0), len(z)

@@ -44,7 +44,7 @@ SEVERAL = {
 
 
 class Launches(TorchDispatchMode):
-    """Context manager: counts the launches of every operator that is called in it, in `found`: a Counter by operator name."""
+    """A context manager that counts launches. `found` holds the launches of each operator that its body calls, by name."""
 
     def __init__(self) -> None:
         super().__init__()

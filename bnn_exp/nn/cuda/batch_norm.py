@@ -67,7 +67,7 @@ def normalize_few_gradient(grad: Tensor, z: Tensor, *given: Any) -> tuple[Tensor
 
 
 def _updates(running: Sequence[Any]) -> dict[str, bool]:
-    """Returns the constant of a kernel that says whether running statistics exist."""
+    """Returns the constant RUNNING of a kernel: True if running statistics exist."""
     return {"RUNNING": running[0] is not None}
 
 

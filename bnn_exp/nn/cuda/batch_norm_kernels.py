@@ -1,7 +1,7 @@
 """Triton's kernels for BatchNorm with its activation; the definitions are in `bnn_exp.nn.batch_norm`.
 
 z is [rows, channels]. A program computes a tile of ROWS rows and COLUMNS channels at a time. Sums over many rows are taken in
-parts of `per` rows first, then over the parts, always in the same order, so the same input gives the same bits.
+parts of `per` rows first, then over the parts, always in one order, so equal inputs give equal bits.
 """
 
 import triton

@@ -25,7 +25,7 @@ def above_kernel(
 ):
     """Computes the values of INPUTS inputs of one output, from [outputs, inputs, space] to [outputs, space, inputs].
 
-    `threshold` is the address of a scalar if LATENT, else it is not used. SPACE is the next power of two of `space`.
+    `threshold` is the address of a scalar; without LATENT it is not read. SPACE is the next power of two of `space`.
     """
     o = tl.program_id(0).to(tl.int64) * inputs * space
     i, s = (tl.program_id(1) * INPUTS + tl.arange(0, INPUTS))[None, :], tl.arange(0, SPACE)[:, None]
