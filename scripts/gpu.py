@@ -11,11 +11,10 @@ after each part, the tables as `gpu.md`, and the output of each part as NAME.log
 FOLDER of --data holds `mnist/` and `cifar10/` as the Hugging Face hub has them, and is $BNN_EXP_DATA by default. Without both,
 the data are downloaded.
 
-Besides torch, Triton and numpy the script needs these packages, and the packages that they need: hydra-core, omegaconf,
-pydantic, rich, safetensors, platformdirs, filelock, pillow, numba; datasets, unless $BNN_EXP_CACHE holds the decoded data of
-another machine; for the tests also pytest, pytest-xdist, datasets, pandas, matplotlib and jinja2. For a machine without an
-index, `pip download` gets the wheels elsewhere. Triton also needs a C compiler. This package itself
-need not be installed.
+Besides torch, Triton with a C compiler, and numpy, the script needs these packages, and the packages that they need:
+hydra-core, omegaconf, pydantic, rich, safetensors, platformdirs, filelock, pillow, numba; datasets, unless $BNN_EXP_CACHE holds
+the decoded data of another machine; for the tests also pytest, pytest-xdist, datasets, pandas, matplotlib and jinja2. For a
+machine without an index, `pip download` gets the wheels elsewhere. This package itself need not be installed.
 """
 
 import argparse

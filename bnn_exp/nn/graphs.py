@@ -1,14 +1,13 @@
 """CUDA graphs of a function: recorded once for each combination of arguments, then replayed by one call."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-STEPS = "steps are not recorded as CUDA graphs (engine.graphs=false avoids the attempt)"
 log = logging.getLogger(__name__)
 
 
@@ -37,7 +36,7 @@ class Graphs:
         work: Callable[..., Any],
         required: bool = False,
         most: float = inf,
-        failing: str = STEPS,
+        failing: str = "work is not recorded as a CUDA graph",
         anyone: Callable[[bool], bool] = bool,
     ):
         self.work, self.required, self.failed, self.most, self.failing = work, required, False, most, failing
@@ -54,8 +53,10 @@ class Graphs:
     def __call__(self, *arguments: Tensor | int) -> Any:
         shapes = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments)
         if shapes not in self.known or self.failed:
+            new = shapes not in self.known
             self.known.add(shapes)
-            return self._run(arguments)
+            # Triton compiles a kernel anew for another alignment, so the first call has the alignment of the later recording.
+            return self._run(_copies(arguments) if new else arguments)
         if shapes not in self.recorded:
             if len(self.recorded) >= self.most:
                 return self._run(arguments)
@@ -78,7 +79,7 @@ class Graphs:
         graph.replay()
         return results
 
-    def _run(self, arguments: tuple[Tensor | int, ...]) -> Any:
+    def _run(self, arguments: Sequence[Tensor | int]) -> Any:
         """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires such a run first."""
         here = torch.cuda.current_stream()
         self.stream = self.stream or torch.cuda.Stream()
@@ -89,11 +90,16 @@ class Graphs:
         return results
 
     def _record(self, arguments: tuple[Tensor | int, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Any]:
-        with torch.inference_mode(False):  # torch refuses later copies to a tensor that is made in the mode
-            places = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+        places = _copies(arguments)
         pool = next((graph.pool() for graph, _, _ in self.recorded.values()), None)
         graph = torch.cuda.CUDAGraph()
         # Another thread, such as NCCL's watchdog, may query the GPU meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             results = self.work(*places)
         return graph, places, results
+
+
+def _copies(arguments: Sequence[Tensor | int]) -> list[Any]:
+    """Returns the arguments with copies of the tensors. Copies begin at addresses that CUDA aligns."""
+    with torch.inference_mode(False):  # outside of the mode, no copy to its tensors is allowed
+        return [x.clone() if isinstance(x, Tensor) else x for x in arguments]

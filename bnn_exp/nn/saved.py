@@ -29,7 +29,7 @@ class Whole:
     unit: int = 1
 
 
-_notes: dict[Any, TwoValues | Whole] | None = None  # by storage, so a note holds for views too; None: nobody asks for notes
+_notes: dict[Any, TwoValues | Whole] | None = None  # by the content of a storage, see `_place`; None: nobody asks for notes
 
 
 @contextmanager
@@ -76,7 +76,10 @@ def known(t: Tensor) -> TwoValues | Whole | None:
 
 
 def _place(t: Tensor) -> Any:
-    """Returns a reference to the storage of a tensor. No other storage gets an equal reference while this one exists."""
+    """Returns a reference to the storage of a tensor, and the tensor's version, which a write in place changes.
+
+    Views share both. No other storage gets an equal reference while this one exists.
+    """
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    return StorageWeakRef(t.untyped_storage())
+    return StorageWeakRef(t.untyped_storage()), t._version

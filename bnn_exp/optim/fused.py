@@ -95,7 +95,7 @@ def _readable(g: Tensor, w: Tensor, state: list[Tensor]) -> bool:
 
 def _whole_bytes(g: Tensor, state: list[Tensor]) -> bool:
     """Returns True unless counters that share a byte belong to two rows of packed bits."""
-    return g.shape[1] % 8 == 0 or not any(1 < t.numel() < g.numel() for t in state)
+    return g.shape[1] % 8 == 0 or not any(t.dim() and t.numel() < g.numel() for t in state)
 
 
 def kernels_of(kind: type, h: SimpleNamespace) -> Fused | None:

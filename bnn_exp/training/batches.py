@@ -51,7 +51,7 @@ class Batches:
         self.position = epoch, batch
         if device.on_host(self.split.labels):
             return
-        if rows.untyped_storage().data_ptr() == self.order.untyped_storage().data_ptr():
+        if rows.is_contiguous() and rows.untyped_storage().data_ptr() == self.order.untyped_storage().data_ptr():
             self.begin = int(rows.storage_offset())
         else:
             self.begin = len(self.split)

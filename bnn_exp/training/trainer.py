@@ -20,7 +20,7 @@ from bnn_exp.records.terminal import progress
 from bnn_exp.training import finetune, steps
 from bnn_exp.training.batches import Batches
 from bnn_exp.training.diagnostics import dead_outputs
-from bnn_exp.training.steps.recorded import Recorded
+from bnn_exp.training.steps.recorded import FAILING, Recorded
 
 if TYPE_CHECKING:
     from bnn_exp.training.distributed.ranks import Ranks
@@ -67,7 +67,9 @@ class Trainer:
         optim.check_ownership(network, [self.binary, *(real.optimizer for real in self.real)])
         self.step = steps.build(settings, self.engine, network, self.batches, self.binary, self.real, ranks)
         # Maps pixels to logits in an evaluation. If steps are recorded as CUDA graphs, evaluations are too.
-        self.answer = Graphs(self.step.answer) if isinstance(self.step, Recorded) else self.step.answer
+        self.answer = self.step.answer
+        if isinstance(self.step, Recorded):
+            self.answer = Graphs(self.step.answer, failing=FAILING.format("evaluations"))
         self.names = [name for name, _ in named_bits(network)]
         # A function to call after each step, if training.callbacks has set one.
         self.after_step: Callable[[Trainer, Tensor], None] | None = None

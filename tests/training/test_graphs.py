@@ -130,14 +130,14 @@ def test_a_growing_batch_has_a_graph_for_each_size(tapes, on_gpu):
 
 
 def test_samples_that_the_caller_chooses_are_trained_on(tapes, on_gpu):
-    """A recorded step takes its samples from the permutation of the epoch, or from a copy of the caller's indices."""
+    """A recorded step takes its samples from the permutation of the epoch, or from a copy of the indices of the caller."""
     ends = []
     for recorded in (True, False):
         trainer = trainer_of("optimizer=counter", "model.hidden_size=24", "dataset.augment=standard", *SMALL[2:])
         if recorded:
             trainer.step = Recorded(trainer.step, required=True)
         own = trainer.batches.of_epoch(0)
-        chosen = [own[0], torch.arange(64), own[1], torch.arange(100, 164), own[2]]
+        chosen = [own[0], torch.arange(64), own[1], torch.arange(100, 164), trainer.batches.order[:128:2], own[2]]
         losses = [float(trainer.train_on(rows, 0, batch)[0]) for batch, rows in enumerate(chosen)]
         ends.append((losses, bits_sha256(trainer.network), trainer.step.tally.losses.tolist()))
     assert ends[0] == ends[1] and len(tapes) == 1

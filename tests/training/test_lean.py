@@ -1,6 +1,7 @@
 """Tests engine.memory=lean: the bits of `fast` in fewer bytes, and the table of bytes."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from helpers import NeverWaits, trainer_of, use_tapes
 
 from bnn_exp.bits import bits_sha256
-from bnn_exp.nn import device, saved
+from bnn_exp.nn import BinaryConv2d, device, saved
 from bnn_exp.training.memory.footprint import saved_by_mlp
 from bnn_exp.training.steps.low_memory import Bits, Saving, Whole, compact, restored
 from bnn_exp.training.steps.recorded import Recorded
@@ -232,3 +233,28 @@ def test_notes_are_kept_only_while_a_step_wants_them():
         ):
             assert saved.known(saved.note_sums(torch.zeros(1), *factors, terms)) == expected
     assert saved.known(t) is None
+
+
+class Residual(torch.nn.Module):
+    """A convolution of values ±1, to whose sums a shortcut of real numbers is added in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = BinaryConv2d(4, 4)
+
+    def forward(self, x):
+        h = self.convolution(saved.note_values(x.sign(), -1, 1))
+        h += x
+        return h.square()
+
+
+def test_a_note_ends_when_its_tensor_is_written_to(on_gpu):
+    """The square saves sums that are not whole any more."""
+    network, x, gradients = Residual(), torch.randn(3, 4, 12, 12), []
+    for hooks in (nullcontext(), Saving(network)):
+        network.zero_grad()
+        with saved.noting(), hooks:
+            y = network(x)
+        y.sum().backward()
+        gradients.append(network.convolution.weight.grad)
+    assert torch.equal(*gradients)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bnn_exp.training.steps.dense import Dense
     from bnn_exp.training.steps.ranks import Exchanged
 
+FAILING = "{} are not recorded as CUDA graphs (engine.graphs=false avoids the attempt)"
+
 
 class Recorded:
     """A step that replays another step: choice of the samples, batch, passes, exchange of gradients, rule, optimizers, sums.
@@ -30,7 +32,8 @@ class Recorded:
     """
 
     def __init__(self, step: "Dense | Exchanged", required: bool = False, anyone: Callable[[bool], bool] = bool):
-        self.step, self.graphs, self.size = step, Graphs(self._train, required, anyone=anyone), 0
+        self.step, self.size = step, 0
+        self.graphs = Graphs(self._train, required, failing=FAILING.format("steps"), anyone=anyone)
 
     def _train(self, size: int) -> tuple[Tensor, Tensor]:
         return self.step(self.step.batches.chosen(size))
