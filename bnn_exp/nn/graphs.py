@@ -55,7 +55,8 @@ class Graphs:
         if shapes not in self.known or self.failed:
             new = shapes not in self.known
             self.known.add(shapes)
-            # Triton compiles a kernel anew for another alignment, so the first call has the alignment of the later recording.
+            # Triton compiles a kernel again for another alignment, which CUDA refuses while it records. So the first call takes
+            # arguments that are aligned as in the recording.
             return self._run(_copies(arguments) if new else arguments)
         if shapes not in self.recorded:
             if len(self.recorded) >= self.most:
@@ -100,6 +101,6 @@ class Graphs:
 
 
 def _copies(arguments: Sequence[Tensor | int]) -> list[Any]:
-    """Returns the arguments with copies of the tensors. Copies begin at addresses that CUDA aligns."""
-    with torch.inference_mode(False):  # outside of the mode, no copy to its tensors is allowed
+    """Returns the arguments, each tensor as a copy. CUDA aligns the addresses of the copies."""
+    with torch.inference_mode(False):  # torch refuses later copies to a tensor that is made in the mode
         return [x.clone() if isinstance(x, Tensor) else x for x in arguments]

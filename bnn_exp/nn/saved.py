@@ -29,7 +29,7 @@ class Whole:
     unit: int = 1
 
 
-_notes: dict[Any, TwoValues | Whole] | None = None  # by the content of a storage, see `_place`; None: nobody asks for notes
+_notes: dict[Any, TwoValues | Whole] | None = None  # by storage and version, see `_place`; None: nobody asks for notes
 
 
 @contextmanager
@@ -76,9 +76,9 @@ def known(t: Tensor) -> TwoValues | Whole | None:
 
 
 def _place(t: Tensor) -> Any:
-    """Returns a reference to the storage of a tensor, and the tensor's version, which a write in place changes.
+    """Returns a reference to the storage of a tensor, and the version of the tensor. A write in place changes the version.
 
-    Views share both. No other storage gets an equal reference while this one exists.
+    Views share the storage and the version. No other storage gets an equal reference while this reference exists.
     """
     from torch.multiprocessing.reductions import StorageWeakRef
 

@@ -28,7 +28,7 @@ def above(weights: Tensor, threshold: Tensor | None, low: float, high: float, dt
     """Returns `high` where weights > threshold, else `low`, as `dtype` in the shape of `weights`.
 
     Args:
-        weights: [outputs, inputs, height, width], or of any other number of dimensions; contiguous.
+        weights: contiguous; [outputs, inputs, height, width], or a tensor with any other number of dimensions.
         threshold: a scalar in the dtype of `weights`; None: ½, which divides the bits.
     """
     ones = weights > (0.5 if threshold is None else threshold)

@@ -40,7 +40,7 @@ def above_kernel(
 def above(weights: Tensor, threshold: Tensor | None, low: float, high: float, dtype: torch.dtype) -> Tensor:
     """Returns `high` where weights > threshold, else `low`, see `bnn_exp.nn.values`."""
     out, outputs = values.empty(weights, dtype), len(weights) if weights.dim() > 1 else 1
-    space = weights[0, 0].numel() if weights.dim() == 4 else 1  # tensors of other dimensions keep their order in memory
+    space = weights[0, 0].numel() if weights.dim() == 4 else 1  # only kernels of convolutions change their order in memory
     inputs = weights.numel() // (outputs * space)
     padded = triton.next_power_of_2(space)
     some = min(triton.next_power_of_2(inputs), max(TILE // padded, 1))
