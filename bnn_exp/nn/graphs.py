@@ -55,8 +55,8 @@ class Graphs:
         if shapes not in self.known or self.failed:
             new = shapes not in self.known
             self.known.add(shapes)
-            # Triton compiles a kernel again for another alignment, which CUDA refuses while it records. So the first call takes
-            # arguments that are aligned as in the recording.
+            # Triton compiles a kernel again for another alignment, and nothing should compile while CUDA records. So the first
+            # call takes arguments that are aligned as in the recording.
             return self._run(_copies(arguments) if new else arguments)
         if shapes not in self.recorded:
             if len(self.recorded) >= self.most:

@@ -19,7 +19,7 @@ REPEATS = 20
 
 
 def of_machine(machine: Machine) -> Iterator[Row]:
-    """The card and the versions, then the rates: of products, of a copy, and of launches in a CUDA graph."""
+    """Yields the card and the versions, then the rates of a copy, of launches in a CUDA graph, and of products."""
     on_gpu = machine.device == "cuda"
     yield {"": "card", "value": torch.cuda.get_device_name() if on_gpu else "none: on the CPU"}
     if on_gpu and (command := shutil.which("nvidia-smi")):
