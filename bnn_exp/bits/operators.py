@@ -87,7 +87,7 @@ def scores(
     """Returns (offset + factor · Σ x·w) / divisor · weight + bias, float32 [batch, outputs], of packed bits or pixels x.
 
     The bracket and the quotient are rounded to float32. The rest is rounded once, at the end, as torch's BatchNorm on a CPU
-    rounds. The kernel is one launch for few rows, and two for more.
+    rounds. On a GPU few rows take one launch, more rows take two.
 
     Args:
         tiles, zero: see `bit_sums`.

@@ -44,7 +44,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         """Executes one job. submitit calls this method in the process of the job.
 
         Args:
-            visible: the GPUs of the job, the value of CUDA_VISIBLE_DEVICES; None: all. submitit itself has hidden all GPUs.
+            visible: the GPUs of the job, the value of CUDA_VISIBLE_DEVICES; None: all. Until now submitit has hidden all GPUs.
             arguments: those of submitit's method.
         """
         os.environ.pop(VISIBLE, None) if visible is None else os.environ.update({VISIBLE: visible})

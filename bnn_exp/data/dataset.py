@@ -21,7 +21,7 @@ _SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # fixed seeds of random choices: eve
     fake=lambda order, begin, count: order.new_empty(count),
 )
 def rows_from(order: Tensor, begin: Tensor, count: int) -> Tensor:
-    """Returns `count` numbers of `order`, int64, from the place `begin` on, an int64 scalar on the device."""
+    """Returns `count` numbers of `order`, int64, from the place `begin` on. `begin` is an int64 scalar on the device."""
     return order.index_select(0, torch.arange(count, device=order.device) + begin)
 
 

@@ -16,11 +16,11 @@ FAILING = "a packed network is not recorded as a CUDA graph, and runs more slowl
 
 
 class Replays:
-    """The CUDA graphs of a function, which is the same in every call. A copy of this object has no graphs."""
+    """The CUDA graphs of one function: every call must name the same function. A copy of this object has no graphs."""
 
     def __init__(self) -> None:
         self.graphs: Graphs | None = None
-        self.stream: Any = None  # the stream of the caller: calls from another stream would overwrite each other's input
+        self.stream: Any = None  # the stream of the first call; calls from two streams would overwrite each other's inputs
         self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple:

@@ -24,8 +24,8 @@ class Graphs:
         required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
         most: the most graphs to keep. Calls with further combinations run without a graph.
         failing: the warning if a recording fails; the reason follows.
-        anyone: takes True if the recording has failed here. Returns True if it has failed here or in a process that exchanges
-            tensors with this one. NCCL needs all of them to replay, or none.
+        anyone: takes True if the recording has failed in this process. Returns True if the recording has failed in this or in
+            another rank. With NCCL all ranks must replay, or none.
 
     Raises:
         RuntimeError: a required recording fails.
@@ -80,7 +80,7 @@ class Graphs:
         return results
 
     def _run(self, arguments: Sequence[Tensor | int]) -> Any:
-        """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires one such run before."""
+        """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires such a run first."""
         here = torch.cuda.current_stream()
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(here)

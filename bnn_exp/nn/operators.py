@@ -29,7 +29,7 @@ def has_triton() -> bool:
 
 
 def operator(arguments: str, kernels: str, launches: int, fake: Callable | None = None) -> Callable[[Callable], Callable]:
-    """Decorator: makes a torch operator of a function, which is the definition in plain torch.
+    """Makes a torch operator of the decorated function, which is the definition in plain torch.
 
         @operator("(Tensor(a!) w, Tensor which) -> ()", kernels="bnn_exp.bits.cuda.flips:flip", launches=1)
         def flip(w: Tensor, which: Tensor) -> None:
@@ -40,7 +40,7 @@ def operator(arguments: str, kernels: str, launches: int, fake: Callable | None 
 
     Args:
         arguments: the schema of the operator without its name. `Tensor(a!)` marks a tensor that the operator writes to.
-        kernels: "package.module:function" of the form for a GPU. It takes the same arguments, and is imported at its first use.
+        kernels: "package.module:function" of the form for a GPU, with the same arguments. The first call imports the module.
         launches: the number of kernels that this form launches.
         fake: returns empty tensors with the shapes and dtypes of the results, for torch.compile. Without results: not needed.
     """

@@ -1,7 +1,7 @@
-"""Notes about tensors of few different values, by which a step in less memory stores them without looking at them.
+"""Notes about tensors of few different values. By these notes a step in less memory stores a tensor without a look at it.
 
-A layer knows what it makes: values of bits, or sums of such values. A look at a tensor on a GPU would wait for the GPU. While
-no step asks for notes (`noting`), a note costs one comparison.
+A layer knows what it makes: values of bits, or sums of such values. To look at a tensor on a GPU means to wait for the GPU.
+While no step asks for notes (`noting`), a note costs one comparison.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ _notes: dict[Any, TwoValues | Whole] | None = None  # by the content of a storag
 
 @contextmanager
 def noting() -> Iterator[None]:
-    """Context manager: notes are kept until the body ends."""
+    """Keeps the notes that are made in the body of a `with` statement, until the body ends."""
     global _notes
     before, _notes = _notes, {}
     try:

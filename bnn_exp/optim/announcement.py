@@ -15,7 +15,7 @@ from torch import Tensor
 class Announcing(Protocol):
     """An object whose numbers change from step to step."""
 
-    announced: Tensor | None  # the part of the announcement with the object's numbers, int64 [numbers]; None before the first
+    announced: Tensor | None  # the part of the announcement with the object's numbers, int64 [numbers]; None before any
 
     def numbers(self) -> np.ndarray | None:
         """Returns the numbers of the coming step, int64; None if the object computes on the CPU and reads them from Python."""

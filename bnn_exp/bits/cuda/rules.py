@@ -107,7 +107,7 @@ def _step(
 
     Args:
         measure: measures the whole gradient first; see `measured_deviation`.
-        random: the rule draws random numbers.
+        random: True if the rule draws random numbers.
         after: takes the numbers of flips of all programs, int32, when the step is done.
         constants: returns the hyperparameters y and z.
     """
