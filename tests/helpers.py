@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import struct
+import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
 from html.parser import HTMLParser
@@ -50,9 +51,44 @@ def on_both() -> list[pytest.MarkDecorator]:
     return [pytest.mark.gpu] if where() == "cuda" else []
 
 
-def compiling(cache: Path) -> dict[str, str]:
-    """Returns the environment of a process in which Triton compiles kernels, into the folder `cache`, without a GPU too."""
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
+COMPILER = """
+import sys
+from types import SimpleNamespace
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+capability, arguments, launched = int(sys.argv[1]), sys.argv[2:], []
+current = {"get_current_target": GPUTarget("cuda", capability, 32), "get_current_device": 0, "get_current_stream": 0}
+driver.set_active(SimpleNamespace(**{name: lambda *_, value=value: value for name, value in current.items()}))
+
+
+def compiled(kernel, grid):
+    return lambda *given, **named: launched.append((kernel, kernel.warmup(*given, grid=grid, **named)))
+
+
+JITFunction.__getitem__ = compiled
+"""
+
+
+def compiled(cache: Path, capability: int, code: str, *arguments: str) -> list[str]:
+    """Runs Python code that launches kernels of Triton. Each launch compiles the kernel for a GPU, in place of running.
+
+    The machine needs no GPU. The code finds its `arguments`, and the pairs of kernel and binary that it has `launched`.
+
+    Args:
+        cache: an empty folder for the binaries.
+        capability: the compute capability of the GPU, 80 or 90.
+
+    Returns:
+        The words that the code prints.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", COMPILER + code, str(capability), *arguments]
+    done = subprocess.run(command, env=environment | {"TRITON_CACHE_DIR": str(cache)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def command(patch: pytest.MonkeyPatch, *arguments: str) -> int:

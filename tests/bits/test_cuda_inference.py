@@ -1,12 +1,9 @@
 """Triton's kernels for inference against products of integers. Without a GPU, Triton's interpreter runs the kernels."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import compiling, on_both, where
+from helpers import compiled, on_both, where
 
 from bnn_exp.bits import from_tiles, laid_out, operators, pack, to_tiles
 from bnn_exp.bits.layout import in_rows
@@ -125,34 +122,14 @@ def test_tiles_on_a_gpu_lie_in_rows(monkeypatch):
     assert laid_out(tiles).stride() == rows.stride()
 
 
-COMPILE = """
-import sys
-from types import SimpleNamespace
-
+LAYERS = """
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 from bnn_exp.bits.cuda import inference
 
-capability, launched = int(sys.argv[1]), []
 # The last four take the four sizes of a tile.
 LAYERS = (784, 4096, 1), (4096, 4096, 1), (4096, 64, 17), (512, 4096, 64), (512, 4096, 192), (512, 8192, 400)
 assert [inference.tile_of(*layer[1:]) for layer in LAYERS[2:]] == [*reversed(inference.TILES)]
-
-
-def compiled(kernel, grid):
-    def launch(*arguments, **options):
-        launched.append((kernel, kernel.warmup(*arguments, grid=grid, **options)))
-
-    return launch
-
-
-target = GPUTarget("cuda", capability, 32)
-current = {"get_current_target": lambda: target, "get_current_device": lambda: 0, "get_current_stream": lambda device: 0}
-driver.set_active(SimpleNamespace(**current))
-JITFunction.__getitem__ = compiled
 
 for inputs, outputs, rows in LAYERS if capability == 90 else LAYERS[:3]:
     pixels, bits = torch.zeros(rows, inputs, dtype=torch.uint8), torch.zeros(rows, inputs // 8, dtype=torch.uint8)
@@ -182,7 +159,5 @@ def test_the_kernels_compile_for_a_gpu(capability, tmp_path):
 
     The popcount is the processor's, the products are those of the tensor cores, weights are read in words of 16 bytes.
     """
-    command = [sys.executable, "-W", "ignore", "-c", COMPILE, str(capability)]
-    done = subprocess.run(command, env=compiling(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["few_pixels", "few_bits", *["spread", "many"] * (4 if capability == 90 else 1)]
+    names = compiled(tmp_path, capability, LAYERS)
+    assert names == ["few_pixels", "few_bits", *["spread", "many"] * (4 if capability == 90 else 1)]

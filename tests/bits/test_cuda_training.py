@@ -1,14 +1,12 @@
 """The packed engine on a GPU against torch. Without a GPU, Triton's interpreter runs the kernels."""
 
 import copy
-import subprocess
-import sys
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import NeverWaits, compiling, on_both, trainer_of, use_tapes, where
+from helpers import NeverWaits, compiled, on_both, trainer_of, use_tapes, where
 
 from bnn_exp.bits import bits_sha256, pack
 from bnn_exp.bits.cuda import operations, products
@@ -318,56 +316,37 @@ def test_a_random_mask_trains_the_same_each_time_and_goes_on_after_a_stop(on_gpu
     assert bits_sha256(second.network) == bits_sha256(whole.network)
 
 
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+LAUNCHES = """
+import torch
 
 from bnn_exp.bits.cuda import batch_norm, batch_norm_backward, draws, values
 
-VECTORS = dict.fromkeys("means squares sums products scale shift mean inverse slope offset of_weight of_bias".split(), "*fp32")
-VECTORS |= dict.fromkeys("weight bias running_mean running_var gradient delta".split(), "*fp32")
-OTHERS = {"packed": "*u8", "bits": "*u8", "flips": "*i64", "key": "i64", "step": "*i64", "tracked": "*i64"}
-OTHERS |= dict.fromkeys(("a", "eps", "momentum", "window"), "fp32")
-NORM = [{"AFFINE": True, "RUNNING": True}, {"AFFINE": False, "RUNNING": False}]
-WORDS, SUMS = [{"out": "*i32", "BITS": bits, "step": "i32"} for bits in (1, 2, 4)], [{"z": "*fp16"}, {"z": "*fp32"}]
-PASSED = [{"z": z, "grad": g, "out": g, "values": v} for z, g, v in (("*fp16", "*bf16", "*i16"), ("*fp32", "*fp32", "*i32"))]
-VALUES = [{"z": "*fp16", "values": "*i8"}, {"z": "*fp32", "values": "*i16"}]
-ROWS = {"ALL": 1024, "num_warps": batch_norm.warps(1024)}
-KERNELS = [
-    (values.unpack_kernel, WORDS),
-    (batch_norm.moments_kernel, SUMS),
-    (batch_norm.normalize_kernel, NORM),
-    (batch_norm.activate_kernel, VALUES),
-    (batch_norm.normalize_and_activate_kernel, [VALUES[0] | NORM[0] | ROWS, VALUES[1] | NORM[1] | ROWS]),
-    (batch_norm.normalize_and_apply_kernel, [z | norm | ROWS | {"out": "*fp32"} for z, norm in zip(SUMS, NORM)]),
-    (batch_norm_backward.total_kernel, PASSED),
-    (batch_norm_backward.slopes_kernel, [{}]),
-    (batch_norm_backward.center_kernel, PASSED),
-    (batch_norm_backward.gradient_kernel, [passed | ROWS for passed in PASSED]),
-    (draws.uniform_kernel, [{"out": "*fp32"}]),
-]
-MISSING = {"AFFINE": ("weight", "bias"), "RUNNING": ("running_mean", "running_var", "tracked")}
-for kernel, cases in KERNELS:
-    for case in cases:
-        kinds = {name: (VECTORS | OTHERS | case).get(name, "i32") for name in kernel.arg_names}
-        flags = {name: value for name, value in case.items() if name.isupper()}
-        flags |= {name: None for flag, names in MISSING.items() if case.get(flag) is False for name in names}
-        kinds |= dict.fromkeys(flags, "constexpr")
-        for capability in (80, 90):
-            source = ASTSource(fn=kernel, signature=kinds, constexprs=flags)
-            options = {"num_warps": case.get("num_warps", 4)}
-            triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    print(kernel.__name__)
+FP8, HALF, BF16, FP32 = torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32
+vector, tracked = torch.empty(1024), torch.tensor(0)
+with_all, without = (vector, vector, vector, vector, tracked), (None,) * 5
+for z_of, values_of, grad_of, parameters in ((HALF, FP8, BF16, with_all), (FP32, HALF, FP32, without)):
+    for rows in (1000, 16384):
+        z, grad = torch.empty(rows, 1024, dtype=z_of), torch.empty(rows, 1000, dtype=grad_of)
+        norm, vectors = (z, 1.0, 1000, 1e-5, 0.1, *parameters), (vector, vector, vector)
+        if rows == 1000:
+            batch_norm.normalized_and_activated(*norm, -1.0, values_of)
+            batch_norm.normalized(*norm)
+            batch_norm_backward.gradient_at_sums(grad, z, *vectors, vector, 1.0, -1.0, grad_of)
+        else:
+            batch_norm.norm_of_sums(*norm)
+            batch_norm.activated(z, vector, vector, -1.0, values_of)
+            batch_norm_backward.slopes_of_gradient(grad, z, *vectors, vector, 1.0)
+            batch_norm_backward.centered_gradient(grad, z, *vectors, 1.0, vector, vector, -1.0, grad_of)
+for dtype in (FP8, BF16, FP32):
+    values.values_of_bits(torch.empty(1000, 125, dtype=torch.uint8), 1000, -1.0, 1024, 1024, dtype)
+draws.uniform(1000, 7, tracked, 0)
+print(*{kernel.__name__ for kernel, _ in launched})
 """
 
 
-def test_the_kernels_compile_for_a_gpu(tmp_path):
-    """The kernels compile for compute capabilities 8.0 and 9.0 without such a GPU."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILE], env=compiling(tmp_path), capture_output=True, text=True
-    )
-    assert done.returncode == 0 and len(done.stdout.split()) == 11, done.stderr
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile_for_a_gpu(capability, tmp_path):
+    assert len(compiled(tmp_path, capability, LAUNCHES)) == 11
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -1,11 +1,8 @@
 """The kernels of rules against their method `update`. Without a GPU, Triton's interpreter runs the kernels."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from helpers import compiling, on_both, where
+from helpers import compiled, on_both, where
 
 from bnn_exp.bits import pack, unpack
 from bnn_exp.bits.factors import ComputedGradient
@@ -158,23 +155,12 @@ def test_launches_are_counted(name, monkeypatch):
     assert len(launched) == operators.LAUNCHES[name]
 
 
-COMPILE = """
-import sys
-from types import SimpleNamespace
-
+STEPS = """
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 from bnn_exp.bits.cuda import latents, rules
 
-capability, everything = int(sys.argv[1]), sys.argv[2] == "all"
-target = GPUTarget("cuda", capability, 32)
-driver.set_active(
-    SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0, get_current_target=lambda: target)
-)
-JITFunction.__getitem__ = lambda kernel, grid: lambda *given, **named: kernel.warmup(*given, grid=grid, **named)
+everything = arguments[0] == "all"
 scalar, floats = torch.tensor(0.5), lambda: torch.zeros(24, 40)
 STATE = {"bop": ["m"], "bop2": ["m", "v"], "cema": ["m", "h"], "bold": ["a", scalar]}
 CONSTANTS = {"bop": [0.5], "bop2": [0.5, 0.5], "cema": [0.5]}
@@ -195,26 +181,21 @@ def launch(name, packed, bits=8):
 if everything:
     x = torch.zeros(77)
     latents.follow(x, scalar, latents.bits_above(x, scalar), torch.tensor(0))
-for name in sys.argv[3:]:
+for name in arguments[1:]:
     for packed in (False, True) if everything else (capability == 80,):
         for bits in (1, 2, 4, 8) if everything and name == "counter_tensor" else (2,):
             launch(name, packed, bits)
 """
 
 
-def compiled(tmp_path, capability, which, *names):
-    command = [sys.executable, "-W", "ignore", "-c", COMPILE, str(capability), which, *names]
-    done = subprocess.run(command, env=compiling(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 0 and set(done.stdout.split()) == set(names), done.stderr
-
-
 @pytest.mark.parametrize(("capability", "names"), [(80, "bold counter_factored"), (90, "top_tensor")])
 def test_the_kernels_compile_for_a_gpu(tmp_path, capability, names):
     """Kernels compile for a compute capability without such a GPU: on packed bits for 8.0, on others for 9.0."""
-    compiled(tmp_path, capability, "one", *names.split())
+    assert compiled(tmp_path, capability, STEPS, "one", *names.split()) == names.split()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_of_every_rule_compile_for_a_gpu(tmp_path, capability):
-    compiled(tmp_path, capability, "all", *{name.split()[0] for name in RULES})
+    names = {name.split()[0] for name in RULES}
+    assert set(compiled(tmp_path, capability, STEPS, "all", *names)) == names
