@@ -19,6 +19,7 @@ from torch import Tensor
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.reference import LANES
+from bnn_exp.config.installed import has_triton
 from bnn_exp.nn import operators as gpu
 
 
@@ -131,7 +132,7 @@ def _on_cpu(name: str) -> Callable:
 
 @cache
 def _on_cuda(name: str) -> Callable:
-    if not gpu.has_triton():
+    if not has_triton():
         return getattr(reference, name)
     from bnn_exp.bits.cuda import inference
 

@@ -5,27 +5,19 @@ other tensor the definition. Tests compare both forms. A TorchDispatchMode sees 
 a step, and count the launches of a step.
 """
 
-import os
 import pkgutil
-import shutil
 from collections.abc import Callable
-from functools import cache, wraps
-from importlib.util import find_spec
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bnn_exp.config.installed import has_triton
+
 LAUNCHES: dict[str, int] = {}  # the number of kernels that each operation launches on a GPU, by the name of the operation
 kernels_everywhere = False  # tests set this to True: then tensors on a CPU go to the kernels, which Triton interprets
 _library = torch.library.Library("bnn_exp", "FRAGMENT")
-
-
-@cache
-def has_triton() -> bool:
-    """Returns True if Triton can run: the package is installed, and a C compiler, with which Triton builds its launches."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return find_spec("triton") is not None and compiler is not None
 
 
 def operator(arguments: str, kernels: str, launches: int, fake: Callable | None = None) -> Callable[[Callable], Callable]:

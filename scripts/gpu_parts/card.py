@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 
 from bnn_exp.commands.benchmark.timing import seconds_of
-from bnn_exp.nn.operators import has_triton
+from bnn_exp.config.installed import has_triton
 from gpu_parts.cases import Machine, Row
 
 PRODUCTS = (8192, 8192, 8192), (16384, 1024, 1024)  # rows, inner size and columns of the products whose rates are measured
