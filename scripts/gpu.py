@@ -11,10 +11,10 @@ after each part, the tables as `gpu.md`, and the output of each part as NAME.log
 FOLDER of --data holds `mnist/` and `cifar10/` as the Hugging Face hub has them, and is $BNN_EXP_DATA by default. Without both,
 the data are downloaded.
 
-Besides torch, Triton and numpy the script needs these packages, and the packages that they need: hydra-core, omegaconf,
-pydantic, rich, safetensors, platformdirs, filelock, pillow, numba; datasets, unless $BNN_EXP_CACHE holds the decoded data of
-another machine; for the tests also pytest, pytest-xdist, datasets, pandas, matplotlib and jinja2. For a machine without an
-index, `pip download` gets the wheels elsewhere. This package itself need not be installed.
+Besides torch, Triton with a C compiler, and numpy, the script needs these packages, and the packages that they need:
+hydra-core, omegaconf, pydantic, rich, safetensors, platformdirs, filelock, pillow, numba; datasets, unless $BNN_EXP_CACHE holds
+the decoded data of another machine; for the tests also pytest, pytest-xdist, datasets, pandas, matplotlib and jinja2. For a
+machine without an index, `pip download` gets the wheels elsewhere. This package itself need not be installed.
 """
 
 import argparse
@@ -90,13 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
     where = given.device or ("cuda" if has_gpu() else "cpu")
-    fixed = [
-        "--device",
-        where,
-        "--out",
-        str(given.out.resolve()),
-        *(["--data", str(Path(given.data).resolve())] if given.data else []),
-    ]
+    fixed = ["--device", where, "--out", str(given.out.resolve())]
+    if given.data:
+        fixed += ["--data", str(Path(given.data).resolve())]
     until = time.monotonic() + 60 * given.minutes
     found: dict[str, Any] = {"command": f"python scripts/gpu.py {shlex.join(sys.argv[1:] if arguments is None else arguments)}"}
     found |= {"date": date.today().isoformat(), "commit": commit(), "device": where, "parts": {}}

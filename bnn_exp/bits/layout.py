@@ -1,4 +1,4 @@
-"""The order in memory of packed weights. The tiles [groups, bytes, 64] are the same on every device, their strides are not."""
+"""The order in memory of packed weights. Tiles [groups, bytes, 64] hold equal numbers on every device, with other strides."""
 
 from torch import Tensor
 
@@ -13,9 +13,9 @@ def laid_out(tiles: Tensor) -> Tensor:
 
 
 def in_rows(tiles: Tensor) -> Tensor:
-    """Returns equal tiles, in whose memory the bytes of an output stand side by side, filled with zeros to a multiple of 64.
+    """Returns equal tiles in the order of rows: the bytes of an output stand side by side, then zeros up to a multiple of 64.
 
-    Tiles that have this order already are returned as they are.
+    Tiles in this order are returned as they are.
     """
     groups, columns, lanes = tiles.shape
     row = columns + -columns % _ALIGNED

@@ -19,6 +19,7 @@ from torch import Tensor
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.reference import LANES
+from bnn_exp.config.installed import has_triton
 from bnn_exp.nn import operators as gpu
 
 
@@ -87,7 +88,7 @@ def scores(
     """Returns (offset + factor · Σ x·w) / divisor · weight + bias, float32 [batch, outputs], of packed bits or pixels x.
 
     The bracket and the quotient are rounded to float32. The rest is rounded once, at the end, as torch's BatchNorm on a CPU
-    rounds. The kernel is one launch for few rows, and two for more.
+    rounds. On a GPU few rows take one launch, more rows take two.
 
     Args:
         tiles, zero: see `bit_sums`.
@@ -131,7 +132,7 @@ def _on_cpu(name: str) -> Callable:
 
 @cache
 def _on_cuda(name: str) -> Callable:
-    if not gpu.has_triton():
+    if not has_triton():
         return getattr(reference, name)
     from bnn_exp.bits.cuda import inference
 

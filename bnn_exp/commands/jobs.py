@@ -2,7 +2,7 @@
 
 Jobs wait in a queue: the first job takes the first place that becomes free (`bnn_exp.commands.places`). A job that trains on
 a GPU sees only the GPUs of its place. submitit starts two processes for each job: the job, and a process that waits for the
-job and passes SIGTERM on to it.
+job and passes SIGTERM on to the job.
 """
 
 import os
@@ -44,7 +44,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         """Executes one job. submitit calls this method in the process of the job.
 
         Args:
-            visible: the GPUs of the job, the value of CUDA_VISIBLE_DEVICES; None: all. submitit itself has hidden all GPUs.
+            visible: the GPUs of the job, the value of CUDA_VISIBLE_DEVICES; None: all. Until now submitit has hidden all GPUs.
             arguments: those of submitit's method.
         """
         os.environ.pop(VISIBLE, None) if visible is None else os.environ.update({VISIBLE: visible})
@@ -149,7 +149,7 @@ def _blocked(numbers: set[int]) -> Iterator[None]:
 def in_queue(
     starts: Sequence[Callable[[tuple[str, ...]], "LocalJob"]], devices: Sequence[int], free: Places
 ) -> list[JobReturn]:
-    """Executes jobs in their order, each when its place is free. Prints the messages of each job when it ends.
+    """Executes jobs in their order, each when a place is free. Prints the messages of each job at its end.
 
     Args:
         starts: for each job the function that starts the job on the GPUs with the given names.

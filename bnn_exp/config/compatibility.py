@@ -5,11 +5,11 @@ Imports no torch, since a mistake is answered before torch is loaded.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from bnn_exp.config import rules
 from bnn_exp.config.groups import Settings
+from bnn_exp.config.installed import has_triton
 from bnn_exp.config.models import weights_of
 from bnn_exp.config.registry import fields_of
 from bnn_exp.config.request import Request
@@ -68,8 +68,8 @@ PACKED = Feature(
             f"model.hidden_size={{s.model.hidden_size}}, only up to {MOST_INPUTS}",
         ),
         Condition(
-            lambda _, device: device == "cpu" or find_spec("triton"),
-            "device={device}, for which the package triton is missing",
+            lambda _, device: device == "cpu" or has_triton(),
+            "device={device}, for which the package triton or a C compiler is missing",
         ),
         Condition(lambda s, device: device != "cpu" or s.engine.precision != "bf16", "engine.precision=bf16 on a CPU"),
         Condition(

@@ -21,7 +21,7 @@ _SUBSET, _VALIDATION, _EVALUATED = 2, 3, 4  # fixed seeds of random choices: eve
     fake=lambda order, begin, count: order.new_empty(count),
 )
 def rows_from(order: Tensor, begin: Tensor, count: int) -> Tensor:
-    """Returns `count` numbers of `order`, int64, from the place `begin` on, an int64 scalar on the device."""
+    """Returns `count` numbers of `order`, int64, from the place `begin` on. `begin` is an int64 scalar on the device."""
     return order.index_select(0, torch.arange(count, device=order.device) + begin)
 
 
@@ -141,7 +141,7 @@ def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def epoch_order(rows: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    """Returns the row numbers of an epoch in the order in which it trains on them: a random permutation, int64 [rows].
+    """Returns the row numbers of an epoch in the order of training: a random permutation, int64 [rows].
 
     The permutation depends on (seed, epoch) alone. The batches of the epoch are its `pieces`.
     """

@@ -16,11 +16,11 @@ FAILING = "a packed network is not recorded as a CUDA graph, and runs more slowl
 
 
 class Replays:
-    """The CUDA graphs of a function, which is the same in every call. A copy of this object has no graphs."""
+    """The CUDA graphs of one function: every call must name the same function. A copy of this object has no graphs."""
 
     def __init__(self) -> None:
         self.graphs: Graphs | None = None
-        self.stream: Any = None  # the stream of the caller: calls from another stream would overwrite each other's input
+        self.stream: Any = None  # the stream of the first call; calls from two streams would overwrite each other's inputs
         self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
@@ -33,7 +33,7 @@ class Replays:
         self.graphs = self.stream = None
 
     def __call__(self, work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Returns work(x). On a GPU, from the second call with a shape on, a graph computes it."""
+        """Returns work(x). On a GPU a graph computes the result, from the second call with a shape on."""
         if not _recordable(x):
             return work(x)
         if x.is_cuda and x.get_device() != torch.cuda.current_device():
@@ -49,7 +49,7 @@ class Replays:
 
 
 def _without_modes(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Returns work(x) as an ordinary tensor: a graph outlives torch.inference_mode, in which it may be recorded."""
+    """Returns work(x) as an ordinary tensor, because a graph that is recorded in torch.inference_mode outlives that mode."""
     with torch.inference_mode(False), torch.no_grad():
         return work(x)
 

@@ -1,7 +1,7 @@
 """BatchNorm and the activation that follows it, as operators on rows of channels.
 
 BatchNorm is y = z·scale + shift with scale = weight / √(variance + eps) and shift = bias − mean·scale, the statistics taken
-over the rows. y is not stored: the activation takes it at once, and a backward pass computes it again from z. z, [rows,
+over the rows. y is not stored: the activation reads y at once, and a backward pass computes y again from z. z, [rows,
 channels], is contiguous, float32 or bfloat16; vectors are float32 [channels]; all arithmetic is in float32.
 
 A short batch (at most `FEW` rows) takes one kernel in each direction, because one program holds all rows of some channels.

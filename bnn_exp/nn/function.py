@@ -1,4 +1,4 @@
-"""What a function of this package must know about the place where it runs: transforms, autocast, a GPU.
+"""The surroundings in which a function runs: a transform of torch.func, autocast, a GPU.
 
 `applied` makes autograd functions that torch.func can transform, and that cost no extra time outside of such a transform.
 """

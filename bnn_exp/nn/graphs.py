@@ -15,17 +15,17 @@ class Graphs:
     """A function that runs `work` by CUDA graphs, one graph for each combination of arguments: shapes of tensors, and integers.
 
     The first call with a combination runs without a CUDA graph, because libraries and optimizers then allocate memory. The
-    second call records a graph, and every later call replays it. A replay overwrites its results, so the caller uses them
-    before the next call.
+    second call records a graph, and every later call replays it. A replay overwrites the results of the replay before, so
+    the caller uses results before the next call.
 
     Args:
         work: takes tensors on a GPU and integers, and returns tensors on the same GPU, in any structure. `work` must not wait
-            for the GPU. It may depend only on its arguments and on tensors that keep their addresses, such as parameters.
+            for the GPU, and depends only on its arguments and on tensors that keep their addresses, such as parameters.
         required: raise an exception if a recording fails; else log a warning once, and run all calls without a graph.
         most: the most graphs to keep. Calls with further combinations run without a graph.
         failing: the warning if a recording fails; the reason follows.
-        anyone: takes True if the recording has failed here. Returns True if it has failed here or in a process that exchanges
-            tensors with this one. NCCL needs all of them to replay, or none.
+        anyone: takes True if the recording has failed in this process. Returns True if the recording has failed in this or in
+            another rank. With NCCL all ranks must replay, or none.
 
     Raises:
         RuntimeError: a required recording fails.
@@ -55,7 +55,8 @@ class Graphs:
         if shapes not in self.known or self.failed:
             new = shapes not in self.known
             self.known.add(shapes)
-            # Triton compiles a kernel anew for another alignment, so the first call has the alignment of the later recording.
+            # Triton compiles a kernel again for another alignment, and nothing should compile while CUDA records. So the first
+            # call takes arguments that are aligned as in the recording.
             return self._run(_copies(arguments) if new else arguments)
         if shapes not in self.recorded:
             if len(self.recorded) >= self.most:
@@ -80,7 +81,7 @@ class Graphs:
         return results
 
     def _run(self, arguments: Sequence[Tensor | int]) -> Any:
-        """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires one such run before."""
+        """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires such a run first."""
         here = torch.cuda.current_stream()
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(here)
@@ -100,6 +101,6 @@ class Graphs:
 
 
 def _copies(arguments: Sequence[Tensor | int]) -> list[Any]:
-    """Returns the arguments with copies of the tensors. Copies begin at addresses that CUDA aligns."""
-    with torch.inference_mode(False):  # outside of the mode, no copy to its tensors is allowed
+    """Returns the arguments, each tensor as a copy. CUDA aligns the addresses of the copies."""
+    with torch.inference_mode(False):  # torch refuses later copies to a tensor that is made in the mode
         return [x.clone() if isinstance(x, Tensor) else x for x in arguments]

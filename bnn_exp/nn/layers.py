@@ -166,8 +166,8 @@ class BinaryConv2d(BinaryLayer):
 
     Under bf16 autocast on a GPU a convolution of values ±1 rounds once: products are exact, sums are whole numbers that are
     added up in float32, and the output is the nearest number of bfloat16. Sums up to ±256 stay exact. A larger sum keeps its
-    sign and eight bits. For n inputs to a sum, sums are some √n large: with n = 1152 (128 channels, 3×3), 256 is 7.5 standard
-    deviations away from 0; with n = 4608 it is 3.8. The threshold of the next bit lies near the mean of the sums, so a
+    sign and eight bits. A sum of n inputs has a standard deviation of about √n: 256 is 7.5 standard deviations for
+    n = 1152 (128 channels, 3×3), and 3.8 for n = 4608. The threshold of the next bit lies near the mean of the sums, so a
     rounded sum hardly ever changes a bit.
 
     Args:

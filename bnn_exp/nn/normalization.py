@@ -51,7 +51,7 @@ def _noted(y: Tensor, kind: _Activation) -> Tensor:
 
 
 def _kind(activation: Any) -> _Activation | None:
-    """Returns an activation for the operators; None if they do not have it, or if a hook would see its tensors."""
+    """Returns an activation for the operators; None if they lack this activation, or if a hook would see its tensors."""
     if isinstance(activation, Binarize):
         window = float("inf") if activation.window is None else activation.window
         return _Activation("binary", *two_values(activation.encoding), window)

@@ -1,42 +1,38 @@
 """Operations with two forms: a definition in plain torch, and Triton's kernels for a GPU.
 
-Each operation is a torch operator `torch.ops.bnn_exp.NAME`. A tensor on a GPU gets the kernels if Triton is installed, every
+Each operation is a torch operator `torch.ops.bnn_exp.NAME`. A tensor on a GPU gets the kernels if Triton can run, every
 other tensor the definition. Tests compare both forms. A TorchDispatchMode sees one call for each operation, so tests can record
-a step, and count the kernels that it launches.
+a step, and count the launches of a step.
 """
 
 import pkgutil
 from collections.abc import Callable
-from functools import cache, wraps
-from importlib.util import find_spec
+from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from bnn_exp.config.installed import has_triton
 
 LAUNCHES: dict[str, int] = {}  # the number of kernels that each operation launches on a GPU, by the name of the operation
 kernels_everywhere = False  # tests set this to True: then tensors on a CPU go to the kernels, which Triton interprets
 _library = torch.library.Library("bnn_exp", "FRAGMENT")
 
 
-@cache
-def has_triton() -> bool:
-    """Returns True if the package triton is installed."""
-    return find_spec("triton") is not None
-
-
 def operator(arguments: str, kernels: str, launches: int, fake: Callable | None = None) -> Callable[[Callable], Callable]:
-    """Decorator: makes a torch operator of a function, which is the definition in plain torch.
+    """Makes a torch operator of the decorated function, which is the definition in plain torch.
 
         @operator("(Tensor(a!) w, Tensor which) -> ()", kernels="bnn_exp.bits.cuda.flips:flip", launches=1)
         def flip(w: Tensor, which: Tensor) -> None:
             ...
 
-    Calls of the decorated function go through torch's dispatcher. The operator has no gradient: a torch.autograd.Function
-    calls it. The name of the function is the name of the operator, so it must be unique.
+    Calls of the decorated function go through torch's dispatcher. The operator has no gradient of its own: a
+    torch.autograd.Function calls the operator. The name of the function, which must be unique, is the name of the operator.
 
     Args:
         arguments: the schema of the operator without its name. `Tensor(a!)` marks a tensor that the operator writes to.
-        kernels: "package.module:function" of the form for a GPU. It takes the same arguments, and is imported at its first use.
+        kernels: "package.module:function" of the form for a GPU, with the same arguments. The first call imports the module.
         launches: the number of kernels that this form launches.
         fake: returns empty tensors with the shapes and dtypes of the results, for torch.compile. Without results: not needed.
     """
@@ -45,7 +41,8 @@ def operator(arguments: str, kernels: str, launches: int, fake: Callable | None 
         name = definition.__name__
 
         def on_gpu(*given: Any, **named: Any) -> Any:
-            return (pkgutil.resolve_name(kernels) if has_triton() else definition)(*given, **named)
+            with torch.cuda.device_of(next(x for x in given if isinstance(x, Tensor))):  # Triton uses the current GPU
+                return (pkgutil.resolve_name(kernels) if has_triton() else definition)(*given, **named)
 
         def elsewhere(*given: Any, **named: Any) -> Any:
             return (on_gpu if kernels_everywhere else definition)(*given, **named)

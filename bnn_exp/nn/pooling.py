@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.operators import operator
 
-_LARGEST = 15  # the side of the largest window whose positions fit a byte
+_LARGEST = 15  # the largest side of a window for the operators, which store a place in the window as a byte
 
 
 def max_pool(x: Tensor, size: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Notes about tensors of few different values, by which a step in less memory stores them without looking at them.
+"""Notes about tensors of few different values. By these notes a step in less memory stores a tensor without a look at it.
 
-A layer knows what it makes: values of bits, or sums of such values. A look at a tensor on a GPU would wait for the GPU. While
-no step asks for notes (`noting`), a note costs one comparison.
+A layer knows what it makes: values of bits, or sums of such values. To look at a tensor on a GPU means to wait for the GPU.
+While no step asks for notes (`noting`), a note costs one comparison.
 """
 
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ class Whole:
     unit: int = 1
 
 
-_notes: dict[Any, TwoValues | Whole] | None = None  # by the content of a storage, see `_place`; None: nobody asks for notes
+_notes: dict[Any, TwoValues | Whole] | None = None  # by storage and version, see `_place`; None: nobody asks for notes
 
 
 @contextmanager
 def noting() -> Iterator[None]:
-    """Context manager: notes are kept until the body ends."""
+    """Keeps the notes that are made in the body of a `with` statement, until the body ends."""
     global _notes
     before, _notes = _notes, {}
     try:
@@ -76,9 +76,9 @@ def known(t: Tensor) -> TwoValues | Whole | None:
 
 
 def _place(t: Tensor) -> Any:
-    """Returns a reference to the storage of a tensor, and the tensor's version, which a write in place changes.
+    """Returns a reference to the storage of a tensor, and the version of the tensor. A write in place changes the version.
 
-    Views share both. No other storage gets an equal reference while this one exists.
+    Views share the storage and the version. No other storage gets an equal reference while this reference exists.
     """
     from torch.multiprocessing.reductions import StorageWeakRef
 

@@ -28,7 +28,7 @@ def above(weights: Tensor, threshold: Tensor | None, low: float, high: float, dt
     """Returns `high` where weights > threshold, else `low`, as `dtype` in the shape of `weights`.
 
     Args:
-        weights: [outputs, inputs, height, width], or of any other number of dimensions; contiguous.
+        weights: contiguous; [outputs, inputs, height, width], or a tensor with any other number of dimensions.
         threshold: a scalar in the dtype of `weights`; None: ½, which divides the bits.
     """
     ones = weights > (0.5 if threshold is None else threshold)
@@ -48,9 +48,9 @@ class _Values(torch.autograd.Function):
 
 
 def values(weights: Tensor, latent: bool, encoding: str) -> Tensor:
-    """Returns the values of bits or of latent weights, bfloat16 under autocast to it, else in the dtype of `weights`.
+    """Returns the values of bits or of latent weights, bfloat16 under autocast to bfloat16, else in the dtype of `weights`.
 
-    The gradient of a value is that of its bit or latent weight, unchanged.
+    The gradient of a value passes unchanged to its bit or latent weight.
     """
     dtype = torch.bfloat16 if in_bf16(weights) else weights.dtype
     return note_values(_Values.apply(weights, latent, encoding, dtype), *two_values(encoding))

@@ -15,7 +15,7 @@ from torch import Tensor
 class Announcing(Protocol):
     """An object whose numbers change from step to step."""
 
-    announced: Tensor | None  # the part of the announcement with the object's numbers, int64 [numbers]; None before the first
+    announced: Tensor | None  # the part of the announcement with the object's numbers, int64 [numbers]; None before any
 
     def numbers(self) -> np.ndarray | None:
         """Returns the numbers of the coming step, int64; None if the object computes on the CPU and reads them from Python."""
@@ -24,7 +24,7 @@ class Announcing(Protocol):
 class Announcement:
     """Writes the numbers of several objects to the GPU by one copy a step.
 
-    Every object gets its part of one tensor, which keeps its address as long as the counts of numbers stay the same.
+    Every object gets its part of one tensor. The tensor keeps its address as long as no object changes its count of numbers.
     """
 
     def __init__(self, device: torch.device, *objects: Announcing):

@@ -17,12 +17,12 @@ SCHEMA = (
     "(Tensor g, Tensor(a!) w, int columns, Tensor(b!)[] state, Tensor strength, Scalar[] constants, Tensor step, int key, "
     "Tensor(c!) flips) -> ()"
 )
-MOST = 2**27  # elements of bits: kernels number bits by int32, and a packed element is eight bits
+MOST = 2**27  # kernels take fewer elements: they number bits by int32, and a packed element holds eight bits
 First = Callable[[Callable[[], Tensor], SimpleNamespace], dict[str, Tensor]]
 
 
 def zeros(*names: str) -> First:
-    """Returns a function that returns a state of zeros, one for each bit, under each of the names."""
+    """Returns a function that makes a state: under each of the names a tensor of zeros, one for each bit."""
     return lambda bits, h: {name: torch.zeros_like(bits()) for name in names}
 
 
@@ -32,18 +32,18 @@ class Fused:
 
     The operator `torch.ops.bnn_exp.NAME` takes the gradient g, float32 [neurons, inputs]; the bits w, float32 of the same shape
     or packed; the number of columns; the tensors of the state; the strength, a scalar tensor; the constants; the step and the
-    key of the random numbers; and the number of flips, to which it adds. Its definition is `update`, which therefore must not
-    read `self`.
+    key of the random numbers; and the number of flips, to which the operator adds. The definition of the operator is `update`,
+    which therefore must not read `self`.
 
     Args:
         name: the name of the operator, and of the function of `bnn_exp.bits.cuda.rules` that launches the kernels.
         launches: the number of kernels that the function launches.
         strength: the hyperparameter that follows the schedule.
         constants: other hyperparameters that the kernels read.
-        only: the kernels do the step of a rule with these values of further hyperparameters.
+        only: values of further hyperparameters; the kernels do the step of a rule with these values alone.
         state: the names of the tensors of the state.
-        first: returns the state before the first step. It takes a function that returns the bits, float32 [neurons, inputs],
-            and the hyperparameters.
+        first: returns the state before the first step. Its arguments are a function that returns the bits, float32 [neurons,
+            inputs], and the hyperparameters.
     """
 
     name: str
@@ -101,7 +101,7 @@ def _whole_bytes(g: Tensor, state: list[Tensor]) -> bool:
 def kernels_of(kind: type, h: SimpleNamespace) -> Fused | None:
     """Returns the kernels that do the step of a rule with the hyperparameters `h`, or None.
 
-    A class that inherits kernels but has an `update` of its own has none.
+    A class with an `update` of its own has none of the kernels that it inherits.
     """
     owner = next(base for base in kind.__mro__ if "update" in vars(base))
     found = (each for each in vars(owner).get("kernels", ()) if all(getattr(h, n) == v for n, v in each.only.items()))

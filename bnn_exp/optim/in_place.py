@@ -1,4 +1,4 @@
-"""Changes in place: flips of bits, new values of a state, and whether a tensor was written to."""
+"""Changes in place: flips bits, stores new values of a state, and tells if a tensor was written to."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def flip_bits(w: Tensor, which: Tensor) -> Tensor:
 
 
 def keep_addresses(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-    """Copies new values of a state into the tensors that held the old values, where a replayed CUDA graph looks for them."""
+    """Copies new values of a state into the tensors of the old values, because a replayed CUDA graph reads these tensors."""
     for name, old in before.items():
         if isinstance(new := state.get(name), Tensor) and new is not old and new.shape == old.shape:
             state[name] = old.copy_(new)

@@ -56,7 +56,7 @@ class Top(Mask):
     """The mask `top`: of the weights that the gradient wants flipped, the δ·N with the largest |g|. N is the tensor's size.
 
     `scale` chooses the units in which |g| is compared, see `bnn_exp.optim.gradients.scaled`. On a GPU δ is a float32, so δ·N
-    may differ by one, and of equal |g| those at the lowest places flip.
+    may differ by one. Of weights with equal |g| there, those at the lowest places flip.
     """
 
     def flips(self, g, w, h, state, draw):

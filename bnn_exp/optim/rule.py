@@ -220,7 +220,7 @@ class Rule(Trained, torch.optim.Optimizer):
             self._checked_at[i] = written(p)
 
     def _flip_on_gpu(self, i: int, w: Tensor, g: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: Any) -> None:
-        """Flips bits of tensor i, by the kernels of the rule if it has some. `w` are bits [neurons, inputs] or packed bits."""
+        """Flips bits of tensor i, by the rule's kernels if there are any. `w` are bits [neurons, inputs] or packed bits."""
         kernels = kernels_of(type(self), h)
         if kernels and kernels.step(w, g, h, state, draw, self.flips[i]):
             return

@@ -30,7 +30,7 @@ class Trained(Grouped, Eager):
     def announce(self) -> None:
         """Prepares the coming step: calls `numbers`, and copies them to the GPU.
 
-        A training does not call this method: it sends the numbers of all its parts by one `Announcement`.
+        A training does not call this method. A training sends the numbers of all its parts by one `Announcement`.
         """
         if tensors := self.tensors():
             self._alone = self._alone or Announcement(tensors[0].device, self)

@@ -14,7 +14,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.bits: dict[int, Tensor] = {}  # by the number of the tensor; a recorded step reads their addresses
-        self.seen: dict[int, tuple[int, int]] = {}  # version and address of each tensor when its bits were right
+        self.seen: dict[int, tuple[int, int]] = {}  # version and address of each tensor, when its bits were last up to date
 
     @torch.no_grad()
     def prepare(self, tensors: Iterable[Tensor]) -> None:

@@ -17,8 +17,8 @@ class Batches:
     A training step calls the object with the indices of its samples. Augmentation draws its random numbers from (seed, epoch,
     batch), so the caller calls `move_to` before each step.
 
-    On a GPU the permutation of an epoch lies in one tensor for all epochs, and the object announces where the samples of the
-    coming step begin in it. A recorded step takes its samples from there, by `chosen`.
+    On a GPU the permutation of an epoch lies in one tensor for all epochs, and the object announces the place where the
+    samples of the coming step begin. A recorded step takes its samples from that place, by `chosen`.
     """
 
     def __init__(self, settings: Settings, data: Dataset):
@@ -29,7 +29,7 @@ class Batches:
         self.announced: Tensor | None = None  # see `numbers`
         self.begin = 0  # the place in `order` where the samples of the coming step begin
         if not device.on_host(self.split.labels):
-            # First the permutation of the epoch. The second half holds samples that the caller has chosen differently.
+            # The first half holds the permutation of the epoch, the second half samples that are no piece of the permutation.
             self.order = torch.zeros(2 * len(self.split), dtype=torch.int64, device=self.device)
 
     def __call__(self, rows: Tensor, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ class Batches:
             self.order[self.begin : self.begin + len(rows)] = rows
 
     def numbers(self) -> np.ndarray | None:
-        """Returns the numbers of the coming step, int64 [3]: epoch · 2³² + batch, the begin of its samples, and the batch.
+        """Returns the numbers of the coming step, int64 [3]: epoch · 2³² + batch, `begin`, and the number of the batch.
 
         Returns None on a CPU.
         """

@@ -1,7 +1,7 @@
 """The work of a training step of an MLP of bits on a GPU, counted kernel by kernel for both engines. Imports no torch.
 
 The counts hold for gradients in bfloat16. Each kernel reads its inputs once and writes its outputs once. A multiplication and
-an addition count as two operations. What both engines do alike is not counted: samples, loss, optimizers, metrics.
+an addition count as two operations. Work that both engines do alike is not counted: samples, loss, optimizers, metrics.
 
 Each weight meets each sample three times: in the forward pass, for the weight's gradient, and for the gradient of the layer's
 inputs. The first layer needs no gradient of its inputs.
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-FEW = 1024  # up to so many rows, one kernel computes BatchNorm and activation in each direction
-MOST_IN_HALF = 4096  # up to so many inputs, the packed engine keeps sums in two bytes
+FEW = 1024  # the most rows for which one kernel computes BatchNorm and activation, in each direction
+MOST_IN_HALF = 4096  # the most inputs for which the packed engine keeps bipolar sums in two bytes
 BIT, FP8, HALF, SINGLE = 1 / 8, 1, 2, 4  # bytes of a packed bit, of a value in fp8, of a number in 16 and in 32 bits
 
 
@@ -83,7 +83,7 @@ def packed(sizes: Sequence[int], rows: int, values: str = "float8_e4m3fn") -> It
 
 
 def dense(sizes: Sequence[int], rows: int) -> Iterator[Work]:
-    """Yields the work of each kernel in a step of the dense engine on `rows` samples; for `sizes`, see `packed`."""
+    """Yields the work of each kernel in a step of the dense engine on `rows` samples. `packed` explains `sizes`."""
     passes, last = 1 if rows <= FEW else 2, len(sizes) - 2
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         weights, x, z = inputs * outputs, rows * inputs, rows * outputs
@@ -104,7 +104,7 @@ def dense(sizes: Sequence[int], rows: int) -> Iterator[Work]:
 
 
 def _in_passes(passes: int, read: float, written: float) -> Iterator[Work]:
-    """Yields the kernels of BatchNorm and activation: one, or sums over blocks of rows, their sums, and the results."""
+    """Yields the kernels of BatchNorm and activation: one, or three: sums over blocks, sums over all rows, results."""
     if passes == 2:
         yield from (Work(0, read), Work(0))
     yield Work(0, read + written)

@@ -5,8 +5,8 @@ In the backward pass each layer passes its gradient to the rule as two factors, 
 weights before it sees the gradient (the random mask of HyperMask) computes only their entries on a CPU. For any other rule, the
 whole gradient of one layer exists for a moment.
 
-On a CPU both engines draw the same numbers, and their gradients are sums of the same terms in another order: a flip can differ
-only where rounding decides. On a GPU, Triton draws a random mask.
+On one kind of device both engines draw the same random numbers. Their gradients are sums of the same terms in another order, so
+a flip can differ only where rounding decides.
 
 `engine=auto` chooses `dense` if `packed` cannot train the settings (the table in `bnn_exp.config.compatibility`). It chooses
 `packed` if the settings request `engine.memory=lean` or `engine.gradient_bits`. Otherwise `auto` chooses the faster engine, by
@@ -36,7 +36,7 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
-        network: the network or its class, if known. The packed engine trains an MLP, and no class derived from it.
+        network: the network or its class, if known. The packed engine trains an MLP, and no class derived from MLP.
 
     Raises:
         UserError: the settings request the packed engine, which cannot train with the other settings or the network.
@@ -61,7 +61,7 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
 def as_begun(settings: Settings, device: str, begun: str | None) -> Settings:
     """Returns the settings of a run that resumes. `engine=auto` becomes the engine with which the run began, if it can go on.
 
-    A measurement by `benchmark=machine` between two parts of a run would otherwise change its engine, and with it its bits.
+    Otherwise a measurement by `benchmark=machine` between two parts of a run would change the engine, and so the bits.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.

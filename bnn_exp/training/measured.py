@@ -19,7 +19,7 @@ def place(device: str) -> Path:
 def faster(device: str, hidden: int, batch: int) -> str | None:
     """Returns the engine that was faster in the measurement nearest to these sizes; None if nothing was measured.
 
-    The distance of two sizes is that of their logarithms.
+    The distance of two sizes is the difference of their logarithms.
 
     Args:
         device: the type of the device, such as `cuda`.

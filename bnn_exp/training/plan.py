@@ -176,7 +176,7 @@ def device_of(name: str, devices: int = 1) -> str:
 
 
 def packed_device(name: str) -> str:
-    """Returns the device on which a task evaluates a packed network: `cpu`, unless the setting device=`name` names a GPU.
+    """Returns the device on which a task evaluates a packed network: the CPU for device=auto, else the device `name`.
 
     Raises:
         UserError: this machine has no such GPU.

@@ -68,7 +68,8 @@ def _prepare(plan: Plan, directory: Path, device: torch.device, ranks: "Ranks | 
     new = plan.saved is None and (settings.init_from or settings.freeze)
     beginning = asdict(finetune.begin(network, settings, data.classes)) if new else (plan.saved or {}).get("beginning")
     network = network.to(device)
-    if device.type == "cuda" and ranks is None:
+    wanted = settings.engine
+    if device.type == "cuda" and ranks is None and wanted.memory == "fast" and not wanted.compile:
         warm_up(settings, network, data)
     trainer = Trainer(settings, network, data, ranks)
     trainer.beginning = beginning
@@ -102,9 +103,10 @@ def settle(settings: Settings, device: torch.device) -> None:
 
 
 def warm_up(settings: Settings, network: nn.Module, data: Dataset) -> None:
-    """Takes a step on a copy of the network, which compiles kernels and loads libraries. `network` and random numbers stay.
+    """Takes a step on a copy of the network, which compiles kernels and loads libraries.
 
-    So the seconds of the first epoch measure the training alone. The second step of an epoch is recorded as a CUDA graph later.
+    So the seconds of the first epoch measure the training alone. The call changes neither `network` nor torch's random
+    numbers, and records no CUDA graph: the training records one at its second step.
     """
     used = [data.train.labels.device] if data.train.labels.is_cuda else []
     with torch.random.fork_rng(used):

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import torch
 
 from bnn_exp.commands.benchmark.timing import seconds_of
+from bnn_exp.config.installed import has_triton
 from gpu_parts.cases import Machine, Row
 
 PRODUCTS = (8192, 8192, 8192), (16384, 1024, 1024)  # rows, inner size and columns of the products whose rates are measured
@@ -18,7 +19,7 @@ REPEATS = 20
 
 
 def of_machine(machine: Machine) -> Iterator[Row]:
-    """The card and the versions, then the rates: of products, of a copy, and of launches in a CUDA graph."""
+    """Yields the card and the versions, then the rates of a copy, of launches in a CUDA graph, and of products."""
     on_gpu = machine.device == "cuda"
     yield {"": "card", "value": torch.cuda.get_device_name() if on_gpu else "none: on the CPU"}
     if on_gpu and (command := shutil.which("nvidia-smi")):
@@ -26,6 +27,7 @@ def of_machine(machine: Machine) -> Iterator[Row]:
         yield {"": "driver", "value": subprocess.run(asked, capture_output=True, text=True).stdout.strip()}
     for name in ("torch", "triton", "numpy"):
         yield {"": name, "value": __import__(name).__version__ if find_spec(name) else "none"}
+    yield {"": "Triton's kernels", "value": "used" if has_triton() else "not used: Triton or a C compiler is missing"}
     yield {"": "CPU cores", "value": len(os.sched_getaffinity(0))}
     yield {"": "copy, TB/s", "value": rate_of_copy(machine.torch_device, 2**32 if on_gpu else 2**20) / 1e12}
     if on_gpu:

@@ -14,6 +14,11 @@ NEEDS = ("pytest", "xdist", "datasets", "pandas", "matplotlib", "jinja2")
 
 
 def of_tests(machine: Machine) -> Iterator[Row]:
+    """Runs `pytest -m gpu`. Yields the numbers of tests by outcome, then each failed test with the first line of its error.
+
+    Raises:
+        RuntimeError: pytest ended without a report.
+    """
     if absent := [name for name in NEEDS if not find_spec(name)]:
         yield {"test": "not run", "outcome": f"missing: {', '.join(absent)}"}
         return

@@ -12,7 +12,7 @@ from gpu_parts.cases import Case, Machine, Row
 
 
 def of_inference(machine: Machine) -> Iterator[Row]:
-    """Microseconds of a batch of a packed network beside torch, and of single layers."""
+    """Yields the microseconds of a batch by a packed network and by torch, then those of single layers."""
     case = Case("784-4096³-10", "model.hidden_size=4096 model.num_layers=4")
     settings, data = machine.held(case)
     tiny: dict[str, Any] = {}

@@ -37,7 +37,7 @@ RULES = ("hypermask_random", "hypermask_top", "counter", "bop", "bop2", "cema", 
 
 
 def of_epochs(machine: Machine) -> Iterator[Row]:
-    """Milliseconds of an epoch: the median step times the number of steps, all ways in turn on the same batches."""
+    """Yields the milliseconds of an epoch: the median step times the number of steps, all ways in turn on the same batches."""
     yield from each(machine, CASES, _epoch)
 
 
@@ -63,7 +63,7 @@ def _epoch(machine: Machine, case: Case) -> Iterator[Row]:
 
 
 def of_runs(machine: Machine) -> Iterator[Row]:
-    """Milliseconds of `Trainer.epoch`: what a run takes, with the permutation and the metrics. The median of three epochs."""
+    """Yields the milliseconds of `Trainer.epoch`, with the permutation and the metrics: the median of three epochs."""
     yield from each(machine, CASES, _run)
 
 
@@ -78,7 +78,7 @@ def _run(machine: Machine, case: Case) -> Iterator[Row]:
 
 
 def of_engines(machine: Machine) -> Iterator[Row]:
-    """Milliseconds of a step of both engines at several sizes. The command also keeps them for `engine=auto`."""
+    """Yields the milliseconds of a step of both engines at several sizes. The command also keeps these for `engine=auto`."""
     folder = machine.out / "engines"
     command = f"-m bnn_exp task=benchmark benchmark=machine device={machine.device}".split()
     subprocess.run([sys.executable, *command, f"hydra.run.dir={folder}"], check=True)
@@ -88,7 +88,7 @@ def of_engines(machine: Machine) -> Iterator[Row]:
 
 
 def of_kernels(machine: Machine) -> Iterator[Row]:
-    """The slowest kernels of one step of each engine, and all together. On a CPU: torch's operators."""
+    """Yields the time of all kernels in a step of each engine, then the slowest kernels; on a CPU torch's operators."""
     yield from each(machine, CASES, _kernels)
 
 
@@ -116,7 +116,7 @@ def _kernels(machine: Machine, case: Case) -> Iterator[Row]:
 
 
 def of_accuracy(machine: Machine) -> Iterator[Row]:
-    """Seconds of training, without evaluation, to an accuracy: in a new process, and again when all is compiled."""
+    """Yields the seconds of training, without evaluation, to an accuracy: in a new process, and again when all is compiled."""
     yield from each(machine, RACES, _race)
 
 
@@ -133,7 +133,7 @@ def _race(machine: Machine, case: Case) -> Iterator[Row]:
 
 
 def of_counts(machine: Machine) -> Iterator[Row]:
-    """The launches of a step of each model, engine and rule: counted on the CPU, where the step takes the way of a GPU."""
+    """Yields the launches of a step of each model, engine and rule, counted on the CPU; see `launches`."""
     yield from each(Machine("cpu", machine.data, machine.out), NETWORKS, _count)
 
 

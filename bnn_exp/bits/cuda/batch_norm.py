@@ -4,9 +4,8 @@ The sums z of a layer, float16 or float32 [rows, width], stand for the numbers a
 y = z·scale + shift. y is never stored: every kernel computes it again from z. In columns that belong to no neuron, scale is 0
 and shift −∞. Vectors are float32 [width].
 
-Of up to `operations.FEW` rows, one program computes all rows of STRIPE columns, in registers: one kernel for BatchNorm and
-activation. Of more rows, sums over the rows are taken over blocks of ROWS rows first, then over the blocks, always in the
-same order.
+For up to `operations.FEW` rows, one kernel computes BatchNorm and activation: a program holds all rows of STRIPE columns in
+registers. For more rows, kernels add up each block of ROWS rows first, and then the blocks, always in the same order.
 """
 
 import torch
@@ -70,7 +69,7 @@ def _normalization(center, square, n, rows, neurons, a, eps, momentum, weight, b
 
 @triton.jit
 def store_values(values, at, there, y, zero, one):
-    """Stores the codes of the values of the bits 1[y ≥ 0] at `values`: `zero` for a bit 0, and `one` for a bit 1."""
+    """Stores the code of each bit 1[y ≥ 0] at `values`: the code `zero` for a bit 0, and the code `one` for a bit 1."""
     tl.store(values + at, tl.where(y >= 0, one, zero).to(values.dtype.element_ty), there)
 
 
@@ -157,7 +156,7 @@ def normalize_and_apply_kernel(z, width, rows, neurons, a, eps, momentum, weight
 
 
 def warps(rows: int) -> int:
-    """Returns the number of warps of a program that holds all rows: each thread holds 32 numbers of a tensor at the most."""
+    """Returns the number of warps of a program that holds all rows: each thread then holds at most 32 numbers of a tensor."""
     return max(4, triton.next_power_of_2(rows) * STRIPE.value // 1024)
 
 

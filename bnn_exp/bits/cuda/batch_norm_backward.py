@@ -1,6 +1,6 @@
 """Triton's kernels for the backward pass through activation and BatchNorm of an MLP of bits.
 
-The kernels take the gradient at y, [rows, given]; the gradient in columns beyond `given` is 0. It passes where |y| ≤ window.
+The kernels take the gradient at y, [rows, given], which passes where |y| ≤ window. In columns beyond `given` the gradient is 0.
 `bnn_exp.bits.cuda.batch_norm` explains z, y, the vectors and the blocks.
 """
 
@@ -28,7 +28,7 @@ from bnn_exp.bits.cuda.operations import vectors_of
 
 @triton.jit
 def _passing(grad, given, z, at, r, n, there, scale, shift, mean, window):
-    """Returns the gradient at y = z·scale + shift, set to 0 where |y| > window, z − mean, and y.
+    """Returns three tensors: the gradient at y, which is 0 where |y| > window; z − mean; and y = z·scale + shift.
 
     The gradient and z − mean are 0 beyond the mask `there`.
     """
@@ -42,7 +42,7 @@ def _passing(grad, given, z, at, r, n, there, scale, shift, mean, window):
 def _slopes(g, product, n, rows, scale, inverse, of_weight, of_bias):
     """Returns the slope and the offset of the gradient at z. Stores the gradients of BatchNorm's weight and bias.
 
-    `g` is Σ g of the gradient at y, and `product` is Σ g · (z − mean).
+    `g` is the sum of the gradient at y over the rows. `product` is the sum of this gradient times z − mean.
     """
     factor, steep = tl.load(scale + n), tl.load(inverse + n)
     tl.store(of_weight + n, steep * product)
@@ -77,7 +77,7 @@ def slopes_kernel(sums, products, rows, width, scale, inverse, slope, offset, of
 def center_kernel(grad, given, z, rows, width, scale, shift, mean, window, slope, offset, out, values, zero, one):
     """Computes the gradient at z from the gradient at y, [rows, width] (Ioffe & Szegedy 2015, section 3).
 
-    Stores also the values of the activation's bits; see `store_values`.
+    Also stores the codes of the activation's bits; see `store_values`.
     """
     r, n, at, there = block(rows, width, ROWS, COLUMNS)
     g, away, y = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)

@@ -20,11 +20,11 @@ from bnn_exp.bits.cuda.draws import draw_at
 BLOCK = tl.constexpr(2048)  # bits of which one program decides
 EIGHTHS = tl.constexpr(256)  # BLOCK / 8
 SCALARS = ["strength", "step", "flips"]  # addresses of scalars, which need no alignment
-EXACT = {"enable_fp_fusion": False}  # rounds each product and sum by itself, as torch does: all engines get the same bits
+EXACT = {"enable_fp_fusion": False}  # each product and each sum is rounded, as in torch, so all engines get the same bits
 
 
 class Given(NamedTuple):
-    """The arguments of an operator of `bnn_exp.optim.fused`, which describes them."""
+    """The arguments of a rule's operator. `bnn_exp.optim.fused.Fused` describes these arguments."""
 
     g: Tensor
     w: Tensor
@@ -98,7 +98,7 @@ def read(w, g, stride, rows, columns, width, PACKED: tl.constexpr, FLAT: tl.cons
 
 @triton.jit
 def write(w, which, flips, PACKED: tl.constexpr):
-    """Flips the bits `which` of this program's tile, adds their number to `flips`, and returns it."""
+    """Flips the bits `which` of this program's tile, adds their number to `flips`, and returns this number."""
     if PACKED:
         at = tl.program_id(0) * EIGHTHS + tl.arange(0, EIGHTHS)
         changes = tl.sum(which.to(tl.int32) << tl.arange(0, 8)[None, :], 1)
@@ -141,13 +141,13 @@ def flip(
     """Does a step of a rule on the bits `w` by the gradients `g`, whose rows are `stride` numbers apart.
 
     Args:
-        a, b: the states of FLOATS = 0, 1 or 2 floats a bit; or `a` are counters of COUNTER = 2, 4 or 8 bits. Without either, a
-            bit itself is the counter.
+        a, b: the state: FLOATS (0, 1 or 2) tensors of one float for each bit; or `a` holds counters of COUNTER (2, 4 or 8)
+            bits. If COUNTER is 0, the bit itself serves as the counter.
         measured, parts: a measure of the whole tensor, which SIZE reads, see `bnn_exp.bits.cuda.measures`.
         strength, y, z: the hyperparameters of the rule; `strength` is the address of a float32.
-        key, step: of the random numbers, if the rule is RANDOM.
+        key, step: the key and the step of the random numbers, if the rule is RANDOM.
         flips: the address of the sum to which the number of flips is added.
-        counts: int32 for each program: its number of flips, if they are COUNTED.
+        counts: receives the number of flips of each program, int32, if COUNTED is True.
     """
     place, r, c, there, gradient, s = read(w, g, stride, rows, columns, width, PACKED, FLAT)
     first, second, u = 0.5 * (s + 1), 0.0, 0.0

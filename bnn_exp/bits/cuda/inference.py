@@ -1,6 +1,7 @@
 """The operators of `bnn_exp.bits.operators` on CUDA: the choice between the kernels of `bnn_exp.bits.cuda.inference_kernels`.
 
-A layer of few rows is one launch, a layer of more rows two. Every number of this file is counted, not measured.
+A layer of few rows takes one launch, a layer of more rows takes two. The constants of this file follow from counts: no GPU has
+measured them.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from bnn_exp.bits.layout import in_rows
 from bnn_exp.bits.reference import LANES
 
 FEW = {"bit": 16, "pixel": 8}  # the most rows that the kernels for few rows take
-_MOST_WORDS = 1024  # words of a row that a program for few rows holds at a time
+_MOST_WORDS = 1024  # the most words of a row that a program for few rows holds at a time
 _PROGRAMS = 96  # fewer programs leave much of a large GPU without work
 
 

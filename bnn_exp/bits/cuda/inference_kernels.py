@@ -1,6 +1,6 @@
 """Triton's kernels that multiply packed bits or pixels by packed weights, and finish the sums of a layer.
 
-The weights lie in rows of bytes, one row for each output (`bnn_exp.bits.operators.laid_out`). A weight w is 1 for a bit 1 and
+The weights lie in rows of bytes, one row for each output (`bnn_exp.bits.layout.in_rows`). A weight w is 1 for a bit 1 and
 `zero` for a bit 0, so Σ x·w = (1 − zero) · Σ x·bit + zero · Σ x. Every sum is an integer, and exact.
 
 - `few_bits` and `few_pixels` take few rows. A program computes 8 outputs for all rows, so each weight is read from the memory
@@ -28,7 +28,7 @@ COMPILED = tl.constexpr(isinstance(_popcount, triton.JITFunction))  # False if T
 
 @triton.jit
 def _finish(sums, first, r, rows, out, width, outputs, constants, RESULT: tl.constexpr):
-    """Stores the results for the sums of the rows r and of the outputs from `first` on, int32 [outputs, rows] of the block.
+    """Stores the results of `sums`, int32 [outputs, rows]: of the outputs from `first` on, and of the rows r.
 
     A row of `out` has `width` elements. RESULT and `constants` are those of an operator in `bnn_exp.bits.operators`:
 
@@ -119,8 +119,8 @@ def few_pixels(
 def spread(x, row, inputs, columns, planes, width, totals, PIXELS: tl.constexpr, BYTES: tl.constexpr):
     """Splits a row of x into 8 planes, int8 [8, width], and stores the sum of the row: int32.
 
-    Plane p holds the inputs p, 8 + p, 16 + p, …, as bits 0 and 1, or as pixels minus 128. It ends with zeros. `columns` is the
-    number of bytes of packed weights of these inputs.
+    Plane p holds the inputs p, 8 + p, 16 + p, …, as bits 0 and 1, or as pixels minus 128. A plane ends with zeros.
+    `columns` is the number of bytes of packed weights of these inputs.
     """
     r = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BYTES,), tl.int32)
@@ -142,7 +142,7 @@ def spread(x, row, inputs, columns, planes, width, totals, PIXELS: tl.constexpr,
 
 @triton.jit
 def _lowest_bits(w):
-    """Returns the lowest bit of each uint8, as int8. Four of them are in a register: one instruction takes all four."""
+    """Returns the lowest bit of each uint8, as int8. A register holds four uint8, and one instruction computes all four."""
     if COMPILED:
         return tl.inline_asm_elementwise("and.b32 $0, $1, 0x01010101;", "=r,r", [w], dtype=tl.int8, is_pure=True, pack=4)
     return (w & 1).to(tl.int8)
@@ -176,7 +176,7 @@ def many(
 ):
     """Multiplies the planes and totals of `spread` by packed weights. A row of weights and of a plane has `stride` bytes.
 
-    A program computes TILE outputs of ROWS rows. It reads BYTES bytes of packed weights of an output at a time.
+    A program computes TILE outputs of ROWS rows, and reads BYTES bytes of packed weights of an output at a time.
     """
     first = tl.program_id(0) * TILE
     n, r, j = first + tl.arange(0, TILE), tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, BYTES)

@@ -1,6 +1,6 @@
 """Triton's kernels for measures of a whole gradient: its standard deviation, the sizes of its rows and columns.
 
-Sums are float64. Their order is always the same, and does not depend on the form of the bits.
+Sums are float64. The order of their terms is fixed: packed and dense bits have equal sums.
 
 The functions from `one` to `of_row_and_column` are the argument SIZE of the kernel `flip`: each returns the measure for the
 gradient at row r and column c.
@@ -26,7 +26,7 @@ TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal float32, in p
 
 @triton.jit
 def one(measured, parts, rows, columns, r, c):
-    """Returns 1: the gradient is taken as it is."""
+    """Returns 1, so the gradient keeps its units."""
     return 1.0
 
 
@@ -76,7 +76,7 @@ def moments(g, stride, columns, count, chunk, sums, parts, FLAT: tl.constexpr):
 def row_sizes(g, stride, rows, columns, sizes, partial, OF_COLUMNS: tl.constexpr):
     """Computes the root mean square of each row, float32 [rows].
 
-    If OF_COLUMNS is True, it also computes the sums of squares of each column over ROWS rows, float64 [blocks, columns].
+    If OF_COLUMNS is True, the kernel also computes the sum of squares of each column over ROWS rows, float64 [blocks, columns].
     """
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros((ROWS,), tl.float64)
@@ -109,7 +109,7 @@ def column_sizes(partial, blocks, rows, columns, sizes):
 
 @triton.jit(do_not_specialize_on_alignment=["strength", "tau", "variance"])
 def heat(measured, parts, rows, columns, strength, variance, tau, SCALED: tl.constexpr):
-    """Computes a temperature τ from the `variance` σ², which then becomes that of the next step (`bnn_exp.optim.masks`)."""
+    """Computes a temperature τ from the `variance` σ², then updates σ² for the next step (`bnn_exp.optim.masks`)."""
     lr, before = tl.load(strength), tl.load(variance)
     move = lr * deviation(measured, parts, rows, columns, 0, 0)
     if SCALED:
@@ -141,7 +141,7 @@ def measured_deviation(given: Given) -> Measured:
 
 
 def measured_rows(given: Given, of_columns: bool = False) -> Measured:
-    """Measures the rows of a gradient, for `of_row`. The size of a single row is its σ."""
+    """Measures the rows of a gradient, for `of_row`. A gradient of one row is measured by its standard deviation instead."""
     rows, columns = given.rows, given.columns
     if rows == 1:
         return measured_deviation(given)
@@ -161,7 +161,7 @@ def measured_factors(given: Given) -> Measured:
 
 
 def measured_heat(given: Given, scaled: bool = False) -> Measured:
-    """Computes the temperature τ of the step, for `number`, and the variance of the next step, which is the state."""
+    """Computes the temperature τ of the step, for `number`. The state becomes the variance of the next step."""
     sums, parts, _ = measured_deviation(given)
     tau = torch.empty_like(given.strength)
     heat[(1,)](sums, parts, given.rows, given.columns, given.strength, given.state[0], tau, SCALED=scaled, **EXACT)

@@ -54,7 +54,7 @@ def values_of_bits(packed: Tensor, columns: int, zero: float, rows: int, width: 
     fake=lambda a, v, dtype: a.new_empty(len(a), len(v), dtype=dtype),
 )
 def exact_product(a: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns a vᵀ of whole numbers a [rows, inputs] and v [width, inputs] of one dtype, without an error.
+    """Returns a vᵀ of whole numbers a [rows, inputs] and v [width, inputs] of one dtype, exactly.
 
     `bnn_exp.bits.cuda.products` chooses dtypes that make all sums exact.
     """
@@ -113,9 +113,9 @@ def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch
     fake=lambda z, *given: (*vectors_of(z), z.new_empty(z.shape, dtype=given[-1])),
 )
 def normalized_and_activated(z: Tensor, *given: Tensor | float | torch.dtype) -> tuple[Tensor, ...]:
-    """Returns the results of `norm_of_sums` and of `activated`, whose arguments it takes one after the other.
+    """Returns the results of `norm_of_sums` and of `activated`, by one kernel, for at most `FEW` rows.
 
-    One kernel computes them, for at most `FEW` rows.
+    `given` are the arguments of `norm_of_sums` after z, then `zero` and `dtype` of `activated`.
     """
     *of_norm, zero, dtype = given
     scale, shift, *rest = norm_of_sums(z, *of_norm)
@@ -129,10 +129,7 @@ def normalized_and_activated(z: Tensor, *given: Tensor | float | torch.dtype) ->
     fake=lambda z, a, neurons, *_: (*vectors_of(z), z.new_empty(len(z), neurons, dtype=torch.float32)),
 )
 def normalized(z: Tensor, a: float, neurons: int, *given: Tensor | float | None) -> tuple[Tensor, ...]:
-    """Returns the results of `norm_of_sums`, and y, float32 [rows, neurons].
-
-    One kernel computes them, for at most `FEW` rows.
-    """
+    """Returns the results of `norm_of_sums`, and y, float32 [rows, neurons], by one kernel, for at most `FEW` rows."""
     scale, shift, *rest = norm_of_sums(z, a, neurons, *given)
     return scale, shift, *rest, (z.float() * scale + shift)[:, :neurons].contiguous()
 
@@ -149,7 +146,7 @@ def slopes_of_gradient(
     """Returns `slope` and `offset` for `centered_gradient`, and the gradients of BatchNorm's weight and bias.
 
     Args:
-        grad: the gradient at the activation, [rows, ≤ width]; 0 in the other columns. It passes where |y| ≤ window.
+        grad: the gradient at the activation, [rows, ≤ width]; 0 in the other columns. This gradient passes where |y| ≤ window.
     """
     g = _passing(grad, z, scale, shift, window)
     total, product, rows = g.sum(0), (g * (z.float() - mean)).sum(0), len(z)
@@ -201,7 +198,7 @@ def gradient_at_sums(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the results of `centered_gradient`, and the gradients of BatchNorm's weight and bias.
 
-    One kernel computes them, for at most `FEW` rows.
+    One kernel computes all results, for at most `FEW` rows.
     """
     slope, offset, of_weight, of_bias = slopes_of_gradient(grad, z, scale, shift, mean, inverse, window)
     return *centered_gradient(grad, z, scale, shift, mean, window, slope, offset, zero, dtype), of_weight, of_bias

@@ -1,4 +1,4 @@
-"""Exact products of small whole numbers on a GPU, by torch, in the numbers of least bytes that keep all sums exact.
+"""Exact products of small whole numbers on a GPU, by torch, in the smallest dtypes that keep all sums exact.
 
 - Values 0 and ±1 are exact in fp8 (e4m3) and in float16. Hopper adds fp8 products up in registers that keep about 14 bits.
   Sums of up to MOST_IN_FP8 terms are exact even there, and `use_fast_accum=False` moves them to float32 every few terms.
@@ -20,7 +20,7 @@ MOST_IN_HALF = 2**11
 
 @cache
 def has_fp8(device: torch.device) -> bool:
-    """Returns True if a GPU multiplies fp8 numbers exactly: one of compute capability 8.9 or newer, after a trial."""
+    """Returns True if a GPU has fp8 products (compute capability 8.9 or newer), and a trial finds them exact."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         return False
     try:
@@ -42,7 +42,7 @@ def fp8_is_exact(device: torch.device) -> bool:
 
 
 def of_values(inputs: int, fp8: bool) -> torch.dtype:
-    """Returns the dtype in which sums over `inputs` products of values 0 and ±1 are exact, and multiplied the fastest."""
+    """Returns the fastest dtype for products of values 0 and ±1 whose sums over `inputs` terms stay exact."""
     return torch.float8_e4m3fn if fp8 and inputs <= MOST_IN_FP8 else torch.float16
 
 

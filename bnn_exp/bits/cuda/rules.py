@@ -1,9 +1,9 @@
 """The rules of `bnn_exp.optim` for the kernel `flip`: for each rule a function of scalars that mirrors its method `update`.
 
 Each function takes the gradient g, the bit as s = ±1, two numbers of state, a random number u in [0, 1), a measure of the
-whole tensor (the size of gradients, a temperature, or β), the strength and two more hyperparameters. It returns True for a
-flip, and the new state. The functions at the end launch the kernels of a step on one tensor. Rules name them in their attribute
-`kernels`.
+whole tensor (the size of gradients, a temperature, or β), the strength and two more hyperparameters. The function
+returns True for a flip, and the new state. The functions at the end launch the kernels of a step on one tensor. The attribute
+`kernels` of a rule names such a function.
 """
 
 from collections.abc import Callable
@@ -103,11 +103,11 @@ def _step(
     after: Callable | None = None,
     constants: Callable = attrgetter("constants"),
 ) -> Callable[..., None]:
-    """Returns the function that does a step of the scalar function `rule` on a tensor. It takes the arguments of `Given`.
+    """Returns a function that does a step of the scalar function `rule` on a tensor, with the arguments of `Given`.
 
     Args:
         measure: measures the whole gradient first; see `measured_deviation`.
-        random: the rule draws random numbers.
+        random: True if the rule draws random numbers.
         after: takes the numbers of flips of all programs, int32, when the step is done.
         constants: returns the hyperparameters y and z.
     """

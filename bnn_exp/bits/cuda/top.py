@@ -28,7 +28,7 @@ def _key(g, s, size):
 
 @triton.jit
 def _bin(counts, k, BINS: tl.constexpr):
-    """Returns for the k-th largest key: the number of its bin, its rank in the bin, and the number of keys in the bin.
+    """Returns the number of the k-th largest key's bin, the rank of this key in the bin, and the number of keys in the bin.
 
     `counts` is the address of the counts of the bins, int32 [BINS]. If there are fewer keys than k, k becomes their number.
     Without any key, the bin is the last one.
@@ -106,8 +106,8 @@ def second_tally(keys, upper, counts, found):
 def ties(keys, lower, found, equal):
     """Counts the keys of this program's tile that equal the k-th largest: int32 at `equal` for each program.
 
-    `lower` are the counts of `second_tally`. The last three numbers at `found` become the k-th largest key, the number of keys
-    equal to it that flip, and the number of all keys equal to it.
+    `lower` are the counts of `second_tally`. The last three numbers at `found` become the k-th largest key, the number of equal
+    keys that flip, and the number of all equal keys.
     """
     digits, k, same = _digits(lower, tl.load(found + 2), LOWER)
     last = tl.load(found + 1) * (COARSE * LOWER) + digits

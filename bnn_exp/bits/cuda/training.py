@@ -2,9 +2,9 @@
 
 Forward products multiply values and pixels in dtypes that keep every sum exact (`bnn_exp.bits.cuda.products`). An activation
 writes the values that the next product reads. Backward products multiply gradients, in bf16 or float32, by values and pixels,
-which are exact in bf16 too, and add up in float32. For the backward pass a layer keeps its sums alone. Its activation follows
-from them: the kernel that computes the gradient at the sums writes the activation once more. Weights are unpacked for a product
-and freed after the product.
+which are exact in bf16 too, and add up in float32. For the backward pass a layer keeps its sums alone. The activation follows
+from the sums: the kernel that computes the gradient at the sums writes the activation once more. Each product unpacks its
+weights, and frees the unpacked weights afterwards.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Norm:
 
     Args:
         mean: the mean of z.
-        inverse: 1/σ of z, where eps counts as in the numbers a·z.
+        inverse: a/√(variance + eps), with the variance of the numbers a·z.
     """
 
     scale: Tensor
@@ -94,8 +94,8 @@ class OnGPU:
     """The operations of a training on packed bits, on a GPU. `bnn_exp.bits.cpu.passes.OnCPU` has the same methods.
 
     Args:
-        bf16: whether products round gradients to bfloat16; otherwise gradients are float32.
-        fp8: whether the GPU multiplies fp8 numbers.
+        bf16: True if products round gradients to bfloat16; otherwise gradients are float32.
+        fp8: True if the GPU multiplies fp8 numbers.
     """
 
     def __init__(self, bf16: bool, fp8: bool):
@@ -148,7 +148,7 @@ class OnGPU:
 
     @staticmethod
     def kept(x: Tensor, last: bool) -> Tensor | None:
-        """Returns a layer's inputs x if the backward pass ends at this layer; else None, since the pass computes them anew."""
+        """Returns a layer's inputs x if the backward pass ends at this layer; else None, since that pass computes x again."""
         return x if last else None
 
     def backward(self, grad: Tensor, sums: Sums, norm: Norm, zero: float) -> Backward:

@@ -26,7 +26,7 @@ ROUNDS = 3
 def benchmark(task: Task) -> str:
     """Measures both engines by the default rule, on an MLP and random images of 28 × 28 pixels.
 
-    Writes `benchmark.json`, and the same content to the file of this machine that `engine=auto` reads:
+    Writes `benchmark.json` to the directory of the task, and its content to the file that `engine=auto` reads:
 
     - `machine`: see `machine`;
     - `steps`: for each pair of a `hidden` size and a `batch` size, the median seconds of a step, `dense` and `packed`.

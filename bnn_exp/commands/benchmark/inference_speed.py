@@ -24,7 +24,7 @@ from bnn_exp.records.model import load_model
 BATCHES = (1, 16, 256, 4096)
 LAYERS = ((784, 1024, 1), (1024, 1024, 1), (4096, 4096, 1), (1024, 1024, 16), (784, 1024, 1024), (1024, 1024, 1024))
 LAYERS_CUDA = ((784, 4096, 1), (1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 16), (8192, 8192, 1024))
-WEIGHTS = 16  # on a GPU a layer is measured with so many weights in turn: more than its cache holds, if the layer is large
+WEIGHTS = 16  # weight matrices with which a layer is measured in turn on a GPU; those of a large layer exceed the GPU's cache
 
 
 def measure(
@@ -100,7 +100,7 @@ def _make_plain(network: nn.Module) -> None:
 
 
 def recorded(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Returns the network in fp32 and in bf16, weights and all, as functions of pixels that replay CUDA graphs."""
+    """Returns the network in fp32 and in bf16, weights included, as functions of pixels that replay CUDA graphs."""
     half = copy.deepcopy(network).bfloat16()
     return {
         "torch fp32": Graphs(lambda pixels: network(pixels / 255), required=True),
@@ -125,7 +125,7 @@ def _times(ways: dict[str, Callable[[], Any]], device: torch.device, rounds: int
 def _layer(inputs: int, outputs: int, batch: int, device: torch.device, rounds: int) -> list[dict]:
     """Measures a packed layer against `F.linear` of the same size. A layer of 784 inputs takes pixels, any other bits.
 
-    On CUDA one graph computes `WEIGHTS` layers, so that the times are those of the kernels.
+    On CUDA one graph computes `WEIGHTS` layers, so the time of a layer hardly contains the time of a launch.
     """
     weights = torch.randint(0, 2, (outputs, inputs))
     pixels = torch.randint(0, 256, (batch, inputs), dtype=torch.uint8)
@@ -195,7 +195,8 @@ def _memory(file: Path, ways: dict[str, Callable], batch: int, shape: list[int],
         return {kind: inference_memory.measure(kind, file, 1) for kind in ("packed", "float")}
     peaks = {}
     pixels = torch.zeros(batch, *shape, dtype=torch.uint8, device=device)
-    for name, way in ways.items():  # the first call of a shape runs without a CUDA graph, whose memory would not be seen
+    # torch's peak does not show memory inside a CUDA graph. The first call with a shape has no graph, so this call is measured.
+    for name, way in ways.items():
         with torch.inference_mode():
             way(pixels[:1])
         torch.cuda.reset_peak_memory_stats(device)

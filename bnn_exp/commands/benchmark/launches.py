@@ -1,6 +1,7 @@
 """Counts the kernels that a training step launches on a GPU, without a GPU: the step runs on the CPU.
 
-The step takes the way of a GPU (`bnn_exp.nn.device.on_host` answers False), so it calls the operators that a GPU would call.
+`bnn_exp.nn.device.on_host` returns False meanwhile, so the step calls the operators that a step on a GPU would call. On a CPU
+`engine.precision=auto` is fp32. A step in bf16, as on a GPU, launches a few kernels more or less.
 """
 
 from collections import Counter
@@ -43,7 +44,7 @@ SEVERAL = {
 
 
 class Launches(TorchDispatchMode):
-    """Context manager: counts the launches of every operator that is called in it, in `found`: a Counter by operator name."""
+    """A context manager that counts launches. `found` holds the launches of each operator that its body calls, by name."""
 
     def __init__(self) -> None:
         super().__init__()

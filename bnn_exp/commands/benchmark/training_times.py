@@ -43,7 +43,7 @@ def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -
     """Measures the time of a training step by several ways, which take turns on the same batches.
 
     In each round every way trains on as many batches as the quickest way manages in `WINDOW` seconds. Before the first round
-    every way takes two steps: to compile, and to estimate its time. On a GPU a third one lies between: it records a CUDA graph.
+    every way takes two steps: to compile, and to estimate its time. On a GPU a step between these records a CUDA graph.
 
     Returns:
         For each way the `median` seconds of a step, the quartiles `low` and `high`, and `processor_median`, the median of the

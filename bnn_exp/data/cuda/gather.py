@@ -5,12 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # samples that a program of `rows_kernel` takes, and bytes of an image that one of `gather_kernel` copies
+BLOCK = 1024  # row numbers that a program of `rows_kernel` copies; bytes of an image that a program of `gather_kernel` copies
 
 
 @triton.jit
 def rows_kernel(order, begin, out, count, BLOCK: tl.constexpr):
-    """Copies `count` row numbers from `order`, from the place on that the address `begin` holds."""
+    """Copies `count` row numbers from `order`. The address `begin` holds the place of the first of them."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + at, tl.load(order + tl.load(begin) + at, at < count, 0), at < count)
 

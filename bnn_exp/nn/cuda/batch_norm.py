@@ -10,9 +10,9 @@ from torch import Tensor
 from bnn_exp.nn.cuda import batch_norm_kernels as kernels
 
 TILE = 4096  # elements of a tile
-HELD = 8192  # elements of a tile that holds all rows of its channels
+HELD = 8192  # the most elements of a tile that holds all rows of its channels
 PARTS = 256  # the most parts of a sum over the rows: one program combines all parts of GROUP channels at once
-PROGRAMS = 512  # a sum over the rows has about as many programs as a large GPU runs at once
+PROGRAMS = 512  # about the number of programs that a large GPU runs at once; a sum over the rows takes so many
 GROUP = 16
 WARPS = {"num_warps": 8}
 
@@ -67,7 +67,7 @@ def normalize_few_gradient(grad: Tensor, z: Tensor, *given: Any) -> tuple[Tensor
 
 
 def _updates(running: Sequence[Any]) -> dict[str, bool]:
-    """Returns the constant of a kernel that says whether running statistics exist."""
+    """Returns the constant RUNNING of a kernel: True if running statistics exist."""
     return {"RUNNING": running[0] is not None}
 
 

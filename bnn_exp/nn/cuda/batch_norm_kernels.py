@@ -1,7 +1,7 @@
 """Triton's kernels for BatchNorm with its activation; the definitions are in `bnn_exp.nn.batch_norm`.
 
 z is [rows, channels]. A program computes a tile of ROWS rows and COLUMNS channels at a time. Sums over many rows are taken in
-parts of `per` rows first, then over the parts, always in the same order, so the same input gives the same bits.
+parts of `per` rows first, then over the parts, always in one order, so equal inputs give equal bits.
 """
 
 import triton
@@ -62,7 +62,7 @@ def _keep(mean, variance, rows, n, channels, running_mean, running_variance, bat
 def part_moments(z, rows, channels, per, means, squares, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Computes the mean of z and Σ (z − mean)² of every channel in each part of `per` rows, float32 [parts, channels].
 
-    Sums are taken of z minus the mean of the part's first tile. The result loses no digits where the mean is large.
+    Sums are taken of z minus the mean of the part's first tile, so the result loses no digits where the mean is large.
     """
     begin, n = tl.program_id(0) * per, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     end = tl.minimum(begin + per, rows)

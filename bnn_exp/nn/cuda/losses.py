@@ -13,8 +13,10 @@ from torch import Tensor
 
 @triton.jit
 def _of_block(logits, labels, rows, classes, ROWS: tl.constexpr, CLASSES: tl.constexpr):
-    """Returns the logits of this program's block, −∞ beyond the last class, which of them are of the right class, and which
-    exist. Returns also the offsets and the mask of the samples."""
+    """Returns the logits of this program's block, −∞ beyond the last class, and a mask of the right classes.
+
+    Returns also the offsets of the logits, a mask of the logits that exist, and the numbers of the samples.
+    """
     r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, CLASSES)
     at, there = r[:, None] * classes + c[None, :], (r < rows)[:, None] & (c < classes)[None, :]
     z = tl.load(logits + at, there, 0.0).to(tl.float32)
@@ -24,7 +26,7 @@ def _of_block(logits, labels, rows, classes, ROWS: tl.constexpr, CLASSES: tl.con
 
 @triton.jit
 def _short(z, right, there):
-    """Returns max(0, 1 − t·z)."""
+    """Returns max(0, 1 − t·z), with t = 1 for the right class and −1 for any other; 0 beyond the mask `there`."""
     return tl.where(there, tl.maximum(1 - tl.where(right, z, -z), 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
 
 

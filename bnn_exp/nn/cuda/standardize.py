@@ -31,7 +31,7 @@ def standardize_kernel(
 ):
     """Computes mean, standard deviation and the activation of y = (z − mean)/(std + 1e−8).
 
-    Sums are taken of z minus the mean of the first tile. The result loses no digits where the mean is large.
+    Sums are taken of z minus the mean of the first tile, so the result loses no digits where the mean is large.
     """
     begin, n = tl.program_id(0).to(tl.int64) * rows * columns, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     at, there = offsets(0, rows, columns, n, ROWS)

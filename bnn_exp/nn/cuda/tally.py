@@ -1,4 +1,4 @@
-"""Triton's kernel that notes a batch; the definition is in `bnn_exp.training.steps.tally`."""
+"""Triton's kernel that adds a batch to a tally; the definition is in `bnn_exp.training.steps.tally`."""
 
 import triton
 import triton.language as tl

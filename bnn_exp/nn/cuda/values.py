@@ -25,7 +25,7 @@ def above_kernel(
 ):
     """Computes the values of INPUTS inputs of one output, from [outputs, inputs, space] to [outputs, space, inputs].
 
-    `threshold` is the address of a scalar if LATENT, else it is not used. SPACE is the next power of two of `space`.
+    `threshold` is the address of a scalar; without LATENT it is not read. SPACE is the next power of two of `space`.
     """
     o = tl.program_id(0).to(tl.int64) * inputs * space
     i, s = (tl.program_id(1) * INPUTS + tl.arange(0, INPUTS))[None, :], tl.arange(0, SPACE)[:, None]
@@ -40,7 +40,7 @@ def above_kernel(
 def above(weights: Tensor, threshold: Tensor | None, low: float, high: float, dtype: torch.dtype) -> Tensor:
     """Returns `high` where weights > threshold, else `low`, see `bnn_exp.nn.values`."""
     out, outputs = values.empty(weights, dtype), len(weights) if weights.dim() > 1 else 1
-    space = weights[0, 0].numel() if weights.dim() == 4 else 1  # tensors of other dimensions keep their order in memory
+    space = weights[0, 0].numel() if weights.dim() == 4 else 1  # only kernels of convolutions change their order in memory
     inputs = weights.numel() // (outputs * space)
     padded = triton.next_power_of_2(space)
     some = min(triton.next_power_of_2(inputs), max(TILE // padded, 1))

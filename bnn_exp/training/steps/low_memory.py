@@ -6,9 +6,9 @@ Saved activations: a tensor of two values (bits, binary activations, windows) is
 or quarters (sums of bits, positions of a maximum) is stored as int16. Any other tensor stays as it is. Flips and losses equal
 those of `engine.memory=fast`, to the bit.
 
-On a CPU the content of a tensor decides how it is stored, so every model can use this step, also with layers of plugins. On a
-GPU a look at the content would wait, so the notes of the layers decide (`bnn_exp.nn.saved`). A tensor without a note stays as
-it is.
+On a CPU the content of a tensor decides how the step stores the tensor, so every model can use this step, also with layers of
+plugins. On a GPU a look at the content would wait for the GPU, so the notes of the layers decide (`bnn_exp.nn.saved`). A tensor
+without a note stays as it is.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Bits:
         return self._valued(bits).as_strided(self.like.shape, self.like.stride())
 
     def _valued(self, bits: Tensor) -> Tensor:
-        """Returns the values of `bits`. For numbers in Python, `torch.where` would copy these to the GPU, and wait."""
+        """Returns the values of `bits`. `torch.where` would copy numbers of Python to the GPU, and wait."""
         if self.like.dtype == torch.bool:
             return bits
         if isinstance(self.low, Tensor):

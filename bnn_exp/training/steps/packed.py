@@ -1,8 +1,8 @@
 """The training step on packed bits: an MLP whose weights take one bit each, forward and backward.
 
-In the backward pass each trained layer passes its weight gradient to the rule as two factors, and the rule flips packed bits at
-once. No weight gradient is kept. On a CPU the numbers equal those of `dense`, except that sums add their terms in
-another order. A flip can therefore differ only where rounding decides.
+In the backward pass each trained layer passes its weight gradient to the rule (on a CPU as two factors), and the rule flips
+packed bits at once. No weight gradient is kept. In float32 the numbers equal those of `dense`, except that sums add their terms
+in another order. A flip can therefore differ only where rounding decides.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,8 +55,8 @@ class Packed(Dense):
 class PackedMLP:
     """A function that computes an MLP on packed weights.
 
-    For the backward pass it saves each layer's sums in two bytes, and on a CPU the bits of each layer's inputs. The first
-    layer's sums take four bytes, and on a GPU those over more than 4096 inputs too.
+    For the backward pass the function saves each layer's sums in two bytes, and on a CPU the bits of each layer's inputs. The
+    first layer's sums take four bytes. So do sums on a GPU that float16 cannot hold (`bnn_exp.bits.cuda.products.of_sums`).
 
     Args:
         network: an MLP of packed bits, encoded `boolean` or `bipolar`, on the device of `arithmetic`.

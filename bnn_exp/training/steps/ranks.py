@@ -21,7 +21,7 @@ LATE = 2  # steps: Python queues at most this many steps before it waits for the
 
 
 class LateReader:
-    """A function that returns a number from a GPU `late` calls after it was given. So Python waits for old work only.
+    """A function that takes a number on a GPU and returns the number of `late` calls before. So Python waits for old work only.
 
     The first `late` results are 0. A number on the CPU is returned at once.
     """
@@ -104,7 +104,7 @@ class Exchanged:
         self.step.before(rows, epoch, batch)
 
     def after(self) -> None:
-        """Counts the step, and learns whether the ranks stop."""
+        """Counts the step, and reads the decision of the ranks to stop."""
         self.step.after()
         self.stopping = self.read(self.wishes) > 0
 

@@ -1,7 +1,8 @@
 """CUDA graphs: a step is recorded once for each batch size, and then replayed by one call.
 
-The step of a small network launches about two hundred kernels. Python takes longer to launch them than a GPU takes to run them.
-Shapes and addresses of tensors are the same in every step, so one graph can hold the whole step.
+A step launches tens of kernels: about 40 for the default MLP, about 90 for the default BNCVL network (counted). Python takes
+longer to launch the kernels of a small network than a GPU takes to run them. Shapes and addresses of tensors are the same in
+every step, so one graph can hold the whole step.
 """
 
 from collections.abc import Callable
