@@ -143,7 +143,7 @@ class BinaryLinear(BinaryLayer):
         self.in_features, self.out_features, self.binary_input = in_features, out_features, binary_input
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weights != "float" and takes_kernels(x):
+        if self.weights != "float" and takes_kernels(x) and x.dim() == 2:
             return linear(x, self.weight, self.value)
         if x.dtype == torch.uint8 and self.weights != "float":
             if self.encoding == "centred":

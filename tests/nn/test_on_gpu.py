@@ -121,6 +121,19 @@ def test_a_graph_holds_the_kernels_of_a_training(monkeypatch):
     assert ends[0] == ends[1] and len(tapes) == 2
 
 
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 7)], ids=str)
+def test_a_linear_layer_takes_any_number_of_dimensions(shape, on_gpu):
+    """As on a CPU: a network of one's own may have a dimension for places beside the batch."""
+    layer, x = BinaryLinear(7, 5).to(WHERE), torch.randn(shape, device=WHERE, requires_grad=True)
+    ends = []
+    for begin in (lambda: None, on_gpu):
+        begin()
+        y = layer(x)
+        ends.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, layer.weight))))
+    for expected, found in zip(*ends, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_sums_under_autocast_are_exact_and_gradients_round_to_bf16(on_gpu):
     """Sums of 600 values or pixels exceed 256, the largest number up to which bf16 holds every whole number."""
     on_gpu()
