@@ -123,6 +123,23 @@ def test_a_replayed_evaluation_follows_the_training(engine, tapes, on_gpu):
     assert ends[0] == ends[1] and ends[0][0] != ends[0][1] and len(tapes) == 2  # whole batches, and the smaller last one
 
 
+def test_parameters_have_the_gradients_of_the_step_just_made(tapes, on_gpu):
+    """Also after a batch of another size, whose graph writes to other gradients."""
+    seen = []
+    for recorded in (True, False):
+        trainer = trainer_of("optimizer=counter", "model.hidden_size=24", *SMALL[2:])
+        if recorded:
+            trainer.step = Recorded(trainer.step, required=True)
+        gradients = []
+        trainer.after_step = lambda trainer, loss, seen=gradients: seen.extend(
+            p.grad.clone() for p in trainer.network.parameters()
+        )
+        for _ in range(3):
+            trainer.epoch()
+        seen.append(gradients)
+    assert len(tapes) == 2 and all(map(torch.equal, *seen))
+
+
 def test_a_growing_batch_has_a_graph_for_each_size(tapes, on_gpu):
     overrides = ("optimizer=counter", "trainer.final_batch_size=48", "model.hidden_size=24", "dataset.augment=standard")
     assert end(*overrides, epochs=3, recorded=True) == end(*overrides, epochs=3)

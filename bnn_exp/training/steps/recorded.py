@@ -33,13 +33,19 @@ class Recorded:
 
     def __init__(self, step: "Dense | Exchanged", required: bool = False, anyone: Callable[[bool], bool] = bool):
         self.step, self.size = step, 0
+        self.parameters = [*step.network.parameters()]
         self.graphs = Graphs(self._train, required, failing=FAILING.format("steps"), anyone=anyone)
 
-    def _train(self, size: int) -> tuple[Tensor, Tensor]:
-        return self.step(self.step.batches.chosen(size))
+    def _train(self, size: int) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        loss, correct = self.step(self.step.batches.chosen(size))
+        return loss, correct, [p.grad for p in self.parameters]
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.graphs(len(rows))
+        loss, correct, gradients = self.graphs(len(rows))
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            if p.grad is not gradient:  # each graph writes to gradients of its own, and callbacks read `grad`
+                p.grad = gradient
+        return loss, correct
 
     def before(self, rows: Tensor, epoch: int, batch: int) -> None:
         """Prepares the step, see `Dense.before`. If the batch size grows with this epoch, frees the graphs of the old size."""
