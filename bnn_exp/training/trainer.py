@@ -202,6 +202,8 @@ class Trainer:
         own = {f.name for f in fields(Progress)}
         self.progress = Progress(**{name: value for name, value in state["progress"].items() if name in own})
         self.step.tally.load(**{name: value for name, value in state["progress"].items() if name not in own})
+        if isinstance(self.step, Recorded):
+            self.step.graphs.forget()  # they read the tensors of the state before
 
 
 @torch.no_grad()
