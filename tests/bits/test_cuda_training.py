@@ -273,7 +273,7 @@ def test_a_training_ends_with_the_bits_of_the_dense_engine(rule, by, on_gpu, mon
     monkeypatch.setattr(operators, "kernels_everywhere", by == "kernels")
     for engine in ("dense", "packed"):
         trainer = trainer_of(f"optimizer={rule}".split()[0], *rule.split()[1:], f"engine={engine}", *SMALL)
-        metrics = [trainer.epoch() for _ in range(2)]
+        metrics = [trainer.epoch() for _ in range(1 if by == "kernels" else 2)]  # the interpreter is slow
         ends.append((bits_sha256(trainer.network), [m["flips"] for m in metrics], [m["train_accuracy"] for m in metrics]))
     assert ends[0] == ends[1]
 
@@ -293,14 +293,14 @@ def test_a_graph_holds_the_whole_step(rule, kernels, on_gpu, monkeypatch):
     monkeypatch.setattr(operators, "kernels_everywhere", kernels)
     tapes, ends = use_tapes(monkeypatch), []
     for recorded in (True, False):
-        sizes = ["model.hidden_size=24", "model.num_layers=2", "dataset.limit=80", "trainer.batch_size=32"]
+        sizes = ["model.hidden_size=24", "model.num_layers=2", "dataset.limit=80", "trainer.batch_size=24"]
         trainer = trainer_of(*f"optimizer={rule} engine=packed".split(), *sizes)
         if recorded:
             trainer.step = Recorded(trainer.step, required=True)
-        metrics = [trainer.epoch() for _ in range(2)]
+        metrics = [trainer.epoch() for _ in range(1 if kernels else 2)]  # the interpreter is slow
         norms = {name: t.tolist() for name, t in trainer.network.state_dict().items() if "norm" in name}
         ends.append((bits_sha256(trainer.network), norms, *(m[key] for m in metrics for key in ("train_loss", "flips"))))
-    assert ends[0] == ends[1] and len(tapes) == 2
+    assert ends[0] == ends[1] and len(tapes) == (1 if kernels else 2)
 
 
 def test_a_random_mask_trains_the_same_each_time_and_goes_on_after_a_stop(on_gpu):
