@@ -33,9 +33,14 @@ def of_machine(machine: Machine) -> Iterator[Row]:
     if on_gpu:
         yield {"": "kernel to kernel in a CUDA graph, µs", "value": 1e6 * seconds_of_launch()}
     for rows, inner, columns in PRODUCTS if on_gpu else ((64, 64, 64),):
-        for kind in KINDS if on_gpu else ("float32",):
+        for kind in kinds() if on_gpu else ("float32",):
             rate = rate_of_product(kind, rows, inner, columns, machine.torch_device)
             yield {"": f"product {rows} × {inner} × {columns} in {kind}, 10¹² operations/s", "value": rate / 1e12}
+
+
+def kinds() -> tuple[str, ...]:
+    """Returns the dtypes that the GPU multiplies."""
+    return KINDS if torch.cuda.get_device_capability() >= (8, 9) else KINDS[:-1]
 
 
 def rate_of_copy(where: torch.device, count: int) -> float:
