@@ -447,7 +447,7 @@ class Tape(TorchDispatchMode):
 
 def use_tapes(patch: pytest.MonkeyPatch) -> list[Tape]:
     """Replaces CUDA graphs by tapes. Returns the list of all tapes that will be recorded."""
-    made, stream = [], SimpleNamespace(wait_stream=lambda other: None)
+    made, stream = [], SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
 
     def new():
         made.append(Tape())

@@ -46,7 +46,9 @@ class Graphs:
         self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Any], Any]] = {}
 
     def forget(self) -> None:
-        """Frees all graphs and their memory. Call this method when the GPU has no work."""
+        """Frees all graphs and their memory, after the GPU has ended its work."""
+        if self.recorded:
+            torch.cuda.current_stream().synchronize()
         self.known.clear()
         self.recorded.clear()
 

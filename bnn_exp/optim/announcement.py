@@ -4,8 +4,8 @@ A step that is recorded as a CUDA graph cannot read numbers from Python. One cop
 step, and the step's kernels read this tensor when they run.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,12 @@ class Announcement:
         for (each, _), part in zip(found, self.parts, strict=True):
             each.announced = part
         self.whole.copy_(torch.from_numpy(np.concatenate([numbers for _, numbers in found])), non_blocking=True)
+
+
+def constants_of(groups: Iterable[dict[str, Any]], announced: Collection[str]) -> tuple:
+    """Returns the plain values in parameter groups, except those with a name in `announced`."""
+    plain = (bool, int, float, str, tuple)
+    return tuple(value for group in groups for name, value in group.items() if name not in announced and type(value) in plain)
 
 
 def from_floats(numbers: Iterable[float]) -> np.ndarray:

@@ -13,7 +13,7 @@ from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import device, latent_parameters, named_bits
 from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
-from bnn_exp.optim.announcement import floats, from_floats
+from bnn_exp.optim.announcement import constants_of, floats, from_floats
 from bnn_exp.optim.trained import Trained
 from bnn_exp.optim.watched import Watched
 
@@ -106,6 +106,9 @@ class OfLatents(Trained):
         if not (self._on_gpu and self.recordable):
             return None
         return from_floats(group["lr"] for group in self.param_groups)
+
+    def constants(self) -> tuple:
+        return constants_of(self.param_groups, {"full_lr", "steps", "schedule", "total_steps", "lr"})
 
     def apply(self, closure=None):
         """Trains the latent weights, and counts the bits that change. Returns the loss of the closure, if any."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bnn_exp.nn import device, real_parameters
 from bnn_exp.optim import eager
-from bnn_exp.optim.announcement import floats, from_floats
+from bnn_exp.optim.announcement import constants_of, floats, from_floats
 from bnn_exp.optim.schedules import factor
 
 KINDS = {"sgd": eager.SGD, "adam": eager.Adam}
@@ -39,6 +39,10 @@ class Scheduled:
     def numbers(self) -> np.ndarray | None:
         """Returns the learning rate of each group for the coming step, as `from_floats` gives it; None on a CPU."""
         return from_floats(group["lr"] for group in self.optimizer.param_groups) if self.on_gpu else None
+
+    def constants(self) -> tuple:
+        """Returns the hyperparameters that `apply` reads from Python, all but the learning rate."""
+        return constants_of(self.optimizer.param_groups, {"lr", "initial_lr"})
 
     def apply(self) -> None:
         """Trains the parameters by their gradients. A CUDA graph can record this call on a GPU."""

@@ -17,7 +17,7 @@ from bnn_exp.config.registry import name_of
 from bnn_exp.config.schema import check
 from bnn_exp.nn import binary_parameters, device
 from bnn_exp.nn.binary import NotBinary, check_bits
-from bnn_exp.optim.announcement import floats, from_floats
+from bnn_exp.optim.announcement import constants_of, floats, from_floats
 from bnn_exp.optim.fused import Fused, kernels_of
 from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.group import Group
@@ -184,6 +184,9 @@ class Rule(Trained, torch.optim.Optimizer):
             return None
         strengths = [from_floats(group.at(name, group["step"]) for name in self.scheduled) for group in self.param_groups]
         return np.concatenate([[group["step"], *own] for group, own in zip(self.param_groups, strengths, strict=True)])
+
+    def constants(self) -> tuple:
+        return constants_of(self.param_groups, {"step", "schedule", "total_steps", *self.scheduled})
 
     @torch.no_grad()
     def apply(self) -> None:

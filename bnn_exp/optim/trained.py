@@ -43,6 +43,10 @@ class Trained(Grouped, Eager):
         """
         raise NotImplementedError
 
+    def constants(self) -> tuple:
+        """Returns the hyperparameters that `apply` reads from Python. A CUDA graph holds their values of the recording."""
+        raise NotImplementedError
+
     def apply(self) -> Any:
         """Trains every tensor that has a gradient."""
         raise NotImplementedError

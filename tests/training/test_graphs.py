@@ -148,6 +148,24 @@ def test_a_growing_batch_has_a_graph_for_each_size(tapes, on_gpu):
     assert len(tapes) == 3  # batches of 32, 39 and 48 samples; each smaller last batch occurs once
 
 
+def test_a_callback_may_change_any_hyperparameter(tapes, on_gpu):
+    """A graph holds those that no step announces, so a change frees the graphs."""
+    ends = []
+    for recorded in (True, False):
+        trainer = trainer_of("optimizer=bop2", "real_optimizer=sgd", "model.hidden_size=24", *SMALL[2:])
+        if recorded:
+            trainer.step = Recorded(trainer.step, required=True)
+        rows, losses = trainer.batches.of_epoch(0), []
+        for batch in range(9):
+            if batch == 3:
+                trainer.binary.param_groups[0]["tau"] = 0.5
+            if batch == 6:
+                trainer.real[0].optimizer.param_groups[0]["momentum"] = 0.3
+            losses.append(float(trainer.train_on(rows[batch % 4], 0, batch % 4)[0]))
+        ends.append((losses, bits_sha256(trainer.network)))
+    assert ends[0] == ends[1] and len(tapes) == 3
+
+
 def test_samples_that_the_caller_chooses_are_trained_on(tapes, on_gpu):
     """A recorded step takes its samples from the permutation of the epoch, or from a copy of the indices of the caller."""
     ends = []

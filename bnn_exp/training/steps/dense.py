@@ -91,6 +91,10 @@ class Dense:
         self.batches.move_to(rows, epoch, batch)
         self.announcement.send()
 
+    def constants(self) -> tuple:
+        """Returns everything that the step reads from Python and that is not announced: a recorded step holds it."""
+        return self.announcement.whole.data_ptr(), self.rule.constants(), *(each.constants() for each in self.real)
+
     def after(self) -> None:
         """Counts the step, and advances the schedules."""
         self.rule.count()

@@ -32,7 +32,7 @@ class Recorded:
     """
 
     def __init__(self, step: "Dense | Exchanged", required: bool = False, anyone: Callable[[bool], bool] = bool):
-        self.step, self.size = step, 0
+        self.step, self.constants = step, ()
         self.parameters = [*step.network.parameters()]
         self.graphs = Graphs(self._train, required, failing=FAILING.format("steps"), anyone=anyone)
 
@@ -48,11 +48,15 @@ class Recorded:
         return loss, correct
 
     def before(self, rows: Tensor, epoch: int, batch: int) -> None:
-        """Prepares the step, see `Dense.before`. If the batch size grows with this epoch, frees the graphs of the old size."""
-        if (size := self.step.batches.size(epoch)) != self.size:
-            self.size = size
-            self.graphs.forget()
+        """Prepares the step, see `Dense.before`.
+
+        If the batch size grows with this epoch, or a callback has changed a number that graphs hold, frees the graphs.
+        """
         self.step.before(rows, epoch, batch)
+        constants = self.step.batches.size(epoch), *self.step.constants()
+        if constants != self.constants:
+            self.constants = constants
+            self.graphs.forget()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.step, name)
