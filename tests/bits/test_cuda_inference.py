@@ -153,7 +153,7 @@ print(*(kernel.__name__ for kernel, _ in launched))
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_the_kernels_compile_for_a_gpu(capability, tmp_path):
     """All launches of some layers compile, in place of running, for a GPU that is not there, and fit the memory of any GPU.
 

@@ -344,7 +344,7 @@ print(*{kernel.__name__ for kernel, _ in launched})
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_the_kernels_compile_for_a_gpu(capability, tmp_path):
     assert len(compiled(tmp_path, capability, LAUNCHES)) == 11
 

@@ -38,7 +38,7 @@ print(*{f"{kernel.__module__}.{kernel.__name__}" for kernel, _ in launched})
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_the_kernels_compile_for_a_gpu(capability, tmp_path):
     pytest.importorskip("triton")
     assert len(compiled(tmp_path, capability, LAUNCHES)) == 21
