@@ -8,6 +8,7 @@ import shlex
 import struct
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -89,6 +90,12 @@ def compiled(cache: Path, capability: int, code: str, *arguments: str) -> list[s
     done = subprocess.run(command, env=environment | {"TRITON_CACHE_DIR": str(cache)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+def rest_slow(cases: Iterable, quick: int = 1) -> list:
+    """Returns cases for `parametrize`: all after the first `quick` are marked slow, because they take long and add little."""
+    cases = [*cases]
+    return [*cases[:quick], *(pytest.param(case, marks=pytest.mark.slow) for case in cases[quick:])]
 
 
 def command(patch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -5,6 +5,7 @@ Imports no torch, since a mistake is answered before torch is loaded.
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any, Union
 
 from omegaconf import DictConfig, OmegaConf
@@ -92,9 +93,15 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return values
 
 
-def known_keys() -> list[Key]:
+def known_keys() -> tuple[Key, ...]:
     """Returns every dotted key of the configuration, for every choice of every group, with the values that the key takes."""
-    return [key for kind in (_settings_type(), Request) for key in keys_of(TypeAdapter(kind).json_schema())]
+    return _keys(tuple(entry.settings for registry in (RULES, MODELS, DATASETS) for entry in registry.values()))
+
+
+@cache
+def _keys(registered: tuple[type, ...]) -> tuple[Key, ...]:
+    """Returns the keys of the configuration, while the classes `registered` are. Pydantic takes 25 ms to list them."""
+    return tuple(key for kind in (_settings_type(), Request) for key in keys_of(TypeAdapter(kind).json_schema()))
 
 
 def _settings_type() -> Any:

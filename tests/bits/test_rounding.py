@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import settings_of, trainer_of
+from helpers import rest_slow, settings_of, trainer_of
 
 from bnn_exp.bits import bits_sha256, pack
 from bnn_exp.bits.cpu import processor
@@ -75,7 +75,7 @@ def test_products_of_rounded_gradients_are_exact(rows, neurons, inputs, look_up,
     torch.testing.assert_close(whole, (sums * scales[:, None] / 255).float(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("width", rest_slow([4, 8]))
 def test_rounded_gradients_train_and_threads_change_nothing(width):
     before, ends = torch.get_num_threads(), []
     try:

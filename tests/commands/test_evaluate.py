@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import other_data
+from helpers import other_data, rest_slow
 from PIL import Image
 
 from bnn_exp import load_model
@@ -118,7 +118,7 @@ def test_the_best_network_and_a_checkpoint_itself(bnn_train, copy_of_run, summar
 KEPT = {"checkpoints/mybest.pt": "best", "best.safetensors": "last", "checkpoints/best.safetensors": "last"}
 
 
-@pytest.mark.parametrize("copied", KEPT)
+@pytest.mark.parametrize("copied", rest_slow(KEPT))
 def test_a_kept_file_goes_by_its_own_name_and_replaces_nothing(bnn_train, copy_of_run, summary, tmp_path, copied):
     run = copy_of_run(tmp_path / "run", *WORSE_AND_WORSE)
     assert bnn_train("task=evaluate", "from=run").code == 0
@@ -224,7 +224,7 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("model", TWINS)
+@pytest.mark.parametrize("model", rest_slow(TWINS))
 def test_a_float_twin_is_evaluated_and_predicted_with_and_packed_in_no_way(bnn_train, tmp_path, model, summary):
     twin = (*TWINS[model], "optimizer=latent_adam", "model.weights=float", "trainer.epochs=2", "trainer.batch_size=256")
     assert bnn_train(*twin, "hydra.run.dir=twin").code == 0

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, rest_slow
 
 from bnn_exp.commands.benchmark import inference_speed, training_times, training_ways
 from bnn_exp.config.settings import load_settings
@@ -111,7 +111,7 @@ def small(monkeypatch, tmp_path):
     return Machine("cpu", None, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["machine", "epochs", "runs", "inference", "accuracy", "kernels", "counts"])
+@pytest.mark.parametrize("name", rest_slow(["machine", "epochs", "counts", "runs", "inference", "accuracy", "kernels"], 3))
 def test_a_part_measures_on_a_cpu_what_its_table_names(name, small):
     rows = list(PARTS[name](small))
     assert rows == json.loads(json.dumps(rows))

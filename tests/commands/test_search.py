@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import command
+from helpers import command, rest_slow
 
 from bnn_exp.errors import UserError
 
@@ -101,7 +101,7 @@ def test_a_search_does_not_go_on_with_another_configuration(bnn_train, searched,
     assert {file: file.read_bytes() for file in Path("s").rglob("*") if file.is_file()} == before
 
 
-@pytest.mark.parametrize("space", ["16,8", "8,12,16", "range(8,17)", "int(tag(log,interval(4,64)))"])
+@pytest.mark.parametrize("space", rest_slow(["8,12,16", "16,8", "range(8,17)", "int(tag(log,interval(4,64)))"]))
 def test_a_search_goes_on_in_a_wider_space(bnn_train, searched, tmp_path, space):
     import optuna
 

@@ -98,7 +98,8 @@ def test_a_sweep_and_its_report_name_the_plugin(bnn_train, patient, forget):
     assert len((Path("sweep") / "sweep.csv").read_text().splitlines()) == 2  # a header, and one row for all seeds
 
 
-@pytest.mark.parametrize("how", ["plugin", pytest.param("program", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["plugin", "program"])
 def test_ranks_and_jobs_in_other_processes(patient, tmp_path, how, summary):
     """A job of launcher=local trains with two ranks."""
     pytest.importorskip("submitit")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import trainer_of
+from helpers import rest_slow, trainer_of
 
 from bnn_exp import load_model
 from bnn_exp.config.rules import RULES
@@ -255,7 +255,7 @@ def test_impossible_pairings_and_images_are_refused(bnn_train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("kind", rest_slow(RULES, 3))
 def test_a_training_goes_on_as_if_it_had_not_been_stopped(kind, tmp_path):
     """A checkpoint file from the middle of an epoch restores a new trainer, with augmented images."""
     from bnn_exp.records import checkpoint

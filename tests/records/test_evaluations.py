@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers import TINY, contents
+from helpers import TINY, contents, rest_slow
 
 from bnn_exp.records import evaluations, html
 from bnn_exp.records.html.evaluations import ABSENT, evaluated
@@ -15,7 +15,7 @@ MORE = (*TINY, "trainer.epochs=4")
 PLACES = (["from=k"], ["from=k/checkpoints/last.pt"], ["from=k", "which=best"])
 
 
-@pytest.mark.parametrize("place", PLACES, ids=" ".join)
+@pytest.mark.parametrize("place", rest_slow(PLACES), ids=" ".join)
 def test_the_page_does_not_show_an_evaluation_of_a_stopped_run_as_the_finished_ones(bnn_train, stopping_at, place):
     stopping_at(2, 1, signal.SIGTERM)
     assert bnn_train(*MORE, "hydra.run.dir=k").code == 130

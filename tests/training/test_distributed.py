@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import forkserver, settings_of, trainer_for, use_tapes
+from helpers import forkserver, rest_slow, settings_of, trainer_for, use_tapes
 from torch import nn
 
 from bnn_exp.bits import bits_sha256
@@ -174,7 +174,7 @@ def _recorded(settings, ranks):
     return results
 
 
-@pytest.mark.parametrize("form", ["fp32", "int8", "sign"])
+@pytest.mark.parametrize("form", rest_slow(["fp32", "sign", "int8"], 2))
 def test_steps_of_ranks_are_recorded_with_their_exchange(form, tmp_path):
     """On a GPU the exchange is by NCCL, which CUDA graphs can record. Here tapes record that of gloo."""
     settings = settings_of(*RUN, "dataset.limit=150", f"engine.all_reduce={form}")
@@ -384,6 +384,7 @@ def test_killed_and_interrupted_runs_resume_with_other_numbers_to_the_same_bits(
     assert summary(run)["bits_sha256"] == alone
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_bits_of_one_in_one_directory(tmp_path, summary, alone):
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     done = subprocess.run([*torchrun, "-m", "bnn_exp", *RUN], cwd=tmp_path, capture_output=True, text=True, timeout=200)

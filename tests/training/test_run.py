@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from helpers import COMMAND, SMALL, TIMES, epochs, small_trainer, timeless, write_dataset
+from helpers import COMMAND, SMALL, TIMES, epochs, rest_slow, small_trainer, timeless, write_dataset
 
 from bnn_exp import load_model, verify_binary
 
@@ -74,7 +74,7 @@ def test_the_saved_network_reaches_the_recorded_accuracy(bnn_train, summary):
     assert accuracy == pytest.approx(summary(done.runs[0])["test_accuracy"])
 
 
-@pytest.mark.parametrize("mask", ["random", "top", "ewm", "wpm"])
+@pytest.mark.parametrize("mask", rest_slow(["random", "ewm", "top", "wpm"], 2))
 def test_the_same_seed_gives_the_same_bits(bnn_train, summary, mask):
     arguments = (*SMALL, f"optimizer.mask={mask}", "trainer.epochs=2")
     first, again = bnn_train(*arguments), bnn_train(*arguments)
