@@ -191,10 +191,10 @@ def decided_pixels(network, rows):
     "options",
     [
         {},
-        {"encoding": "boolean"},
-        {"window": None},
         {"affine": False, "running_stats": False},
         {"encoding": "boolean", "window": 0.3, "affine": False},
+        pytest.param({"encoding": "boolean"}, marks=pytest.mark.slow),
+        pytest.param({"window": None}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import code_of
+from helpers import code_of, rest_slow
 from omegaconf import OmegaConf
 
 SMALL = ("model.hidden_size=8", "trainer=smoke", "trainer.epochs=2", "engine.threads=1", "device=cpu")
@@ -267,7 +267,7 @@ def test_an_experiment_names_plugins(bnn_train, forget, patient, tmp_path):
     assert done.code == 0 and OmegaConf.load("run/config.yaml").optimizer.name == "patient", done.err
 
 
-@pytest.mark.parametrize("flags", [("--config-dir=mine",), ("hydra.searchpath=[file://mine]",)])
+@pytest.mark.parametrize("flags", rest_slow([("--config-dir=mine",), ("hydra.searchpath=[file://mine]",)]))
 def test_an_experiment_names_a_plugin_beside_its_file(bnn_train, forget, patient, tmp_path, flags):
     (tmp_path / "mine/experiment/rules").mkdir(parents=True)
     plugin = patient.rename(tmp_path / "mine/experiment/rules/patient.py")

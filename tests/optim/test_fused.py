@@ -188,7 +188,9 @@ for name in arguments[1:]:
 """
 
 
-@pytest.mark.parametrize(("capability", "names"), [(80, "bold counter_factored"), (90, "top_tensor")])
+@pytest.mark.parametrize(
+    ("capability", "names"), [(90, "top_tensor"), pytest.param(80, "bold counter_factored", marks=pytest.mark.slow)]
+)
 def test_the_kernels_compile_for_a_gpu(tmp_path, capability, names):
     """Kernels compile for a compute capability without such a GPU: on packed bits for 8.0, on others for 9.0."""
     assert compiled(tmp_path, capability, STEPS, "one", *names.split()) == names.split()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, plain_config, settings_of, trainer_of
+from helpers import ROOT, plain_config, rest_slow, settings_of, trainer_of
 
 from bnn_exp.optim import CEMA, Bold, Bop, Bop2, Counter, HyperMask, LatentAdam, LatentSGD, build_real
 from bnn_exp.optim.schedules import LAST, factor
@@ -115,7 +115,7 @@ def test_epochs_and_batch_follow_the_dataset():
         assert of(f"model={model}", "dataset=mnist", "trainer.epochs=7", "trainer.batch_size=99") == (7, 99)
 
 
-@pytest.mark.parametrize("delta", [0.1, 0.01])
+@pytest.mark.parametrize("delta", rest_slow([0.1, 0.01]))
 def test_digits_are_learnt_from_the_first_epochs(delta):
     trainer = trainer_of("model=mlp", f"delta={delta}")
     accuracies = []
