@@ -154,6 +154,7 @@ def test_flips_that_differ_have_a_gradient_below_rounding(monkeypatch):
     assert flips > 1000 and unexplained == 0 and differing <= flips / 100
 
 
+@pytest.mark.slow
 def test_mnist_flips_are_the_same(mnist_folder, monkeypatch):
     overrides = ("dataset=mnist", f"dataset.path={mnist_folder}", "trainer.batch_size=4096", "delta=0.1")
     flips, differing, unexplained = differing_flips(overrides, 6, monkeypatch)

@@ -19,6 +19,7 @@ print(counts[0], sum(stats.cache_hits.values()), sum(stats.cache_misses.values()
 """
 
 
+@pytest.mark.slow
 def test_a_changed_intrinsic_is_never_run_from_the_cache(tmp_path):
     """The test copies the kernels alone into a new package, which imports no torch."""
     kernels = tmp_path / "bnn_exp" / "bits" / "cpu" / "kernels"

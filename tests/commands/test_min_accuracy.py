@@ -64,6 +64,7 @@ def test_an_interrupted_run_that_goes_on_is_asked_at_its_end(bnn_train, copy_of_
     assert bnn_train("resume=run", "min_accuracy=100").code == TOO_LOW
 
 
+@pytest.mark.slow
 def test_a_sweep_has_the_worst_code_of_its_runs(bnn_train):
     sweep = ("-m", "trainer=smoke", "trainer.epochs=1", "model.hidden_size=8", "seed=0,1")
     done = bnn_train(*sweep, "min_accuracy=100", "hydra.sweep.dir=low")

@@ -159,6 +159,7 @@ def test_the_best_is_said_with_what_chose_it(bnn_train, summary):
         assert f"completed: test {result['test_accuracy']:.2f}%, {said}" in done.out
 
 
+@pytest.mark.slow
 def test_what_takes_long_shows_how_far_it_is(bnn_train, copy_of_run, tmp_path, monkeypatch):
     """Every loop prints its progress, if each step takes ten seconds: tests in training, benchmarks, exports."""
     monkeypatch.setattr(terminal, "EVERY", 0.0)

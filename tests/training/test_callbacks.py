@@ -109,8 +109,10 @@ class Failing(Diary):
 
 @pytest.mark.parametrize(("at", "said"), [
     (("step", 4), r"test_callbacks:Failing\.on_step in epoch 2: ZeroDivisionError: of the test"),
-    (("epoch", 2), r"test_callbacks:Failing\.on_epoch after epoch 2: RuntimeError: shape '\[3\]'"),
-    (("end", 0), r"test_callbacks:Failing\.on_end after epoch 3: ZeroDivisionError"),
+    pytest.param(
+        ("epoch", 2), r"test_callbacks:Failing\.on_epoch after epoch 2: RuntimeError: shape '\[3\]'", marks=pytest.mark.slow
+    ),
+    pytest.param(("end", 0), r"test_callbacks:Failing\.on_end after epoch 3: ZeroDivisionError", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_an_error_ends_the_run_and_a_resume_goes_on(bnn_train, summary, monkeypatch, at, said):
     register_callback(Failing)
