@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import bnn_exp.bits.cpu.kernels
 
 COUNT = """
