@@ -123,7 +123,7 @@ def test_a_graph_holds_the_kernels_of_a_training(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 7)], ids=str)
 def test_a_linear_layer_takes_any_number_of_dimensions(shape, on_gpu):
-    """As on a CPU: a network of one's own may have a dimension for places beside the batch."""
+    """A layer takes inputs of any number of dimensions, also on a GPU: a network of a plugin may have one for places."""
     layer, x = BinaryLinear(7, 5).to(WHERE), torch.randn(shape, device=WHERE, requires_grad=True)
     ends = []
     for begin in (lambda: None, on_gpu):

@@ -71,11 +71,18 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr(device, "on_host", lambda where: False)
 
 
-def end(*overrides, epochs=2, recorded=False):
-    """Trains, and returns the hash of the bits, the metrics, and parameters and statistics of the norms."""
-    trainer = trainer_of(*overrides, "dataset.limit=150", "trainer.batch_size=32", "engine=dense", f"trainer.epochs={epochs}")
+def stepping(recorded, *overrides):
+    """Returns a new trainer. Its steps are recorded if `recorded` is True."""
+    trainer = trainer_of(*overrides)
     if recorded:
         trainer.step = Recorded(trainer.step, required=True)
+    return trainer
+
+
+def end(*overrides, epochs=2, recorded=False):
+    """Trains, and returns the hash of the bits, the metrics, and parameters and statistics of the norms."""
+    sizes = "dataset.limit=150", "trainer.batch_size=32", "engine=dense", f"trainer.epochs={epochs}"
+    trainer = stepping(recorded, *overrides, *sizes)
     metrics = [trainer.epoch() for _ in range(epochs)]
     kept = {"train_loss", "train_accuracy", "flips", "gradient_snr", "flips_back"}
     metrics = [{key: value for key, value in line.items() if key in kept} for line in metrics]
@@ -129,9 +136,7 @@ def test_parameters_have_the_gradients_of_the_step_just_made(tapes, on_gpu):
     """Also after a batch of another size, whose graph writes to other gradients."""
     seen = []
     for recorded in (True, False):
-        trainer = trainer_of("optimizer=counter", "model.hidden_size=24", *SMALL[2:])
-        if recorded:
-            trainer.step = Recorded(trainer.step, required=True)
+        trainer = stepping(recorded, "optimizer=counter", "model.hidden_size=24", *SMALL[2:])
         gradients = []
         trainer.after_step = lambda trainer, loss, seen=gradients: seen.extend(
             p.grad.clone() for p in trainer.network.parameters()
@@ -152,9 +157,7 @@ def test_a_callback_may_change_any_hyperparameter(tapes, on_gpu):
     """A graph holds those that no step announces, so a change frees the graphs."""
     ends = []
     for recorded in (True, False):
-        trainer = trainer_of("optimizer=bop2", "real_optimizer=sgd", "model.hidden_size=24", *SMALL[2:])
-        if recorded:
-            trainer.step = Recorded(trainer.step, required=True)
+        trainer = stepping(recorded, "optimizer=bop2", "real_optimizer=sgd", "model.hidden_size=24", *SMALL[2:])
         rows, losses = trainer.batches.of_epoch(0), []
         for batch in range(9):
             if batch == 3:
@@ -170,9 +173,7 @@ def test_samples_that_the_caller_chooses_are_trained_on(tapes, on_gpu):
     """A recorded step takes its samples from the permutation of the epoch, or from a copy of the indices of the caller."""
     ends = []
     for recorded in (True, False):
-        trainer = trainer_of("optimizer=counter", "model.hidden_size=24", "dataset.augment=standard", *SMALL[2:])
-        if recorded:
-            trainer.step = Recorded(trainer.step, required=True)
+        trainer = stepping(recorded, "optimizer=counter", "model.hidden_size=24", "dataset.augment=standard", *SMALL[2:])
         own = trainer.batches.of_epoch(0)
         chosen = [own[0], torch.arange(64), own[1], torch.arange(100, 164), trainer.batches.order[:128:2], own[2]]
         losses = [float(trainer.train_on(rows, 0, batch)[0]) for batch, rows in enumerate(chosen)]

@@ -184,6 +184,14 @@ def whole(
 
 
 @triton.jit
+def _passing_at(z, grad, at, there, scale, shift, window, ACTIVATION: tl.constexpr):
+    """Returns z and the gradient at y = z·scale + shift, both float32, at the offsets `at`; 0 beyond the mask `there`."""
+    x = tl.load(z + at, there, 0.0).to(tl.float32)
+    g = tl.load(grad + at, there, 0.0).to(tl.float32)
+    return x, passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
+
+
+@triton.jit
 def part_sums(
     grad,
     z,
@@ -211,9 +219,7 @@ def part_sums(
     total, product = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(begin, end, ROWS):
         at, there = offsets(first, end, channels, n, ROWS)
-        x = tl.load(z + at, there, 0.0).to(tl.float32)
-        g = tl.load(grad + at, there, 0.0).to(tl.float32)
-        g = passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
+        x, g = _passing_at(z, grad, at, there, scale, shift, window, ACTIVATION)
         total += g
         product += g * (x - center[None, :])
     place = tl.program_id(0).to(tl.int64) * channels + n
@@ -268,9 +274,7 @@ def element_gradients(
     inverse, scale, shift = _scale_and_shift(center, spread, weight, bias, eps, n, channels, AFFINE)
     slope = scale * inverse * tl.load(of_weight + n, n < channels, 0.0) / rows
     offset = scale * tl.load(of_bias + n, n < channels, 0.0) / rows
-    x = tl.load(z + at, there, 0.0).to(tl.float32)
-    g = tl.load(grad + at, there, 0.0).to(tl.float32)
-    g = passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
+    x, g = _passing_at(z, grad, at, there, scale, shift, window, ACTIVATION)
     found = scale[None, :] * g - slope[None, :] * (x - center[None, :]) - offset[None, :]
     tl.store(out + at, found.to(out.dtype.element_ty), there)
 
@@ -300,9 +304,7 @@ def whole_gradient(
     at, there = offsets(0, rows, channels, n, ROWS)
     center, spread = tl.load(mean + n, n < channels, 0.0), tl.load(variance + n, n < channels, 0.0)
     inverse, scale, shift = _scale_and_shift(center, spread, weight, bias, eps, n, channels, AFFINE)
-    x = tl.load(z + at, there, 0.0).to(tl.float32)
-    g = tl.load(grad + at, there, 0.0).to(tl.float32)
-    g = passing(g, x * scale[None, :] + shift[None, :], window, ACTIVATION)
+    x, g = _passing_at(z, grad, at, there, scale, shift, window, ACTIVATION)
     away = x - center[None, :]
     by_weight, by_bias = inverse * tl.sum(g * away, 0), tl.sum(g, 0)
     tl.store(of_weight + n, by_weight, n < channels)
