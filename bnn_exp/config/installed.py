@@ -28,3 +28,8 @@ def has_driver() -> bool:
 def cores() -> int:
     """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def idle_cores() -> float:
+    """Returns the number of processor cores, beside the one of this process, that had nothing to do in the last minute."""
+    return cores() - 1 - (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0)

@@ -31,7 +31,7 @@ KERNELS = Path(__file__).parents[1] / "bits/cpu/kernels"
 def begin(settings: Settings, values: dict[str, Any]) -> subprocess.Popen | None:
     """Starts the process that compiles the kernels of a run. The process ends with this process at the latest.
 
-    Starts none if the process could not shorten the start: without kernels for a CPU, with one processor core, or if torch is
+    Starts none if the process could not shorten the start: without kernels for a CPU, without an idle core, or if torch is
     imported already. A run of a plugin compiles its kernels itself.
 
     Args:
@@ -40,7 +40,7 @@ def begin(settings: Settings, values: dict[str, Any]) -> subprocess.Popen | None
     Returns:
         The process; None if none was started.
     """
-    if "torch" in sys.modules or installed.cores() < 2 or not _trains_on_packed_bits(settings):
+    if "torch" in sys.modules or installed.idle_cores() <= 0.25 or not _trains_on_packed_bits(settings):
         return None
     if values.get("plugins") or settings.engine.memory == "lean" or mark(settings).exists():
         return None

@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +38,8 @@ def compile_kernels(settings: Settings) -> None:
 
 def _parts(settings: Settings) -> tuple[Callable[[], object], ...]:
     """Returns the functions that evaluate a tiny network of the settings, and train it for a step."""
-    data = random_images(ROWS, torch.device("cpu"))
+    packed: Any = replace(settings.engine, name="packed")  # engine=auto would choose dense for a tiny network
+    settings, data = replace(settings, engine=packed), random_images(ROWS, torch.device("cpu"))
     trainer = Trainer(settings, network_to_train(settings, data), data)
 
     def train() -> None:
