@@ -4,6 +4,7 @@ A number of channels that is no multiple of 16 takes the definitions in torch.
 """
 
 from collections.abc import Callable
+from inspect import unwrap
 from math import inf
 from typing import Any
 
@@ -23,7 +24,7 @@ _LOWEST = {"relu": 0.0, "identity": -inf}  # the activation of y is max(y, lowes
 
 def batch_statistics(z: Tensor, *running: Any) -> tuple[Tensor, Tensor]:
     if not readable(z):
-        return batch_norm.batch_statistics.__wrapped__(z, *running)
+        return unwrap(batch_norm.batch_statistics)(z, *running)
     means, squares = _of_chunks(z)
     given, to = (flat(z), z.shape[1]), (means.reshape(-1), squares.reshape(-1))
     _share(lambda begin, end: kernels.chunk_moments(*given, begin, end, *to), len(z))
@@ -40,7 +41,7 @@ def normalize(z: Tensor, *given: Any) -> Tensor:
     *norm, activation, low, high, dtype = given
     out = torch.empty_like(z, dtype=dtype)
     if not readable(z, out):
-        return batch_norm.normalize.__wrapped__(z, *given)
+        return unwrap(batch_norm.normalize)(z, *given)
     arrays = flat(z), z.shape[1], *(flat(vector) for vector in batch_norm.scale_and_shift(*norm))
     to = flat(out)
     if activation == "binary":
@@ -53,7 +54,7 @@ def normalize(z: Tensor, *given: Any) -> Tensor:
 
 def normalize_gradient(grad: Tensor, z: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not readable(grad, z):
-        return batch_norm.normalize_gradient.__wrapped__(grad, z, *given)
+        return unwrap(batch_norm.normalize_gradient)(grad, z, *given)
     mean, variance, weight, bias, eps, activation, window = given
     scale, shift = batch_norm.scale_and_shift(mean, variance, weight, bias, eps)
     between = {"binary": (-window, window), "relu": (_ABOVE_0, inf), "identity": (-inf, inf)}[activation]

@@ -3,6 +3,8 @@
 A number of channels that is no multiple of 16 takes the definitions in torch.
 """
 
+from inspect import unwrap
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from bnn_exp.nn import pooling
 
 def pooled(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if not readable(x):
-        return pooling.pooled.__wrapped__(x, size)
+        return unwrap(pooling.pooled)(x, size)
     shape = pooling.pooled_shape(x, size)
     out, places = x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8)
     given, to = (flat(x), tuple(x.shape), size), (flat(out), flat(places))
@@ -24,7 +26,7 @@ def pooled(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def pooled_gradient(grad: Tensor, places: Tensor, size: int, height: int, width: int) -> Tensor:
     if not readable(grad):
-        return pooling.pooled_gradient.__wrapped__(grad, places, size, height, width)
+        return unwrap(pooling.pooled_gradient)(grad, places, size, height, width)
     batch, rows, _, channels = grad.shape
     out = grad.new_empty(batch, height, width, channels)
     given, to = (flat(grad), flat(places), tuple(out.shape), size), flat(out)
