@@ -36,16 +36,17 @@ def norm_of(shape, **options):
     return norm
 
 
-def passed(norm, activation, z, grad, function):
+def passed(norm, activation, z, grad, function, *options):
     """Returns the output, all gradients and the running statistics, in float64."""
     z = z.clone().requires_grad_()
-    y = function(norm, activation, z)
+    y = function(norm, activation, z, *options)
     y.backward(grad.to(y.dtype))
     return [t.detach().double() for t in (y, z.grad, *(p.grad for p in norm.parameters()), *norm.buffers())]
 
 
-def by_torch(norm, activation, z):
-    return norm(z) if activation is None else activation(norm(z))
+def by_torch(norm, activation, z, pool=1):
+    y = norm(z) if activation is None else activation(norm(z))
+    return F.max_pool2d(y, pool)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -59,6 +60,19 @@ def test_a_training_pass_is_that_of_torch(dtype, unit, activation, shape):
     for ours, theirs, rounding in zip(found, expected, (unit, unit, *[1e-4] * 5), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=rounding, atol=1e-4)
     assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(("shape", "pool"), [((3, 32, 9, 7), 2), ((2, 16, 12, 13), 3)], ids=str)
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), Binarize()], ids=str)
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 1e-4), (torch.bfloat16, 2**-7)], ids=["fp32", "bf16"])
+def test_a_pooled_training_pass_is_that_of_torch(dtype, unit, activation, shape, pool):
+    norm, z = norm_of(shape), torch.randn(shape).to(dtype)
+    norm.weight.data[1] = -norm.weight[0].detach()  # the largest y may be of the smallest z
+    grad = torch.randn(F.max_pool2d(z, pool).shape).to(dtype)
+    expected = passed(copy.deepcopy(norm).double(), activation, z.double(), grad, by_torch, pool)
+    found = passed(norm, activation, z, grad, normalized, pool)
+    for ours, theirs, rounding in zip(found, expected, (unit, unit, *[1e-4] * 5), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rounding, atol=1e-4)
 
 
 def test_options_of_a_norm():
@@ -98,7 +112,7 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(passed(copy.deepcopy(norm), nn.ReLU(), z, grad, lambda *given: max_pool(normalized(*given), 2)))
+            found.append(passed(copy.deepcopy(norm), nn.ReLU(), z, grad, normalized, 2))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
