@@ -16,6 +16,11 @@ def has_triton() -> bool:
     return find_spec("triton") is not None and compiler is not None
 
 
+def has_cpp_compiler() -> bool:
+    """Returns True if there is a C++ compiler, which torch.compile needs on a CPU."""
+    return shutil.which(os.environ.get("CXX") or "g++") is not None
+
+
 def has_driver() -> bool:
     """Returns True if this machine has a driver for NVIDIA's GPUs."""
     try:
