@@ -93,6 +93,12 @@ def int_at(_typing, address):
 
 
 @intrinsic
+def signed_at(_typing, address):
+    """Returns the int32 at `address`."""
+    return emitted(types.intp(types.intp), lambda b, a: b.sext(b.load(pointer(b, a, I32), align=4), I64))
+
+
+@intrinsic
 def word_at(_typing, address):
     """Returns the int64 at `address`."""
     return emitted(types.intp(types.intp), lambda b, a: b.load(pointer(b, a, I64), align=1))
@@ -114,6 +120,12 @@ def set_byte(_typing, address, value):
 def set_int(_typing, address, value):
     """Stores `value` as int32 at `address`."""
     return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(b.trunc(v, I32), pointer(b, a, I32), align=4))
+
+
+@intrinsic
+def set_word(_typing, address, value):
+    """Stores an int64 at `address`."""
+    return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(v, pointer(b, a, I64), align=8))
 
 
 @intrinsic
