@@ -11,7 +11,16 @@ import torch
 from helpers import settings_of, trainer_for, use_tapes, write_dataset
 
 from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
-from bnn_exp.commands.benchmark import float_twin, process_memory, torch_loops, training_memory, training_times, training_ways
+from bnn_exp.commands.benchmark import (
+    float_twin,
+    peers,
+    process_memory,
+    torch_loops,
+    training_memory,
+    training_times,
+    training_ways,
+)
+from bnn_exp.config.installed import has_cpp_compiler
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers, device
 from bnn_exp.training.plan import read
@@ -199,7 +208,9 @@ def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch
     assert all(word in done.out for word in ("packed", "dense", "torch fp32", "torch Adam", "s/epoch"))
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["benchmark.json", "benchmark.png"]
     found = json.loads((tmp_path / "out/benchmark.json").read_text())
-    assert [row["way"] for row in found["ways"]] == ["packed", "dense", "torch fp32"]
+    compiled = ["torch fp32 compiled"] * has_cpp_compiler()
+    others = ["torch fp32", "torch bf16", *compiled, "torch Adam", *filter(peers.is_installed, peers.LIBRARIES)]
+    assert [row["way"] for row in found["ways"]] == ["packed", "dense", *others]
     for row in found["ways"]:
         assert 0 < row["low"] <= row["median"] <= row["high"] and row["processor_median"] > 0
         assert row["images_per_second"] * row["median"] == pytest.approx(64)
