@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
-from bnn_exp.nn.function import takes_kernels
+from bnn_exp.nn.function import is_compiled, takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.pooling import max_pool
 
@@ -89,7 +89,7 @@ class BNCVLNet(OfPixels):
                 h = max_pool(h, self.pool)
             h = convolution(h)
         # In this order of dimensions the gradient is channels-last, as the kernels of BatchNorm read it.
-        h = h.permute(0, 2, 3, 1).mean((1, 2)) if takes_kernels(h) else h.mean((2, 3))
+        h = h.permute(0, 2, 3, 1).mean((1, 2)) if takes_kernels(h) or is_compiled(h) else h.mean((2, 3))
         for layer in self.dense:
             h = layer(h)
         return h

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn_exp.nn import batch_norm
 from bnn_exp.nn.binary import Binarize, two_values
-from bnn_exp.nn.function import in_bf16, takes_kernels
+from bnn_exp.nn.function import in_bf16, is_compiled, takes_kernels
 from bnn_exp.nn.known_classes import difference
 from bnn_exp.nn.saved import note_values
 from bnn_exp.nn.standardize import Standardize, standardize, standardize_gradient
@@ -37,7 +37,8 @@ def normalized(norm: Any, activation: Any, z: Tensor) -> Tensor:
     Args:
         z: [batch, channels], or [batch, channels, height, width].
     """
-    if takes_kernels(z) and z.dtype in (torch.float32, torch.bfloat16) and (kind := _kind(activation)):
+    taken = takes_kernels(z) or (is_compiled(z) and norm.training)
+    if taken and z.dtype in (torch.float32, torch.bfloat16) and (kind := _kind(activation)):
         dtype = torch.bfloat16 if in_bf16(z) and kind.name != "identity" else z.dtype
         if _is_batch_norm(norm, z):
             return _noted(_batch_norm(norm, kind, z, dtype), kind)

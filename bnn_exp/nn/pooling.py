@@ -1,4 +1,4 @@
-"""Max-pooling with windows that do not overlap. On a GPU the backward pass keeps one byte for each window."""
+"""Max-pooling with windows that do not overlap. The operators keep one byte for each window for the backward pass."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bnn_exp.nn.function import takes_kernels
+from bnn_exp.nn.function import is_compiled, takes_kernels
 from bnn_exp.nn.operators import operator
 
 _LARGEST = 15  # the largest side of a window for the operators, which store a place in the window as a byte
@@ -19,7 +19,7 @@ def max_pool(x: Tensor, size: int) -> Tensor:
     Args:
         x: [batch, channels, height, width].
     """
-    if takes_kernels(x) and _fits(x, size):
+    if (takes_kernels(x) or is_compiled(x)) and _fits(x, size):
         return _MaxPool.apply(x, size)
     return F.max_pool2d(x, size)
 
@@ -38,6 +38,7 @@ def _nhwc(x: Tensor) -> Tensor:
 @operator(
     "(Tensor x, int size) -> (Tensor, Tensor places)",
     kernels="bnn_exp.nn.cuda.pooling:pooled",
+    cpu="bnn_exp.bits.cpu.pooling:pooled",
     launches=1,
     fake=lambda x, size: tuple(x.new_empty(pooled_shape(x, size), dtype=dtype) for dtype in (x.dtype, torch.uint8)),
 )
@@ -61,6 +62,7 @@ def pooled(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 @operator(
     "(Tensor grad, Tensor places, int size, int height, int width) -> Tensor",
     kernels="bnn_exp.nn.cuda.pooling:pooled_gradient",
+    cpu="bnn_exp.bits.cpu.pooling:pooled_gradient",
     launches=1,
     fake=lambda grad, places, size, height, width: grad.new_empty(len(grad), height, width, grad.shape[3]),
 )

@@ -11,7 +11,7 @@ import torch
 from helpers import settings_of, trainer_for, use_tapes, write_dataset
 
 from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
-from bnn_exp.commands.benchmark import process_memory, torch_loops, training_memory, training_times, training_ways
+from bnn_exp.commands.benchmark import float_twin, process_memory, torch_loops, training_memory, training_times, training_ways
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers, device
 from bnn_exp.training.plan import read
@@ -109,6 +109,34 @@ def test_the_loop_of_adam_trains_latents_by_their_signs(digits):
     losses = [float(loop.step(rows)) for rows in islice(training_times.whole_batches(digits, 256), 60)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert set(layer.weight.unique().tolist()) == {-1.0, 1.0} and latent.unique().numel() > 1000
+
+
+@pytest.mark.parametrize("normalization", ["batch", "sample", "channel"])
+def test_the_float_twin_of_bncvl_computes_what_bncvl_computes_of_real_weights(normalization, digits):
+    settings = settings_of("model=bncvl", f"model.normalization={normalization}")
+    network = torch_loops.float_network(settings, digits)
+    twin = float_twin.twin(network)
+    layers = [layer for layer in twin if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    for layer, (_, own) in zip(layers, binary_layers(network), strict=True):
+        torch.nn.init.normal_(own.weight)
+        layer.load_state_dict(dict(own.named_parameters(recurse=False)))
+    x = digits.train.images[:64].float() / 255
+    torch.testing.assert_close(twin(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_float_twin_of_vgg_has_its_sizes_and_learns(digits):
+    settings = settings_of("model=vgg", "model.channels=[16,32]")
+    loop = float_twin.twin_loop(settings, torch_loops.in_floats(digits), bf16=False, compiled=False)
+    shapes = [p.shape for _, layer in binary_layers(torch_loops.float_network(settings, digits)) for p in layer.parameters()]
+    assert [p.shape for p in loop.network.parameters() if p.dim() > 1] == shapes
+    losses = [float(loop.step(rows)) for rows in islice(training_times.whole_batches(digits, 64), 30)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_only_a_cnn_on_a_cpu_has_float_twins():
+    assert not training_ways.twins(settings_of(), torch.device("cpu"))
+    assert not training_ways.twins(settings_of("model=bncvl"), torch.device("cuda"))
+    assert {"float twin fp32", "float twin bf16"} <= {*training_ways.twins(settings_of("model=bncvl"), torch.device("cpu"))}
 
 
 def test_every_way_takes_the_same_whole_batches(monkeypatch, digits):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
-from bnn_exp.bits.cpu.kernels import products
+from bnn_exp.bits.cpu.kernels import pixels, products
 from bnn_exp.bits.cpu.threads import share
 from bnn_exp.bits.reference import LANES
 
@@ -27,7 +27,7 @@ def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
     """Returns the sums Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
-    return _sums(products.pixel_product, x, tiles, sizes(x, tiles, "pixel"), outputs, zero)
+    return _sums(pixels.pixel_product, x, tiles, sizes(x, tiles, "pixel"), outputs, zero)
 
 
 def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
@@ -37,7 +37,7 @@ def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, ze
 
 def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
     """Returns the packed bits 1[Σ x·w ≥ threshold] of pixels x; see `bnn_exp.bits.operators`."""
-    return _steps(products.pixel_product, x, tiles, sizes(x, tiles, "pixel"), thresholds, inverted, zero)
+    return _steps(pixels.pixel_product, x, tiles, sizes(x, tiles, "pixel"), thresholds, inverted, zero)
 
 
 def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:

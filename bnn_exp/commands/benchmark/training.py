@@ -35,7 +35,8 @@ def benchmark(task: Task) -> str:
     - `floor`: the least work of an epoch, see `lower_bound`, with `times`: the engine's seconds divided by the least seconds;
     - `seed`: the figures of the reference program, see `reference_program.compare`, or null;
     - `memory`: for each way, see `training_memory.measure`; null if the system does not report memory;
-    - `speedup_over_dense_torch` (fp32), `speedup_over_seed` (or null), `memory_saved_over_adam` (a fraction, or null).
+    - `speedup_over_dense_torch` (fp32), `speedup_over_float_twin` (the fastest twin; null without), `speedup_over_seed` (or
+      null), `memory_saved_over_adam` (a fraction, or null).
 
     Raises:
         UserError: the configuration can't be trained or measured, or the reference program fails.
@@ -65,7 +66,8 @@ def _measure(plan: Plan, wanted: Any) -> dict[str, Any]:
         batch, images = training_times.batch_size(settings, data), training_times.rows_of_epoch(settings, data)
         own = training_ways.trainer(chosen, settings, data) if program else None
         compared = reference_program.compare(program, own, rows) if program else None
-        names = tuple(dict.fromkeys((chosen, "dense", *training_ways.plain(device))))
+        twins = training_ways.twins(settings, device)
+        names = tuple(dict.fromkeys((chosen, "dense", *training_ways.plain(device), *twins)))
         ways = training_times.measure(names, settings, data, wanted.rounds)
         least = lower_bound(first_network(settings, data).to(device), data, batch, images, chosen)
     for row in ways:
@@ -79,6 +81,7 @@ def _measure(plan: Plan, wanted: Any) -> dict[str, Any]:
         "seed": compared,
         "memory": sizes,
         "speedup_over_dense_torch": next(row["speedup"] for row in ways if row["way"] == training_ways.FP32),
+        "speedup_over_float_twin": min((row["speedup"] for row in ways if row["way"] in twins), default=None),
         "speedup_over_seed": compared and compared["speedup"],
         "memory_saved_over_adam": sizes and 1 - sizes[chosen]["peak_bytes"] / sizes[training_ways.ADAM]["peak_bytes"],
     }

@@ -1,6 +1,8 @@
 """The ways to train a configuration that a benchmark compares. Each way is a function that makes one step on a batch."""
 
 import copy
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnn_exp.commands.benchmark.float_twin import has_twin, twin_loop
 from bnn_exp.commands.benchmark.torch_loops import adam_loop, in_floats, same_rule
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
@@ -16,6 +19,12 @@ from bnn_exp.training.trainer import Trainer
 
 ENGINES = ("packed", "dense")  # the ways that train with our own engines, see bnn_exp.training.engine
 FP32, BF16, RECORDED, ADAM = "torch fp32", "torch bf16", "torch bf16 recorded", "torch Adam"
+TWINS = {  # the float twin of a CNN: under bf16 autocast, compiled
+    "float twin fp32": (False, False),
+    "float twin bf16": (True, False),
+    "float twin fp32 compiled": (False, True),
+    "float twin bf16 compiled": (True, True),
+}
 
 Step = Callable[[Tensor], object]  # its argument: indices of train rows, int64, on the device
 
@@ -50,6 +59,8 @@ def first_step(name: str, settings: Settings, data: Dataset) -> Step:
     """
     if name in ENGINES:
         return trainer(name, settings, data).train_on
+    if name in TWINS:
+        return twin_loop(settings, data, *TWINS[name]).step
     if name == ADAM:
         return adam_loop(settings, data).step
     loop = same_rule(settings, data, bf16=name in (BF16, RECORDED))
@@ -72,3 +83,14 @@ def plain(device: torch.device) -> tuple[str, ...]:
     On a GPU also in bf16, and in bf16 with the whole step recorded as one CUDA graph.
     """
     return (FP32, BF16, RECORDED) if device.type == "cuda" else (FP32,)
+
+
+def twins(settings: Settings, device: torch.device) -> tuple[str, ...]:
+    """Returns the names of the ways that train the float twin of a CNN on a CPU. Other networks and GPUs have none.
+
+    Without a C++ compiler torch.compile cannot compile for a CPU, and the compiled twins are left out.
+    """
+    if device.type != "cpu" or not has_twin(settings):
+        return ()
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    return tuple(name for name, (_, compiled) in TWINS.items() if compiler or not compiled)

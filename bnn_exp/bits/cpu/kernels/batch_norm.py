@@ -11,7 +11,7 @@ A kernel takes a range of rows or columns, so that threads can share the work. T
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import fused_kernel
-from bnn_exp.bits.cpu.kernels.llvm import WIDTH
+from bnn_exp.bits.cpu.kernels.llvm import WIDTH, keep
 from bnn_exp.bits.cpu.kernels.vectors_16 import (
     floats_at,
     minus,
@@ -80,6 +80,7 @@ def activations(z, a, c, scale, shift, begin, end, bits):
             y[n] = (a * np.float32(z[r, n]) + c[n]) * scale[n] + shift[n]
         for n in range(0, z.shape[1], WIDTH):
             set_not_negative(to + r * row + n // 8, floats_at(at + 4 * n))
+    keep(y)
 
 
 @fused_kernel

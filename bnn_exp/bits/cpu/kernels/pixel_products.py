@@ -9,7 +9,7 @@ pixels without a 0 the times were 20 ms and 24 ms (256 outputs). All times are f
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import WIDTH, int_at, set_int
+from bnn_exp.bits.cpu.kernels.llvm import WIDTH, int_at, keep, set_int
 from bnn_exp.bits.cpu.kernels.vectors_16 import add_products, as_floats, over, repeated, set_floats, set_used, zero_ints
 
 FOUR = 4  # neighbouring pixels that one instruction multiplies by their weights and adds up
@@ -71,3 +71,4 @@ def scaled_pixel_sums(x, row, rows, weights, groups, out):
                     g, h = add_products(g, q, at + 128), add_products(h, q, at + 192)
                 _set_quotients(out + r * out_row + 256 * group, a, b, c, d, divisor)
                 _set_quotients(out + s * out_row + 256 * group, e, f, g, h, divisor)
+    keep(places)
