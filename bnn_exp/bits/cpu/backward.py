@@ -4,8 +4,6 @@ y is the output of a BatchNorm; the sums are its input. The *gradient at y* and 
 of the loss with respect to y and to the sums, float32 [rows, width].
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,17 +29,6 @@ class _OnRows:
         share_rows(lambda begin, end: self.rows(array, begin, end), len(array))
 
 
-@dataclass(frozen=True)
-class Totals:
-    """Two sums over the rows of a batch: Σ grad and Σ grad · (number − mean), float64 [width].
-
-    `grad` is the gradient at the output y of a BatchNorm, 0 outside the window. `number` is the input of the BatchNorm.
-    """
-
-    grads: Tensor
-    products: Tensor
-
-
 class Window(_OnRows):
     """The backward pass of an activation: the gradient at y passes where |y| ≤ `window` and becomes 0 elsewhere."""
 
@@ -53,22 +40,23 @@ class Window(_OnRows):
     def rows(self, grad: np.ndarray, begin: int, end: int) -> None:
         batch_norm.pass_window(grad, *self.arguments, begin, end, *self.partial)
 
-    @property
-    def totals(self) -> Totals:
-        """The two sums of `Totals` over all rows. They are complete once the method `rows` has run for every row."""
-        return Totals(*torch.from_numpy(self.partial.sum(1, dtype=np.float64)))
-
 
 class Centering(_OnRows):
-    """The backward pass of a BatchNorm: the gradient at y becomes that at the sums (Ioffe & Szegedy 2015, section 3)."""
+    """The backward pass of a BatchNorm: the gradient at y becomes that at the sums (Ioffe & Szegedy 2015, section 3).
 
-    def __init__(self, sums: Sums, norm: Norm, totals: Totals):
-        factor, rows = norm.scale, len(sums.z)
-        slope, offset = torch.zeros_like(factor), torch.zeros_like(factor)
-        if norm.batch:  # mean and variance come from this batch, so the gradient passes through them too
-            slope = factor * (totals.products * norm.inverse.double().square() / rows).float()
-            offset = factor * (totals.grads / rows).float()
-        self.arguments = *sums.arrays, *(vector.numpy() for vector in (norm.mean, factor, slope, offset))
+    `of_weight` and `of_bias` are the gradients of weight and bias of the BatchNorm, float32 [width].
+
+    Args:
+        window: the activation that follows the BatchNorm. Its method `rows` has run for every row.
+    """
+
+    def __init__(self, sums: Sums, norm: Norm, window: Window):
+        vectors = torch.empty(4, sums.z.shape[1])
+        slope, offset, _, _ = arrays = vectors.numpy()
+        _, _, self.of_weight, self.of_bias = vectors
+        factor = norm.scale.numpy()
+        batch_norm.gradient_vectors(*window.partial, len(sums.z), norm.inverse.numpy(), factor, norm.batch, *arrays)
+        self.arguments = *sums.arrays, norm.mean.numpy(), factor, slope, offset
 
     def rows(self, grad: np.ndarray, begin: int, end: int) -> None:
         batch_norm.center(grad, *self.arguments, begin, end)

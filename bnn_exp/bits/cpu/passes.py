@@ -90,9 +90,8 @@ class Backward:
         self._enter(sums, norm, window)
 
     def _enter(self, sums: Sums, norm: Norm, window: Window) -> None:
-        totals = window.totals
-        self.center = Centering(sums, norm, totals)
-        self.of_weight, self.of_bias = (totals.products * norm.inverse).float(), totals.grads.float()
+        self.center = Centering(sums, norm, window)
+        self.of_weight, self.of_bias = self.center.of_weight, self.center.of_bias
 
     def at_sums(self) -> Tensor:
         """Returns the gradient at the sums of the current layer, float32 [rows, width], and ends the pass."""
