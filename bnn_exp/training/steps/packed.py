@@ -21,6 +21,7 @@ from bnn_exp.config.settings import Settings
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
 from bnn_exp.optim.rule import Rule
+from bnn_exp.training import precision
 from bnn_exp.training.steps.dense import Dense
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Packed(Dense):
             step = self.rule.param_groups[0]["step"]
             return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
-        operations = arithmetic(self.network.layers[0].weight, self.bf16, settings.engine.gradient_bits, key)
+        bf16_products = self.bf16 and precision.bf16_is_faster()
+        operations = arithmetic(self.network.layers[0].weight, self.bf16, settings.engine.gradient_bits, key, bf16_products)
         self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze)
 
 
