@@ -1,8 +1,8 @@
-"""Operations with two forms: a definition in plain torch, and Triton's kernels for a GPU.
+"""Operations with two or three forms: a definition in plain torch, Triton's kernels for a GPU, a compiled form for a CPU.
 
-Each operation is a torch operator `torch.ops.bnn_exp.NAME`. A tensor on a GPU gets the kernels if Triton can run, every
-other tensor the definition. Tests compare both forms. A TorchDispatchMode sees one call for each operation, so tests can record
-a step, and count the launches of a step.
+Each operation is a torch operator `torch.ops.bnn_exp.NAME`. A tensor on a GPU gets the kernels if Triton can run, a tensor on
+a CPU the compiled form if there is one, every other tensor the definition. Tests compare the forms. A TorchDispatchMode sees
+one call for each operation, so tests can record a step, and count the launches of a step.
 """
 
 import pkgutil
@@ -20,7 +20,9 @@ kernels_everywhere = False  # tests set this to True: then tensors on a CPU go t
 _library = torch.library.Library("bnn_exp", "FRAGMENT")
 
 
-def operator(arguments: str, kernels: str, launches: int, fake: Callable | None = None) -> Callable[[Callable], Callable]:
+def operator(
+    arguments: str, kernels: str, launches: int, fake: Callable | None = None, cpu: str | None = None
+) -> Callable[[Callable], Callable]:
     """Makes a torch operator of the decorated function, which is the definition in plain torch.
 
         @operator("(Tensor(a!) w, Tensor which) -> ()", kernels="bnn_exp.bits.cuda.flips:flip", launches=1)
@@ -35,6 +37,8 @@ def operator(arguments: str, kernels: str, launches: int, fake: Callable | None 
         kernels: "package.module:function" of the form for a GPU, with the same arguments. The first call imports the module.
         launches: the number of kernels that this form launches.
         fake: returns empty tensors with the shapes and dtypes of the results, for torch.compile. Without results: not needed.
+        cpu: "package.module:function" of the compiled form for a CPU, with the same arguments. The first call imports the
+            module. None: a CPU takes the definition.
     """
 
     def decorate(definition: Callable) -> Callable:
@@ -47,10 +51,15 @@ def operator(arguments: str, kernels: str, launches: int, fake: Callable | None 
         def elsewhere(*given: Any, **named: Any) -> Any:
             return (on_gpu if kernels_everywhere else definition)(*given, **named)
 
+        def on_cpu(*given: Any, **named: Any) -> Any:
+            return (on_gpu if kernels_everywhere else pkgutil.resolve_name(str(cpu)))(*given, **named)
+
         LAUNCHES[name] = launches
         _library.define(name + arguments)
         _library.impl(name, elsewhere, "CompositeExplicitAutograd")
         _library.impl(name, on_gpu, "CUDA")
+        if cpu:
+            _library.impl(name, on_cpu, "CPU")
         torch.library.register_fake(f"bnn_exp::{name}", fake or (lambda *given, **named: None), lib=_library)
         call = getattr(torch.ops.bnn_exp, name)
         return wraps(definition)(lambda *given, **named: call(*given, **named))

@@ -5,14 +5,33 @@ kernels from other files. Its cached machine code therefore counts only as long 
 """
 
 import hashlib
+import importlib
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
+import numba.np.linalg
 from numba import njit
 from numba.core.caching import FunctionCache
 
 from bnn_exp.bits.reference import LANES
+
+
+def _import_array_functions() -> None:
+    """Imports numba's array functions without `scipy.linalg`, whose import takes a tenth of a second.
+
+    Numba imports `scipy.linalg` to learn whether scipy is installed. Only functions of linear algebra need it.
+    """
+    with patch.object(numba.np.linalg, "ensure_blas", side_effect=ImportError):
+        arrays = importlib.import_module("numba.np.arraymath")
+    arrays._HAVE_BLAS = find_spec("scipy") is not None
+
+
+if "numba.np.arraymath" not in sys.modules:
+    _import_array_functions()
 
 
 def _sources() -> str:
