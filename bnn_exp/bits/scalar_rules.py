@@ -8,15 +8,16 @@ Numba compiles these functions for a CPU, and Triton for a GPU, see `compiled`. 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import absolute, divide, floor, maximum, minimum, where
 from numpy import float32 as real
 from numpy import sqrt as root
 
+HEATS = {"const": "strength", "gaussian": "gaussian", "scaled_gaussian": "scaled_gaussian"}  # measure of each temperature
 erf = np.vectorize(math.erf, otypes=[real])
 
 
@@ -90,6 +91,45 @@ def scaled_gaussian(lr, variance, deviation):
     return tau, variance + divide(real(1.5707963267948966) * (move * move), variance)
 
 
+class Step(NamedTuple):
+    """A step of a rule on one tensor: the scalar function and the numbers that it takes.
+
+    Args:
+        rule: the name of the scalar function, or `top`.
+        measure: the measure of the tensor: `one` (the number 1), `strength`, `beta` (the second number of the state),
+            `deviation` (σ), `rows` or `factors` (the sizes of `bnn_exp.optim.gradients.scaled`), or the temperatures
+            `gaussian` and `scaled_gaussian`, which also replace the variance, the first number of the state.
+        random: True if the rule draws random numbers.
+        counted: True if the second number of the state becomes the fraction of bits that did not flip.
+        halved: True if the constant is a number of bits n, and the rule takes 2ⁿ⁻¹ instead.
+    """
+
+    rule: str
+    measure: str = "one"
+    random: bool = False
+    counted: bool = False
+    halved: bool = False
+
+    def constants(self, given: Sequence[float]) -> tuple[float, float]:
+        """Returns the two hyperparameters that the scalar function takes, from those of the operator; 0 if there are fewer."""
+        y, z = (*given, 0.0, 0.0)[:2]
+        return (2.0 ** (y - 1) if self.halved else float(y)), float(z)
+
+
+STEPS = {
+    **{name: Step(name) for name in ("bop", "bop2", "cema")},
+    "bold": Step("bold", "beta", counted=True),
+    "random": Step("random", random=True),
+    "counter_tensor": Step("counter", "deviation", random=True, halved=True),
+    "counter_neuron": Step("counter", "rows", random=True, halved=True),
+    "counter_factored": Step("counter", "factors", random=True, halved=True),
+    **{f"ewm_{name}": Step("ewm", measure, random=True) for name, measure in HEATS.items()},
+    **{f"wpm_{name}": Step("wpm", measure) for name, measure in HEATS.items()},
+    **{
+        f"top_{name}": Step("top", measure)
+        for name, measure in (("tensor", "one"), ("neuron", "rows"), ("factored", "factors"))
+    },
+}
 FUNCTIONS = (nonzero, average, bop, bop2, cema, bold, counter, random, ewm, wpm, wanted, gaussian, scaled_gaussian)
 RULES = ("bop", "bop2", "cema", "bold", "counter", "random", "ewm", "wpm")
 

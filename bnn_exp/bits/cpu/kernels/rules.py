@@ -17,8 +17,8 @@ from bnn_exp.bits.cpu.kernels.llvm import flip_marked, float_at, half_at, set_fl
 from bnn_exp.bits.cpu.kernels.scalars import OPERATIONS
 
 # Vectors of the scratch memory: gradients, bits as ±1, two states, sizes, flips as 0 and 1, random numbers.
-_SIGNS, _FIRST, _SECOND, _SIZES, _FLIPS, _DRAWS = (BLOCK * i for i in range(1, 7))
-_SCRATCH = 7 * BLOCK + 16
+SIGNS, _FIRST, _SECOND, SIZES, FLIPS, _DRAWS = (BLOCK * i for i in range(1, 7))
+SCRATCH = 7 * BLOCK + 16
 
 
 @kernel
@@ -36,12 +36,22 @@ def read_gradients(g, half, count, scratch):
 def read_signs(w, packed, count, scratch):
     """Copies `count` bits, packed or float32, from address `w` to the scratch memory, as ±1."""
     if packed:
-        signs = np.intp(scratch.ctypes.data) + 4 * _SIGNS
+        signs = np.intp(scratch.ctypes.data) + 4 * SIGNS
         for i in range(0, count, 8):
             set_signs(signs + 4 * i, w + (i >> 3))
     else:
         for i in range(count):
-            scratch[_SIGNS + i] = np.float32(2) * float_at(w + 4 * i) - np.float32(1)
+            scratch[SIGNS + i] = np.float32(2) * float_at(w + 4 * i) - np.float32(1)
+
+
+@kernel
+def read_sizes(size, of_columns, count, scratch):
+    """Writes the sizes of `count` gradients to the scratch memory: `size`, times the numbers of `of_columns` unless it is empty."""
+    if len(of_columns):
+        for i in range(count):
+            scratch[SIZES + i] = size * of_columns[i]
+    else:
+        scratch[SIZES : SIZES + count] = size
 
 
 @kernel
@@ -49,17 +59,16 @@ def flip_block(w, packed, count, scratch):
     """Flips those of the `count` bits from address `w` on that the scratch memory marks. Returns the number of flips."""
     flips = 0
     if packed:
-        scratch[_FLIPS + count : _FLIPS + count + 8] = 0
-        marks = np.intp(scratch.ctypes.data) + 4 * _FLIPS
+        scratch[FLIPS + count : FLIPS + count + 8] = 0
+        marks = np.intp(scratch.ctypes.data) + 4 * FLIPS
         for i in range(0, count, 8):
             flips += flip_marked(w + (i >> 3), marks + 4 * i)
     else:
-        total = np.float32(0)
         for i in range(count):
-            which = scratch[_FLIPS + i]
+            which = scratch[FLIPS + i]
             set_float(w + 4 * i, abs(float_at(w + 4 * i) - which))
         for i in range(count):
-            flips += np.int32(scratch[_FLIPS + i])
+            flips += np.int32(scratch[FLIPS + i])
     return flips
 
 
@@ -103,7 +112,7 @@ def _pass(w, row, packed, g, stride, half, columns, begin, end, a, b, counters, 
         numbers: the strength and two more hyperparameters, float32.
         random: key and step of the random numbers, int64; or empty.
     """
-    scratch, flips, size = np.empty(_SCRATCH, np.float32), 0, of_rows[0]
+    scratch, flips, size = np.empty(SCRATCH, np.float32), 0, of_rows[0]
     strength, y, z = numbers[0], numbers[1], numbers[2]
     for r in range(begin, end):
         if len(of_rows) > 1:
@@ -119,30 +128,26 @@ def _pass(w, row, packed, g, stride, half, columns, begin, end, a, b, counters, 
                 read_counters(counters, width, place, n, scratch)
             else:
                 for i in range(n):
-                    scratch[_FIRST + i] = np.float32(0.5) * (scratch[_SIGNS + i] + np.float32(1))
+                    scratch[_FIRST + i] = np.float32(0.5) * (scratch[SIGNS + i] + np.float32(1))
             if len(b):
                 scratch[_SECOND : _SECOND + n] = b[place : place + n]
-            if len(of_columns):
-                for i in range(n):
-                    scratch[_SIZES + i] = size * of_columns[c + i]
-            else:
-                scratch[_SIZES : _SIZES + n] = size
+            read_sizes(size, of_columns[c:], n, scratch)
             if len(random):
                 fractions(random[0], random[1], 0, place, n, scratch[_DRAWS:])
             first = _DRAWS + place % 4
             for i in range(n):
                 which, one, two = RULE(
                     scratch[i],
-                    scratch[_SIGNS + i],
+                    scratch[SIGNS + i],
                     scratch[_FIRST + i],
                     scratch[_SECOND + i],
                     scratch[first + i],
-                    scratch[_SIZES + i],
+                    scratch[SIZES + i],
                     strength,
                     y,
                     z,
                 )
-                scratch[_FLIPS + i], scratch[_FIRST + i], scratch[_SECOND + i] = np.float32(which), one, two
+                scratch[FLIPS + i], scratch[_FIRST + i], scratch[_SECOND + i] = np.float32(which), one, two
             if len(a):
                 a[place : place + n] = scratch[_FIRST : _FIRST + n]
             elif width:
