@@ -37,9 +37,9 @@ class Fused:
     """Kernels that do what `update` of a rule does. The class attribute `kernels` of the rule lists them.
 
     The operator `torch.ops.bnn_exp.NAME` takes the gradient g, float32 or (on a CPU) bfloat16 [neurons, inputs]; the bits w,
-    float32 of the same shape or packed; the number of columns; the tensors of the state; the strength, a scalar tensor; the constants; the step and the
-    key of the random numbers; and the number of flips, to which the operator adds. The definition of the operator is `update`,
-    which therefore must not read `self`.
+    float32 of the same shape or packed; the number of columns; the tensors of the state; the strength, a scalar tensor; the
+    constants; the step and the key of the random numbers; and the number of flips, to which the operator adds. The definition
+    of the operator is `update`, which therefore must not read `self`.
 
     Args:
         name: the name of the operator, and of its `Step` in `bnn_exp.bits.scalar_rules`, which numba and Triton compile.

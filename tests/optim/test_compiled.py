@@ -1,4 +1,4 @@
-"""The compiled forms of rules on a CPU against their method `update`: equal to the bit, at sizes that are no multiple of anything."""
+"""The compiled forms of rules on a CPU against their method `update`: equal to the bit, at odd sizes."""
 
 import pytest
 import torch

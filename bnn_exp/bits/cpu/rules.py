@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bnn_exp.bits import scalar_rules
 from bnn_exp.bits.counters import stored_width
@@ -168,7 +167,7 @@ def _step(step: Step) -> Callable[..., None]:
         flips = do(step, given, measure(given))
         given.flips.add_(flips)
         if step.counted:
-            given.state[1].fill_(1 - np.float32(flips / given.bits))
+            given.state[1].fill_(float(1 - np.float32(flips / given.bits)))
 
     return done
 

@@ -52,8 +52,8 @@ def erf(x):
 
 
 OPERATIONS = {
-    "where": where, "minimum": minimum, "maximum": maximum, "absolute": absolute, "divide": divide, "root": root, "floor": floor,
-    "erf": erf, "real": real,
+    "where": where, "minimum": minimum, "maximum": maximum, "absolute": absolute, "divide": divide, "root": root,
+    "floor": floor, "erf": erf, "real": real,
     "tl": tl,  # Triton's interpreter looks for it
 }  # fmt: skip
 SCALARS = scalar_rules.compiled(triton.jit, OPERATIONS)

@@ -38,9 +38,10 @@ def moments(g, stride, half, columns, begin, end, sums):
 
 @_adding
 def squares(g, stride, half, columns, begin, end, of_rows, of_columns):
-    """Writes Σ g² of each row to `of_rows`, float64 [rows], and of each column in these rows to `of_columns`, float64 [columns].
+    """Writes Σ g² of each row to `of_rows`, float64 [rows], and of each column in these rows to `of_columns`.
 
-    An empty vector `of_columns` receives nothing.
+    Args:
+        of_columns: float64 [columns]; or an empty vector, which receives nothing.
     """
     scratch = np.empty(BLOCK, np.float32)
     of_columns[:] = 0

@@ -46,7 +46,7 @@ def read_signs(w, packed, count, scratch):
 
 @kernel
 def read_sizes(size, of_columns, count, scratch):
-    """Writes the sizes of `count` gradients to the scratch memory: `size`, times the numbers of `of_columns` unless it is empty."""
+    """Writes the sizes of `count` gradients to the scratch memory: `size`, times their numbers in `of_columns` if any."""
     if len(of_columns):
         for i in range(count):
             scratch[SIZES + i] = size * of_columns[i]
@@ -136,7 +136,7 @@ def _pass(w, row, packed, g, stride, half, columns, begin, end, a, b, counters, 
                 fractions(random[0], random[1], 0, place, n, scratch[_DRAWS:])
             first = _DRAWS + place % 4
             for i in range(n):
-                which, one, two = RULE(
+                which, one, two = RULE(  # noqa: F821 (`_pass_of` defines it)
                     scratch[i],
                     scratch[SIGNS + i],
                     scratch[_FIRST + i],

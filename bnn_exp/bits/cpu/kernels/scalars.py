@@ -62,6 +62,6 @@ def erf(x):
 
 
 OPERATIONS = {
-    "where": where, "minimum": minimum, "maximum": maximum, "absolute": absolute, "divide": divide, "root": root, "floor": floor,
-    "erf": erf, "real": np.float32,
+    "where": where, "minimum": minimum, "maximum": maximum, "absolute": absolute, "divide": divide, "root": root,
+    "floor": floor, "erf": erf, "real": np.float32,
 }  # fmt: skip
