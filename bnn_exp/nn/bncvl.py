@@ -74,8 +74,7 @@ class BNCVL(_BinaryNormalized):
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.conv2d(x, self.value, self.bias_value, padding=self.kernel_size // 2)
-        return normalized(self.norm, self.activation, z)
+        return normalized(self.norm, self.activation, self._convolved(x, self.value))
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"

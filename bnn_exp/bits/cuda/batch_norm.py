@@ -5,7 +5,8 @@ y = z·scale + shift. y is never stored: every kernel computes it again from z. 
 and shift −∞. Vectors are float32 [width].
 
 For up to `operations.FEW` rows, one kernel computes BatchNorm and activation: a program holds all rows of STRIPE columns in
-registers. For more rows, kernels add up each block of ROWS rows first, and then the blocks, always in the same order.
+registers. For more rows, kernels add up each block of TALL rows first, and then the blocks, always in the same order. The sizes
+are those that an H200 computes fastest.
 """
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 from bnn_exp.bits.cuda.codes import INTEGER, codes
 from bnn_exp.bits.cuda.operations import vectors_of
 
-ROWS = tl.constexpr(64)  # rows and columns of the block that one Triton program computes
+ROWS = tl.constexpr(64)  # rows and columns of the block of which one program computes each element
 COLUMNS = tl.constexpr(64)
-BLOCKS = tl.constexpr(64)  # a sum over all rows adds the partial sums of 64 blocks of rows at a time
+TALL = tl.constexpr(128)  # rows and columns of the block that one program adds up
+SLIM = tl.constexpr(64)
+BLOCKS = tl.constexpr(256)  # a sum over all rows adds the partial sums of so many blocks of rows at a time
 NEURONS = tl.constexpr(16)  # columns of a program that adds the partial sums of all blocks of rows
 STRIPE = tl.constexpr(8)  # columns of a program that holds all rows
 
@@ -76,8 +79,8 @@ def store_values(values, at, there, y, zero, one):
 @triton.jit
 def moments_kernel(z, rows, width, means, squares):
     """Computes the mean of z and Σ (z − mean)² of every column in each block of rows, float32 [blocks, width]."""
-    _, n, at, there = block(rows, width, ROWS, COLUMNS)
-    count = tl.minimum(rows - tl.program_id(0) * ROWS, ROWS).to(tl.float32)
+    _, n, at, there = block(rows, width, TALL, SLIM)
+    count = tl.minimum(rows - tl.program_id(0) * TALL, TALL).to(tl.float32)
     mean, square = _moments(tl.load(z + at, there, 0).to(tl.float32), there, count)
     place = tl.program_id(0) * width + n
     tl.store(means + place, mean)
@@ -94,8 +97,8 @@ def over_blocks(partial, first, blocks, width, n):
 @triton.jit
 def _rows_of(first, rows):
     """Returns the number of rows in each of BLOCKS blocks, from block `first` on: float32 [BLOCKS, 1]."""
-    before = (first + tl.arange(0, BLOCKS)) * ROWS
-    return tl.maximum(tl.minimum(rows - before, ROWS), 0).to(tl.float32)[:, None]
+    before = (first + tl.arange(0, BLOCKS)) * TALL
+    return tl.maximum(tl.minimum(rows - before, TALL), 0).to(tl.float32)[:, None]
 
 
 @triton.jit
@@ -106,7 +109,7 @@ def normalize_kernel(means, squares, rows, width, neurons, a, eps, momentum, wei
     The means and squares of blocks are combined into the mean and variance of all rows (Chan et al. 1983, eq. 2.1).
     `AFFINE` is True for a BatchNorm with weight and bias, `RUNNING` for one with running statistics.
     """
-    n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, ROWS)
+    n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, TALL)
     total, square = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
     for first in range(0, blocks, BLOCKS):
         total += tl.sum(over_blocks(means, first, blocks, width, n) * _rows_of(first, rows), 0)
@@ -155,26 +158,31 @@ def normalize_and_apply_kernel(z, width, rows, neurons, a, eps, momentum, weight
     tl.store(out + place, x * factor[None, :] + offset[None, :], there & (n < neurons)[None, :])
 
 
-def warps(rows: int) -> int:
-    """Returns the number of warps of a program that holds all rows: each thread then holds at most 32 numbers of a tensor."""
-    return max(4, triton.next_power_of_2(rows) * STRIPE.value // 1024)
+def warps(rows: int, stripe: int) -> int:
+    """Returns the number of warps of a program that holds all rows of `stripe` columns: four, or 64 numbers in a thread."""
+    return max(4, triton.next_power_of_2(rows) * stripe // 2048)
 
 
-def grid_of(z: Tensor) -> tuple[int, int]:
-    """Returns the numbers of blocks of rows and of columns."""
+def blocks_of_elements(z: Tensor) -> tuple[int, int]:
+    """Returns the grid of a kernel that computes each element: the numbers of blocks of rows and of columns."""
     return triton.cdiv(z.shape[0], ROWS.value), triton.cdiv(z.shape[1], COLUMNS.value)
+
+
+def blocks_of_sums(z: Tensor) -> tuple[int, int]:
+    """Returns the grid of a kernel that adds up blocks of rows."""
+    return triton.cdiv(z.shape[0], TALL.value), triton.cdiv(z.shape[1], SLIM.value)
 
 
 def partial_sums(z: Tensor) -> tuple[Tensor, Tensor]:
     """Returns two empty tensors for the partial sums of blocks of rows of z: float32 [blocks, width]."""
-    first, second = (z.new_empty(grid_of(z)[0], z.shape[1], dtype=torch.float32) for _ in range(2))
+    first, second = (z.new_empty(blocks_of_sums(z)[0], z.shape[1], dtype=torch.float32) for _ in range(2))
     return first, second
 
 
 def norm_of_sums(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked):
     """Returns a BatchNorm of z, by two kernels; see `bnn_exp.bits.cuda.operations.norm_of_sums`."""
     (rows, width), partial, vectors = z.shape, partial_sums(z), vectors_of(z)
-    moments_kernel[grid_of(z)](z, rows, width, *partial)
+    moments_kernel[blocks_of_sums(z)](z, rows, width, *partial)
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
     flags = {"AFFINE": weight is not None, "RUNNING": running_mean is not None}
     normalize_kernel[(width // NEURONS.value,)](*partial, rows, width, *given, *vectors, **flags)
@@ -184,7 +192,7 @@ def norm_of_sums(z, a, neurons, eps, momentum, weight, bias, running_mean, runni
 def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch.dtype) -> Tensor:
     """Returns the values of the bits 1[y ≥ 0], by one kernel; see `bnn_exp.bits.cuda.operations.activated`."""
     values = z.new_empty(z.shape, dtype=dtype)
-    activate_kernel[grid_of(z)](z, *z.shape, scale, shift, *places_of(values, zero))
+    activate_kernel[blocks_of_elements(z)](z, *z.shape, scale, shift, *places_of(values, zero))
     return values
 
 
@@ -202,7 +210,7 @@ def normalized_and_activated(z, a, neurons, eps, momentum, weight, bias, running
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
     flags = _flags(weight, running_mean, rows)
     normalize_and_activate_kernel[(1, width // STRIPE.value)](
-        z, width, rows, *given, *vectors, *places_of(values, zero), **flags, num_warps=warps(rows))  # fmt: skip
+        z, width, rows, *given, *vectors, *places_of(values, zero), **flags, num_warps=warps(rows, STRIPE.value))  # fmt: skip
     return (*vectors, values)
 
 
@@ -212,7 +220,7 @@ def normalized(z, a, neurons, eps, momentum, weight, bias, running_mean, running
     out = z.new_empty(rows, neurons, dtype=torch.float32)
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
     normalize_and_apply_kernel[(1, width // STRIPE.value)](
-        z, width, rows, *given, *vectors, out, **_flags(weight, running_mean, rows), num_warps=warps(rows))  # fmt: skip
+        z, width, rows, *given, *vectors, out, **_flags(weight, running_mean, rows), num_warps=warps(rows, STRIPE.value))  # fmt: skip
     return (*vectors, out)
 
 

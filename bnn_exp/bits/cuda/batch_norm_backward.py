@@ -14,9 +14,11 @@ from bnn_exp.bits.cuda.batch_norm import (
     COLUMNS,
     NEURONS,
     ROWS,
-    STRIPE,
+    SLIM,
+    TALL,
     block,
-    grid_of,
+    blocks_of_elements,
+    blocks_of_sums,
     over_blocks,
     partial_sums,
     places_of,
@@ -24,6 +26,8 @@ from bnn_exp.bits.cuda.batch_norm import (
     warps,
 )
 from bnn_exp.bits.cuda.operations import vectors_of
+
+STRIPE = tl.constexpr(16)  # columns of a program that holds all rows: twice as many as in the forward pass, which is faster here
 
 
 @triton.jit
@@ -53,7 +57,7 @@ def _slopes(g, product, n, rows, scale, inverse, of_weight, of_bias):
 @triton.jit
 def total_kernel(grad, given, z, rows, width, scale, shift, mean, window, sums, products):
     """Computes Σ g and Σ g · (z − mean) of the gradient g inside the window, in each block of rows: float32 [blocks, width]."""
-    r, n, at, there = block(rows, width, ROWS, COLUMNS)
+    r, n, at, there = block(rows, width, TALL, SLIM)
     g, away, _ = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
     place = tl.program_id(0) * width + n
     tl.store(sums + place, tl.sum(g, 0))
@@ -63,7 +67,7 @@ def total_kernel(grad, given, z, rows, width, scale, shift, mean, window, sums, 
 @triton.jit
 def slopes_kernel(sums, products, rows, width, scale, inverse, slope, offset, of_weight, of_bias):
     """Computes `slope` and `offset` for `center_kernel`, and gradients of BatchNorm's parameters, from partial sums."""
-    n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, ROWS)
+    n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, TALL)
     g, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
     for first in range(0, blocks, BLOCKS):
         g += tl.sum(over_blocks(sums, first, blocks, width, n), 0)
@@ -101,7 +105,7 @@ def gradient_kernel(grad, given, z, rows, width, scale, shift, mean, inverse, wi
 def slopes_of_gradient(grad, z, scale, shift, mean, inverse, window):
     """Returns four vectors, by two kernels; see `bnn_exp.bits.cuda.operations.slopes_of_gradient`."""
     (rows, width), partial, vectors = z.shape, partial_sums(z), vectors_of(z)
-    total_kernel[grid_of(z)](grad, grad.shape[1], z, rows, width, scale, shift, mean, window, *partial)
+    total_kernel[blocks_of_sums(z)](grad, grad.shape[1], z, rows, width, scale, shift, mean, window, *partial)
     slopes_kernel[(width // NEURONS.value,)](*partial, rows, width, scale, inverse, *vectors)
     return tuple(vectors)
 
@@ -110,7 +114,7 @@ def centered_gradient(grad, z, scale, shift, mean, window, slope, offset, zero, 
     """Returns the gradient at z and the activation, by one kernel; see `bnn_exp.bits.cuda.operations.centered_gradient`."""
     out, values = (z.new_empty(z.shape, dtype=dtype) for _ in range(2))
     vectors = scale, shift, mean, window, slope, offset
-    center_kernel[grid_of(z)](grad, grad.shape[1], z, *z.shape, *vectors, out, *places_of(values, zero))
+    center_kernel[blocks_of_elements(z)](grad, grad.shape[1], z, *z.shape, *vectors, out, *places_of(values, zero))
     return out, values
 
 
@@ -123,5 +127,5 @@ def gradient_at_sums(grad, z, scale, shift, mean, inverse, window, zero, dtype: 
     out, values = (z.new_empty(z.shape, dtype=dtype) for _ in range(2))
     gradient_kernel[(1, width // STRIPE.value)](
         grad, grad.shape[1], z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out,
-        *places_of(values, zero), ALL=triton.next_power_of_2(rows), num_warps=warps(rows))  # fmt: skip
+        *places_of(values, zero), ALL=triton.next_power_of_2(rows), num_warps=warps(rows, STRIPE.value))  # fmt: skip
     return out, values, of_weight, of_bias

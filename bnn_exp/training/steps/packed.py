@@ -20,6 +20,7 @@ from bnn_exp.bits.packing import PackedBits
 from bnn_exp.config.settings import Settings
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binarize
+from bnn_exp.nn.graphs import beside
 from bnn_exp.optim.rule import Rule
 from bnn_exp.training.steps.dense import Dense
 
@@ -49,7 +50,13 @@ class Packed(Dense):
             return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
         operations = arithmetic(self.network.layers[0].weight, self.bf16, settings.engine.gradient_bits, key)
-        self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze)
+        take = self.rule.flip if settings.engine.memory == "lean" else self._flip_beside
+        self.forward = self.answer = PackedMLP(self.network, operations, take, settings.freeze)
+
+    def _flip_beside(self, p: Tensor, g: Factors) -> None:
+        """Flips bits of a layer while the backward pass goes on. A recorded step then keeps all gradients until its end."""
+        with beside(g):
+            self.rule.flip(p, g)
 
 
 class PackedMLP:
