@@ -44,8 +44,8 @@ _branches: _Branches | None = None  # those of the recording that runs; one reco
 def beside(*kept: Any) -> Iterator[None]:
     """Context manager: puts the work of the body into a branch of the CUDA graph that is recorded, if any.
 
-    Later work does not wait for a branch before `join`, which a recording calls at its end. So later work must not read what the
-    body writes.
+    Later work does not wait for a branch before `join`, which a recording calls at its end. So later work must not read what
+    the body writes.
 
     Args:
         kept: the tensors that the body reads and that may be freed before `join`. The branch holds them until then.

@@ -1,8 +1,8 @@
 """Triton's kernels for the weight gradient of a convolution; the definition is in `bnn_exp.nn.convolution`.
 
 The gradient is a product of two matrices: of the gradients at the outputs, [outputs, pixels], and of the shifted inputs,
-[pixels, size · size · inputs]. No kernel stores the shifted inputs. The pixels of all images are divided into parts, and the sums
-of all parts are added up in a fixed order.
+[pixels, size · size · inputs]. No kernel stores the shifted inputs. The pixels of all images are divided into parts. The sums of
+all parts are added up in a fixed order.
 """
 
 import torch
@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS = 128  # pixels whose products a program adds at a time
+PIXELS = 64  # pixels whose products a program adds at a time
 MOST = 64  # the most outputs, and the most shifted inputs, of a program
-PROGRAMS = 528  # about the number of programs: four on each multiprocessor of an H200
-SUMS = 64  # elements of the gradient that a program of `total_kernel` computes
+PROGRAMS = 264  # about the number of programs: two on each multiprocessor of an H200
+SUMS, PARTS = 16, 128  # elements of the gradient that a program of `total_kernel` computes, and parts that it adds at a time
 
 
 @triton.jit
@@ -54,16 +54,17 @@ def part_kernel(
 
 
 @triton.jit
-def total_kernel(partial, parts, weights, out, INPUTS: tl.constexpr, SPACE: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr):
+def total_kernel(
+    partial, parts, weights, out, INPUTS: tl.constexpr, SPACE: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr
+):
     """Adds the sums of all parts, and stores them in the order of the weights: [outputs, INPUTS, SPACE]."""
     at = tl.program_id(0) * SUMS + tl.arange(0, SUMS)
-    row, place, channel = at // (INPUTS * SPACE), at % SPACE, at // SPACE % INPUTS
-    source = (row * SPACE + place) * INPUTS + channel
+    row, place, channel = at // (SPACE * INPUTS), at // INPUTS % SPACE, at % INPUTS
     total = tl.zeros((SUMS,), tl.float32)
     for first in range(0, parts, PARTS):
         p = (first + tl.arange(0, PARTS))[:, None]
-        total += tl.sum(tl.load(partial + p * weights + source[None, :], (p < parts) & (at < weights)[None, :], 0.0), 0)
-    tl.store(out + at, total, at < weights)
+        total += tl.sum(tl.load(partial + p * weights + at[None, :], (p < parts) & (at < weights)[None, :], 0.0), 0)
+    tl.store(out + (row * INPUTS + channel) * SPACE + place, total, at < weights)
 
 
 def weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
@@ -81,5 +82,5 @@ def weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
         INPUTS=inputs, SIZE=size, PIXELS=PIXELS, ROWS=tile[0], COLUMNS=tile[1])  # fmt: skip
     out = torch.empty(outputs, inputs, size, size, device=x.device)
     grid = (triton.cdiv(weights, SUMS),)
-    total_kernel[grid](partial, parts, weights, out, INPUTS=inputs, SPACE=size * size, PARTS=64, SUMS=SUMS)
+    total_kernel[grid](partial, parts, weights, out, INPUTS=inputs, SPACE=size * size, PARTS=PARTS, SUMS=SUMS)
     return out
