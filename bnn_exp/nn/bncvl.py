@@ -78,8 +78,7 @@ class BNCVL(_BinaryNormalized):
         self.in_channels, self.out_channels, self.kernel_size, self.pool = in_channels, out_channels, kernel_size, pool
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.conv2d(x, self.value, self.bias_value, padding=self.kernel_size // 2)
-        return normalized(self.norm, self.activation, z, self.pool)
+        return normalized(self.norm, self.activation, self._convolved(x, self.value), self.pool)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"

@@ -8,9 +8,8 @@ from itertools import islice, pairwise
 
 import pytest
 import torch
-from helpers import settings_of, trainer_for, use_tapes, write_dataset
+from helpers import drawn, settings_of, trainer_for, use_tapes, write_dataset
 
-from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
 from bnn_exp.commands.benchmark import (
     float_twin,
     peers,
@@ -48,11 +47,9 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
     trainer, loop = trainer_for(settings), torch_loops.same_rule(settings, torch_loops.in_floats(digits))
     begin_alike(loop, trainer)
     before = [w.clone() for w, _, _ in loop.weights]
-    masks = [torch.zeros(w.numel(), dtype=torch.bool) for w in before]
-    for i, m in enumerate(masks):
-        m[bernoulli_positions(len(m), 0.3, generator("cpu", Purpose.MASK, settings.seed, 0, i))] = True
-    drawn = iter(masks)
-    monkeypatch.setattr(loop, "mask", lambda w: next(drawn).view_as(w))
+    masks = [drawn(w.numel(), settings.seed, i, step=0) < 0.3 for i, w in enumerate(before)]
+    masks_left = iter(masks)
+    monkeypatch.setattr(loop, "mask", lambda w: next(masks_left).view_as(w))
     rows = torch.arange(512)
     loss, _ = trainer.train_on(rows)
     assert float(loop.step(rows)) == pytest.approx(float(loss), rel=1e-5)

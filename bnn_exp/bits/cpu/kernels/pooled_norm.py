@@ -39,11 +39,13 @@ def set_pooled(z, shape, size, scale, shift, begin, end, lowest, out, places):
             for r in range(down):
                 for c in range(across):
                     first = (image * height + r * size) * row + c * size * channels + n
-                    largest, place = times_plus(numbers_at(z, first), a, b), zero_ints()
-                    for i in range(1, size * size):
-                        y = times_plus(numbers_at(z, first + i // size * row + i % size * channels), a, b)
-                        place = greater_place(y, largest, place, i)
-                        largest = greater(y, largest)
+                    largest, place, i = times_plus(numbers_at(z, first), a, b), zero_ints(), 0
+                    for start in range(first, first + size * row, row):
+                        for at in range(start, start + size * channels, channels):
+                            y = times_plus(numbers_at(z, at), a, b)
+                            place = greater_place(y, largest, place, i)
+                            largest = greater(y, largest)
+                            i += 1
                     set_numbers(out, to, at_least(largest, least))
                     set_bytes(places, to, place_above(largest, least, place, size * size))
                     to += channels
@@ -65,11 +67,13 @@ def image_sums(grad, places, z, shape, size, mean, begin, end, totals, products)
                 for c in range(across):
                     first = (image * height + r * size) * row + c * size * channels + n
                     all_of_window, place = numbers_at(grad, at), bytes_at(places, at)
-                    for i in range(size * size):
-                        g = where_place(all_of_window, place, i)
-                        total = plus(total, g)
-                        number = numbers_at(z, first + i // size * row + i % size * channels)
-                        product = times_plus(g, minus(number, center), product)
+                    i = 0
+                    for start in range(first, first + size * row, row):
+                        for k in range(start, start + size * channels, channels):
+                            g = where_place(all_of_window, place, i)
+                            total = plus(total, g)
+                            product = times_plus(g, minus(numbers_at(z, k), center), product)
+                            i += 1
                     at += channels
             set_numbers(totals, image * channels + n, total)
             set_numbers(products, image * channels + n, product)
