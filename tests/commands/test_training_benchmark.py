@@ -22,6 +22,8 @@ from bnn_exp.commands.benchmark import (
 from bnn_exp.config.installed import has_cpp_compiler
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers, device
+from bnn_exp.optim.fused import Fused
+from bnn_exp.optim.rule import Rule
 from bnn_exp.training.plan import read
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "optimizer.schedule=constant", "engine.threads=1", "device=cpu")
@@ -63,7 +65,8 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
 
 
 @pytest.mark.parametrize("rule", ["counter", "bop", "hypermask_top", "latent_adam"])
-def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
+def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits, monkeypatch):
+    monkeypatch.setattr(torch_loops, "_draw", Rule._draw)  # the loop then draws the numbers of the engine
     held = (f"optimizer={rule}", "optimizer.schedule=constant", "real_optimizer.schedule=constant", "device=cpu")
     settings = settings_of(*held, "model.hidden_size=48")
     trainer, loop = trainer_for(settings), torch_loops.same_rule(settings, torch_loops.in_floats(digits))
@@ -75,6 +78,15 @@ def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
     pairs = zip(binary_layers(loop.network), binary_layers(trainer.network), strict=True)
     for (_, own), (_, other) in pairs:
         assert (own.bits()["weight"] != other.bits()["weight"]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("rule", ["counter", "bop", "hypermask_top"])
+def test_the_loop_of_plain_torch_calls_no_compiled_rule(rule, digits, monkeypatch):
+    settings = settings_of(f"optimizer={rule}", "device=cpu", "model.hidden_size=256")
+    loop = torch_loops.same_rule(settings, torch_loops.in_floats(digits))
+    monkeypatch.setattr(Fused, "step", lambda *_: pytest.fail("compiled code did the step"))
+    loop.step(torch.arange(64))
+    assert sum(loop.rule.flips) > 0
 
 
 @pytest.mark.parametrize("rule", ["counter", "bop2", "hypermask_top", "hypermask_random delta=0", "latent_adam"])
