@@ -30,7 +30,6 @@ from bnn_exp.nn.norm import affine_norm
 if TYPE_CHECKING:
     from bnn_exp.bits.cpu.network import Network, Scores, Steps  # at run time the first use imports numba
 
-KEPT = (torch.uint8, torch.int32, torch.int64, torch.float32)  # the dtypes of the tensors; another one is the user's change
 _NEVER = torch.iinfo(torch.int32).max  # a threshold that no sum reaches
 
 
@@ -180,16 +179,15 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         """Returns the network that computes a batch in one compiled call; None if its layers are computed one by one."""
         if not (isinstance(batch, np.ndarray) or _is_plain(batch)):
             return None
-        if self.compiled is None:
-            if not all(held.is_cpu and held.dtype in KEPT for held in (*self.buffers(), *self.parameters())):
-                return None
+        shape = batch.shape
+        if len(shape) < 2 or not self.takes(shape[1:]):
+            return None
+        network = self.compiled
+        if network is None and all(map(_is_readable, (*self.buffers(), *self.parameters()))):
             from bnn_exp.bits.cpu.network import Network
 
-            self.compiled = Network(self.inputs, [layer.record() for layer in self.layers])
-        shape = batch.shape
-        if len(shape) < 2 or not self.takes(shape[1:]) or self.compiled.better_by_layers(shape[0]):
-            return None
-        return self.compiled
+            network = self.compiled = Network(self.inputs, [layer.record() for layer in self.layers])
+        return None if network is None or network.better_by_layers(shape[0]) else network
 
     def _apply(self, *arguments: Any, **named: Any) -> "DeployedMLP":
         self.compiled = None
@@ -205,3 +203,8 @@ def _is_plain(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or operators.kernels_everywhere or transforming():
         return False
     return type(x) is Tensor and device.on_host(x)
+
+
+def _is_readable(held: Tensor) -> bool:
+    """Returns True if a kernel for a CPU can read the tensor of a layer: a user may have moved or converted it."""
+    return held.is_cpu and held.is_contiguous() and held.dtype in (torch.uint8, torch.int32, torch.int64, torch.float32)
