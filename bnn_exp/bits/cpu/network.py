@@ -111,7 +111,7 @@ class Network:
         return out
 
     def _run(self, x: Pixels, logits: int, classes: int) -> None:
-        x = x.contiguous() if isinstance(x, Tensor) else np.ascontiguousarray(x)
+        x = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
         at, rows, work = _address(x), len(x), len(x) * self.work
         if work < 2 * THREAD_WORK:
             kernels.network(*self.plan, at, self.inputs, rows, logits, classes)
@@ -138,8 +138,8 @@ def _check(inputs: int, layers: Sequence[Steps | Scores]) -> None:
 
 
 def _empty(like: Pixels, shape: tuple[int, ...], in_numpy: type, in_torch: torch.dtype) -> Pixels:
-    return like.new_empty(shape, dtype=in_torch) if isinstance(like, Tensor) else np.empty(shape, in_numpy)
+    return np.empty(shape, in_numpy) if isinstance(like, np.ndarray) else like.new_empty(shape, dtype=in_torch)
 
 
 def _address(array: Pixels) -> int:
-    return array.data_ptr() if isinstance(array, Tensor) else kernels.address(array.reshape(-1))
+    return kernels.address(array.reshape(-1)) if isinstance(array, np.ndarray) else array.data_ptr()
