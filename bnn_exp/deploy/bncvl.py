@@ -32,7 +32,7 @@ class DeployedConvolution(Evaluating):
     def __init__(self, layer: BNCVL, state: dict[str, Tensor]):
         super().__init__()
         self.encoding, self.activation, self.norm = layer.encoding, layer.activation, _norm(layer.norm, state)
-        self.shape, self.padding = tuple(layer.weight.shape), layer.kernel_size // 2
+        self.shape, self.padding, self.pool = tuple(layer.weight.shape), layer.kernel_size // 2, layer.pool
         self.register_buffer("packed", state["weight"].clone())
         self.register_buffer("bias", _bias(layer, state))
         bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
@@ -46,7 +46,8 @@ class DeployedConvolution(Evaluating):
         return values[:, : self.shape[1] * self.shape[2] * self.shape[3]].reshape(out, *kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalized(self.norm, self.activation, F.conv2d(x, self.weight, self.bias, padding=self.padding))
+        z = F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        return normalized(self.norm, self.activation, z, self.pool)
 
 
 @exact

@@ -16,7 +16,7 @@ from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.data.dataset import Dataset, Split
 from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.terminal import console
-from bnn_exp.training import measured, plan
+from bnn_exp.training import measured, plan, precision
 from bnn_exp.training.setup import settle
 
 SIZES = {"cpu": ((64, 256, 1024), (32, 128, 512)), "cuda": ((256, 1024, 4096), (128, 1024, 8192))}  # hidden sizes, batch sizes
@@ -29,6 +29,7 @@ def benchmark(task: Task) -> str:
     Writes `benchmark.json` to the directory of the task, and its content to the file that `engine=auto` reads:
 
     - `machine`: see `machine`;
+    - `products`, on a CPU: the seconds by kind, see `bnn_exp.training.precision.measure_products`;
     - `steps`: for each pair of a `hidden` size and a `batch` size, the median seconds of a step, `dense` and `packed`.
 
     Raises:
@@ -39,7 +40,10 @@ def benchmark(task: Task) -> str:
     threads = settings.engine.threads or torch.get_num_threads()
     with using_threads(threads):
         settle(settings, device)
-        found: dict[str, Any] = {"machine": machine(device, threads), "steps": list(_steps(settings, device))}
+        found: dict[str, Any] = {"machine": machine(device, threads)}
+        if device.type == "cpu":
+            found["products"] = {kind: precision.measure_products(kind) for kind in precision.KINDS}
+        found["steps"] = list(_steps(settings, device))
     _print(found)
     kept = measured.place(device.type)
     with writable(kept.parent, "BNN_EXP_CACHE=FOLDER where you may write"):
