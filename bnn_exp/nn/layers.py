@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bnn_exp.nn.binary import ENCODINGS, encode, quantize, quantized_values
+from bnn_exp.nn.convolution import convolution
 from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.packing import pack, unpack
@@ -188,7 +189,7 @@ class BinaryConv2d(BinaryLayer):
     def forward(self, x: Tensor) -> Tensor:
         x = x / 255 if x.dtype == torch.uint8 else x
         v = self.value
-        return note_sums(F.conv2d(x, v, padding=self.kernel_size // 2), x, v, v[0].numel())
+        return note_sums(convolution(x, self.weight, v), x, v, v[0].numel())
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"
