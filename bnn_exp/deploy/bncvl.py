@@ -1,5 +1,6 @@
 """Packed BNCVL networks: activations are real, weights are bits in memory, and each layer keeps its normalisation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import real_product, to_tiles, unpack
 from bnn_exp.deploy.check import Evaluating
+from bnn_exp.deploy.predicting import Predicting
 from bnn_exp.deploy.replayed import Replayed, Replays
 from bnn_exp.deploy.tiled import Tiled
 from bnn_exp.models.bncvl import BNCVLNet
@@ -66,8 +68,12 @@ class DeployedDense(Tiled):
 
 
 @exact
-class DeployedBNCVL(Replayed, BNCVLNet):
+class DeployedBNCVL(Replayed, Predicting, BNCVLNet):
     """A packed `BNCVLNet`: its layers are `DeployedConvolution` and `DeployedDense`."""
+
+    def takes(self, picture: Sequence[int]) -> bool:
+        first: Any = self.convolutions[0]
+        return len(picture) == 3 and picture[0] == first.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.replays(super().forward, x)

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.nn.binary import quantize
-from bnn_exp.nn.convolution import convolution
 from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.layers import BinaryLayer
@@ -79,8 +78,7 @@ class BNCVL(_BinaryNormalized):
         self.in_channels, self.out_channels, self.kernel_size, self.pool = in_channels, out_channels, kernel_size, pool
 
     def forward(self, x: Tensor) -> Tensor:
-        z = convolution(x, self.weight, self.value, self.bias_value)
-        return normalized(self.norm, self.activation, z, self.pool)
+        return normalized(self.norm, self.activation, self._convolved(x, self.value), self.pool)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"

@@ -8,10 +8,18 @@ from itertools import islice
 
 import pytest
 import torch
-from helpers import settings_of, trainer_for, use_tapes, write_dataset
+from helpers import drawn, settings_of, trainer_for, use_tapes, write_dataset
 
-from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
-from bnn_exp.commands.benchmark import float_twin, process_memory, torch_loops, training_memory, training_times, training_ways
+from bnn_exp.commands.benchmark import (
+    float_twin,
+    peers,
+    process_memory,
+    torch_loops,
+    training_memory,
+    training_times,
+    training_ways,
+)
+from bnn_exp.config.installed import has_cpp_compiler
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers, device
 from bnn_exp.training.plan import read
@@ -39,11 +47,9 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
     trainer, loop = trainer_for(settings), torch_loops.same_rule(settings, torch_loops.in_floats(digits))
     begin_alike(loop, trainer)
     before = [w.clone() for w, _, _ in loop.weights]
-    masks = [torch.zeros(w.numel(), dtype=torch.bool) for w in before]
-    for i, m in enumerate(masks):
-        m[bernoulli_positions(len(m), 0.3, generator("cpu", Purpose.MASK, settings.seed, 0, i))] = True
-    drawn = iter(masks)
-    monkeypatch.setattr(loop, "mask", lambda w: next(drawn).view_as(w))
+    masks = [drawn(w.numel(), settings.seed, i, step=0) < 0.3 for i, w in enumerate(before)]
+    masks_left = iter(masks)
+    monkeypatch.setattr(loop, "mask", lambda w: next(masks_left).view_as(w))
     rows = torch.arange(512)
     loss, _ = trainer.train_on(rows)
     assert float(loop.step(rows)) == pytest.approx(float(loss), rel=1e-5)
@@ -199,7 +205,9 @@ def test_the_command_leaves_table_json_and_plot(bnn_train, tmp_path, monkeypatch
     assert all(word in done.out for word in ("packed", "dense", "torch fp32", "torch Adam", "s/epoch"))
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["benchmark.json", "benchmark.png"]
     found = json.loads((tmp_path / "out/benchmark.json").read_text())
-    assert [row["way"] for row in found["ways"]] == ["packed", "dense", "torch fp32"]
+    compiled = ["torch fp32 compiled"] * has_cpp_compiler()
+    others = ["torch fp32", "torch bf16", *compiled, "torch Adam", *filter(peers.is_installed, peers.LIBRARIES)]
+    assert [row["way"] for row in found["ways"]] == ["packed", "dense", *others]
     for row in found["ways"]:
         assert 0 < row["low"] <= row["median"] <= row["high"] and row["processor_median"] > 0
         assert row["images_per_second"] * row["median"] == pytest.approx(64)

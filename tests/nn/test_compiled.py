@@ -11,8 +11,8 @@ from bnn_exp.commands.benchmark.machine import using_threads
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import Binarize, BinaryConv2d, batch_norm, binarize, convolution, function, normalized, pooling
-from bnn_exp.nn.convolution import kernel_gradient
-from bnn_exp.nn.pooling import max_pool, nhwc
+from bnn_exp.nn.convolution import weight_gradient
+from bnn_exp.nn.pooling import max_pool
 
 SHAPES = [(2, 16, 3, 3), (5, 48, 11, 13)]  # the second has more rows than a chunk, and a last chunk of 203 rows
 
@@ -118,7 +118,7 @@ def test_the_gradient_of_kernels_is_that_of_torch_summed_in_float32(shape, outpu
     F.conv2d(x.double(), v, padding=side // 2).backward(grad.double())
     for threads in (1, 3):
         with using_threads(threads):
-            found = kernel_gradient(nhwc(grad), nhwc(x), side)
+            found = weight_gradient(x, grad, side)
         torch.testing.assert_close(found, v.grad.float(), rtol=1e-5, atol=1e-4)
 
 

@@ -40,6 +40,25 @@ def _set_used_fours(address, x, y, fours):
 
 
 @kernel
+def weights_of_fours(packed, zero, out):
+    """Arranges packed bits, uint8 [outputs, bytes], for `scaled_pixel_sums`: int32 [groups, fours, 64], four int8 each.
+
+    Args:
+        zero: the value of a bit 0, 0 or −1; a bit 1 has the value 1. Weights of missing outputs are 0.
+    """
+    values = np.empty((16, FOUR), np.int8)
+    for nibble in range(16):
+        for i in range(FOUR):
+            values[nibble, i] = 1 if nibble >> i & 1 else zero
+    table = values.view(np.int32)
+    groups, fours, lanes = out.shape
+    for n in range(groups * lanes):
+        for j in range(fours):
+            nibble = packed[n, j // 2] >> np.uint8(4 * (j % 2)) & np.uint8(15) if n < len(packed) else np.uint8(0)
+            out[n // lanes, j, n % lanes] = table[nibble, 0] if n < len(packed) else np.int32(0)
+
+
+@kernel
 def scaled_pixel_sums(x, row, rows, weights, groups, out):
     """Stores Σ pixel · weight / 255, float32 [rows, 64 · groups], at address `out`.
 

@@ -1,4 +1,4 @@
-"""The gradient at the kernels of a convolution in bfloat16, by the processor's products of pairs (AVX512-BF16).
+"""The gradient at the weights of a convolution in bfloat16, by the processor's products of pairs (AVX512-BF16).
 
 The instruction multiplies a pair of bfloat16 by a pair, and adds both products to a float32. A pair here is two neighbouring
 positions of a row of an image. So a kernel first stores images and gradients as pairs.
@@ -123,7 +123,7 @@ def _set_pairs(x, first, rows, width, channels, pad, step, count, out):
 
 
 @kernel
-def add_kernel_gradients(x, g, shape, outputs, side, begin, end, sums):
+def add_weight_gradients(x, g, shape, outputs, side, begin, end, sums):
     """Adds the gradients of the images `begin` to `end` to `sums`, float32 [side, side, inputs, outputs], flat.
 
     `shape` is that of x.
