@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
 
 from bnn_exp.nn.operators import operator
 
@@ -32,7 +33,7 @@ def weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
     """
     shape = grad.shape[1], x.shape[1], size, size
     with torch.autocast(x.device.type, enabled=False):
-        return torch.nn.grad.conv2d_weight(x.float(), shape, grad.float(), padding=size // 2)
+        return conv2d_weight(x.float(), shape, grad.float(), padding=size // 2)
 
 
 class _Convolution(torch.autograd.Function):
