@@ -30,7 +30,6 @@ from bnn_exp.nn.norm import affine_norm
 if TYPE_CHECKING:
     from bnn_exp.bits.cpu.network import Network, Scores, Steps  # at run time the first use imports numba
 
-KEPT = (torch.uint8, torch.int32, torch.int64, torch.float32)  # the dtypes of the tensors; another one is the user's change
 _NEVER = torch.iinfo(torch.int32).max  # a threshold that no sum reaches
 
 
@@ -153,7 +152,7 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         """Computes logits, float32 [batch, classes], of pixels, uint8 [batch, …]."""
         if x.dtype != torch.uint8:
             raise ValueError(f"pixels are {x.dtype}: a packed network takes uint8")
-        network = self._in_one_call(x)
+        network = self._in_one_call(x) if _is_plain(x) and x.dim() > 1 and self.takes(x.shape[1:]) else None
         return self.replays(self._logits, x) if network is None else self._finished(network.logits(x))
 
     def takes(self, picture: Sequence[int]) -> bool:
@@ -169,27 +168,25 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         return binarize(logits, self.encoding, self.window) if self.binarize_logits else logits
 
     def _scores(self, pixels: Pixels) -> Pixels:
-        network = None if self.binarize_logits else self._in_one_call(pixels)
+        network = self._in_one_call(pixels) if _is_plain(pixels) and not self.binarize_logits else None
         return super()._scores(pixels) if network is None else network.logits(pixels)
 
     def _classes(self, pixels: Pixels) -> Pixels:
-        network = None if self.binarize_logits else self._in_one_call(pixels)
+        network = self._in_one_call(pixels) if _is_plain(pixels) and not self.binarize_logits else None
         return super()._classes(pixels) if network is None else network.classes(pixels)
 
-    def _in_one_call(self, batch: Tensor | np.ndarray) -> "Network | None":
-        """Returns the network that computes a batch in one compiled call; None if its layers are computed one by one."""
-        if not (isinstance(batch, np.ndarray) or _is_plain(batch)):
-            return None
-        if self.compiled is None:
-            if not all(held.is_cpu and held.dtype in KEPT for held in (*self.buffers(), *self.parameters())):
-                return None
+    def _in_one_call(self, batch: Pixels) -> "Network | None":
+        """Returns the network that computes a batch in one compiled call; None if its layers are computed one by one.
+
+        Args:
+            batch: plain pixels of a shape that the network takes.
+        """
+        network = self.compiled
+        if network is None and all(map(_is_readable, (*self.buffers(), *self.parameters()))):
             from bnn_exp.bits.cpu.network import Network
 
-            self.compiled = Network(self.inputs, [layer.record() for layer in self.layers])
-        shape = batch.shape
-        if len(shape) < 2 or not self.takes(shape[1:]) or self.compiled.better_by_layers(shape[0]):
-            return None
-        return self.compiled
+            network = self.compiled = Network(self.inputs, [layer.record() for layer in self.layers])
+        return None if network is None or network.better_by_layers(len(batch)) else network
 
     def _apply(self, *arguments: Any, **named: Any) -> "DeployedMLP":
         self.compiled = None
@@ -200,8 +197,13 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         return vars(self) | {"compiled": None}  # it holds addresses
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Returns True for a tensor in the CPU's memory whose address a kernel may read: no compiler or transform looks on."""
+def _is_plain(x: Tensor | np.ndarray) -> bool:
+    """Returns True for numbers in the CPU's memory whose address a kernel may read: no compiler or transform looks on."""
     if torch.compiler.is_compiling() or operators.kernels_everywhere or transforming():
         return False
-    return type(x) is Tensor and device.on_host(x)
+    return isinstance(x, np.ndarray) or (type(x) is Tensor and device.on_host(x))
+
+
+def _is_readable(held: Tensor) -> bool:
+    """Returns True if a kernel for a CPU can read the tensor of a layer: a user may have moved or converted it."""
+    return held.is_cpu and held.is_contiguous() and held.dtype in (torch.uint8, torch.int32, torch.int64, torch.float32)

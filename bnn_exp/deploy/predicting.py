@@ -68,9 +68,9 @@ class Predicting(nn.Module):
 
 
 def _is_uint8(pixels: Any) -> bool:
-    if isinstance(pixels, Tensor):
-        return pixels.dtype is torch.uint8
-    return isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    if isinstance(pixels, np.ndarray):
+        return pixels.dtype == np.uint8
+    return isinstance(pixels, Tensor) and pixels.dtype is torch.uint8
 
 
 def _tensor(pixels: Tensor | np.ndarray) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.cpu.inference import THREAD_WORK
 from bnn_exp.bits.cpu.kernels import network as kernels
 from bnn_exp.bits.cpu.threads import share
@@ -70,9 +71,13 @@ class Network:
         inputs: the number of pixels of a picture.
         layers: any number of `Steps`, then one `Scores`. Their tensors are contiguous and in the CPU's memory. Each call reads
             them, so a change in place counts.
+
+    Raises:
+        ValueError: the sizes or dtypes of the layers do not fit together.
     """
 
     def __init__(self, inputs: int, layers: Sequence[Steps | Scores]):
+        _check(inputs, layers)
         records = torch.zeros(len(layers), kernels.RECORD // 8, dtype=torch.int64)
         for record, layer in zip(records, layers, strict=True):
             for place, field in layer.fields().items():
@@ -106,7 +111,7 @@ class Network:
         return out
 
     def _run(self, x: Pixels, logits: int, classes: int) -> None:
-        x = x.contiguous() if isinstance(x, Tensor) else np.ascontiguousarray(x)
+        x = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
         at, rows, work = _address(x), len(x), len(x) * self.work
         if work < 2 * THREAD_WORK:
             kernels.network(*self.plan, at, self.inputs, rows, logits, classes)
@@ -119,9 +124,22 @@ class Network:
         share(part, rows, min(torch.get_num_threads(), work // THREAD_WORK, rows))
 
 
+def _check(inputs: int, layers: Sequence[Steps | Scores]) -> None:
+    row = torch.empty(0, inputs, dtype=torch.uint8)  # an input without rows, as a layer takes it
+    for layer in layers:
+        _, _, groups, _ = sizes(row, layer.tiles, "pixel" if layer.pixels else "bit")
+        if isinstance(layer, Steps):
+            check_thresholds(layer.thresholds, layer.inverted, layer.tiles)
+            row = row.new_empty(0, LANES // 8 * groups)
+        else:
+            check_outputs(len(layer.offset), groups)
+            if not layer.offset.shape == layer.weight.shape == layer.bias.shape:
+                raise ValueError(f"{len(layer.weight)} scales must be {len(layer.offset)}, one for each output")
+
+
 def _empty(like: Pixels, shape: tuple[int, ...], in_numpy: type, in_torch: torch.dtype) -> Pixels:
-    return like.new_empty(shape, dtype=in_torch) if isinstance(like, Tensor) else np.empty(shape, in_numpy)
+    return np.empty(shape, in_numpy) if isinstance(like, np.ndarray) else like.new_empty(shape, dtype=in_torch)
 
 
 def _address(array: Pixels) -> int:
-    return array.data_ptr() if isinstance(array, Tensor) else kernels.address(array.reshape(-1))
+    return kernels.address(array.reshape(-1)) if isinstance(array, np.ndarray) else array.data_ptr()

@@ -1,8 +1,8 @@
 """Triton's kernels for the weight gradient of a convolution; the definition is in `bnn_exp.nn.convolution`.
 
 The gradient is a product of two matrices: of the gradients at the outputs, [outputs, pixels], and of the shifted inputs,
-[pixels, size · size · inputs]. No kernel stores the shifted inputs. The pixels of all images are divided into parts. The
-sums of all parts are added up in a fixed order.
+[pixels, size · size · inputs]. No kernel stores the shifted inputs. Programs add up parts of the pixels, and a second kernel
+adds up the parts, in a fixed order.
 """
 
 import torch
