@@ -16,9 +16,10 @@ from torch import Tensor
 
 from bnn_exp.nn.operators import operator
 
+LOWEST = {"relu": 0.0, "identity": -torch.inf}  # these activations of y are max(y, lowest)
 FEW = 1024  # the most rows that one program of a kernel holds
 _KERNELS, _COMPILED = "bnn_exp.nn.cuda.batch_norm:", "bnn_exp.bits.cpu.channels:"
-_AFFINE = "Tensor? weight, Tensor? bias, float eps"
+AFFINE = "Tensor? weight, Tensor? bias, float eps"
 _RUNNING = "Tensor(a!)? running_mean, Tensor(b!)? running_variance, Tensor(c!)? batches, float momentum"
 _ACTIVATION = "str activation, float low, float high, ScalarType dtype"
 
@@ -82,7 +83,7 @@ def update_running(
 
 
 @operator(
-    f"(Tensor z, Tensor mean, Tensor variance, {_AFFINE}, {_ACTIVATION}) -> Tensor",
+    f"(Tensor z, Tensor mean, Tensor variance, {AFFINE}, {_ACTIVATION}) -> Tensor",
     kernels=f"{_KERNELS}normalize",
     cpu=f"{_COMPILED}normalize",
     launches=1,
@@ -105,7 +106,7 @@ def normalize(
 
 
 @operator(
-    f"(Tensor z, {_RUNNING}, {_AFFINE}, {_ACTIVATION}) -> (Tensor, Tensor mean, Tensor variance)",
+    f"(Tensor z, {_RUNNING}, {AFFINE}, {_ACTIVATION}) -> (Tensor, Tensor mean, Tensor variance)",
     kernels=f"{_KERNELS}normalize_few",
     launches=1,
     fake=lambda z, *given: (torch.empty_like(z, dtype=given[-1]), *_vectors(z, 2)),
@@ -144,7 +145,7 @@ def scale_and_shift(
     return scale, (0 if bias is None else bias) - mean * scale
 
 
-_OF_GRADIENT = f"(Tensor grad, Tensor z, Tensor mean, Tensor variance, {_AFFINE}, str activation, float window)"
+_OF_GRADIENT = f"(Tensor grad, Tensor z, Tensor mean, Tensor variance, {AFFINE}, str activation, float window)"
 
 
 def _like_gradient(grad: Tensor, z: Tensor, *_: Any) -> tuple[Tensor, ...]:

@@ -6,8 +6,9 @@ one call for each operation, so tests can record a step, and count the launches 
 """
 
 import pkgutil
+import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -17,11 +18,23 @@ from bnn_exp.config.installed import has_triton
 
 LAUNCHES: dict[str, int] = {}  # the number of kernels that each operation launches on a GPU, by the name of the operation
 kernels_everywhere = False  # tests set this to True: then tensors on a CPU go to the kernels, which Triton interprets
+LEAST = 2**17  # numbers: an operation on fewer of them is not worth the import of numba, 0.4 s
 _library = torch.library.Library("bnn_exp", "FRAGMENT")
+_resolved = cache(pkgutil.resolve_name)
+
+
+def numba_pays(numbers: int) -> bool:
+    """Returns True if an operation on so many numbers takes its compiled form: they are many, or numba is loaded anyway."""
+    return numbers >= LEAST or "bnn_exp.bits.cpu.kernels.compiler" in sys.modules
 
 
 def operator(
-    arguments: str, kernels: str, launches: int, fake: Callable | None = None, cpu: str | None = None
+    arguments: str,
+    kernels: str | None,
+    launches: int,
+    fake: Callable | None = None,
+    cpu: str | None = None,
+    numbers: Callable[..., int] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Makes a torch operator of the decorated function, which is the definition in plain torch.
 
@@ -35,10 +48,13 @@ def operator(
     Args:
         arguments: the schema of the operator without its name. `Tensor(a!)` marks a tensor that the operator writes to.
         kernels: "package.module:function" of the form for a GPU, with the same arguments. The first call imports the module.
+            None: a GPU takes the definition, whose operators have kernels.
         launches: the number of kernels that this form launches.
         fake: returns empty tensors with the shapes and dtypes of the results, for torch.compile. Without results: not needed.
         cpu: "package.module:function" of the compiled form for a CPU, with the same arguments. The first call imports the
             module. None: a CPU takes the definition.
+        numbers: returns the number of elements that the operation works on, from its arguments. A CPU takes the compiled form
+            where it pays (`numba_pays`); both forms must give the same bits. None: a CPU always takes the compiled form.
     """
 
     def decorate(definition: Callable) -> Callable:
@@ -46,13 +62,16 @@ def operator(
 
         def on_gpu(*given: Any, **named: Any) -> Any:
             with torch.cuda.device_of(next(x for x in given if isinstance(x, Tensor))):  # Triton uses the current GPU
-                return (pkgutil.resolve_name(kernels) if has_triton() else definition)(*given, **named)
+                return (pkgutil.resolve_name(kernels) if kernels and has_triton() else definition)(*given, **named)
 
         def elsewhere(*given: Any, **named: Any) -> Any:
             return (on_gpu if kernels_everywhere else definition)(*given, **named)
 
         def on_cpu(*given: Any, **named: Any) -> Any:
-            return (on_gpu if kernels_everywhere else pkgutil.resolve_name(str(cpu)))(*given, **named)
+            if kernels_everywhere:
+                return on_gpu(*given, **named)
+            pays = numbers is None or numba_pays(numbers(*given, **named))
+            return (_resolved(str(cpu)) if pays else definition)(*given, **named)
 
         LAUNCHES[name] = launches
         _library.define(name + arguments)

@@ -19,7 +19,6 @@ from bnn_exp.bits.cpu.threads import share_out
 from bnn_exp.nn import batch_norm
 
 _ABOVE_0 = float(np.finfo(np.float32).smallest_subnormal)
-_LOWEST = {"relu": 0.0, "identity": -inf}  # the activation of y is max(y, lowest)
 
 
 def batch_statistics(z: Tensor, *running: Any) -> tuple[Tensor, Tensor]:
@@ -47,7 +46,7 @@ def normalize(z: Tensor, *given: Any) -> Tensor:
     if activation == "binary":
         _share(lambda begin, end: kernels.set_values(*arrays, begin, end, low, high, to), len(z))
     else:
-        lowest = _LOWEST[activation]
+        lowest = batch_norm.LOWEST[activation]
         _share(lambda begin, end: kernels.set_activations(*arrays, begin, end, lowest, to), len(z))
     return out
 
@@ -62,14 +61,28 @@ def normalize_gradient(grad: Tensor, z: Tensor, *given: Any) -> tuple[Tensor, Te
     totals, products = _of_chunks(z)
     sums = totals.reshape(-1), products.reshape(-1)
     _share(lambda begin, end: kernels.chunk_sums(*arrays, begin, end, *between, *sums), len(z))
-    inverse = 1 / (variance + eps).sqrt()
-    of_bias, product = (torch.from_numpy(parts.sum(0, dtype=np.float64)).float() for parts in (totals, products))
-    of_weight = inverse * product
-    rest = flat(scale * inverse * of_weight / len(z)), flat(scale * of_bias / len(z))
+    _, slope, offset, of_weight, of_bias = centering(totals, products, len(z), variance, weight, eps)
     out = torch.empty_like(z)
-    to = flat(out)
+    rest, to = (flat(slope), flat(offset)), flat(out)
     _share(lambda begin, end: kernels.set_gradients(*arrays, *rest, begin, end, *between, to), len(z))
     return out, of_weight, of_bias
+
+
+def centering(
+    totals: np.ndarray, products: np.ndarray, rows: int, variance: Tensor, weight: Tensor | None, eps: float
+) -> tuple[Tensor, ...]:
+    """Returns the vectors of BatchNorm's gradient at z, g · scale − (z − mean) · slope − offset, for a batch of `rows` rows.
+
+    Args:
+        totals, products: parts of the sums Σ g and Σ g · (z − mean), [parts, channels].
+
+    Returns:
+        scale, slope, offset, and the gradients at BatchNorm's weight and at its bias: float32 [channels].
+    """
+    of_bias, product = (torch.from_numpy(parts.sum(0, dtype=np.float64)).float() for parts in (totals, products))
+    inverse = 1 / (variance + eps).sqrt()
+    scale, of_weight = inverse if weight is None else inverse * weight, inverse * product
+    return scale, scale * inverse * of_weight / rows, scale * of_bias / rows, of_weight, of_bias
 
 
 def flat(x: Tensor) -> np.ndarray:

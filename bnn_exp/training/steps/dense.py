@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bnn_exp.nn.graphs import join
 from bnn_exp.optim import Scheduled
 from bnn_exp.optim.announcement import Announcement
 from bnn_exp.optim.trained import Trained
@@ -85,6 +86,7 @@ class Dense:
         for optimizer in self.real:
             optimizer.apply()
         if self.diagnostics:
+            join()
             self.diagnostics.step()
 
     def before(self, rows: Tensor, epoch: int, batch: int) -> None:

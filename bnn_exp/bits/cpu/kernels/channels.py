@@ -11,7 +11,7 @@ import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
 from bnn_exp.bits.cpu.kernels.llvm import WIDTH
-from bnn_exp.bits.cpu.kernels.vectors_16 import minus, over, plus, repeated, times_plus, zero_floats
+from bnn_exp.bits.cpu.kernels.vectors_16 import minus, plus, repeated, times_plus, zero_floats
 from bnn_exp.bits.cpu.kernels.vectors_of_arrays import at_least, by_sign, numbers_at, set_numbers, times, where_between
 
 CHUNK = 256
@@ -19,26 +19,31 @@ CHUNK = 256
 
 @kernel
 def chunk_moments(z, channels, begin, end, means, squares):
-    """Sets, for each chunk of rows, the mean of each channel and Σ (number − mean)²: float32, flat [chunks, channels]."""
+    """Sets, for each chunk of rows, the mean of each channel and Σ (number − mean)²: float32, flat [chunks, channels].
+
+    The sums are of d = number − the first number of the chunk, in one pass: Σ (number − mean)² = Σ d² − (Σ d)²/rows.
+    """
     for first in range(begin, end, CHUNK):
         last, to = min(first + CHUNK, end), first // CHUNK * channels
+        inverse = repeated(np.float32(1) / np.float32(last - first))
         for n in range(0, channels, WIDTH):
-            start, stop, step = first * channels + n, last * channels + n, 2 * channels
-            a, b = zero_floats(), zero_floats()
-            for i in range(start, stop - channels, step):
-                a, b = plus(a, numbers_at(z, i)), plus(b, numbers_at(z, i + channels))
-            if (last - first) % 2:
-                a = plus(a, numbers_at(z, stop - channels))
-            mean = over(plus(a, b), repeated(np.float32(last - first)))
-            set_numbers(means, to + n, mean)
-            a, b = zero_floats(), zero_floats()
-            for i in range(start, stop - channels, step):
-                c, d = minus(numbers_at(z, i), mean), minus(numbers_at(z, i + channels), mean)
-                a, b = times_plus(c, c, a), times_plus(d, d, b)
-            if (last - first) % 2:
-                c = minus(numbers_at(z, stop - channels), mean)
-                a = times_plus(c, c, a)
-            set_numbers(squares, to + n, plus(a, b))
+            start, stop = first * channels + n, last * channels + n
+            whole = start + (last - first) // 4 * 4 * channels
+            origin = numbers_at(z, start)
+            a, b, c, d = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+            e, f, g, h = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+            for i in range(start, whole, 4 * channels):  # four sums, because the processor adds several numbers at a time
+                p, q = minus(numbers_at(z, i), origin), minus(numbers_at(z, i + channels), origin)
+                r, s = minus(numbers_at(z, i + 2 * channels), origin), minus(numbers_at(z, i + 3 * channels), origin)
+                a, b, c, d = plus(a, p), plus(b, q), plus(c, r), plus(d, s)
+                e, f, g, h = times_plus(p, p, e), times_plus(q, q, f), times_plus(r, r, g), times_plus(s, s, h)
+            for i in range(whole, stop, channels):
+                p = minus(numbers_at(z, i), origin)
+                a, e = plus(a, p), times_plus(p, p, e)
+            total, square = plus(plus(a, b), plus(c, d)), plus(plus(e, f), plus(g, h))
+            mean = times(total, inverse)
+            set_numbers(means, to + n, plus(origin, mean))
+            set_numbers(squares, to + n, minus(square, times(total, mean)))
 
 
 @kernel

@@ -58,15 +58,18 @@ def _weighted_of_four(x, row, weights, columns):
 
 @kernel
 def _copy_rows(x, row, rows, out, out_row):
+    """Copies `rows` rows of `row` bytes to rows of `out_row` bytes, whose further bytes become 0."""
     for r in range(rows):
         for i in range(row):
             set_byte(out + r * out_row + i, byte_at(x + r * row + i))
+        for i in range(row, out_row):
+            set_byte(out + r * out_row + i, 0)
 
 
 @kernel
 def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
     """Stores the results of `products.bit_product` for rows of `row` pixels."""
-    padded = np.zeros(8 * columns * rows if row % 8 else 0, np.uint8)  # rows of whole words
+    padded = np.empty(8 * columns * rows if row % 8 else 0, np.uint8)  # rows of whole words
     if row % 8:
         _copy_rows(x, row, rows, np.intp(padded.ctypes.data), 8 * columns)
         x, row = np.intp(padded.ctypes.data), 8 * columns

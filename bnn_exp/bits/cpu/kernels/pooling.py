@@ -21,17 +21,19 @@ from bnn_exp.bits.cpu.kernels.vectors_of_arrays import (
 def set_largest(x, shape, size, begin, end, out, places):
     """Sets the largest number of each window, and its place size · row + column. `shape` is that of the images."""
     _, height, width, channels = shape
-    down, across = height // size, width // size
+    down, across, row = height // size, width // size, width * channels
     for r in range(begin, end):
-        corner = (r // down * height + r % down * size) * width * channels
+        corner = (r // down * height + r % down * size) * row
         for c in range(across):
             for n in range(0, channels, WIDTH):
                 first, to = corner + c * size * channels + n, (r * across + c) * channels + n
-                largest, place = numbers_at(x, first), zero_ints()
-                for i in range(1, size * size):
-                    number = numbers_at(x, first + (i // size * width + i % size) * channels)
-                    place = greater_place(number, largest, place, i)
-                    largest = greater(number, largest)
+                largest, place, i = numbers_at(x, first), zero_ints(), 0
+                for start in range(first, first + size * row, row):
+                    for at in range(start, start + size * channels, channels):
+                        number = numbers_at(x, at)
+                        place = greater_place(number, largest, place, i)
+                        largest = greater(number, largest)
+                        i += 1
                 set_numbers(out, to, largest)
                 set_bytes(places, to, place)
 
@@ -40,16 +42,18 @@ def set_largest(x, shape, size, begin, end, out, places):
 def spread(grad, places, shape, size, begin, end, out):
     """Sets the gradient of each window at the place of its largest number, and 0 elsewhere, also outside of all windows."""
     _, height, width, channels = shape
-    down, across = height // size, width // size
-    row = width * channels
+    down, across, row = height // size, width // size, width * channels
     for r in range(begin, end):
         corner = (r // down * height + r % down * size) * row
         for c in range(across):
             for n in range(0, channels, WIDTH):
                 first, at = corner + c * size * channels + n, (r * across + c) * channels + n
                 g, place = numbers_at(grad, at), bytes_at(places, at)
-                for i in range(size * size):
-                    set_numbers(out, first + i // size * row + i % size * channels, where_place(g, place, i))
+                i = 0
+                for start in range(first, first + size * row, row):
+                    for to in range(start, start + size * channels, channels):
+                        set_numbers(out, to, where_place(g, place, i))
+                        i += 1
         for i in range(size):
             for j in range(corner + i * row + across * size * channels, corner + (i + 1) * row, WIDTH):
                 set_numbers(out, j, zero_floats())

@@ -135,6 +135,17 @@ def _greater(b: ir.IRBuilder, number: ir.Value, largest: ir.Value) -> ir.Value:
 
 
 @intrinsic
+def place_above(_typing, number, lowest, place, none):
+    """Returns `place`, 16 int32, where the number is above `lowest` or NaN, else `none`."""
+
+    def codegen(b, number, lowest, place, none):
+        below = b.fcmp_ordered("<=", number, lowest)
+        return b.select(below, splat(b, b.trunc(none, INTS_16.ir.element), WIDTH), place)
+
+    return emitted(INTS_16(FLOATS_16, FLOATS_16, INTS_16, types.intp), codegen)
+
+
+@intrinsic
 def where_place(_typing, numbers, place, i):
     """Returns the number where the int32 `place` is `i`, else 0."""
 
