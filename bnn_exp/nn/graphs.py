@@ -1,7 +1,11 @@
-"""CUDA graphs of a function: recorded once for each combination of arguments, then replayed by one call."""
+"""CUDA graphs of a function: recorded once for each combination of arguments, then replayed by one call.
+
+A graph may have branches: work of one branch runs while other branches and the rest of the graph run. `beside` opens a branch.
+"""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
@@ -9,6 +13,54 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+BRANCHES = 4  # the most branches that run at the same time
+
+
+class _Branches:
+    """The branches of a recording. A branch is a CUDA stream, and the tensors that its kernels read."""
+
+    def __init__(self) -> None:
+        self.streams = [torch.cuda.Stream() for _ in range(BRANCHES)]
+        self.open: list[tuple[torch.cuda.Stream, tuple]] = []
+
+    @contextmanager
+    def one(self, kept: tuple) -> Iterator[None]:
+        stream = self.streams[len(self.open) % BRANCHES]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+        self.open.append((stream, kept))
+
+    def join(self) -> None:
+        for stream, _ in self.open:
+            torch.cuda.current_stream().wait_stream(stream)
+        self.open.clear()
+
+
+_branches: _Branches | None = None  # those of the recording that runs; one recording runs at a time
+
+
+@contextmanager
+def beside(*kept: Any) -> Iterator[None]:
+    """Context manager: puts the work of the body into a branch of the CUDA graph that is recorded, if any.
+
+    Later work does not wait for a branch before `join`, which a recording calls at its end. So later work must not read what
+    the body writes.
+
+    Args:
+        kept: the tensors that the body reads and that may be freed before `join`. The branch holds them until then.
+    """
+    if _branches is None:
+        yield
+    else:
+        with _branches.one(kept):
+            yield
+
+
+def join() -> None:
+    """Makes later work of a recording wait for all branches."""
+    if _branches is not None:
+        _branches.join()
 
 
 class Graphs:
@@ -93,12 +145,18 @@ class Graphs:
         return results
 
     def _record(self, arguments: tuple[Tensor | int, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Any]:
+        global _branches
         places = _copies(arguments)
         pool = next((graph.pool() for graph, _, _ in self.recorded.values()), None)
         graph = torch.cuda.CUDAGraph()
         # Another thread, such as NCCL's watchdog, may query the GPU meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-            results = self.work(*places)
+            _branches = _Branches()
+            try:
+                results = self.work(*places)
+                join()
+            finally:
+                _branches = None
         return graph, places, results
 
 

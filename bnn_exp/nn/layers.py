@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bnn_exp.nn.binary import ENCODINGS, encode, quantize, quantized_values
+from bnn_exp.nn.convolution import convolution, takes_pairs
 from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.packing import pack, unpack
@@ -89,6 +90,15 @@ class BinaryLayer(nn.Module):
     def count(self) -> int:
         """The number of weights, biases included."""
         return math.prod(self.shape) + (0 if self.bias is None else self.bias.numel())
+
+    def _convolved(self, x: Tensor, v: Tensor) -> Tensor:
+        """Returns x ∗ V, zero-padded, for the values v of the layer's bits, plus the values of its biases."""
+        bias = self.bias_value
+        if bias is None and self.weights != "float" and takes_kernels(x):
+            return convolution(x, self.weight, v)
+        if bias is None and takes_pairs(x):
+            return convolution(x, self.weight, v.to(x.dtype, memory_format=torch.channels_last))
+        return F.conv2d(x, v, bias, padding=v.shape[2] // 2)
 
     def pack(self) -> None:
         """Packs the bits of `weight` for good: the parameter becomes uint8 [outputs, ⌈inputs / 8⌉], without gradient."""
@@ -188,7 +198,7 @@ class BinaryConv2d(BinaryLayer):
     def forward(self, x: Tensor) -> Tensor:
         x = x / 255 if x.dtype == torch.uint8 else x
         v = self.value
-        return note_sums(F.conv2d(x, v, padding=self.kernel_size // 2), x, v, v[0].numel())
+        return note_sums(self._convolved(x, v), x, v, v[0].numel())
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"

@@ -38,7 +38,7 @@ def numba_pays(numbers: int) -> bool:
 
 def operator(
     arguments: str,
-    kernels: str,
+    kernels: str | None,
     launches: int,
     fake: Callable | None = None,
     cpu: str | None = None,
@@ -56,6 +56,7 @@ def operator(
     Args:
         arguments: the schema of the operator without its name. `Tensor(a!)` marks a tensor that the operator writes to.
         kernels: "package.module:function" of the form for a GPU, with the same arguments. The first call imports the module.
+            None: a GPU takes the definition, whose operators have kernels.
         launches: the number of kernels that this form launches.
         fake: returns empty tensors with the shapes and dtypes of the results, for torch.compile. Without results: not needed.
         cpu: "package.module:function" of the compiled form for a CPU, with the same arguments. The first call imports the
@@ -69,7 +70,7 @@ def operator(
 
         def on_gpu(*given: Any, **named: Any) -> Any:
             with torch.cuda.device_of(next(x for x in given if isinstance(x, Tensor))):  # Triton uses the current GPU
-                return (pkgutil.resolve_name(kernels) if has_triton() else definition)(*given, **named)
+                return (pkgutil.resolve_name(kernels) if kernels and has_triton() else definition)(*given, **named)
 
         def elsewhere(*given: Any, **named: Any) -> Any:
             return (on_gpu if kernels_everywhere else definition)(*given, **named)

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from bnn_exp.nn.function import applied, in_bf16
 from bnn_exp.nn.operators import operator
 from bnn_exp.nn.saved import note_pixels, note_sums
+from bnn_exp.nn.values import numbers_of_pixels
 
 HAS_VNNI = getattr(torch.cpu, "_is_vnni_supported", lambda: False)() and hasattr(torch, "_int_mm")
 _WORTH_IT = 128  # the least number of rows for which int8 saves more than the conversion costs (measured: 256² weights)
@@ -92,9 +93,8 @@ def pixel_product(x: Tensor, v: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
-        operand, ctx.pixels = x.to(v.dtype), x.dtype == torch.uint8
-        if ctx.pixels:
-            note_pixels(operand)
+        ctx.pixels = x.dtype == torch.uint8
+        operand = note_pixels(numbers_of_pixels(x, x.shape[1], v.dtype)) if ctx.pixels else x.to(v.dtype)
         ctx.save_for_backward(operand, v)
         ctx.dtypes = x.dtype, weight.dtype
         z = product_in_float32(operand, v.t(), torch.promote_types(v.dtype, torch.float32))

@@ -18,6 +18,7 @@ from bnn_exp.config.registry import name_of
 from bnn_exp.config.schema import check
 from bnn_exp.nn import binary_parameters, device
 from bnn_exp.nn.binary import NotBinary, check_bits
+from bnn_exp.nn.graphs import beside
 from bnn_exp.optim.announcement import constants_of, floats, from_floats
 from bnn_exp.optim.fused import Fused, kernels_of
 from bnn_exp.optim.gradients import remembered, signs
@@ -194,7 +195,8 @@ class Rule(Trained, torch.optim.Optimizer):
         """Flips bits of every tensor that has a gradient."""
         for p in self.tensors():
             if p.grad is not None:
-                self.flip(p, p.grad)
+                with beside(p.grad):
+                    self.flip(p, p.grad)
 
     def count(self) -> None:
         """Adds 1 to the count of steps of each group."""

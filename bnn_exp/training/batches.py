@@ -28,6 +28,7 @@ class Batches:
         self.position = 0, 0  # epoch and batch, both counted from 0
         self.announced: Tensor | None = None  # see `numbers`
         self.begin = 0  # the place in `order` where the samples of the coming step begin
+        self.prepared: tuple[int, list[Tensor]] | None = None  # an epoch and its batches, see `prepare`
         if not device.on_host(self.split.labels):
             # The first half holds the permutation of the epoch, the second half samples that are no piece of the permutation.
             self.order = torch.zeros(2 * len(self.split), dtype=torch.int64, device=self.device)
@@ -79,10 +80,18 @@ class Batches:
 
         On a GPU the next call overwrites the tensors.
         """
+        prepared, self.prepared = self.prepared, None
+        if prepared and prepared[0] == epoch:
+            return prepared[1]
         order = epoch_order(len(self.split), self.settings.seed, epoch, self.device)
         if not device.on_host(order):
             order = self.order[: len(order)].copy_(order)
         return pieces(order, self.size(epoch))[: self.settings.trainer.limit_batches]
+
+    def prepare(self, epoch: int) -> None:
+        """Makes the batches of the next epoch, while a GPU still computes the last steps. On a CPU nothing is made."""
+        if epoch < self.settings.trainer.epochs and not device.on_host(self.split.labels):
+            self.prepared = epoch, self.of_epoch(epoch)
 
     def count(self, epoch: int) -> int:
         """Returns the number of batches of an epoch."""

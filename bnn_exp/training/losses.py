@@ -11,7 +11,7 @@ from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.operators import operator
 
 _KERNELS = "bnn_exp.nn.cuda.losses:"
-BLOCK = 16384  # logits that one program of a kernel holds
+BLOCK = 1024  # logits that one program of a kernel holds: on an H200 a program takes 20 µs for 16,384, and 2 µs for 1024
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

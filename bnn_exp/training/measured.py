@@ -45,25 +45,30 @@ def faster(device: str, hidden: int, batch: int) -> str | None:
         return None  # no file, or not one of `benchmark=machine`
 
 
-def products() -> dict[str, float] | None:
-    """Returns the seconds of a product by the dtype of its operands, `float32` and `bfloat16`; None if nothing was measured.
+def products(kind: str) -> dict[str, float] | None:
+    """Returns the seconds of a product in each precision, `fp32` and `bf16`; None if nothing was measured.
 
     Another processor or another version of torch needs another measurement.
+
+    Args:
+        kind: a key of `bnn_exp.training.precision.KINDS`.
     """
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = json.loads(place_of_products().read_text())[_library()]
-        return {kind: float(found[kind]) for kind in ("float32", "bfloat16")}
+        found = json.loads(place_of_products().read_text())[_library()][kind]
+        return {name: float(found[name]) for name in ("fp32", "bf16")}
     return None
 
 
-def keep_products(seconds: dict[str, float]) -> None:
-    """Keeps the `seconds` of a product by the dtype of its operands. If the folder can't be written, nothing is kept."""
+def keep_products(kind: str, seconds: dict[str, float]) -> None:
+    """Keeps the `seconds` of a product in each precision. If the folder can't be written, nothing is kept."""
     kept: dict[str, Any] = {}
-    with suppress(OSError, ValueError, TypeError):
+    of_machine: dict[str, Any] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError):
         kept = dict(json.loads(place_of_products().read_text()))
+        of_machine = dict(kept[_library()])
     with suppress(OSError, NotWritten):
         place_of_products().parent.mkdir(parents=True, exist_ok=True)
-        write_json(place_of_products(), {**kept, _library(): seconds})
+        write_json(place_of_products(), {**kept, _library(): {**of_machine, kind: seconds}})
 
 
 def _library() -> str:

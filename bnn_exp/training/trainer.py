@@ -110,6 +110,7 @@ class Trainer:
                 self.after_step(self, loss)
             p.seconds = before + time.perf_counter() - began
             tick(p.batch)
+        self.batches.prepare(p.epoch + 1)
         losses = self.step.tally.losses[: p.batch].double().cpu()  # an epoch waits for the device here only
         p.seconds = before + time.perf_counter() - began
         self._check_losses(losses)

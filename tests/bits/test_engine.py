@@ -74,6 +74,24 @@ def test_threads_share_the_work_and_change_nothing():
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_bf16_trains_as_float32_does_with_any_number_of_threads(amx, monkeypatch):
+    if not amx and not processor.AVX512_BF16:
+        pytest.skip("this processor has no AVX512-BF16")
+    monkeypatch.setattr(processor, "AMX", amx)
+    before, ends = torch.get_num_threads(), {}
+    try:
+        for precision, threads in (("fp32", 1), ("bf16", 1), ("bf16", 3)):
+            torch.set_num_threads(threads)
+            trainer = trainer_of("optimizer=counter", "trainer.epochs=4", "engine=packed", f"engine.precision={precision}")
+            losses = [trainer.epoch()["train_loss"] for _ in range(4)]
+            ends[precision, threads] = losses[-1], bits_sha256(trainer.network)
+    finally:
+        torch.set_num_threads(before)
+    assert (amx or ends["bf16", 1] == ends["bf16", 3]) and ends["bf16", 1][1] != ends["fp32", 1][1]
+    assert ends["bf16", 1][0] == pytest.approx(ends["fp32", 1][0], rel=0.2)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -188,7 +206,7 @@ def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
 
 @pytest.mark.parametrize(
     "overrides",
-    ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true", "engine.precision=bf16",
+    ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true",
      "engine.compile=true", "engine.devices=2", "model.encoding=centred", "model.hidden_size=40000"],
 )  # fmt: skip
 def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, overrides):
@@ -197,8 +215,7 @@ def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, o
     assert refused.code == 2 and refused.err.count("\n") <= 2 and "engine=packed" in refused.err
     assert overrides.partition("=")[0].partition(".")[2] in refused.err and not refused.runs
     assert engine.choose(settings_of(*rule, overrides), "cpu") == "dense"
-    if overrides != "engine.precision=bf16":  # a GPU can
-        assert engine.choose(settings_of(*rule, overrides), "cuda") == "dense"
+    assert engine.choose(settings_of(*rule, overrides), "cuda") == "dense"
 
 
 def test_lean_memory_packs_bits_as_they_are_made_and_changes_none():

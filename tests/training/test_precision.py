@@ -68,7 +68,7 @@ def settled(engine: str, *overrides: str) -> str:
 def test_auto_is_bf16_where_the_processor_multiplies_it_clearly_faster(tmp_path, monkeypatch):
     monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
     for seconds, chosen in ((1.0, "fp32"), (0.8, "fp32"), (0.5, "bf16")):
-        measured.keep_products({"float32": 1.0, "bfloat16": seconds})
+        measured.keep_products("matrices", {"fp32": 1.0, "bf16": seconds})
         assert settled("dense") == chosen
     for forced in ("fp32", "bf16"):
         assert settled("dense", f"engine.precision={forced}") == forced
@@ -78,33 +78,33 @@ def test_auto_is_bf16_where_the_processor_multiplies_it_clearly_faster(tmp_path,
 
 def test_products_are_measured_once_for_each_processor(tmp_path, monkeypatch):
     monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
-    assert measured.products() is None
+    assert measured.products("matrices") is None
     settled("dense")
-    kept = measured.products()
+    kept = measured.products("matrices")
     assert kept and min(kept.values()) > 0
-    monkeypatch.setattr(precision, "measure_products", lambda: pytest.fail("measured again"))
+    monkeypatch.setattr(precision, "measure_products", lambda kind: pytest.fail("measured again"))
     settled("dense")
     monkeypatch.setattr(measured, "processor", lambda: "another")
-    assert measured.products() is None
-    measured.keep_products({"float32": 3.0, "bfloat16": 1.0})
+    assert measured.products("matrices") is None
+    measured.keep_products("matrices", {"fp32": 3.0, "bf16": 1.0})
     monkeypatch.undo()
     monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
-    assert measured.products() == kept
+    assert measured.products("matrices") == kept
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"x": 1}'])
 def test_a_damaged_table_is_measured_anew(tmp_path, monkeypatch, content):
     monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
-    measured.keep_products({"float32": 1.0, "bfloat16": 1.0})
+    measured.keep_products("matrices", {"fp32": 1.0, "bf16": 1.0})
     measured.place_of_products().write_text(content)
-    assert measured.products() is None
-    measured.keep_products({"float32": 2.0, "bfloat16": 1.0})
-    assert measured.products() == {"float32": 2.0, "bfloat16": 1.0}
+    assert measured.products("matrices") is None
+    measured.keep_products("matrices", {"fp32": 2.0, "bf16": 1.0})
+    assert measured.products("matrices") == {"fp32": 2.0, "bf16": 1.0}
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_memory_of_the_measurement(monkeypatch):
     monkeypatch.setenv("BNN_EXP_CACHE", "/proc/none")
-    assert settled("dense") in ("fp32", "bf16") and measured.products() is None
+    assert settled("dense") in ("fp32", "bf16") and measured.products("matrices") is None
 
 
 def test_a_resumed_run_keeps_its_precision(copy_of_run, bnn_train, tmp_path, monkeypatch, summary):
@@ -112,7 +112,7 @@ def test_a_resumed_run_keeps_its_precision(copy_of_run, bnn_train, tmp_path, mon
     run = copy_of_run(tmp_path / "run", "optimizer=counter", *sizes)
     assert torch.load(run / "checkpoints/last.pt")["precision"] == summary(run)["precision"] == "fp32"
     monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
-    measured.keep_products({"float32": 2.0, "bfloat16": 1.0})
+    measured.keep_products("matrices", {"fp32": 2.0, "bf16": 1.0})
     auto = settings_of(*LARGE)
     for begun, device, expected in (
         ({"precision": "fp32", "device": "cpu"}, "cpu", "fp32"),

@@ -5,7 +5,8 @@ y = z·scale + shift. y is never stored: every kernel computes it again from z. 
 and shift −∞. Vectors are float32 [width].
 
 For up to `operations.FEW` rows, one kernel computes BatchNorm and activation: a program holds all rows of STRIPE columns in
-registers. For more rows, kernels add up each block of ROWS rows first, and then the blocks, always in the same order.
+registers. For more rows, kernels add up parts of TALL rows first, and then the parts, always in the same order. The sizes are
+those that an H200 computes fastest.
 """
 
 import torch
@@ -16,17 +17,18 @@ from torch import Tensor
 from bnn_exp.bits.cuda.codes import INTEGER, codes
 from bnn_exp.bits.cuda.operations import vectors_of
 
-ROWS = tl.constexpr(64)  # rows and columns of the block that one Triton program computes
+ROWS = tl.constexpr(64)  # rows and columns of a block
 COLUMNS = tl.constexpr(64)
-BLOCKS = tl.constexpr(64)  # a sum over all rows adds the partial sums of 64 blocks of rows at a time
-NEURONS = tl.constexpr(16)  # columns of a program that adds the partial sums of all blocks of rows
+TALL = tl.constexpr(256)  # rows that one program adds up, block by block
+PARTS = tl.constexpr(64)  # a sum over all rows adds the sums of so many parts at a time, each of TALL rows
+NEURONS = tl.constexpr(16)  # columns of a program that adds the sums of all parts
 STRIPE = tl.constexpr(8)  # columns of a program that holds all rows
 
 
 @triton.jit
-def block(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Returns the rows and columns of this program's block, its offsets in a tensor, and a mask of the offsets that exist."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+def block(first, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Returns the rows of a block, from row `first` on, its columns, its offsets in a tensor, and a mask of real offsets."""
+    r = first + tl.arange(0, ROWS)
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     return r, n, r[:, None].to(tl.int64) * width + n[None, :], (r < rows)[:, None] & (n < width)[None, :]
 
@@ -75,27 +77,38 @@ def store_values(values, at, there, y, zero, one):
 
 @triton.jit
 def moments_kernel(z, rows, width, means, squares):
-    """Computes the mean of z and Σ (z − mean)² of every column in each block of rows, float32 [blocks, width]."""
-    _, n, at, there = block(rows, width, ROWS, COLUMNS)
-    count = tl.minimum(rows - tl.program_id(0) * ROWS, ROWS).to(tl.float32)
-    mean, square = _moments(tl.load(z + at, there, 0).to(tl.float32), there, count)
+    """Computes the mean of z and Σ (z − mean)² of every column in each TALL rows, float32 [parts, width].
+
+    Sums are taken of z minus the mean of the first block, so the result loses no digits where the mean is large.
+    """
+    begin = tl.program_id(0) * TALL
+    end = tl.minimum(begin + TALL, rows)
+    _, n, at, there = block(begin, end, width, ROWS, COLUMNS)
+    near = tl.sum(tl.load(z + at, there, 0).to(tl.float32), 0) / tl.minimum(end - begin, ROWS)
+    total, square = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(begin, end, ROWS):
+        _, _, at, there = block(first, end, width, ROWS, COLUMNS)
+        away = tl.where(there, tl.load(z + at, there, 0).to(tl.float32) - near[None, :], 0.0)
+        total += away
+        square += away * away
+    away = tl.sum(total, 0) / (end - begin)
     place = tl.program_id(0) * width + n
-    tl.store(means + place, mean)
-    tl.store(squares + place, square)
+    tl.store(means + place, near + away)
+    tl.store(squares + place, tl.maximum(tl.sum(square, 0) - (end - begin) * away * away, 0.0))
 
 
 @triton.jit
-def over_blocks(partial, first, blocks, width, n):
-    """Returns the partial results of BLOCKS blocks, from block `first` on, in columns n: float32, 0 beyond the last block."""
-    b = first + tl.arange(0, BLOCKS)
-    return tl.load(partial + b[:, None] * width + n[None, :], (b < blocks)[:, None], 0.0)
+def over_parts(partial, first, parts, width, n):
+    """Returns the partial results of PARTS parts, from part `first` on, in columns n: float32, 0 beyond the last part."""
+    p = first + tl.arange(0, PARTS)
+    return tl.load(partial + p[:, None] * width + n[None, :], (p < parts)[:, None], 0.0)
 
 
 @triton.jit
 def _rows_of(first, rows):
-    """Returns the number of rows in each of BLOCKS blocks, from block `first` on: float32 [BLOCKS, 1]."""
-    before = (first + tl.arange(0, BLOCKS)) * ROWS
-    return tl.maximum(tl.minimum(rows - before, ROWS), 0).to(tl.float32)[:, None]
+    """Returns the number of rows in each of PARTS parts, from part `first` on: float32 [PARTS, 1]."""
+    before = (first + tl.arange(0, PARTS)) * TALL
+    return tl.maximum(tl.minimum(rows - before, TALL), 0).to(tl.float32)[:, None]
 
 
 @triton.jit
@@ -103,17 +116,17 @@ def normalize_kernel(means, squares, rows, width, neurons, a, eps, momentum, wei
                      scale, shift, mean, inverse, AFFINE: tl.constexpr, RUNNING: tl.constexpr):  # fmt: skip
     """Computes a BatchNorm from the results of `moments_kernel`; see `_normalization`.
 
-    The means and squares of blocks are combined into the mean and variance of all rows (Chan et al. 1983, eq. 2.1).
+    The means and squares of parts are combined into the mean and variance of all rows (Chan et al. 1983, eq. 2.1).
     `AFFINE` is True for a BatchNorm with weight and bias, `RUNNING` for one with running statistics.
     """
-    n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, ROWS)
+    n, parts = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, TALL)
     total, square = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
-    for first in range(0, blocks, BLOCKS):
-        total += tl.sum(over_blocks(means, first, blocks, width, n) * _rows_of(first, rows), 0)
+    for first in range(0, parts, PARTS):
+        total += tl.sum(over_parts(means, first, parts, width, n) * _rows_of(first, rows), 0)
     center = total / rows
-    for first in range(0, blocks, BLOCKS):
-        away = over_blocks(means, first, blocks, width, n) - center[None, :]
-        square += tl.sum(over_blocks(squares, first, blocks, width, n) + _rows_of(first, rows) * away * away, 0)
+    for first in range(0, parts, PARTS):
+        away = over_parts(means, first, parts, width, n) - center[None, :]
+        square += tl.sum(over_parts(squares, first, parts, width, n) + _rows_of(first, rows) * away * away, 0)
     _normalization(center, square, n, rows, neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked,
                    scale, shift, mean, inverse, AFFINE, RUNNING, tl.program_id(0))  # fmt: skip
 
@@ -121,7 +134,7 @@ def normalize_kernel(means, squares, rows, width, neurons, a, eps, momentum, wei
 @triton.jit(do_not_specialize=["zero", "one"])
 def activate_kernel(z, rows, width, scale, shift, values, zero, one):
     """Computes the values of the bits 1[y ≥ 0] of y = z·scale + shift, [rows, width]; see `store_values`."""
-    _, n, at, there = block(rows, width, ROWS, COLUMNS)
+    _, n, at, there = block(tl.program_id(0) * ROWS, rows, width, ROWS, COLUMNS)
     y = tl.load(z + at, there, 0).to(tl.float32) * tl.load(scale + n)[None, :] + tl.load(shift + n)[None, :]
     store_values(values, at, there, y, zero, one)
 
@@ -131,7 +144,7 @@ def normalize_and_activate_kernel(z, width, rows, neurons, a, eps, momentum, wei
                                   scale, shift, mean, inverse, values, zero, one,
                                   AFFINE: tl.constexpr, RUNNING: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
     """Computes the BatchNorm and the activation of the sums z. One program holds all rows, at most ALL, of STRIPE columns."""
-    _, n, at, there = block(rows, width, ALL, STRIPE)
+    _, n, at, there = block(0, rows, width, ALL, STRIPE)
     x = tl.load(z + at, there, 0).to(tl.float32)
     center, square = _moments(x, there, rows)
     factor, offset = _normalization(
@@ -145,7 +158,7 @@ def normalize_and_apply_kernel(z, width, rows, neurons, a, eps, momentum, weight
                                scale, shift, mean, inverse, out,
                                AFFINE: tl.constexpr, RUNNING: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
     """Computes the BatchNorm of the sums z, and its output y, [rows, neurons]; see `normalize_and_activate_kernel`."""
-    r, n, at, there = block(rows, width, ALL, STRIPE)
+    r, n, at, there = block(0, rows, width, ALL, STRIPE)
     x = tl.load(z + at, there, 0).to(tl.float32)
     center, square = _moments(x, there, rows)
     factor, offset = _normalization(
@@ -155,26 +168,31 @@ def normalize_and_apply_kernel(z, width, rows, neurons, a, eps, momentum, weight
     tl.store(out + place, x * factor[None, :] + offset[None, :], there & (n < neurons)[None, :])
 
 
-def warps(rows: int) -> int:
-    """Returns the number of warps of a program that holds all rows: each thread then holds at most 32 numbers of a tensor."""
-    return max(4, triton.next_power_of_2(rows) * STRIPE.value // 1024)
+def warps(rows: int, stripe: int) -> int:
+    """Returns the number of warps of a program that holds all rows of `stripe` columns: four, or 64 numbers in a thread."""
+    return max(4, triton.next_power_of_2(rows) * stripe // 2048)
 
 
-def grid_of(z: Tensor) -> tuple[int, int]:
-    """Returns the numbers of blocks of rows and of columns."""
+def blocks_of_elements(z: Tensor) -> tuple[int, int]:
+    """Returns the grid of a kernel that computes each element: the numbers of blocks of rows and of columns."""
     return triton.cdiv(z.shape[0], ROWS.value), triton.cdiv(z.shape[1], COLUMNS.value)
 
 
+def parts_of(z: Tensor) -> tuple[int, int]:
+    """Returns the grid of a kernel that adds up TALL rows in a program."""
+    return triton.cdiv(z.shape[0], TALL.value), triton.cdiv(z.shape[1], COLUMNS.value)
+
+
 def partial_sums(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns two empty tensors for the partial sums of blocks of rows of z: float32 [blocks, width]."""
-    first, second = (z.new_empty(grid_of(z)[0], z.shape[1], dtype=torch.float32) for _ in range(2))
+    """Returns two empty tensors for the sums over TALL rows of z each: float32 [parts, width]."""
+    first, second = (z.new_empty(parts_of(z)[0], z.shape[1], dtype=torch.float32) for _ in range(2))
     return first, second
 
 
 def norm_of_sums(z, a, neurons, eps, momentum, weight, bias, running_mean, running_var, tracked):
     """Returns a BatchNorm of z, by two kernels; see `bnn_exp.bits.cuda.operations.norm_of_sums`."""
     (rows, width), partial, vectors = z.shape, partial_sums(z), vectors_of(z)
-    moments_kernel[grid_of(z)](z, rows, width, *partial)
+    moments_kernel[parts_of(z)](z, rows, width, *partial)
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
     flags = {"AFFINE": weight is not None, "RUNNING": running_mean is not None}
     normalize_kernel[(width // NEURONS.value,)](*partial, rows, width, *given, *vectors, **flags)
@@ -184,7 +202,7 @@ def norm_of_sums(z, a, neurons, eps, momentum, weight, bias, running_mean, runni
 def activated(z: Tensor, scale: Tensor, shift: Tensor, zero: float, dtype: torch.dtype) -> Tensor:
     """Returns the values of the bits 1[y ≥ 0], by one kernel; see `bnn_exp.bits.cuda.operations.activated`."""
     values = z.new_empty(z.shape, dtype=dtype)
-    activate_kernel[grid_of(z)](z, *z.shape, scale, shift, *places_of(values, zero))
+    activate_kernel[blocks_of_elements(z)](z, *z.shape, scale, shift, *places_of(values, zero))
     return values
 
 
@@ -202,7 +220,7 @@ def normalized_and_activated(z, a, neurons, eps, momentum, weight, bias, running
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
     flags = _flags(weight, running_mean, rows)
     normalize_and_activate_kernel[(1, width // STRIPE.value)](
-        z, width, rows, *given, *vectors, *places_of(values, zero), **flags, num_warps=warps(rows))  # fmt: skip
+        z, width, rows, *given, *vectors, *places_of(values, zero), **flags, num_warps=warps(rows, STRIPE.value))  # fmt: skip
     return (*vectors, values)
 
 
@@ -212,7 +230,8 @@ def normalized(z, a, neurons, eps, momentum, weight, bias, running_mean, running
     out = z.new_empty(rows, neurons, dtype=torch.float32)
     given = neurons, a, eps, momentum, weight, bias, running_mean, running_var, tracked
     normalize_and_apply_kernel[(1, width // STRIPE.value)](
-        z, width, rows, *given, *vectors, out, **_flags(weight, running_mean, rows), num_warps=warps(rows))  # fmt: skip
+        z, width, rows, *given, *vectors, out, **_flags(weight, running_mean, rows),
+        num_warps=warps(rows, STRIPE.value))  # fmt: skip
     return (*vectors, out)
 
 

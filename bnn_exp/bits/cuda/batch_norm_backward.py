@@ -10,20 +10,25 @@ import triton.language as tl
 from torch import Tensor
 
 from bnn_exp.bits.cuda.batch_norm import (
-    BLOCKS,
     COLUMNS,
     NEURONS,
+    PARTS,
     ROWS,
-    STRIPE,
+    TALL,
     block,
-    grid_of,
-    over_blocks,
+    blocks_of_elements,
+    over_parts,
     partial_sums,
+    parts_of,
     places_of,
     store_values,
     warps,
 )
 from bnn_exp.bits.cuda.operations import vectors_of
+
+STRIPE = tl.constexpr(
+    16
+)  # columns of a program that holds all rows: twice as many as in the forward pass, which is faster here
 
 
 @triton.jit
@@ -52,22 +57,27 @@ def _slopes(g, product, n, rows, scale, inverse, of_weight, of_bias):
 
 @triton.jit
 def total_kernel(grad, given, z, rows, width, scale, shift, mean, window, sums, products):
-    """Computes Σ g and Σ g · (z − mean) of the gradient g inside the window, in each block of rows: float32 [blocks, width]."""
-    r, n, at, there = block(rows, width, ROWS, COLUMNS)
-    g, away, _ = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
+    """Computes Σ g and Σ g · (z − mean) of the gradient g inside the window, in each TALL rows: float32 [parts, width]."""
+    begin, n = tl.program_id(0) * TALL, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total, product = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(begin, tl.minimum(begin + TALL, rows), ROWS):
+        r, _, at, there = block(first, rows, width, ROWS, COLUMNS)
+        g, away, _ = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
+        total += g
+        product += g * away
     place = tl.program_id(0) * width + n
-    tl.store(sums + place, tl.sum(g, 0))
-    tl.store(products + place, tl.sum(g * away, 0))
+    tl.store(sums + place, tl.sum(total, 0))
+    tl.store(products + place, tl.sum(product, 0))
 
 
 @triton.jit
 def slopes_kernel(sums, products, rows, width, scale, inverse, slope, offset, of_weight, of_bias):
     """Computes `slope` and `offset` for `center_kernel`, and gradients of BatchNorm's parameters, from partial sums."""
-    n, blocks = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, ROWS)
+    n, parts = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS), tl.cdiv(rows, TALL)
     g, product = tl.zeros((NEURONS,), tl.float32), tl.zeros((NEURONS,), tl.float32)
-    for first in range(0, blocks, BLOCKS):
-        g += tl.sum(over_blocks(sums, first, blocks, width, n), 0)
-        product += tl.sum(over_blocks(products, first, blocks, width, n), 0)
+    for first in range(0, parts, PARTS):
+        g += tl.sum(over_parts(sums, first, parts, width, n), 0)
+        product += tl.sum(over_parts(products, first, parts, width, n), 0)
     steep, level = _slopes(g, product, n, rows, scale, inverse, of_weight, of_bias)
     tl.store(slope + n, steep)
     tl.store(offset + n, level)
@@ -79,7 +89,7 @@ def center_kernel(grad, given, z, rows, width, scale, shift, mean, window, slope
 
     Also stores the codes of the activation's bits; see `store_values`.
     """
-    r, n, at, there = block(rows, width, ROWS, COLUMNS)
+    r, n, at, there = block(tl.program_id(0) * ROWS, rows, width, ROWS, COLUMNS)
     g, away, y = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
     found = tl.load(scale + n)[None, :] * g - tl.load(slope + n)[None, :] * away - tl.load(offset + n)[None, :]
     tl.store(out + at, found.to(out.dtype.element_ty), there)
@@ -90,7 +100,7 @@ def center_kernel(grad, given, z, rows, width, scale, shift, mean, window, slope
 def gradient_kernel(grad, given, z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out, values,
                     zero, one, ALL: tl.constexpr):  # fmt: skip
     """Computes the results of the three kernels above. One program holds all rows, at most ALL, of STRIPE columns."""
-    r, n, at, there = block(rows, width, ALL, STRIPE)
+    r, n, at, there = block(0, rows, width, ALL, STRIPE)
     g, away, y = _passing(grad, given, z, at, r, n, there, scale, shift, mean, window)
     slope, offset = _slopes(tl.sum(g, 0), tl.sum(g * away, 0), n, rows, scale, inverse, of_weight, of_bias)
     found = tl.load(scale + n)[None, :] * g - slope[None, :] * away - offset[None, :]
@@ -101,7 +111,7 @@ def gradient_kernel(grad, given, z, rows, width, scale, shift, mean, inverse, wi
 def slopes_of_gradient(grad, z, scale, shift, mean, inverse, window):
     """Returns four vectors, by two kernels; see `bnn_exp.bits.cuda.operations.slopes_of_gradient`."""
     (rows, width), partial, vectors = z.shape, partial_sums(z), vectors_of(z)
-    total_kernel[grid_of(z)](grad, grad.shape[1], z, rows, width, scale, shift, mean, window, *partial)
+    total_kernel[parts_of(z)](grad, grad.shape[1], z, rows, width, scale, shift, mean, window, *partial)
     slopes_kernel[(width // NEURONS.value,)](*partial, rows, width, scale, inverse, *vectors)
     return tuple(vectors)
 
@@ -110,7 +120,7 @@ def centered_gradient(grad, z, scale, shift, mean, window, slope, offset, zero, 
     """Returns the gradient at z and the activation, by one kernel; see `bnn_exp.bits.cuda.operations.centered_gradient`."""
     out, values = (z.new_empty(z.shape, dtype=dtype) for _ in range(2))
     vectors = scale, shift, mean, window, slope, offset
-    center_kernel[grid_of(z)](grad, grad.shape[1], z, *z.shape, *vectors, out, *places_of(values, zero))
+    center_kernel[blocks_of_elements(z)](grad, grad.shape[1], z, *z.shape, *vectors, out, *places_of(values, zero))
     return out, values
 
 
@@ -123,5 +133,5 @@ def gradient_at_sums(grad, z, scale, shift, mean, inverse, window, zero, dtype: 
     out, values = (z.new_empty(z.shape, dtype=dtype) for _ in range(2))
     gradient_kernel[(1, width // STRIPE.value)](
         grad, grad.shape[1], z, rows, width, scale, shift, mean, inverse, window, of_weight, of_bias, out,
-        *places_of(values, zero), ALL=triton.next_power_of_2(rows), num_warps=warps(rows))  # fmt: skip
+        *places_of(values, zero), ALL=triton.next_power_of_2(rows), num_warps=warps(rows, STRIPE.value))  # fmt: skip
     return out, values, of_weight, of_bias

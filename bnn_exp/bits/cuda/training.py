@@ -19,6 +19,7 @@ from bnn_exp.bits.factors import ComputedGradient
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.product import matmul
+from bnn_exp.nn.values import numbers_of_pixels
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class OnGPU:
     @staticmethod
     def pixels(x: Tensor) -> Tensor:
         """Returns pixels, uint8 [rows, inputs], in bfloat16, with columns of 0 up to a multiple of 8."""
-        return F.pad(x, (0, -x.shape[1] % 8)).bfloat16() if x.shape[1] % 8 else x.bfloat16()
+        return numbers_of_pixels(x, x.shape[1] + -x.shape[1] % 8, torch.bfloat16)
 
     @staticmethod
     def sums_of_pixels(x: Tensor, weights: PackedBits, zero: float) -> Sums:

@@ -29,7 +29,7 @@ def benchmark(task: Task) -> str:
     Writes `benchmark.json` to the directory of the task, and its content to the file that `engine=auto` reads:
 
     - `machine`: see `machine`;
-    - `products`, on a CPU: see `bnn_exp.training.precision.measure_products`;
+    - `products`, on a CPU: the seconds by kind, see `bnn_exp.training.precision.measure_products`;
     - `steps`: for each pair of a `hidden` size and a `batch` size, the median seconds of a step, `dense` and `packed`.
 
     Raises:
@@ -42,7 +42,7 @@ def benchmark(task: Task) -> str:
         settle(settings, device)
         found: dict[str, Any] = {"machine": machine(device, threads)}
         if device.type == "cpu":
-            found["products"] = precision.measure_products()
+            found["products"] = {kind: precision.measure_products(kind) for kind in precision.KINDS}
         found["steps"] = list(_steps(settings, device))
     _print(found)
     kept = measured.place(device.type)

@@ -11,10 +11,11 @@ from bnn_exp.nn.cuda import batch_norm_kernels as kernels
 
 TILE = 4096  # elements of a tile
 HELD = 8192  # the most elements of a tile that holds all rows of its channels
+SPREAD = 64  # programs that share the channels of a short batch, if each then has four channels or more
 PARTS = 256  # the most parts of a sum over the rows: one program combines all parts of GROUP channels at once
 PROGRAMS = 512  # about the number of programs that a large GPU runs at once; a sum over the rows takes so many
 GROUP = 16
-WARPS = {"num_warps": 8}
+WARPS = {"num_warps": 4}  # measured on an H200, as are TILE and HELD
 
 
 def batch_statistics(z: Tensor, *running: Any) -> tuple[Tensor, Tensor]:
@@ -41,7 +42,7 @@ def normalize_few(z: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     out, vectors = torch.empty_like(z, dtype=dtype), _empty(z, z.shape[1])
     norm = *vectors, weight, bias, eps
     kind = _updates(running) | _kind(norm, activation)
-    kernels.whole[grid](z, *z.shape, *norm, *running, low, high, out, **kind, **size, **WARPS)
+    kernels.whole[grid](z, *z.shape, *norm, *running, low, high, out, **kind, **size)
     return out, *vectors
 
 
@@ -62,7 +63,7 @@ def normalize_few_gradient(grad: Tensor, z: Tensor, *given: Any) -> tuple[Tensor
     size, grid = _all_rows(z)
     out, vectors = torch.empty_like(z), _empty(z, z.shape[1])
     kind = _kind(norm, activation)
-    kernels.whole_gradient[grid](grad, z, *z.shape, *norm, window, *vectors, out, **kind, **size, **WARPS)
+    kernels.whole_gradient[grid](grad, z, *z.shape, *norm, window, *vectors, out, **kind, **size)
     return out, *vectors
 
 
@@ -102,8 +103,8 @@ def _groups(channels: int) -> tuple[int]:
 def _all_rows(z: Tensor) -> tuple[dict[str, int], tuple[int]]:
     """Returns the size of a tile that holds all rows, as arguments of a kernel, and the grid."""
     rows = triton.next_power_of_2(z.shape[0])
-    columns = min(triton.next_power_of_2(z.shape[1]), 32, HELD // rows)
-    return {"ROWS": rows, "COLUMNS": columns}, (triton.cdiv(z.shape[1], columns),)
+    columns = max(min(triton.next_power_of_2(z.shape[1]) // SPREAD, 32, HELD // rows), 4)
+    return {"ROWS": rows, "COLUMNS": columns, "num_warps": 8}, (triton.cdiv(z.shape[1], columns),)
 
 
 def _empty(z: Tensor, *shape: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Triton's kernel for the values of the bits of a layer; the definition is in `bnn_exp.nn.values`."""
+"""Triton's kernels for the operands of a layer; the definitions are in `bnn_exp.nn.values`."""
 
 import torch
 import triton
@@ -8,6 +8,7 @@ from torch import Tensor
 from bnn_exp.nn import values
 
 TILE = 1024  # weights of a tile
+PIXELS = 2048  # pixels that a program converts
 
 
 @triton.jit
@@ -46,4 +47,26 @@ def above(weights: Tensor, threshold: Tensor | None, low: float, high: float, dt
     some = min(triton.next_power_of_2(inputs), max(TILE // padded, 1))
     size = {"LATENT": threshold is not None, "INPUTS": some, "SPACE": padded}
     above_kernel[(outputs, triton.cdiv(inputs, some))](weights, threshold, inputs, space, low, high, out, **size)
+    return out
+
+
+@triton.jit
+def pixels_kernel(pixels, row, inputs, width, count, out, WHOLE: tl.constexpr, PIXELS: tl.constexpr):
+    """Converts PIXELS pixels to numbers, [count / width, width]. A row of pixels takes `row` bytes.
+
+    WHOLE is True if the pixels lie in memory as the numbers do. Then a thread reads several at once.
+    """
+    at = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    place, there = at, at < count
+    if not WHOLE:
+        place, there = (at // width).to(tl.int64) * row + at % width, there & (at % width < inputs)
+    tl.store(out + at, tl.load(pixels + place, there, 0).to(tl.float32).to(out.dtype.element_ty), at < count)
+
+
+def numbers_of_pixels(pixels: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Returns pixels as numbers, see `bnn_exp.nn.values`."""
+    pixels = pixels if pixels.stride(1) == 1 else pixels.contiguous()
+    out, row = pixels.new_empty(len(pixels), width, dtype=dtype), pixels.stride(0)
+    whole, grid = row == width == pixels.shape[1], (triton.cdiv(out.numel(), PIXELS),)
+    pixels_kernel[grid](pixels, row, pixels.shape[1], width, out.numel(), out, WHOLE=whole, PIXELS=PIXELS)
     return out

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bnn_exp.nn.graphs import join
 from bnn_exp.optim import Scheduled
 from bnn_exp.optim.announcement import Announcement
 from bnn_exp.optim.trained import Trained
@@ -73,7 +74,8 @@ class Dense:
         with self.footprint.saving(len(x)), self.autocast:
             logits = self.forward(x)
             loss = self.loss(logits, labels)
-        self.network.zero_grad()
+        for parameter in self.footprint.parameters:
+            parameter.grad = None
         loss.backward()
         return loss.detach(), right_answers(logits.detach(), labels)
 
@@ -84,6 +86,7 @@ class Dense:
         for optimizer in self.real:
             optimizer.apply()
         if self.diagnostics:
+            join()
             self.diagnostics.step()
 
     def before(self, rows: Tensor, epoch: int, batch: int) -> None:

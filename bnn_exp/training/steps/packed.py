@@ -19,8 +19,10 @@ from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.config.settings import Settings
 from bnn_exp.models.mlp import MLP
-from bnn_exp.nn import binarize
+from bnn_exp.nn import binarize, device
+from bnn_exp.nn.graphs import beside
 from bnn_exp.optim.rule import Rule
+from bnn_exp.training import precision
 from bnn_exp.training.steps.dense import Dense
 
 if TYPE_CHECKING:
@@ -48,8 +50,16 @@ class Packed(Dense):
             step = self.rule.param_groups[0]["step"]
             return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
-        operations = arithmetic(self.network.layers[0].weight, self.bf16, settings.engine.gradient_bits, key)
-        self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze)
+        bits = self.network.layers[0].weight
+        bf16_products = self.bf16 and device.on_host(bits) and precision.bf16_is_faster()
+        operations = arithmetic(bits, self.bf16, settings.engine.gradient_bits, key, bf16_products)
+        take = self.rule.flip if settings.engine.memory == "lean" else self._flip_beside
+        self.forward = self.answer = PackedMLP(self.network, operations, take, settings.freeze)
+
+    def _flip_beside(self, p: Tensor, g: Factors) -> None:
+        """Flips bits of a layer while the backward pass goes on. A recorded step then keeps all gradients until its end."""
+        with beside(g):
+            self.rule.flip(p, g)
 
 
 class PackedMLP:

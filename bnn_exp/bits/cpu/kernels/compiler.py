@@ -7,8 +7,8 @@ kernels from other files. Its cached machine code therefore counts only as long 
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numba.np.linalg
 from numba import njit
 from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
 
 from bnn_exp.bits.reference import LANES
 
@@ -69,3 +70,22 @@ def kernel(function: Callable, **options) -> Callable:
 def fused_kernel(function: Callable) -> Callable:
     """Returns `function` compiled as by `kernel`. It rounds a·b + c only once where the processor can."""
     return kernel(function, fastmath={"contract"})
+
+
+@contextmanager
+def only_noted() -> Iterator[list[tuple[Dispatcher, tuple]]]:
+    """Context manager: a call of a kernel that is not compiled yet does nothing while the body runs, except to note itself.
+
+    Yields the list of calls: the kernel, and the types of the arguments as its method `compile` takes them. Each pair stands
+    in the list once, in the order of the first calls.
+    """
+    noted: dict[tuple[Dispatcher, tuple], None] = {}
+
+    def note(kernel: Dispatcher, *arguments: object) -> Callable:
+        noted[kernel, tuple(kernel.typeof_pyval(argument) for argument in arguments)] = None
+        return lambda *_: None
+
+    calls: list[tuple[Dispatcher, tuple]] = []
+    with patch.object(Dispatcher, "_compile_for_args", note):
+        yield calls
+    calls += noted

@@ -93,6 +93,12 @@ def int_at(_typing, address):
 
 
 @intrinsic
+def signed_at(_typing, address):
+    """Returns the int32 at `address`."""
+    return emitted(types.intp(types.intp), lambda b, a: b.sext(b.load(pointer(b, a, I32), align=4), I64))
+
+
+@intrinsic
 def word_at(_typing, address):
     """Returns the int64 at `address`."""
     return emitted(types.intp(types.intp), lambda b, a: b.load(pointer(b, a, I64), align=1))
@@ -125,6 +131,12 @@ def set_byte(_typing, address, value):
 def set_int(_typing, address, value):
     """Stores `value` as int32 at `address`."""
     return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(b.trunc(v, I32), pointer(b, a, I32), align=4))
+
+
+@intrinsic
+def set_word(_typing, address, value):
+    """Stores an int64 at `address`."""
+    return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(v, pointer(b, a, I64), align=8))
 
 
 @intrinsic
@@ -168,11 +180,9 @@ def ones(_typing, value):
 
 
 @intrinsic
-def plane(_typing, word, p):
-    """Returns bit p of each of the 8 bytes of an int64, as one byte."""
+def keep(_typing, array):
+    """Does nothing, at the end of a kernel that uses the address of an array of its own.
 
-    def codegen(b, word, p):
-        bits = b.and_(b.lshr(word, p), I64(0x0101010101010101))
-        return b.lshr(b.mul(bits, I64(0x0102040810204080)), I64(56))  # multiplying moves bit 8i to bit 56 + i
-
-    return emitted(types.intp(types.intp, types.intp), codegen)
+    Numba frees an array after the last line that names the array, and knows nothing of its address.
+    """
+    return emitted(types.void(array), lambda b, a: None)
