@@ -1,7 +1,7 @@
 """A convolution of binary weights on a GPU, whose weight gradient is a kernel of this package where cuDNN's kernel is slow.
 
 cuDNN's deterministic kernels are slow where a layer has few channels and large images: on an H200 they took 78 µs for the
-weight gradient of 16 → 16 channels on 128 images of 28 × 28 pixels, and the kernels of this package 25 µs.
+weight gradient of 16 → 16 channels on 128 images of 28 × 28 pixels, and the kernels of this package 21 µs.
 """
 
 from typing import Any
