@@ -1,19 +1,19 @@
-"""Decodes all images of a split into one array: small PNGs many at a time, large images in several threads."""
+"""Decodes all images of a split into one array. Large images are decoded in several threads."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from bnn_exp.data import small_pngs
 from bnn_exp.data.images import Encoded, Pixels, opened, quiet
 from bnn_exp.data.messages import short_reason
 from bnn_exp.errors import UserError
 
 LARGE = 16_000  # mean bytes of an encoded image, above which threads save more time than they cost
-MOST, MOST_BYTES = 4096, 256 * LARGE  # images, and bytes of encoded images, that are fetched and decoded at a time
+AT_ONCE = 256  # images that are fetched and decoded at a time
 GREY_MODES = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -45,13 +45,11 @@ def decode_images(
         HasColours: an image has colours, although `may_be_grey` is True.
     """
     make = partial(_pixels_of, pixels=pixels, channels=channels, size=(size, size) if size else None, may_be_grey=may_be_grey)
-    images, first = None, 0
+    images, rest, first = None, iter(pictures), 0
     with quiet(), ThreadPoolExecutor() as pool:
-        for batch in _batches(pictures):
+        while batch := list(islice(rest, AT_ONCE)):
             large = sum(map(_encoded_size, batch[:8])) > LARGE * len(batch[:8])
-            ready = small_pngs.decoded(batch, channels) if size is None else [None] * len(batch)
-            others = (pool.map if large else map)(make, [each for each, made in zip(batch, ready, strict=True) if made is None])
-            for i, made in enumerate((next(others) if made is None else made for made in ready), first):
+            for i, made in enumerate((pool.map if large else map)(make, batch), first):
                 if isinstance(made, HasColours):
                     raise made
                 if isinstance(made, Exception):
@@ -70,20 +68,6 @@ def decode_images(
                 images[i] = made if channels == 1 else made.transpose(2, 0, 1)
             first += len(batch)
     return images
-
-
-def _batches(pictures: Iterable[Encoded]) -> Iterator[list[Encoded]]:
-    """Yields the images in lists of at most MOST images and, but for the last of a list, MOST_BYTES bytes."""
-    batch: list[Encoded] = []
-    size = 0
-    for picture in pictures:
-        batch.append(picture)
-        size += _encoded_size(picture)
-        if len(batch) == MOST or size >= MOST_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _pixels_of(
@@ -109,4 +93,4 @@ def one_colour(images: np.ndarray) -> np.ndarray:
 def _encoded_size(encoded: Encoded) -> int:
     if isinstance(encoded, Path):
         return encoded.stat().st_size if encoded.is_file() else 0
-    return encoded.nbytes if isinstance(encoded, np.ndarray) else len(encoded or b"")
+    return len(encoded) if isinstance(encoded, bytes) else 0

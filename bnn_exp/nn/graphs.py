@@ -105,34 +105,38 @@ class Graphs:
         self.recorded.clear()
 
     def __call__(self, *arguments: Tensor | int) -> Any:
-        shapes = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments)
-        if shapes not in self.known or self.failed:
-            new = shapes not in self.known
-            self.known.add(shapes)
-            # Triton compiles a kernel again for another alignment, and nothing should compile while CUDA records. So the first
-            # call takes arguments that are aligned as in the recording.
-            return self._run(_copies(arguments) if new else arguments)
-        if shapes not in self.recorded:
-            if len(self.recorded) >= self.most:
-                return self._run(arguments)
-            reason = ""
-            try:
-                self.recorded[shapes] = self._record(arguments)
-            except RuntimeError as error:
-                if self.required:
-                    raise
-                reason = str(error)
-            if self.anyone(bool(reason)):
-                self.failed = True
-                self.recorded.pop(shapes, None)
-                log.warning("%s: %s", self.failing, reason or "another rank cannot record them")
-                return self._run(arguments)
-        graph, places, results = self.recorded[shapes]
+        shapes = tuple([(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments])
+        recorded = None if self.failed else self.recorded.get(shapes) or self._new(shapes, arguments)
+        if recorded is None:
+            # Triton compiles a kernel again for another alignment, and nothing should compile while CUDA records. So calls
+            # without a graph take arguments that are aligned as in the recording.
+            return self._run(_copies(arguments))
+        graph, places, results = recorded
         for place, x in zip(places, arguments, strict=True):
             if isinstance(x, Tensor):
                 place.copy_(x)
         graph.replay()
         return results
+
+    def _new(self, shapes: tuple, arguments: tuple[Tensor | int, ...]) -> tuple | None:
+        """Returns a new graph for the second call with a combination of arguments; None if a call gets no graph."""
+        if shapes not in self.known:
+            self.known.add(shapes)
+            return None
+        if len(self.recorded) >= self.most:
+            return None
+        reason = ""
+        try:
+            self.recorded[shapes] = self._record(arguments)
+        except RuntimeError as error:
+            if self.required:
+                raise
+            reason = str(error)
+        if self.anyone(bool(reason)):
+            self.failed = True
+            self.recorded.pop(shapes, None)
+            log.warning("%s: %s", self.failing, reason or "another rank cannot record them")
+        return self.recorded.get(shapes)
 
     def _run(self, arguments: Sequence[Tensor | int]) -> Any:
         """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires such a run first."""
@@ -146,12 +150,12 @@ class Graphs:
 
     def _record(self, arguments: tuple[Tensor | int, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Any]:
         global _branches
-        places = _copies(arguments)
+        places, branches = _copies(arguments), _Branches()
         pool = next((graph.pool() for graph, _, _ in self.recorded.values()), None)
         graph = torch.cuda.CUDAGraph()
         # Another thread, such as NCCL's watchdog, may query the GPU meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-            _branches = _Branches()
+            _branches = branches
             try:
                 results = self.work(*places)
                 join()

@@ -1,7 +1,11 @@
 """Packed networks as one compiled call: `predict` and `scores` give what the layers of the network give one by one."""
 
 import copy
+import os
 import pickle
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -160,3 +164,13 @@ def test_threads_share_rows_and_may_call_at_a_time(monkeypatch):
             assert all(torch.equal(a, b.argmax(1)) for a, b in zip(classes, expected * 10, strict=True))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors have no such features")
+def test_a_processor_without_avx512_computes_the_same(tmp_path):
+    """The features stay those of a processor that rounds a product and a sum once, as torch does here."""
+    features = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+popcnt", "NUMBA_CACHE_DIR": str(tmp_path)}
+    code = "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'one_call', sys.argv[1]]))"
+    done = subprocess.run([sys.executable, "-c", code, __file__], env=os.environ | features, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

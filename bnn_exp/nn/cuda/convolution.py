@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS = 64  # pixels whose products a program adds at a time
+PIXELS = 128  # pixels whose products a program adds at a time
 MOST = 64  # the most outputs, and the most shifted inputs, of a program
-PROGRAMS = 264  # about the number of programs: two on each multiprocessor of an H200
+PROGRAMS = 528  # about the number of programs: four on each multiprocessor of an H200
 SUMS, PARTS = 16, 128  # elements of the gradient that a program of `total_kernel` computes, and parts that it adds at a time
 
 
