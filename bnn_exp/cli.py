@@ -14,9 +14,11 @@ from hydra.errors import HydraException
 from bnn_exp import __version__
 from bnn_exp.commands import command, implied, slurm
 from bnn_exp.commands.command import Command
+from bnn_exp.commands.garbage import rare_collections
 from bnn_exp.commands.job import job
 from bnn_exp.config import argv, command_line, experiments, hydra_errors, plugins, versions
 from bnn_exp.config import models as _models  # noqa: F401 (registers the default training of each model for Hydra)
+from bnn_exp.config.composition import composing_once
 from bnn_exp.config.registry import CONF
 from bnn_exp.errors import BAD_INPUT, FAILED, FULL, INTERRUPTED, UserError
 from bnn_exp.records.standard_streams import forgiving_output
@@ -34,7 +36,7 @@ def main() -> int:
     """
     plugins.end_loading()
     versions.hush()
-    with forgiving_output(), signals.listening() as stop:
+    with forgiving_output(), rare_collections(), signals.listening() as stop:
         now = command.begin()
         try:
             code = _lead_or_follow(now)
@@ -117,7 +119,8 @@ def _compose_and_run() -> None:
     with implied.inherited(overrides, command_line.config_dir(sys.argv[1:])) as more_plugins:
         if more_plugins:
             sys.argv.insert(1, command_line.override("plugins", more_plugins))
-        hydra.main(**versions.HYDRA, config_path=str(CONF), config_name="config")(job)()
+        with composing_once(sys.argv[1:]):
+            hydra.main(**versions.HYDRA, config_path=str(CONF), config_name="config")(job)()
 
 
 def _fail_in_hydra(now: Command, error: Exception) -> None:

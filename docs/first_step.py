@@ -8,6 +8,7 @@ import sys
 import time
 
 STAGES: list[tuple[str, float]] = []
+BUSY: list[float] = []
 
 
 def after(owner, name: str, stage: str) -> None:
@@ -25,6 +26,7 @@ def after(owner, name: str, stage: str) -> None:
 def note(stage: str) -> None:
     if stage not in dict(STAGES):
         STAGES.append((stage, time.time()))
+        BUSY.append(time.process_time())
 
 
 def child(began: float) -> None:
@@ -53,6 +55,7 @@ def child(began: float) -> None:
     code = cli.main()
     for (stage, at), before in zip(STAGES, [began, *(at for _, at in STAGES)], strict=False):
         print(f"{stage:50} {at - before:6.2f} s", file=sys.stderr)
+    print(f"{'processor time of the process':50} {BUSY[-1]:6.2f} s", file=sys.stderr)
     print(f"{'together':50} {STAGES[-1][1] - began:6.2f} s", file=sys.stderr)
     sys.exit(code)
 

@@ -42,6 +42,14 @@ WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal,
 MAKES = {torch.tensor, torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.rand, torch.randn, torch.randint}
 
 
+def drawn(count: int, seed: int, tensor: int, step: int) -> torch.Tensor:
+    """Returns the random numbers that a rule with this seed draws for `count` weights of a tensor, float32 on the CPU."""
+    from bnn_exp.bits.draws import Purpose, number
+    from bnn_exp.bits.philox import Philox
+
+    return Philox(number(Purpose.MASK, seed, tensor) >> 1, torch.tensor(step)).uniform(count)
+
+
 def where() -> str:
     """Returns the device of tests that run on a CPU and on a GPU: "cuda" under `pytest -m gpu`, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"

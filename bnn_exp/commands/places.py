@@ -1,11 +1,11 @@
 """The places of a machine where jobs of `launcher=local` run: shares of its GPUs, and its processor cores."""
 
-import ctypes
 import os
 from collections.abc import Sequence
 
+from bnn_exp.config import installed
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # the environment variable that names the GPUs which CUDA shows to a process
-DRIVER = "libcuda.so.1"
 
 
 def gpus() -> list[str]:
@@ -14,7 +14,7 @@ def gpus() -> list[str]:
     Counting starts no work on a GPU. Torch, whose import takes seconds, is imported only on a machine with a driver for GPUs.
     """
     given = os.environ.get(VISIBLE)
-    if given == "" or not _driver():
+    if given == "" or not installed.has_driver():
         return []
     import torch
 
@@ -22,19 +22,6 @@ def gpus() -> list[str]:
     names = [str(i) for i in range(count)] if given is None else [name.strip() for name in given.split(",")]
     # CUDA shows one MIG device to a process, also if the variable names several.
     return names if names and names[0].startswith("MIG-") else names[:count]
-
-
-def _driver() -> bool:
-    try:
-        ctypes.CDLL(DRIVER)
-    except OSError:
-        return False
-    return True
-
-
-def cores() -> int:
-    """Returns the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Places:
@@ -47,7 +34,7 @@ class Places:
     """
 
     def __init__(self, gpus: Sequence[str], per_gpu: int = 1, most: int | None = None):
-        self.per_gpu, self.most = per_gpu, most or max(cores(), len(gpus) * per_gpu)
+        self.per_gpu, self.most = per_gpu, most or max(installed.cores(), len(gpus) * per_gpu)
         self.shares = dict.fromkeys(gpus, per_gpu)  # the free shares of each GPU
         self.running = 0
 

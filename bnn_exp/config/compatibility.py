@@ -71,7 +71,6 @@ PACKED = Feature(
             lambda _, device: device == "cpu" or has_triton(),
             "device={device}, for which the package triton or a C compiler is missing",
         ),
-        Condition(lambda s, device: device != "cpu" or s.engine.precision != "bf16", "engine.precision=bf16 on a CPU"),
         Condition(
             lambda s, device: device == "cpu" or not s.engine.gradient_bits,
             "device={device} and engine.gradient_bits={s.engine.gradient_bits}",
@@ -85,7 +84,11 @@ PACKED = Feature(
 GRADIENT_BITS = Feature(
     "engine.gradient_bits={s.engine.gradient_bits}",
     lambda s: s.engine.gradient_bits,
-    (*PACKED.conditions, Condition(lambda s, _: s.engine.name != "dense", "engine=dense")),
+    (
+        *PACKED.conditions,
+        Condition(lambda s, _: s.engine.name != "dense", "engine=dense"),
+        Condition(lambda s, _: s.engine.precision != "bf16", "engine.precision=bf16"),
+    ),
     "engine.gradient_bits=null, or what engine=packed can train",
 )
 RECORDED = Feature(

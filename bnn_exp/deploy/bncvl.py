@@ -1,5 +1,6 @@
 """Packed BNCVL networks: activations are real, weights are bits in memory, and each layer keeps its normalisation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import real_product, to_tiles, unpack
 from bnn_exp.deploy.check import Evaluating
+from bnn_exp.deploy.predicting import Predicting
 from bnn_exp.deploy.replayed import Replayed, Replays
 from bnn_exp.deploy.tiled import Tiled
 from bnn_exp.models.bncvl import BNCVLNet
@@ -30,7 +32,7 @@ class DeployedConvolution(Evaluating):
     def __init__(self, layer: BNCVL, state: dict[str, Tensor]):
         super().__init__()
         self.encoding, self.activation, self.norm = layer.encoding, layer.activation, _norm(layer.norm, state)
-        self.shape, self.padding = tuple(layer.weight.shape), layer.kernel_size // 2
+        self.shape, self.padding, self.pool = tuple(layer.weight.shape), layer.kernel_size // 2, layer.pool
         self.register_buffer("packed", state["weight"].clone())
         self.register_buffer("bias", _bias(layer, state))
         bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
@@ -44,7 +46,8 @@ class DeployedConvolution(Evaluating):
         return values[:, : self.shape[1] * self.shape[2] * self.shape[3]].reshape(out, *kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalized(self.norm, self.activation, F.conv2d(x, self.weight, self.bias, padding=self.padding))
+        z = F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        return normalized(self.norm, self.activation, z, self.pool)
 
 
 @exact
@@ -65,8 +68,12 @@ class DeployedDense(Tiled):
 
 
 @exact
-class DeployedBNCVL(Replayed, BNCVLNet):
+class DeployedBNCVL(Replayed, Predicting, BNCVLNet):
     """A packed `BNCVLNet`: its layers are `DeployedConvolution` and `DeployedDense`."""
+
+    def takes(self, picture: Sequence[int]) -> bool:
+        first: Any = self.convolutions[0]
+        return len(picture) == 3 and picture[0] == first.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.replays(super().forward, x)

@@ -36,7 +36,7 @@ def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             the saved network.
     """
     network, state, about = read_model(path)
-    packed = _packed(network, state)
+    packed = _packed(network, state, tuple(about["image_shape"]))
     check_probe(path, packed, about)
     return packed, about
 
@@ -49,7 +49,9 @@ def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     network, state, about = read_model(path)
     has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
-    deployed = _packed(network, state) if has_form else with_packed_layers(load_model(path)[0], state)
+    deployed = (
+        _packed(network, state, tuple(about["image_shape"])) if has_form else with_packed_layers(load_model(path)[0], state)
+    )
     check_probe(path, deployed, about)
     return deployed, about
 
@@ -71,7 +73,7 @@ def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = 
         raise UserError(f"{name}: pack_network needs the shape of an image\nallowed: image_shape=(channels, height, width)")
     try:
         shape = image_shape or network.suitable_shape()
-        packed = _packed(copy.deepcopy(network).to("meta" if ours else "cpu"), deployed_state(network))
+        packed = _packed(copy.deepcopy(network).to("meta" if ours else "cpu"), deployed_state(network), image_shape)
         found = probe_logits.difference(probe_logits.logits(packed, shape), probe_logits.logits(network, shape))
     except ALTERED as error:
         raise UserError(f"{home(type(network))} can't be packed: {reason(error)}\n{ALLOWED}") from error
@@ -80,10 +82,12 @@ def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = 
     return packed
 
 
-def _packed(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+def _packed(network: nn.Module, state: dict[str, Tensor], image_shape: tuple[int, ...] | None) -> nn.Module:
     _check(network)
     if is_exactly(type(network), *_FORMS):
-        return _FORMS[type(network).__name__](network, state)
+        packed = _FORMS[type(network).__name__](network, state)
+        packed.image_shape = image_shape
+        return packed
     name = home(type(network))
     try:
         packed = network.pack(state)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,9 +56,15 @@ def export_onnx(
 
 def session(data: bytes, threads: int = 0) -> Callable[[Tensor], Tensor]:
     """Returns a function that runs the ONNX model `data` on the CPU: uint8 pixels → logits. threads=0: onnxruntime chooses."""
+    run = numpy_session(data, threads)
+    return lambda pixels: torch.from_numpy(run(pixels.contiguous().numpy()))
+
+
+def numpy_session(data: bytes, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function of `session` with arrays in the place of tensors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     running = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: torch.from_numpy(running.run(["logits"], {"pixels": pixels.contiguous().numpy()})[0])
+    return lambda pixels: running.run(["logits"], {"pixels": pixels})[0]

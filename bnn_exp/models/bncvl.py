@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
-from bnn_exp.nn.function import takes_kernels
+from bnn_exp.nn.function import is_compiled, takes_kernels
 from bnn_exp.nn.known_classes import exact
-from bnn_exp.nn.pooling import max_pool
 
 
 @exact
@@ -56,14 +55,16 @@ class BNCVLNet(OfPixels):
         self.pool, self.per_width = pool, convolutions
         kind: dict[str, Any] = {"encoding": encoding, "weights": weights}
         self.convolutions, self.dense = nn.ModuleList(), nn.ModuleList()
-        for width in channels:
-            for _ in range(convolutions):
-                self.convolutions.append(BNCVL(inputs, width, kernel_size, normalization=normalization, **kind))
+        for i, width in enumerate(channels, 1):
+            for j in range(1, convolutions + 1):
+                last = j == convolutions and i < len(channels)  # of a width that another width follows
+                layer = BNCVL(inputs, width, kernel_size, normalization=normalization, pool=pool if last else 1, **kind)
+                self.convolutions.append(layer)
                 inputs = width
         normalization = "batch" if normalization == "batch" else "sample"
         for width in (*dense, num_classes):
-            last = nn.Identity() if len(self.dense) == len(dense) else None
-            self.dense.append(BinaryNormalizedLinear(inputs, width, last, normalization=normalization, **kind))
+            activation = nn.Identity() if len(self.dense) == len(dense) else None
+            self.dense.append(BinaryNormalizedLinear(inputs, width, activation, normalization=normalization, **kind))
             inputs = width
         if weights == "latent" and latent_std == "fan_in":
             for layer in (*self.convolutions, *self.dense):
@@ -84,12 +85,10 @@ class BNCVLNet(OfPixels):
     def forward(self, x: Tensor) -> Tensor:
         """Computes logits [batch, num_classes] of pixels [batch, channels, height, width]: uint8, or numbers from 0 to 1."""
         h = self.standardized(x)
-        for i, convolution in enumerate(self.convolutions):
-            if i and i % self.per_width == 0:
-                h = max_pool(h, self.pool)
+        for convolution in self.convolutions:
             h = convolution(h)
         # In this order of dimensions the gradient is channels-last, as the kernels of BatchNorm read it.
-        h = h.permute(0, 2, 3, 1).mean((1, 2)) if takes_kernels(h) else h.mean((2, 3))
+        h = h.permute(0, 2, 3, 1).mean((1, 2)) if takes_kernels(h) or is_compiled(h) else h.mean((2, 3))
         for layer in self.dense:
             h = layer(h)
         return h

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.nn.function import in_bf16, takes_kernels, transforming
+from bnn_exp.nn.function import in_bf16, needs_torch, transforming
 from bnn_exp.nn.operators import operator
 
 
@@ -37,9 +37,9 @@ class OfPixels(nn.Module):
     def standardized(self, x: Tensor) -> Tensor:
         """Returns pixels with mean 0 and standard deviation 1 in each channel, in the memory format channels_last.
 
-        On a GPU pixels of dtype uint8 take one kernel, which returns bfloat16 under autocast to bfloat16.
+        Pixels of dtype uint8 are returned as bfloat16 under autocast to bfloat16. On a GPU they take one kernel.
         """
-        if x.dtype == torch.uint8 and takes_kernels(x):
+        if x.dtype == torch.uint8 and not needs_torch(x):
             dtype = torch.bfloat16 if in_bf16(x) else self.mean.dtype
             return standardize_pixels(x.contiguous(), self.mean, self.std, dtype)
         x = x / 255 if x.dtype == torch.uint8 else x

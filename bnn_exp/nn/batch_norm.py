@@ -1,4 +1,4 @@
-"""BatchNorm and the activation that follows it, as operators on rows of channels.
+"""BatchNorm and the activation that follows it, as operators on rows of channels, with kernels for a GPU and for a CPU.
 
 BatchNorm is y = z·scale + shift with scale = weight / √(variance + eps) and shift = bias − mean·scale, the statistics taken
 over the rows. y is not stored: the activation reads y at once, and a backward pass computes y again from z. z, [rows,
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from bnn_exp.nn.operators import operator
 
+LOWEST = {"relu": 0.0, "identity": -torch.inf}  # these activations of y are max(y, lowest)
 FEW = 1024  # the most rows that one program of a kernel holds
-_KERNELS = "bnn_exp.nn.cuda.batch_norm:"
-_AFFINE = "Tensor? weight, Tensor? bias, float eps"
+_KERNELS, _COMPILED = "bnn_exp.nn.cuda.batch_norm:", "bnn_exp.bits.cpu.channels:"
+AFFINE = "Tensor? weight, Tensor? bias, float eps"
 _RUNNING = "Tensor(a!)? running_mean, Tensor(b!)? running_variance, Tensor(c!)? batches, float momentum"
 _ACTIVATION = "str activation, float low, float high, ScalarType dtype"
 
@@ -45,6 +46,7 @@ def _vectors(z: Tensor, count: int) -> tuple[Tensor, ...]:
 @operator(
     f"(Tensor z, {_RUNNING}) -> (Tensor mean, Tensor variance)",
     kernels=f"{_KERNELS}batch_statistics",
+    cpu=f"{_COMPILED}batch_statistics",
     launches=2,
     fake=lambda z, *_: _vectors(z, 2),
 )
@@ -58,18 +60,32 @@ def batch_statistics(
         batches: the number of batches so far, an int64 scalar. This number and the running statistics may be None.
     """
     x = z.float()
-    mean, variance = x.mean(0), x.var(0, correction=0)
+    moments = x.mean(0), x.var(0, correction=0)
+    update_running(*moments, len(z), running_mean, running_variance, batches, momentum)
+    return moments
+
+
+def update_running(
+    mean: Tensor,
+    variance: Tensor,
+    rows: int,
+    running_mean: Tensor | None,
+    running_variance: Tensor | None,
+    batches: Tensor | None,
+    momentum: float,
+) -> None:
+    """Updates the running statistics by the statistics of a batch of `rows` rows."""
     if running_mean is not None and running_variance is not None:
         running_mean.lerp_(mean, momentum)
-        running_variance.lerp_(variance * (len(z) / (len(z) - 1)), momentum)
+        running_variance.lerp_(variance * (rows / (rows - 1)), momentum)
     if batches is not None:
         batches.add_(1)
-    return mean, variance
 
 
 @operator(
-    f"(Tensor z, Tensor mean, Tensor variance, {_AFFINE}, {_ACTIVATION}) -> Tensor",
+    f"(Tensor z, Tensor mean, Tensor variance, {AFFINE}, {_ACTIVATION}) -> Tensor",
     kernels=f"{_KERNELS}normalize",
+    cpu=f"{_COMPILED}normalize",
     launches=1,
     fake=lambda z, *given: torch.empty_like(z, dtype=given[-1]),
 )
@@ -90,7 +106,7 @@ def normalize(
 
 
 @operator(
-    f"(Tensor z, {_RUNNING}, {_AFFINE}, {_ACTIVATION}) -> (Tensor, Tensor mean, Tensor variance)",
+    f"(Tensor z, {_RUNNING}, {AFFINE}, {_ACTIVATION}) -> (Tensor, Tensor mean, Tensor variance)",
     kernels=f"{_KERNELS}normalize_few",
     launches=1,
     fake=lambda z, *given: (torch.empty_like(z, dtype=given[-1]), *_vectors(z, 2)),
@@ -116,12 +132,20 @@ def normalize_few(
 
 def _output(z: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Returns y, float32 [rows, channels]."""
+    scale, shift = scale_and_shift(mean, variance, weight, bias, eps)
+    return z * scale + shift
+
+
+def scale_and_shift(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Returns BatchNorm's scale and shift, float32 [channels]."""
     inverse = 1 / (variance + eps).sqrt()
     scale = inverse if weight is None else inverse * weight
-    return z * scale + ((0 if bias is None else bias) - mean * scale)
+    return scale, (0 if bias is None else bias) - mean * scale
 
 
-_OF_GRADIENT = f"(Tensor grad, Tensor z, Tensor mean, Tensor variance, {_AFFINE}, str activation, float window)"
+_OF_GRADIENT = f"(Tensor grad, Tensor z, Tensor mean, Tensor variance, {AFFINE}, str activation, float window)"
 
 
 def _like_gradient(grad: Tensor, z: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -131,6 +155,7 @@ def _like_gradient(grad: Tensor, z: Tensor, *_: Any) -> tuple[Tensor, ...]:
 @operator(
     f"{_OF_GRADIENT} -> (Tensor, Tensor of_weight, Tensor of_bias)",
     kernels=f"{_KERNELS}normalize_gradient",
+    cpu=f"{_COMPILED}normalize_gradient",
     launches=3,
     fake=_like_gradient,
 )

@@ -33,6 +33,8 @@ class _BinaryNormalized(BinaryLayer):
 class BNCVL(_BinaryNormalized):
     """A layer activation(normalise(conv(x))) of binary weights: [batch, in, H, W] → [batch, out, H, W], zero-padded.
 
+    With `pool` the layer max-pools the activations: [batch, in, H, W] → [batch, out, H // pool, W // pool].
+
     The default arguments give the layer of the reference program: latent weights ~ N(0, 1), bias 0, boolean bits by the mean,
     straight-through gradient, normalised over (C, H, W) of each sample.
 
@@ -45,6 +47,7 @@ class BNCVL(_BinaryNormalized):
         normalization: `sample` normalises over (C, H, W) of each sample. `channel` normalises over (H, W) of each channel of
             each sample. `batch` is BatchNorm, with a real scale and shift for each channel. With `channel` and `batch` the
             layer has no bias, because the normalisation would subtract the bias.
+        pool: the side of the windows by which the activations are max-pooled. 1: no pooling.
 
     Raises:
         ValueError: `kernel_size` is even, or an encoding, a normalisation or a kind of weights is unknown.
@@ -59,6 +62,7 @@ class BNCVL(_BinaryNormalized):
         encoding: str = "boolean",
         normalization: str = "sample",
         weights: str = "latent",
+        pool: int = 1,
     ):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: must be odd")
@@ -71,10 +75,10 @@ class BNCVL(_BinaryNormalized):
         }
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         super().__init__(shape, activation or nn.ReLU(), encoding, weights, norms[normalization]())
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.in_channels, self.out_channels, self.kernel_size, self.pool = in_channels, out_channels, kernel_size, pool
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalized(self.norm, self.activation, self._convolved(x, self.value))
+        return normalized(self.norm, self.activation, self._convolved(x, self.value), self.pool)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, encoding={self.encoding}, weights={self.weights}"

@@ -12,6 +12,8 @@ from torch.autograd import Function
 
 from bnn_exp.nn import device
 
+MANY = 2**17  # the least number of elements of images for which compiled operators pay on a CPU
+
 
 def transforming() -> bool:
     """Returns True inside a transform of torch.func, such as vmap."""
@@ -23,7 +25,21 @@ def takes_kernels(x: Tensor) -> bool:
 
     torch.func and torch.compile see through plain torch only, so both get the plain form, as a CPU does.
     """
-    return not (torch.compiler.is_compiling() or device.on_host(x) or x.is_meta or transforming())
+    return not (device.on_host(x) or needs_torch(x))
+
+
+def is_compiled(x: Tensor) -> bool:
+    """Returns True if layers compute on `x`, images on a CPU, by the operators of this package that are compiled for a CPU.
+
+    The compiled operators take channels by 16. Small images stay with torch: numba, the compiler, takes 0.4 s to import.
+    """
+    known = x.dim() == 4 and x.shape[1] % 16 == 0 and x.dtype in (torch.float32, torch.bfloat16)
+    return known and x.numel() >= MANY and device.on_host(x) and not needs_torch(x)
+
+
+def needs_torch(x: Tensor) -> bool:
+    """Returns True if `x` must take plain torch only: under torch.func and torch.compile, and on the meta device."""
+    return torch.compiler.is_compiling() or x.is_meta or transforming()
 
 
 def in_bf16(x: Tensor) -> bool:

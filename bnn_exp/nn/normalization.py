@@ -1,4 +1,4 @@
-"""A normalisation and the activation that follows it, together: `normalized`."""
+"""A normalisation, the activation that follows it, and max-pooling, together: `normalized`."""
 
 from dataclasses import dataclass
 from math import prod
@@ -11,8 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn_exp.nn import batch_norm
 from bnn_exp.nn.binary import Binarize, two_values
-from bnn_exp.nn.function import in_bf16, takes_kernels
+from bnn_exp.nn.function import in_bf16, is_compiled, takes_kernels
 from bnn_exp.nn.known_classes import difference
+from bnn_exp.nn.pooled_norm import normalize_pooled, normalize_pooled_gradient
+from bnn_exp.nn.pooling import fits, max_pool, nhwc
 from bnn_exp.nn.saved import note_values
 from bnn_exp.nn.standardize import Standardize, standardize, standardize_gradient
 
@@ -27,23 +29,27 @@ class _Activation:
     window: float = 0.0
 
 
-def normalized(norm: Any, activation: Any, z: Tensor) -> Tensor:
-    """Returns activation(norm(z)), or norm(z) if `activation` is None.
+def normalized(norm: Any, activation: Any, z: Tensor, pool: int = 1) -> Tensor:
+    """Returns activation(norm(z)), or norm(z) if `activation` is None, max-pooled by windows of `pool` × `pool` positions.
 
-    On a GPU, torch's BatchNorm and `Standardize` with the activations ReLU, Identity and `Binarize` take few kernels
-    (`bnn_exp.nn.batch_norm`, `bnn_exp.nn.standardize`), unless a module has hooks. They compute in float32. Under bf16 autocast
-    the output of an activation is bfloat16, as the next product reads it; without an activation the output has the dtype of z.
+    On a GPU, and for large images of a training on a CPU, torch's BatchNorm and `Standardize` with the activations ReLU,
+    Identity and `Binarize` take few kernels (`bnn_exp.nn.batch_norm`, `bnn_exp.nn.standardize`, `bnn_exp.nn.pooled_norm`),
+    unless a module has hooks. They compute in float32. Under bf16 autocast the output of an activation is bfloat16, as the next
+    product reads it; without an activation the output has the dtype of z.
 
     Args:
         z: [batch, channels], or [batch, channels, height, width].
     """
-    if takes_kernels(z) and z.dtype in (torch.float32, torch.bfloat16) and (kind := _kind(activation)):
+    taken = takes_kernels(z) or (is_compiled(z) and norm.training)
+    if taken and z.dtype in (torch.float32, torch.bfloat16) and (kind := _kind(activation)):
         dtype = torch.bfloat16 if in_bf16(z) and kind.name != "identity" else z.dtype
         if _is_batch_norm(norm, z):
-            return _noted(_batch_norm(norm, kind, z, dtype), kind)
+            if pool > 1 and is_compiled(z) and kind.name != "binary" and fits(z, pool):
+                return _BatchNormPooled.apply(z, norm.weight, norm.bias, norm, pool, kind.name, dtype)
+            return max_pool(_noted(_batch_norm(norm, kind, z, dtype), kind), pool)
         if _is_standardize(norm, z):
-            return _noted(_Standardized.apply(z, norm.dims, kind, dtype), kind)
-    return norm(z) if activation is None else activation(norm(z))
+            return max_pool(_noted(_Standardized.apply(z, norm.dims, kind, dtype), kind), pool)
+    return max_pool(norm(z) if activation is None else activation(norm(z)), pool)
 
 
 def _noted(y: Tensor, kind: _Activation) -> Tensor:
@@ -142,6 +148,36 @@ class _BatchNormed(torch.autograd.Function):
         gradient = batch_norm.normalize_few_gradient if len(rows) <= batch_norm.FEW else batch_norm.normalize_gradient
         at_z, of_weight, of_bias = gradient(_rows(grad), rows, *norm, ctx.eps, ctx.kind.name, ctx.kind.window)
         return _of_rows(at_z, grad), *((None, None) if norm[2] is None else (of_weight, of_bias)), None, None, None
+
+
+class _BatchNormPooled(torch.autograd.Function):
+    """The max-pooled activation of a BatchNorm in training. The backward pass also keeps a byte for each window."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        norm: Any,
+        pool: int,
+        activation: str,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        images = nhwc(z)
+        running = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
+        moments = batch_norm.batch_statistics(images.flatten(0, 2), *running)
+        y, places = normalize_pooled(images, pool, *moments, weight, bias, norm.eps, activation, dtype)
+        ctx.save_for_backward(places, images, *moments, weight, bias)
+        ctx.pool, ctx.eps = pool, norm.eps
+        return y.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        places, images, *norm = ctx.saved_tensors
+        at_z, *others = normalize_pooled_gradient(nhwc(grad), places, images, ctx.pool, *norm, ctx.eps)
+        return at_z.permute(0, 3, 1, 2), *((None, None) if norm[2] is None else others), None, None, None, None
 
 
 class _Standardized(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Max-pooling with windows that do not overlap. On a GPU the backward pass keeps one byte for each window."""
+"""Max-pooling with windows that do not overlap. The operators keep one byte for each window for the backward pass."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bnn_exp.nn.function import takes_kernels
+from bnn_exp.nn.function import is_compiled, takes_kernels
 from bnn_exp.nn.operators import operator
 
 _LARGEST = 15  # the largest side of a window for the operators, which store a place in the window as a byte
@@ -17,20 +17,22 @@ def max_pool(x: Tensor, size: int) -> Tensor:
     """Returns the largest number of each window of size × size positions, as `F.max_pool2d(x, size)`.
 
     Args:
-        x: [batch, channels, height, width].
+        x: [batch, channels, height, width]. A size of 1 takes any shape, and returns x itself.
     """
-    if takes_kernels(x) and _fits(x, size):
+    if size == 1:
+        return x
+    if (takes_kernels(x) or is_compiled(x)) and fits(x, size):
         return _MaxPool.apply(x, size)
     return F.max_pool2d(x, size)
 
 
-def _fits(x: Tensor, size: int) -> bool:
+def fits(x: Tensor, size: int) -> bool:
     """Returns True if the operators can pool x by windows of this size."""
     known = x.dtype in (torch.float32, torch.bfloat16) and x.dim() == 4 and len(x) > 0
     return known and size <= min(_LARGEST, *x.shape[2:])
 
 
-def _nhwc(x: Tensor) -> Tensor:
+def nhwc(x: Tensor) -> Tensor:
     """Returns x as contiguous [batch, height, width, channels]: a view of channels-last images."""
     return x.permute(0, 2, 3, 1).contiguous()
 
@@ -38,6 +40,7 @@ def _nhwc(x: Tensor) -> Tensor:
 @operator(
     "(Tensor x, int size) -> (Tensor, Tensor places)",
     kernels="bnn_exp.nn.cuda.pooling:pooled",
+    cpu="bnn_exp.bits.cpu.pooling:pooled",
     launches=1,
     fake=lambda x, size: tuple(x.new_empty(pooled_shape(x, size), dtype=dtype) for dtype in (x.dtype, torch.uint8)),
 )
@@ -61,6 +64,7 @@ def pooled(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 @operator(
     "(Tensor grad, Tensor places, int size, int height, int width) -> Tensor",
     kernels="bnn_exp.nn.cuda.pooling:pooled_gradient",
+    cpu="bnn_exp.bits.cpu.pooling:pooled_gradient",
     launches=1,
     fake=lambda grad, places, size, height, width: grad.new_empty(len(grad), height, width, grad.shape[3]),
 )
@@ -89,11 +93,11 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
         ctx.size, ctx.sides = size, x.shape[2:]
-        y, places = pooled(_nhwc(x), size)
+        y, places = pooled(nhwc(x), size)
         ctx.save_for_backward(places)
         return y.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return pooled_gradient(_nhwc(grad), *ctx.saved_tensors, ctx.size, *ctx.sides).permute(0, 3, 1, 2), None
+        return pooled_gradient(nhwc(grad), *ctx.saved_tensors, ctx.size, *ctx.sides).permute(0, 3, 1, 2), None

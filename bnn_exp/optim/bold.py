@@ -1,21 +1,17 @@
 """Bold: the optimizer of Boolean logic backpropagation, for gradients that are real numbers."""
 
-from collections.abc import Callable
-from types import SimpleNamespace
-
 import torch
-from torch import Tensor
 
 from bnn_exp.config import rules
-from bnn_exp.optim.fused import Fused
-from bnn_exp.optim.gradients import add_scaled, remembered, signs
+from bnn_exp.optim.fused import Fused, zeros
+from bnn_exp.optim.gradients import remembered, signs
 from bnn_exp.optim.rule import Rule
 
 
-def first(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
+def first(bits, h):
     """Returns the state before the first step: a = 0 and β = 1."""
-    a = torch.zeros_like(bits())
-    return {"a": a, "beta": torch.ones((), device=a.device)}
+    state = zeros("a")(bits, h)
+    return state | {"beta": torch.ones((), device=state["a"].device)}
 
 
 class Bold(Rule):
@@ -39,7 +35,7 @@ class Bold(Rule):
 
     def update(self, g, w, h, state, draw):
         beta = state.get("beta", torch.ones((), dtype=g.dtype, device=g.device))
-        a = add_scaled(remembered(state, "a", g).mul_(beta), g, h.eta)
+        a = remembered(state, "a", g).mul_(beta).add_(g * h.eta)
         flips = a * signs(w) >= 1
         a.masked_fill_(flips, 0)
         state["beta"] = 1 - flips.to(g.dtype).mean()

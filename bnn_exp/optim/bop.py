@@ -2,7 +2,7 @@
 
 from bnn_exp.config import rules
 from bnn_exp.optim.fused import Fused, zeros
-from bnn_exp.optim.gradients import remembered, signs
+from bnn_exp.optim.gradients import average, remembered, signs
 from bnn_exp.optim.rule import Rule
 
 
@@ -27,7 +27,7 @@ class Bop(Rule):
         super().__init__(params, {"gamma": gamma, "tau": tau}, **training)
 
     def update(self, g, w, h, state, draw):
-        m = remembered(state, "m", g).lerp_(g, h.gamma)
+        m = average(remembered(state, "m", g), g, h.gamma)
         return m * signs(w) > h.tau
 
 
@@ -53,6 +53,6 @@ class Bop2(Rule):
         super().__init__(params, {"gamma": gamma, "sigma": sigma, "tau": tau}, **training)
 
     def update(self, g, w, h, state, draw):
-        m = remembered(state, "m", g).lerp_(g, h.gamma)
-        v = remembered(state, "v", g).lerp_(g * g, h.sigma)
+        m = average(remembered(state, "m", g), g, h.gamma)
+        v = average(remembered(state, "v", g), g * g, h.sigma)
         return m * signs(w) / (v.sqrt() + 1e-10) > h.tau

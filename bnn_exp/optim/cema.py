@@ -2,7 +2,7 @@
 
 from bnn_exp.config import rules
 from bnn_exp.optim.fused import Fused, zeros
-from bnn_exp.optim.gradients import remembered, signs
+from bnn_exp.optim.gradients import average, remembered, signs
 from bnn_exp.optim.rule import Rule
 
 
@@ -27,6 +27,6 @@ class CEMA(Rule):
         super().__init__(params, {"gamma": gamma, "alpha": alpha}, **training)
 
     def update(self, g, w, h, state, draw):
-        first = remembered(state, "m", g).lerp_(g, h.gamma)
-        second = remembered(state, "h", g).lerp_(first, h.alpha)
+        first = average(remembered(state, "m", g), g, h.gamma)
+        second = average(remembered(state, "h", g), first, h.alpha)
         return second * signs(w) > 0

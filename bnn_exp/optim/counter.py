@@ -16,7 +16,7 @@ from bnn_exp.optim.rule import Rule
 
 def first(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
     """Returns the state before the first step: counters next to 0, on the side of their bit."""
-    return {"counters": pack((bits() + (2 ** (h.bits - 1) - 1)).to(torch.uint8).flatten(), h.bits)} if h.bits > 1 else {}
+    return {"counters": pack(bits().add_(2 ** (h.bits - 1) - 1).flatten(), h.bits)} if h.bits > 1 else {}
 
 
 class Counter(Rule):

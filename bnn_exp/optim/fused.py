@@ -1,4 +1,4 @@
-"""A rule's step on one tensor as one torch operator, which takes few kernels on a GPU."""
+"""A rule's step on one tensor as one torch operator: few kernels on a GPU, one compiled pass on a CPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox
+from bnn_exp.nn import device
 from bnn_exp.nn.operators import operator
 from bnn_exp.optim.in_place import flip_bits, keep_addresses
 
@@ -23,27 +24,32 @@ First = Callable[[Callable[[], Tensor], SimpleNamespace], dict[str, Tensor]]
 
 def zeros(*names: str) -> First:
     """Returns a function that makes a state: under each of the names a tensor of zeros, one for each bit."""
-    return lambda bits, h: {name: torch.zeros_like(bits()) for name in names}
+
+    def first(bits: Callable[[], Tensor], h: SimpleNamespace) -> dict[str, Tensor]:
+        like = bits()
+        return {name: torch.zeros_like(like, dtype=torch.float32) for name in names}
+
+    return first
 
 
 @dataclass(frozen=True)
 class Fused:
     """Kernels that do what `update` of a rule does. The class attribute `kernels` of the rule lists them.
 
-    The operator `torch.ops.bnn_exp.NAME` takes the gradient g, float32 [neurons, inputs]; the bits w, float32 of the same shape
-    or packed; the number of columns; the tensors of the state; the strength, a scalar tensor; the constants; the step and the
-    key of the random numbers; and the number of flips, to which the operator adds. The definition of the operator is `update`,
-    which therefore must not read `self`.
+    The operator `torch.ops.bnn_exp.NAME` takes the gradient g, float32 or (on a CPU) bfloat16 [neurons, inputs]; the bits w,
+    float32 of the same shape or packed; the number of columns; the tensors of the state; the strength, a scalar tensor; the
+    constants; the step and the key of the random numbers; and the number of flips, to which the operator adds. The definition
+    of the operator is `update`, which therefore must not read `self`.
 
     Args:
-        name: the name of the operator, and of the function of `bnn_exp.bits.cuda.rules` that launches the kernels.
-        launches: the number of kernels that the function launches.
+        name: the name of the operator, and of its `Step` in `bnn_exp.bits.scalar_rules`, which numba and Triton compile.
+        launches: the number of kernels that the step launches on a GPU.
         strength: the hyperparameter that follows the schedule.
         constants: other hyperparameters that the kernels read.
         only: values of further hyperparameters; the kernels do the step of a rule with these values alone.
         state: the names of the tensors of the state.
-        first: returns the state before the first step. Its arguments are a function that returns the bits, float32 [neurons,
-            inputs], and the hyperparameters.
+        first: returns the state before the first step. Its arguments are a function that returns the bits in new memory, uint8
+            [neurons, inputs], and the hyperparameters.
     """
 
     name: str
@@ -63,34 +69,44 @@ class Fused:
             bits = PackedBits(w, columns) if w.dtype == torch.uint8 else None
             kept = dict(zip(self.state, state, strict=False))
             before = dict(kept)
-            which = update(None, g, bits.unpack() if bits else w, h, kept, Philox(key, step))
+            which = update(None, g.float(), bits.unpack() if bits else w, h, kept, Philox(key, step))
             keep_addresses(kept, before)
             flips += bits.flip(which) if bits else flip_bits(w, which)
 
         definition.__name__ = self.name
-        operator(SCHEMA, f"bnn_exp.bits.cuda.rules:{self.name}", self.launches)(definition)
+        gpu, cpu = (f"bnn_exp.bits.{where}.rules:STEPS.{self.name}" for where in ("cuda", "cpu"))
+        operator(SCHEMA, gpu, self.launches, cpu=cpu, numbers=lambda g, *_: g.numel())(definition)
 
-    def step(self, w: Tensor, g: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: Philox, flips: Tensor) -> bool:
+    def step(
+        self, w: Tensor, g: Tensor, h: SimpleNamespace, state: dict[str, Tensor], step: Tensor, key: int, flips: Tensor
+    ) -> bool:
         """Does the step of bits w by the gradient g, and adds the number of flips to `flips`.
 
+        Args:
+            step, key: determine the random numbers, see `Philox`.
+
         Returns:
-            False if the kernels cannot read these tensors. Then nothing has changed, except that `state` exists.
+            False if the kernels cannot read these tensors. Then nothing has changed, except that `state` may exist.
         """
         packed = w.dtype == torch.uint8
-        if not state:
-            state.update(self.first(PackedBits(w, g.shape[1]).unpack if packed else lambda: w, h))
-        kept = [state[name] for name in self.state if name in state]
-        if not (_readable(g, w, kept) and (not packed or _whole_bytes(g, kept))):
+        if not _readable(g, w):
             return False
-        constants = [getattr(h, name) for name in self.constants]
-        call = getattr(torch.ops.bnn_exp, self.name)
-        call(g, w, g.shape[1], kept, getattr(h, self.strength), constants, draw.step, draw.key, flips)
+        if not state:
+            state.update(self.first(lambda: PackedBits(w, g.shape[1]).unpack(torch.uint8) if packed else w.byte(), h))
+        kept = [state[name] for name in self.state if name in state]
+        if not (all(t.is_contiguous() for t in kept) and (not packed or device.on_host(w) or _whole_bytes(g, kept))):
+            return False
+        constants, strength = [getattr(h, name) for name in self.constants], getattr(h, self.strength)
+        if not isinstance(strength, Tensor):
+            strength = torch.tensor(strength, dtype=torch.float32)
+        getattr(torch.ops.bnn_exp, self.name)(g, w, g.shape[1], kept, strength, constants, step, key, flips)
         return True
 
 
-def _readable(g: Tensor, w: Tensor, state: list[Tensor]) -> bool:
-    floats = g.dtype == torch.float32 and w.dtype in (torch.float32, torch.uint8)
-    return floats and g.stride(1) == 1 and all(t.is_contiguous() for t in (w, *state)) and w.numel() < MOST
+def _readable(g: Tensor, w: Tensor) -> bool:
+    """Returns True if kernels can read a gradient and bits of these dtypes and sizes."""
+    real = g.dtype == torch.float32 or (g.dtype == torch.bfloat16 and device.on_host(g))
+    return real and w.dtype in (torch.float32, torch.uint8) and g.stride(1) == 1 and w.is_contiguous() and w.numel() < MOST
 
 
 def _whole_bytes(g: Tensor, state: list[Tensor]) -> bool:

@@ -12,10 +12,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.draws import bernoulli_positions
 from bnn_exp.bits.philox import Philox, uniform
 from bnn_exp.optim.fused import Fused
-from bnn_exp.optim.gradients import scaled, signs
+from bnn_exp.optim.gradients import erf, scaled, signs
 
 DENSEST = 0.25  # up to this δ, computing the selected entries of a gradient is faster than all (1024² weights, batch 1024)
 FIRST_SIGMA = 0.01  # σ₀, with which the temperatures begin
@@ -33,7 +32,7 @@ class Mask:
         """Returns True if the mask selects weights first and then reads only their entries of the gradient."""
         return False
 
-    def flips(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> Tensor:
+    def flips(self, g: Tensor, w: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: Philox) -> Tensor:
         """Returns the bits that flip in this step. For arguments and result, see `Rule.update`."""
         raise NotImplementedError
 
@@ -45,28 +44,25 @@ class Random(Mask):
         return h.delta <= DENSEST
 
     def flips(self, g, w, h, state, draw):
-        if isinstance(draw, Philox):  # on a GPU the mask is bool: to count selected positions, Python would wait for the GPU
-            return (uniform(w, draw) < h.delta) & ((g <= 0) != w.bool())
-        m = bernoulli_positions(w.numel(), h.delta, draw)
-        g = g.flatten()[m] if isinstance(g, Tensor) else g.entries(m)
-        return m[w.flatten()[m] != (g <= 0)]
+        if isinstance(g, Tensor):
+            return (uniform(g, draw) < h.delta) & ((g <= 0) != w.bool())
+        m = draw.below(w.numel(), h.delta)
+        return m[w.flatten()[m] != (g.entries(m) <= 0)]
 
 
 class Top(Mask):
     """The mask `top`: of the weights that the gradient wants flipped, the δ·N with the largest |g|. N is the tensor's size.
 
-    `scale` chooses the units in which |g| is compared, see `bnn_exp.optim.gradients.scaled`. On a GPU δ is a float32, so δ·N
-    may differ by one. Of weights with equal |g| there, those at the lowest places flip.
+    `scale` chooses the units in which |g| is compared, see `bnn_exp.optim.gradients.scaled`. δ is rounded to float32. Of
+    weights with equal |g| those at the lowest places flip.
     """
 
     def flips(self, g, w, h, state, draw):
         g = g if h.scale == "tensor" else scaled(g, h.scale)
         wanted = (g * signs(w)).flatten()  # above 0 where the gradient wants a flip
-        if not isinstance(h.delta, Tensor):
-            values, m = wanted.topk(int(h.delta * w.numel()), sorted=False)
-            return m[values > 0]
+        delta = torch.full((), h.delta, device=w.device) if isinstance(h.delta, float | int) else h.delta
         values, order = wanted.sort(descending=True, stable=True)
-        first = torch.arange(w.numel(), device=w.device) < (h.delta.double() * w.numel()).floor()
+        first = torch.arange(w.numel(), device=w.device) < (delta.double() * w.numel()).floor()
         return torch.zeros_like(wanted, dtype=torch.bool).scatter_(0, order, first & (values > 0)).view_as(w)
 
 
@@ -77,7 +73,7 @@ class ErrorFunction(Mask):
 
     def flips(self, g, w, h, state, draw):
         tau = temperature(g, h, state)
-        return (g * signs(w) > 0) & (uniform(g, draw) < torch.erf(tau * g.abs()))
+        return (g * signs(w) > 0) & (uniform(g, draw) < erf(tau * g.abs()))
 
 
 class Probable(Mask):

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits.draws import Purpose, generator, number
-from bnn_exp.bits.factors import ComputedGradient, Factors
+from bnn_exp.bits.draws import Purpose, number
+from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox
 from bnn_exp.config.registry import name_of
@@ -55,7 +56,7 @@ class Rule(Trained, torch.optim.Optimizer):
     own = ("flips", "hyper")
     settings: ClassVar[type]  # a dataclass of bnn_exp.config.rules: names, types and ranges of the hyperparameters
     scheduled: ClassVar[tuple[str, ...]] = ("delta",)  # the hyperparameters that follow the schedule
-    kernels: ClassVar[tuple[Fused, ...]] = ()  # kernels for a GPU that do what `update` does; then `update` reads no `self`
+    kernels: ClassVar[tuple[Fused, ...]] = ()  # compiled forms of `update`; then `update` reads no `self`
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -213,36 +214,31 @@ class Rule(Trained, torch.optim.Optimizer):
             g: the gradient of p; Factors for packed bits.
         """
         i, k = self._place(p)
-        h, draw, state = self._values(p, k), self._draw(p, i, k), self.state[p]
-        packed = p.dtype == torch.uint8
+        h, state, packed = self._values(p, k), self.state[p], p.dtype == torch.uint8
         w = p.data if packed else _rows(p)
-        g = g if packed else g.reshape(w.shape)
-        if device.on_host(p):
-            self.flips[i] += self._flip(w, g, h, state, draw)
-        else:
-            self._flip_on_gpu(i, w, g.whole() if packed else g, h, state, draw)
+        if not packed:
+            g = g.reshape(w.shape)
+        elif not (device.on_host(p) and self.reads_entries(h)):
+            g = g.whole()
+        kernels = kernels_of(type(self), h) if isinstance(g, Tensor) else None
+        if not (kernels and kernels.step(w, g, h, state, self._step(p, k), self._key(i, k), self.flips[i])):
+            before = {} if device.on_host(p) else dict(state)
+            self.flips[i] += self._flip(w, g, h, state, self._draw(p, i, k))
+            keep_addresses(state, before)
         if not packed:
             self._checked_at[i] = written(p)
 
-    def _flip_on_gpu(self, i: int, w: Tensor, g: Tensor, h: SimpleNamespace, state: dict[str, Tensor], draw: Any) -> None:
-        """Flips bits of tensor i, by the rule's kernels if there are any. `w` are bits [neurons, inputs] or packed bits."""
-        kernels = kernels_of(type(self), h)
-        if kernels and kernels.step(w, g, h, state, draw, self.flips[i]):
-            return
-        before = dict(state)
-        self.flips[i] += self._flip(w, ComputedGradient(g) if w.dtype == torch.uint8 else g, h, state, draw)
-        keep_addresses(state, before)
-
-    def _flip(self, w: Tensor, g: Any, h: SimpleNamespace, state: dict[str, Tensor], draw: torch.Generator) -> int | Tensor:
-        """Flips bits in place by `update`, and returns the number of flips."""
+    def _flip(self, w: Tensor, g: Tensor | Factors, h: SimpleNamespace, state: dict[str, Tensor], draw: Philox) -> int | Tensor:
+        """Flips bits in place by `update`, and returns the number of flips. `w` are bits [neurons, inputs] or packed bits."""
         if w.dtype != torch.uint8:
             return flip_bits(w, self._flips_in(self.update(g, w, h, state, draw), w.shape))
-        bits = PackedBits(w, g.inputs)
-        if not isinstance(draw, Philox) and self.reads_entries(h):
-            which = self.update(g, bits, h, state, draw)
+        if isinstance(g, Tensor):
+            bits = PackedBits(w, g.shape[1])
+            which = self.update(g.float(), bits.unpack(), h, state, draw)
         else:
-            which = self.update(g.whole(), bits.unpack(), h, state, draw)
-        return bits.flip(self._flips_in(which, (len(w), g.inputs)))
+            bits = PackedBits(w, g.inputs)
+            which = self.update(g, bits, h, state, draw)
+        return bits.flip(self._flips_in(which, (len(w), bits.columns)))
 
     def _flips_in(self, which: Any, shape: tuple[int, ...]) -> Tensor:
         """Returns `which`, the result of `update`. Raises TypeError if it cannot name bits of a tensor of this shape."""
@@ -269,14 +265,20 @@ class Rule(Trained, torch.optim.Optimizer):
         strengths = floats(self._on_device()[k, 1:]).unbind()
         return SimpleNamespace(**{n: group.kept(n) for n in self.hyper} | dict(zip(self.scheduled, strengths, strict=True)))
 
-    def _draw(self, p: Tensor, i: int, k: int) -> torch.Generator:
+    def _step(self, p: Tensor, k: int) -> Tensor:
+        """Returns the number of the coming step of a tensor in group k, an int64 scalar on the device of the tensor."""
+        return torch.tensor(self.param_groups[k]["step"]) if device.on_host(p) else self._on_device()[k, 0]
+
+    def _key(self, i: int, k: int) -> int:
+        """Returns the key of the random numbers of tensor i in group k."""
+        return _key(self.param_groups[k]["seed"], i)
+
+    def _draw(self, p: Tensor, i: int, k: int) -> Philox:
         """Returns the source of the random numbers of tensor i in group k at the coming step."""
         group = self.param_groups[k]
-        if device.on_host(p):
-            return generator(p.device, Purpose.MASK, group["seed"], group["step"], i)
         recording = p.is_cuda and torch.cuda.is_current_stream_capturing()
         seed = None if recording else number(Purpose.MASK, group["seed"], group["step"], i) >> 1
-        return Philox(number(Purpose.MASK, group["seed"], i) >> 1, self._on_device()[k, 0], seed)
+        return Philox(self._key(i, k), self._step(p, k), seed)
 
     def _on_device(self) -> Tensor:
         """Returns the announced numbers, int64 [groups, 1 + scheduled], see `numbers`."""
@@ -301,6 +303,12 @@ class Rule(Trained, torch.optim.Optimizer):
             if i in state_dict["state"]:
                 kept = copy.deepcopy(state_dict["state"][i])
                 self.state[p] = {name: v.to(p.device) if isinstance(v, Tensor) else v for name, v in kept.items()}
+
+
+@lru_cache
+def _key(seed: int, i: int) -> int:
+    """Returns the key of the random numbers of tensor i, 63 bits."""
+    return number(Purpose.MASK, seed, i) >> 1
 
 
 def _rows(p: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ def facts(run: "Run", error: str | None) -> dict[str, Any]:
         "seed": run.settings.seed,
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
+        "precision": trainer.settings.engine.precision,
         "dataset": data.key,
         "classes": list(data.classes),
         "confusion": run.confusion.tolist() if run.confusion is not None else None,

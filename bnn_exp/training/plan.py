@@ -16,7 +16,7 @@ from bnn_exp.data.sources import Arrays
 from bnn_exp.errors import UserError
 from bnn_exp.records import loggers
 from bnn_exp.records.directories import State
-from bnn_exp.training import engine, tryout
+from bnn_exp.training import ahead, engine, tryout
 from bnn_exp.training.torchrun import local_size, torchrun_size
 
 PLACE = ("hub", "path", "label", "size", "channels", "fit", "background", "range", "test_fraction")
@@ -53,6 +53,7 @@ def make_plan(composed: DictConfig, overrides: Sequence[str]) -> Plan:
         from bnn_exp.optim.latent import Latent
 
         Latent.check(settings.optimizer)
+    ahead.begin(settings, values)
     arrays = read(settings.dataset)
     unread.check_data(arrays.own_test, overrides)
     models.check_images(settings.model, arrays.train_images.shape[2:])

@@ -20,7 +20,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.records import directories, loggers, metrics, summary
 from bnn_exp.records.directories import CHECKPOINTS
 from bnn_exp.records.runs import as_text, flat, run_of
-from bnn_exp.training import engine
+from bnn_exp.training import engine, precision
 from bnn_exp.training.plan import Plan, device_for, make_plan, read, values_of, with_devices
 
 AUTO = "auto"  # resume=auto: resume the run if there is one, else begin
@@ -106,7 +106,7 @@ def plan_to_go_on(directory: Path, values: dict[str, Any], overrides: Sequence[s
     saved, remark = _newest_whole(directory)
     arrays = _data(directory, settings.dataset)
     device = device_for(settings)
-    settings = engine.as_begun(settings, device, saved.get("engine"))
+    settings = precision.as_begun(engine.as_begun(settings, device, saved.get("engine")), device, saved)
     return Plan(settings, values, arrays, device, saved, overrides=list(overrides), remark=remark)
 
 

@@ -19,13 +19,13 @@ PICTURES = ("curves.png", "samples.png", "kernels.png")
 
 
 def data_and_device(run: "Run") -> str:
-    """Returns the sentence that names the data, the device, the engine and the directory of a run."""
+    """Returns the sentence that names the data, the device, the engine, the precision and the directory of a run."""
     device, devices = run.trainer.device, run.settings.engine.devices
     where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device}"
     if devices > 1:
         where = f"{devices} devices ({where} each)"
     data = f"{run.settings.dataset.name}: {_rows(run)}, {len(run.data.classes)} classes"
-    return f"{data}; on {where}, engine={run.trainer.engine}; in {run.directory}"
+    return f"{data}; on {where} in {run.trainer.settings.engine.precision}, engine={run.trainer.engine}; in {run.directory}"
 
 
 def beginning(run: "Run") -> list[str]:

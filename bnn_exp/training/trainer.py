@@ -17,7 +17,7 @@ from bnn_exp.nn import named_bits, verify_binary
 from bnn_exp.nn.graphs import Graphs
 from bnn_exp.nn.known_classes import home
 from bnn_exp.records.terminal import progress
-from bnn_exp.training import finetune, steps
+from bnn_exp.training import finetune, precision, steps
 from bnn_exp.training.batches import Batches
 from bnn_exp.training.diagnostics import dead_outputs
 from bnn_exp.training.steps.recorded import FAILING, Recorded
@@ -53,19 +53,21 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, network: nn.Module, data: Dataset, ranks: "Ranks | None" = None):
-        self.settings, self.network, self.data = settings, network, data
+        self.network, self.data = network, data
         self.device = data.train.labels.device
         self.progress = Progress()
         # The fields of a training.finetune.Beginning; None if the whole network begins anew.
         self.beginning: dict | None = None
         self.frozen = finetune.freeze(network, settings.freeze)
         self.engine = steps.prepare(settings, network, self.device.type)
+        settings = precision.settled(settings, self.device.type, self.engine)
+        self.settings = settings if ranks is None else ranks.everyones(settings)[0]
         self.batches = Batches(settings, data)
         total_steps = sum(self.batches.count(epoch) for epoch in range(settings.trainer.epochs))
         self.binary = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, total_steps, settings.seed)
         self.real = optim.build_real(settings.real_optimizer, network, total_steps)
         optim.check_ownership(network, [self.binary, *(real.optimizer for real in self.real)])
-        self.step = steps.build(settings, self.engine, network, self.batches, self.binary, self.real, ranks)
+        self.step = steps.build(self.settings, self.engine, network, self.batches, self.binary, self.real, ranks)
         # Maps pixels to logits in an evaluation. If steps are recorded as CUDA graphs, evaluations are too.
         self.answer = self.step.answer
         if isinstance(self.step, Recorded):
@@ -178,6 +180,8 @@ class Trainer:
         return {
             "class": home(type(self.network)),
             "engine": self.engine,
+            "precision": self.settings.engine.precision,
+            "device": self.device.type,
             "network": packed_state(self.network),
             "binary": self.binary.state_dict(),
             "flips": [int(flips) for flips in self.binary.flips],

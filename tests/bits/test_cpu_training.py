@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from bnn_exp.bits import pack, unpack
 from bnn_exp.bits.cpu import processor
-from bnn_exp.bits.cpu.backward import to_inputs
 from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
 from bnn_exp.bits.cpu.forward import sums_of_bits, sums_of_pixels
 from bnn_exp.bits.cpu.layout import columns_of, filled, transposed
+from bnn_exp.bits.cpu.ways import InBF16, InFloat32
 from bnn_exp.bits.packing import PackedBits
 
 UNIT = 2.0**-24  # half the distance from 1 to the next float32
@@ -101,7 +101,7 @@ def test_the_gradient_of_inputs_is_gradients_times_weights(rows, neurons, inputs
         pytest.skip("this processor has no AVX-512")
     monkeypatch.setattr(processor, "AVX512", look_up)
     grad, v, width = normal(rows, neurons), bits(neurons, inputs), -(-inputs // 64) * 64
-    product, found = to_inputs(PackedBits(pack(v), inputs), width, zero), torch.empty(rows, width)
+    product, found = InFloat32().by_bits(columns_of(pack(v)), neurons, width, zero), torch.empty(rows, width)
     product.rows(filled(grad, -(-neurons // 64) * 64), 0, rows, found)
     exact, terms = (f(grad.double()) @ f(values(v, zero).double()) for f in (lambda t: t, torch.abs))
     assert near(found[:, :inputs], exact, terms, neurons)
@@ -122,3 +122,34 @@ def test_packed_bits_are_read_and_flipped_where_they_lie():
     x.view(-1)[at] = 1 - x.view(-1)[at]
     assert torch.equal(packed.unpack(), x)
     assert packed.flip(x == 1) == int(x.sum()) and not packed.packed.any()
+
+
+BF16 = 2.0**-8  # the unit roundoff of bf16
+
+
+@pytest.mark.parametrize("look_up", [True, False])
+@pytest.mark.parametrize("zero", [0.0, -1.0])
+@pytest.mark.parametrize(("rows", "neurons", "inputs"), [*SHAPES, (5, 2100, 1100)])
+def test_products_in_bf16_round_by_its_unit(rows, neurons, inputs, zero, look_up, monkeypatch):
+    if look_up and not processor.AVX512_BF16:
+        pytest.skip("this processor has no AVX512-BF16")
+    monkeypatch.setattr(processor, "AMX", not look_up)
+    way, width = InBF16(), -(-inputs // 64) * 64
+    grad, v, x = normal(rows, neurons), bits(neurons, inputs), bits(rows, inputs)
+    pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    product, found = way.by_bits(columns_of(pack(v)), neurons, width, zero), torch.full((rows, width), torch.nan)
+    filled_grad = filled(grad, -(-neurons // 64) * 64)
+    product.rows(filled_grad, 0, rows // 2, found)
+    product.rows(filled_grad, rows // 2, rows, found)
+    assert found.isfinite().all()
+    of_bits = BitFactors(filled_grad, columns_of(pack(x)), neurons, inputs, zero, way)
+    of_pixels = PixelFactors(filled_grad, pixels, neurons, way)
+    for ours, a, b in (
+        (found[:, :inputs], grad, values(v, zero)),
+        (of_bits.whole(), grad.T, values(x, zero)),
+        (of_pixels.whole(), grad.T, pixels / 255),
+    ):
+        exact, terms = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+        error = (ours.double() - exact).abs()
+        assert (error <= 2.01 * BF16 * terms).all()  # numbers, or sums of five, are rounded, and results of torch's product
+        assert error.max() > UNIT * terms.max()

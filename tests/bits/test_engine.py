@@ -20,7 +20,7 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.optim import Rule
-from bnn_exp.training import costs, engine, measured
+from bnn_exp.training import costs, cpu_costs, engine, measured
 from bnn_exp.training.steps.packed import PackedMLP
 from bnn_exp.training.trainer import Trainer
 
@@ -74,6 +74,24 @@ def test_threads_share_the_work_and_change_nothing():
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_bf16_trains_as_float32_does_with_any_number_of_threads(amx, monkeypatch):
+    if not amx and not processor.AVX512_BF16:
+        pytest.skip("this processor has no AVX512-BF16")
+    monkeypatch.setattr(processor, "AMX", amx)
+    before, ends = torch.get_num_threads(), {}
+    try:
+        for precision, threads in (("fp32", 1), ("bf16", 1), ("bf16", 3)):
+            torch.set_num_threads(threads)
+            trainer = trainer_of("optimizer=counter", "trainer.epochs=4", "engine=packed", f"engine.precision={precision}")
+            losses = [trainer.epoch()["train_loss"] for _ in range(4)]
+            ends[precision, threads] = losses[-1], bits_sha256(trainer.network)
+    finally:
+        torch.set_num_threads(before)
+    assert (amx or ends["bf16", 1] == ends["bf16", 3]) and ends["bf16", 1][1] != ends["fp32", 1][1]
+    assert ends["bf16", 1][0] == pytest.approx(ends["fp32", 1][0], rel=0.2)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -82,7 +100,7 @@ def test_threads_share_the_work_and_change_nothing():
         (*RANDOM, "model.hidden_size=100", "trainer.batch_size=100"),
         (*RANDOM, "delta=0.9", "model.binarize_logits=true"),
         ("optimizer=hypermask_top", "delta=0.1", "model.batch_norm.affine=false"),
-        ("optimizer=counter_4bit", "freeze=1"),
+        ("optimizer=counter_4bit", "freeze=1", "seed=1"),
         ("optimizer=bop", "model.num_layers=1"),
     ],
     ids=" ".join,
@@ -98,7 +116,7 @@ def test_both_engines_end_with_the_same_bits(overrides):
         assert bits_sha256(dense.network) == bits_sha256(packed.network) != start
 
 
-@pytest.mark.parametrize("rule", [(*RANDOM, "delta=0.1"), ("optimizer=counter",)])
+@pytest.mark.parametrize("rule", [(*RANDOM, "delta=0.1"), ("optimizer=counter", "seed=1")])
 def test_a_processor_without_the_look_up_trains_the_same(rule, monkeypatch):
     monkeypatch.setattr(processor, "AVX512", False)
     test_both_engines_end_with_the_same_bits(rule)
@@ -188,7 +206,7 @@ def test_resume_may_name_the_engine(bnn_train, summary, monkeypatch):
 
 @pytest.mark.parametrize(
     "overrides",
-    ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true", "engine.precision=bf16",
+    ["optimizer=latent_adam", "model=bncvl", "trainer.diagnostics=true",
      "engine.compile=true", "engine.devices=2", "model.encoding=centred", "model.hidden_size=40000"],
 )  # fmt: skip
 def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, overrides):
@@ -197,8 +215,7 @@ def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, o
     assert refused.code == 2 and refused.err.count("\n") <= 2 and "engine=packed" in refused.err
     assert overrides.partition("=")[0].partition(".")[2] in refused.err and not refused.runs
     assert engine.choose(settings_of(*rule, overrides), "cpu") == "dense"
-    if overrides != "engine.precision=bf16":  # a GPU can
-        assert engine.choose(settings_of(*rule, overrides), "cuda") == "dense"
+    assert engine.choose(settings_of(*rule, overrides), "cuda") == "dense"
 
 
 def test_lean_memory_packs_bits_as_they_are_made_and_changes_none():
@@ -222,12 +239,38 @@ def test_waiting_threads_sleep_on_a_cpu_unless_the_user_says_how_they_wait(monke
         assert given == expected
 
 
-def test_auto_packs_bits_on_a_cpu():
-    assert (
-        engine.choose(settings_of(*RANDOM), "cpu")
-        == engine.choose(settings_of("optimizer=counter", "trainer.batch_size=512"), "cpu")
-        == "packed"
-    )
+@pytest.mark.parametrize("avx512", [True, False])
+@pytest.mark.parametrize("rule", ["entries", "whole"])
+def test_auto_packs_bits_on_a_cpu_from_a_certain_work_on(rule, avx512, monkeypatch):
+    """More work never turns the choice back."""
+    monkeypatch.setattr(cpu_costs, "has_avx512", lambda: avx512)
+    sizes = [16, 64, 256, 1024, 16384]
+    table = [[cpu_costs.cheaper(rule, hidden, batch) for batch in sizes] for hidden in sizes]
+    assert (table[0][0], table[-1][-1]) == ("dense", "packed")
+    assert all(row == sorted(row) for row in (*table, *map(list, zip(*table, strict=True))))  # dense, …, packed, …
+
+
+def test_auto_distinguishes_rules_by_the_gradient_that_they_read(monkeypatch):
+    monkeypatch.setattr(cpu_costs, "cheaper", lambda rule, hidden, batch: rule)
+    rules = RANDOM, ("optimizer=counter",), ("optimizer=hypermask", "optimizer.mask=top")
+    assert [engine.choose(settings_of(*rule), "cpu") for rule in rules] == ["entries", "whole", "whole"]
+
+
+def test_auto_weighs_the_measurements_near_the_sizes(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
+    measured.place("cpu").parent.mkdir()
+    fast = {"dense": 1.0, "packed": 0.5}
+    slow = {"dense": 1.0, "packed": 1.5}
+    steps = [
+        {"rule": "whole", "hidden": 64, "batch": 64, **slow},
+        {"rule": "whole", "hidden": 1024, "batch": 64, **fast},
+        {"rule": "entries", "hidden": 64, "batch": 64, **fast},
+    ]
+    measured.place("cpu").write_text(json.dumps({"steps": steps}))
+    chosen = {hidden: measured.faster("cpu", "whole", hidden, 64) for hidden in (16, 64, 128, 512, 1024, 4096)}
+    assert chosen == {16: "dense", 64: "dense", 128: "dense", 512: "packed", 1024: "packed", 4096: "packed"}
+    assert measured.faster("cpu", "whole", 256, 64) == "packed"  # halfway the greater ratio counts
+    assert measured.faster("cpu", "entries", 64, 64) == "packed" and measured.faster("cuda", "whole", 64, 64) is None
 
 
 @pytest.mark.parametrize("batch", [32, 1024, 16384])
@@ -251,8 +294,8 @@ def test_auto_reads_what_was_measured_here(tmp_path, monkeypatch):
         file = measured.place(device.partition(":")[0])
         file.parent.mkdir(exist_ok=True)
         steps = [
-            {"hidden": 1024, "batch": 512, "dense": 1.0, "packed": 2.0},
-            {"hidden": 32, "batch": 32, "dense": 2.0, "packed": 1.0},
+            {"rule": "entries", "hidden": 1024, "batch": 512, "dense": 1.0, "packed": 2.0},
+            {"rule": "entries", "hidden": 32, "batch": 32, "dense": 2.0, "packed": 1.0},
         ]
         file.write_text(json.dumps({"steps": steps}))
         assert [engine.choose(settings_of(*sizes), device) for sizes in (large, small)] == ["dense", "packed"]
@@ -268,7 +311,7 @@ def test_a_resumed_run_keeps_its_engine_whatever_was_measured_meanwhile(copy_of_
     assert torch.load(run / "checkpoints/last.pt")["engine"] == "dense"
     monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
     measured.place("cpu").parent.mkdir()
-    measured.place("cpu").write_text('{"steps": [{"hidden": 24, "batch": 50, "dense": 2, "packed": 1}]}')
+    measured.place("cpu").write_text('{"steps": [{"rule": "entries", "hidden": 24, "batch": 50, "dense": 2, "packed": 1}]}')
     assert engine.choose(settings_of(*small), "cpu") == "packed"
     for begun in ("dense", "packed"):
         assert engine.choose(engine.as_begun(settings_of(*small), "cpu", begun), "cpu") == begun
@@ -288,10 +331,15 @@ def test_a_machine_is_measured_for_auto(bnn_train, tmp_path, monkeypatch):
         and json.loads(measured.place("cpu").read_text()) == found
         and str(measured.place("cpu")) in done.out + done.err
     )
-    assert [(step["hidden"], step["batch"]) for step in found["steps"]] == [(16, 32), (24, 32)]
+    assert [(step["rule"], step["hidden"], step["batch"]) for step in found["steps"]] == [
+        (rule, hidden, 32) for rule in ("entries", "whole") for hidden in (16, 24)
+    ]
     assert all(step["dense"] > 0 and step["packed"] > 0 for step in found["steps"])
-    faster = min(("dense", "packed"), key=lambda name: found["steps"][1][name])
-    assert engine.choose(settings_of(*RANDOM, "model.hidden_size=900"), "cpu") == faster
+    assert {tuple(found["products"][kind]) for kind in ("matrices", "bits")} == {("fp32", "bf16")}
+    ratios = [step["dense"] / step["packed"] for step in found["steps"][:2]]
+    if min(ratios) > 1 or max(ratios) < 1:
+        faster = "packed" if min(ratios) > 1 else "dense"
+        assert engine.choose(settings_of(*RANDOM, "model.hidden_size=900"), "cpu") == faster
     for override in ("optimizer=counter", "model.hidden_size=8", "from=x", "dataset.limit=8"):
         refused = bnn_train("task=benchmark", "benchmark=machine", override)
         assert refused.code == 2 and "benchmark=machine" in refused.err and refused.err.count("\n") == 2
@@ -299,7 +347,7 @@ def test_a_machine_is_measured_for_auto(bnn_train, tmp_path, monkeypatch):
 
 def test_auto_needs_no_torch():
     code = (
-        "import sys; from bnn_exp.training.engine import choose; from bnn_exp.training import costs; "
-        "costs.cheaper(256, 4, 1024); sys.exit('torch' in sys.modules)"
+        "import sys; from bnn_exp.training.engine import choose; from bnn_exp.training import costs, cpu_costs; "
+        "costs.cheaper(256, 4, 1024); cpu_costs.cheaper('whole', 256, 1024); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,12 +12,12 @@ import bnn_exp.bits.cpu.kernels
 
 COUNT = """
 import numpy as np
-from bnn_exp.bits.cpu.kernels.packed_bits import count_ones
+from bnn_exp.bits.cpu.kernels.packed_bits import negated_sums
 
-counts = np.empty(1, np.int64)
-count_ones(np.array([[7, 1]], np.uint8), counts)
-stats = count_ones.stats
-print(counts[0], sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+sums = np.empty(1, np.float32)
+negated_sums(np.array([[7, 1]], np.uint8), 16, sums)
+stats = negated_sums.stats
+print(int(16 - sums[0]) // 2, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
 
@@ -30,6 +30,7 @@ def test_a_changed_intrinsic_is_never_run_from_the_cache(tmp_path):
     for folder in kernels.parents[:3]:
         (folder / "__init__.py").touch()
     (tmp_path / "bnn_exp" / "bits" / "reference.py").write_text("LANES = 64\n")
+    (tmp_path / "bnn_exp" / "bits" / "scalar_rules.py").touch()
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
     def result() -> list[int]:

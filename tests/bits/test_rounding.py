@@ -6,10 +6,10 @@ from helpers import rest_slow, settings_of, trainer_of
 
 from bnn_exp.bits import bits_sha256, pack
 from bnn_exp.bits.cpu import processor
+from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
 from bnn_exp.bits.cpu.kernels.digits import MOST, MOST_ROWS
 from bnn_exp.bits.cpu.layout import columns_of, filled
-from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, Rounding, to_inputs
-from bnn_exp.bits.packing import PackedBits
+from bnn_exp.bits.cpu.rounding import Rounding
 from bnn_exp.errors import UserError
 from bnn_exp.training import engine
 
@@ -57,21 +57,21 @@ def test_products_of_rounded_gradients_are_exact(rows, neurons, inputs, look_up,
     v, x = bits(neurons, inputs), bits(rows, inputs)
     values = lambda b: b.double() * (1 - zero) + zero  # noqa: E731
 
-    product = to_inputs(PackedBits(pack(v), inputs), -(-inputs // 64) * 64, zero, how)
+    product = how.by_bits(columns_of(pack(v)), neurons, -(-inputs // 64) * 64, zero)
     found = torch.empty(rows, product.width)
     product.rows(grad, 0, rows, found)
     codes, scales = how(grad, 0, rows)
     sums = codes[:, :neurons].double() @ values(v)  # integers below 2²⁴
     assert torch.equal(found[:, :inputs], sums.float() * scales[:, None])
 
-    factors = RoundedBitFactors(grad, columns_of(pack(x)), neurons, inputs, zero, how)
+    factors = BitFactors(grad, columns_of(pack(x)), neurons, inputs, zero, how)
     by_neuron = filled(grad[:, :neurons].t(), -(-rows // 64) * 64).contiguous()
     codes, scales = how(by_neuron, 0, neurons)
     assert torch.equal(factors.whole(), (codes[:, :rows].double() @ values(x)).float() * scales[:, None])
 
     pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     sums = codes[:, :rows].double() @ pixels.double()
-    whole = RoundedPixelFactors(grad, pixels, neurons, how).whole()
+    whole = PixelFactors(grad, pixels, neurons, how).whole()
     torch.testing.assert_close(whole, (sums * scales[:, None] / 255).float(), rtol=1e-6, atol=0)
 
 

@@ -48,7 +48,7 @@ def test_a_benchmark_is_plain_data(kind, tmp_path, monkeypatch):
     assert torch.get_num_threads() == threads
     assert json.loads(json.dumps(found)) == found
     ways = {row["way"] for row in found["network"]}
-    assert {"packed", "torch fp32"} <= ways and {row["batch"] for row in found["network"]} == {1, 3}
+    assert {"packed", "packed, predict", "torch fp32"} <= ways and {row["batch"] for row in found["network"]} == {1, 3}
     assert len(found["network"]) == 2 * len(ways)
     assert [(row["kind"], row["way"]) for row in found["layers"]] == [
         (kind, way) for kind in ("pixels", "bits") for way in ("packed", "torch fp32")
@@ -117,3 +117,17 @@ def test_the_onnx_graph_to_compare_with_is_the_float_network():
         run = session(float_model(network, pack_network(network), tuple(x.shape[1:]), tuple("0123456789")).SerializeToString())
         same = (run(x).argmax(1) == network(x).argmax(1)).float().mean()
         assert same > 0.97  # the sums of pixels are rounded, so a few bits may differ
+
+
+def test_onnxruntime_in_int8_predicts_as_in_fp32():
+    pytest.importorskip("onnxruntime.quantization")
+    from helpers import random_mlp
+
+    from bnn_exp.commands.benchmark import inference_onnx
+    from bnn_exp.deploy import pack_network
+
+    network, x = random_mlp(1)
+    about = {"image_shape": x.shape[1:], "classes": "0123456789"}
+    ways = inference_onnx.sessions(network, pack_network(network), about, 1)
+    logits = [ways[f"onnxruntime {kind}"](x.numpy()) for kind in ("fp32", "int8")]
+    assert (logits[0].argmax(1) == logits[1].argmax(1)).mean() > 0.9  # int8 rounds the pixels' quotients by 255

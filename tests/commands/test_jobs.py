@@ -16,6 +16,7 @@ from helpers import COMMAND, TINY, following
 from bnn_exp.commands import places
 from bnn_exp.commands.places import Places
 from bnn_exp.commands.sweep import planned
+from bnn_exp.config import installed
 from bnn_exp.records.runs import Record
 from bnn_exp.records.sweeps.text import reason
 
@@ -248,7 +249,7 @@ def test_a_job_of_two_devices_takes_two_gpus_and_is_not_overtaken(in_queue):
 
 def test_jobs_without_a_gpu_take_a_core_each(in_queue):
     assert max(map(len, in_queue([5] * 5, [0] * 5, Places([], most=2)).together)) == 2
-    assert Places([]).most == places.cores() and Places(["0"] * 99, per_gpu=9).most == 9 * 99
+    assert Places([]).most == installed.cores() and Places(["0"] * 99, per_gpu=9).most == 9 * 99
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_jobs_without_a_gpu_take_a_core_each(in_queue):
     ],
 )
 def test_the_visible_gpus_are_named_as_the_variable_names_them(monkeypatch, given, count, names):
-    monkeypatch.setattr(places, "_driver", lambda: True)
+    monkeypatch.setattr(installed, "has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.delenv(places.VISIBLE, raising=False)
     if given is not None:
@@ -274,7 +275,7 @@ def test_the_visible_gpus_are_named_as_the_variable_names_them(monkeypatch, give
 
 def test_a_machine_without_a_driver_is_not_asked_for_its_gpus(monkeypatch):
     monkeypatch.delenv(places.VISIBLE, raising=False)
-    monkeypatch.setattr(places, "DRIVER", "lib-of-no-driver.so")
+    monkeypatch.setattr(installed, "DRIVER", "lib-of-no-driver.so")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("torch was asked"))
     assert places.gpus() == []
 
@@ -311,7 +312,7 @@ def test_a_job_takes_gpus_unless_the_user_chooses_its_device(launcher):
 def test_a_search_asks_for_as_many_trials_as_the_machine_has_places(launcher):
     assert launcher().at_a_time == 2 and launcher("launcher.per_gpu=3").at_a_time == 6
     assert launcher("launcher.jobs=1").at_a_time == 1 and launcher("engine.devices=2").at_a_time == 1
-    assert launcher("device=cpu").at_a_time == places.cores() and launcher("device=cpu", "launcher.jobs=7").at_a_time == 7
+    assert launcher("device=cpu").at_a_time == installed.cores() and launcher("device=cpu", "launcher.jobs=7").at_a_time == 7
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from bnn_exp.errors import UserError
 EXCLUDED = {  # overrides that exclude each other: the device, and the first line of the message
     ("engine=packed", "model=vgg"): ("cpu", "engine=packed: not with model=vgg, only mlp"),
     ("engine=packed", "engine.compile=true"): ("cpu", "engine=packed: not with engine.compile=true"),
-    ("engine=packed", "engine.precision=bf16"): ("cpu", "engine=packed: not with engine.precision=bf16 on a CPU"),
+    ("engine.gradient_bits=8", "engine.precision=bf16"): ("cpu", "engine.gradient_bits=8: not with engine.precision=bf16"),
     ("engine.gradient_bits=4", "engine=dense"): ("cpu", "engine.gradient_bits=4: not with engine=dense"),
     ("engine.gradient_bits=8",): ("cuda:0", "engine.gradient_bits=8: not with device=cuda:0 and engine.gradient_bits=8"),
     ("engine.graphs=true",): ("cpu", "engine.graphs=true: not with device=cpu"),

@@ -174,7 +174,7 @@ def launch(name, packed, bits=8):
     if name.startswith(("ewm", "wpm")):
         state = [scalar]
     w = torch.zeros(24, 5, dtype=torch.uint8) if packed else floats()
-    getattr(rules, name)(floats(), w, 40, state, scalar, constants, torch.tensor(3), 7, torch.tensor(0))
+    getattr(rules.STEPS, name)(floats(), w, 40, state, scalar, constants, torch.tensor(3), 7, torch.tensor(0))
     print(name)
 
 

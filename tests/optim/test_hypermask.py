@@ -6,9 +6,8 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers import settings_of
+from helpers import drawn, settings_of
 
-from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
 from bnn_exp.config import rules
 from bnn_exp.config.registry import fields_of
 from bnn_exp.optim import HyperMask
@@ -54,7 +53,7 @@ def test_random_gives_the_masked_weights_the_sign_of_minus_g():
     g[0, :10] = 0  # w* = 1[−g ≥ 0] is 1 there
     before = w.detach().flatten().tolist()
     step(w, g, delta=0.3, mask="random", seed=5)
-    masked = set(bernoulli_positions(1200, 0.3, generator("cpu", Purpose.MASK, 5, 0, 0)).tolist())
+    masked = set((drawn(1200, seed=5, tensor=0, step=0) < 0.3).nonzero().flatten().tolist())
     target = [1.0 if -x >= 0 else 0.0 for x in g.flatten().tolist()]
     expected = [target[i] if i in masked else before[i] for i in range(1200)]
     assert w.flatten().tolist() == expected
@@ -183,24 +182,3 @@ def test_it_keeps_no_state_per_weight():
 def test_arguments_out_of_range_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         HyperMask([bits(2, 2)], **options)
-
-
-@pytest.mark.parametrize("p", [0.001, 0.1, 0.7])
-def test_bernoulli_positions_are_independent_coins(p):
-    n, repeats = 2000, 300
-    draws = torch.zeros(repeats, n)
-    for r in range(repeats):
-        positions = bernoulli_positions(n, p, generator("cpu", Purpose.MASK, 7, r))
-        assert torch.equal(positions, positions.unique())
-        draws[r, positions] = 1
-    assert abs(draws.mean().item() - p) < 5 * math.sqrt(p * (1 - p) / (n * repeats))
-    # neighbours are uncorrelated, and the first and last positions are as likely as any other
-    joint = (draws[:, 1:] * draws[:, :-1]).mean().item()
-    assert abs(joint - p * p) < 6 * math.sqrt(p * p * (1 - p * p) / (n * repeats)) + 1e-6
-    for edge in (draws[:, :20], draws[:, -20:]):
-        assert abs(edge.mean().item() - p) < 5 * math.sqrt(p * (1 - p) / (20 * repeats))
-
-
-def test_bernoulli_positions_at_the_ends():
-    assert bernoulli_positions(5, 0.0, generator("cpu", Purpose.MASK, 0)).tolist() == []
-    assert bernoulli_positions(5, 1.0, generator("cpu", Purpose.MASK, 0)).tolist() == [0, 1, 2, 3, 4]

@@ -10,10 +10,9 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROOT, plain_config
+from helpers import ROOT, drawn, plain_config
 from omegaconf import OmegaConf
 
-from bnn_exp.bits.draws import Purpose, generator
 from bnn_exp.config.rules import RULES
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
@@ -110,7 +109,7 @@ def test_a_counter_is_its_equation_at_every_step(n):
         values = g.flatten().tolist()
         mean = sum(values) / 63
         sigma = math.sqrt(sum((x - mean) ** 2 for x in values) / 63)
-        chance = torch.rand(7, 9, dtype=torch.float64, generator=generator("cpu", Purpose.MASK, 4, t, 1)).flatten().tolist()
+        chance = drawn(63, seed=4, tensor=1, step=t).tolist()
         for k, (x, r) in enumerate(zip(values, chance, strict=True)):
             u = delta * fall("cosine", t) * half * x / sigma
             c[k] = min(max(c[k] - math.floor(u + r), -half), half - 1)

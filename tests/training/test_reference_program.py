@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import drawn
 
-from bnn_exp.bits.draws import Purpose, bernoulli_positions, generator
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_parameters, real_parameters
 from bnn_exp.optim import HyperMask, check_ownership
@@ -36,9 +36,7 @@ def reference_step(weights, norms, x, labels, t):
         dz = scales[i] * (d_hat - d_hat.mean(0) - normalised[i] * (d_hat * normalised[i]).mean(0))
         g = dz.T @ hidden[i]
         d = dz @ weights[i]
-        m = np.zeros(g.size)
-        m[bernoulli_positions(g.size, DELTA, generator("cpu", Purpose.MASK, SEED, t, i)).numpy()] = 1
-        m = m.reshape(g.shape)
+        m = (drawn(g.size, SEED, i, t) < DELTA).numpy().reshape(g.shape).astype(float)
         assert (abs(g) > 1e-13).all()  # rounding must not decide a sign
         target = (-g >= 0).astype(float)
         weights[i][:] = (1 - m) * weights[i] + m * target

@@ -1,23 +1,18 @@
 """The gradient of a layer's weights in training on a CPU, as its two factors (`bnn_exp.bits.factors.Factors`)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.cpu import processor
-from bnn_exp.bits.cpu.backward import look_up
 from bnn_exp.bits.cpu.kernels import weight_gradient
 from bnn_exp.bits.cpu.kernels.llvm import WIDTH
-from bnn_exp.bits.cpu.layout import by_neuron, factors_of, transposed, up_to, words_of
+from bnn_exp.bits.cpu.layout import by_neuron, transposed, up_to
 from bnn_exp.bits.cpu.threads import share_out
+from bnn_exp.bits.cpu.ways import InFloat32, Product, Way
 from bnn_exp.bits.reference import LANES
-from bnn_exp.nn.packing import unpack
-
-_TABLE_ROWS = 1024  # rows of a batch at a time: the look-up tables of four neurons (64 KiB) stay in the cache
 
 
 @dataclass(frozen=True)
@@ -28,6 +23,7 @@ class BitFactors:
         grad: the gradient at the layer's sums, float32 [rows, width], 0 in columns that belong to no neuron.
         columns: the bits x, transposed: row k packs input k of all samples (`columns_of`).
         zero: the value of a bit 0 of x.
+        way: the way to multiply the factors.
     """
 
     grad: Tensor
@@ -35,6 +31,7 @@ class BitFactors:
     neurons: int
     inputs: int
     zero: float
+    way: Way = field(default_factory=InFloat32)
 
     def entries(self, positions: Tensor) -> Tensor:
         """Returns the gradient at `positions`, float32. Positions are sorted int64 indices into the flattened gradient."""
@@ -43,25 +40,16 @@ class BitFactors:
 
     def whole(self) -> Tensor:
         """Returns the whole gradient, float32 [neurons, inputs]."""
-        return self._by_look_up() if processor.AVX512 else self._by_product()
-
-    def _by_product(self) -> Tensor:
-        return self.grad[:, : self.neurons].t() @ self.values()[:, : len(self.grad)].t()
-
-    def _by_look_up(self) -> Tensor:
         grad, width = by_neuron(self.grad, self.neurons), up_to(self.inputs, LANES)
-        gradient, part, factors = torch.zeros(len(grad), width), torch.empty(len(grad), width), factors_of(self.zero)
-        for begin in range(0, grad.shape[1], _TABLE_ROWS):
-            some = grad[:, begin : begin + _TABLE_ROWS]
-            words = words_of(self.columns[:, begin // 8 : (begin + _TABLE_ROWS) // 8], width)
-            share_out(partial(look_up, some, words, factors, part), len(grad))
-            gradient += part
-        return gradient[: self.neurons, : self.inputs]
-
-    def values(self) -> Tensor:
-        """Returns the values of xᵀ, float32 [inputs, rows], with `rows` rounded up to a multiple of 64."""
-        shape = len(self.columns), 8 * self.columns.shape[1]
-        return unpack(self.columns, shape).mul_(1 - self.zero).add_(self.zero)[: self.inputs]
+        whole, samples = torch.empty(len(grad), width), grad.shape[1]
+        for begin in range(0, samples, self.way.most):
+            end = min(begin + self.way.most, samples)
+            product = self.way.by_bits(self.columns[:, begin // 8 : end // 8].contiguous(), end - begin, width, self.zero)
+            part = torch.empty_like(whole) if begin else whole
+            _multiply(product, grad[:, begin:end], part)
+            if begin:
+                whole += part
+        return whole[: self.neurons, : self.inputs]
 
 
 @dataclass(frozen=True)
@@ -71,11 +59,13 @@ class PixelFactors:
     Args:
         grad: the gradient at the layer's sums, float32 [rows, width], 0 in columns that belong to no neuron.
         pixels: uint8 [rows, inputs].
+        way: the way to multiply the factors.
     """
 
     grad: Tensor
     pixels: Tensor
     neurons: int
+    way: Way = field(default_factory=InFloat32)
 
     @property
     def inputs(self) -> int:
@@ -88,7 +78,15 @@ class PixelFactors:
 
     def whole(self) -> Tensor:
         """Returns the whole gradient, float32 [neurons, inputs]."""
-        return (self.grad[:, : self.neurons].t() @ self.pixels.float()).div_(255)
+        return self.way.by_pixels(self.grad, self.pixels, self.neurons)
+
+
+def _multiply(product: Product, numbers: Tensor, out: Tensor) -> None:
+    """Computes all rows of `out` by a product with `numbers`; torch's threads share the rows."""
+    if product.shares_rows:
+        share_out(lambda begin, end: product.rows(numbers, begin, end, out), len(out))
+    else:
+        product.rows(numbers, 0, len(out), out)
 
 
 def _entries(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.kernels import batch_norm, packed_bits, pixel_products, products
 from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
-from bnn_exp.bits.cpu.layout import filled
+from bnn_exp.bits.cpu.layout import filled, up_to
 from bnn_exp.bits.cpu.threads import share_out
 from bnn_exp.bits.reference import LANES, to_tiles
 from bnn_exp.nn.norm import scale_and_shift
@@ -69,10 +69,9 @@ def sums_of_bits(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
     share_rows(of_rows, len(x))
     if not zero:
         return Sums(z, 1.0, torch.zeros(LANES * groups))
-    ones = np.empty(len(weights.packed), np.int64)
-    packed_bits.count_ones(weights.packed.numpy(), ones)
-    of_weights = 2 * torch.from_numpy(ones).float() - weights.columns
-    return Sums(z, 2.0, filled(-of_weights, z.shape[1]))
+    c = torch.empty(z.shape[1])
+    packed_bits.negated_sums(weights.packed.numpy(), weights.columns, c.numpy())
+    return Sums(z, 2.0, c)
 
 
 def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
@@ -80,23 +79,22 @@ def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
 
     A bit 0 of the weights has the value `zero`. z is float32, equal to the result of `bnn_exp.nn.product.pixel_product`.
     """
-    v = weights.unpack(torch.int8)
-    v = F.pad(2 * v - 1 if zero else v, (0, 0, 0, -len(v) % LANES))
-    c = torch.zeros(len(v))
+    width = up_to(len(weights.packed), LANES)
     if not processor.VNNI:
-        return Sums(pixel_sums(x, v).div_(255), 1.0, c)
-    x = x.contiguous()
-    if rest := -x.shape[1] % pixel_products.FOUR:
-        x, v = F.pad(x, (0, rest)), F.pad(v, (0, rest))
-    fours = v.view(torch.int32).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
-    z = torch.empty(len(x), len(v))
+        v = weights.unpack(torch.int8)
+        v = F.pad(2 * v - 1 if zero else v, (0, 0, 0, width - len(v)))
+        return Sums(pixel_sums(x, v).div_(255), 1.0, torch.zeros(width))
+    x = filled(x, up_to(x.shape[1], pixel_products.FOUR)).contiguous()
+    fours = torch.empty(width // LANES, x.shape[1] // pixel_products.FOUR, LANES, dtype=torch.int32)
+    pixel_products.weights_of_fours(weights.packed.numpy(), int(zero), fours.numpy())
+    z = torch.empty(len(x), width)
 
     def of_rows(begin: int, end: int) -> None:
-        source, target = x.data_ptr() + x.shape[1] * begin, z.data_ptr() + 4 * len(v) * begin
+        source, target = x.data_ptr() + x.shape[1] * begin, z.data_ptr() + 4 * width * begin
         pixel_products.scaled_pixel_sums(source, x.shape[1], end - begin, fours.data_ptr(), len(fours), target)
 
     share_rows(of_rows, len(x))
-    return Sums(z, 1.0, c)
+    return Sums(z, 1.0, torch.zeros(width))
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Norm:
 
 
 def moments(sums: Sums) -> tuple[Tensor, Tensor]:
-    """Returns the mean, float32 [width], and the population variance, float64 [width], of a layer's sums in every column."""
+    """Returns the mean of a layer's sums and Σ (number − mean)² in every column, float32 [width]."""
     z, a, c = sums.arrays
     mean, squares = np.empty(z.shape[1], np.float32), np.empty(z.shape[1], np.float32)
 
@@ -132,7 +130,7 @@ def moments(sums: Sums) -> tuple[Tensor, Tensor]:
             batch_norm.moments(z, a, c, LANES * group, LANES * (group + 1), mean, squares)
 
     share_out(of_groups, z.shape[1] // LANES)
-    return torch.from_numpy(mean), torch.from_numpy(squares).double() / len(z)
+    return torch.from_numpy(mean), torch.from_numpy(squares)
 
 
 def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
@@ -142,17 +140,18 @@ def normalization(norm: nn.BatchNorm1d, sums: Sums) -> Norm:
         scale, shift = scale_and_shift(norm)
         mean, inverse = norm.running_mean, (norm.running_var + norm.eps).rsqrt()
         return Norm(filled(scale, width), filled(shift, width, -inf), filled(mean, width), filled(inverse, width), False)
-    mean, variance = moments(sums)
-    inverse = (variance + norm.eps).rsqrt().float()
-    weight, bias = (torch.ones(1), torch.zeros(1)) if norm.weight is None else (norm.weight.detach(), norm.bias.detach())
-    scale = inverse * filled(weight.expand(norm.num_features), width)
-    shift = filled(bias.expand(norm.num_features), width, -inf).double() - mean.double() * scale.double()
+    mean, squares = moments(sums)
+    n = norm.num_features
+    weight, bias = (torch.ones(n), torch.zeros(n)) if norm.weight is None else (norm.weight.detach(), norm.bias.detach())
+    inverse, scale, shift, unbiased = vectors = torch.empty(4, width)
+    given = mean.numpy(), squares.numpy(), len(sums.z), weight.numpy(), bias.numpy(), norm.eps
+    batch_norm.norm_vectors(*given, *vectors.numpy())
     if norm.running_mean is not None:
-        rows, neurons = len(sums.z), slice(norm.num_features)
+        neurons = slice(norm.num_features)
         norm.num_batches_tracked += 1
         norm.running_mean.lerp_(mean[neurons], norm.momentum)
-        norm.running_var.lerp_((variance[neurons] * rows / (rows - 1)).float(), norm.momentum)
-    return Norm(scale, shift.float(), mean, inverse, True)
+        norm.running_var.lerp_(unbiased[neurons], norm.momentum)
+    return Norm(scale, shift, mean, inverse, True)
 
 
 def activations(sums: Sums, norm: Norm) -> Tensor:

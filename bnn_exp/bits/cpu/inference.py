@@ -10,11 +10,11 @@ from torch import Tensor
 
 from bnn_exp.bits import reference
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
-from bnn_exp.bits.cpu.kernels import products
+from bnn_exp.bits.cpu.kernels import pixels, products
 from bnn_exp.bits.cpu.threads import share
 from bnn_exp.bits.reference import LANES
 
-_THREAD_WORK = (
+THREAD_WORK = (
     2**18
 )  # the least work of one thread: bytes of input times tiles. Less work is done faster without waking a thread
 _REAL_ROWS = 16  # from 16 rows on, torch's product of unpacked weights is faster than our kernel (measured: 1024² weights)
@@ -27,7 +27,7 @@ def bit_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
 
 def pixel_sums(x: Tensor, tiles: Tensor, outputs: int, zero: int) -> Tensor:
     """Returns the sums Σ x·w of pixels x, int32 [batch, outputs]; see `bnn_exp.bits.operators`."""
-    return _sums(products.pixel_product, x, tiles, sizes(x, tiles, "pixel"), outputs, zero)
+    return _sums(pixels.pixel_product, x, tiles, sizes(x, tiles, "pixel"), outputs, zero)
 
 
 def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
@@ -37,7 +37,7 @@ def bit_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, ze
 
 def pixel_steps(x: Tensor, tiles: Tensor, thresholds: Tensor, inverted: Tensor, zero: int) -> Tensor:
     """Returns the packed bits 1[Σ x·w ≥ threshold] of pixels x; see `bnn_exp.bits.operators`."""
-    return _steps(products.pixel_product, x, tiles, sizes(x, tiles, "pixel"), thresholds, inverted, zero)
+    return _steps(pixels.pixel_product, x, tiles, sizes(x, tiles, "pixel"), thresholds, inverted, zero)
 
 
 def real_product(x: Tensor, tiles: Tensor, outputs: int, zero: float, one: float) -> Tensor:
@@ -58,7 +58,7 @@ def _sums(kernel: Callable, x: Tensor, tiles: Tensor, shape: tuple, outputs: int
     check_outputs(outputs, groups)
     x, tiles = x.contiguous(), tiles.contiguous()
     out = torch.empty(rows, LANES * groups, dtype=torch.int32)
-    run = kernel if rows * row * groups < 2 * _THREAD_WORK else partial(_in_parts, kernel)
+    run = kernel if rows * row * groups < 2 * THREAD_WORK else partial(_in_parts, kernel)
     run(x.data_ptr(), row, rows, tiles.data_ptr(), columns, 0, groups, zero, 0, 0, out.data_ptr(), 4 * LANES * groups)
     return out if outputs == LANES * groups else out[:, :outputs].contiguous()
 
@@ -68,7 +68,7 @@ def _steps(kernel: Callable, x: Tensor, tiles: Tensor, shape: tuple, thresholds:
     check_thresholds(thresholds, inverted, tiles)
     x, tiles, thresholds, inverted = x.contiguous(), tiles.contiguous(), thresholds.contiguous(), inverted.contiguous()
     out = torch.empty(rows, LANES // 8 * groups, dtype=torch.uint8)
-    run = kernel if rows * row * groups < 2 * _THREAD_WORK else partial(_in_parts, kernel)
+    run = kernel if rows * row * groups < 2 * THREAD_WORK else partial(_in_parts, kernel)
     limits = thresholds.data_ptr(), inverted.data_ptr()
     run(x.data_ptr(), row, rows, tiles.data_ptr(), columns, 0, groups, zero, *limits, out.data_ptr(), LANES // 8 * groups)
     return out
@@ -86,7 +86,7 @@ def _in_parts(
     def of_tiles(begin: int, end: int) -> None:
         kernel(x, row, rows, tiles, columns, begin, end, *constants, out, out_row)
 
-    threads = min(torch.get_num_threads(), rows * row * (last - first) // _THREAD_WORK)
+    threads = min(torch.get_num_threads(), rows * row * (last - first) // THREAD_WORK)
     if rows >= LANES * threads:
         share(of_rows, rows, threads)
     else:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from bnn_exp.bits.cpu import backward, forward, rounding
-from bnn_exp.bits.cpu.backward import Centering, ToInputs, Window
+from bnn_exp.bits.cpu import backward, forward
+from bnn_exp.bits.cpu.backward import Centering, Window
 from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
 from bnn_exp.bits.cpu.forward import Norm, Sums
 from bnn_exp.bits.cpu.layout import columns_of, filled
-from bnn_exp.bits.cpu.rounding import RoundedBitFactors, RoundedPixelFactors, Rounding
+from bnn_exp.bits.cpu.ways import InFloat32, Product, Way
 
 if TYPE_CHECKING:
     from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
@@ -23,15 +23,15 @@ class OnCPU:
     The value of a bit 1 is 1; the value of a bit 0 is `zero`, 0 or −1. y is the output of a BatchNorm.
 
     Args:
-        rounding: returns how to round the gradient at a layer's sums. Its arguments are the number of the layer, and 0 for the
-            gradient of the layer's inputs or 1 for the gradient of its weights. With None no gradient is rounded.
+        way: returns the way to multiply the gradient at a layer's sums. Its arguments are the number of the layer, and 0 for
+            the gradient of the layer's inputs or 1 for the gradient of its weights.
     """
 
     sums_of_bits = staticmethod(forward.sums_of_bits)
     sums_of_pixels = staticmethod(forward.sums_of_pixels)
 
-    def __init__(self, rounding: Callable[[int, int], Rounding] | None = None):
-        self.rounding = rounding
+    def __init__(self, way: Callable[[int, int], Way] = lambda layer, gradient: InFloat32()):
+        self.way = way
 
     @staticmethod
     def pixels(x: Tensor) -> Tensor:
@@ -59,11 +59,9 @@ class OnCPU:
         """Begins a backward pass; `grad` is the gradient at the last layer's y, float32 [rows, classes]."""
         return Backward(grad, sums, norm)
 
-    def to_inputs(self, layer: int, weights: "PackedBits", width: int, zero: float) -> ToInputs:
+    def to_inputs(self, layer: int, weights: "PackedBits", width: int, zero: float) -> Product:
         """Returns the product that takes the gradient at the sums of layer number `layer` to its inputs, `width` columns."""
-        if self.rounding is None:
-            return backward.to_inputs(weights, width, zero)
-        return rounding.to_inputs(weights, width, zero, self.rounding(layer, 0))
+        return self.way(layer, 0).by_bits(columns_of(weights.packed), len(weights.packed), width, zero)
 
     def bit_factors(self, layer: int, grad: Tensor, x: Tensor, neurons: int, inputs: int, zero: float) -> BitFactors:
         """Returns the weight gradient [neurons, inputs] of a layer whose inputs are bits.
@@ -72,15 +70,11 @@ class OnCPU:
             grad: the gradient at the layer's sums, float32 [rows, width].
             x: the layer's inputs, in the form that the method `kept` returns.
         """
-        if self.rounding is None:
-            return BitFactors(grad, x, neurons, inputs, zero)
-        return RoundedBitFactors(grad, x, neurons, inputs, zero, self.rounding(layer, 1))
+        return BitFactors(grad, x, neurons, inputs, zero, self.way(layer, 1))
 
     def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int, inputs: int) -> PixelFactors:
         """Returns the weight gradient [neurons, inputs] of the first layer, whose inputs are pixels, uint8 [rows, inputs]."""
-        if self.rounding is None:
-            return PixelFactors(grad, pixels, neurons)
-        return RoundedPixelFactors(grad, pixels, neurons, self.rounding(0, 1))
+        return PixelFactors(grad, pixels, neurons, self.way(0, 1))
 
 
 class Backward:
@@ -96,20 +90,19 @@ class Backward:
         self._enter(sums, norm, window)
 
     def _enter(self, sums: Sums, norm: Norm, window: Window) -> None:
-        totals = window.totals
-        self.center = Centering(sums, norm, totals)
-        self.of_weight, self.of_bias = (totals.products * norm.inverse).float(), totals.grads.float()
+        self.center = Centering(sums, norm, window)
+        self.of_weight, self.of_bias = self.center.of_weight, self.center.of_bias
 
     def at_sums(self) -> Tensor:
         """Returns the gradient at the sums of the current layer, float32 [rows, width], and ends the pass."""
         self.center.all(self.grad)
         return self.grad
 
-    def go_on(self, to_inputs: ToInputs, sums: Sums, norm: Norm, window: float) -> Tensor:
+    def go_on(self, product: Product, sums: Sums, norm: Norm, window: float) -> Tensor:
         """Goes on from the current layer to the layer below.
 
         Args:
-            to_inputs: the product that takes the gradient at the current layer's sums to its inputs.
+            product: the product that takes the gradient at the current layer's sums to its inputs.
             sums, norm: the sums and the BatchNorm of the layer below.
             window: the gradient passes the activation of the layer below where |y| ≤ `window`.
 
@@ -117,6 +110,6 @@ class Backward:
             The gradient at the sums of the layer that the pass leaves, float32 [rows, width].
         """
         passing, at_sums = Window(sums, norm, window), self.grad
-        self.grad = backward.go_back(at_sums, self.center, to_inputs, passing)
+        self.grad = backward.go_back(at_sums, self.center, product, passing)
         self._enter(sums, norm, passing)
         return at_sums

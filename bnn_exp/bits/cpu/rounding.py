@@ -5,32 +5,34 @@ neuron in the gradient of the weights. `entries` of a weight gradient stay unrou
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bnn_exp.bits.cpu import processor
-from bnn_exp.bits.cpu.backward import ByProduct, ToInputs
-from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
 from bnn_exp.bits.cpu.kernels import digits
 from bnn_exp.bits.cpu.kernels.digits import BASE, MOST, MOST_ROWS
-from bnn_exp.bits.cpu.layout import by_neuron, columns_of, transposed, up_to
-from bnn_exp.bits.cpu.threads import share_out
-from bnn_exp.bits.reference import LANES, to_tiles
+from bnn_exp.bits.cpu.layout import by_neuron, transposed
+from bnn_exp.bits.cpu.ways import ENDLESS, Product, values_of
+from bnn_exp.bits.reference import to_tiles
 from bnn_exp.nn.product import pixel_sums
-
-if TYPE_CHECKING:
-    from bnn_exp.bits.packing import PackedBits  # at run time this import would be circular
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Stochastic rounding to 4 or 8 `bits`. `key`, 32 bits, determines all random numbers."""
+    """Stochastic rounding to 4 or 8 `bits`, and the way to multiply rounded gradients (`bnn_exp.bits.cpu.ways.Way`).
+
+    `key`, 32 bits, determines all random numbers.
+    """
 
     bits: int
     key: int
+
+    @property
+    def most(self) -> int:
+        """The most summands of one product: a row of any length has one scale."""
+        return ENDLESS
 
     def __call__(self, x: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Rounds rows `begin` to `end` of float32 [rows, columns].
@@ -41,6 +43,20 @@ class Rounding:
         codes, scales = torch.empty(end - begin, x.shape[1], dtype=torch.int8), torch.empty(end - begin)
         digits.round_rows(x.numpy(), begin, end, MOST[self.bits], np.uint32(self.key), codes.numpy(), scales.numpy())
         return codes, scales
+
+    def by_bits(self, columns: Tensor, summands: int, width: int, zero: float) -> Product:
+        """Returns the product with bits that is fastest on this processor. See `Way`."""
+        return (RoundedByLookUp if processor.AVX512 else RoundedByProduct)(self, columns, width, zero)
+
+    def by_pixels(self, grad: Tensor, pixels: Tensor, neurons: int) -> Tensor:
+        """Returns gradᵀ · pixels / 255, float32 [neurons, inputs], of the rounded gradient. See `Way`.
+
+        Its sums are exact where the processor multiplies int8 (`bnn_exp.nn.product`).
+        """
+        turned = by_neuron(grad, neurons)
+        codes, scales = self(turned, 0, len(turned))
+        sums = pixel_sums(transposed(pixels), codes).t()
+        return (sums * (scales / 255)[:, None])[:neurons]
 
 
 def product(codes: Tensor, scales: Tensor, bits: int, tiles: Tensor, zero: float, out: Tensor) -> None:
@@ -66,76 +82,30 @@ def product(codes: Tensor, scales: Tensor, bits: int, tiles: Tensor, zero: float
         digits.digit_product(here, *sizes, some.data_ptr(), out.shape[1], int(zero), np.float32(base), scale.numpy(), *to)
 
 
-class RoundedByProduct(ByProduct):
-    """The product grad · V of a rounded gradient, by torch; see `bnn_exp.bits.cpu.backward.ToInputs`."""
+class RoundedByProduct:
+    """The product of a rounded gradient by torch, in float64: its sums are exact. See `bnn_exp.bits.cpu.ways.Product`."""
 
-    def __init__(self, weights: "PackedBits", width: int, zero: float, rounding: Rounding):
-        super().__init__(weights, width, zero)
-        self.rounding = rounding
+    shares_rows = False
 
-    def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """Rounds rows `begin` to `end` of `grad`, float32, and computes the same rows of `out`, float32 [rows, width]."""
-        codes, scales = self.rounding(grad, begin, end)
-        super().rows(codes.float(), 0, len(codes), out[begin:end])
-        out[begin:end].mul_(scales[:, None])
+    def __init__(self, rounding: Rounding, columns: Tensor, width: int, zero: float):
+        self.rounding, self.width = rounding, width
+        self.values = values_of(columns, width, zero).double().t()
+
+    def rows(self, numbers: Tensor, begin: int, end: int, out: Tensor) -> None:
+        """Rounds rows `begin` to `end` of `numbers`, float32, and computes the same rows of `out`, float32 [rows, width]."""
+        codes, scales = self.rounding(numbers, begin, end)
+        out[begin:end] = (codes.double() @ self.values).float().mul_(scales[:, None])
 
 
 class RoundedByLookUp:
-    """The product grad · V of a rounded gradient, by look-ups of digits; see `bnn_exp.bits.cpu.backward.ToInputs`."""
+    """The product of a rounded gradient by look-ups of digits. See `bnn_exp.bits.cpu.ways.Product`."""
 
     shares_rows = True
 
-    def __init__(self, weights: "PackedBits", width: int, zero: float, rounding: Rounding):
-        self.width, self.zero, self.rounding = width, zero, rounding
-        self.tiles = to_tiles(columns_of(weights.packed))
+    def __init__(self, rounding: Rounding, columns: Tensor, width: int, zero: float):
+        self.rounding, self.width, self.zero, self.tiles = rounding, width, zero, to_tiles(columns)
 
-    def rows(self, grad: Tensor, begin: int, end: int, out: Tensor) -> None:
-        """Rounds rows `begin` to `end` of `grad`, float32, and computes the same rows of `out`, float32 [rows, width]."""
-        codes, scales = self.rounding(grad, begin, end)
+    def rows(self, numbers: Tensor, begin: int, end: int, out: Tensor) -> None:
+        """Rounds rows `begin` to `end` of `numbers`, float32, and computes the same rows of `out`, float32 [rows, width]."""
+        codes, scales = self.rounding(numbers, begin, end)
         product(codes, scales, self.rounding.bits, self.tiles, self.zero, out[begin:end])
-
-
-def to_inputs(weights: "PackedBits", width: int, zero: float, rounding: Rounding) -> ToInputs:
-    """Returns the `ToInputs` of a rounded gradient that is fastest on this processor. Its result has `width` columns."""
-    return (RoundedByLookUp if processor.AVX512 else RoundedByProduct)(weights, width, zero, rounding)
-
-
-@dataclass(frozen=True)
-class RoundedBitFactors(BitFactors):
-    """A `BitFactors` whose `whole` first rounds the gradient at the layer's sums."""
-
-    rounding: Rounding
-
-    def _by_look_up(self) -> Tensor:
-        grad, tiles = by_neuron(self.grad, self.neurons), to_tiles(self.columns)
-        gradient = torch.empty(len(grad), up_to(self.inputs, LANES))
-
-        def of_neurons(begin: int, end: int) -> None:
-            codes, scales = self.rounding(grad, begin, end)
-            product(codes, scales, self.rounding.bits, tiles, self.zero, gradient[begin:end])
-
-        share_out(of_neurons, len(grad))
-        return gradient[: self.neurons, : self.inputs]
-
-    def _by_product(self) -> Tensor:
-        grad = by_neuron(self.grad, self.neurons)
-        codes, scales = self.rounding(grad, 0, len(grad))
-        gradient = (codes.double() @ self.values().double().t()).float().mul_(scales[:, None])
-        return gradient[: self.neurons, : self.inputs]
-
-
-@dataclass(frozen=True)
-class RoundedPixelFactors(PixelFactors):
-    """A `PixelFactors` whose `whole` first rounds the gradient at the layer's sums."""
-
-    rounding: Rounding
-
-    def whole(self) -> Tensor:
-        """Returns the whole gradient, float32 [neurons, inputs].
-
-        Its sums are exact where the processor multiplies int8 (`bnn_exp.nn.product`).
-        """
-        grad = by_neuron(self.grad, self.neurons)
-        codes, scales = self.rounding(grad, 0, len(grad))
-        sums = pixel_sums(transposed(self.pixels), codes).t()
-        return (sums * (scales / 255)[:, None])[: self.neurons]

@@ -12,6 +12,9 @@ _pool: ThreadPoolExecutor | None = None
 def share(work: Callable[[int, int], None], count: int, threads: int) -> None:
     """Calls work(begin, end) for `threads` parts of range(count) at the same time; the calling thread takes the first part."""
     global _pool
+    if threads == 1:
+        work(0, count)
+        return
     if _pool is None:
         _pool = ThreadPoolExecutor(os.cpu_count(), "bits")
     bounds = [count * i // threads for i in range(threads + 1)]

@@ -10,11 +10,13 @@ BLOCK = tl.constexpr(1024)  # numbers that a program of `uniform_kernel` draws
 
 @triton.jit
 def draw_at(key, step, draw, place):
-    """Returns the random numbers in [0, 1) for the integers `place`: Philox of the counters (place, step, draw)."""
+    """Returns the random numbers in [0, 1) of the integers `place`; see `bnn_exp.bits.philox.words`."""
     now = tl.load(step)
     low, high = now.to(tl.int32), (now >> 32).to(tl.int32)
-    word, _, _, _ = tl.philox(key.to(tl.int64), place.to(tl.int32), low + 0 * place, high + 0 * place, draw + 0 * place)
-    return tl.uint_to_uniform_float(word)
+    counter = (place // 4).to(tl.int32)
+    a, b, c, d = tl.philox(key.to(tl.int64), counter, low + 0 * counter, high + 0 * counter, draw + 0 * counter)
+    even, upper = place % 2 == 0, place % 4 >= 2
+    return tl.uint_to_uniform_float(tl.where(upper, tl.where(even, c, d), tl.where(even, a, b)))
 
 
 @triton.jit(do_not_specialize=["key", "draw"], do_not_specialize_on_alignment=["step"])

@@ -1,6 +1,6 @@
 """The Triton kernel of every rule that trains bits: one pass over gradient, state and bits of a tensor.
 
-A rule is a function of scalars, see `bnn_exp.bits.cuda.rules`. The kernel `flip` reads the numbers that the function needs,
+A rule is a function of scalars, see `bnn_exp.bits.scalar_rules`. The kernel `flip` reads the numbers that the function needs,
 calls the function for each bit, flips bits in place and stores the state. Bits are float32 0 and 1, or packed, eight to a byte.
 
 A tensor has `rows` rows of `columns` bits. The *place* of a bit is its number in the tensor; random numbers and states go by
@@ -8,14 +8,11 @@ place. The *position* of a bit also counts the bits that fill the last byte of a
 program works on a tile of BLOCK positions, in EIGHTHS rows of eight.
 """
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from bnn_exp.bits.cuda.draws import draw_at
+from bnn_exp.bits.given import Given
 
 BLOCK = tl.constexpr(2048)  # bits of which one program decides
 EIGHTHS = tl.constexpr(256)  # BLOCK / 8
@@ -23,33 +20,8 @@ SCALARS = ["strength", "step", "flips"]  # addresses of scalars, which need no a
 EXACT = {"enable_fp_fusion": False}  # each product and each sum is rounded, as in torch, so all engines get the same bits
 
 
-class Given(NamedTuple):
-    """The arguments of a rule's operator. `bnn_exp.optim.fused.Fused` describes these arguments."""
-
-    g: Tensor
-    w: Tensor
-    columns: int
-    state: list[Tensor]
-    strength: Tensor
-    constants: list[float]
-    step: Tensor
-    key: int
-    flips: Tensor
-
-    @property
-    def rows(self) -> int:
-        """The number of rows of bits."""
-        return len(self.w)
-
-    @property
-    def bits(self) -> int:
-        """The number of bits."""
-        return len(self.w) * self.columns
-
-    @property
-    def packed(self) -> bool:
-        """True if eight bits share a byte."""
-        return self.w.dtype == torch.uint8
+class OnGrid(Given):
+    """The arguments of a rule's operator in the form that the kernels take."""
 
     @property
     def positions(self) -> int:

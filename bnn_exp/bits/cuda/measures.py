@@ -6,6 +6,7 @@ The functions from `one` to `of_row_and_column` are the argument SIZE of the ker
 gradient at row r and column c.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bnn_exp.bits.cuda.flips import EXACT, Given
+from bnn_exp.bits.cuda.flips import EXACT, OnGrid
+from bnn_exp.bits.cuda.scalars import SCALARS
 
 CHUNK = tl.constexpr(4096)  # gradients that a program of `moments` adds at a time
 PARTS = tl.constexpr(256)  # the most programs of `moments`: `deviation` adds the sums of all of them
@@ -108,16 +110,12 @@ def column_sizes(partial, blocks, rows, columns, sizes):
 
 
 @triton.jit(do_not_specialize_on_alignment=["strength", "tau", "variance"])
-def heat(measured, parts, rows, columns, strength, variance, tau, SCALED: tl.constexpr):
+def heat(measured, parts, rows, columns, strength, variance, tau, TEMPERATURE: tl.constexpr):
     """Computes a temperature τ from the `variance` σ², then updates σ² for the next step (`bnn_exp.optim.masks`)."""
-    lr, before = tl.load(strength), tl.load(variance)
-    move = lr * deviation(measured, parts, rows, columns, 0, 0)
-    if SCALED:
-        tl.store(tau, tl.div_rn(lr * 1.7724538509055159, 2 * before))
-        tl.store(variance, before + tl.div_rn(1.5707963267948966 * (move * move), before))
-    else:
-        tl.store(tau, tl.div_rn(lr, 1.4142135623730951 * tl.sqrt_rn(before)))
-        tl.store(variance, before + move * move)
+    sigma = deviation(measured, parts, rows, columns, 0, 0)
+    now, following = TEMPERATURE(tl.load(strength), tl.load(variance), sigma)
+    tl.store(tau, now)
+    tl.store(variance, following)
 
 
 @triton.jit
@@ -130,7 +128,7 @@ def unflipped(counts, programs, bits, share):
     tl.store(share, 1 - (tl.sum(total, 0).to(tl.float64) / bits).to(tl.float32))
 
 
-def measured_deviation(given: Given) -> Measured:
+def measured_deviation(given: OnGrid) -> Measured:
     """Measures a gradient for `deviation`."""
     chunk = triton.cdiv(triton.cdiv(given.bits, PARTS.value), CHUNK.value) * CHUNK.value
     parts = triton.cdiv(given.bits, chunk)
@@ -140,7 +138,7 @@ def measured_deviation(given: Given) -> Measured:
     return sums, parts, deviation
 
 
-def measured_rows(given: Given, of_columns: bool = False) -> Measured:
+def measured_rows(given: OnGrid, of_columns: bool = False) -> Measured:
     """Measures the rows of a gradient, for `of_row`. A gradient of one row is measured by its standard deviation instead."""
     rows, columns = given.rows, given.columns
     if rows == 1:
@@ -155,19 +153,28 @@ def measured_rows(given: Given, of_columns: bool = False) -> Measured:
     return sizes, 0, of_row_and_column
 
 
-def measured_factors(given: Given) -> Measured:
+def measured_factors(given: OnGrid) -> Measured:
     """Measures the rows and the columns of a gradient, for `of_row_and_column`."""
     return measured_rows(given, of_columns=True)
 
 
-def measured_heat(given: Given, scaled: bool = False) -> Measured:
+def measured_heat(given: OnGrid, temperature: str) -> Measured:
     """Computes the temperature τ of the step, for `number`. The state becomes the variance of the next step."""
     sums, parts, _ = measured_deviation(given)
     tau = torch.empty_like(given.strength)
-    heat[(1,)](sums, parts, given.rows, given.columns, given.strength, given.state[0], tau, SCALED=scaled, **EXACT)
+    heat[(1,)](
+        sums, parts, given.rows, given.columns, given.strength, given.state[0], tau, TEMPERATURE=SCALARS[temperature], **EXACT
+    )
     return tau, 0, number
 
 
-def measured_scaled_heat(given: Given) -> Measured:
-    """Computes the temperature `scaled_gaussian` of the step, as `measured_heat` does."""
-    return measured_heat(given, scaled=True)
+MEASURES: dict[str, Callable[[OnGrid], Measured]] = {
+    "one": lambda given: (given.strength, 0, one),
+    "strength": lambda given: (given.strength, 0, number),
+    "beta": lambda given: (given.state[1], 0, number),
+    "deviation": measured_deviation,
+    "rows": measured_rows,
+    "factors": measured_factors,
+    "gaussian": lambda given: measured_heat(given, "gaussian"),
+    "scaled_gaussian": lambda given: measured_heat(given, "scaled_gaussian"),
+}

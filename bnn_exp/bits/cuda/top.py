@@ -11,19 +11,21 @@ import torch
 import triton
 import triton.language as tl
 
-from bnn_exp.bits.cuda.flips import BLOCK, EIGHTHS, EXACT, SCALARS, Given, read, tile, write
-from bnn_exp.bits.cuda.measures import TINY, Measured
+from bnn_exp.bits.cuda.flips import BLOCK, EIGHTHS, EXACT, SCALARS, OnGrid, read, tile, write
+from bnn_exp.bits.cuda.measures import Measured
+from bnn_exp.bits.cuda.scalars import SCALARS as COMPILED
+from bnn_exp.bits.scalar_rules import Step
 
 WIDE = tl.constexpr(256)  # counts of ties that a program adds at a time
 COARSE = tl.constexpr(256)  # bins of a pass
 UPPER, LOWER = tl.constexpr(256), tl.constexpr(128)  # FINE bins in each of them, in the first and in the second pass
+wanted = COMPILED["wanted"]
 
 
 @triton.jit
 def _key(g, s, size):
     """Returns the keys, int32 ≥ 0, of gradients g and bits s = ±1."""
-    wanted = tl.div_rn(g, tl.maximum(size, TINY)) * s
-    return tl.where(wanted > 0, wanted, 0.0).to(tl.int32, bitcast=True)
+    return wanted(g, s, size).to(tl.int32, bitcast=True)
 
 
 @triton.jit
@@ -133,7 +135,7 @@ def flip_largest(w, keys, found, equal, flips, PACKED: tl.constexpr):
     write(w, (key > last) | ((key == last) & (rank < k)), flips, PACKED)
 
 
-def step(given: Given, measured: Measured) -> None:
+def flips(step: Step, given: OnGrid, measured: Measured) -> None:
     """Flips the ⌊strength · bits⌋ bits with the largest wanted |g|/size: five kernels, of which one sets counts to 0."""
     (measure, parts, size), grid, i32 = measured, given.grid, {"dtype": torch.int32, "device": given.w.device}
     sizes = [COARSE.value * (1 + fine.value) for fine in (UPPER, LOWER)]

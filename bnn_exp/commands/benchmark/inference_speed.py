@@ -6,21 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn_exp.bits import bit_sums, laid_out, pack, pixel_sums, to_tiles
-from bnn_exp.commands.benchmark import inference_memory
+from bnn_exp.commands.benchmark import inference_memory, inference_onnx
 from bnn_exp.commands.benchmark.lower_bound import rates
 from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.timing import ROUNDS, time_calls
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.graphs import Graphs
-from bnn_exp.nn.known_classes import is_exactly
 from bnn_exp.records.model import load_model
 
+Way = Callable[[Tensor], Callable[[], Any]]  # takes a batch of pixels and returns the call to time
 BATCHES = (1, 16, 256, 4096)
 LAYERS = ((784, 1024, 1), (1024, 1024, 1), (4096, 4096, 1), (1024, 1024, 16), (784, 1024, 1024), (1024, 1024, 1024))
 LAYERS_CUDA = ((784, 4096, 1), (1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 16), (8192, 8192, 1024))
@@ -48,7 +49,8 @@ def measure(
         - `machine`: see `machine`;
         - `network`: a row for each batch and way, with the seconds of a batch (`median`, and the quartiles `low` and `high`),
           `images_per_second`, and `speedup`, the speed of the packed network divided by the speed of this way. The ways are
-          packed, torch fp32, on CUDA torch bf16, and onnxruntime fp32 if it is installed. On CUDA all ways replay CUDA graphs;
+          `packed`, torch fp32, and on CUDA torch bf16. On a CPU they are also `packed, predict`, and those of onnxruntime if it
+          is installed (`inference_onnx.sessions`), all from numpy. On CUDA all ways replay CUDA graphs;
         - `layers`: such rows for single layers against `F.linear`. A layer of 784 inputs takes pixels, other layers take bits.
           On CUDA a row has also `floor`, the seconds that a copy takes for the bytes of inputs, weights and results;
         - `memory`: on a CPU the bytes of a process with each network (see `inference_memory`), on CUDA the bytes at the peak of
@@ -63,13 +65,17 @@ def measure(
     packed, _ = load_packed(file)
     packed, network = packed.to(device), network.to(device)
     with using_threads(threads):
-        runtime = _onnxruntime(network, packed, about, threads) if device.type == "cpu" else None
+        others: dict[str, Callable] = {}
+        if device.type == "cpu":
+            others = inference_onnx.sessions(network, packed, about, threads)  # before the network becomes plain
         _make_plain(network)
-        ways: dict[str, Callable[[Tensor], Tensor]] = {"packed": packed, "torch fp32": lambda pixels: network(pixels / 255)}
+        ways: dict[str, Way] = {"packed": on_tensors(packed), "torch fp32": on_tensors(lambda pixels: network(pixels / 255))}
         if device.type == "cuda":
-            ways |= recorded(network)
-        if runtime is not None:
-            ways["onnxruntime fp32"] = runtime
+            ways |= {name: on_tensors(way) for name, way in recorded(network).items()}
+        elif hasattr(packed, "predict"):
+            predict: Any = packed.predict
+            others = {"packed, predict": predict} | others
+        ways |= {name: on_arrays(way) for name, way in others.items()}
         say("measuring memory")
         memory = _memory(file, ways, max(batches), about["image_shape"], device)
         found, layers = [], []
@@ -86,6 +92,14 @@ def measure(
         "memory": memory,
         "files": {"model.safetensors": file.stat().st_size, "fp32": sum(4 * p.numel() for p in network.parameters())},
     }
+
+
+def on_tensors(way: Callable[[Tensor], Any]) -> Way:
+    return lambda pixels: partial(way, pixels)
+
+
+def on_arrays(way: Callable[[np.ndarray], Any]) -> Way:
+    return lambda pixels: partial(way, pixels.numpy())
 
 
 @torch.no_grad()
@@ -108,9 +122,9 @@ def recorded(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def _network(ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:
+def _network(ways: dict[str, Way], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:
     pixels = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, device=device)
-    times = _times({name: partial(way, pixels) for name, way in ways.items()}, device, rounds)
+    times = _times({name: way(pixels) for name, way in ways.items()}, device, rounds)
     return _rows({"batch": batch}, times, batch)
 
 
@@ -175,22 +189,7 @@ def _rows(what: dict[str, Any], times: dict[str, dict[str, float]], batch: int) 
     ]
 
 
-def _onnxruntime(network: nn.Module, packed: nn.Module, about: dict, threads: int) -> Callable[[Tensor], Tensor] | None:
-    try:
-        from bnn_exp.deploy.onnx_graph import float_model, own_model
-        from bnn_exp.deploy.to_onnx import session
-
-        shape, classes = tuple(about["image_shape"]), tuple(about["classes"])
-        if is_exactly(type(network), "MLP", "BNCVLNet"):
-            return session(float_model(network, packed, shape, classes).SerializeToString(), threads)
-        return (
-            session(own_model(packed, shape, classes).SerializeToString(), threads) if hasattr(type(packed), "onnx") else None
-        )
-    except ImportError:
-        return None
-
-
-def _memory(file: Path, ways: dict[str, Callable], batch: int, shape: list[int], device: torch.device) -> dict[str, Any]:
+def _memory(file: Path, ways: dict[str, Way], batch: int, shape: list[int], device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return {kind: inference_memory.measure(kind, file, 1) for kind in ("packed", "float")}
     peaks = {}
@@ -198,10 +197,10 @@ def _memory(file: Path, ways: dict[str, Callable], batch: int, shape: list[int],
     # torch's peak does not show memory inside a CUDA graph. The first call with a shape has no graph, so this call is measured.
     for name, way in ways.items():
         with torch.inference_mode():
-            way(pixels[:1])
+            way(pixels[:1])()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         with torch.inference_mode():
-            way(pixels)
+            way(pixels)()
         peaks[name] = torch.cuda.max_memory_allocated(device) - before
     return peaks

@@ -1,7 +1,7 @@
 """Counts the kernels that a training step launches on a GPU, without a GPU: the step runs on the CPU.
 
-`bnn_exp.nn.device.on_host` returns False meanwhile, so the step calls the operators that a step on a GPU would call. On a CPU
-`engine.precision=auto` is fp32. A step in bf16, as on a GPU, launches a few kernels more or less.
+`bnn_exp.nn.device.on_host` returns False meanwhile, so the step calls the operators that a step on a GPU would call. The steps
+that are counted compute in fp32. A step in bf16, as on a GPU, launches a few kernels more or less.
 """
 
 from collections import Counter

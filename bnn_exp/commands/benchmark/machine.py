@@ -3,10 +3,11 @@
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from bnn_exp.training.measured import processor
 
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
@@ -15,16 +16,8 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
     Args:
         threads: the number of threads that compute. The function only records the number.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"device": device.type, "name": name, "threads": threads, "torch": torch.__version__, "system": platform.platform()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 @contextmanager

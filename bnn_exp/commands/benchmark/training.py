@@ -6,7 +6,7 @@ import torch
 from rich.table import Table
 
 from bnn_exp import models
-from bnn_exp.commands.benchmark import reference_program, training_memory, training_times, training_ways
+from bnn_exp.commands.benchmark import peers, reference_program, training_memory, training_times, training_ways
 from bnn_exp.commands.benchmark.lower_bound import lower_bound
 from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.training_plot import training_plot
@@ -32,10 +32,13 @@ def benchmark(task: Task) -> str:
     - `machine`: see `machine`;
     - `training`: the `engine`, the `batch`, and the `config` that was measured;
     - `ways`: see `training_times.measure`, with `speedup`: the seconds of a way divided by the seconds of the engine;
+    - `answers`: the times of untrained networks beside other libraries, see `peers.answers`;
+    - `absent`: the libraries of binary networks that are not installed;
     - `floor`: the least work of an epoch, see `lower_bound`, with `times`: the engine's seconds divided by the least seconds;
     - `seed`: the figures of the reference program, see `reference_program.compare`, or null;
     - `memory`: for each way, see `training_memory.measure`; null if the system does not report memory;
-    - `speedup_over_dense_torch` (fp32), `speedup_over_seed` (or null), `memory_saved_over_adam` (a fraction, or null).
+    - `speedup_over_dense_torch` (fp32), `speedup_over_float_twin` (the fastest twin; null without), `speedup_over_seed` (or
+      null), `memory_saved_over_adam` (a fraction, or null).
 
     Raises:
         UserError: the configuration can't be trained or measured, or the reference program fails.
@@ -65,20 +68,27 @@ def _measure(plan: Plan, wanted: Any) -> dict[str, Any]:
         batch, images = training_times.batch_size(settings, data), training_times.rows_of_epoch(settings, data)
         own = training_ways.trainer(chosen, settings, data) if program else None
         compared = reference_program.compare(program, own, rows) if program else None
-        names = tuple(dict.fromkeys((chosen, "dense", *training_ways.plain(device))))
+        twins = training_ways.twins(settings, device)
+        others = *training_ways.plain(device), *training_ways.compiled(settings, device), *training_ways.usual(settings)
+        names = tuple(dict.fromkeys((chosen, "dense", *others, *twins)))
         ways = training_times.measure(names, settings, data, wanted.rounds)
+        answers = peers.answers(settings, data, wanted.rounds) if device.type == "cpu" else []
         least = lower_bound(first_network(settings, data).to(device), data, batch, images, chosen)
     for row in ways:
         row["speedup"] = row["median"] / ways[0]["median"]
-    sizes = _memory((chosen, *training_ways.plain(device), training_ways.ADAM), values, plan.device)
+    measured = training_ways.plain(device) if device.type == "cuda" else (training_ways.FP32,)
+    sizes = _memory((chosen, *measured, training_ways.ADAM), values, plan.device)
     return {
         "machine": machine(device, threads),
         "training": {"engine": chosen, "batch": batch, "config": values},
         "ways": ways,
+        "answers": answers,
+        "absent": [name for name in peers.named(settings) if not peers.is_installed(name)],
         "floor": least | {"times": ways[0]["seconds_per_epoch"] / least["seconds"]},
         "seed": compared,
         "memory": sizes,
         "speedup_over_dense_torch": next(row["speedup"] for row in ways if row["way"] == training_ways.FP32),
+        "speedup_over_float_twin": min((row["speedup"] for row in ways if row["way"] in twins), default=None),
         "speedup_over_seed": compared and compared["speedup"],
         "memory_saved_over_adam": sizes and 1 - sizes[chosen]["peak_bytes"] / sizes[training_ways.ADAM]["peak_bytes"],
     }
@@ -108,6 +118,10 @@ def _print(found: dict[str, Any]) -> None:
             f"an epoch of the reference program (batch {compared['batch']}) takes {reference}, ours {ours}: "
             f"{compared['speedup']:.1f}× the images/s"
         )
+    if found["answers"]:
+        _print_answers(found["answers"])
+    if found["absent"]:
+        console().print(f"not installed, and so not measured: {', '.join(found['absent'])}")
     if found["memory"]:
         _print_memory(found["memory"], found["memory_saved_over_adam"])
 
@@ -122,6 +136,17 @@ def _print_speeds(found: dict[str, Any]) -> None:
         low, median, high, busy = (_milliseconds(row[key]) for key in ("low", "median", "high", "processor_median"))
         speeds = f"{row['images_per_second']:,.0f}", f"{row['seconds_per_epoch']:.3g}", f"{row['speedup']:.2f}×" if i else ""
         table.add_row(row["way"], median, f"{low} to {high}", busy, *speeds)
+    console().print(table)
+
+
+def _print_answers(rows: list[dict[str, Any]]) -> None:
+    table = Table("batch", "way", title="an answer of an untrained network", title_justify="left")
+    for column in ("median, ms", "quartiles, ms", "packed is"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        low, median, high = (f"{1e3 * row[key]:.3g}" for key in ("low", "median", "high"))
+        faster = "" if row["way"] == peers.PACKED else f"{row['speedup']:.1f}×"
+        table.add_row(str(row["batch"]), row["way"], median, f"{low} to {high}", faster)
     console().print(table)
 
 

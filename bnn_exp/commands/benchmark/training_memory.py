@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
@@ -34,10 +33,10 @@ from bnn_exp.data.dataset import Dataset
 from bnn_exp.errors import UserError
 from bnn_exp.training import plan
 from bnn_exp.training.setup import load, settle
+from bnn_exp.training.tiny import tiny
 
 STEPS = 3
 PROCESSES = 3  # the number of processes that measure each way of training
-WARM_ROWS, WARM_WIDTH, WARM_CHANNELS = 1024, 64, 8  # upper limits of the tiny training before the measured one
 
 
 def measure(name: str, values: dict, device: str, done: Callable[[int], None] = lambda count: None) -> dict | None:
@@ -104,17 +103,6 @@ def _train(name: str, settings: Settings, data: Dataset, steps: int, watch: "Wat
     for rows in islice(whole_batches(data, batch_size(settings, data)), steps):
         step(rows)
     return built
-
-
-def tiny(settings: Settings) -> Settings:
-    """Returns the settings with smaller batches and a narrower network of the same depth."""
-    model = settings.model
-    if isinstance(getattr(model, "hidden_size", None), int):
-        model = replace(model, hidden_size=min(model.hidden_size, WARM_WIDTH))
-    if isinstance(getattr(model, "channels", None), tuple):
-        model = replace(model, channels=tuple(min(width, WARM_CHANNELS) for width in model.channels))
-    trainer = replace(settings.trainer, batch_size=min(settings.trainer.batch_size, WARM_ROWS))
-    return replace(settings, model=model, trainer=trainer)
 
 
 class Watch(Protocol):

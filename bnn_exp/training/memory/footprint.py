@@ -37,7 +37,7 @@ class Footprint:
     """
 
     def __init__(self, network: nn.Module, hooks: saved_tensors_hooks | None = None):
-        self.network, self.hooks = network, hooks
+        self.network, self.hooks, self.parameters = network, hooks, list(network.parameters())
         self.rows = self.gradients = 0
         self.counted: _Counting | None = None
 
@@ -50,7 +50,7 @@ class Footprint:
 
     def note_gradients(self) -> None:
         """Adds up the bytes of the gradients that exist now, and keeps the sum if no earlier sum was greater."""
-        there = sum(p.grad.nbytes for p in self.network.parameters() if p.grad is not None)
+        there = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
         self.gradients = max(self.gradients, there)
 
     def bytes(self, *optimizers: Any) -> Bytes:

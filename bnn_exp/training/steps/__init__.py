@@ -50,10 +50,11 @@ def build(
     """Returns the training step that the settings choose, for the device of the batches.
 
     Args:
+        settings: their `engine.precision` is fp32 or bf16, see `bnn_exp.training.precision.settled`.
         chosen: the engine that `prepare` has returned for this network.
     """
     where, wanted = batches.device.type, settings.engine
-    bf16 = {"auto": where == "cuda", "fp32": False, "bf16": True}[wanted.precision]
+    bf16 = wanted.precision == "bf16"
 
     def step(loss: "Loss") -> Dense:
         parts = network, batches, loss, rule, real, bf16

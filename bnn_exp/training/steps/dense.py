@@ -74,7 +74,8 @@ class Dense:
         with self.footprint.saving(len(x)), self.autocast:
             logits = self.forward(x)
             loss = self.loss(logits, labels)
-        self.network.zero_grad()
+        for parameter in self.footprint.parameters:
+            parameter.grad = None
         loss.backward()
         return loss.detach(), right_answers(logits.detach(), labels)
 

@@ -20,9 +20,10 @@ from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.config.settings import Settings
 from bnn_exp.models.mlp import MLP
-from bnn_exp.nn import binarize
+from bnn_exp.nn import binarize, device
 from bnn_exp.nn.graphs import beside
 from bnn_exp.optim.rule import Rule
+from bnn_exp.training import precision
 from bnn_exp.training.steps.dense import Dense
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ class Packed(Dense):
             step = self.rule.param_groups[0]["step"]
             return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
-        operations = arithmetic(self.network.layers[0].weight, self.bf16, settings.engine.gradient_bits, key)
+        bits = self.network.layers[0].weight
+        bf16_products = self.bf16 and device.on_host(bits) and precision.bf16_is_faster()
+        operations = arithmetic(bits, self.bf16, settings.engine.gradient_bits, key, bf16_products)
         # In a branch a layer trains while the backward pass goes on. Branches keep what they read until the end of the step.
         branch = nullcontext if settings.engine.memory == "lean" else beside
         self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze, branch)

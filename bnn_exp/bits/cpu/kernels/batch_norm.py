@@ -10,8 +10,8 @@ A kernel takes a range of rows or columns, so that threads can share the work. T
 
 import numpy as np
 
-from bnn_exp.bits.cpu.kernels.compiler import fused_kernel
-from bnn_exp.bits.cpu.kernels.llvm import WIDTH
+from bnn_exp.bits.cpu.kernels.compiler import fused_kernel, kernel
+from bnn_exp.bits.cpu.kernels.llvm import WIDTH, keep
 from bnn_exp.bits.cpu.kernels.vectors_16 import (
     floats_at,
     minus,
@@ -62,6 +62,50 @@ def moments(z, a, c, first, last, mean, squares):
         set_floats(out + 64, y)
 
 
+@kernel
+def norm_vectors(mean, squares, rows, weight, bias, eps, inverse, scale, shift, unbiased):
+    """Writes the vectors of a BatchNorm of `rows` numbers in each column, float32 [width].
+
+    Args:
+        mean, squares: the results of `moments`.
+        weight, bias: the parameters of the BatchNorm, float32 [neurons]. Further columns get scale 0 and shift −∞.
+        inverse: receives 1/σ.
+        scale, shift: receive what turns a number into y = number · scale + shift.
+        unbiased: receives the variance for the running statistics, Σ (number − mean)² / (rows − 1).
+    """
+    for n in range(len(mean)):
+        variance = np.float64(squares[n]) / rows
+        inverse[n] = np.float32(1.0 / np.sqrt(variance + eps))
+        unbiased[n] = np.float32(variance * rows / (rows - 1))
+        if n < len(weight):
+            scale[n] = inverse[n] * weight[n]
+            shift[n] = np.float32(np.float64(bias[n]) - np.float64(mean[n]) * np.float64(scale[n]))
+        else:
+            scale[n], shift[n] = np.float32(0), np.float32(-np.inf)
+
+
+@kernel
+def gradient_vectors(totals, products, rows, inverse, factor, batch, slope, offset, of_weight, of_bias):
+    """Writes what `center` needs, and the gradients of weight and bias of a BatchNorm, float32 [width].
+
+    Args:
+        totals, products: the results of `pass_window`, float32 [chunks, width].
+        inverse, factor: 1/σ and the scale of the BatchNorm, float32 [width].
+        batch: True if mean and variance come from this batch, so that the gradient passes through them too.
+    """
+    for n in range(len(inverse)):
+        total, product = 0.0, 0.0
+        for chunk in range(len(totals)):
+            total += np.float64(totals[chunk, n])
+            product += np.float64(products[chunk, n])
+        of_weight[n], of_bias[n] = np.float32(product * np.float64(inverse[n])), np.float32(total)
+        slope[n], offset[n] = np.float32(0), np.float32(0)
+        if batch:
+            squared = np.float64(inverse[n]) * np.float64(inverse[n])
+            slope[n] = factor[n] * np.float32(product * squared / rows)
+            offset[n] = factor[n] * np.float32(total / rows)
+
+
 @fused_kernel
 def normalized(z, a, c, scale, shift, begin, end, y):
     """Computes rows `begin` to `end` of y = (a·z + c)·scale + shift, float32 [rows, width]."""
@@ -80,6 +124,7 @@ def activations(z, a, c, scale, shift, begin, end, bits):
             y[n] = (a * np.float32(z[r, n]) + c[n]) * scale[n] + shift[n]
         for n in range(0, z.shape[1], WIDTH):
             set_not_negative(to + r * row + n // 8, floats_at(at + 4 * n))
+    keep(y)
 
 
 @fused_kernel

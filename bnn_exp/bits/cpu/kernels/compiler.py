@@ -5,20 +5,40 @@ kernels from other files. Its cached machine code therefore counts only as long 
 """
 
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
+import numba.np.linalg
 from numba import njit
 from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
 
 from bnn_exp.bits.reference import LANES
 
 
+def _import_array_functions() -> None:
+    """Imports numba's array functions without `scipy.linalg`, whose import takes a tenth of a second.
+
+    Numba imports `scipy.linalg` to learn whether scipy is installed. Only functions of linear algebra need it.
+    """
+    with patch.object(numba.np.linalg, "ensure_blas", side_effect=ImportError):
+        arrays = importlib.import_module("numba.np.arraymath")
+    arrays._HAVE_BLAS = find_spec("scipy") is not None
+
+
+if "numba.np.arraymath" not in sys.modules:
+    _import_array_functions()
+
+
 def _sources() -> str:
-    """Returns a fingerprint of LANES and of all source files of this folder."""
-    digest = hashlib.sha256(f"LANES = {LANES}".encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    """Returns a fingerprint of LANES, of all source files of this folder, and of the functions that they compile."""
+    digest, folder = hashlib.sha256(f"LANES = {LANES}".encode()), Path(__file__).parent
+    for file in (*sorted(folder.glob("*.py")), folder.parents[1] / "scalar_rules.py"):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -50,3 +70,22 @@ def kernel(function: Callable, **options) -> Callable:
 def fused_kernel(function: Callable) -> Callable:
     """Returns `function` compiled as by `kernel`. It rounds a·b + c only once where the processor can."""
     return kernel(function, fastmath={"contract"})
+
+
+@contextmanager
+def only_noted() -> Iterator[list[tuple[Dispatcher, tuple]]]:
+    """Context manager: a call of a kernel that is not compiled yet does nothing while the body runs, except to note itself.
+
+    Yields the list of calls: the kernel, and the types of the arguments as its method `compile` takes them. Each pair stands
+    in the list once, in the order of the first calls.
+    """
+    noted: dict[tuple[Dispatcher, tuple], None] = {}
+
+    def note(kernel: Dispatcher, *arguments: object) -> Callable:
+        noted[kernel, tuple(kernel.typeof_pyval(argument) for argument in arguments)] = None
+        return lambda *_: None
+
+    calls: list[tuple[Dispatcher, tuple]] = []
+    with patch.object(Dispatcher, "_compile_for_args", note):
+        yield calls
+    calls += noted

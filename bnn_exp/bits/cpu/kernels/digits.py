@@ -10,7 +10,7 @@ to 7.
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import LANES
+from bnn_exp.bits.cpu.kernels.llvm import LANES, keep
 from bnn_exp.bits.cpu.kernels.vectors_64 import bytes_at, zero_bytes
 from bnn_exp.bits.cpu.kernels.vectors_digits import (
     DIGIT,
@@ -116,3 +116,4 @@ def digit_product(digits, row, rows, neurons, weights, inputs, zero, base, scale
                 set_sums(to + 8 * out_row, e, f, offset, base, scales[r + 2])
             if size > 3:
                 set_sums(to + 12 * out_row, g, h, offset, base, scales[r + 3])
+    keep(tables)

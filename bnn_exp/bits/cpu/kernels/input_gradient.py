@@ -7,7 +7,7 @@ of 16 inputs. All sums are float32. They differ from the sums of a matrix produc
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import WIDTH, float_at
+from bnn_exp.bits.cpu.kernels.llvm import WIDTH, float_at, keep
 from bnn_exp.bits.cpu.kernels.vectors_16 import (
     add_looked_up,
     add_looked_up_times,
@@ -80,3 +80,4 @@ def input_gradient(grad, row, rows, neurons, weights, inputs, factors, out):
             if size > 3:
                 set_floats(to + 12 * inputs, g)
                 set_floats(to + 12 * inputs + 64, h)
+    keep(tables)

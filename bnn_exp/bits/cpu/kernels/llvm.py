@@ -93,6 +93,12 @@ def int_at(_typing, address):
 
 
 @intrinsic
+def signed_at(_typing, address):
+    """Returns the int32 at `address`."""
+    return emitted(types.intp(types.intp), lambda b, a: b.sext(b.load(pointer(b, a, I32), align=4), I64))
+
+
+@intrinsic
 def word_at(_typing, address):
     """Returns the int64 at `address`."""
     return emitted(types.intp(types.intp), lambda b, a: b.load(pointer(b, a, I64), align=1))
@@ -102,6 +108,17 @@ def word_at(_typing, address):
 def float_at(_typing, address):
     """Returns the float32 at `address`."""
     return emitted(types.float32(types.intp), lambda b, a: b.load(pointer(b, a, F32), align=4))
+
+
+@intrinsic
+def half_at(_typing, address):
+    """Returns the bfloat16 at `address` as float32."""
+
+    def codegen(b, address):
+        upper = b.zext(b.load(pointer(b, address, I16), align=2), I32)
+        return b.bitcast(b.shl(upper, I32(16)), F32)
+
+    return emitted(types.float32(types.intp), codegen)
 
 
 @intrinsic
@@ -117,9 +134,43 @@ def set_int(_typing, address, value):
 
 
 @intrinsic
+def set_word(_typing, address, value):
+    """Stores an int64 at `address`."""
+    return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(v, pointer(b, a, I64), align=8))
+
+
+@intrinsic
 def set_float(_typing, address, number):
     """Stores a float32 at `address`."""
     return emitted(types.void(types.intp, types.float32), lambda b, a, n: b.store(n, pointer(b, a, F32), align=4))
+
+
+_EIGHT_BITS, _EIGHT_FLOATS = ir.VectorType(I1, 8), ir.VectorType(F32, 8)
+
+
+@intrinsic
+def set_signs(_typing, address, bits):
+    """Stores 8 float32 at `address`: 1 for each 1 of the 8 bits at address `bits`, else −1."""
+
+    def codegen(b, address, bits):
+        one, minus = (ir.Constant(_EIGHT_FLOATS, [x] * 8) for x in (1.0, -1.0))
+        mask = b.bitcast(b.load(pointer(b, bits, I8)), _EIGHT_BITS)
+        b.store(b.select(mask, one, minus), pointer(b, address, _EIGHT_FLOATS), align=4)
+
+    return emitted(types.void(types.intp, types.intp), codegen)
+
+
+@intrinsic
+def flip_marked(_typing, bits, marks):
+    """Flips each of the 8 bits at address `bits` whose float32 at `marks` is not 0. Returns the number of flips."""
+
+    def codegen(b, bits, marks):
+        marked = b.fcmp_ordered("!=", b.load(pointer(b, marks, _EIGHT_FLOATS), align=4), ir.Constant(_EIGHT_FLOATS, None))
+        changes, at = b.bitcast(marked, I8), pointer(b, bits, I8)
+        b.store(b.xor(b.load(at), changes), at)
+        return b.ctpop(b.zext(changes, I64))
+
+    return emitted(types.intp(types.intp, types.intp), codegen)
 
 
 @intrinsic
@@ -129,11 +180,9 @@ def ones(_typing, value):
 
 
 @intrinsic
-def plane(_typing, word, p):
-    """Returns bit p of each of the 8 bytes of an int64, as one byte."""
+def keep(_typing, array):
+    """Does nothing, at the end of a kernel that uses the address of an array of its own.
 
-    def codegen(b, word, p):
-        bits = b.and_(b.lshr(word, p), I64(0x0101010101010101))
-        return b.lshr(b.mul(bits, I64(0x0102040810204080)), I64(56))  # multiplying moves bit 8i to bit 56 + i
-
-    return emitted(types.intp(types.intp, types.intp), codegen)
+    Numba frees an array after the last line that names the array, and knows nothing of its address.
+    """
+    return emitted(types.void(array), lambda b, a: None)

@@ -7,14 +7,19 @@ from bnn_exp.bits.cpu.kernels.llvm import byte_at, ones
 
 
 @kernel
-def count_ones(packed, counts):
-    """Counts the bits that are 1 in each row of `packed`, uint8 [rows, bytes], into `counts`, int64 [rows]."""
+def negated_sums(packed, columns, out):
+    """Writes −Σ v of the values v = −1 and 1 of each row of packed bits [rows, columns] to `out`, float32 [≥ rows].
+
+    Args:
+        packed: the bits, uint8 [rows, bytes]. The rest of `out` becomes 0.
+    """
+    out[len(packed) :] = 0
     start, row = np.intp(packed.ctypes.data), np.intp(packed.shape[1])
     for r in range(len(packed)):
         total = 0
         for j in range(row):
             total += ones(byte_at(start + r * row + j))
-        counts[r] = total
+        out[r] = columns - 2 * total
 
 
 @kernel

@@ -9,7 +9,7 @@ pixels without a 0 the times were 20 ms and 24 ms (256 outputs). All times are f
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import WIDTH, int_at, set_int
+from bnn_exp.bits.cpu.kernels.llvm import WIDTH, int_at, keep, set_int
 from bnn_exp.bits.cpu.kernels.vectors_16 import add_products, as_floats, over, repeated, set_floats, set_used, zero_ints
 
 FOUR = 4  # neighbouring pixels that one instruction multiplies by their weights and adds up
@@ -37,6 +37,25 @@ def _set_used_fours(address, x, y, fours):
         set_int(address + 4 * count, i)
         count += (int_at(x + FOUR * i) | int_at(y + FOUR * i)) != 0
     return count
+
+
+@kernel
+def weights_of_fours(packed, zero, out):
+    """Arranges packed bits, uint8 [outputs, bytes], for `scaled_pixel_sums`: int32 [groups, fours, 64], four int8 each.
+
+    Args:
+        zero: the value of a bit 0, 0 or −1; a bit 1 has the value 1. Weights of missing outputs are 0.
+    """
+    values = np.empty((16, FOUR), np.int8)
+    for nibble in range(16):
+        for i in range(FOUR):
+            values[nibble, i] = 1 if nibble >> i & 1 else zero
+    table = values.view(np.int32)
+    groups, fours, lanes = out.shape
+    for n in range(groups * lanes):
+        for j in range(fours):
+            nibble = packed[n, j // 2] >> np.uint8(4 * (j % 2)) & np.uint8(15) if n < len(packed) else np.uint8(0)
+            out[n // lanes, j, n % lanes] = table[nibble, 0] if n < len(packed) else np.int32(0)
 
 
 @kernel
@@ -71,3 +90,4 @@ def scaled_pixel_sums(x, row, rows, weights, groups, out):
                     g, h = add_products(g, q, at + 128), add_products(h, q, at + 192)
                 _set_quotients(out + r * out_row + 256 * group, a, b, c, d, divisor)
                 _set_quotients(out + s * out_row + 256 * group, e, f, g, h, divisor)
+    keep(places)

@@ -1,4 +1,4 @@
-"""The products of bits, pixels and real numbers with bits: 64 outputs at a time, a byte of each in a vector.
+"""The products of bits and real numbers with bits: 64 outputs at a time, a byte of each in a vector.
 
 A step takes one byte of an input row (8 inputs) and, for each of the 64 outputs of a tile, the byte of its weights for these
 inputs. It counts the *matches*: the inputs where both bytes have a 1. With w = 1 for a weight's bit 1 and w = `zero`, 0 or −1,
@@ -13,10 +13,9 @@ Arguments of every kernel, beside addresses:
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import LANES, byte_at, float_at, ones, plane, set_byte, word_at
+from bnn_exp.bits.cpu.kernels.llvm import LANES, byte_at, float_at, ones
 from bnn_exp.bits.cpu.kernels.vectors_64 import (
     add_matches,
-    add_shifted,
     add_where_one,
     bytes_at,
     scale_and_shift,
@@ -32,7 +31,6 @@ from bnn_exp.bits.cpu.kernels.vectors_64 import (
 
 _STEPS = 31  # a step counts at most 8 matches, and a byte holds the counts of 31 steps: 31 · 8 ≤ 255
 _ROWS = 256  # rows of bits at a time: their int16 sums (512 KiB for 1024 outputs) stay in the second-level cache
-_BLOCK = 16  # rows of pixels at a time: their bits stay in the first-level cache
 
 
 @kernel
@@ -78,7 +76,7 @@ def _count_ones(x, columns):
 
 
 @kernel
-def _store_result(matches, x_total, zero, group, thresholds, inverted, out):
+def store_result(matches, x_total, zero, group, thresholds, inverted, out):
     """Stores the results of tile `group` in the row at `out`: the 64 sums Σ x·w, int32, or packed bits 1[sum ≥ threshold].
 
     Args:
@@ -98,7 +96,7 @@ def _store_result(matches, x_total, zero, group, thresholds, inverted, out):
 def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
     """Stores tiles `first` to `last` of the sums Σ x·w of `rows` rows of bits, int32, at address `out`.
 
-    If `thresholds` is not 0, stores packed bits 1[sum ≥ threshold] in the place of the sums; see `_store_result`. For the other
+    If `thresholds` is not 0, stores packed bits 1[sum ≥ threshold] in the place of the sums; see `store_result`. For the other
     arguments, see the module.
     """
     totals = np.empty(rows, np.int64)
@@ -110,12 +108,12 @@ def bit_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inv
         for r in range(0, fours, 4):
             a, b, c, d = _matches_of_four(x + r * row, row, tile, columns)
             to = out + r * out_row
-            _store_result(a, totals[r], zero, g, thresholds, inverted, to)
-            _store_result(b, totals[r + 1], zero, g, thresholds, inverted, to + out_row)
-            _store_result(c, totals[r + 2], zero, g, thresholds, inverted, to + 2 * out_row)
-            _store_result(d, totals[r + 3], zero, g, thresholds, inverted, to + 3 * out_row)
+            store_result(a, totals[r], zero, g, thresholds, inverted, to)
+            store_result(b, totals[r + 1], zero, g, thresholds, inverted, to + out_row)
+            store_result(c, totals[r + 2], zero, g, thresholds, inverted, to + 2 * out_row)
+            store_result(d, totals[r + 3], zero, g, thresholds, inverted, to + 3 * out_row)
         for r in range(fours, rows):
-            _store_result(_matches(x + r * row, tile, columns), totals[r], zero, g, thresholds, inverted, out + r * out_row)
+            store_result(_matches(x + r * row, tile, columns), totals[r], zero, g, thresholds, inverted, out + r * out_row)
 
 
 @kernel
@@ -138,45 +136,6 @@ def bit_sums_int16(x, row, rows, tiles, columns, groups, zero, out):
             for r in range(size // 4 * 4, size):
                 a = _matches(at + r * row, tile, columns)
                 store_shorts(to + r * out_row, scale_and_shift(a, 1 - zero, zero * totals[r]))
-
-
-@kernel
-def _split_planes(x, pixels, planes, columns):
-    """Packs bit p of every pixel at x as row p of `planes`, uint8 [8, columns]; fills the last byte of each row with 0."""
-    for j in range(pixels // 8):
-        word = word_at(x + 8 * j)
-        for p in range(8):
-            set_byte(planes + p * columns + j, plane(word, p))
-    if pixels % 8:
-        for p in range(8):
-            last = 0
-            for k in range(pixels % 8):
-                last |= (byte_at(x + pixels // 8 * 8 + k) >> p & 1) << k
-            set_byte(planes + p * columns + columns - 1, last)
-
-
-@kernel
-def pixel_product(x, row, rows, tiles, columns, first, last, zero, thresholds, inverted, out, out_row):
-    """Computes the results of `bit_product` for rows of `row` pixels: a match of bit p of a pixel counts 2^p times."""
-    planes = np.empty((_BLOCK, 8, columns), np.uint8)
-    start, step = np.intp(planes.ctypes.data), 8 * columns  # intp: numba adds an unsigned and a signed integer as floats
-    totals = np.empty(_BLOCK, np.int64)
-    for begin in range(0, rows, _BLOCK):
-        block = min(_BLOCK, rows - begin)
-        for r in range(block):
-            _split_planes(x + (begin + r) * row, row, start + r * step, columns)
-            totals[r] = 0
-            for p in range(8):
-                totals[r] += _count_ones(start + r * step + p * columns, columns) << p
-        for g in range(first, last):
-            tile = tiles + g * columns * LANES
-            for r in range(block):
-                a, b, c, d = _matches_of_four(start + r * step, columns, tile, columns)
-                low = add_shifted(add_shifted(a, b, 1), add_shifted(c, d, 1), 2)
-                a, b, c, d = _matches_of_four(start + r * step + 4 * columns, columns, tile, columns)
-                high = add_shifted(add_shifted(a, b, 1), add_shifted(c, d, 1), 2)
-                total, to = totals[r], out + (begin + r) * out_row
-                _store_result(add_shifted(low, high, 4), total, zero, g, thresholds, inverted, to)
 
 
 @kernel

@@ -96,12 +96,6 @@ def widen(_typing, total, counts):
 
 
 @intrinsic
-def add_shifted(_typing, low, high, shift):
-    """Returns low + high · 2^shift, 64 int32."""
-    return emitted(INTS_64(INTS_64, INTS_64, types.intp), lambda b, x, y, s: b.add(x, b.shl(y, splat(b, b.trunc(s, I32)))))
-
-
-@intrinsic
 def scale_and_shift(_typing, numbers, scale, shift):
     """Returns scale · numbers + shift, 64 int32."""
 

@@ -15,7 +15,7 @@ Arguments of both kernels:
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import WIDTH, float_at, set_float
+from bnn_exp.bits.cpu.kernels.llvm import WIDTH, float_at, keep, set_float
 from bnn_exp.bits.cpu.kernels.vectors_16 import (
     add_times_bytes,
     add_where,
@@ -96,6 +96,7 @@ def entries_of_bits(grad, row, rows, neurons, x, column, starts, inputs, zero, o
                         c = add_where(c, gradients, u + 2 * s)
                         d = add_where(d, gradients, v + 2 * s)
                     _add_four(out, e, last, base, one - zero, a, b, c, d)
+    keep(block)
 
 
 @kernel
@@ -129,3 +130,4 @@ def entries_of_pixels(grad, row, rows, neurons, x, column, starts, inputs, out):
                         c = add_times_bytes(c, gradients, u + 16 * s)
                         d = add_times_bytes(d, gradients, v + 16 * s)
                     _add_four(out, e, last, np.float32(0), np.float32(1), a, b, c, d)
+    keep(block)

@@ -1,0 +1,145 @@
+"""Packed networks that one compiled call computes on a CPU, from pixels to logits or classes (`bits.cpu.kernels.network`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
+from bnn_exp.bits.cpu.inference import THREAD_WORK
+from bnn_exp.bits.cpu.kernels import network as kernels
+from bnn_exp.bits.cpu.threads import share
+from bnn_exp.bits.reference import LANES
+
+Pixels = TypeVar("Pixels", Tensor, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A layer whose results are packed bits: the operators `pixel_steps` and `bit_steps` of `bnn_exp.bits.operators`."""
+
+    pixels: bool  # True if the input of the layer is pixels, False if it is packed bits
+    tiles: Tensor
+    thresholds: Tensor
+    inverted: Tensor
+    zero: int
+
+    def fields(self) -> dict[int, int | Tensor]:
+        """Returns the fields of the layer's record by their places; a tensor stands for its address."""
+        return _product(self) | {kernels.THRESHOLDS: self.thresholds, kernels.INVERTED: self.inverted}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The last layer, whose results are logits: the operator `scores` of `bnn_exp.bits.operators`."""
+
+    pixels: bool
+    tiles: Tensor
+    offset: Tensor
+    weight: Tensor
+    bias: Tensor
+    factor: int
+    divisor: float
+    zero: int
+
+    def fields(self) -> dict[int, int | Tensor]:
+        """Returns the fields of the layer's record by their places; a tensor stands for its address."""
+        affine = {kernels.OFFSET: self.offset, kernels.SCALE: self.weight, kernels.SHIFT: self.bias}
+        constants = {kernels.OUTPUTS: len(self.offset), kernels.FACTOR: self.factor, kernels.DIVISOR: int(self.divisor)}
+        return _product(self) | affine | constants
+
+
+def _product(layer: Steps | Scores) -> dict[int, int | Tensor]:
+    groups, columns, _ = layer.tiles.shape
+    kind = kernels.PIXELS if layer.pixels else kernels.BITS
+    return {
+        kernels.KIND: kind,
+        kernels.COLUMNS: columns,
+        kernels.GROUPS: groups,
+        kernels.ZERO: layer.zero,
+        kernels.TILES: layer.tiles,
+    }
+
+
+class Network:
+    """A packed network that one compiled call computes. Calls share no memory, so several threads may call it at a time.
+
+    Args:
+        inputs: the number of pixels of a picture.
+        layers: any number of `Steps`, then one `Scores`. Their tensors are contiguous and in the CPU's memory. Each call reads
+            them, so a change in place counts.
+
+    Raises:
+        ValueError: the sizes or dtypes of the layers do not fit together.
+    """
+
+    def __init__(self, inputs: int, layers: Sequence[Steps | Scores]):
+        _check(inputs, layers)
+        records = torch.zeros(len(layers), kernels.RECORD // 8, dtype=torch.int64)
+        for record, layer in zip(records, layers, strict=True):
+            for place, field in layer.fields().items():
+                record[place // 8] = field.data_ptr() if isinstance(field, Tensor) else field
+        self.kept = records, tuple(layers)  # the kernel knows their addresses only
+        self.plan = records.data_ptr(), len(layers)
+        self.inputs, self.outputs = inputs, int(records[-1, kernels.OUTPUTS // 8])
+        rows = [inputs, *(layer.tiles.shape[1] for layer in layers[1:])]  # bytes of one row of each layer's input
+        work = [row * len(layer.tiles) for row, layer in zip(rows, layers, strict=True)]
+        self.work, self.heaviest = sum(work), max(work)
+
+    def better_by_layers(self, rows: int) -> bool:
+        """Returns True if threads should share the outputs of each layer in turn: few rows, and a layer that is worth it."""
+        if rows * self.heaviest < 2 * THREAD_WORK:
+            return False
+        threads = torch.get_num_threads()
+        return threads > 1 and rows < LANES * threads
+
+    def logits(self, x: Pixels) -> Pixels:
+        """Returns the logits of a batch, uint8 [rows, …] with `inputs` pixels a row: float32 [rows, outputs], a tensor or an
+        array as x is.
+        """
+        out = _empty(x, (len(x), self.outputs), np.float32, torch.float32)
+        self._run(x, _address(out), 0)
+        return out
+
+    def classes(self, x: Pixels) -> Pixels:
+        """Returns the position of each row's greatest logit, int64 [rows]: the first among equals. For x see `logits`."""
+        out = _empty(x, (len(x),), np.int64, torch.int64)
+        self._run(x, 0, _address(out))
+        return out
+
+    def _run(self, x: Pixels, logits: int, classes: int) -> None:
+        x = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
+        at, rows, work = _address(x), len(x), len(x) * self.work
+        if work < 2 * THREAD_WORK:
+            kernels.network(*self.plan, at, self.inputs, rows, logits, classes)
+            return
+
+        def part(begin: int, end: int) -> None:
+            to = (start and start + begin * size for start, size in ((logits, 4 * self.outputs), (classes, 8)))
+            kernels.network(*self.plan, at + begin * self.inputs, self.inputs, end - begin, *to)
+
+        share(part, rows, min(torch.get_num_threads(), work // THREAD_WORK, rows))
+
+
+def _check(inputs: int, layers: Sequence[Steps | Scores]) -> None:
+    row = torch.empty(0, inputs, dtype=torch.uint8)  # an input without rows, as a layer takes it
+    for layer in layers:
+        _, _, groups, _ = sizes(row, layer.tiles, "pixel" if layer.pixels else "bit")
+        if isinstance(layer, Steps):
+            check_thresholds(layer.thresholds, layer.inverted, layer.tiles)
+            row = row.new_empty(0, LANES // 8 * groups)
+        else:
+            check_outputs(len(layer.offset), groups)
+            if not layer.offset.shape == layer.weight.shape == layer.bias.shape:
+                raise ValueError(f"{len(layer.weight)} scales must be {len(layer.offset)}, one for each output")
+
+
+def _empty(like: Pixels, shape: tuple[int, ...], in_numpy: type, in_torch: torch.dtype) -> Pixels:
+    return np.empty(shape, in_numpy) if isinstance(like, np.ndarray) else like.new_empty(shape, dtype=in_torch)
+
+
+def _address(array: Pixels) -> int:
+    return kernels.address(array.reshape(-1)) if isinstance(array, np.ndarray) else array.data_ptr()
