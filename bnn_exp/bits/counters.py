@@ -16,9 +16,11 @@ def pack(numbers: Tensor, n: int) -> Tensor:
     """Packs numbers of n bits, uint8 [count], several to a byte, the lowest bits first.
 
     Returns:
-        uint8 [⌈count · `stored_width(n)` / 8⌉].
+        uint8 [⌈count · `stored_width(n)` / 8⌉]; `numbers` itself if each takes a byte.
     """
     width = stored_width(n)
+    if width == 8:
+        return numbers
     columns = torch.nn.functional.pad(numbers, (0, -len(numbers) % (8 // width))).view(-1, 8 // width).unbind(1)
     return reduce(or_, (column << (width * j) for j, column in enumerate(columns)))
 

@@ -64,6 +64,8 @@ class _Quantized(torch.autograd.Function):
 class _Binarize(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, encoding: str, window: float | None) -> Tensor:
+        if torch.compiler.is_compiling():  # torch.compile leaves its graph at an `out` that is channels-last
+            return encode((x >= 0).to(x.dtype), encoding)
         return encode(torch.ge(x, 0, out=torch.empty_like(x)), encoding)
 
     @staticmethod

@@ -6,6 +6,7 @@ A graph may have branches: work of one branch runs while other branches and the 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from math import inf
 from typing import Any
 
@@ -16,16 +17,21 @@ log = logging.getLogger(__name__)
 BRANCHES = 4  # the most branches that run at the same time
 
 
+@cache
+def _streams(device: int) -> list[torch.cuda.Stream]:
+    """Returns the streams of all branches on a GPU. cuBLAS keeps memory for each stream, so recordings share them."""
+    return [torch.cuda.Stream(device) for _ in range(BRANCHES)]
+
+
 class _Branches:
     """The branches of a recording. A branch is a CUDA stream, and the tensors that its kernels read."""
 
     def __init__(self) -> None:
-        self.streams = [torch.cuda.Stream() for _ in range(BRANCHES)]
         self.open: list[tuple[torch.cuda.Stream, tuple]] = []
 
     @contextmanager
     def one(self, kept: tuple) -> Iterator[None]:
-        stream = self.streams[len(self.open) % BRANCHES]
+        stream = _streams(torch.cuda.current_device())[len(self.open) % BRANCHES]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             yield
@@ -105,34 +111,38 @@ class Graphs:
         self.recorded.clear()
 
     def __call__(self, *arguments: Tensor | int) -> Any:
-        shapes = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments)
-        if shapes not in self.known or self.failed:
-            new = shapes not in self.known
-            self.known.add(shapes)
-            # Triton compiles a kernel again for another alignment, and nothing should compile while CUDA records. So the first
-            # call takes arguments that are aligned as in the recording.
-            return self._run(_copies(arguments) if new else arguments)
-        if shapes not in self.recorded:
-            if len(self.recorded) >= self.most:
-                return self._run(arguments)
-            reason = ""
-            try:
-                self.recorded[shapes] = self._record(arguments)
-            except RuntimeError as error:
-                if self.required:
-                    raise
-                reason = str(error)
-            if self.anyone(bool(reason)):
-                self.failed = True
-                self.recorded.pop(shapes, None)
-                log.warning("%s: %s", self.failing, reason or "another rank cannot record them")
-                return self._run(arguments)
-        graph, places, results = self.recorded[shapes]
+        shapes = tuple([(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments])
+        recorded = None if self.failed else self.recorded.get(shapes) or self._new(shapes, arguments)
+        if recorded is None:
+            # Triton compiles a kernel again for another alignment, and nothing should compile while CUDA records. So calls
+            # without a graph take arguments that are aligned as in the recording.
+            return self._run(_copies(arguments))
+        graph, places, results = recorded
         for place, x in zip(places, arguments, strict=True):
             if isinstance(x, Tensor):
                 place.copy_(x)
         graph.replay()
         return results
+
+    def _new(self, shapes: tuple, arguments: tuple[Tensor | int, ...]) -> tuple | None:
+        """Returns a new graph for the second call with a combination of arguments; None if a call gets no graph."""
+        if shapes not in self.known:
+            self.known.add(shapes)
+            return None
+        if len(self.recorded) >= self.most:
+            return None
+        reason = ""
+        try:
+            self.recorded[shapes] = self._record(arguments)
+        except RuntimeError as error:
+            if self.required:
+                raise
+            reason = str(error)
+        if self.anyone(bool(reason)):
+            self.failed = True
+            self.recorded.pop(shapes, None)
+            log.warning("%s: %s", self.failing, reason or "another rank cannot record them")
+        return self.recorded.get(shapes)
 
     def _run(self, arguments: Sequence[Tensor | int]) -> Any:
         """Runs `work` without a CUDA graph, but on the CUDA stream of later recordings: torch requires such a run first."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bnn_exp.nn.binary import ENCODINGS, encode, quantize, quantized_values
-from bnn_exp.nn.convolution import convolution
+from bnn_exp.nn.convolution import convolution, takes_pairs
 from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.packing import pack, unpack
@@ -96,6 +96,8 @@ class BinaryLayer(nn.Module):
         bias = self.bias_value
         if bias is None and self.weights != "float" and takes_kernels(x):
             return convolution(x, self.weight, v)
+        if bias is None and takes_pairs(x):
+            return convolution(x, self.weight, v.to(x.dtype, memory_format=torch.channels_last))
         return F.conv2d(x, v, bias, padding=v.shape[2] // 2)
 
     def pack(self) -> None:

@@ -30,6 +30,7 @@ class Announcement:
     def __init__(self, device: torch.device, *objects: Announcing):
         self.device, self.objects = device, objects
         self.parts: Sequence[Tensor] = ()
+        self.sizes: list[int] = []  # the numbers of elements of the parts
         self.whole = torch.empty(0, dtype=torch.int64, device=device)
 
     def send(self) -> None:
@@ -38,7 +39,8 @@ class Announcement:
         if not found:
             return
         sizes = [len(numbers) for _, numbers in found]
-        if sizes != [len(part) for part in self.parts]:
+        if sizes != self.sizes:
+            self.sizes = sizes
             self.whole = torch.empty(sum(sizes), dtype=torch.int64, device=self.device)
             self.parts = self.whole.split(sizes)
         for (each, _), part in zip(found, self.parts, strict=True):

@@ -3,6 +3,12 @@
 import torch
 from torch import Tensor
 
+from bnn_exp.bits import scalar_rules
+
+_ON_TENSORS = {"minimum": torch.minimum, "divide": torch.divide, "real": torch.tensor}
+# The error function of a tensor of numbers ≥ 0, digit by digit as the compiled rules compute it.
+erf = scalar_rules.compiled(lambda function: function, _ON_TENSORS)["erf"]
+
 
 def signs(w: Tensor) -> Tensor:
     """Returns s = 2b − 1: −1 for a bit 0, +1 for a bit 1."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bnn_exp.bits.philox import Philox, uniform
 from bnn_exp.optim.fused import Fused
-from bnn_exp.optim.gradients import scaled, signs
+from bnn_exp.optim.gradients import erf, scaled, signs
 
 DENSEST = 0.25  # up to this δ, computing the selected entries of a gradient is faster than all (1024² weights, batch 1024)
 FIRST_SIGMA = 0.01  # σ₀, with which the temperatures begin
@@ -73,7 +73,7 @@ class ErrorFunction(Mask):
 
     def flips(self, g, w, h, state, draw):
         tau = temperature(g, h, state)
-        return (g * signs(w) > 0) & (uniform(g, draw) < torch.erf(tau * g.abs()))
+        return (g * signs(w) > 0) & (uniform(g, draw) < erf(tau * g.abs()))
 
 
 class Probable(Mask):

@@ -26,13 +26,15 @@ from bnn_exp.errors import UserError
 from bnn_exp.training import engine
 
 KERNELS = Path(__file__).parents[1] / "bits/cpu/kernels"
+SIZES = "hidden_size", "channels"
+LEAST_IDLE = 0.25  # idle cores: on a busy machine the second process would only slow this process down
 
 
 def begin(settings: Settings, values: dict[str, Any]) -> subprocess.Popen | None:
-    """Starts the process that compiles the kernels of a run. The process ends with this process at the latest.
+    """Starts the process that compiles the kernels of a run on a CPU. The process ends with this process at the latest.
 
-    Starts none if the process could not shorten the start: without kernels for a CPU, without an idle core, or if torch is
-    imported already. A run of a plugin compiles its kernels itself.
+    Starts none if the process could not shorten the start: without an idle core, or if torch is imported already. A run of a
+    plugin compiles its kernels itself.
 
     Args:
         values: the settings as plain values.
@@ -40,11 +42,11 @@ def begin(settings: Settings, values: dict[str, Any]) -> subprocess.Popen | None
     Returns:
         The process; None if none was started.
     """
-    if "torch" in sys.modules or installed.idle_cores() <= 0.25 or not _trains_on_packed_bits(settings):
+    if "torch" in sys.modules or installed.idle_cores() <= LEAST_IDLE or not _on_a_cpu(settings):
         return None
-    if values.get("plugins") or settings.engine.memory == "lean" or mark(settings).exists():
+    if values.get("plugins") or settings.engine.memory == "lean" or (file := mark(settings)).exists():
         return None
-    command = [sys.executable, "-m", "bnn_exp.training.compile_ahead", str(mark(settings))]
+    command = [sys.executable, "-m", "bnn_exp.training.compile_ahead", str(file)]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, text=True)
     atexit.register(_end, process)
@@ -61,20 +63,18 @@ def mark(settings: Settings) -> Path:
     return cache_root() / "kernels" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _kind(settings: Settings) -> list[dict[str, Any]]:
+def _kind(settings: Settings) -> list[Any]:
     """Returns the settings on which the choice of kernels depends. Strengths and sizes are left out."""
-    groups = (asdict(group) for group in (settings.optimizer, settings.model, settings.engine))
-    return [
-        {key: value for key, value in group.items() if not isinstance(value, float) and key != "hidden_size"}
-        for group in groups
-    ]
-
-
-def _trains_on_packed_bits(settings: Settings) -> bool:
-    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not installed.has_driver())
+    groups = (asdict(group).items() for group in (settings.optimizer, settings.model, settings.engine))
+    kind = [{key: value for key, value in group if not isinstance(value, float) and key not in SIZES} for group in groups]
     with suppress(UserError):  # raised again when the plan chooses the engine
-        return on_cpu and settings.engine.devices == 1 and engine.choose(settings, "cpu") == "packed"
-    return False
+        return [*kind, engine.choose(settings, "cpu")]
+    return kind
+
+
+def _on_a_cpu(settings: Settings) -> bool:
+    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not installed.has_driver())
+    return on_cpu and settings.engine.devices == 1
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from bnn_exp.bits.cpu.kernels.compiler import only_noted
 from bnn_exp.config.settings import Settings, load_settings
-from bnn_exp.training.engine import let_waiting_threads_sleep
+from bnn_exp.training import engine
 from bnn_exp.training.setup import network_to_train
 from bnn_exp.training.tiny import random_images, tiny
 from bnn_exp.training.trainer import Trainer
@@ -38,8 +38,7 @@ def compile_kernels(settings: Settings) -> None:
 
 def _parts(settings: Settings) -> tuple[Callable[[], object], ...]:
     """Returns the functions that evaluate a tiny network of the settings, and train it for a step."""
-    packed: Any = replace(settings.engine, name="packed")  # engine=auto would choose dense for a tiny network
-    settings, data = replace(settings, engine=packed), random_images(ROWS, torch.device("cpu"))
+    data = random_images(ROWS, torch.device("cpu"))
     trainer = Trainer(settings, network_to_train(settings, data), data)
 
     def train() -> None:
@@ -49,11 +48,17 @@ def _parts(settings: Settings) -> tuple[Callable[[], object], ...]:
     return trainer.evaluate, train
 
 
+def _small(settings: Settings) -> Settings:
+    """Returns the settings of a tiny training by the same engine: engine=auto would choose `dense` for a tiny network."""
+    chosen: Any = engine.choose(settings, "cpu")
+    return tiny(replace(settings, engine=replace(settings.engine, name=chosen)), ROWS)
+
+
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
-    let_waiting_threads_sleep("cpu")
+    engine.let_waiting_threads_sleep("cpu")
     torch.set_num_threads(1)
-    compile_kernels(tiny(load_settings(json.load(sys.stdin)), ROWS))
+    compile_kernels(_small(load_settings(json.load(sys.stdin))))
     mark = Path(sys.argv[1])
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()

@@ -10,9 +10,9 @@ a flip can differ only where rounding decides.
 
 `engine=auto` chooses `dense` if `packed` cannot train the settings (the table in `bnn_exp.config.compatibility`). It chooses
 `packed` if the settings request `engine.memory=lean` or `engine.gradient_bits`. Otherwise `auto` chooses the faster engine, by
-the speeds that `benchmark=machine` has measured on this machine (`bnn_exp.training.measured`). Without such speeds, `packed` is
-the faster engine on a CPU if batch size · hidden size reaches LEAST_WORK, and on a GPU if its counted work takes less time
-(`bnn_exp.training.costs`).
+the speeds that `benchmark=machine` has measured on this machine (`bnn_exp.training.measured`). Without such speeds, `auto`
+follows a rule for the kind of processor on a CPU (`bnn_exp.training.cpu_costs`), and on a GPU takes the engine whose counted
+work takes less time (`bnn_exp.training.costs`).
 """
 
 import os
@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from bnn_exp.config.compatibility import GRADIENT_BITS, PACKED, RECORDED
 from bnn_exp.config.groups import Settings
-from bnn_exp.training import costs, measured
+from bnn_exp.training import costs, cpu_costs, measured
 
 if TYPE_CHECKING:
     from torch import nn
 
 # The environment variable that sets how OpenMP's threads wait; GOMP_SPINCOUNT and KMP_BLOCKTIME take precedence.
 WAITING = "OMP_WAIT_POLICY"
-LEAST_WORK = 50_000  # batch size · hidden size from which on `packed` is faster (measured on a Zen 4)
 
 
 def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module] | None" = None) -> str:
@@ -51,10 +50,11 @@ def choose(settings: Settings, device: str, network: "nn.Module | type[nn.Module
     if settings.engine.gradient_bits or settings.engine.memory == "lean":
         return "packed"
     hidden, batch = settings.model.hidden_size, settings.trainer.batch_size
-    if engine := measured.faster(device.partition(":")[0], hidden, batch):
+    rule = "entries" if getattr(settings.optimizer, "mask", None) == "random" else "whole"
+    if engine := measured.faster(device.partition(":")[0], rule, hidden, batch):
         return engine
     if device == "cpu":
-        return "packed" if hidden * batch >= LEAST_WORK else "dense"
+        return cpu_costs.cheaper(rule, hidden, batch)
     return costs.cheaper(hidden, settings.model.num_layers, batch)
 
 

@@ -9,7 +9,7 @@ import json
 import platform
 from contextlib import suppress
 from functools import cache
-from math import hypot, log2
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,23 @@ def place_of_products() -> Path:
     return cache_root() / "engines" / "products.json"
 
 
-def faster(device: str, hidden: int, batch: int) -> str | None:
-    """Returns the engine that was faster in the measurement nearest to these sizes; None if nothing was measured.
+def faster(device: str, rule: str, hidden: int, batch: int) -> str | None:
+    """Returns the engine that was faster in the measurements near these sizes; None if nothing was measured.
 
-    The distance of two sizes is the difference of their logarithms.
+    The ratio of both engines' times is the weighted mean of the measured ratios, on a scale of logarithms. A weight falls with
+    the fourth power of the distance, and the distance of two sizes is the difference of their logarithms.
 
     Args:
         device: the type of the device, such as `cuda`.
+        rule: the gradient that the rule reads: `entries` of it, or the `whole`.
         hidden, batch: the hidden size of the network, and the batch size.
     """
     try:
         steps: list[dict[str, Any]] = json.loads(place(device).read_text())["steps"]
-        nearest = min(steps, key=lambda step: hypot(log2(step["hidden"] / hidden), log2(step["batch"] / batch)))
-        return min(("dense", "packed"), key=lambda engine: nearest[engine])
+        near = [step for step in steps if step["rule"] == rule]
+        weights = [(0.01 + log2(step["hidden"] / hidden) ** 2 + log2(step["batch"] / batch) ** 2) ** -2 for step in near]
+        ratio = sum(w * log2(step["dense"] / step["packed"]) for w, step in zip(weights, near, strict=True))
+        return ("packed" if ratio > 0 else "dense") if near else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no file, or not one of `benchmark=machine`
 

@@ -7,7 +7,7 @@ import torch
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset, Split
 
-ROWS, WIDTH, CHANNELS = 1024, 64, 8  # upper limits of the batch size, of hidden layers and of the channels of convolutions
+ROWS, WIDTH, CHANNELS = 1024, 64, 16  # upper limits of the batch size, of hidden layers and of the channels of convolutions
 
 
 def tiny(settings: Settings, rows: int = ROWS) -> Settings:

@@ -1,5 +1,6 @@
 """The part `tests`: the outcome of `pytest -m gpu`."""
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -10,6 +11,7 @@ from pathlib import Path
 from gpu_parts.cases import Machine, Row
 
 TESTS = Path(__file__).resolve().parent.parent.parent / "tests"
+MOST = 12  # processes at a time, each with memory of its own on the GPU
 NEEDS = ("pytest", "xdist", "datasets", "pandas", "matplotlib", "jinja2")
 
 
@@ -23,7 +25,8 @@ def of_tests(machine: Machine) -> Iterator[Row]:
         yield {"test": "not run", "outcome": f"missing: {', '.join(absent)}"}
         return
     file = machine.out / "tests.xml"
-    options = f"-m pytest -q -m gpu -n 8 -o addopts= --junitxml={file} {TESTS}"
+    workers = min(len(os.sched_getaffinity(0)), MOST)
+    options = f"-m pytest -q -m gpu -n {workers} --dist=worksteal -o addopts= --junitxml={file} {TESTS}"
     if subprocess.run([sys.executable, *options.split()]).returncode and not file.exists():
         raise RuntimeError("pytest did not begin")
     suite = ET.parse(file).getroot()[0]

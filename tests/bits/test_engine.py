@@ -20,7 +20,7 @@ from bnn_exp.models.mlp import MLP
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.optim import Rule
-from bnn_exp.training import costs, engine, measured
+from bnn_exp.training import costs, cpu_costs, engine, measured
 from bnn_exp.training.steps.packed import PackedMLP
 from bnn_exp.training.trainer import Trainer
 
@@ -239,12 +239,38 @@ def test_waiting_threads_sleep_on_a_cpu_unless_the_user_says_how_they_wait(monke
         assert given == expected
 
 
-def test_auto_packs_bits_on_a_cpu():
-    assert (
-        engine.choose(settings_of(*RANDOM), "cpu")
-        == engine.choose(settings_of("optimizer=counter", "trainer.batch_size=512"), "cpu")
-        == "packed"
-    )
+@pytest.mark.parametrize("avx512", [True, False])
+@pytest.mark.parametrize("rule", ["entries", "whole"])
+def test_auto_packs_bits_on_a_cpu_from_a_certain_work_on(rule, avx512, monkeypatch):
+    """More work never turns the choice back."""
+    monkeypatch.setattr(cpu_costs, "has_avx512", lambda: avx512)
+    sizes = [16, 64, 256, 1024, 16384]
+    table = [[cpu_costs.cheaper(rule, hidden, batch) for batch in sizes] for hidden in sizes]
+    assert (table[0][0], table[-1][-1]) == ("dense", "packed")
+    assert all(row == sorted(row) for row in (*table, *map(list, zip(*table, strict=True))))  # dense, …, packed, …
+
+
+def test_auto_distinguishes_rules_by_the_gradient_that_they_read(monkeypatch):
+    monkeypatch.setattr(cpu_costs, "cheaper", lambda rule, hidden, batch: rule)
+    rules = RANDOM, ("optimizer=counter",), ("optimizer=hypermask", "optimizer.mask=top")
+    assert [engine.choose(settings_of(*rule), "cpu") for rule in rules] == ["entries", "whole", "whole"]
+
+
+def test_auto_weighs_the_measurements_near_the_sizes(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
+    measured.place("cpu").parent.mkdir()
+    fast = {"dense": 1.0, "packed": 0.5}
+    slow = {"dense": 1.0, "packed": 1.5}
+    steps = [
+        {"rule": "whole", "hidden": 64, "batch": 64, **slow},
+        {"rule": "whole", "hidden": 1024, "batch": 64, **fast},
+        {"rule": "entries", "hidden": 64, "batch": 64, **fast},
+    ]
+    measured.place("cpu").write_text(json.dumps({"steps": steps}))
+    chosen = {hidden: measured.faster("cpu", "whole", hidden, 64) for hidden in (16, 64, 128, 512, 1024, 4096)}
+    assert chosen == {16: "dense", 64: "dense", 128: "dense", 512: "packed", 1024: "packed", 4096: "packed"}
+    assert measured.faster("cpu", "whole", 256, 64) == "packed"  # halfway the greater ratio counts
+    assert measured.faster("cpu", "entries", 64, 64) == "packed" and measured.faster("cuda", "whole", 64, 64) is None
 
 
 @pytest.mark.parametrize("batch", [32, 1024, 16384])
@@ -268,8 +294,8 @@ def test_auto_reads_what_was_measured_here(tmp_path, monkeypatch):
         file = measured.place(device.partition(":")[0])
         file.parent.mkdir(exist_ok=True)
         steps = [
-            {"hidden": 1024, "batch": 512, "dense": 1.0, "packed": 2.0},
-            {"hidden": 32, "batch": 32, "dense": 2.0, "packed": 1.0},
+            {"rule": "entries", "hidden": 1024, "batch": 512, "dense": 1.0, "packed": 2.0},
+            {"rule": "entries", "hidden": 32, "batch": 32, "dense": 2.0, "packed": 1.0},
         ]
         file.write_text(json.dumps({"steps": steps}))
         assert [engine.choose(settings_of(*sizes), device) for sizes in (large, small)] == ["dense", "packed"]
@@ -285,7 +311,7 @@ def test_a_resumed_run_keeps_its_engine_whatever_was_measured_meanwhile(copy_of_
     assert torch.load(run / "checkpoints/last.pt")["engine"] == "dense"
     monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
     measured.place("cpu").parent.mkdir()
-    measured.place("cpu").write_text('{"steps": [{"hidden": 24, "batch": 50, "dense": 2, "packed": 1}]}')
+    measured.place("cpu").write_text('{"steps": [{"rule": "entries", "hidden": 24, "batch": 50, "dense": 2, "packed": 1}]}')
     assert engine.choose(settings_of(*small), "cpu") == "packed"
     for begun in ("dense", "packed"):
         assert engine.choose(engine.as_begun(settings_of(*small), "cpu", begun), "cpu") == begun
@@ -305,10 +331,15 @@ def test_a_machine_is_measured_for_auto(bnn_train, tmp_path, monkeypatch):
         and json.loads(measured.place("cpu").read_text()) == found
         and str(measured.place("cpu")) in done.out + done.err
     )
-    assert [(step["hidden"], step["batch"]) for step in found["steps"]] == [(16, 32), (24, 32)]
+    assert [(step["rule"], step["hidden"], step["batch"]) for step in found["steps"]] == [
+        (rule, hidden, 32) for rule in ("entries", "whole") for hidden in (16, 24)
+    ]
     assert all(step["dense"] > 0 and step["packed"] > 0 for step in found["steps"])
-    faster = min(("dense", "packed"), key=lambda name: found["steps"][1][name])
-    assert engine.choose(settings_of(*RANDOM, "model.hidden_size=900"), "cpu") == faster
+    assert {tuple(found["products"][kind]) for kind in ("matrices", "bits")} == {("fp32", "bf16")}
+    ratios = [step["dense"] / step["packed"] for step in found["steps"][:2]]
+    if min(ratios) > 1 or max(ratios) < 1:
+        faster = "packed" if min(ratios) > 1 else "dense"
+        assert engine.choose(settings_of(*RANDOM, "model.hidden_size=900"), "cpu") == faster
     for override in ("optimizer=counter", "model.hidden_size=8", "from=x", "dataset.limit=8"):
         refused = bnn_train("task=benchmark", "benchmark=machine", override)
         assert refused.code == 2 and "benchmark=machine" in refused.err and refused.err.count("\n") == 2
@@ -316,7 +347,34 @@ def test_a_machine_is_measured_for_auto(bnn_train, tmp_path, monkeypatch):
 
 def test_auto_needs_no_torch():
     code = (
-        "import sys; from bnn_exp.training.engine import choose; from bnn_exp.training import costs; "
-        "costs.cheaper(256, 4, 1024); sys.exit('torch' in sys.modules)"
+        "import sys; from bnn_exp.training.engine import choose; from bnn_exp.training import costs, cpu_costs; "
+        "costs.cheaper(256, 4, 1024); cpu_costs.cheaper('whole', 256, 1024); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+PORTABLE = """
+import torch
+torch.set_num_threads(1)
+from helpers import trainer_of
+from bnn_exp.bits import bits_sha256
+from bnn_exp.bits.cpu import processor
+
+assert not (processor.AVX512 or processor.VNNI or processor.AVX512_BF16)
+for rule in ("optimizer=counter", "optimizer=hypermask_random"):
+    few = (rule, "trainer.epochs=2", "trainer.batch_size=300", "model.hidden_size=70", "engine.precision=fp32")
+    dense, packed = (trainer_of(*few, f"engine={name}") for name in ("dense", "packed"))
+    assert packed.epoch()["flips"] == dense.epoch()["flips"]
+    assert bits_sha256(packed.network) == bits_sha256(dense.network)
+rounded = trainer_of(*few, "engine=packed", "engine.precision=bf16")
+assert rounded.epoch()["train_loss"] < 3
+"""
+
+
+@pytest.mark.slow
+def test_kernels_take_no_instruction_that_the_processor_lacks(tmp_path):
+    """Numba compiles for a processor without AVX. LLVM refuses an instruction of another processor, on which ARM fails too."""
+    environment = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "NUMBA_CPU_NAME": "generic"}
+    environment |= {"NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", PORTABLE], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

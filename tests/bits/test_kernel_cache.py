@@ -30,6 +30,7 @@ def test_a_changed_intrinsic_is_never_run_from_the_cache(tmp_path):
     for folder in kernels.parents[:3]:
         (folder / "__init__.py").touch()
     (tmp_path / "bnn_exp" / "bits" / "reference.py").write_text("LANES = 64\n")
+    (tmp_path / "bnn_exp" / "bits" / "scalar_rules.py").touch()
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
     def result() -> list[int]:

@@ -4,7 +4,7 @@ import json
 import mmap
 import textwrap
 import time
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -22,6 +22,8 @@ from bnn_exp.commands.benchmark import (
 from bnn_exp.config.installed import has_cpp_compiler
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.nn import binary_layers, device
+from bnn_exp.optim.fused import Fused
+from bnn_exp.optim.rule import Rule
 from bnn_exp.training.plan import read
 
 RANDOM = ("optimizer=hypermask", "optimizer.mask=random", "optimizer.schedule=constant", "engine.threads=1", "device=cpu")
@@ -63,7 +65,8 @@ def test_the_plain_loop_flips_what_the_dense_engine_flips(encoding, digits, monk
 
 
 @pytest.mark.parametrize("rule", ["counter", "bop", "hypermask_top", "latent_adam"])
-def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
+def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits, monkeypatch):
+    monkeypatch.setattr(torch_loops, "_draw", Rule._draw)  # the loop then draws the numbers of the engine
     held = (f"optimizer={rule}", "optimizer.schedule=constant", "real_optimizer.schedule=constant", "device=cpu")
     settings = settings_of(*held, "model.hidden_size=48")
     trainer, loop = trainer_for(settings), torch_loops.same_rule(settings, torch_loops.in_floats(digits))
@@ -75,6 +78,15 @@ def test_other_rules_are_their_classes_on_the_same_gradients(rule, digits):
     pairs = zip(binary_layers(loop.network), binary_layers(trainer.network), strict=True)
     for (_, own), (_, other) in pairs:
         assert (own.bits()["weight"] != other.bits()["weight"]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("rule", ["counter", "bop", "hypermask_top"])
+def test_the_loop_of_plain_torch_calls_no_compiled_rule(rule, digits, monkeypatch):
+    settings = settings_of(f"optimizer={rule}", "device=cpu", "model.hidden_size=256")
+    loop = torch_loops.same_rule(settings, torch_loops.in_floats(digits))
+    monkeypatch.setattr(Fused, "step", lambda *_: pytest.fail("compiled code did the step"))
+    loop.step(torch.arange(64))
+    assert sum(loop.rule.flips) > 0
 
 
 @pytest.mark.parametrize("rule", ["counter", "bop2", "hypermask_top", "hypermask_random delta=0", "latent_adam"])
@@ -179,6 +191,46 @@ def test_a_peak_is_seen_after_it_is_gone(watch):
     assert began.now() < before + 10**8 and 7 * 10**7 < began.peak() - before < 2 * 10**8
 
 
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Leaves out the ways that torch.compile compiles, which takes ten seconds for each."""
+    monkeypatch.setattr(training_ways, "has_cpp_compiler", lambda: False)
+
+
+@pytest.mark.parametrize("library", peers.LIBRARIES)
+def test_other_libraries_train_latents_by_their_signs(library, digits):
+    if not peers.is_installed(library):
+        pytest.skip(f"{library} is not installed")
+    settings = settings_of(*RANDOM, "model.hidden_size=32")
+    loop = peers.loop(library, settings, torch_loops.in_floats(digits))
+    losses = [float(loop.step(rows)) for rows in islice(training_times.whole_batches(digits, 256), 60)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    network = loop.network.eval()
+    with torch.no_grad():
+        sums = network[1](digits.test.images[:8].float().div(255).flatten(1)) * 255
+    assert (sums - sums.round()).abs().max() < 1e-2  # sums of pixels with weights of ±1
+
+
+def test_a_missing_library_is_named_and_not_measured(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    settings = settings_of("model.hidden_size=32")
+    assert training_ways.usual(settings) == ("torch Adam",)
+    assert peers.named(settings) == ("brevitas", "bitorch") and peers.named(settings_of("model=bncvl")) == ()
+
+
+def test_the_answers_of_other_libraries_stand_beside_the_packed_network(monkeypatch, digits):
+    """A library of the test: the layers are torch's own."""
+    layers = lambda sizes: [torch.nn.Linear(*pair) for pair in pairwise(sizes)]  # noqa: E731
+    monkeypatch.setattr(peers, "LIBRARIES", {"json": layers})
+    found = peers.answers(settings_of("model.hidden_size=32"), digits, rounds=3)
+    assert [(row["batch"], row["way"]) for row in found] == [
+        (batch, way) for batch in (1, 1024) for way in ("packed", "torch fp32", "json")
+    ]
+    for row, packed in zip(found, [found[0]] * 3 + [found[3]] * 3, strict=True):
+        assert 0 < row["low"] <= row["median"] <= row["high"]
+        assert row["speedup"] == pytest.approx(row["median"] / packed["median"])
+
+
 def config_of(*overrides: str) -> dict:
     from helpers import plain_config
 
@@ -237,7 +289,7 @@ def program(tmp_path, text: str) -> str:
     return f"benchmark.reference_program={tmp_path / 'reference.py'}"
 
 
-def test_the_reference_program_is_measured_beside_ours(bnn_train, tmp_path, small_folder, monkeypatch):
+def test_the_reference_program_is_measured_beside_ours(bnn_train, tmp_path, small_folder, monkeypatch, no_compiler):
     says = """
         import sys, os
         _, folder, hidden, epochs, delta = sys.argv

@@ -24,6 +24,20 @@ def test_a_convolution_multiplies_by_the_values_and_returns_their_gradient(encod
         BinaryConv2d(3, 5, 4)
 
 
+@pytest.mark.slow
+def test_torch_compile_takes_the_whole_network_as_one_graph():
+    torch.manual_seed(0)
+    network = VGG((3, 16, 16), 10, channels=(8, 16), convolutions=1)
+    x, found = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8), []
+    for forward in (network, torch.compile(network, backend="eager", fullgraph=True)):
+        network.zero_grad()
+        y = forward(x)
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad.clone() for p in network.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_the_network_of_the_papers():
     torch.manual_seed(0)
     network = VGG((3, 32, 32), 10)

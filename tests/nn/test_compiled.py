@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bnn_exp.commands.benchmark.machine import using_threads
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
-from bnn_exp.nn import Binarize, batch_norm, binarize, function, normalized, pooling
+from bnn_exp.nn import Binarize, BinaryConv2d, batch_norm, binarize, convolution, function, normalized, pooling
+from bnn_exp.nn.convolution import weight_gradient
 from bnn_exp.nn.pooling import max_pool
 
 SHAPES = [(2, 16, 3, 3), (5, 48, 11, 13)]  # the second has more rows than a chunk, and a last chunk of 203 rows
@@ -106,15 +108,41 @@ def test_max_pooling_is_that_of_torch(shape, size, dtype):
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("shape", "outputs", "side"), [((3, 16, 5, 6), 32, 3), ((9, 32, 7, 7), 16, 5), ((2, 16, 40, 37), 16, 1)]
+)
+def test_the_gradient_of_kernels_is_that_of_torch_summed_in_float32(shape, outputs, side):
+    """The second shape has more images than the kernel takes at once, the third larger images than it keeps in the cache."""
+    x, grad = torch.randn(shape).bfloat16(), torch.randn(shape[0], outputs, *shape[2:]).bfloat16()
+    v = torch.zeros(outputs, shape[1], side, side, dtype=torch.float64, requires_grad=True)
+    F.conv2d(x.double(), v, padding=side // 2).backward(grad.double())
+    for threads in (1, 3):
+        with using_threads(threads):
+            found = weight_gradient(x, grad, side)
+        torch.testing.assert_close(found, v.grad.float(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("weights", ["bits", "latent", "float"])
+def test_a_convolution_in_bf16_passes_its_gradients_as_torch_does(weights, pairs, monkeypatch):
+    monkeypatch.setattr(convolution, "HAS_PAIRS", pairs and convolution.HAS_PAIRS)
+    layer, grad = BinaryConv2d(16, 32, 3, weights=weights), torch.randn(4, 32, 7, 6)
+    x = torch.randn(4, 16, 7, 6).bfloat16().requires_grad_()
+    v = layer.value.detach().bfloat16().double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).backward(grad.bfloat16())
+    exact = x.detach().double().requires_grad_()
+    F.conv2d(exact, v, padding=1).backward(grad.bfloat16().double())
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2**-7, atol=1e-2)
+    torch.testing.assert_close(layer.weight.grad.double(), v.grad, rtol=2**-7, atol=1e-3)
+
+
 def test_the_number_of_threads_changes_no_bit():
     norm, z, grad = norm_of(SHAPES[1]), images(SHAPES[1]), torch.randn(5, 48, 5, 6)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
+    found = []
+    for threads in (1, 3):
+        with using_threads(threads):
             found.append(passed(copy.deepcopy(norm), nn.ReLU(), z, grad, normalized, 2))
-    finally:
-        torch.set_num_threads(threads)
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 

@@ -7,7 +7,7 @@ LAUNCHES = """
 import torch
 
 from bnn_exp.data.cuda import augment, gather
-from bnn_exp.nn.cuda import batch_norm, losses, pixels, pooling, standardize, tally, values
+from bnn_exp.nn.cuda import batch_norm, convolution, losses, pixels, pooling, standardize, tally, values
 
 BF16, scalar, number, vector = torch.bfloat16, torch.tensor(0.5), torch.tensor(3), torch.empty(64)
 few, many = torch.empty(1000, 64, dtype=BF16), torch.empty(128 * 32 * 32, 64, dtype=BF16)
@@ -23,6 +23,9 @@ standardize.standardize_gradient(samples, samples, mean, std, "relu", 1.0)
 _, places = pooling.pooled(torch.empty(128, 32, 32, 64, dtype=BF16), 2)
 pooling.pooled_gradient(torch.empty(places.shape, dtype=BF16), places, 2, 32, 32)
 values.above(torch.empty(64, 64, 3, 3), scalar, -1.0, 1.0, BF16)
+values.numbers_of_pixels(torch.empty(128, 784, dtype=torch.uint8), 784, BF16)
+for channels in (1, 16):
+    convolution.weight_gradient(torch.empty(128, channels, 28, 28, dtype=BF16), torch.empty(128, 16, 28, 28, dtype=BF16), 3)
 images, order = torch.empty(128, 3, 32, 32, dtype=torch.uint8), torch.zeros(999, dtype=torch.int64)
 rows = gather.rows_from(order, number, 128)
 _, labels = gather.gathered(images, rows, rows)
@@ -41,4 +44,4 @@ print(*{f"{kernel.__module__}.{kernel.__name__}" for kernel, _ in launched})
 @pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_the_kernels_compile_for_a_gpu(capability, tmp_path):
     pytest.importorskip("triton")
-    assert len(compiled(tmp_path, capability, LAUNCHES)) == 21
+    assert len(compiled(tmp_path, capability, LAUNCHES)) == 24

@@ -12,8 +12,9 @@ from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import BNCVL, BinaryConv2d, BinaryLinear, device, operators
+from bnn_exp.nn.convolution import weight_gradient
 from bnn_exp.nn.pooling import max_pool
-from bnn_exp.nn.values import above
+from bnn_exp.nn.values import above, numbers_of_pixels
 from bnn_exp.training.steps.recorded import Recorded
 
 pytest.importorskip("triton")
@@ -47,6 +48,32 @@ def test_values_are_those_of_the_encoding(shape, encoding, on_gpu):
         for values, ones in zip(found, (bits == 1, latent > latent.mean()), strict=True):
             assert torch.equal(values, torch.where(ones, high, low)) and values.dtype == dtype
             assert len(shape) != 4 or values.permute(0, 2, 3, 1).is_contiguous()
+
+
+@pytest.mark.parametrize(("inputs", "width"), [(784, 784), (9, 16), (5, 5)])
+def test_pixels_are_numbers_followed_by_zeros(inputs, width, on_gpu):
+    on_gpu()
+    whole = torch.randint(256, (14, inputs + 3), device=WHERE).to(torch.uint8)
+    for pixels in (whole[:, :inputs].contiguous(), whole[::2, 1 : 1 + inputs]):
+        found = numbers_of_pixels(pixels, width, torch.bfloat16)
+        assert torch.equal(found.long()[:, :inputs], pixels.long()) and found.dtype == torch.bfloat16
+        assert found.shape == (len(pixels), width) and not found[:, inputs:].any()
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "outputs", "height", "width", "size"),
+    [(3, 1, 16, 7, 5, 3), (2, 16, 20, 9, 6, 3), (2, 3, 70, 5, 4, 5), (1, 8, 16, 1, 1, 3), (2, 20, 5, 3, 3, 1)],
+)
+def test_the_weight_gradient_of_a_convolution_is_that_of_autograd(batch, inputs, outputs, height, width, size, on_gpu):
+    """The interpreter does not multiply bfloat16, so float16 replaces bfloat16 there."""
+    on_gpu()
+    kind = {"device": WHERE, "dtype": torch.bfloat16 if WHERE == "cuda" else torch.float16}
+    x, grad = torch.randn(batch, inputs, height, width, **kind), torch.randn(batch, outputs, height, width, **kind)
+    weight = torch.zeros(outputs, inputs, size, size, device=WHERE, dtype=torch.float64, requires_grad=True)
+    F.conv2d(x.double(), weight, padding=size // 2).backward(grad.double())
+    found = weight_gradient(x, grad, size)
+    torch.testing.assert_close(found.double(), weight.grad, rtol=0, atol=1e-4)
+    assert found.is_contiguous()
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,12 @@ def test_a_noted_kernel_does_nothing_and_can_be_compiled_later():
     ("overrides", "starts"),
     [
         (PACKED, True),
-        ((*PACKED, "engine=dense"), False),
+        (("optimizer=counter", "device=cpu", "model=bncvl"), True),
         ((*PACKED, "engine.memory=lean"), False),
         ((*PACKED, "engine.devices=2"), False),
-        (("optimizer=counter", "device=cpu", "model=bncvl"), False),
     ],
 )
-def test_only_a_run_on_packed_bits_of_an_idle_cpu_starts_a_process(overrides, starts, monkeypatch, tmp_path):
+def test_only_a_run_on_an_idle_cpu_starts_a_process(overrides, starts, monkeypatch, tmp_path):
     started = []
 
     class Process:
@@ -73,6 +72,7 @@ def test_only_a_run_on_packed_bits_of_an_idle_cpu_starts_a_process(overrides, st
 def test_strengths_and_sizes_need_no_other_kernels():
     one = ahead.mark(settings_of(*PACKED))
     assert one == ahead.mark(settings_of(*PACKED, "model.hidden_size=64", "delta=0.3", "seed=2"))
+    assert one != ahead.mark(settings_of(*PACKED, "engine=dense"))
     assert one != ahead.mark(settings_of(*PACKED, "engine.gradient_bits=4"))
 
 

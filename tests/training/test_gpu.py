@@ -11,6 +11,7 @@ from helpers import settings_of, trainer_of
 from bnn_exp.bits import bits_sha256, packed_state
 from bnn_exp.commands.benchmark import torch_loops
 from bnn_exp.data.dataset import Dataset
+from bnn_exp.nn.graphs import Graphs, beside, join
 from bnn_exp.optim import HyperMask
 from bnn_exp.optim.gradients import scaled
 from bnn_exp.training.plan import read
@@ -82,6 +83,29 @@ def test_growing_batches_are_recorded_with_a_graph_for_each_size(engine):
         sizes.append([*trainer.step.graphs.recorded])
     assert sizes == [[(16,)], [(32,)], [(64,)]]  # the graphs of a smaller size are freed
     assert end(*overrides, "engine.graphs=true", epochs=3) == end(*overrides, "engine.graphs=false", epochs=3)
+
+
+def test_branches_of_a_graph_run_before_its_end():
+    """Each branch adds up a large tensor, which is freed at once, while the main stream overwrites freed memory."""
+    x = torch.arange(2.0**22, device="cuda")
+
+    def work(x):
+        sums = []
+        for i in range(12):
+            term = x * i
+            sums.append(torch.zeros((), device="cuda"))
+            with beside(term):
+                sums[i].copy_((term - i).sum())
+            del term
+            torch.full_like(x, -1.0)
+        join()
+        return torch.stack(sums)
+
+    graphs = Graphs(work, required=True)
+    first, *others = (graphs(x).clone() for _ in range(10))
+    assert all(torch.equal(first, found) for found in others)
+    expected = torch.stack([(x.double() * i - i).sum() for i in range(12)])
+    torch.testing.assert_close(first.double(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("scale", ["tensor", "neuron", "factored"])

@@ -12,7 +12,7 @@ from helpers import NeverWaits, WaitsForTheGPU, settings_of, trainer_of, use_tap
 from bnn_exp.bits import bits_sha256
 from bnn_exp.errors import UserError
 from bnn_exp.nn import device, operators
-from bnn_exp.nn.graphs import Graphs
+from bnn_exp.nn.graphs import Graphs, beside, join
 from bnn_exp.training import engine, setup
 from bnn_exp.training.steps.recorded import Recorded
 from bnn_exp.training.trainer import Trainer
@@ -40,6 +40,32 @@ def test_what_was_recorded_is_done_anew_for_every_shape(tapes):
         _, (found,) = graphs(x)
         assert found.tolist() == (2 * x + i + 1).tolist()
     assert len(tapes) == 2
+
+
+def test_the_branches_of_a_graph_end_with_the_graph(tapes):
+    """Branches run work of the recording, and outside of a recording the same work runs at once."""
+    total = torch.zeros(())
+
+    def work(x):
+        for _ in range(6):
+            with beside(x):
+                total.add_(x.sum())
+        join()
+        return total.clone()
+
+    graphs, x = Graphs(work), torch.ones(2)
+    assert [graphs(x).item() for _ in range(4)] == [12, 24, 36, 48] and len(tapes) == 1
+
+
+def test_the_next_epoch_is_prepared_by_the_same_permutation(on_gpu):
+    trainer, other = (trainer_of(*SMALL) for _ in range(2))
+    trainer.epoch()
+    assert trainer.batches.prepared[0] == 1
+    found = [torch.cat([rows.clone() for rows in trainer.batches.of_epoch(epoch)]) for epoch in (1, 1, 3)]
+    trainer.batches.prepare(2)
+    found.append(torch.cat(trainer.batches.of_epoch(0)))  # not the epoch that is prepared
+    for rows, epoch in zip(found, (1, 1, 3, 0), strict=True):
+        assert torch.equal(rows, torch.cat(other.batches.of_epoch(epoch)))
 
 
 def waits(x):

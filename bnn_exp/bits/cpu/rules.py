@@ -136,25 +136,23 @@ def _largest(counts: np.ndarray, k: int) -> tuple[int, int, int]:
 
 def _top(step: Step, given: OnRows, sizes: Sizes) -> int:
     """Flips the ⌊strength · bits⌋ bits with the largest wanted |g|/size. Returns the number of flips."""
-    arguments = given.bits_and_gradients
+    arguments, k, key, same = given.bits_and_gradients, int(given.strength.item() * given.bits), 0, 0
+    for shift, bits in top.DIGITS:
 
-    def counted(upper: int) -> np.ndarray:
-        def some(begin: int, end: int) -> np.ndarray:
-            counts = np.zeros(top.BINS, np.int64)
-            top.tally(*arguments, begin, end, *sizes, upper, counts)
+        def counted(begin: int, end: int, key: int = key, digit: tuple[int, int] = (shift, bits)) -> np.ndarray:
+            counts = np.zeros(2 ** digit[1], np.int64)
+            top.tally(*arguments, begin, end, *sizes, key, *digit, counts)
             return counts
 
-        return np.sum(given.shared(some), 0)
-
-    counts = counted(-1)
-    k = min(int(given.strength.item() * given.bits), int(counts.sum()))
-    if k == 0:
-        return 0
-    upper, k, _ = _largest(counts, k)
-    lower, ties, same = _largest(counted(upper), k)
-    last = np.uint32(upper << 16 | lower).view(np.float32)
-    if ties < same:  # one thread finds the first of the equal keys
-        return top.flip_largest(*arguments, 0, given.rows, *sizes, last, ties)
+        counts = np.sum(given.shared(counted), 0)
+        k = min(k, int(counts.sum()))
+        if k == 0:
+            return 0
+        digit, k, same = _largest(counts, k)
+        key = key << bits | digit
+    last = np.uint32(key).view(np.float32)
+    if k < same:  # one thread finds the first of the equal keys
+        return top.flip_largest(*arguments, 0, given.rows, *sizes, last, k)
     return sum(given.shared(lambda begin, end: top.flip_largest(*arguments, begin, end, *sizes, last, same)))
 
 

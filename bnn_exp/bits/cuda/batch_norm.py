@@ -27,7 +27,7 @@ STRIPE = tl.constexpr(8)  # columns of a program that holds all rows
 
 @triton.jit
 def block(first, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Returns the rows of a block from row `first` on, its columns, its offsets in a tensor, and a mask of those that exist."""
+    """Returns the rows of a block, from row `first` on, its columns, its offsets in a tensor, and a mask of real offsets."""
     r = first + tl.arange(0, ROWS)
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     return r, n, r[:, None].to(tl.int64) * width + n[None, :], (r < rows)[:, None] & (n < width)[None, :]

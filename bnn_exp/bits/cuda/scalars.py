@@ -46,14 +46,9 @@ def floor(x):
     return tl.floor(x)
 
 
-@triton.jit
-def erf(x):
-    return tl.erf(x)
-
-
 OPERATIONS = {
     "where": where, "minimum": minimum, "maximum": maximum, "absolute": absolute, "divide": divide, "root": root,
-    "floor": floor, "erf": erf, "real": real,
+    "floor": floor, "real": real,
     "tl": tl,  # Triton's interpreter looks for it
 }  # fmt: skip
 SCALARS = scalar_rules.compiled(triton.jit, OPERATIONS)

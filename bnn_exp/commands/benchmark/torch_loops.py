@@ -19,9 +19,10 @@ from bnn_exp.config.losses import loss_named
 from bnn_exp.config.settings import Settings
 from bnn_exp.data import augment
 from bnn_exp.data.dataset import Dataset, Split
-from bnn_exp.nn import BinaryLinear, binary_layers
+from bnn_exp.nn import BinaryLinear, binary_layers, device
 from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.graphs import Graphs
+from bnn_exp.optim.rule import Rule
 from bnn_exp.optim.trained import Trained
 from bnn_exp.training.setup import first_network
 
@@ -124,14 +125,27 @@ class HyperMaskLoop(Loop):
 def rule_loop(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:
     """Returns a training loop with the rule of the settings, by the rule's own class, on dense gradients.
 
-    The layers store bits, and compute their values anew in each step.
+    The layers store bits, and compute their values anew in each step. On a GPU the rule has its kernels.
     """
     network = first_network(settings, data).to(data.train.labels.device)
     for _, layer in binary_layers(network):
         if isinstance(layer, BinaryLinear):
             layer.binary_input = False  # the layer then multiplies by `F.linear`
-    rule = optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, 1, settings.seed)
+    rule = _by_torch(optim.build_binary(settings.optimizer, network, settings.trainer.batch_size, 1, settings.seed))
     return Loop(settings, network, data, _real_optimizers(settings, network), bf16, rule)
+
+
+def _by_torch(rule: Trained) -> Trained:
+    """Makes a rule on a CPU do its steps by torch's operators and random numbers, not by compiled code. Returns the rule."""
+    kind: Any = type(rule)
+    if isinstance(rule, Rule) and device.on_host(rule.param_groups[0]["params"][0]):
+        own = {"update": kind.update, "_draw": _draw}  # a class with an `update` of its own inherits no kernels
+        rule.__class__ = type(kind.__name__, (kind,), own)
+    return rule
+
+
+def _draw(rule: Rule, p: Tensor, i: int, k: int) -> torch.Generator:
+    return torch.default_generator
 
 
 def same_rule(settings: Settings, data: Dataset, bf16: bool = False) -> Loop:

@@ -1,8 +1,8 @@
 """Triton's kernels for the weight gradient of a convolution; the definition is in `bnn_exp.nn.convolution`.
 
 The gradient is a product of two matrices: of the gradients at the outputs, [outputs, pixels], and of the shifted inputs,
-[pixels, size · size · inputs]. No kernel stores the shifted inputs. The pixels of all images are divided into parts. The
-sums of all parts are added up in a fixed order.
+[pixels, size · size · inputs]. No kernel stores the shifted inputs. Programs add up parts of the pixels, and a second kernel
+adds up the parts, in a fixed order.
 """
 
 import torch
@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS = 64  # pixels whose products a program adds at a time
+PIXELS = 128  # pixels whose products a program adds at a time
 MOST = 64  # the most outputs, and the most shifted inputs, of a program
-PROGRAMS = 264  # about the number of programs: two on each multiprocessor of an H200
+PROGRAMS = 528  # about the number of programs: four on each multiprocessor of an H200
 SUMS, PARTS = 16, 128  # elements of the gradient that a program of `total_kernel` computes, and parts that it adds at a time
 
 

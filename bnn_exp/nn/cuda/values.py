@@ -60,7 +60,7 @@ def pixels_kernel(pixels, row, inputs, width, count, out, WHOLE: tl.constexpr, P
     place, there = at, at < count
     if not WHOLE:
         place, there = (at // width).to(tl.int64) * row + at % width, there & (at % width < inputs)
-    tl.store(out + at, tl.load(pixels + place, there, 0).to(out.dtype.element_ty), at < count)
+    tl.store(out + at, tl.load(pixels + place, there, 0).to(tl.float32).to(out.dtype.element_ty), at < count)
 
 
 def numbers_of_pixels(pixels: Tensor, width: int, dtype: torch.dtype) -> Tensor:

@@ -36,9 +36,9 @@ if "numba.np.arraymath" not in sys.modules:
 
 
 def _sources() -> str:
-    """Returns a fingerprint of LANES and of all source files of this folder."""
-    digest = hashlib.sha256(f"LANES = {LANES}".encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    """Returns a fingerprint of LANES, of all source files of this folder, and of the functions that they compile."""
+    digest, folder = hashlib.sha256(f"LANES = {LANES}".encode()), Path(__file__).parent
+    for file in (*sorted(folder.glob("*.py")), folder.parents[1] / "scalar_rules.py"):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

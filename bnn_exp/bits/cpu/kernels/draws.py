@@ -49,7 +49,8 @@ def uniform(key, step, draw, out):
     for first in range(0, len(out), BLOCK):
         count = min(BLOCK, len(out) - first)
         fractions(key, step, draw, first, count, scratch)
-        out[first : first + count] = scratch[:count]
+        for i in range(count):
+            out[first + i] = scratch[i]
 
 
 @kernel

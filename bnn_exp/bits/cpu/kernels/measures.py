@@ -44,7 +44,8 @@ def squares(g, stride, half, columns, begin, end, of_rows, of_columns):
         of_columns: float64 [columns]; or an empty vector, which receives nothing.
     """
     scratch = np.empty(BLOCK, np.float32)
-    of_columns[:] = 0
+    for c in range(len(of_columns)):
+        of_columns[c] = 0
     for r in range(begin, end):
         total = 0.0
         for c in range(0, columns, BLOCK):

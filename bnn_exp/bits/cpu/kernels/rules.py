@@ -22,6 +22,13 @@ SCRATCH = 7 * BLOCK + 16
 
 
 @kernel
+def _copy(numbers, out, count):
+    """Copies `count` numbers of a vector, float32."""
+    for i in range(count):
+        out[i] = numbers[i]
+
+
+@kernel
 def read_gradients(g, half, count, scratch):
     """Copies `count` gradients, float32 or (if `half`) bfloat16, from address `g` to the scratch memory."""
     if half:
@@ -51,7 +58,8 @@ def read_sizes(size, of_columns, count, scratch):
         for i in range(count):
             scratch[SIZES + i] = size * of_columns[i]
     else:
-        scratch[SIZES : SIZES + count] = size
+        for i in range(count):
+            scratch[SIZES + i] = size
 
 
 @kernel
@@ -59,7 +67,8 @@ def flip_block(w, packed, count, scratch):
     """Flips those of the `count` bits from address `w` on that the scratch memory marks. Returns the number of flips."""
     flips = 0
     if packed:
-        scratch[FLIPS + count : FLIPS + count + 8] = 0
+        for i in range(8):
+            scratch[FLIPS + count + i] = np.float32(0)
         marks = np.intp(scratch.ctypes.data) + 4 * FLIPS
         for i in range(0, count, 8):
             flips += flip_marked(w + (i >> 3), marks + 4 * i)
@@ -75,28 +84,35 @@ def flip_block(w, packed, count, scratch):
 @kernel
 def read_counters(counters, width, place, count, scratch):
     """Copies `count` counters of `width` bits, 2, 4 or 8, from `place` on to the first state in the scratch memory."""
-    each, mask = 8 // width, (1 << width) - 1
-    some, skipped = counters[place // each :], place % each
+    first = place * width
+    some, skipped, mask = counters[first >> 3 :], first & 7, (1 << width) - 1
     if width == 8:
         for i in range(count):
             scratch[_FIRST + i] = np.float32(some[i])
     else:
         for i in range(count):
-            scratch[_FIRST + i] = np.float32(np.int32(some[(skipped + i) // each]) >> (skipped + i) % each * width & mask)
+            at = skipped + i * width
+            scratch[_FIRST + i] = np.float32(np.int32(some[at >> 3]) >> (at & 7) & mask)
 
 
 @kernel
 def write_counters(counters, width, place, count, scratch):
     """Stores what `read_counters` reads."""
-    each, mask = 8 // width, (1 << width) - 1
-    some, skipped = counters[place // each :], place % each
+    first = place * width
+    some, at, shift = counters[first >> 3 :], 0, first & 7
     if width == 8:
         for i in range(count):
             some[i] = np.uint8(np.int32(scratch[_FIRST + i]))
-    else:
-        for i in range(count):
-            at, shift = (skipped + i) // each, (skipped + i) % each * width
-            some[at] = np.uint8(np.int32(some[at]) & ~(mask << shift) | np.int32(scratch[_FIRST + i]) << shift)
+        return
+    byte = np.int32(some[0]) & ((1 << shift) - 1)
+    for i in range(count):
+        byte |= np.int32(scratch[_FIRST + i]) << shift
+        shift += width
+        if shift == 8:
+            some[at] = np.uint8(byte)
+            at, byte, shift = at + 1, 0, 0
+    if shift:
+        some[at] = np.uint8(np.int32(some[at]) >> shift << shift | byte)
 
 
 def _pass(w, row, packed, g, stride, half, columns, begin, end, a, b, counters, width, of_rows, of_columns, numbers, random):
@@ -123,14 +139,14 @@ def _pass(w, row, packed, g, stride, half, columns, begin, end, a, b, counters, 
             read_gradients(g + (r * stride + c) * (2 if half else 4), half, n, scratch)
             read_signs(bits, packed, n, scratch)
             if len(a):
-                scratch[_FIRST : _FIRST + n] = a[place : place + n]
+                _copy(a[place:], scratch[_FIRST:], n)
             elif width:
                 read_counters(counters, width, place, n, scratch)
             else:
                 for i in range(n):
                     scratch[_FIRST + i] = np.float32(0.5) * (scratch[SIGNS + i] + np.float32(1))
             if len(b):
-                scratch[_SECOND : _SECOND + n] = b[place : place + n]
+                _copy(b[place:], scratch[_SECOND:], n)
             read_sizes(size, of_columns[c:], n, scratch)
             if len(random):
                 fractions(random[0], random[1], 0, place, n, scratch[_DRAWS:])
@@ -149,11 +165,11 @@ def _pass(w, row, packed, g, stride, half, columns, begin, end, a, b, counters, 
                 )
                 scratch[FLIPS + i], scratch[_FIRST + i], scratch[_SECOND + i] = np.float32(which), one, two
             if len(a):
-                a[place : place + n] = scratch[_FIRST : _FIRST + n]
+                _copy(scratch[_FIRST:], a[place:], n)
             elif width:
                 write_counters(counters, width, place, n, scratch)
             if len(b):
-                b[place : place + n] = scratch[_SECOND : _SECOND + n]
+                _copy(scratch[_SECOND:], b[place:], n)
             flips += flip_block(bits, packed, n, scratch)
     return flips
 

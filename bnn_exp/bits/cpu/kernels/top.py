@@ -1,8 +1,8 @@
 """Kernels of HyperMask's mask `top`: of the bits that the gradient wants flipped, the k with the largest |g|/size flip.
 
 No kernel sorts. The *key* of a bit is |g|/size, or 0 if the gradient does not want a flip. A key's float32 pattern is an
-integer that orders like the number. One pass counts the keys by their upper 16 bits, and another by the lower 16 bits those
-keys whose upper bits are the k-th key's. Keys are computed anew in each pass.
+integer of 31 bits that orders like the number. Three passes find the bits of the k-th largest key, from the highest: each pass
+counts the keys whose higher bits are the k-th key's by their next ten or eleven bits. Keys are computed anew in each pass.
 
 For the arguments of the kernels see `bnn_exp.bits.cpu.kernels.rules`.
 """
@@ -23,7 +23,7 @@ from bnn_exp.bits.cpu.kernels.rules import (
     read_sizes,
 )
 
-BINS = 1 << 16
+DIGITS = (20, 11), (10, 10), (0, 10)  # of each pass: the number of lower bits, and the number of bits by which keys count
 _wanted = SCALARS["wanted"]
 
 
@@ -38,28 +38,25 @@ def _read_keys(w, packed, g, half, size, of_columns, count, scratch):
 
 
 @kernel
-def tally(w, row, packed, g, stride, half, columns, begin, end, of_rows, of_columns, upper, counts):
-    """Counts the keys above 0 in rows `begin` to `end` in `counts`, int64 [BINS].
+def tally(w, row, packed, g, stride, half, columns, begin, end, of_rows, of_columns, upper, shift, bits, counts):
+    """Counts the keys above 0 in rows `begin` to `end` by the `bits` bits above the lower `shift` bits.
 
     Args:
-        upper: the upper 16 bits of the keys that count by their lower 16 bits. −1: all keys count by their upper 16 bits.
+        upper: the bits above these of the keys that count.
+        counts: int64 [2^bits], to which the numbers of keys are added.
     """
     scratch, size = np.empty(SCRATCH, np.float32), of_rows[0]
-    keys = scratch.view(np.uint32)
+    keys, above, mask = scratch.view(np.int32), shift + bits, (1 << bits) - 1
     for r in range(begin, end):
         if len(of_rows) > 1:
             size = of_rows[r]
         for c in range(0, columns, BLOCK):
             n = min(BLOCK, columns - c)
-            bits = w + r * row + (c >> 3 if packed else 4 * c)
-            _read_keys(bits, packed, g + (r * stride + c) * (2 if half else 4), half, size, of_columns[c:], n, scratch)
-            if upper < 0:
-                for i in range(n):
-                    counts[keys[i] >> 16] += keys[i] > 0
-            else:
-                for i in range(n):
-                    if keys[i] >> 16 == upper:
-                        counts[keys[i] & 0xFFFF] += keys[i] > 0
+            at = w + r * row + (c >> 3 if packed else 4 * c)
+            _read_keys(at, packed, g + (r * stride + c) * (2 if half else 4), half, size, of_columns[c:], n, scratch)
+            for i in range(n):
+                if keys[i] >> above == upper:
+                    counts[keys[i] >> shift & mask] += keys[i] > 0
 
 
 @kernel
@@ -75,8 +72,8 @@ def flip_largest(w, row, packed, g, stride, half, columns, begin, end, of_rows, 
             size = of_rows[r]
         for c in range(0, columns, BLOCK):
             n = min(BLOCK, columns - c)
-            bits = w + r * row + (c >> 3 if packed else 4 * c)
-            _read_keys(bits, packed, g + (r * stride + c) * (2 if half else 4), half, size, of_columns[c:], n, scratch)
+            at = w + r * row + (c >> 3 if packed else 4 * c)
+            _read_keys(at, packed, g + (r * stride + c) * (2 if half else 4), half, size, of_columns[c:], n, scratch)
             equal = 0
             for i in range(n):
                 scratch[FLIPS + i] = np.float32(scratch[i] > last)
@@ -86,5 +83,5 @@ def flip_largest(w, row, packed, g, stride, half, columns, begin, end, of_rows, 
                     if ties > 0 and scratch[i] == last:
                         scratch[FLIPS + i] = np.float32(1)
                         ties -= 1
-            flips += flip_block(bits, packed, n, scratch)
+            flips += flip_block(at, packed, n, scratch)
     return flips
