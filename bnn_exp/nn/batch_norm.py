@@ -132,17 +132,9 @@ def normalize_few(
 
 def _output(z: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Returns y, float32 [rows, channels]."""
-    scale, shift = scale_and_shift(mean, variance, weight, bias, eps)
-    return z * scale + shift
-
-
-def scale_and_shift(
-    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Returns BatchNorm's scale and shift, float32 [channels]."""
     inverse = 1 / (variance + eps).sqrt()
     scale = inverse if weight is None else inverse * weight
-    return scale, (0 if bias is None else bias) - mean * scale
+    return z * scale + ((0 if bias is None else bias) - mean * scale)
 
 
 _OF_GRADIENT = f"(Tensor grad, Tensor z, Tensor mean, Tensor variance, {AFFINE}, str activation, float window)"

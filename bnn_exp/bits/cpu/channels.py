@@ -27,13 +27,10 @@ def batch_statistics(z: Tensor, *running: Any) -> tuple[Tensor, Tensor]:
     means, squares = _of_chunks(z)
     given, to = (flat(z), z.shape[1]), (means.reshape(-1), squares.reshape(-1))
     _share(lambda begin, end: kernels.chunk_moments(*given, begin, end, *to), len(z))
-    # Chan et al. 1979: the moments of a whole from the moments of its parts.
-    counts = np.minimum(CHUNK, len(z) - CHUNK * np.arange(len(means)))[:, None]
-    mean = (means * counts).sum(0) / len(z)
-    variance = (squares + counts * np.square(means - mean)).sum(0) / len(z)
-    moments = torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
-    batch_norm.update_running(*moments, len(z), *running)
-    return moments
+    mean, variance = torch.empty(z.shape[1]), torch.empty(z.shape[1])
+    kernels.join_moments(means, squares, len(z), mean.numpy(), variance.numpy())
+    batch_norm.update_running(mean, variance, len(z), *running)
+    return mean, variance
 
 
 def normalize(z: Tensor, *given: Any) -> Tensor:
@@ -41,8 +38,8 @@ def normalize(z: Tensor, *given: Any) -> Tensor:
     out = torch.empty_like(z, dtype=dtype)
     if not readable(z, out):
         return unwrap(batch_norm.normalize)(z, *given)
-    arrays = flat(z), z.shape[1], *(flat(vector) for vector in batch_norm.scale_and_shift(*norm))
-    to = flat(out)
+    affine = Affine(*norm)
+    arrays, to = (flat(z), z.shape[1], affine.scale, affine.shift), flat(out)
     if activation == "binary":
         _share(lambda begin, end: kernels.set_values(*arrays, begin, end, low, high, to), len(z))
     else:
@@ -54,35 +51,41 @@ def normalize(z: Tensor, *given: Any) -> Tensor:
 def normalize_gradient(grad: Tensor, z: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not readable(grad, z):
         return unwrap(batch_norm.normalize_gradient)(grad, z, *given)
-    mean, variance, weight, bias, eps, activation, window = given
-    scale, shift = batch_norm.scale_and_shift(mean, variance, weight, bias, eps)
+    *norm, activation, window = given
+    affine = Affine(*norm)
     between = {"binary": (-window, window), "relu": (_ABOVE_0, inf), "identity": (-inf, inf)}[activation]
-    arrays = flat(grad), flat(z), z.shape[1], flat(scale), flat(shift), flat(mean)
+    arrays = flat(grad), flat(z), z.shape[1], affine.scale, affine.shift, affine.mean
     totals, products = _of_chunks(z)
     sums = totals.reshape(-1), products.reshape(-1)
     _share(lambda begin, end: kernels.chunk_sums(*arrays, begin, end, *between, *sums), len(z))
-    _, slope, offset, of_weight, of_bias = centering(totals, products, len(z), variance, weight, eps)
+    *rest, of_weight, of_bias = affine.centering(totals, products, len(z))
     out = torch.empty_like(z)
-    rest, to = (flat(slope), flat(offset)), flat(out)
+    to = flat(out)
     _share(lambda begin, end: kernels.set_gradients(*arrays, *rest, begin, end, *between, to), len(z))
-    return out, of_weight, of_bias
+    return out, torch.from_numpy(of_weight), torch.from_numpy(of_bias)
 
 
-def centering(
-    totals: np.ndarray, products: np.ndarray, rows: int, variance: Tensor, weight: Tensor | None, eps: float
-) -> tuple[Tensor, ...]:
-    """Returns the vectors of BatchNorm's gradient at z, g · scale − (z − mean) · slope − offset, for a batch of `rows` rows.
+class Affine:
+    """A BatchNorm as the kernels take it: y = z · scale + shift. The arguments are vectors [channels], and the number eps."""
 
-    Args:
-        totals, products: parts of the sums Σ g and Σ g · (z − mean), [parts, channels].
+    def __init__(self, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
+        self.mean = mean.numpy()
+        self.inverse = 1 / np.sqrt(variance.numpy() + np.float32(eps))
+        self.scale = self.inverse if weight is None else self.inverse * weight.detach().numpy()
+        self.shift = (0 if bias is None else bias.detach().numpy()) - self.mean * self.scale
 
-    Returns:
-        scale, slope, offset, and the gradients at BatchNorm's weight and at its bias: float32 [channels].
-    """
-    of_bias, product = (torch.from_numpy(parts.sum(0, dtype=np.float64)).float() for parts in (totals, products))
-    inverse = 1 / (variance + eps).sqrt()
-    scale, of_weight = inverse if weight is None else inverse * weight, inverse * product
-    return scale, scale * inverse * of_weight / rows, scale * of_bias / rows, of_weight, of_bias
+    def centering(self, totals: np.ndarray, products: np.ndarray, rows: int) -> tuple[np.ndarray, ...]:
+        """Returns the vectors of the gradient at z, g · scale − (z − mean) · slope − offset, for a batch of `rows` rows.
+
+        Args:
+            totals, products: parts of the sums Σ g and Σ g · (z − mean), [parts, channels].
+
+        Returns:
+            slope, offset, and the gradients at BatchNorm's weight and at its bias: float32 [channels].
+        """
+        of_bias, product = (parts.sum(0, dtype=np.float64).astype(np.float32) for parts in (totals, products))
+        of_weight, per_row = self.inverse * product, self.scale / np.float32(rows)
+        return per_row * self.inverse * of_weight, per_row * of_bias, of_weight, of_bias
 
 
 def flat(x: Tensor) -> np.ndarray:

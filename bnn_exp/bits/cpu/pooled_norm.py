@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.cpu.channels import centering, flat, readable
+from bnn_exp.bits.cpu.channels import Affine, flat, readable
 from bnn_exp.bits.cpu.kernels import pooled_norm as kernels
 from bnn_exp.bits.cpu.threads import share_out
 from bnn_exp.nn import pooled_norm
-from bnn_exp.nn.batch_norm import LOWEST, scale_and_shift
+from bnn_exp.nn.batch_norm import LOWEST
 from bnn_exp.nn.pooling import pooled_shape
 
 
@@ -24,8 +24,8 @@ def normalize_pooled(z: Tensor, size: int, *given: Any) -> tuple[Tensor, Tensor]
     out, places = z.new_empty(shape, dtype=dtype), z.new_empty(shape, dtype=torch.uint8)
     if not readable(z, out):
         return unwrap(pooled_norm.normalize_pooled)(z, size, *given)
-    arrays = flat(z), tuple(z.shape), size, *(flat(vector) for vector in scale_and_shift(*norm))
-    to = LOWEST[activation], flat(out), flat(places)
+    affine = Affine(*norm)
+    arrays, to = (flat(z), tuple(z.shape), size, affine.scale, affine.shift), (LOWEST[activation], flat(out), flat(places))
     share_out(lambda begin, end: kernels.set_pooled(*arrays, begin, end, *to), len(z))
     return out, places
 
@@ -33,13 +33,12 @@ def normalize_pooled(z: Tensor, size: int, *given: Any) -> tuple[Tensor, Tensor]
 def normalize_pooled_gradient(grad: Tensor, places: Tensor, z: Tensor, size: int, *norm: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not readable(grad, z):
         return unwrap(pooled_norm.normalize_pooled_gradient)(grad, places, z, size, *norm)
-    mean, variance, weight, _, eps = norm
-    arrays, center = (flat(grad), flat(places), flat(z), tuple(z.shape), size), flat(mean)
+    affine, arrays = Affine(*norm), (flat(grad), flat(places), flat(z), tuple(z.shape), size)
     totals, products = (np.empty((len(z), z.shape[3]), np.float32) for _ in range(2))
     sums = totals.reshape(-1), products.reshape(-1)
-    share_out(lambda begin, end: kernels.image_sums(*arrays, center, begin, end, *sums), len(z))
-    scale, slope, offset, of_weight, of_bias = centering(totals, products, z.numel() // z.shape[3], variance, weight, eps)
+    share_out(lambda begin, end: kernels.image_sums(*arrays, affine.mean, begin, end, *sums), len(z))
+    *rest, of_weight, of_bias = affine.centering(totals, products, z.numel() // z.shape[3])
     out = torch.empty_like(z)
-    vectors, to = (flat(scale), center, flat(slope), flat(offset)), flat(out)
+    vectors, to = (affine.scale, affine.mean, *rest), flat(out)
     share_out(lambda begin, end: kernels.set_image_gradients(*arrays, *vectors, begin, end, to), len(z))
-    return out, of_weight, of_bias
+    return out, torch.from_numpy(of_weight), torch.from_numpy(of_bias)

@@ -14,7 +14,7 @@ from bnn_exp.bits.cpu.kernels.llvm import WIDTH
 from bnn_exp.bits.cpu.kernels.vectors_16 import minus, plus, repeated, times_plus, zero_floats
 from bnn_exp.bits.cpu.kernels.vectors_of_arrays import at_least, by_sign, numbers_at, set_numbers, times, where_between
 
-CHUNK = 256
+CHUNK = 512
 
 
 @kernel
@@ -44,6 +44,23 @@ def chunk_moments(z, channels, begin, end, means, squares):
             mean = times(total, inverse)
             set_numbers(means, to + n, plus(origin, mean))
             set_numbers(squares, to + n, minus(square, times(total, mean)))
+
+
+@kernel
+def join_moments(means, squares, rows, mean, variance):
+    """Sets the mean and the biased variance of `rows` rows from the results of `chunk_moments`, each [chunks, channels].
+
+    Source: Chan et al. 1979, Updating formulae and a pairwise algorithm for computing sample variances.
+    """
+    chunks, channels = means.shape
+    for n in range(channels):
+        total = square = 0.0
+        for i in range(chunks):
+            total += means[i, n] * min(CHUNK, rows - i * CHUNK)
+        center = total / rows
+        for i in range(chunks):
+            square += squares[i, n] + min(CHUNK, rows - i * CHUNK) * (means[i, n] - center) ** 2
+        mean[n], variance[n] = center, square / rows
 
 
 @kernel

@@ -66,14 +66,13 @@ def image_sums(grad, places, z, shape, size, mean, begin, end, totals, products)
             for r in range(down):
                 for c in range(across):
                     first = (image * height + r * size) * row + c * size * channels + n
-                    all_of_window, place = numbers_at(grad, at), bytes_at(places, at)
-                    i = 0
+                    place, number, i = bytes_at(places, at), center, 0
                     for start in range(first, first + size * row, row):
                         for k in range(start, start + size * channels, channels):
-                            g = where_place(all_of_window, place, i)
-                            total = plus(total, g)
-                            product = times_plus(g, minus(numbers_at(z, k), center), product)
+                            number = where_place(numbers_at(z, k), number, place, i)
                             i += 1
+                    g = where_place(zero_floats(), numbers_at(grad, at), place, i)
+                    total, product = plus(total, g), times_plus(g, minus(number, center), product)
                     at += channels
             set_numbers(totals, image * channels + n, total)
             set_numbers(products, image * channels + n, product)
@@ -94,7 +93,7 @@ def set_image_gradients(grad, places, z, shape, size, scale, mean, slope, offset
                 for window in range(start, start + inside, size * channels):
                     all_of_window, place = numbers_at(grad, at), bytes_at(places, at)
                     for i in range(size):
-                        g = times(where_place(all_of_window, place, r % size * size + i), a)
+                        g = times(where_place(all_of_window, zero_floats(), place, r % size * size + i), a)
                         rest = times_plus(minus(numbers_at(z, window + i * channels), center), c, d)
                         set_numbers(out, window + i * channels, minus(g, rest))
                     at += channels

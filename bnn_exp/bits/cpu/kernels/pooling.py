@@ -52,7 +52,7 @@ def spread(grad, places, shape, size, begin, end, out):
                 i = 0
                 for start in range(first, first + size * row, row):
                     for to in range(start, start + size * channels, channels):
-                        set_numbers(out, to, where_place(g, place, i))
+                        set_numbers(out, to, where_place(g, zero_floats(), place, i))
                         i += 1
         for i in range(size):
             for j in range(corner + i * row + across * size * channels, corner + (i + 1) * row, WIDTH):

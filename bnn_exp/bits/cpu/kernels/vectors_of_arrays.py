@@ -146,11 +146,11 @@ def place_above(_typing, number, lowest, place, none):
 
 
 @intrinsic
-def where_place(_typing, numbers, place, i):
-    """Returns the number where the int32 `place` is `i`, else 0."""
+def where_place(_typing, numbers, others, place, i):
+    """Returns the number where the int32 `place` is `i`, else the other number."""
 
-    def codegen(b, numbers, place, i):
+    def codegen(b, numbers, others, place, i):
         there = b.icmp_unsigned("==", place, splat(b, b.trunc(i, INTS_16.ir.element), WIDTH))
-        return b.select(there, numbers, ir.Constant(FLOATS_16.ir, None))
+        return b.select(there, numbers, others)
 
-    return emitted(FLOATS_16(FLOATS_16, INTS_16, types.intp), codegen)
+    return emitted(FLOATS_16(FLOATS_16, FLOATS_16, INTS_16, types.intp), codegen)

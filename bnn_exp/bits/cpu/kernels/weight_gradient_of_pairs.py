@@ -25,6 +25,7 @@ from bnn_exp.bits.cpu.kernels.llvm import (
     constant,
     declared,
     emitted,
+    keep,
     picked,
     pointer,
     splat,
@@ -120,6 +121,7 @@ def _set_pairs(x, first, rows, width, channels, pad, step, count, out):
             for n in range(0, bytes_, 2 * WIDTH):
                 set_pairs(to, low + n, high + n)
                 to += PAIR * WIDTH
+    keep(no_numbers)
 
 
 @kernel
@@ -154,3 +156,5 @@ def add_weight_gradients(x, g, shape, outputs, side, begin, end, sums):
                                     at_g += PAIR * outputs
                         to = out + 4 * (((ky * side + kx) * inputs + m) * outputs + n)
                         add_to_rows(to, np.intp(4 * outputs), total)
+    keep(pairs_x)
+    keep(pairs_g)
