@@ -55,8 +55,8 @@ def child(began: float) -> None:
     code = cli.main()
     for (stage, at), before in zip(STAGES, [began, *(at for _, at in STAGES)], strict=False):
         print(f"{stage:50} {at - before:6.2f} s", file=sys.stderr)
-    print(f"{'processor time of the process':50} {BUSY[-1]:6.2f} s", file=sys.stderr)
     print(f"{'together':50} {STAGES[-1][1] - began:6.2f} s", file=sys.stderr)
+    print(f"processor time of the process: {BUSY[-1]:.2f} s", file=sys.stderr)
     sys.exit(code)
 
 

@@ -477,9 +477,10 @@ def use_tapes(patch: pytest.MonkeyPatch) -> list[Tape]:
 
     patch.setattr(torch.cuda, "CUDAGraph", new)
     patch.setattr(torch.cuda, "graph", record)
-    patch.setattr(torch.cuda, "Stream", lambda: stream)
+    patch.setattr(torch.cuda, "Stream", lambda *device: stream)
     patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     patch.setattr(torch.cuda, "current_stream", lambda: stream)
+    patch.setattr(torch.cuda, "current_device", lambda: 0)
     return made
 
 

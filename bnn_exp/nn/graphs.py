@@ -6,6 +6,7 @@ A graph may have branches: work of one branch runs while other branches and the 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from math import inf
 from typing import Any
 
@@ -16,16 +17,21 @@ log = logging.getLogger(__name__)
 BRANCHES = 4  # the most branches that run at the same time
 
 
+@cache
+def _streams(device: int) -> list[torch.cuda.Stream]:
+    """Returns the streams of all branches on a GPU. cuBLAS keeps memory for each stream, so recordings share them."""
+    return [torch.cuda.Stream(device) for _ in range(BRANCHES)]
+
+
 class _Branches:
     """The branches of a recording. A branch is a CUDA stream, and the tensors that its kernels read."""
 
     def __init__(self) -> None:
-        self.streams = [torch.cuda.Stream() for _ in range(BRANCHES)]
         self.open: list[tuple[torch.cuda.Stream, tuple]] = []
 
     @contextmanager
     def one(self, kept: tuple) -> Iterator[None]:
-        stream = self.streams[len(self.open) % BRANCHES]
+        stream = _streams(torch.cuda.current_device())[len(self.open) % BRANCHES]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             yield
@@ -150,12 +156,12 @@ class Graphs:
 
     def _record(self, arguments: tuple[Tensor | int, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Any]:
         global _branches
-        places, branches = _copies(arguments), _Branches()
+        places = _copies(arguments)
         pool = next((graph.pool() for graph, _, _ in self.recorded.values()), None)
         graph = torch.cuda.CUDAGraph()
         # Another thread, such as NCCL's watchdog, may query the GPU meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-            _branches = branches
+            _branches = _Branches()
             try:
                 results = self.work(*places)
                 join()

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from bnn_exp.errors import UserError, reason
 from bnn_exp.nn import device, latent_parameters, named_bits
-from bnn_exp.nn.binary import quantize
 from bnn_exp.optim import eager
 from bnn_exp.optim.announcement import constants_of, floats, from_floats
 from bnn_exp.optim.trained import Trained
@@ -101,7 +100,7 @@ class OfLatents(Trained):
 
         Returns None on a CPU, and for a torch optimizer that reads its learning rate from Python.
         """
-        if self.bits and self._on_gpu:
+        if self.bits:
             self.watched.prepare(self.tensors())
         if not (self._on_gpu and self.recordable):
             return None
@@ -112,7 +111,6 @@ class OfLatents(Trained):
 
     def apply(self, closure=None):
         """Trains the latent weights, and counts the bits that change. Returns the loss of the closure, if any."""
-        before = [quantize(p.detach()) for p in self.tensors()] if self.bits and not self._on_gpu else []
         if self.announced is not None:
             for rate, group in zip(floats(self.announced).unbind(), self.param_groups, strict=True):
                 group.on_device = rate
@@ -121,9 +119,7 @@ class OfLatents(Trained):
         finally:
             for group in self.param_groups:
                 group.on_device = None
-        for flips, old, p in zip(self.flips, before, self.tensors(), strict=False):
-            flips += (quantize(p.detach()) != old).sum()
-        if self.bits and self._on_gpu:
+        if self.bits:
             self.watched.follow(self.tensors(), self.flips)
         return loss
 

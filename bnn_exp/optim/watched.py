@@ -1,4 +1,4 @@
-"""Flips of latent weights on a GPU: the bits are kept from step to step, and compared with the new ones by one kernel."""
+"""Flips of latent weights: the bits are kept from step to step, and compared with the new ones in one pass."""
 
 from collections.abc import Iterable
 

@@ -351,3 +351,30 @@ def test_auto_needs_no_torch():
         "costs.cheaper(256, 4, 1024); cpu_costs.cheaper('whole', 256, 1024); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+PORTABLE = """
+import torch
+torch.set_num_threads(1)
+from helpers import trainer_of
+from bnn_exp.bits import bits_sha256
+from bnn_exp.bits.cpu import processor
+
+assert not (processor.AVX512 or processor.VNNI or processor.AVX512_BF16)
+for rule in ("optimizer=counter", "optimizer=hypermask_random"):
+    few = (rule, "trainer.epochs=2", "trainer.batch_size=300", "model.hidden_size=70", "engine.precision=fp32")
+    dense, packed = (trainer_of(*few, f"engine={name}") for name in ("dense", "packed"))
+    assert packed.epoch()["flips"] == dense.epoch()["flips"]
+    assert bits_sha256(packed.network) == bits_sha256(dense.network)
+rounded = trainer_of(*few, "engine=packed", "engine.precision=bf16")
+assert rounded.epoch()["train_loss"] < 3
+"""
+
+
+@pytest.mark.slow
+def test_kernels_take_no_instruction_that_the_processor_lacks(tmp_path):
+    """Numba compiles for a processor without AVX. LLVM refuses an instruction of another processor, on which ARM fails too."""
+    environment = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "NUMBA_CPU_NAME": "generic"}
+    environment |= {"NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", PORTABLE], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -36,7 +36,8 @@ def test_sums_of_bits_stay_exact_and_gradients_round_to_bf16(rows, pixels):
 def test_bf16_learns_as_fp32_does(model):
     losses = {}
     for name in ("fp32", "bf16"):
-        trainer = trainer_of(f"model={model}", f"engine.precision={name}", "delta=0.01", "trainer.batch_size=96")
+        few = ("delta=0.01", "trainer.batch_size=96", "engine=dense")
+        trainer = trainer_of(f"model={model}", f"engine.precision={name}", *few)
         losses[name] = [trainer.epoch()["train_loss"] for _ in range(5)]
     assert losses["bf16"] != losses["fp32"]  # bf16 has an effect
     assert losses["bf16"][-1] < 0.8 * losses["bf16"][0]

@@ -1,5 +1,7 @@
 """Fills, transposes and rearranges tensors into the layouts that the kernels read."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,9 +68,12 @@ def words_of(columns: Tensor, width: int) -> Tensor:
     return words.view(width // 32, 32, -1).transpose(1, 2).contiguous()
 
 
-def factors_of(zero: float) -> Tensor:
-    """Returns the `factors` of `kernels.input_gradient`, float32 [5, 16].
+@cache
+def factors_of(zero: float, *last: float) -> Tensor:
+    """Returns the `factors` of a kernel of look-ups, float32 [4 + len(last), 16]. No caller may change them.
 
-    Entry (j, i) of the first four rows is the value of bit j of the nibble i, 1 or `zero`. The last row is sixteen ones.
+    Entry (j, i) of the first four rows is the value of bit j of the nibble i, 1 or `zero`. Each further row repeats a number of
+    `last`.
     """
-    return torch.tensor([[1.0 if nibble >> bit & 1 else zero for nibble in range(16)] for bit in range(4)] + [[1.0] * 16])
+    values = [[1.0 if nibble >> bit & 1 else zero for nibble in range(16)] for bit in range(4)]
+    return torch.tensor(values + [[number] * 16 for number in last])

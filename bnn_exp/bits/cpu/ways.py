@@ -102,7 +102,7 @@ class ByLookUp:
 
     def __init__(self, columns: Tensor, summands: int, width: int, zero: float):
         self.width, self.summands = width, up_to(summands, 32)
-        self.words, self.factors = words_of(columns[:, : self.summands // 8], width), factors_of(zero)
+        self.words, self.factors = words_of(columns[:, : self.summands // 8], width), factors_of(zero, 1.0)
 
     def rows(self, numbers: Tensor, begin: int, end: int, out: Tensor) -> None:
         """Computes rows `begin` to `end` − 1 of `out`, float32 [rows, width], from these rows of `numbers`, float32."""
@@ -121,7 +121,7 @@ class ByBF16LookUp:
         words = -(-summands // bf16_products.IN_WORD)
         self.words = torch.zeros(width // 32, words, 32, dtype=torch.int32)
         bf16_products.words_of_30(columns.numpy().view("u8"), self.words.numpy())
-        self.factors = torch.cat([factors_of(zero)[:4], torch.tensor([[zero], [1.0]]).expand(2, 16)])
+        self.factors = factors_of(zero, zero, 1.0)
 
     def rows(self, numbers: Tensor, begin: int, end: int, out: Tensor) -> None:
         """Computes rows `begin` to `end` − 1 of `out`, float32 [rows, width], from these rows of `numbers`, float32."""

@@ -6,6 +6,7 @@ in another order. A flip can therefore differ only where rounding decides.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -53,13 +54,9 @@ class Packed(Dense):
         bits = self.network.layers[0].weight
         bf16_products = self.bf16 and device.on_host(bits) and precision.bf16_is_faster()
         operations = arithmetic(bits, self.bf16, settings.engine.gradient_bits, key, bf16_products)
-        take = self.rule.flip if settings.engine.memory == "lean" else self._flip_beside
-        self.forward = self.answer = PackedMLP(self.network, operations, take, settings.freeze)
-
-    def _flip_beside(self, p: Tensor, g: Factors) -> None:
-        """Flips bits of a layer while the backward pass goes on. A recorded step then keeps all gradients until its end."""
-        with beside(g):
-            self.rule.flip(p, g)
+        # In a branch a layer trains while the backward pass goes on. Branches keep what they read until the end of the step.
+        branch = nullcontext if settings.engine.memory == "lean" else beside
+        self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze, branch)
 
 
 class PackedMLP:
@@ -74,10 +71,18 @@ class PackedMLP:
         take: receives the packed weights of a layer and their gradient, from the last layer to the first. `take` may change
             the weights.
         frozen: the number of first layers that are not trained, BatchNorms included.
+        branch: makes the context in which a layer's gradient is computed and taken, from the tensors that this work reads.
     """
 
-    def __init__(self, network: MLP, arithmetic: "OnCPU | OnGPU", take: Callable[[Tensor, Factors], None], frozen: int = 0):
-        self.network, self.bits, self.take, self.frozen = network, arithmetic, take, frozen
+    def __init__(
+        self,
+        network: MLP,
+        arithmetic: "OnCPU | OnGPU",
+        take: Callable[[Tensor, Factors], None],
+        frozen: int = 0,
+        branch: Callable[..., AbstractContextManager] = nullcontext,
+    ):
+        self.network, self.bits, self.take, self.frozen, self.branch = network, arithmetic, take, frozen, branch
         self.zero = 0.0 if network.encoding == "boolean" else -1.0
         self.window = inf if network.window is None else network.window
         # Autograd needs an input with a gradient. Bits have none, and BatchNorms may have no parameters.
@@ -172,7 +177,8 @@ class _Pass(torch.autograd.Function):
                 to_inputs = packed.bits.to_inputs(i, packed.weights(i), below.sums.z.shape[1], packed.zero)
                 at_sums = back.go_on(to_inputs, below.sums, below.norm, packed.window)
             x = back.activation if layers[i].x is None else layers[i].x
-            packed.take(packed.network.layers[i].weight, packed.factors(i, x, at_sums))
+            with packed.branch((at_sums, x)):
+                packed.take(packed.network.layers[i].weight, packed.factors(i, x, at_sums))
             del at_sums, x  # frees their memory before the next layer needs as much
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *(g if w else None for g, w in zip(gradients, wanted, strict=True))

@@ -174,6 +174,20 @@ def flip_marked(_typing, bits, marks):
 
 
 @intrinsic
+def flip_different(_typing, bits, numbers, threshold):
+    """Sets the 8 bits at address `bits` to 1[x > threshold] for the 8 float32 x at `numbers`. Returns the number of flips."""
+
+    def codegen(b, bits, numbers, threshold):
+        vector, limit = b.load(pointer(b, numbers, _EIGHT_FLOATS), align=4), splat(b, threshold, 8)
+        above, at = b.bitcast(b.fcmp_ordered(">", vector, limit), I8), pointer(b, bits, I8)
+        changes = b.xor(b.load(at), above)
+        b.store(above, at)
+        return b.ctpop(b.zext(changes, I64))
+
+    return emitted(types.intp(types.intp, types.intp, types.float32), codegen)
+
+
+@intrinsic
 def ones(_typing, value):
     """Returns the number of bits that are 1 in an int64."""
     return emitted(types.intp(types.intp), lambda b, v: b.ctpop(v))
