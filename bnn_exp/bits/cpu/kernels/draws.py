@@ -6,7 +6,7 @@ Numbers of 32 bits stand in uint64, so that a product of two of them is whole.
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import below_among_64, lowest_one
+from bnn_exp.bits.cpu.kernels.llvm import below_among_64, keep, lowest_one
 
 BLOCK = 1024  # random numbers at a time: they stay in the cache
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -76,4 +76,5 @@ def below(key, step, draw, count, share, out):
                 out[found] = first + i + lowest_one(left)
                 found += 1
                 left &= left - 1
+    keep(scratch)
     return found

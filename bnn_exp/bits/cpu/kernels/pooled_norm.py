@@ -3,7 +3,8 @@
 Images z [batch, height, width, channels], outputs and gradients are flat arrays of float32 or bfloat16 (as uint16), where the
 number of channels is a multiple of 16. Vectors are float32 [channels]. `shape` is that of z.
 
-A kernel takes the images `begin` to `end`, and 16 channels of an image at a time, which stay in the cache.
+A kernel takes the images `begin` to `end`, and 16 channels of an image at a time, which stay in the cache. The loops over a
+window count by 1: a range with another step begins with a division.
 """
 
 import numpy as np
@@ -39,13 +40,14 @@ def set_pooled(z, shape, size, scale, shift, begin, end, lowest, out, places):
             for r in range(down):
                 for c in range(across):
                     first = (image * height + r * size) * row + c * size * channels + n
-                    largest, place, i = times_plus(numbers_at(z, first), a, b), zero_ints(), 0
-                    for start in range(first, first + size * row, row):
-                        for at in range(start, start + size * channels, channels):
+                    largest, place, i, at = times_plus(numbers_at(z, first), a, b), zero_ints(), 0, first
+                    for _ in range(size):
+                        for _ in range(size):
                             y = times_plus(numbers_at(z, at), a, b)
                             place = greater_place(y, largest, place, i)
                             largest = greater(y, largest)
-                            i += 1
+                            i, at = i + 1, at + channels
+                        at += row - size * channels
                     set_numbers(out, to, at_least(largest, least))
                     set_bytes(places, to, place_above(largest, least, place, size * size))
                     to += channels
@@ -65,12 +67,13 @@ def image_sums(grad, places, z, shape, size, mean, begin, end, totals, products)
             total, product = zero_floats(), zero_floats()
             for r in range(down):
                 for c in range(across):
-                    first = (image * height + r * size) * row + c * size * channels + n
+                    k = (image * height + r * size) * row + c * size * channels + n
                     place, number, i = bytes_at(places, at), center, 0
-                    for start in range(first, first + size * row, row):
-                        for k in range(start, start + size * channels, channels):
+                    for _ in range(size):
+                        for _ in range(size):
                             number = where_place(numbers_at(z, k), number, place, i)
-                            i += 1
+                            i, k = i + 1, k + channels
+                        k += row - size * channels
                     g = where_place(zero_floats(), numbers_at(grad, at), place, i)
                     total, product = plus(total, g), times_plus(g, minus(number, center), product)
                     at += channels
@@ -80,7 +83,7 @@ def image_sums(grad, places, z, shape, size, mean, begin, end, totals, products)
 
 @kernel
 def set_image_gradients(grad, places, z, shape, size, scale, mean, slope, offset, begin, end, out):
-    """Sets g · scale − (z − mean) · slope − offset, with g as in `image_sums`, and 0 outside of all windows."""
+    """Sets g · scale − (z − mean) · slope − offset, with g as in `image_sums`; g is 0 outside of all windows."""
     _, height, width, channels = shape
     down, across, row = height // size, width // size, width * channels
     for image in range(begin, end):

@@ -27,13 +27,14 @@ def set_largest(x, shape, size, begin, end, out, places):
         for c in range(across):
             for n in range(0, channels, WIDTH):
                 first, to = corner + c * size * channels + n, (r * across + c) * channels + n
-                largest, place, i = numbers_at(x, first), zero_ints(), 0
-                for start in range(first, first + size * row, row):
-                    for at in range(start, start + size * channels, channels):
+                largest, place, i, at = numbers_at(x, first), zero_ints(), 0, first
+                for _ in range(size):
+                    for _ in range(size):
                         number = numbers_at(x, at)
                         place = greater_place(number, largest, place, i)
                         largest = greater(number, largest)
-                        i += 1
+                        i, at = i + 1, at + channels
+                    at += row - size * channels
                 set_numbers(out, to, largest)
                 set_bytes(places, to, place)
 
@@ -49,11 +50,12 @@ def spread(grad, places, shape, size, begin, end, out):
             for n in range(0, channels, WIDTH):
                 first, at = corner + c * size * channels + n, (r * across + c) * channels + n
                 g, place = numbers_at(grad, at), bytes_at(places, at)
-                i = 0
-                for start in range(first, first + size * row, row):
-                    for to in range(start, start + size * channels, channels):
+                i, to = 0, first
+                for _ in range(size):
+                    for _ in range(size):
                         set_numbers(out, to, where_place(g, zero_floats(), place, i))
-                        i += 1
+                        i, to = i + 1, to + channels
+                    to += row - size * channels
         for i in range(size):
             for j in range(corner + i * row + across * size * channels, corner + (i + 1) * row, WIDTH):
                 set_numbers(out, j, zero_floats())
