@@ -2,7 +2,7 @@
 
 cuDNN's deterministic kernels are slow where a layer has few channels and large images: on an H200 they took 78 µs for the
 weight gradient of 16 → 16 channels on 128 images of 28 × 28 pixels, and the kernels of this package 21 µs. On a CPU that
-multiplies pairs of bfloat16, this package's kernel takes five sixths of the time of oneDNN's for the layers of `bncvl`.
+multiplies pairs of bfloat16, this package's kernel takes three quarters of the time of oneDNN's for the layers of `bncvl`.
 """
 
 from typing import Any

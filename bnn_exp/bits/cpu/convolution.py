@@ -27,6 +27,6 @@ def weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
         parts[begin] = np.zeros(size * size * shape[3] * outputs, np.float32)
         add_weight_gradients(flat(images), flat(grads), shape, outputs, size, begin, end, parts[begin])
 
-    share_out(add, len(images))
+    share_out(add, (len(images) + 1) // 2)
     sums = sum(parts[begin] for begin in sorted(parts))  # the parts, and so the order of the terms, depend on the threads
     return torch.from_numpy(sums).view(size, size, shape[3], outputs).permute(3, 2, 0, 1).contiguous()

@@ -1,7 +1,7 @@
 """The gradient at the weights of a convolution in bfloat16, by the processor's products of pairs (AVX512-BF16).
 
-The instruction multiplies a pair of bfloat16 by a pair, and adds both products to a float32. A pair here is two neighbouring
-positions of a row of an image. So a kernel first stores images and gradients as pairs.
+The instruction multiplies a pair of bfloat16 by a pair, and adds both products to a float32. A pair here is the same number of
+two images. So a kernel first stores images and gradients as pairs.
 
 Images x [batch, height, width, inputs] and gradients g [batch, height, width, outputs] are flat arrays of bfloat16 (as uint16).
 The numbers of channels are multiples of 16. The convolution pads images by side // 2 zeros, for kernels of an odd side.
@@ -104,55 +104,51 @@ def _joined(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
 
 
 @kernel
-def _set_pairs(x, first, rows, width, channels, pad, step, count, out):
-    """Stores the pairs of `rows` rows of `width` positions, from row `first` of x on: for each row `count` pairs.
+def _pair_images(x, size, batch, first, count, out):
+    """Stores images of `size` numbers as pairs: image 2k with image 2k + 1 for k = `first` … `first` + `count` − 1.
 
-    The pairs of a row begin at the positions −pad, step − pad, 2 · step − pad and so on. Positions outside of the row are 0.
+    An image after the last of the batch is 0.
     """
-    no_numbers, bytes_ = np.zeros(channels, np.uint16), 2 * channels
-    zeros, start, to = np.intp(no_numbers.ctypes.data), np.intp(x.ctypes.data), np.intp(out.ctypes.data)
-    for row in range(start + first * width * bytes_, start + (first + rows) * width * bytes_, width * bytes_):
-        for at in range(-pad, count * step - pad, step):
-            low, high = row + at * bytes_, row + (at + 1) * bytes_
-            if not 0 <= at < width:
-                low = zeros
-            if not 0 <= at + 1 < width:
-                high = zeros
-            for n in range(0, bytes_, 2 * WIDTH):
-                set_pairs(to, low + n, high + n)
-                to += PAIR * WIDTH
-    keep(no_numbers)
+    missing = np.zeros(size if batch % 2 else 0, np.uint16)
+    start, none, to = np.intp(x.ctypes.data), np.intp(missing.ctypes.data), np.intp(out.ctypes.data)
+    for k in range(first, first + count):
+        low = start + 4 * k * size
+        high = low + 2 * size if 2 * k + 1 < batch else none
+        for i in range(0, 2 * size, 2 * WIDTH):
+            set_pairs(to, low + i, high + i)
+            to += PAIR * WIDTH
+    keep(missing)
 
 
 @kernel
 def add_weight_gradients(x, g, shape, outputs, side, begin, end, sums):
-    """Adds the gradients of the images `begin` to `end` to `sums`, float32 [side, side, inputs, outputs], flat.
+    """Adds the gradients of the pairs of images `begin` to `end` to `sums`, float32 [side, side, inputs, outputs], flat.
 
     `shape` is that of x.
     """
-    _, height, width, inputs = shape
-    pad, across, half = side // 2, width + side - 1, (width + 1) // 2
-    row_x, row_g = PAIR * across * inputs, PAIR * half * outputs
-    block = max(1, BUFFER // (height * (row_x + row_g)))
-    pairs_x, pairs_g = np.empty(block * height * row_x, np.uint8), np.empty(block * height * row_g, np.uint8)
+    batch, height, width, inputs = shape
+    pad, size_x, size_g = side // 2, height * width * inputs, height * width * outputs
+    block = max(1, BUFFER // (PAIR * (size_x + size_g)))
+    pairs_x, pairs_g = np.empty(block * size_x, np.uint32), np.empty(block * size_g, np.uint32)
     of_x, of_g, out = np.intp(pairs_x.ctypes.data), np.intp(pairs_g.ctypes.data), np.intp(sums.ctypes.data)
     for first in range(begin, end, block):
-        images = min(block, end - first)
-        _set_pairs(x, first * height, images * height, width, inputs, pad, 1, across, pairs_x)
-        _set_pairs(g, first * height, images * height, width, outputs, 0, 2, half, pairs_g)
+        count = min(block, end - first)
+        _pair_images(x, size_x, batch, first, count, pairs_x)
+        _pair_images(g, size_g, batch, first, count, pairs_g)
         for ky in range(side):
             top, bottom = max(0, pad - ky), min(height, height + pad - ky)  # the rows of g whose row of x is in the image
             for kx in range(side):
+                left, right = max(0, pad - kx), min(width, width + pad - kx)
                 for m in range(0, inputs, WIDTH):
                     for n in range(0, outputs, WIDTH):
                         total = zero_sums()
-                        for image in range(images):
+                        for image in range(count):
                             for r in range(image * height + top, image * height + bottom):
-                                at_x = of_x + (r + ky - pad) * row_x + PAIR * (kx * inputs + m)
-                                at_g = of_g + r * row_g + PAIR * n
-                                for _ in range(half):
+                                at_x = of_x + PAIR * (((r + ky - pad) * width + left + kx - pad) * inputs + m)
+                                at_g = of_g + PAIR * ((r * width + left) * outputs + n)
+                                for _ in range(right - left):
                                     total = add_pair_products(total, at_x, at_g)
-                                    at_x += 2 * PAIR * inputs
+                                    at_x += PAIR * inputs
                                     at_g += PAIR * outputs
                         to = out + 4 * (((ky * side + kx) * inputs + m) * outputs + n)
                         add_to_rows(to, np.intp(4 * outputs), total)
