@@ -6,6 +6,7 @@ from helpers import compiled, on_both, where
 
 from bnn_exp.bits import pack, unpack
 from bnn_exp.bits.factors import ComputedGradient
+from bnn_exp.commands.benchmark import launches
 from bnn_exp.nn import device, operators
 from bnn_exp.optim import CEMA, Bold, Bop, Bop2, Counter, HyperMask, rule
 
@@ -55,6 +56,23 @@ def trained(name, shape, packed=False, steps=2, gap=0):
         optimizer.count()
         seen.append(unpack(p.data.cpu(), shape) if packed else p.detach().cpu().clone())
     return torch.stack(seen), optimizer.state[p], int(optimizer.flips[0])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_a_step_computes_nothing_besides_its_operator(name, packed, monkeypatch):
+    """The second step makes no state and converts nothing. Kernels use operators of torch, so the operator is replaced."""
+    kind, options = RULES[name]
+    w, g = torch.full((8, 16), 0.5, device=WHERE).bernoulli_(), torch.randn(8, 16, device=WHERE)
+    p = torch.nn.Parameter(pack(w).to(WHERE) if packed else w, requires_grad=not packed)
+    optimizer, operator = kind([p], **options), name.split()[0]
+    for _ in range(2):
+        optimizer.announce()
+        with launches.Launches() as counted:
+            optimizer.flip(p, ComputedGradient(g) if packed else g)
+        optimizer.count()
+        monkeypatch.setattr(torch.ops.bnn_exp, operator, lambda *given: None)
+    assert not counted.found
 
 
 @pytest.mark.parametrize("shape", [(41, 53), (1, 5), (2, 1)])
