@@ -22,12 +22,12 @@ class Factors(Protocol):
         """Returns the gradient at `positions`, float32. Positions are sorted int64 indices into the flattened gradient."""
 
     def whole(self) -> Tensor:
-        """Returns the whole gradient, float32 [neurons, inputs]."""
+        """Returns the whole gradient, float32 or (on a CPU) bfloat16 [neurons, inputs]."""
 
 
 @dataclass(frozen=True)
 class ComputedGradient:
-    """A computed weight gradient, float32 [neurons, inputs], behind the interface of `Factors`."""
+    """A computed weight gradient [neurons, inputs] behind the interface of `Factors`."""
 
     gradient: Tensor
 
@@ -41,5 +41,5 @@ class ComputedGradient:
         return self.gradient.flatten()[positions]
 
     def whole(self) -> Tensor:
-        """Returns the whole gradient, float32 [neurons, inputs]."""
+        """Returns the whole gradient, float32 or (on a CPU) bfloat16 [neurons, inputs]."""
         return self.gradient

@@ -41,12 +41,14 @@ def layers(network: nn.Module, sample: Tensor) -> list[LayerCost]:
     found: list[LayerCost] = []
 
     def note(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        def hook(_module: nn.Module, inputs: Any, output: Tensor) -> None:
             bits = module.bits() if isinstance(module, BinaryLayer) else {}
             binary = sum(b.numel() for b in bits.values())
             real = sum(p.numel() for n, p in module.named_parameters(recurse=False) if n not in bits)
             shape = tuple(output.shape[1:])
             positions = output[0].numel() // len(bits["weight"]) if bits else 0
+            if getattr(module, "pool", 1) > 1:  # the layer multiplies before it pools, at all positions of its inputs
+                positions = inputs[0][0, 0].numel()
             adds = bits["weight"].numel() * positions if bits else 0
             tensors = tuple(f"{name}.{own}" if name else own for own in bits)
             found.append(LayerCost(name, type(module).__name__, shape, binary, real, adds, tensors))

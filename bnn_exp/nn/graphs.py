@@ -1,6 +1,6 @@
 """CUDA graphs of a function: recorded once for each combination of arguments, then replayed by one call.
 
-A graph may have branches: work of one branch runs while other branches and the rest of the graph run. `beside` opens a branch.
+A graph may have branches: the work of a branch runs beside the rest of the graph. `beside` opens a branch.
 """
 
 import logging

@@ -91,7 +91,7 @@ class Fused:
         packed = w.dtype == torch.uint8
         if not _readable(g, w):
             return False
-        if not state:
+        if self.state and not state:
             state.update(self.first(lambda: PackedBits(w, g.shape[1]).unpack(torch.uint8) if packed else w.byte(), h))
         kept = [state[name] for name in self.state if name in state]
         if not (all(t.is_contiguous() for t in kept) and (not packed or device.on_host(w) or _whole_bytes(g, kept))):

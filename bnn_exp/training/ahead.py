@@ -26,6 +26,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.training import engine
 
 KERNELS = Path(__file__).parents[1] / "bits/cpu/kernels"
+PROGRAM = "import gc; gc.disable(); from bnn_exp.training.compile_ahead import main; main()"  # collections would slow imports
 SIZES = "hidden_size", "channels"
 LEAST_IDLE = 0.25  # idle cores: on a busy machine the second process would only slow this process down
 
@@ -46,7 +47,7 @@ def begin(settings: Settings, values: dict[str, Any]) -> subprocess.Popen | None
         return None
     if values.get("plugins") or settings.engine.memory == "lean" or (file := mark(settings)).exists():
         return None
-    command = [sys.executable, "-m", "bnn_exp.training.compile_ahead", str(file)]
+    command = [sys.executable, "-c", PROGRAM, str(file)]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, text=True)
     atexit.register(_end, process)

@@ -4,7 +4,6 @@ Reads the configuration of the run as JSON from standard input, and creates the 
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,11 +53,14 @@ def _small(settings: Settings) -> Settings:
     return tiny(replace(settings, engine=replace(settings.engine, name=chosen)), ROWS)
 
 
-if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"
-    engine.let_waiting_threads_sleep("cpu")
+def main() -> None:
+    """Compiles the kernels of the run whose configuration comes from standard input, and creates the file `sys.argv[1]`."""
     torch.set_num_threads(1)
     compile_kernels(_small(load_settings(json.load(sys.stdin))))
     mark = Path(sys.argv[1])
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
+
+
+if __name__ == "__main__":
+    main()

@@ -84,7 +84,7 @@ def of_engines(machine: Machine) -> Iterator[Row]:
     subprocess.run([sys.executable, *command, f"hydra.run.dir={folder}"], check=True)
     for step in json.loads((folder / "benchmark.json").read_text())["steps"]:
         times = {name: 1e3 * step[name] for name in ("dense", "packed")}
-        yield {"step, ms": f"h={step['hidden']}, batch {step['batch']}"} | times
+        yield {"step, ms": f"h={step['hidden']}, batch {step['batch']}, {step['rule']}"} | times
 
 
 def of_kernels(machine: Machine) -> Iterator[Row]:

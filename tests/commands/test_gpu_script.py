@@ -170,11 +170,13 @@ def test_the_steps_of_both_engines_are_read(monkeypatch, tmp_path):
         folder = Path(words[-1].removeprefix("hydra.run.dir="))
         assert words[1:6] == ["-m", "bnn_exp", "task=benchmark", "benchmark=machine", "device=cuda"] and check
         folder.mkdir()
-        (folder / "benchmark.json").write_text('{"steps": [{"hidden": 8, "batch": 32, "dense": 0.002, "packed": 0.001}]}')
+        (folder / "benchmark.json").write_text(
+            '{"steps": [{"rule": "whole", "hidden": 8, "batch": 32, "dense": 0.002, "packed": 0.001}]}'
+        )
 
     monkeypatch.setattr(subprocess, "run", command)
     rows = list(training.of_engines(Machine("cuda", None, tmp_path)))
-    assert rows == [{"step, ms": "h=8, batch 32", "dense": 2.0, "packed": 1.0}]
+    assert rows == [{"step, ms": "h=8, batch 32, whole", "dense": 2.0, "packed": 1.0}]
 
 
 def test_the_outcome_of_the_tests_is_read(monkeypatch, tmp_path):

@@ -140,11 +140,11 @@ def _top(step: Step, given: OnRows, sizes: Sizes) -> int:
     for shift, bits in top.DIGITS:
 
         def counted(begin: int, end: int, key: int = key, digit: tuple[int, int] = (shift, bits)) -> np.ndarray:
-            counts = np.zeros(2 ** digit[1], np.int64)
+            counts = np.zeros(2 ** digit[1] + top.OTHERS, np.int64)
             top.tally(*arguments, begin, end, *sizes, key, *digit, counts)
             return counts
 
-        counts = np.sum(given.shared(counted), 0)
+        counts = np.sum(given.shared(counted), 0)[: 2**bits]
         k = min(k, int(counts.sum()))
         if k == 0:
             return 0

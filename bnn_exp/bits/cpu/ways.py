@@ -172,7 +172,11 @@ class InBF16(InFloat32):
         """Returns gradᵀ · pixels / 255, float32 [neurons, inputs]. The integers up to 255 are exact in bf16."""
         if not self.products:
             return super().by_pixels(grad, pixels, neurons)
-        return (grad[:, :neurons].bfloat16().t() @ pixels.bfloat16()).float().div_(255)
+        whole, x = torch.empty(neurons, pixels.shape[1]), pixels.bfloat16()
+        for n in range(0, neurons, _COLUMNS):
+            some = slice(n, min(n + _COLUMNS, neurons))
+            whole[some] = grad[:, some].bfloat16().t() @ x
+        return whole.div_(255)
 
 
 def in_bf16(columns: Tensor, zero: float) -> Tensor:

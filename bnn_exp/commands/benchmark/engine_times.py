@@ -14,11 +14,11 @@ from bnn_exp.commands.benchmark.training_ways import ENGINES, first_step
 from bnn_exp.commands.task import Task
 from bnn_exp.config import rules
 from bnn_exp.config.settings import Settings, load_settings
-from bnn_exp.data.dataset import Dataset, Split
 from bnn_exp.records.files import writable, write_json
 from bnn_exp.records.terminal import console
 from bnn_exp.training import measured, plan, precision
 from bnn_exp.training.setup import settle
+from bnn_exp.training.tiny import random_images
 
 # Hidden sizes and batch sizes, by the type of the device. Far beyond them one engine is the faster one for certain.
 SIZES = {"cpu": ((64, 256, 1024), (32, 256, 1024)), "cuda": ((256, 1024, 4096), (128, 1024, 8192))}
@@ -73,7 +73,7 @@ def steps(
     # On one thread of a CPU, the time of the processor leaves out the time that other processes take.
     clock = "processor_median" if device.type == "cpu" and torch.get_num_threads() == 1 else "median"
     sizes = list(sizes)
-    data = _random_images(max(batch for _, batch in sizes), device)
+    data = random_images(max(batch for _, batch in sizes), device)
     for (name, rule), (hidden, batch) in product(by.items(), sizes):
         sized = replace(
             settings,
@@ -87,12 +87,6 @@ def steps(
             step(next(batches)), step(next(batches))  # on a GPU, the second step is recorded
         times = time_steps(of_engines, batches, rounds)
         yield {"rule": name, "hidden": hidden, "batch": batch, **{engine: times[engine][clock] for engine in ENGINES}}
-
-
-def _random_images(rows: int, device: torch.device) -> Dataset:
-    images = torch.randint(256, (rows, 1, 28, 28), dtype=torch.uint8, device=device)
-    split = Split(images, torch.arange(rows, device=device) % 10)
-    return Dataset(split, None, split, tuple("0123456789"), (0.5,), (0.29,), "")
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -29,9 +29,25 @@ CHUNK = 256  # rows that one float32 sum adds up; the sums of all chunks are add
 
 
 @fused_kernel
-def _number(z, short, a, c):
-    """Returns 16 numbers a·z + c, float32. `z` is the address of 16 int16 if `short`, else of 16 float32."""
-    return times_plus(shorts_at(z) if short else floats_at(z), a, c)
+def _number(z, size, a, c):
+    """Returns 16 numbers a·z + c, float32. `z` is the address of 16 int16 if `size` is 2 bytes, else of 16 float32."""
+    return times_plus(shorts_at(z) if size == 2 else floats_at(z), a, c)
+
+
+@fused_kernel
+def _plus_square(total, numbers, mean):
+    """Returns total + (numbers − mean)², 16 float32."""
+    difference = minus(numbers, mean)
+    return times_plus(difference, difference, total)
+
+
+@fused_kernel
+def _set_four(address, a, b, c, d):
+    """Stores four vectors of 16 float32 at `address`."""
+    set_floats(address, a)
+    set_floats(address + 64, b)
+    set_floats(address + 128, c)
+    set_floats(address + 192, d)
 
 
 @fused_kernel
@@ -41,25 +57,28 @@ def moments(z, a, c, first, last, mean, squares):
 
     The rows are added one after the other, as torch does on one thread.
     """
-    rows, row, short = len(z), z.shape[1] * z.itemsize, z.itemsize == 2
+    rows, row, size = len(z), z.shape[1] * z.itemsize, z.itemsize
     start, shifts, means, sums = np.intp(z.ctypes.data), c.ctypes.data, mean.ctypes.data, squares.ctypes.data
-    a, count, step = repeated(a), repeated(np.float32(rows)), WIDTH * z.itemsize
-    for n in range(first, last, 2 * WIDTH):
-        begin, at, to, out = start + n * z.itemsize, np.intp(shifts + 4 * n), np.intp(means + 4 * n), np.intp(sums + 4 * n)
-        c, d = floats_at(at), floats_at(at + 64)
-        p, q = zero_floats(), zero_floats()
+    a, count = repeated(a), repeated(np.float32(rows))
+    for n in range(first, last, 4 * WIDTH):
+        begin, at = start + n * size, np.intp(shifts + 4 * n)
+        to, out = np.intp(means + 4 * n), np.intp(sums + 4 * n)
+        c, d, e, f = floats_at(at), floats_at(at + 64), floats_at(at + 128), floats_at(at + 192)
+        p, q, s, t = zero_floats(), zero_floats(), zero_floats(), zero_floats()
         for r in range(rows):
-            p = plus(p, _number(begin + r * row, short, a, c))
-            q = plus(q, _number(begin + r * row + step, short, a, d))
-        p, q = over(p, count), over(q, count)
-        set_floats(to, p)
-        set_floats(to + 64, q)
-        x, y = zero_floats(), zero_floats()
+            x = begin + r * row
+            p, q = plus(p, _number(x, size, a, c)), plus(q, _number(x + WIDTH * size, size, a, d))
+            s, t = plus(s, _number(x + 2 * WIDTH * size, size, a, e)), plus(t, _number(x + 3 * WIDTH * size, size, a, f))
+        p, q, s, t = over(p, count), over(q, count), over(s, count), over(t, count)
+        _set_four(to, p, q, s, t)
+        u, v, x, y = zero_floats(), zero_floats(), zero_floats(), zero_floats()
         for r in range(rows):
-            e, f = minus(_number(begin + r * row, short, a, c), p), minus(_number(begin + r * row + step, short, a, d), q)
-            x, y = times_plus(e, e, x), times_plus(f, f, y)
-        set_floats(out, x)
-        set_floats(out + 64, y)
+            at = begin + r * row
+            u = _plus_square(u, _number(at, size, a, c), p)
+            v = _plus_square(v, _number(at + WIDTH * size, size, a, d), q)
+            x = _plus_square(x, _number(at + 2 * WIDTH * size, size, a, e), s)
+            y = _plus_square(y, _number(at + 3 * WIDTH * size, size, a, f), t)
+        _set_four(out, u, v, x, y)
 
 
 @kernel

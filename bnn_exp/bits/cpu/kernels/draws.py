@@ -6,6 +6,7 @@ Numbers of 32 bits stand in uint64, so that a product of two of them is whole.
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
+from bnn_exp.bits.cpu.kernels.llvm import below_among_64, keep, lowest_one
 
 BLOCK = 1024  # random numbers at a time: they stay in the cache
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -61,12 +62,19 @@ def below(key, step, draw, count, share, out):
         The number of these places. If `out` may be too short for them: −1.
     """
     scratch, found = np.empty(BLOCK, np.float32), 0
+    numbers = np.intp(scratch.ctypes.data)
     for first in range(0, count, BLOCK):
         if found + BLOCK > len(out):
             return -1
         size = min(BLOCK, count - first)
         fractions(key, step, draw, first, size, scratch)
-        for i in range(size):
-            out[found] = first + i
-            found += scratch[i] < share
+        for i in range(size, -(-size // 64) * 64):
+            scratch[i] = np.float32(2)  # no share is above 1
+        for i in range(0, size, 64):
+            left = below_among_64(numbers + 4 * i, share)
+            while left:
+                out[found] = first + i + lowest_one(left)
+                found += 1
+                left &= left - 1
+    keep(scratch)
     return found

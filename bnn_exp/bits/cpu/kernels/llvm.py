@@ -188,6 +188,23 @@ def flip_different(_typing, bits, numbers, threshold):
 
 
 @intrinsic
+def below_among_64(_typing, numbers, limit):
+    """Returns 64 bits: 1[x < limit] for the 64 float32 x at address `numbers`, the first as the lowest bit."""
+
+    def codegen(b, numbers, limit):
+        vector = b.load(pointer(b, numbers, ir.VectorType(F32, 64)), align=4)
+        return b.bitcast(b.fcmp_ordered("<", vector, splat(b, limit, 64)), I64)
+
+    return emitted(types.intp(types.intp, types.float32), codegen)
+
+
+@intrinsic
+def lowest_one(_typing, value):
+    """Returns the place of the lowest bit of an int64 that is 1, from 0. The value must not be 0."""
+    return emitted(types.intp(types.intp), lambda b, v: b.cttz(v, ir.Constant(I1, 1)))
+
+
+@intrinsic
 def ones(_typing, value):
     """Returns the number of bits that are 1 in an int64."""
     return emitted(types.intp(types.intp), lambda b, v: b.ctpop(v))

@@ -24,6 +24,7 @@ from bnn_exp.bits.cpu.kernels.rules import (
 )
 
 DIGITS = (20, 11), (10, 10), (0, 10)  # of each pass: the number of lower bits, and the number of bits by which keys count
+OTHERS = 32
 _wanted = SCALARS["wanted"]
 
 
@@ -43,10 +44,12 @@ def tally(w, row, packed, g, stride, half, columns, begin, end, of_rows, of_colu
 
     Args:
         upper: the bits above these of the keys that count.
-        counts: int64 [2^bits], to which the numbers of keys are added.
+        counts: int64 [2^bits + OTHERS], to which the numbers of keys are added. All other keys are added to the last OTHERS
+            counts in turn, since a processor waits between two additions to one count.
     """
     scratch, size = np.empty(SCRATCH, np.float32), of_rows[0]
-    keys, above, mask = scratch.view(np.int32), shift + bits, (1 << bits) - 1
+    keys, above, mask = scratch.view(np.int32), np.int32(shift + bits), np.int32((1 << bits) - 1)
+    shift, upper, others = np.int32(shift), np.int32(upper), np.int32(1 << bits)
     for r in range(begin, end):
         if len(of_rows) > 1:
             size = of_rows[r]
@@ -55,8 +58,10 @@ def tally(w, row, packed, g, stride, half, columns, begin, end, of_rows, of_colu
             at = w + r * row + (c >> 3 if packed else 4 * c)
             _read_keys(at, packed, g + (r * stride + c) * (2 if half else 4), half, size, of_columns[c:], n, scratch)
             for i in range(n):
-                if keys[i] >> above == upper:
-                    counts[keys[i] >> shift & mask] += keys[i] > 0
+                counted = (keys[i] > 0) & (keys[i] >> above == upper)
+                keys[i] = keys[i] >> shift & mask if counted else others + np.int32(i & OTHERS - 1)
+            for i in range(n):
+                counts[np.uint32(keys[i])] += 1
 
 
 @kernel

@@ -25,6 +25,7 @@ from bnn_exp.bits.cpu.kernels.llvm import (
     constant,
     declared,
     emitted,
+    keep,
     picked,
     pointer,
     splat,
@@ -116,6 +117,7 @@ def _pair_images(x, size, batch, first, count, out):
         for i in range(0, 2 * size, 2 * WIDTH):
             set_pairs(to, low + i, high + i)
             to += PAIR * WIDTH
+    keep(missing)
 
 
 @kernel
@@ -150,3 +152,5 @@ def add_weight_gradients(x, g, shape, outputs, side, begin, end, sums):
                                     at_g += PAIR * outputs
                         to = out + 4 * (((ky * side + kx) * inputs + m) * outputs + n)
                         add_to_rows(to, np.intp(4 * outputs), total)
+    keep(pairs_x)
+    keep(pairs_g)
