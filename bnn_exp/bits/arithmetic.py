@@ -21,6 +21,7 @@ def arithmetic(
     gradient_bits: int | None = None,
     key: Callable[[int, int], int] = lambda *_: 0,
     bf16_products: bool = True,
+    lean: bool = False,
 ) -> "OnCPU | OnGPU":
     """Returns the operations on packed bits for the device of `weights`.
 
@@ -30,6 +31,8 @@ def arithmetic(
         key: returns the random key, below 2³², of one rounding. Its arguments are the number of a layer, and 0 for the gradient
             of the layer's inputs or 1 for the gradient of its weights.
         bf16_products: on a CPU, True if torch multiplies bf16 faster than float32.
+        lean: on a CPU, True if rules take weight gradients in blocks of neurons. Gradients that are rounded at random are
+            never taken in blocks: the random numbers of a row depend on its place.
     """
     if not device.on_host(weights):
         from bnn_exp.bits.cuda.products import has_fp8
@@ -44,4 +47,4 @@ def arithmetic(
         bits = gradient_bits
         return OnCPU(lambda layer, gradient: Rounding(bits, key(layer, gradient)))
     way = InBF16(bf16_products) if bf16 else InFloat32()
-    return OnCPU(lambda layer, gradient: way)
+    return OnCPU(lambda layer, gradient: way, lean)

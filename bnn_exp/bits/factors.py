@@ -2,17 +2,24 @@
 
 A layer's sums are the products of its inputs with its weights. A weight gradient is the product of two factors: the gradient
 at the layer's sums, and the layer's inputs. If a rule reads only a few entries of a weight gradient, only these entries are
-computed.
+computed. `engine.memory=lean` on a CPU computes the gradients of a few neurons at a time.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 
 class Factors(Protocol):
-    """A weight gradient [neurons, inputs] that has not been computed, stored as its two factors."""
+    """A weight gradient [neurons, inputs] that has not been computed, stored as its two factors.
+
+    `lean` is True if the gradient should be computed in `blocks`, although a rule may then compute each block twice.
+    """
+
+    @property
+    def lean(self) -> bool: ...
 
     @property
     def inputs(self) -> int:
@@ -24,11 +31,15 @@ class Factors(Protocol):
     def whole(self) -> Tensor:
         """Returns the whole gradient, float32 or (on a CPU) bfloat16 [neurons, inputs]."""
 
+    def blocks(self, neurons: int) -> Iterator[Tensor]:
+        """Yields the gradients of `neurons` neurons at a time, from the first neuron to the last, in the dtype of `whole`."""
+
 
 @dataclass(frozen=True)
 class ComputedGradient:
     """A computed weight gradient [neurons, inputs] behind the interface of `Factors`."""
 
+    lean: ClassVar[bool] = False
     gradient: Tensor
 
     @property
@@ -43,3 +54,7 @@ class ComputedGradient:
     def whole(self) -> Tensor:
         """Returns the whole gradient, float32 or (on a CPU) bfloat16 [neurons, inputs]."""
         return self.gradient
+
+    def blocks(self, neurons: int) -> Iterator[Tensor]:
+        """Yields the gradients of `neurons` neurons at a time, from the first neuron to the last, in the dtype of `whole`."""
+        yield from self.gradient.split(neurons)

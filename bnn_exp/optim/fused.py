@@ -1,5 +1,6 @@
 """A rule's step on one tensor as one torch operator: few kernels on a GPU, one compiled pass on a CPU."""
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -8,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnn_exp.bits.factors import Factors
 from bnn_exp.bits.packing import PackedBits
 from bnn_exp.bits.philox import Philox
+from bnn_exp.bits.scalar_rules import STEPS
 from bnn_exp.nn import device
 from bnn_exp.nn.operators import operator
 from bnn_exp.optim.in_place import flip_bits, keep_addresses
@@ -18,6 +21,7 @@ SCHEMA = (
     "(Tensor g, Tensor(a!) w, int columns, Tensor(b!)[] state, Tensor strength, Scalar[] constants, Tensor step, int key, "
     "Tensor(c!) flips) -> ()"
 )
+_ON_GPU, _ON_CPU = (f"bnn_exp.bits.{where}.rules:STEPS" for where in ("cuda", "cpu"))
 MOST = 2**27  # kernels take fewer elements: they number bits by int32, and a packed element holds eight bits
 First = Callable[[Callable[[], Tensor], SimpleNamespace], dict[str, Tensor]]
 
@@ -60,6 +64,11 @@ class Fused:
     state: tuple[str, ...] = ()
     first: First = field(default_factory=zeros)
 
+    @property
+    def takes_blocks(self) -> bool:
+        """True if a CPU's kernels also take a gradient in blocks. The mask `top` would compute each block four times."""
+        return STEPS[self.name].rule != "top"
+
     def define(self, update: Callable[..., Tensor]) -> None:
         """Makes the operator, with the method `update` of the rule's class as its definition."""
 
@@ -74,32 +83,42 @@ class Fused:
             flips += bits.flip(which) if bits else flip_bits(w, which)
 
         definition.__name__ = self.name
-        gpu, cpu = (f"bnn_exp.bits.{where}.rules:STEPS.{self.name}" for where in ("cuda", "cpu"))
+        gpu, cpu = (f"{steps}.{self.name}" for steps in (_ON_GPU, _ON_CPU))
         operator(SCHEMA, gpu, self.launches, cpu=cpu, numbers=lambda g, *_: g.numel())(definition)
 
     def step(
-        self, w: Tensor, g: Tensor, h: SimpleNamespace, state: dict[str, Tensor], step: Tensor, key: int, flips: Tensor
+        self,
+        w: Tensor,
+        g: Tensor | Factors,
+        h: SimpleNamespace,
+        state: dict[str, Tensor],
+        step: Tensor,
+        key: int,
+        flips: Tensor,
     ) -> bool:
         """Does the step of bits w by the gradient g, and adds the number of flips to `flips`.
 
         Args:
+            g: the gradient; for packed bits on a CPU also Factors, whose blocks are computed where they are needed.
             step, key: determine the random numbers, see `Philox`.
 
         Returns:
             False if the kernels cannot read these tensors. Then nothing has changed, except that `state` may exist.
         """
-        packed = w.dtype == torch.uint8
-        if not _readable(g, w):
+        packed, computed = w.dtype == torch.uint8, isinstance(g, Tensor)
+        columns = g.shape[1] if computed else g.inputs
+        if computed and not _readable(g, w):
             return False
         if self.state and not state:
-            state.update(self.first(lambda: PackedBits(w, g.shape[1]).unpack(torch.uint8) if packed else w.byte(), h))
+            state.update(self.first(lambda: PackedBits(w, columns).unpack(torch.uint8) if packed else w.byte(), h))
         kept = [state[name] for name in self.state if name in state]
         if not (all(t.is_contiguous() for t in kept) and (not packed or device.on_host(w) or _whole_bytes(g, kept))):
             return False
         constants, strength = [getattr(h, name) for name in self.constants], getattr(h, self.strength)
         if not isinstance(strength, Tensor):
             strength = torch.tensor(strength, dtype=torch.float32)
-        getattr(torch.ops.bnn_exp, self.name)(g, w, g.shape[1], kept, strength, constants, step, key, flips)
+        do = getattr(torch.ops.bnn_exp if computed else pkgutil.resolve_name(_ON_CPU), self.name)
+        do(g, w, columns, kept, strength, constants, step, key, flips)
         return True
 
 

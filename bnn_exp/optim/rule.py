@@ -216,13 +216,15 @@ class Rule(Trained, torch.optim.Optimizer):
         i, k = self._place(p)
         h, state, packed = self._values(p, k), self.state[p], p.dtype == torch.uint8
         w = p.data if packed else _rows(p)
+        entries = packed and device.on_host(p) and self.reads_entries(h)
+        kernels = None if entries else kernels_of(type(self), h)
         if not packed:
             g = g.reshape(w.shape)
-        elif not (device.on_host(p) and self.reads_entries(h)):
+        elif not (entries or (kernels and kernels.takes_blocks and g.lean)):
             g = g.whole()
-        kernels = kernels_of(type(self), h) if isinstance(g, Tensor) else None
         if not (kernels and kernels.step(w, g, h, state, self._step(p, k), self._key(i, k), self.flips[i])):
             before = {} if device.on_host(p) else dict(state)
+            g = g if entries or isinstance(g, Tensor) else g.whole()
             self.flips[i] += self._flip(w, g, h, state, self._draw(p, i, k))
             keep_addresses(state, before)
         if not packed:

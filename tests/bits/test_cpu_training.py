@@ -153,3 +153,15 @@ def test_products_in_bf16_round_by_its_unit(rows, neurons, inputs, zero, look_up
         error = (ours.double() - exact).abs()
         assert (error <= 2.01 * BF16 * terms).all()  # numbers, or sums of five, are rounded, and results of torch's product
         assert error.max() > UNIT * terms.max()
+
+
+@pytest.mark.parametrize("way", [InFloat32(), InBF16()], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("rows", "neurons", "inputs"), [*SHAPES, (1100, 70, 300)])
+def test_blocks_of_neurons_are_parts_of_the_whole_gradient(rows, neurons, inputs, way):
+    grad = filled(normal(rows, neurons), -(-neurons // 64) * 64)
+    pixels = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    columns = columns_of(pack(bits(rows, inputs)))
+    for factors in (BitFactors(grad, columns, neurons, inputs, -1.0, way), PixelFactors(grad, pixels, neurons, way)):
+        blocks = list(factors.blocks(16))
+        assert {len(block) for block in blocks[:-1]} <= {16} and len(blocks[-1]) <= 17
+        assert torch.equal(torch.cat(blocks), factors.whole())

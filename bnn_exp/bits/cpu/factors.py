@@ -1,6 +1,6 @@
 """The gradient of a layer's weights in training on a CPU, as its two factors (`bnn_exp.bits.factors.Factors`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,8 @@ from bnn_exp.bits.cpu.threads import share_out
 from bnn_exp.bits.cpu.ways import InFloat32, Product, Way
 from bnn_exp.bits.reference import LANES
 
+_INPUTS = 256  # inputs whose pixels become floats at a time, where a gradient is computed in blocks
+
 
 @dataclass(frozen=True)
 class BitFactors:
@@ -24,6 +26,7 @@ class BitFactors:
         columns: the bits x, transposed: row k packs input k of all samples (`columns_of`).
         zero: the value of a bit 0 of x.
         way: the way to multiply the factors.
+        lean: True if the gradient should be computed in blocks.
     """
 
     grad: Tensor
@@ -32,6 +35,7 @@ class BitFactors:
     inputs: int
     zero: float
     way: Way = field(default_factory=InFloat32)
+    lean: bool = False
 
     def entries(self, positions: Tensor) -> Tensor:
         """Returns the gradient at `positions`, float32. Positions are sorted int64 indices into the flattened gradient."""
@@ -40,16 +44,25 @@ class BitFactors:
 
     def whole(self) -> Tensor:
         """Returns the whole gradient, float32 [neurons, inputs]."""
-        grad, width = by_neuron(self.grad, self.neurons), up_to(self.inputs, LANES)
-        whole, samples = torch.empty(len(grad), width), grad.shape[1]
+        (whole,) = self.blocks(self.neurons)
+        return whole
+
+    def blocks(self, neurons: int) -> Iterator[Tensor]:
+        """Yields the gradients of `neurons` neurons at a time, float32. `neurons` is a multiple of 16, or all neurons."""
+        width, samples, products = up_to(self.inputs, LANES), 8 * self.columns.shape[1], []
         for begin in range(0, samples, self.way.most):
             end = min(begin + self.way.most, samples)
-            product = self.way.by_bits(self.columns[:, begin // 8 : end // 8].contiguous(), end - begin, width, self.zero)
-            part = torch.empty_like(whole) if begin else whole
-            _multiply(product, grad[:, begin:end], part)
-            if begin:
-                whole += part
-        return whole[: self.neurons, : self.inputs]
+            some = self.columns[:, begin // 8 : end // 8].contiguous()
+            products.append((begin, end, self.way.by_bits(some, end - begin, width, self.zero)))
+        for first, count in _blocks(self.neurons, neurons):
+            grad = by_neuron(self.grad, count, first)
+            block = torch.empty(len(grad), width)
+            for begin, end, product in products:
+                part = torch.empty_like(block) if begin else block
+                _multiply(product, grad[:, begin:end], part)
+                if begin:
+                    block += part
+            yield block[:count, : self.inputs]
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,14 @@ class PixelFactors:
         grad: the gradient at the layer's sums, float32 [rows, width], 0 in columns that belong to no neuron.
         pixels: uint8 [rows, inputs].
         way: the way to multiply the factors.
+        lean: True if the gradient should be computed in blocks.
     """
 
     grad: Tensor
     pixels: Tensor
     neurons: int
     way: Way = field(default_factory=InFloat32)
+    lean: bool = False
 
     @property
     def inputs(self) -> int:
@@ -79,6 +94,25 @@ class PixelFactors:
     def whole(self) -> Tensor:
         """Returns the whole gradient, float32 [neurons, inputs]."""
         return self.way.by_pixels(self.grad, self.pixels, self.neurons)
+
+    def blocks(self, neurons: int) -> Iterator[Tensor]:
+        """Yields the gradients of `neurons` neurons at a time, float32. `neurons` is a multiple of 16, or all neurons."""
+        for first, count in _blocks(self.neurons, neurons):
+            grad = self.grad[:, first:]
+            yield torch.cat([self.way.by_pixels(grad, some, count) for some in self.pixels.split(_INPUTS, 1)], 1)
+
+
+def _blocks(neurons: int, most: int) -> Iterator[tuple[int, int]]:
+    """Yields the first neuron and the number of neurons of each block.
+
+    A single neuron at the end joins the block before: torch multiplies a single row by another kernel, which adds up the terms
+    in another order.
+    """
+    first = 0
+    while first < neurons:
+        count = most if neurons - first - most > 1 else neurons - first
+        yield first, count
+        first += count
 
 
 def _multiply(product: Product, numbers: Tensor, out: Tensor) -> None:

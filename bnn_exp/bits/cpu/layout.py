@@ -45,17 +45,21 @@ def columns_of(bits: Tensor) -> Tensor:
     return columns
 
 
-def by_neuron(grad: Tensor, neurons: int) -> Tensor:
-    """Transposes the first `neurons` columns of float32 [rows, width] to float32 [neurons, rows].
+def by_neuron(grad: Tensor, neurons: int, first: int = 0) -> Tensor:
+    """Transposes `neurons` columns of float32 [rows, width], from column `first` on, to float32 [neurons, rows].
 
-    In the result, `neurons` is rounded up to a multiple of 16 and `rows` to a multiple of 64. `width` must be at least the
-    rounded number of neurons.
+    In the result, `neurons` is rounded up to a multiple of 16 and `rows` to a multiple of 64. `width` must be at least `first`
+    plus the rounded number of neurons.
     """
     neurons, rows = up_to(neurons, WIDTH), len(grad)
     out = torch.empty(neurons, up_to(rows, LANES))
     out[:, rows:] = 0
     source, target = grad.numpy(), out.numpy()
-    share_out(lambda first, last: transposes.transpose_floats(source, WIDTH * first, WIDTH * last, target), neurons // WIDTH)
+
+    def turn(begin: int, end: int) -> None:
+        transposes.transpose_floats(source, first, WIDTH * begin, WIDTH * end, target)
+
+    share_out(turn, neurons // WIDTH)
     return out
 
 

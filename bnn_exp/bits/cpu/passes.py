@@ -25,13 +25,14 @@ class OnCPU:
     Args:
         way: returns the way to multiply the gradient at a layer's sums. Its arguments are the number of the layer, and 0 for
             the gradient of the layer's inputs or 1 for the gradient of its weights.
+        lean: True if the gradient of a layer's weights should be computed in blocks of neurons.
     """
 
     sums_of_bits = staticmethod(forward.sums_of_bits)
     sums_of_pixels = staticmethod(forward.sums_of_pixels)
 
-    def __init__(self, way: Callable[[int, int], Way] = lambda layer, gradient: InFloat32()):
-        self.way = way
+    def __init__(self, way: Callable[[int, int], Way] = lambda layer, gradient: InFloat32(), lean: bool = False):
+        self.way, self.lean = way, lean
 
     @staticmethod
     def pixels(x: Tensor) -> Tensor:
@@ -70,11 +71,11 @@ class OnCPU:
             grad: the gradient at the layer's sums, float32 [rows, width].
             x: the layer's inputs, in the form that the method `kept` returns.
         """
-        return BitFactors(grad, x, neurons, inputs, zero, self.way(layer, 1))
+        return BitFactors(grad, x, neurons, inputs, zero, self.way(layer, 1), self.lean)
 
     def pixel_factors(self, grad: Tensor, pixels: Tensor, neurons: int, inputs: int) -> PixelFactors:
         """Returns the weight gradient [neurons, inputs] of the first layer, whose inputs are pixels, uint8 [rows, inputs]."""
-        return PixelFactors(grad, pixels, neurons, self.way(0, 1))
+        return PixelFactors(grad, pixels, neurons, self.way(0, 1), self.lean)
 
 
 class Backward:

@@ -1,9 +1,10 @@
 """A rule's step on one tensor on a CPU, by numba's kernels. `STEPS` holds a function for each operator of a rule.
 
-Threads share the rows of a tensor, eight at a time: two threads then never write to one byte of counters.
+Threads share the rows of a tensor, eight at a time: two threads then never write to one byte of counters. With
+`engine.memory=lean` the gradient is no tensor but `Factors`, and a pass over it computes one block of rows at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,37 +26,52 @@ _NONE, _NO_BYTES, _NO_DRAWS = (np.empty(0, kind) for kind in (np.float32, np.uin
 Sizes = tuple[np.ndarray, np.ndarray]  # of_rows and of_columns, see `kernels.rules`
 
 
-def _shared(work: Callable[[int, int], Any], rows: int, bits: int) -> list[Any]:
-    """Calls work(begin, end) for parts of the rows, one for each thread. Returns the results, in any order."""
-    found: list[Any] = []
-
-    def some(first: int, last: int) -> None:
-        found.append(work(_EIGHT * first, min(_EIGHT * last, rows)))
-
-    units = -(-rows // _EIGHT)
+def _share(work: Callable[[int, int], None], count: int, bits: int) -> None:
+    """Calls work(begin, end) for parts of range(count), one for each thread; for one part if there are few bits."""
     if bits < _ALONE:
-        some(0, units)
+        work(0, count)
     else:
-        share_out(some, units)
-    return found
+        share_out(work, count)
 
 
 class OnRows(Given):
-    """The arguments of a rule's operator in the form that the kernels take."""
+    """The arguments of a rule's operator in the form that the kernels take. The gradient may be `Factors`."""
 
     @property
-    def gradients(self) -> tuple[int, int, bool]:
-        """The arguments g, stride and half of a kernel."""
-        return self.g.data_ptr(), self.g.stride(0), self.g.dtype == torch.bfloat16
+    def some_rows(self) -> int:
+        """The rows of a block and of a part whose columns are added apart, a multiple of 16."""
+        return 2 * _EIGHT * -(-self.rows // (2 * _EIGHT * _PARTS))
 
     @property
-    def bits_and_gradients(self) -> tuple:
-        """The arguments w, row, packed, g, stride, half and columns of a kernel."""
-        return self.w.data_ptr(), self.w.stride(0) * self.w.itemsize, self.packed, *self.gradients, self.columns
+    def of_bits(self) -> tuple[int, int, bool]:
+        """The arguments w, row and packed of a kernel."""
+        return self.w.data_ptr(), self.w.stride(0) * self.w.itemsize, self.packed
 
-    def shared(self, work: Callable[[int, int], Any]) -> list[Any]:
-        """Calls work(begin, end) for parts of the rows. Returns the results."""
-        return _shared(work, self.rows, self.bits)
+    def blocks(self) -> Iterator[tuple[tuple, int, int]]:
+        """Yields for each block of rows the arguments g, stride, half and columns of a kernel, the first row, and the last + 1.
+
+        A gradient that is a tensor is one block. The address g is that of row 0, which may lie outside of the block.
+        """
+        first = 0
+        for g in (self.g,) if isinstance(self.g, torch.Tensor) else self.g.blocks(self.some_rows):
+            address = g.data_ptr() - first * g.stride(0) * g.itemsize
+            yield (address, g.stride(0), g.dtype == torch.bfloat16, self.columns), first, first + len(g)
+            first += len(g)
+
+    def shared(self, work: Callable[[tuple, int, int], Any]) -> list[Any]:
+        """Calls work(gradients, begin, end) for parts of the rows; `gradients` are the arguments of `blocks`.
+
+        Returns:
+            The results, in any order.
+        """
+        found: list[Any] = []
+        for gradients, first, last in self.blocks():
+
+            def some(begin: int, end: int, gradients: tuple = gradients, first: int = first, last: int = last) -> None:
+                found.append(work(gradients, first + _EIGHT * begin, min(first + _EIGHT * end, last)))
+
+            _share(some, -(-(last - first) // _EIGHT), (last - first) * self.columns)
+        return found
 
 
 def _single(number: Any) -> Sizes:
@@ -65,7 +81,7 @@ def _single(number: Any) -> Sizes:
 def _deviation(given: OnRows) -> np.float32:
     """Returns the standard deviation of all gradients."""
     sums = np.empty((given.rows, 2))
-    given.shared(lambda begin, end: measures.moments(*given.gradients, given.columns, begin, end, sums))
+    given.shared(lambda gradients, begin, end: measures.moments(*gradients, begin, end, sums))
     mean, square = sums.sum(0) / given.bits
     return np.float32(np.sqrt(max(square - mean * mean, 0.0)))
 
@@ -74,16 +90,15 @@ def _rows(given: OnRows, columns: bool = False) -> Sizes:
     """Returns the root mean square of each row. A gradient of one row is measured by its standard deviation instead."""
     if given.rows == 1:
         return _single(_deviation(given))
-    of_rows = np.empty(given.rows)
-    parts = np.empty((_PARTS, given.columns if columns else 0))
-    step = _EIGHT * -(-given.rows // (_EIGHT * _PARTS))
+    of_rows, some = np.empty(given.rows), given.some_rows
+    parts = np.empty((-(-given.rows // some), given.columns if columns else 0))
+    for gradients, first, last in given.blocks():
 
-    def of_part(first: int, last: int) -> None:
-        for i in range(first, last):
-            begin, end = min(i * step, given.rows), min((i + 1) * step, given.rows)
-            measures.squares(*given.gradients, given.columns, begin, end, of_rows, parts[i])
+        def of_parts(begin: int, end: int, gradients: tuple = gradients, part: int = first // some, last: int = last) -> None:
+            for i in range(part + begin, part + end):
+                measures.squares(*gradients, i * some, min((i + 1) * some, last), of_rows, parts[i])
 
-    share_out(of_part, _PARTS) if given.bits >= _ALONE else of_part(0, _PARTS)
+        _share(of_parts, -(-(last - first) // some), (last - first) * given.columns)
     sizes = np.sqrt(of_rows / given.columns).astype(np.float32)
     if not columns:
         return sizes, _NONE
@@ -123,8 +138,8 @@ def _flips(step: Step, given: OnRows, sizes: Sizes) -> int:
     """Does a step of a scalar function. Returns the number of flips."""
     numbers = np.array([given.strength.item(), *step.constants(given.constants)], np.float32)
     random = np.array([given.key, given.step.item()], np.int64) if step.random else _NO_DRAWS
-    bits, vectors, kernel = given.bits_and_gradients, _vectors(given), rules.PASSES[step.rule]
-    return sum(given.shared(lambda begin, end: kernel(*bits, begin, end, *vectors, *sizes, numbers, random)))
+    bits, kernel, others = given.of_bits, rules.PASSES[step.rule], (*_vectors(given), *sizes, numbers, random)
+    return sum(given.shared(lambda gradients, begin, end: kernel(*bits, *gradients, begin, end, *others)))
 
 
 def _largest(counts: np.ndarray, k: int) -> tuple[int, int, int]:
@@ -136,12 +151,12 @@ def _largest(counts: np.ndarray, k: int) -> tuple[int, int, int]:
 
 def _top(step: Step, given: OnRows, sizes: Sizes) -> int:
     """Flips the ⌊strength · bits⌋ bits with the largest wanted |g|/size. Returns the number of flips."""
-    arguments, k, key, same = given.bits_and_gradients, int(given.strength.item() * given.bits), 0, 0
+    of_bits, k, key, same = given.of_bits, int(given.strength.item() * given.bits), 0, 0
     for shift, bits in top.DIGITS:
 
-        def counted(begin: int, end: int, key: int = key, digit: tuple[int, int] = (shift, bits)) -> np.ndarray:
-            counts = np.zeros(2 ** digit[1] + top.OTHERS, np.int64)
-            top.tally(*arguments, begin, end, *sizes, key, *digit, counts)
+        def counted(gradients: tuple, begin: int, end: int, digit: tuple[int, int, int] = (key, shift, bits)) -> np.ndarray:
+            counts = np.zeros(2 ** digit[-1] + top.OTHERS, np.int64)
+            top.tally(*of_bits, *gradients, begin, end, *sizes, *digit, counts)
             return counts
 
         counts = np.sum(given.shared(counted), 0)[: 2**bits]
@@ -152,8 +167,11 @@ def _top(step: Step, given: OnRows, sizes: Sizes) -> int:
         key = key << bits | digit
     last = np.uint32(key).view(np.float32)
     if k < same:  # one thread finds the first of the equal keys
-        return top.flip_largest(*arguments, 0, given.rows, *sizes, last, k)
-    return sum(given.shared(lambda begin, end: top.flip_largest(*arguments, begin, end, *sizes, last, same)))
+        ((gradients, first, end),) = given.blocks()
+        return top.flip_largest(*of_bits, *gradients, first, end, *sizes, last, k)
+    return sum(
+        given.shared(lambda gradients, begin, end: top.flip_largest(*of_bits, *gradients, begin, end, *sizes, last, same))
+    )
 
 
 def _step(step: Step) -> Callable[..., None]:

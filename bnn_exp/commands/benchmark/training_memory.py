@@ -32,6 +32,7 @@ from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.data.dataset import Dataset
 from bnn_exp.errors import UserError
 from bnn_exp.training import plan
+from bnn_exp.training.precision import settled
 from bnn_exp.training.setup import load, settle
 from bnn_exp.training.tiny import tiny
 
@@ -84,6 +85,7 @@ def of_this_process(name: str, settings: Settings, device: torch.device) -> dict
     """Trains in this process by the way `name`. Returns the bytes, under the keys that `measure` explains, without `peaks`."""
     if name in training_ways.ENGINES:
         settle(settings, device)
+        settings = settled(settings, device.type, name)  # the tiny training then uses the same products
     else:
         torch.set_num_threads(settings.engine.threads)
     data = training_ways.data_for(name, load(settings, plan.read(settings.dataset), device))

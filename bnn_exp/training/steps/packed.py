@@ -51,11 +51,11 @@ class Packed(Dense):
             step = self.rule.param_groups[0]["step"]
             return number(Purpose.ROUNDING, settings.seed, step, layer, gradient) & 0xFFFFFFFF
 
-        bits = self.network.layers[0].weight
+        bits, lean = self.network.layers[0].weight, settings.engine.memory == "lean"
         bf16_products = self.bf16 and device.on_host(bits) and precision.bf16_is_faster()
-        operations = arithmetic(bits, self.bf16, settings.engine.gradient_bits, key, bf16_products)
+        operations = arithmetic(bits, self.bf16, settings.engine.gradient_bits, key, bf16_products, lean)
         # In a branch a layer trains while the backward pass goes on. Branches keep what they read until the end of the step.
-        branch = nullcontext if settings.engine.memory == "lean" else beside
+        branch = nullcontext if lean else beside
         self.forward = self.answer = PackedMLP(self.network, operations, self.rule.flip, settings.freeze, branch)
 
 

@@ -29,19 +29,19 @@ def transpose_bytes(x, first, last, out):
 
 
 @kernel
-def transpose_floats(x, first, last, out):
-    """Copies columns `first` to `last` of x, float32 [rows, columns], to the rows of `out`, float32 [columns, ≥ rows].
+def transpose_floats(x, begin, first, last, out):
+    """Copies columns `begin` + `first` to `begin` + `last` of x, float32 [rows, columns], to rows `first` to `last` of `out`.
 
-    `first` and `last` are multiples of 16.
+    `out` is float32 [columns, ≥ rows]. `first` and `last` are multiples of 16.
     """
     rows, row, to_row = len(x), np.intp(4 * x.shape[1]), np.intp(4 * out.shape[1])
-    start, to = np.intp(x.ctypes.data), np.intp(out.ctypes.data)
+    start, to = np.intp(x.ctypes.data) + 4 * begin, np.intp(out.ctypes.data)
     for k in range(first, last, WIDTH):
         for r in range(0, rows // WIDTH * WIDTH, WIDTH):
             transpose_float_block(start + r * row + 4 * k, row, to + k * to_row + 4 * r, to_row)
         for r in range(rows // WIDTH * WIDTH, rows):
             for i in range(k, k + WIDTH):
-                out[i, r] = x[r, i]
+                out[i, r] = x[r, begin + i]
 
 
 @kernel
