@@ -194,16 +194,18 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"compiled": None}  # it holds addresses
+        return vars(self) | {"compiled": None}  # a compiled network holds addresses of this process
 
 
 def _is_plain(x: Tensor | np.ndarray) -> bool:
-    """Returns True for numbers in the CPU's memory whose address a kernel may read: no compiler or transform looks on."""
+    """Returns True if a kernel may read the numbers of `x` by their address: x is in the CPU's memory, and no compiler or
+    transform traces the call.
+    """
     if torch.compiler.is_compiling() or operators.kernels_everywhere or transforming():
         return False
     return isinstance(x, np.ndarray) or (type(x) is Tensor and device.on_host(x))
 
 
 def _is_readable(held: Tensor) -> bool:
-    """Returns True if a kernel for a CPU can read the tensor of a layer: a user may have moved or converted it."""
+    """Returns True if a kernel for a CPU can read the tensor of a layer, which a user may have moved or converted."""
     return held.is_cpu and held.is_contiguous() and held.dtype in (torch.uint8, torch.int32, torch.int64, torch.float32)
