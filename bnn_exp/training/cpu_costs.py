@@ -13,10 +13,7 @@ from pathlib import Path
 SAMPLES = {"entries": 0, "whole": 150}  # the samples as which the rule's own work counts
 # The work from which on `packed` is faster, measured on a Zen 5. For WITHOUT environment variables hid its AVX-512.
 WITH_AVX512 = {"entries": 1.5e6, "whole": 4.5e6}
-WITHOUT = {
-    "entries": 4e6,
-    "whole": 8e7,
-}  # both engines multiply gradients by torch's products
+WITHOUT = {"entries": 4e6, "whole": 8e7}  # both engines multiply gradients by torch's products
 
 
 def cheaper(rule: str, hidden: int, batch: int) -> str:

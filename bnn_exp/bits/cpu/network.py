@@ -65,8 +65,8 @@ def _product(layer: Steps | Scores) -> dict[int, int | Tensor]:
 
 
 class Network:
-    """A packed network that one compiled call computes. Calls share no memory, so several threads may call a network
-    at the same time.
+    """A packed network that one compiled call computes. Calls share no memory, so several threads may call a
+    network at the same time.
 
     Args:
         inputs: the number of pixels of a picture.

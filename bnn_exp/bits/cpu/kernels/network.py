@@ -62,8 +62,7 @@ def network(plan, layers, x, row, rows, logits, classes):
 
     Args:
         logits: the address of float32 [rows, outputs]; 0 if no logits are wanted.
-        classes: the address of int64 [rows], for the position of each row's greatest logit; 0 if no
-            positions are wanted.
+        classes: the address of int64 [rows], for the position of each row's greatest logit; 0 if none is wanted.
     """
     last = plan + (layers - 1) * RECORD
     outputs, width = word_at(last + OUTPUTS), 0
