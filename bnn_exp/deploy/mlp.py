@@ -198,9 +198,7 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
 
 
 def _is_plain(x: Tensor | np.ndarray) -> bool:
-    """Returns True if a kernel may read the numbers of `x` by their address: x is in the CPU's memory, and no compiler or
-    transform traces the call.
-    """
+    """Returns True for numbers in the CPU's memory whose address a kernel may read: no compiler or transform looks on."""
     if torch.compiler.is_compiling() or operators.kernels_everywhere or transforming():
         return False
     return isinstance(x, np.ndarray) or (type(x) is Tensor and device.on_host(x))

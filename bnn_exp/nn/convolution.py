@@ -24,7 +24,7 @@ def _supported(feature: str) -> bool:
     return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
 
 
-# True if this processor multiplies pairs of bfloat16 and has no AMX. With AMX, oneDNN multiplies tiles of bfloat16 instead.
+# This processor multiplies pairs of bfloat16. On one that has AMX too, oneDNN's kernels are faster.
 HAS_PAIRS = _supported("avx512_bf16") and not _supported("amx_tile")
 
 

@@ -83,7 +83,7 @@ class Network:
         for record, layer in zip(records, layers, strict=True):
             for place, field in layer.fields().items():
                 record[place // 8] = field.data_ptr() if isinstance(field, Tensor) else field
-        self.kept = records, tuple(layers)  # the kernel has only addresses, so this object keeps the tensors
+        self.kept = records, tuple(layers)  # the kernel knows their addresses only
         self.plan = records.data_ptr(), len(layers)
         self.inputs, self.outputs = inputs, int(records[-1, kernels.OUTPUTS // 8])
         rows = [inputs, *(layer.tiles.shape[1] for layer in layers[1:])]  # bytes of one row of each layer's input
