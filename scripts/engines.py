@@ -4,8 +4,8 @@
 
 Measures a training step of both engines at every point of the grid, on random images of 28 × 28 pixels, and prints for each
 rule the points where `auto` is more than 2% slower than the faster engine. Points of more than WORK multiply-adds are left out:
-there one engine is far ahead. `auto` reads what `benchmark=machine` has kept; without it, it follows the rule for this kind of
-processor.
+there one engine is far ahead. `auto` reads the measurements of `benchmark=machine`, or without them follows its estimate for
+this kind of processor.
 """
 
 import argparse
@@ -51,6 +51,7 @@ def loss(settings: Settings, step: dict[str, Any]) -> tuple[str, float]:
 
 
 def main() -> None:
+    """Measures both engines, and prints how far `auto` is from the faster one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=float, default=3e9, help="multiply-adds of the largest point")
     parser.add_argument("--rounds", type=int, default=5)

@@ -4,7 +4,7 @@ A rule takes the gradient g, the bit as s = ±1, two numbers of state, a random 
 (the size of gradients, a temperature, or β), the strength and two more hyperparameters. The rule returns True for a flip, and
 the new state. All numbers are float32.
 
-Numba compiles these functions for a CPU, and Triton for a GPU, see `compiled`. As they stand they work on NumPy's numbers.
+Numba compiles these functions for a CPU, and Triton for a GPU, see `compiled`. Not compiled, they work on NumPy's numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def average(m, x, rate):
 def erf(x):
     """Returns the error function of x ≥ 0 within a few units of the last digit, as a quotient of polynomials (from Eigen).
 
-    Every device computes the same digits, which the libraries of the devices do not.
+    The error functions of libraries differ from device to device. This function returns the same digits everywhere.
     """
     x = minimum(x, real(4))
     z = x * x
@@ -73,7 +73,7 @@ def bold(g, s, a, none, u, beta, eta, y, z):
 
 
 def counter(g, s, n, none, u, size, delta, half, z):
-    """Does a step of a counter c = n − half; n is stored. A counter of one bit is the bit itself."""
+    """Does a step of a counter c = n − half. The state is n. A counter of one bit is the bit itself."""
     c = n - half - floor(divide(g, nonzero(size)) * (delta * half) + u)
     c = minimum(maximum(c, -half), half - real(1))
     return (c >= real(0)) != (s > real(0)), c + half, none

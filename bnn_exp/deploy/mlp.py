@@ -194,7 +194,7 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"compiled": None}  # it holds addresses
+        return vars(self) | {"compiled": None}  # a compiled network holds addresses of this process
 
 
 def _is_plain(x: Tensor | np.ndarray) -> bool:
@@ -205,5 +205,5 @@ def _is_plain(x: Tensor | np.ndarray) -> bool:
 
 
 def _is_readable(held: Tensor) -> bool:
-    """Returns True if a kernel for a CPU can read the tensor of a layer: a user may have moved or converted it."""
+    """Returns True if a kernel for a CPU can read the tensor of a layer, which a user may have moved or converted."""
     return held.is_cpu and held.is_contiguous() and held.dtype in (torch.uint8, torch.int32, torch.int64, torch.float32)

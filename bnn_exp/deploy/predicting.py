@@ -11,7 +11,7 @@ Pixels = TypeVar("Pixels", Tensor, np.ndarray)
 
 
 class Predicting(nn.Module):
-    """A base class of packed networks that answer for pictures, uint8, in torch or numpy. A subclass defines `takes`."""
+    """A base class of packed networks with the methods `predict` and `scores`. A subclass defines `takes`."""
 
     image_shape: tuple[int, ...] | None = None  # (channels, height, width), where it is known
 
@@ -30,11 +30,14 @@ class Predicting(nn.Module):
         return self._classes(pixels) if self._is_batch(pixels) else self._classes(pixels[None])[0]
 
     def scores(self, pixels: Pixels) -> Any:
-        """Returns the logits of each picture, float32 [n, classes], or [classes] for one picture. See `predict`."""
+        """Returns the logits of each picture, float32 [n, classes], or [classes] for one picture.
+
+        For `pixels`, the kind of the result and errors, see `predict`.
+        """
         return self._scores(pixels) if self._is_batch(pixels) else self._scores(pixels[None])[0]
 
     def takes(self, picture: Sequence[int]) -> bool:
-        """Returns True if a picture may have this shape."""
+        """Returns True if the network takes a picture of this shape."""
         raise NotImplementedError
 
     def _is_batch(self, pixels: Pixels) -> bool:

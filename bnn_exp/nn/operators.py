@@ -18,18 +18,18 @@ from bnn_exp.config.installed import has_triton
 
 LAUNCHES: dict[str, int] = {}  # the number of kernels that each operation launches on a GPU, by the name of the operation
 kernels_everywhere = False  # tests set this to True: then tensors on a CPU go to the kernels, which Triton interprets
-LEAST = 2**22  # numbers: torch takes 40 ns for each of them in a definition, and numba's import takes 0.4 s
-_CALL = 2**13  # numbers that torch works on in the time that a definition takes for itself
-_worked = 0  # numbers on which definitions have worked, see `numba_pays`
+LEAST = 2**22  # elements for which a definition takes about as long as numba's import (0.4 s); see `numba_pays`
+_CALL = 2**13  # elements for which a definition takes as long as for an empty tensor
+_worked = 0  # elements of all operations so far
 _library = torch.library.Library("bnn_exp", "FRAGMENT")
 _resolved = cache(pkgutil.resolve_name)
 
 
 def numba_pays(numbers: int) -> bool:
-    """Returns True if an operation on so many numbers takes its compiled form.
+    """Returns True if an operation on this number of elements takes its compiled form.
 
-    The first operations of a process take their definitions, unless numba is loaded anyway. A short run then never imports it.
-    Once the definitions would have worked on LEAST numbers, all operations are compiled.
+    The first operations of a process take their definitions, so a short run never imports numba. After LEAST elements, or once
+    numba is loaded, all operations take their compiled forms.
     """
     global _worked
     _worked += numbers + _CALL

@@ -1,7 +1,7 @@
 """BatchNorm, the activation that follows it, and max-pooling, as one operator in each direction.
 
-A CPU has a compiled form, which reads z once in each direction where three operators read and write images six times. The
-definitions are the operators of `bnn_exp.nn.batch_norm` and `bnn_exp.nn.pooling`, one after the other.
+A CPU has a compiled form, which reads z once in the forward pass and twice in the backward pass, and stores no image between
+BatchNorm and pooling. The definitions call the operators of `bnn_exp.nn.batch_norm` and `bnn_exp.nn.pooling`.
 """
 
 import torch

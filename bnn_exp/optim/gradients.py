@@ -25,7 +25,7 @@ def remembered(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
 def average(m: Tensor, x: Tensor, rate: float | Tensor) -> Tensor:
     """Moves `m` to (1 − rate)·m + rate·x in place, and returns `m`.
 
-    `torch.lerp` computes it in this form too, but rounds differently from place to place.
+    `torch.lerp` computes the same expression, but rounds it in another way at some places of a tensor.
     """
     rate = rate if isinstance(rate, Tensor) else torch.full((), rate, dtype=m.dtype, device=m.device)
     step = x - m

@@ -1,8 +1,8 @@
 """Compiles the kernels of a run ahead, in a second process, while this process reads the data and imports torch.
 
 The first run on a machine compiles some twenty kernels, which takes five seconds on one core. The second process compiles them
-in the reverse order of their use (`bnn_exp.training.compile_ahead`), and numba's cache on disk takes them to this process. This
-process compiles the kernels that it needs first, until both meet in the middle. Imports no torch.
+in the reverse order of their use (`bnn_exp.training.compile_ahead`), and leaves them in numba's cache on disk. This process
+compiles the kernels that it needs first, and loads the others from the cache. Imports no torch.
 
 When all kernels are in the cache, the second process writes a mark, and later runs of this kind start no such process.
 """
@@ -26,16 +26,16 @@ from bnn_exp.errors import UserError
 from bnn_exp.training import engine
 
 KERNELS = Path(__file__).parents[1] / "bits/cpu/kernels"
-PROGRAM = "import gc; gc.disable(); from bnn_exp.training.compile_ahead import main; main()"  # collections would slow imports
+PROGRAM = "import gc; gc.disable(); from bnn_exp.training.compile_ahead import main; main()"  # collections slow imports
 SIZES = "hidden_size", "channels"
-LEAST_IDLE = 0.25  # idle cores: on a busy machine the second process would only slow this process down
+LEAST_IDLE = 0.25  # idle cores. With fewer, the second process would only slow this process down
 
 
 def begin(settings: Settings, values: dict[str, Any]) -> subprocess.Popen | None:
     """Starts the process that compiles the kernels of a run on a CPU. The process ends with this process at the latest.
 
-    Starts none if the process could not shorten the start: without an idle core, or if torch is imported already. A run of a
-    plugin compiles its kernels itself.
+    Starts no process where a second process cannot shorten the start: without an idle core, or if torch is imported already. A
+    run with plugins compiles its kernels itself.
 
     Args:
         values: the settings as plain values.
@@ -57,7 +57,7 @@ def begin(settings: Settings, values: dict[str, Any]) -> subprocess.Popen | None
 
 
 def mark(settings: Settings) -> Path:
-    """Returns the file that exists once the cache holds all kernels of such a run, on this machine and of this version."""
+    """Returns the file that exists once the cache holds all kernels of such a run: one for each machine and version."""
     files = [(file.name, file.stat().st_mtime_ns) for file in sorted(KERNELS.glob("*.py"))]
     versions = sys.version, importlib.metadata.version("numba"), platform.node(), str(KERNELS)
     key = json.dumps([files, versions, _kind(settings)])

@@ -1,6 +1,7 @@
 """Compiles the kernels of a run and leaves them in numba's cache: `python -m bnn_exp.training.compile_ahead MARK`.
 
-Reads the configuration of the run as JSON from standard input, and creates the file MARK at the end. See `ahead`.
+Reads the configuration of the run as JSON from standard input, and creates the file MARK at the end. See
+`bnn_exp.training.ahead`.
 """
 
 import json
@@ -27,11 +28,11 @@ def compile_kernels(settings: Settings) -> None:
     """Compiles the kernels with which a run of the settings evaluates and trains, the last used first."""
     with only_noted() as kernels:
         for part in _parts(settings):
-            with suppress(Exception):  # a part may fail, since no kernel computes its results
+            with suppress(Exception):  # a part may fail, because its kernels compute nothing
                 part()
     for kernel, types in reversed(kernels):
         kernel.compile(types)
-    for part in _parts(settings):  # compiles the kernels that a part did not reach above
+    for part in _parts(settings):  # compiles the kernels that a failed part did not reach
         part()
 
 

@@ -1,19 +1,19 @@
-"""The engine that takes less time for a step of an MLP of bits on a CPU, by the kind of processor. Imports no torch.
+"""Estimates which engine takes less time for a step of an MLP of bits on a CPU. Imports no torch.
 
-`benchmark=machine` replaces this rule by measurements (`bnn_exp.training.measured`).
+`benchmark=machine` replaces this estimate by measurements (`bnn_exp.training.measured`).
 
-The packed engine takes about a millisecond more for its own calls, and less for each weight and for each product. So it is
-faster from a certain work on: the weights of a hidden layer times the samples of a batch, plus a number of samples that stands
-for the rule's work on each weight. A rule that reads only `entries` of a gradient, as the random mask does, needs less work
-than a rule that reads the `whole`.
+The packed engine takes about a millisecond more for its own calls, and less for each weight and for each product. So `packed`
+is faster from a certain work on. The work is the number of weights of a hidden layer times the number of samples of a batch.
+The rule's own work on each weight counts as a number of further samples. A rule that reads only `entries` of a gradient, as the
+random mask does, makes `packed` faster from less work on than a rule that reads the `whole`.
 """
 
 from pathlib import Path
 
-SAMPLES = {"entries": 0, "whole": 150}  # the samples that stand for the rule's work
-# The work from which on `packed` is faster; measured on a Zen 5, without AVX-512 by means of environment variables.
+SAMPLES = {"entries": 0, "whole": 150}  # the samples as which the rule's own work counts
+# The work from which on `packed` is faster, measured on a Zen 5. For WITHOUT environment variables hid its AVX-512.
 WITH_AVX512 = {"entries": 1.5e6, "whole": 4.5e6}
-WITHOUT = {"entries": 4e6, "whole": 8e7}  # the packed engine's backward pass takes torch's products too
+WITHOUT = {"entries": 4e6, "whole": 8e7}  # both engines multiply gradients by torch's products
 
 
 def cheaper(rule: str, hidden: int, batch: int) -> str:

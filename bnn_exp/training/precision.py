@@ -13,8 +13,8 @@ from typing import Any
 from bnn_exp.config.settings import Settings
 from bnn_exp.training import measured
 
-CLEARLY = 1.5  # how many times faster bf16 must be
-LEAST_WORK = 30_000  # batch size · hidden size of an MLP from which on its products take a large part of a step (a Zen 5)
+CLEARLY = 1.5  # the least ratio of the times of fp32 and bf16 with which bf16 is chosen
+LEAST_WORK = 30_000  # batch size · hidden size; from this size on, products take a large part of a step (on a Zen 5)
 _ROUNDS, _PATIENCE = 7, 0.2  # of a measurement: rounds, and seconds after which the last round ends
 _Products = dict[str, Callable[[], object]]  # by the precision, fp32 and bf16
 
@@ -48,7 +48,7 @@ def as_begun(settings: Settings, device: str, begun: Mapping[str, Any]) -> Setti
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
-        begun: the checkpoint. Those of earlier versions name no precision: on a CPU it was fp32.
+        begun: the checkpoint. Checkpoints of earlier versions name no precision; those versions took fp32 on a CPU.
     """
     where = device.partition(":")[0]
     kept: Any = begun.get("precision", "fp32" if where == "cpu" else "auto")
@@ -115,5 +115,6 @@ def _of_bits() -> _Products:
     return {"fp32": lambda: fp32.rows(grad, 0, 1024, out), "bf16": lambda: bf16.rows(grad, 0, 1024, out)}
 
 
-# matrices: by torch; bits: of a gradient and packed bits, in the fastest way that the packed engine has
+# The kinds of products that are measured. matrices: of real matrices, by torch; bits: of a gradient and packed bits, in the
+# fastest way of the packed engine.
 KINDS: dict[str, Callable[[], _Products]] = {"matrices": _of_matrices, "bits": _of_bits}

@@ -22,6 +22,7 @@ _ABOVE_0 = float(np.finfo(np.float32).smallest_subnormal)
 
 
 def batch_statistics(z: Tensor, *running: Any) -> tuple[Tensor, Tensor]:
+    """Returns the mean and the variance of each channel, see `bnn_exp.nn.batch_norm.batch_statistics`."""
     if not readable(z):
         return unwrap(batch_norm.batch_statistics)(z, *running)
     means, squares = _of_chunks(z)
@@ -34,6 +35,7 @@ def batch_statistics(z: Tensor, *running: Any) -> tuple[Tensor, Tensor]:
 
 
 def normalize(z: Tensor, *given: Any) -> Tensor:
+    """Returns the activation of a BatchNorm's output, see `bnn_exp.nn.batch_norm.normalize`."""
     *norm, activation, low, high, dtype = given
     out = torch.empty_like(z, dtype=dtype)
     if not readable(z, out):
@@ -49,6 +51,7 @@ def normalize(z: Tensor, *given: Any) -> Tensor:
 
 
 def normalize_gradient(grad: Tensor, z: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients at z, weight and bias, see `bnn_exp.nn.batch_norm.normalize_gradient`."""
     if not readable(grad, z):
         return unwrap(batch_norm.normalize_gradient)(grad, z, *given)
     *norm, activation, window = given

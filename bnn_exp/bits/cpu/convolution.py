@@ -17,6 +17,10 @@ from bnn_exp.nn.pooling import nhwc
 
 
 def weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
+    """Returns the gradient at the weights of a convolution, see `bnn_exp.nn.convolution.weight_gradient`.
+
+    The order of the terms of a sum depends on the number of threads.
+    """
     images, grads = nhwc(x), nhwc(grad)
     if not convolution.HAS_PAIRS or not readable(images, grads) or {x.dtype, grad.dtype} != {torch.bfloat16}:
         return unwrap(convolution.weight_gradient)(x, grad, size)
@@ -28,5 +32,5 @@ def weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
         add_weight_gradients(flat(images), flat(grads), shape, outputs, size, begin, end, parts[begin])
 
     share_out(add, (len(images) + 1) // 2)
-    sums = sum(parts[begin] for begin in sorted(parts))  # the parts, and so the order of the terms, depend on the threads
+    sums = sum(parts[begin] for begin in sorted(parts))
     return torch.from_numpy(sums).view(size, size, shape[3], outputs).permute(3, 2, 0, 1).contiguous()

@@ -6,7 +6,7 @@ from torch import Tensor
 from bnn_exp.bits.cpu.kernels import latents
 from bnn_exp.bits.cpu.threads import share_out
 
-_ALONE = 2**16  # weights: one thread compares fewer of them sooner than two
+_ALONE = 2**16  # weights; with fewer weights one thread is faster than two
 
 
 def bits_above(x: Tensor, threshold: Tensor) -> Tensor:

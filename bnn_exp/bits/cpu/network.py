@@ -65,7 +65,8 @@ def _product(layer: Steps | Scores) -> dict[int, int | Tensor]:
 
 
 class Network:
-    """A packed network that one compiled call computes. Calls share no memory, so several threads may call it at a time.
+    """A packed network that one compiled call computes. Calls share no memory, so several threads may call a
+    network at the same time.
 
     Args:
         inputs: the number of pixels of a picture.
@@ -90,15 +91,17 @@ class Network:
         self.work, self.heaviest = sum(work), max(work)
 
     def better_by_layers(self, rows: int) -> bool:
-        """Returns True if threads should share the outputs of each layer in turn: few rows, and a layer that is worth it."""
+        """Returns True if threads should share the outputs of each layer in turn: for few rows and a large layer."""
         if rows * self.heaviest < 2 * THREAD_WORK:
             return False
         threads = torch.get_num_threads()
         return threads > 1 and rows < LANES * threads
 
     def logits(self, x: Pixels) -> Pixels:
-        """Returns the logits of a batch, uint8 [rows, …] with `inputs` pixels a row: float32 [rows, outputs], a tensor or an
-        array as x is.
+        """Returns the logits of a batch, float32 [rows, outputs]: a tensor if x is a tensor, an array if x is an array.
+
+        Args:
+            x: pixels, uint8 [rows, …], `inputs` of them in each row.
         """
         out = _empty(x, (len(x), self.outputs), np.float32, torch.float32)
         self._run(x, _address(out), 0)

@@ -19,6 +19,7 @@ from bnn_exp.nn.pooling import pooled_shape
 
 
 def normalize_pooled(z: Tensor, size: int, *given: Any) -> tuple[Tensor, Tensor]:
+    """Returns the largest activation of each window and its place, see `bnn_exp.nn.pooled_norm.normalize_pooled`."""
     *norm, activation, dtype = given
     shape = pooled_shape(z, size)
     out, places = z.new_empty(shape, dtype=dtype), z.new_empty(shape, dtype=torch.uint8)
@@ -31,6 +32,7 @@ def normalize_pooled(z: Tensor, size: int, *given: Any) -> tuple[Tensor, Tensor]
 
 
 def normalize_pooled_gradient(grad: Tensor, places: Tensor, z: Tensor, size: int, *norm: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients at z, weight and bias, see `bnn_exp.nn.pooled_norm.normalize_pooled_gradient`."""
     if not readable(grad, z):
         return unwrap(pooled_norm.normalize_pooled_gradient)(grad, places, z, size, *norm)
     affine, arrays = Affine(*norm), (flat(grad), flat(places), flat(z), tuple(z.shape), size)

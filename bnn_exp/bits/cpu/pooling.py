@@ -15,6 +15,7 @@ from bnn_exp.nn import pooling
 
 
 def pooled(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Returns the largest number of each window and its place, see `bnn_exp.nn.pooling.pooled`."""
     if not readable(x):
         return unwrap(pooling.pooled)(x, size)
     shape = pooling.pooled_shape(x, size)
@@ -25,6 +26,7 @@ def pooled(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def pooled_gradient(grad: Tensor, places: Tensor, size: int, height: int, width: int) -> Tensor:
+    """Returns the gradient at the images, see `bnn_exp.nn.pooling.pooled_gradient`."""
     if not readable(grad):
         return unwrap(pooling.pooled_gradient)(grad, places, size, height, width)
     batch, rows, _, channels = grad.shape

@@ -13,4 +13,4 @@ def _supports(feature: str) -> bool:
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # this processor looks up 16 float32 or 64 bytes at once
 VNNI = AVX512 and HAS_VNNI  # this processor multiplies uint8 by int8 and adds up in int32 at once
 AVX512_BF16 = AVX512 and _supports("avx512_bf16")  # this processor multiplies pairs of bf16 and adds up in float32 at once
-AMX = _supports("amx_tile")  # this processor multiplies tiles of bf16, faster than any look-up
+AMX = _supports("amx_tile")  # this processor multiplies tiles of bf16: torch's products take the place of look-ups

@@ -19,7 +19,7 @@ from bnn_exp.bits.given import Given
 from bnn_exp.bits.scalar_rules import Step
 
 _EIGHT = 8
-_ALONE = 2**16  # bits: one thread decides of fewer bits sooner than two
+_ALONE = 2**16  # bits; with fewer bits one thread is faster than two
 _PARTS = 16  # parts of the rows whose columns are added apart
 _TINY = np.finfo(np.float32).tiny
 _NONE, _NO_BYTES, _NO_DRAWS = (np.empty(0, kind) for kind in (np.float32, np.uint8, np.int64))
@@ -87,7 +87,10 @@ def _deviation(given: OnRows) -> np.float32:
 
 
 def _rows(given: OnRows, columns: bool = False) -> Sizes:
-    """Returns the root mean square of each row. A gradient of one row is measured by its standard deviation instead."""
+    """Returns the root mean square of each row, and with `columns` also the relative root mean square of each column.
+
+    The measure of a gradient of one row is its standard deviation.
+    """
     if given.rows == 1:
         return _single(_deviation(given))
     of_rows, some = np.empty(given.rows), given.some_rows

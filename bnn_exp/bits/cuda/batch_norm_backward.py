@@ -26,9 +26,8 @@ from bnn_exp.bits.cuda.batch_norm import (
 )
 from bnn_exp.bits.cuda.operations import vectors_of
 
-STRIPE = tl.constexpr(
-    16
-)  # columns of a program that holds all rows: twice as many as in the forward pass, which is faster here
+# The columns of a program that holds all rows. Twice as many as in the forward pass are faster here.
+STRIPE = tl.constexpr(16)
 
 
 @triton.jit

@@ -20,9 +20,9 @@ from bnn_exp.training import measured, plan, precision
 from bnn_exp.training.setup import settle
 from bnn_exp.training.tiny import random_images
 
-# Hidden sizes and batch sizes, by the type of the device. Far beyond them one engine is the faster one for certain.
+# Hidden sizes and batch sizes, by the type of the device. Far beyond these sizes it is certain which engine is faster.
 SIZES = {"cpu": ((64, 256, 1024), (32, 256, 1024)), "cuda": ((256, 1024, 4096), (128, 1024, 8192))}
-RULES: dict[str, Any] = {  # by the gradient that they read
+RULES: dict[str, Any] = {  # by the part of the gradient that a rule reads
     "entries": rules.HyperMask(
         name="hypermask", mask="random", delta=0.01, scale="tensor", schedule="constant", lr=10.0, temperature="gaussian"
     ),

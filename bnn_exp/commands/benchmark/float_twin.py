@@ -1,7 +1,7 @@
 """The float twin of a CNN of bits: the same layers with real weights, of torch's own modules, trained by Adam.
 
-Layers, BatchNorm, pooling and sizes are those of the CNN of bits. The twin of a binary activation is hardtanh, whose gradient
-passes where that of a binary activation does by default. The twin lies in memory channels-last, the faster format on a CPU.
+Layers, BatchNorm, pooling and sizes are those of the CNN of bits. The twin of a binary activation is hardtanh: by
+default both pass the gradient in the same window. The twin lies in memory channels-last, the faster format on a CPU.
 """
 
 from collections.abc import Callable, Iterator

@@ -95,10 +95,12 @@ def measure(
 
 
 def on_tensors(way: Callable[[Tensor], Any]) -> Way:
+    """Returns the way that calls a function of tensors."""
     return lambda pixels: partial(way, pixels)
 
 
 def on_arrays(way: Callable[[np.ndarray], Any]) -> Way:
+    """Returns the way that calls a function of numpy arrays."""
     return lambda pixels: partial(way, pixels.numpy())
 
 

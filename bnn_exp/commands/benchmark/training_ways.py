@@ -21,7 +21,7 @@ from bnn_exp.training.trainer import Trainer
 ENGINES = ("packed", "dense")  # the ways that train with our own engines, see bnn_exp.training.engine
 FP32, BF16, RECORDED, COMPILED = "torch fp32", "torch bf16", "torch bf16 recorded", "torch fp32 compiled"
 ADAM = "torch Adam"
-TWINS = {  # the float twin of a CNN: under bf16 autocast, compiled
+TWINS = {  # the ways of the float twin of a CNN, each with: True under bf16 autocast, True if compiled
     "float twin fp32": (False, False),
     "float twin bf16": (True, False),
     "float twin fp32 compiled": (False, True),

@@ -86,7 +86,9 @@ def _set_tables(numbers, groups, factors, out):
 
 @kernel
 def _added(low, high, table, i, j):
-    """Returns `low` and `high` plus the sums that the indices i and j choose from the table, and from the third table after."""
+    """Returns `low` and `high` plus the sums that the indices i and j choose from two tables: the one at `table`, and the third
+    after it.
+    """
     p, q = shorts_at(table), shorts_at(table + 3 * _TABLE)
     return add_pairs(low, p, q, i), add_pairs(high, p, q, j)
 

@@ -61,15 +61,15 @@ def network(plan, layers, x, row, rows, logits, classes):
     """Computes the network of `layers` records at `plan` for `rows` rows of `row` pixels at x, uint8.
 
     Args:
-        logits: the address of float32 [rows, outputs]; 0 if they are not wanted.
-        classes: the address of int64 [rows], for the position of each row's greatest logit; 0 if they are not wanted.
+        logits: the address of float32 [rows, outputs]; 0 if no logits are wanted.
+        classes: the address of int64 [rows], for the position of each row's greatest logit; 0 if none is wanted.
     """
     last = plan + (layers - 1) * RECORD
     outputs, width = word_at(last + OUTPUTS), 0
     for i in range(layers):
         width = max(width, _row_bytes(plan + i * RECORD))
     half = min(rows, _ROWS) * width
-    memory = np.empty(2 * half, np.uint8)  # two layers' results at a time, of every call its own: threads share nothing
+    memory = np.empty(2 * half, np.uint8)  # the results of two layers; each call has its own, so threads share nothing
     start = np.intp(memory.ctypes.data)
     for begin in range(0, rows, _ROWS):
         size, at, at_row = min(_ROWS, rows - begin), x + begin * row, row

@@ -1,8 +1,8 @@
 """The product of pixels with bits in inference: Σ x·w for 64 outputs at a time, as `products` computes it for bits.
 
-The *matches* of an output are here the sum of the pixels where its weight's bit is 1. A single row takes the weights from the
-bits as it goes. Four rows at a time share weights that are spread to bytes, a tile at a time: 50 KiB for 784 pixels. Both skip
-eight neighbouring pixels that are 0. For the arguments, see `products`.
+The *matches* of an output are here the sum of the pixels where its weight's bit is 1. For a single row the kernel makes weights
+from bits inside registers. Four rows at a time share a tile of weights as bytes, 50 KiB for 784 pixels. Both ways skip eight
+neighbouring pixels that are 0. For the arguments, see `products`.
 """
 
 import numpy as np

@@ -53,7 +53,7 @@ def read_signs(w, packed, count, scratch):
 
 @kernel
 def read_sizes(size, of_columns, count, scratch):
-    """Writes the sizes of `count` gradients to the scratch memory: `size`, times their numbers in `of_columns` if any."""
+    """Writes the sizes of `count` gradients to the scratch memory: `size`, times the numbers of `of_columns` if any."""
     if len(of_columns):
         for i in range(count):
             scratch[SIZES + i] = size * of_columns[i]
@@ -97,7 +97,7 @@ def read_counters(counters, width, place, count, scratch):
 
 @kernel
 def write_counters(counters, width, place, count, scratch):
-    """Stores what `read_counters` reads."""
+    """Stores `count` counters from the first state in the scratch memory, where `read_counters` copies them to."""
     first = place * width
     some, at, shift = counters[first >> 3 :], 0, first & 7
     if width == 8:

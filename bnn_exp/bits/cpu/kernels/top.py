@@ -1,8 +1,9 @@
 """Kernels of HyperMask's mask `top`: of the bits that the gradient wants flipped, the k with the largest |g|/size flip.
 
 No kernel sorts. The *key* of a bit is |g|/size, or 0 if the gradient does not want a flip. A key's float32 pattern is an
-integer of 31 bits that orders like the number. Three passes find the bits of the k-th largest key, from the highest: each pass
-counts the keys whose higher bits are the k-th key's by their next ten or eleven bits. Keys are computed anew in each pass.
+integer of 31 bits, and these integers have the order of the keys. Three passes find the bits of the k-th largest key, from the
+highest bits on. A pass takes the keys whose higher bits are those of the k-th key, and counts them by their next ten or eleven
+bits. Each pass computes the keys anew.
 
 For the arguments of the kernels see `bnn_exp.bits.cpu.kernels.rules`.
 """
@@ -23,8 +24,8 @@ from bnn_exp.bits.cpu.kernels.rules import (
     read_sizes,
 )
 
-DIGITS = (20, 11), (10, 10), (0, 10)  # of each pass: the number of lower bits, and the number of bits by which keys count
-OTHERS = 32
+DIGITS = (20, 11), (10, 10), (0, 10)  # for each pass: the number of lower bits, and the number of bits that it finds
+OTHERS = 32  # counts of the keys that a pass does not take, see `tally`
 _wanted = SCALARS["wanted"]
 
 
@@ -43,7 +44,7 @@ def tally(w, row, packed, g, stride, half, columns, begin, end, of_rows, of_colu
     """Counts the keys above 0 in rows `begin` to `end` by the `bits` bits above the lower `shift` bits.
 
     Args:
-        upper: the bits above these of the keys that count.
+        upper: the value of the bits above these, in the keys that are counted.
         counts: int64 [2^bits + OTHERS], to which the numbers of keys are added. All other keys are added to the last OTHERS
             counts in turn, since a processor waits between two additions to one count.
     """
