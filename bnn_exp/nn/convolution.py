@@ -13,19 +13,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
+from bnn_exp.nn import processor
 from bnn_exp.nn.function import in_bf16, is_compiled
 from bnn_exp.nn.operators import operator
 
 # The most weights of a layer whose gradient a kernel of this package computes. At larger layers the library is faster.
 MOST = {"cuda": 64 * 32 * 9, "cpu": 64 * 128 * 9}
-
-
-def _supported(feature: str) -> bool:
-    return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
-
-
 # This processor multiplies pairs of bfloat16. On one that has AMX too, oneDNN's kernels are faster.
-HAS_PAIRS = _supported("avx512_bf16") and not _supported("amx_tile")
+HAS_PAIRS = processor.AVX512_BF16 and not processor.AMX
 
 
 def takes_pairs(x: Tensor) -> bool:

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.kernels import batch_norm, packed_bits, pixel_products, products
 from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
 from bnn_exp.bits.cpu.layout import filled, up_to
 from bnn_exp.bits.cpu.threads import share_out
 from bnn_exp.bits.reference import LANES, to_tiles
+from bnn_exp.nn import processor
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import pixel_sums
 
