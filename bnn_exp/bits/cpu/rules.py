@@ -13,7 +13,7 @@ import torch
 from bnn_exp.bits import scalar_rules
 from bnn_exp.bits.counters import stored_width
 from bnn_exp.bits.cpu.kernels import measures, rules, top
-from bnn_exp.bits.cpu.threads import share_out
+from bnn_exp.bits.cpu.threads import share_chunks, share_out
 from bnn_exp.bits.given import Given
 from bnn_exp.bits.scalar_rules import Step
 
@@ -23,21 +23,6 @@ _PARTS = 16  # parts of the rows whose columns are added apart
 _TINY = np.finfo(np.float32).tiny
 _NONE, _NO_BYTES, _NO_DRAWS = (np.empty(0, kind) for kind in (np.float32, np.uint8, np.int64))
 Sizes = tuple[np.ndarray, np.ndarray]  # of_rows and of_columns, see `kernels.rules`
-
-
-def _shared(work: Callable[[int, int], Any], rows: int, bits: int) -> list[Any]:
-    """Calls work(begin, end) for parts of the rows, one for each thread. Returns the results, in any order."""
-    found: list[Any] = []
-
-    def some(first: int, last: int) -> None:
-        found.append(work(_EIGHT * first, min(_EIGHT * last, rows)))
-
-    units = -(-rows // _EIGHT)
-    if bits < _ALONE:
-        some(0, units)
-    else:
-        share_out(some, units)
-    return found
 
 
 class OnRows(Given):
@@ -54,8 +39,12 @@ class OnRows(Given):
         return self.w.data_ptr(), self.w.stride(0) * self.w.itemsize, self.packed, *self.gradients, self.columns
 
     def shared(self, work: Callable[[int, int], Any]) -> list[Any]:
-        """Calls work(begin, end) for parts of the rows. Returns the results."""
-        return _shared(work, self.rows, self.bits)
+        """Calls work(begin, end) for parts of the rows, one for each thread. Returns the results, in any order."""
+        if self.bits < _ALONE:
+            return [work(0, self.rows)]
+        found: list[Any] = []
+        share_chunks(lambda begin, end: found.append(work(begin, end)), self.rows, _EIGHT)
+        return found
 
 
 def _single(number: Any) -> Sizes:
