@@ -95,10 +95,11 @@ def measure(case: Case, rounds: int, overrides: Sequence[str]) -> dict[str, Any]
     data = load(settings, read(settings.dataset), CPU)
     ours = engine.choose(settings, "cpu", models.kind(settings.model))
     beside = case is CASES["peers"]
-    libraries = [name for name in peers.named(settings) if beside and peers.is_installed(name)]
-    others = training_ways.twins(settings, CPU) or (*training_ways.plain(CPU), *libraries)
+    installed = [name for name in peers.named(settings) if beside and peers.is_installed(name)]
+    others = training_ways.twins(settings, CPU) or (*training_ways.plain(CPU), *installed)
     ways = training_times.measure((ours, *others), settings, data, rounds)
-    return {"ways": ways, "answers": peers.answers(settings, data, rounds) if beside else []}
+    libraries = [way["way"] for way in ways if way["way"] in peers.LIBRARIES]
+    return {"ways": ways, "answers": peers.answers(libraries, settings, data, rounds)}
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:

@@ -24,9 +24,10 @@ def composing_once(arguments: Sequence[str]) -> Iterator[None]:
     """
     flags = flags_of(arguments)
     given = command_line.keys(flags.overrides)
-    if flags.config_dir or flags.config_name or "hydra.searchpath" in given or not hasattr(Hydra, "get_mode"):
+    mode = given.get("hydra.mode")
+    others = flags.config_dir or flags.config_name or "hydra.searchpath" in given
+    if others or mode not in (None, *RunMode.__members__) or not hasattr(Hydra, "get_mode"):
         yield
         return
-    mode = RunMode.__members__.get(given.get("hydra.mode", ""))
-    with patch.object(Hydra, "get_mode", lambda *_, **__: mode):
+    with patch.object(Hydra, "get_mode", lambda *_, **__: mode and RunMode[mode]):
         yield

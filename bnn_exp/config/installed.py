@@ -37,4 +37,7 @@ def cores() -> int:
 
 def idle_cores() -> float:
     """Returns the number of processor cores, beside the one of this process, that had nothing to do in the last minute."""
-    return cores() - 1 - (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0)
+    try:
+        return cores() - 1 - os.getloadavg()[0]
+    except (AttributeError, OSError):  # the system does not tell
+        return cores() - 1

@@ -86,7 +86,7 @@ def _packed(network: nn.Module, state: dict[str, Tensor], image_shape: tuple[int
     _check(network)
     if is_exactly(type(network), *_FORMS):
         packed = _FORMS[type(network).__name__](network, state)
-        packed.image_shape = image_shape
+        packed.image_shape = image_shape and tuple(image_shape)
         return packed
     name = home(type(network))
     try:

@@ -193,13 +193,17 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         super()._apply(*arguments, **named)
         return self
 
+    def load_state_dict(self, *arguments: Any, **named: Any) -> Any:
+        self.compiled = None  # assign=True replaces the tensors
+        return super().load_state_dict(*arguments, **named)
+
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"compiled": None}  # a compiled network holds addresses of this process
 
 
 def _is_plain(x: Tensor | np.ndarray) -> bool:
-    """Returns True for numbers in the CPU's memory whose address a kernel may read: no compiler or transform looks on."""
-    if torch.compiler.is_compiling() or operators.kernels_everywhere or transforming():
+    """Returns True for numbers in the CPU's memory whose address a kernel may read: nothing traces or transforms operators."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or operators.kernels_everywhere or transforming():
         return False
     return isinstance(x, np.ndarray) or (type(x) is Tensor and device.on_host(x))
 

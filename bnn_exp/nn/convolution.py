@@ -13,19 +13,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
+from bnn_exp.nn import processor
 from bnn_exp.nn.function import in_bf16, is_compiled
 from bnn_exp.nn.operators import operator
 
-# The most weights of a layer whose gradient a kernel of this package computes. At larger layers the library is faster.
+# The most weights of a layer whose gradient a kernel of this package computes. At larger layers the library is faster. On a GPU
+# the kernel counts places in 32 bits, so larger images go to the library too.
 MOST = {"cuda": 64 * 32 * 9, "cpu": 64 * 128 * 9}
-
-
-def _supported(feature: str) -> bool:
-    return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
-
-
 # This processor multiplies pairs of bfloat16. On one that has AMX too, oneDNN's kernels are faster.
-HAS_PAIRS = _supported("avx512_bf16") and not _supported("amx_tile")
+HAS_PAIRS = processor.AVX512_BF16 and not processor.AMX
 
 
 def takes_pairs(x: Tensor) -> bool:
@@ -66,7 +62,7 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x, v), (of_x, of_weight) = ctx.saved_tensors, ctx.dtypes
-        ours = v.dtype == torch.bfloat16 and v.numel() <= MOST[v.device.type]
+        ours = v.dtype == torch.bfloat16 and v.numel() <= MOST[v.device.type] and max(x.numel(), grad.numel()) < 2**31
         wanted, pad = ctx.needs_input_grad, [v.shape[2] // 2] * 2
         with torch.autocast(x.device.type, enabled=False):
             how = [1, 1], pad, [1, 1], False, [0, 0], 1, [wanted[0], wanted[1] and not ours, False]

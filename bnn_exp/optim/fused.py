@@ -112,7 +112,9 @@ class Fused:
         if self.state and not state:
             state.update(self.first(lambda: PackedBits(w, columns).unpack(torch.uint8) if packed else w.byte(), h))
         kept = [state[name] for name in self.state if name in state]
-        if not (all(t.is_contiguous() for t in kept) and (not packed or device.on_host(w) or _whole_bytes(g, kept))):
+        if not all(t.is_contiguous() and t.dtype in (torch.float32, torch.uint8) for t in kept):
+            return False
+        if packed and not device.on_host(w) and not _whole_bytes(g, kept):
             return False
         constants, strength = [getattr(h, name) for name in self.constants], getattr(h, self.strength)
         if not isinstance(strength, Tensor):

@@ -49,7 +49,10 @@ def begin(settings: Settings, values: dict[str, Any]) -> subprocess.Popen | None
         return None
     command = [sys.executable, "-c", PROGRAM, str(file)]
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, text=True)
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, text=True)
+    except OSError:  # no memory, or too many processes: the run compiles its kernels itself
+        return None
     atexit.register(_end, process)
     with suppress(OSError), process.stdin as to_process:
         json.dump(values, to_process)

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from bnn_exp.bits import pack, unpack
-from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
 from bnn_exp.bits.cpu.forward import sums_of_bits, sums_of_pixels
 from bnn_exp.bits.cpu.layout import columns_of, filled, transposed
 from bnn_exp.bits.cpu.ways import InBF16, InFloat32
 from bnn_exp.bits.packing import PackedBits
+from bnn_exp.nn import processor
 
 UNIT = 2.0**-24  # half the distance from 1 to the next float32
 SHAPES = [(16, 32, 32), (1, 3, 5), (37, 10, 64), (1030, 33, 100), (2500, 64, 96)]  # rows, neurons, inputs

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from helpers import settings_of, trainer_of
 
 from bnn_exp.bits import bits_sha256
-from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.passes import OnCPU
 from bnn_exp.errors import Diverged
 from bnn_exp.models.mlp import MLP
-from bnn_exp.nn import binary_layers
+from bnn_exp.nn import binary_layers, processor
 from bnn_exp.nn.layers import packed_at_once
 from bnn_exp.optim import Rule
 from bnn_exp.training import costs, cpu_costs, engine, measured
@@ -364,8 +363,11 @@ PORTABLE = """
 import torch
 torch.set_num_threads(1)
 from helpers import trainer_of
+from bnn_exp import pack_network
 from bnn_exp.bits import bits_sha256
-from bnn_exp.bits.cpu import processor
+from bnn_exp.models.mlp import MLP
+from bnn_exp.nn import processor
+from bnn_exp.nn.bncvl import BNCVL
 
 assert not (processor.AVX512 or processor.VNNI or processor.AVX512_BF16)
 for rule in ("optimizer=counter", "optimizer=hypermask_random"):
@@ -375,6 +377,12 @@ for rule in ("optimizer=counter", "optimizer=hypermask_random"):
     assert bits_sha256(packed.network) == bits_sha256(dense.network)
 rounded = trainer_of(*few, "engine=packed", "engine.precision=bf16")
 assert rounded.epoch()["train_loss"] < 3
+layer, images = BNCVL(16, 16, 3, weights="bits", normalization="batch", pool=2), torch.randn(128, 16, 14, 14).bfloat16()
+with torch.autocast("cpu", torch.bfloat16):
+    layer(images).float().square().sum().backward()
+assert layer.weight.grad.any()
+network, pixels = MLP(99, 10, 70).eval(), torch.randint(256, (9, 1, 9, 11), dtype=torch.uint8)
+assert torch.allclose(pack_network(network, (1, 9, 11)).scores(pixels), network(pixels), atol=1e-4)
 """
 
 

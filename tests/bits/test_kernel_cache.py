@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
+from numba.core.caching import IndexDataCacheFile
 
 import bnn_exp.bits.cpu.kernels
+from bnn_exp.bits.cpu.kernels.compiler import kernel
 
 COUNT = """
 import numpy as np
@@ -47,3 +51,26 @@ def test_a_changed_intrinsic_is_never_run_from_the_cache(tmp_path):
     llvm.write_text(text.replace("b.ctpop(v)", "b.add(b.ctpop(v), I64(10))"))
     assert result() == [24, 0, 1]
     assert result() == [24, 1, 0]
+
+
+def double(x):
+    return x + x
+
+
+def test_processes_that_compile_a_kernel_at_one_time_share_no_file(tmp_path, monkeypatch):
+    """Both processes have read the index of the cache before the other one writes to it."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(IndexDataCacheFile, "_load_index", lambda self: {})
+    for dtype in (np.float32, np.int16):
+        kernel(double)(np.ones(3, dtype))
+    assert len(list(tmp_path.rglob("*.nbc"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["numba.np.linalg.ensure_blas", "numba.core.dispatcher._DispatcherBase._compile_for_args"])
+def test_another_version_of_numba_costs_speed_only(name):
+    """Names that numba does not promise may be missing."""
+    module, _, missing = name.rpartition(".")
+    code = f"import pkgutil; delattr(pkgutil.resolve_name({module!r}), {missing!r})\n"
+    code += "from bnn_exp.bits.cpu.kernels.compiler import only_noted\nwith only_noted() as calls: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,12 +5,12 @@ import torch
 from helpers import rest_slow, settings_of, trainer_of
 
 from bnn_exp.bits import bits_sha256, pack
-from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.factors import BitFactors, PixelFactors
 from bnn_exp.bits.cpu.kernels.digits import MOST, MOST_ROWS
 from bnn_exp.bits.cpu.layout import columns_of, filled
 from bnn_exp.bits.cpu.rounding import Rounding
 from bnn_exp.errors import UserError
+from bnn_exp.nn import processor
 from bnn_exp.training import engine
 
 COUNTER = ("optimizer=counter", "trainer.epochs=8")

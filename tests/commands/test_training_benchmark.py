@@ -218,11 +218,22 @@ def test_a_missing_library_is_named_and_not_measured(monkeypatch):
     assert peers.named(settings) == ("brevitas", "bitorch") and peers.named(settings_of("model=bncvl")) == ()
 
 
+def test_a_way_of_other_software_that_fails_is_left_out_with_a_line(monkeypatch, digits, capsys):
+    def fails(settings, data):
+        raise RuntimeError("no back end")
+
+    monkeypatch.setitem(training_ways.LOOPS, training_ways.COMPILED, fails)
+    ways = training_ways.FP32, training_ways.COMPILED
+    rows = training_times.measure(ways, settings_of(*RANDOM, "model.hidden_size=8"), digits, rounds=3)
+    assert [row["way"] for row in rows] == [training_ways.FP32]
+    assert "torch fp32 compiled is not measured: RuntimeError: no back end" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_answers_of_other_libraries_stand_beside_the_packed_network(monkeypatch, digits):
     """A library of the test: the layers are torch's own."""
     layers = lambda sizes: [torch.nn.Linear(*pair) for pair in pairwise(sizes)]  # noqa: E731
     monkeypatch.setattr(peers, "LIBRARIES", {"json": layers})
-    found = peers.answers(settings_of("model.hidden_size=32"), digits, rounds=3)
+    found = peers.answers(["json"], settings_of("model.hidden_size=32"), digits, rounds=3)
     assert [(row["batch"], row["way"]) for row in found] == [
         (batch, way) for batch in (1, 1024) for way in ("packed", "torch fp32", "json")
     ]

@@ -27,6 +27,13 @@ def test_a_command_is_composed_once(arguments, bnn_train, composed):
     assert composed == ["MULTIRUN" if arguments else "RUN"]
 
 
+@pytest.mark.parametrize("mode", ["RunMode.MULTIRUN", "2", "${oc.env:MODE}"])
+def test_a_mode_may_be_spelled_as_hydra_reads_it(mode, bnn_train, composed, monkeypatch):
+    monkeypatch.setenv("MODE", "MULTIRUN")
+    bnn_train(REFUSED, f"hydra.mode={mode}", "seed=0,1")
+    assert composed[-1] == "MULTIRUN"
+
+
 def test_a_configuration_of_the_user_may_request_a_sweep(bnn_train, composed, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/own.yaml").write_text("defaults: [config, _self_]\nhydra:\n  mode: MULTIRUN\n")

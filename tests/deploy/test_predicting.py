@@ -147,6 +147,25 @@ def test_a_change_in_place_a_copy_and_a_move_are_computed_anew():
         copies[0].double().predict(x)
 
 
+def test_tensors_in_the_place_of_those_that_were_compiled():
+    packed, other = (pack_network(with_any_norms(MLP(30, 4, 70, 3))) for _ in range(2))
+    x = pictures(9, 30)
+    before, after = packed(x), other(x)
+    packed.layers.double()  # frees the memory of the last BatchNorm
+    freed = [torch.full((4,), 7.0) for _ in range(1000)]
+    assert torch.equal(packed(x), before) and len(freed) == 1000
+    packed.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(packed(x), after)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_is_refused():
+    """A trace sees no compiled call, and would hold numbers that no kernel has computed."""
+    packed, x = pack_network(MLP(30, 4, 70, 3)), pictures(9, 30)
+    with pytest.raises(Exception, match="pyobject"):
+        torch.jit.trace(packed, x)
+
+
 def test_threads_share_rows_and_may_call_at_a_time(monkeypatch):
     """Work that is worth several threads is set to very little."""
     network = with_any_norms(MLP(50, 7, 130, 3))

@@ -95,6 +95,21 @@ def test_threads_change_no_bit(name, monkeypatch):
         same(trained(name, shape, packed=True, steps=3), expected)
 
 
+@pytest.mark.parametrize("name", ["bop", "bold"])
+def test_a_state_of_another_dtype_counts(name):
+    """Such a state remains where a network trains in float64, and then in float32."""
+    kind, options = RULES[name]
+    trained = []
+    for dtype in (torch.float32, torch.float64):
+        p = torch.nn.Parameter(torch.ones(9, 20))
+        optimizer = kind([p], **options)
+        for seed in range(9):
+            optimizer.flip(p, torch.randn(9, 20, generator=torch.Generator().manual_seed(seed)))
+            optimizer.state[p].update({key: t.to(dtype) for key, t in optimizer.state[p].items()})
+        trained.append(p.detach())
+    assert torch.equal(*trained) and trained[0].any()
+
+
 def test_a_small_tensor_takes_the_definition_until_numba_is_loaded(monkeypatch):
     """The definition of the operator, by torch, and the compiled form give the same bits."""
     for name in RULES:

@@ -69,6 +69,18 @@ def test_only_a_run_on_an_idle_cpu_starts_a_process(overrides, starts, monkeypat
     assert len(started) == starts
 
 
+def test_a_machine_that_starts_no_process_trains_without(monkeypatch, tmp_path):
+    def refuses(*_, **__):
+        raise BlockingIOError
+
+    monkeypatch.setattr(ahead.subprocess, "Popen", refuses)
+    monkeypatch.setattr(os, "getloadavg", refuses)
+    monkeypatch.setattr(installed, "cores", lambda: 2)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("BNN_EXP_CACHE", str(tmp_path))
+    assert ahead.begin(settings_of(*PACKED), {}) is None
+
+
 def test_strengths_and_sizes_need_no_other_kernels():
     one = ahead.mark(settings_of(*PACKED))
     assert one == ahead.mark(settings_of(*PACKED, "model.hidden_size=64", "delta=0.3", "seed=2"))

@@ -3,7 +3,6 @@
 A number of channels that is no multiple of 16 takes the definitions in torch.
 """
 
-from collections.abc import Callable
 from inspect import unwrap
 from math import inf
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 from bnn_exp.bits.cpu.kernels import channels as kernels
 from bnn_exp.bits.cpu.kernels.channels import CHUNK
 from bnn_exp.bits.cpu.kernels.llvm import WIDTH
-from bnn_exp.bits.cpu.threads import share_out
+from bnn_exp.bits.cpu.threads import share_chunks
 from bnn_exp.nn import batch_norm
 
 _ABOVE_0 = float(np.finfo(np.float32).smallest_subnormal)
@@ -27,7 +26,7 @@ def batch_statistics(z: Tensor, *running: Any) -> tuple[Tensor, Tensor]:
         return unwrap(batch_norm.batch_statistics)(z, *running)
     means, squares = _of_chunks(z)
     given, to = (flat(z), z.shape[1]), (means.reshape(-1), squares.reshape(-1))
-    _share(lambda begin, end: kernels.chunk_moments(*given, begin, end, *to), len(z))
+    share_chunks(lambda begin, end: kernels.chunk_moments(*given, begin, end, *to), len(z), CHUNK)
     mean, variance = torch.empty(z.shape[1]), torch.empty(z.shape[1])
     kernels.join_moments(means, squares, len(z), mean.numpy(), variance.numpy())
     batch_norm.update_running(mean, variance, len(z), *running)
@@ -43,10 +42,10 @@ def normalize(z: Tensor, *given: Any) -> Tensor:
     affine = Affine(*norm)
     arrays, to = (flat(z), z.shape[1], affine.scale, affine.shift), flat(out)
     if activation == "binary":
-        _share(lambda begin, end: kernels.set_values(*arrays, begin, end, low, high, to), len(z))
+        share_chunks(lambda begin, end: kernels.set_values(*arrays, begin, end, low, high, to), len(z), CHUNK)
     else:
         lowest = batch_norm.LOWEST[activation]
-        _share(lambda begin, end: kernels.set_activations(*arrays, begin, end, lowest, to), len(z))
+        share_chunks(lambda begin, end: kernels.set_activations(*arrays, begin, end, lowest, to), len(z), CHUNK)
     return out
 
 
@@ -60,11 +59,11 @@ def normalize_gradient(grad: Tensor, z: Tensor, *given: Any) -> tuple[Tensor, Te
     arrays = flat(grad), flat(z), z.shape[1], affine.scale, affine.shift, affine.mean
     totals, products = _of_chunks(z)
     sums = totals.reshape(-1), products.reshape(-1)
-    _share(lambda begin, end: kernels.chunk_sums(*arrays, begin, end, *between, *sums), len(z))
+    share_chunks(lambda begin, end: kernels.chunk_sums(*arrays, begin, end, *between, *sums), len(z), CHUNK)
     *rest, of_weight, of_bias = affine.centering(totals, products, len(z))
     out = torch.empty_like(z)
     to = flat(out)
-    _share(lambda begin, end: kernels.set_gradients(*arrays, *rest, begin, end, *between, to), len(z))
+    share_chunks(lambda begin, end: kernels.set_gradients(*arrays, *rest, begin, end, *between, to), len(z), CHUNK)
     return out, torch.from_numpy(of_weight), torch.from_numpy(of_bias)
 
 
@@ -100,11 +99,6 @@ def flat(x: Tensor) -> np.ndarray:
 def readable(*tensors: Tensor) -> bool:
     """Returns True if the kernels can read tensors whose last dimension is the channels."""
     return all(x.shape[-1] % WIDTH == 0 and x.dtype in (torch.float32, torch.bfloat16) for x in tensors)
-
-
-def _share(work: Callable[[int, int], None], rows: int) -> None:
-    """Calls work(begin, end) for parts of range(rows), made of whole chunks, one part for each of torch's threads."""
-    share_out(lambda first, last: work(first * CHUNK, min(rows, last * CHUNK)), -(-rows // CHUNK))
 
 
 def _of_chunks(z: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.kernels import batch_norm, packed_bits, pixel_products, products
 from bnn_exp.bits.cpu.kernels.batch_norm import CHUNK
 from bnn_exp.bits.cpu.layout import filled, up_to
-from bnn_exp.bits.cpu.threads import share_out
+from bnn_exp.bits.cpu.threads import share_chunks, share_out
 from bnn_exp.bits.reference import LANES, to_tiles
+from bnn_exp.nn import processor
 from bnn_exp.nn.norm import scale_and_shift
 from bnn_exp.nn.product import pixel_sums
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def share_rows(work: Callable[[int, int], None], rows: int) -> None:
     """Calls work(begin, end) for parts of range(rows), made of whole chunks, one part for each of torch's threads."""
-    share_out(lambda first, last: work(first * CHUNK, min(rows, last * CHUNK)), -(-rows // CHUNK))
+    share_chunks(work, rows, CHUNK)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def sums_of_pixels(x: Tensor, weights: "PackedBits", zero: float) -> Sums:
         v = weights.unpack(torch.int8)
         v = F.pad(2 * v - 1 if zero else v, (0, 0, 0, width - len(v)))
         return Sums(pixel_sums(x, v).div_(255), 1.0, torch.zeros(width))
-    x = filled(x, up_to(x.shape[1], pixel_products.FOUR)).contiguous()
+    x = x.contiguous()
+    if rest := -x.shape[1] % pixel_products.FOUR:
+        x = F.pad(x, (0, rest))
     fours = torch.empty(width // LANES, x.shape[1] // pixel_products.FOUR, LANES, dtype=torch.int32)
     pixel_products.weights_of_fours(weights.packed.numpy(), int(zero), fours.numpy())
     z = torch.empty(len(x), width)

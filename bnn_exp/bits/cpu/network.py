@@ -80,10 +80,12 @@ class Network:
     def __init__(self, inputs: int, layers: Sequence[Steps | Scores]):
         _check(inputs, layers)
         records = torch.zeros(len(layers), kernels.RECORD // 8, dtype=torch.int64)
+        self.kept = [records]  # the kernel knows addresses only; other tensors may take the place of the layers' memory
         for record, layer in zip(records, layers, strict=True):
             for place, field in layer.fields().items():
+                if isinstance(field, Tensor):
+                    self.kept.append(field.detach())
                 record[place // 8] = field.data_ptr() if isinstance(field, Tensor) else field
-        self.kept = records, tuple(layers)  # the kernel knows their addresses only
         self.plan = records.data_ptr(), len(layers)
         self.inputs, self.outputs = inputs, int(records[-1, kernels.OUTPUTS // 8])
         rows = [inputs, *(layer.tiles.shape[1] for layer in layers[1:])]  # bytes of one row of each layer's input

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.kernels import digits
 from bnn_exp.bits.cpu.kernels.digits import BASE, MOST, MOST_ROWS
 from bnn_exp.bits.cpu.layout import by_neuron, transposed
 from bnn_exp.bits.cpu.ways import ENDLESS, Product, values_of
 from bnn_exp.bits.reference import to_tiles
+from bnn_exp.nn import processor
 from bnn_exp.nn.product import pixel_sums
 
 

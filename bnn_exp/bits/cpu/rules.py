@@ -14,7 +14,7 @@ import torch
 from bnn_exp.bits import scalar_rules
 from bnn_exp.bits.counters import stored_width
 from bnn_exp.bits.cpu.kernels import measures, rules, top
-from bnn_exp.bits.cpu.threads import share_out
+from bnn_exp.bits.cpu.threads import share_chunks, share_out
 from bnn_exp.bits.given import Given
 from bnn_exp.bits.scalar_rules import Step
 
@@ -26,12 +26,12 @@ _NONE, _NO_BYTES, _NO_DRAWS = (np.empty(0, kind) for kind in (np.float32, np.uin
 Sizes = tuple[np.ndarray, np.ndarray]  # of_rows and of_columns, see `kernels.rules`
 
 
-def _share(work: Callable[[int, int], None], count: int, bits: int) -> None:
-    """Calls work(begin, end) for parts of range(count), one for each thread; for one part if there are few bits."""
-    if bits < _ALONE:
-        work(0, count)
+def _share(work: Callable[[int, int], None], rows: int, chunk: int, columns: int) -> None:
+    """Calls work(begin, end) for parts of the rows, whole chunks, one for each thread; for all rows if there are few bits."""
+    if rows * columns < _ALONE:
+        work(0, rows)
     else:
-        share_out(work, count)
+        share_chunks(work, rows, chunk)
 
 
 class OnRows(Given):
@@ -67,10 +67,10 @@ class OnRows(Given):
         found: list[Any] = []
         for gradients, first, last in self.blocks():
 
-            def some(begin: int, end: int, gradients: tuple = gradients, first: int = first, last: int = last) -> None:
-                found.append(work(gradients, first + _EIGHT * begin, min(first + _EIGHT * end, last)))
+            def some(begin: int, end: int, gradients: tuple = gradients, first: int = first) -> None:
+                found.append(work(gradients, first + begin, first + end))
 
-            _share(some, -(-(last - first) // _EIGHT), (last - first) * self.columns)
+            _share(some, last - first, _EIGHT, self.columns)
         return found
 
 
@@ -97,11 +97,11 @@ def _rows(given: OnRows, columns: bool = False) -> Sizes:
     parts = np.empty((-(-given.rows // some), given.columns if columns else 0))
     for gradients, first, last in given.blocks():
 
-        def of_parts(begin: int, end: int, gradients: tuple = gradients, part: int = first // some, last: int = last) -> None:
-            for i in range(part + begin, part + end):
-                measures.squares(*gradients, i * some, min((i + 1) * some, last), of_rows, parts[i])
+        def of_parts(begin: int, end: int, gradients: tuple = gradients, first: int = first, last: int = last) -> None:
+            for row in range(first + begin, first + end, some):
+                measures.squares(*gradients, row, min(row + some, last), of_rows, parts[row // some])
 
-        _share(of_parts, -(-(last - first) // some), (last - first) * given.columns)
+        _share(of_parts, last - first, some, given.columns)
     sizes = np.sqrt(of_rows / given.columns).astype(np.float32)
     if not columns:
         return sizes, _NONE

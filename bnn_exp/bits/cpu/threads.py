@@ -29,6 +29,11 @@ def share_out(work: Callable[[int, int], None], count: int) -> None:
     share(work, count, max(1, min(torch.get_num_threads(), count)))
 
 
+def share_chunks(work: Callable[[int, int], None], rows: int, chunk: int) -> None:
+    """Calls work(begin, end) for parts of range(rows), one for each of torch's threads. A part consists of whole chunks."""
+    share_out(lambda first, last: work(first * chunk, min(rows, last * chunk)), -(-rows // chunk))
+
+
 def _forget_pool() -> None:
     global _pool
     _pool = None

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnn_exp.bits.cpu import processor
 from bnn_exp.bits.cpu.kernels import bf16_products, input_gradient
 from bnn_exp.bits.cpu.layout import factors_of, up_to, words_of
+from bnn_exp.nn import processor
 from bnn_exp.nn.packing import unpack
 
 ENDLESS = 2**62  # the number of summands of a product that no caller needs to divide

@@ -4,7 +4,7 @@ Each library's own layers take the place of ours: bipolar weights and activation
 torch's BatchNorm between them, latent weights in float32, trained by Adam. The first layer takes pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -54,16 +54,15 @@ def mlp(library: str, settings: Settings, data: Dataset) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers).to(data.train.labels.device)
 
 
-def answers(settings: Settings, data: Dataset, rounds: int) -> list[dict[str, Any]]:
-    """Measures the seconds of an answer of an untrained network, packed, in fp32 by torch, and by each installed library.
+def answers(libraries: Sequence[str], settings: Settings, data: Dataset, rounds: int) -> list[dict[str, Any]]:
+    """Measures the seconds of an answer of an untrained network, packed, in fp32 by torch, and by each of the libraries.
 
     The packed network takes pixels, uint8; the others take float32.
 
     Returns:
         For each batch size and way a dictionary with `batch`, `way`, the seconds (`median`, the quartiles `low` and `high`),
-        and `speedup`, the seconds divided by those of the packed network. An empty list if no library is installed.
+        and `speedup`, the seconds divided by those of the packed network. An empty list without libraries.
     """
-    libraries = [name for name in named(settings) if is_installed(name)]
     if not libraries:
         return []
     networks = {

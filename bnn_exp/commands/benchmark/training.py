@@ -72,7 +72,8 @@ def _measure(plan: Plan, wanted: Any) -> dict[str, Any]:
         others = *training_ways.plain(device), *training_ways.compiled(settings, device), *training_ways.usual(settings)
         names = tuple(dict.fromkeys((chosen, "dense", *others, *twins)))
         ways = training_times.measure(names, settings, data, wanted.rounds)
-        answers = peers.answers(settings, data, wanted.rounds) if device.type == "cpu" else []
+        libraries = [row["way"] for row in ways if row["way"] in peers.LIBRARIES]
+        answers = peers.answers(libraries, settings, data, wanted.rounds) if device.type == "cpu" else []
         least = lower_bound(first_network(settings, data).to(device), data, batch, images, chosen)
     for row in ways:
         row["speedup"] = row["median"] / ways[0]["median"]

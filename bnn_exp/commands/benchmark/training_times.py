@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import count, islice, tee
 from statistics import median
 
@@ -13,12 +14,16 @@ from bnn_exp.commands.benchmark.timing import WINDOW, in_turn, seconds_of, summa
 from bnn_exp.commands.benchmark.training_ways import ENGINES, Step
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
+from bnn_exp.errors import reason
+from bnn_exp.records.terminal import console
 
 MOST = 100  # the most batches of a round
 
 
 def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: int) -> list[dict]:
     """Measures the seconds of a training step on a whole batch, for each way in `names` (see `training_ways`).
+
+    A way of other software that fails at its first step is left out, and a line on the console tells why.
 
     Returns:
         One dictionary per way:
@@ -30,13 +35,28 @@ def measure(names: tuple[str, ...], settings: Settings, data: Dataset, rounds: i
         - `seconds_per_epoch`: a smaller last batch counts by its number of rows.
     """
     batch, floats = batch_size(settings, data), training_ways.data_for(training_ways.FP32, data)
-    steps = {name: training_ways.first_step(name, settings, data if name in ENGINES else floats) for name in names}
+    steps = {}
+    for name in names:
+        with _left_out(name) if name in training_ways.OPTIONAL else nullcontext():
+            step = training_ways.first_step(name, settings, data if name in ENGINES else floats)
+            if name in training_ways.OPTIONAL:
+                step(next(whole_batches(data, batch)))
+            steps[name] = step
     times = time_steps(steps, whole_batches(data, batch), rounds)
     rows = rows_of_epoch(settings, data)
     return [
         {"way": name, **t, "images_per_second": batch / t["median"], "seconds_per_epoch": rows / batch * t["median"]}
         for name, t in times.items()
     ]
+
+
+@contextmanager
+def _left_out(name: str) -> Iterator[None]:
+    """Context manager: an exception of the body, which does the first step of the way `name`, becomes a line on the console."""
+    try:
+        yield
+    except Exception as error:
+        console().print(f"{name} is not measured: {reason(error)}", markup=False)
 
 
 def time_steps(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int) -> dict[str, dict[str, float]]:

@@ -53,6 +53,10 @@ def data_for(name: str, data: Dataset) -> Dataset:
     return data if name in ENGINES else in_floats(data)
 
 
+# The ways of other software, which may not run on this machine.
+OPTIONAL = {COMPILED, *(name for name, (_, compiled) in TWINS.items() if compiled), *peers.LIBRARIES}
+
+
 def first_step(name: str, settings: Settings, data: Dataset) -> Step:
     """Builds a new network and optimizers for the way `name`, and returns the function that makes a step.
 

@@ -8,12 +8,12 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
+from uuid import uuid4
 
-import numba.np.linalg
 from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
@@ -24,15 +24,20 @@ from bnn_exp.bits.reference import LANES
 def _import_array_functions() -> None:
     """Imports numba's array functions without `scipy.linalg`, whose import takes a tenth of a second.
 
-    Numba imports `scipy.linalg` to learn whether scipy is installed. Only functions of linear algebra need it.
+    Numba imports `scipy.linalg` to learn whether scipy is installed. Only functions of linear algebra need it. A version of
+    numba without these names imports `scipy.linalg`.
     """
-    with patch.object(numba.np.linalg, "ensure_blas", side_effect=ImportError):
+    linalg = importlib.import_module("numba.np.linalg")
+    if not hasattr(linalg, "ensure_blas"):
+        return
+    with patch.object(linalg, "ensure_blas", side_effect=ImportError):
         arrays = importlib.import_module("numba.np.arraymath")
     arrays._HAVE_BLAS = find_spec("scipy") is not None
 
 
 if "numba.np.arraymath" not in sys.modules:
-    _import_array_functions()
+    with suppress(ImportError):
+        _import_array_functions()
 
 
 def _sources() -> str:
@@ -48,6 +53,14 @@ SOURCES = _sources()
 
 class _KernelCache(FunctionCache):
     """Numba's cache of one compiled function, whose key also holds `SOURCES`."""
+
+    def __init__(self, function: Callable):
+        super().__init__(function)
+        with suppress(AttributeError):
+            # Two processes that compile a kernel at one time, for other types, would write to one file: the index of the cache
+            # would then name the machine code of one type for the other.
+            file = self._cache_file
+            file._data_name_pattern = file._data_name_pattern.replace("{number", f"{uuid4().hex[:8]}.{{number")
 
     def _index_key(self, sig, codegen) -> tuple:
         return *super()._index_key(sig, codegen), SOURCES
@@ -77,7 +90,7 @@ def only_noted() -> Iterator[list[tuple[Dispatcher, tuple]]]:
     """Context manager: a call of a kernel that is not compiled yet does nothing while the body runs, except to note itself.
 
     Yields the list of calls: the kernel, and the types of the arguments as its method `compile` takes them. Each pair stands
-    in the list once, in the order of the first calls.
+    in the list once, in the order of the first calls. A version of numba without the patched method notes none.
     """
     noted: dict[tuple[Dispatcher, tuple], None] = {}
 
@@ -86,6 +99,6 @@ def only_noted() -> Iterator[list[tuple[Dispatcher, tuple]]]:
         return lambda *_: None
 
     calls: list[tuple[Dispatcher, tuple]] = []
-    with patch.object(Dispatcher, "_compile_for_args", note):
+    with patch.object(Dispatcher, "_compile_for_args", note) if hasattr(Dispatcher, "_compile_for_args") else nullcontext():
         yield calls
     calls += noted

@@ -38,7 +38,7 @@ class _BFloat(ir.Type):
         return hash(_BFloat)
 
 
-_BFLOATS_32 = ir.VectorType(_BFloat(), 2 * WIDTH)
+BFLOATS_32 = ir.VectorType(_BFloat(), 2 * WIDTH)
 
 
 @intrinsic
@@ -52,8 +52,8 @@ def set_rounded(_typing, address, low, high):
     """Rounds two vectors of 16 float32 to bfloat16, to nearest, and stores the 32 numbers at `address`, `low` first."""
 
     def codegen(b, address, low, high):
-        convert = declared(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", _BFLOATS_32, FLOATS_16.ir, FLOATS_16.ir)
-        b.store(b.call(convert, [high, low]), pointer(b, address, _BFLOATS_32), align=1)
+        convert = declared(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", BFLOATS_32, FLOATS_16.ir, FLOATS_16.ir)
+        b.store(b.call(convert, [high, low]), pointer(b, address, BFLOATS_32), align=1)
 
     return emitted(types.void(types.intp, FLOATS_16, FLOATS_16), codegen)
 
@@ -106,8 +106,8 @@ def add_pairs(_typing, sums, low, high, indices):
 
     def codegen(b, sums, low, high, indices):
         look_up = declared(b, "llvm.x86.avx512.vpermi2var.hi.512", *[SHORTS_32.ir] * 4)
-        add = declared(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS_16.ir, FLOATS_16.ir, _BFLOATS_32, _BFLOATS_32)
+        add = declared(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS_16.ir, FLOATS_16.ir, BFLOATS_32, BFLOATS_32)
         pairs, ones = b.call(look_up, [low, indices, high]), constant(SHORTS_32, _ONE)
-        return b.call(add, [sums, *(b.bitcast(x, _BFLOATS_32) for x in (pairs, ones))])
+        return b.call(add, [sums, *(b.bitcast(x, BFLOATS_32) for x in (pairs, ones))])
 
     return emitted(FLOATS_16(FLOATS_16, SHORTS_32, SHORTS_32, SHORTS_32), codegen)

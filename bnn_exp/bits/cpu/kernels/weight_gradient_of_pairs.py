@@ -30,20 +30,11 @@ from bnn_exp.bits.cpu.kernels.llvm import (
     pointer,
     splat,
 )
+from bnn_exp.bits.cpu.kernels.vectors_bf16 import BFLOATS_32
 
 FLOATS_256 = Vector(F32, WIDTH * WIDTH)  # 16 inputs · 16 outputs
 PAIR = 4  # bytes
 BUFFER = 2**17  # bytes of pairs that a kernel keeps in the cache, about
-
-
-class _BFloat(ir.Type):
-    """LLVM's type bfloat, which llvmlite does not have."""
-
-    def __str__(self) -> str:
-        return "bfloat"
-
-
-_PAIRS = ir.VectorType(_BFloat(), 2 * WIDTH)
 
 
 @intrinsic
@@ -69,12 +60,12 @@ def add_pair_products(_typing, sums, x, g):
     """Returns sums + the products of each of the 16 pairs at address x with each of the 16 pairs at address g."""
 
     def codegen(b, sums, x, g):
-        add = declared(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS_16.ir, FLOATS_16.ir, _PAIRS, _PAIRS)
-        pairs = b.bitcast(b.load(pointer(b, g, INTS_16.ir), align=4), _PAIRS)
+        add = declared(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS_16.ir, FLOATS_16.ir, BFLOATS_32, BFLOATS_32)
+        pairs = b.bitcast(b.load(pointer(b, g, INTS_16.ir), align=4), BFLOATS_32)
         rows = []
         for i in range(WIDTH):
             one = splat(b, b.load(pointer(b, b.add(x, I64(PAIR * i)), I32), align=4), WIDTH)
-            rows.append(b.call(add, [_row(b, sums, i), b.bitcast(one, _PAIRS), pairs]))
+            rows.append(b.call(add, [_row(b, sums, i), b.bitcast(one, BFLOATS_32), pairs]))
         while len(rows) > 1:
             rows = [_joined(b, *rows[i : i + 2]) for i in range(0, len(rows), 2)]
         return rows[0]

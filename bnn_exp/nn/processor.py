@@ -1,4 +1,4 @@
-"""The features of this processor by which `bnn_exp.bits.cpu` chooses between its own kernels and torch's products."""
+"""The features of this processor by which layers and `bnn_exp.bits.cpu` choose between our own kernels and torch's products."""
 
 import torch
 
@@ -6,7 +6,7 @@ from bnn_exp.nn.product import HAS_VNNI
 
 
 def _supports(feature: str) -> bool:
-    """Returns True if torch knows that this processor has the feature, such as `vnni`."""
+    """Returns True if torch knows that this processor has the feature, such as `amx_tile`."""
     return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
 
 
