@@ -14,7 +14,7 @@ import torch
 from bnn_exp.bits import scalar_rules
 from bnn_exp.bits.counters import stored_width
 from bnn_exp.bits.cpu.kernels import measures, rules, top
-from bnn_exp.bits.cpu.threads import share_chunks, share_out
+from bnn_exp.bits.cpu.threads import share_chunks
 from bnn_exp.bits.given import Given
 from bnn_exp.bits.scalar_rules import Step
 
