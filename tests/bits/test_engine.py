@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import settings_of, trainer_of
+from helpers import rest_slow, settings_of, trainer_of
 
 from bnn_exp.bits import bits_sha256
 from bnn_exp.bits.cpu.passes import OnCPU
@@ -217,7 +217,7 @@ def test_packed_is_refused_where_it_can_not_train_and_auto_is_dense(bnn_train, o
     assert engine.choose(settings_of(*rule, overrides), "cuda") == "dense"
 
 
-@pytest.mark.parametrize("rule", ["hypermask_random", "hypermask_ewm", "hypermask_factored", "counter", "bold"])
+@pytest.mark.parametrize("rule", rest_slow(["counter", "hypermask_random", "hypermask_ewm", "hypermask_factored", "bold"]))
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_lean_memory_changes_no_bit(rule, precision):
     same = f"optimizer={rule}", "trainer.batch_size=500", "engine=packed", f"engine.precision={precision}"

@@ -131,6 +131,7 @@ def passes(network, x):
     return [logits.detach(), *(p.grad for p in network.parameters()), *network.buffers()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(WHERE == "cuda", reason="tests/training/test_gpu.py records real graphs")
 def test_a_graph_holds_the_kernels_of_a_training(monkeypatch):
     """Also the numbers of the batches, of which each is augmented differently, and the running statistics."""
