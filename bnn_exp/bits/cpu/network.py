@@ -154,6 +154,10 @@ class PictureNetwork(Network):
         each = [*map(work, layers), last.tiles.shape[1] * len(last.tiles)]
         self.work, self.heaviest = sum(each), max(each)
 
+    def better_by_layers(self, rows: int) -> bool:
+        """Returns True if threads should share the rows of each layer's pictures: for few pictures and a large layer."""
+        return rows < torch.get_num_threads() and rows * self.heaviest >= 2 * THREAD_WORK
+
 
 def _check_pictures(shape: tuple[int, int, int], layers: Sequence[Fields], last: Scores) -> None:
     channels, height, width = shape
