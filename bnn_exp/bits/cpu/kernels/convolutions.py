@@ -30,23 +30,24 @@ from bnn_exp.bits.cpu.kernels.vectors_convolutions import (
     add_codes,
     as_scaled,
     clear,
+    clear_weights,
     copy,
     larger,
     scaled,
     set_codes,
-    set_short,
-    short_at,
     spread_bits,
     spread_codes,
-    steps_of,
+    steps_of_16,
+    steps_of_32,
+    steps_of_64,
     sums_of_bits_1x4,
     sums_of_bits_4x4,
-    sums_of_bits_8x1,
     sums_of_bits_8x2,
+    sums_of_bits_16x1,
     sums_of_codes_1x4,
     sums_of_codes_4x4,
-    sums_of_codes_8x1,
     sums_of_codes_8x2,
+    sums_of_codes_16x1,
 )
 
 KIND, HEIGHT, WIDE, CHANNELS, SIZE, POOL, OUTPUTS, ZERO = range(0, 64, 8)  # WIDE: the width of a picture
@@ -56,7 +57,7 @@ THRESHOLDS, CLASSES, INVERTED = range(120, 144, 8)  # of bits; CLASSES: border c
 RECORD = 144
 CODES, BITS, AVERAGE = range(3)  # kinds: a convolution that reads codes or bits, or a mean over all positions
 
-_STRIP = 64  # positions whose sums a strip holds at most, if it has more than `pool` rows
+_STRIP = 256  # vectors of sums (16 KiB) that a strip holds at most, if it has more than `pool` rows
 SLACK = 64  # bytes that a kernel may read after the last picture
 
 
@@ -150,42 +151,45 @@ def _spread_tile(record, group, vectors, fours, weights):
     inputs = size * word_at(record + CHANNELS)
     for ky in range(size):
         for j in range(run):
-            valid = 255 >> max(0, 8 * (j + 1) - inputs)
             for v in range(vectors):
-                spread_codes(weights + LANES * v, step, tile + (ky * run + j) * LANES + WIDTH * v, valid, zero)
+                spread_codes(weights + LANES * v, step, tile + (ky * run + j) * LANES + WIDTH * v, zero)
             weights += step * min(2, fours - 2 * j)  # what comes next overwrites a four without inputs
+        for v in range(vectors if inputs % 4 else 0):
+            clear_weights(weights - step + LANES * v, inputs % 4)
 
 
 @kernel
-def _block_sums(bits, x, offsets, step, size, fours, weights, vectors, rows, sums):
+def _block_sums(bits, x, offsets, runs, step, fours, stride, weights, vectors, rows, sums):
     """Stores the sums of `rows` positions for 16 · `vectors` outputs, see `vectors_convolutions._block`."""
     if bits:
         if rows == 1:
-            sums_of_bits_1x4(x, offsets, step, size, fours, weights, sums)
+            sums_of_bits_1x4(x, offsets, runs, step, fours, stride, weights, sums)
         elif vectors == 1:
-            sums_of_bits_8x1(x, offsets, step, size, fours, weights, sums)
+            sums_of_bits_16x1(x, offsets, runs, step, fours, stride, weights, sums)
         elif vectors == 2:
-            sums_of_bits_8x2(x, offsets, step, size, fours, weights, sums)
+            sums_of_bits_8x2(x, offsets, runs, step, fours, stride, weights, sums)
         else:
-            sums_of_bits_4x4(x, offsets, step, size, fours, weights, sums)
+            sums_of_bits_4x4(x, offsets, runs, step, fours, stride, weights, sums)
     elif rows == 1:
-        sums_of_codes_1x4(x, offsets, step, size, fours, weights, sums)
+        sums_of_codes_1x4(x, offsets, runs, step, fours, stride, weights, sums)
     elif vectors == 1:
-        sums_of_codes_8x1(x, offsets, step, size, fours, weights, sums)
+        sums_of_codes_16x1(x, offsets, runs, step, fours, stride, weights, sums)
     elif vectors == 2:
-        sums_of_codes_8x2(x, offsets, step, size, fours, weights, sums)
+        sums_of_codes_8x2(x, offsets, runs, step, fours, stride, weights, sums)
     else:
-        sums_of_codes_4x4(x, offsets, step, size, fours, weights, sums)
+        sums_of_codes_4x4(x, offsets, runs, step, fours, stride, weights, sums)
 
 
 @kernel
 def _strip_sums(record, x, offsets, positions, fours, weights, vectors, rows, sums):
     """Stores the sums of a strip of `positions` positions, int32 [positions, 16 · vectors]; the first is at x."""
-    bits, step, size = word_at(record + KIND) == BITS, padded_row(record), word_at(record + SIZE)
+    bits, runs, step, stride = word_at(record + KIND) == BITS, word_at(record + SIZE), padded_row(record), 4
+    if fours == 1:  # the fours of all kernel rows form one run
+        runs, fours, stride = 1, runs, step
     for first in range(0, positions, rows):
         first = min(first, positions - rows)  # the last block computes some positions again
         to = sums + first * LANES * vectors
-        _block_sums(bits, x, offsets + 8 * first, step, size, fours, weights, vectors, rows, to)
+        _block_sums(bits, x, offsets + 8 * first, runs, step, fours, stride, weights, vectors, rows, to)
 
 
 @kernel
@@ -225,57 +229,51 @@ def _store_codes(record, group, vectors, sums, height, out, out_row, spare):
 
 
 @kernel
-def _border_class(place, length, classes):
+def _set_classes(record, height, offsets):
+    """Stores for each row, then for each column of a picture the offset of its border class in the thresholds, int64."""
+    width, classes, outputs = word_at(record + WIDE), word_at(record + CLASSES), LANES * word_at(record + GROUPS)
     half = classes // 2
-    return min(place, half) + max(0, place - (length - 1 - half))
+    for y in range(height):
+        set_word(offsets + 8 * y, 4 * outputs * classes * (min(y, half) + max(0, y - (height - 1 - half))))
+    for x in range(width):
+        set_word(offsets + 8 * (height + x), 4 * outputs * (min(x, half) + max(0, x - (width - 1 - half))))
 
 
 @kernel
-def _store_bits(record, group, vectors, sums, totals, first, height, out, out_row):
-    """Stores the bits of a strip of `height` rows of positions, the first of which is row `first` of the picture.
+def _store_bits(record, group, vectors, sums, counted, totals, rows, columns, height, out, out_row):
+    """Stores the bits of a strip of `height` rows of positions.
 
     Args:
-        totals: the address of Σ x under the kernel for each position of the strip, int32; 0 if the sums are complete.
+        counted: 1 if a sum u is 2 · the number at `sums` − Σ x, 0 if it is the number itself.
+        totals: the address of Σ x under the kernel for each position of the strip, int32. Not used if `counted` is 0.
+        rows, columns: the addresses of the offsets of the strip's rows and of the columns, see `_set_classes`.
         out: the address of the first row of the result.
     """
     width, pool, outputs = word_at(record + WIDE), word_at(record + POOL), word_at(record + OUTPUTS)
-    classes, zero, all_outputs = word_at(record + CLASSES), word_at(record + ZERO), LANES * word_at(record + GROUPS)
-    left, each, row = (-zero if totals else 0), LANES * vectors, (outputs + 7) // 8
-    for v in range(vectors):
-        place = LANES * group + WIDTH * v
-        count = min(2, row - place // 8)
-        if count <= 0:
-            break
-        thresholds, inverted = word_at(record + THRESHOLDS) + 4 * place, short_at(word_at(record + INVERTED) + place // 8)
-        for y in range(height // pool * pool):
-            down = _border_class(first + y, word_at(record + HEIGHT), classes) * classes
-            for x in range(width // pool):
-                found = 0
-                for i in range(x * pool, (x + 1) * pool):
-                    p, limits = y * width + i, thresholds
-                    if classes > 1:
-                        limits += 4 * all_outputs * (down + _border_class(i, width, classes))
-                    shift = zero * signed_at(totals + 4 * p) if totals else 0
-                    found |= steps_of(sums + p * each + LANES * v, left, shift, limits)
-                to = out + y // pool * out_row + x * row + place // 8
-                if y % pool:
-                    found |= _bytes_at(to, count)
-                if y % pool == pool - 1:
-                    found ^= inverted
-                _set_bytes(to, found, count)
-
-
-@kernel
-def _bytes_at(address, count):
-    return short_at(address) if count == 2 else byte_at(address)
-
-
-@kernel
-def _set_bytes(address, value, count):
-    if count == 2:
-        set_short(address, value)
-    else:
-        set_byte(address, value)
+    each, row = LANES * vectors, (outputs + 7) // 8
+    thresholds, inverted = word_at(record + THRESHOLDS) + 4 * LANES * group, word_at(record + INVERTED) + 8 * group
+    flips, count = word_at(inverted), min(8, row - 8 * group)
+    for y in range(height // pool):
+        for x in range(width // pool):
+            found = np.int64(0)
+            for dy in range(y * pool, (y + 1) * pool):
+                limits = thresholds + word_at(rows + 8 * dy)
+                for dx in range(x * pool, (x + 1) * pool):
+                    p = dy * width + dx
+                    shift, to = -signed_at(totals + 4 * p) if counted else 0, limits + word_at(columns + 8 * dx)
+                    if vectors == 4:
+                        found |= steps_of_64(sums + p * each, counted, shift, to)
+                    elif vectors == 2:
+                        found |= steps_of_32(sums + p * each, counted, shift, to)
+                    else:
+                        found |= steps_of_16(sums + p * each, counted, shift, to)
+            found ^= flips
+            to = out + y * out_row + x * row + 8 * group
+            if count == 8:
+                set_word(to, found)
+            else:
+                for i in range(count):
+                    set_byte(to + i, found >> 8 * i)
 
 
 @kernel
@@ -324,26 +322,31 @@ def convolution(record, x, pictures, first, last, out, out_row, out_picture):
     """
     height, width, size, pool = word_at(record + HEIGHT), word_at(record + WIDE), word_at(record + SIZE), word_at(record + POOL)
     bits, each, row, picture = word_at(record + KIND) == BITS, position_bytes(record), padded_row(record), padded_bytes(record)
+    widest = 4 if word_at(record + OUTPUTS) > 2 * WIDTH else 2 if word_at(record + OUTPUTS) > WIDTH else 1  # vectors
     first, last = first * pool, last * pool  # rows of positions
-    rows = min(last - first, max(1, _STRIP // (width * pool)) * pool)  # of a strip
+    rows = min(last - first, max(1, _STRIP // (width * pool * widest)) * pool)  # of a strip
     positions, fours = rows * width, (size * each + 3) // 4
     if positions == 0:
         return
     least = ((last - first) % rows or rows) * width  # positions of the smallest strip
-    numbers, counted = height * width, bits and word_at(record + ZERO) != 0
-    sizes = (size * fours + 1) * 4 * LANES, 4 * LANES * positions, 8 * positions, 4 * numbers * pictures if counted else 0
-    memory = np.empty(128 + sizes[0] + sizes[1] + sizes[2] + sizes[3], np.uint8)
+    numbers, counted = height * width, 1 if bits and word_at(record + ZERO) else 0
+    sizes = (size * fours + 1) * 4 * LANES, 4 * LANES * positions, 8 * (positions + height + width)
+    memory = np.empty(128 + sizes[0] + sizes[1] + sizes[2] + (4 * numbers * pictures if counted else 0), np.uint8)
     spare = aligned(np.intp(memory.ctypes.data))
     weights = spare + 64
-    sums, offsets, totals = weights + sizes[0], weights + sizes[0] + sizes[1], weights + sizes[0] + sizes[1] + sizes[2]
+    sums = weights + sizes[0]
+    offsets = sums + sizes[1]
+    classes = offsets + 8 * positions
+    totals = offsets + sizes[2]
     for p in range(positions):
         set_word(offsets + 8 * p, p // width * row + p % width * each)
+    _set_classes(record, height, classes)
     for i in range(pictures if counted else 0):
         _set_totals(record, x + i * picture, totals + 4 * numbers * i)
     for g in range(word_at(record + GROUPS)):
         outputs = min(LANES, word_at(record + OUTPUTS) - LANES * g)
-        vectors = 4 if outputs > 2 * WIDTH or least < 8 else 2 if outputs > WIDTH else 1
-        block = 1 if least < 4 else 4 if vectors == 4 else 8
+        vectors = 4 if outputs > 2 * WIDTH or least < 16 else 2 if outputs > WIDTH else 1
+        block = 1 if least < 4 else 16 // vectors
         _spread_tile(record, g, vectors, fours, weights)
         for i in range(pictures):
             for y in range(first, last, rows):
@@ -351,8 +354,8 @@ def convolution(record, x, pictures, first, last, out, out_row, out_picture):
                 at, to = x + i * picture + y * row, out + i * out_picture + y // pool * out_row
                 _strip_sums(record, at, offsets, strip * width, fours, weights, vectors, block, sums)
                 if word_at(record + THRESHOLDS):
-                    ours = totals + 4 * (numbers * i + y * width) if counted else 0
-                    _store_bits(record, g, vectors, sums, ours, y, strip, to, out_row)
+                    ours, down, across = totals + 4 * (numbers * i + y * width), classes + 8 * y, classes + 8 * height
+                    _store_bits(record, g, vectors, sums, counted, ours, down, across, strip, to, out_row)
                 else:
                     _store_codes(record, g, vectors, sums, strip, to, out_row, spare)
     keep(memory)

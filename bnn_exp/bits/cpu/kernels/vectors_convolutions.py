@@ -37,25 +37,35 @@ _ROUND = float(2**23)  # a float32 from 0 to 255 plus this number is rounded, ha
 
 
 @intrinsic
-def spread_codes(_typing, address, step, tile, valid, zero):
-    """Stores the weights of 8 inputs for 16 outputs as bytes 1, `zero` and 0, int8: a four at `address`, one at address + step.
+def spread_codes(_typing, address, step, tile, zero):
+    """Stores the weights of 8 inputs for 16 outputs as bytes 1 and `zero`, int8: a four at `address`, one at address + step.
 
-    Args:
-        tile: the address of 16 bytes, one for each output.
-        valid: a byte with a 1 for each of the 8 inputs that exists. The weight of any other input is 0.
+    `tile` is the address of 16 bytes, one for each output.
     """
 
-    def codegen(b, address, step, tile, valid, zero):
-        none, bytes_ = ir.Constant(BYTES_64.ir, None), b.load(pointer(b, tile, _BYTES_16), align=1)
-        repeated = picked(b, bytes_, [lane // 4 for lane in range(LANES)])
-        inputs, zeros = splat(b, b.trunc(valid, I8)), splat(b, b.trunc(zero, I8))
+    def codegen(b, address, step, tile, zero):
+        repeated = picked(b, b.load(pointer(b, tile, _BYTES_16), align=1), [lane // 4 for lane in range(LANES)])
+        zeros = splat(b, b.trunc(zero, I8))
         for half in range(2):
             places = constant(BYTES_64, [1 << 4 * half + lane % 4 for lane in range(LANES)])
-            one, exists = (b.icmp_unsigned("!=", b.and_(each, places), none) for each in (repeated, inputs))
-            weights = b.select(one, constant(BYTES_64, 1), b.select(exists, zeros, none))
-            b.store(weights, pointer(b, b.add(address, b.mul(step, I64(half))), BYTES_64.ir), align=1)
+            one = b.icmp_unsigned("!=", b.and_(repeated, places), ir.Constant(BYTES_64.ir, None))
+            at = pointer(b, b.add(address, b.mul(step, I64(half))), BYTES_64.ir)
+            b.store(b.select(one, constant(BYTES_64, 1), zeros), at, align=1)
 
-    return emitted(types.void(*[types.intp] * 5), codegen)
+    return emitted(types.void(types.intp, types.intp, types.intp, types.intp), codegen)
+
+
+@intrinsic
+def clear_weights(_typing, address, first):
+    """Sets the weights of the inputs from `first` on of the four at `address`, 16 × 4 bytes, to 0."""
+
+    def codegen(b, address, first):
+        at = pointer(b, address, BYTES_64.ir)
+        places = constant(BYTES_64, [lane % 4 for lane in range(LANES)])
+        kept = b.icmp_signed("<", places, splat(b, b.trunc(first, I8)))
+        b.store(b.select(kept, b.load(at, align=1), ir.Constant(BYTES_64.ir, None)), at, align=1)
+
+    return emitted(types.void(types.intp, types.intp), codegen)
 
 
 @intrinsic
@@ -107,47 +117,46 @@ def _block(rows: int, vectors: int, add: Callable) -> Callable:
     """
 
     @intrinsic
-    def block(_typing, x, offsets, step, runs, fours, weights, sums):
+    def block(_typing, x, offsets, runs, step, fours, stride, weights, sums):
         """Stores the sums, int32 [rows, 16 · vectors], at address `sums`.
 
         Args:
             x, offsets: the first byte under the kernel at position i is at x + the int64 at offsets + 8i.
-            step: bytes from one row of the picture to the next.
-            runs, fours: the number of kernel rows, and of fours in each.
+            runs, step: the number of runs, and the bytes from one to the next.
+            fours, stride: the number of fours in each run, and the bytes from one to the next.
             weights: the address of the weights, uint8 [runs, fours, vectors, 64].
         """
 
         def codegen(context, b, _signature, values):
-            x, offsets, step, runs, fours, weights, sums = values
+            x, offsets, runs, step, fours, stride, weights, sums = values
             totals = [cgutils.alloca_once_value(b, ir.Constant(INTS_16.ir, None)) for _ in range(rows * vectors)]
+            next_weights = cgutils.alloca_once_value(b, weights)
             starts = [b.add(x, b.load(pointer(b, b.add(offsets, I64(8 * i)), I64))) for i in range(rows)]
-            run = b.mul(fours, I64(4))
-            with cgutils.for_range(b, runs) as outer:
-                down, before = b.mul(outer.index, step), b.mul(outer.index, fours)
-                at = [b.add(start, down) for start in starts]
-                first = b.add(weights, b.mul(before, I64(LANES * vectors)))
-                with cgutils.for_range_slice(b, I64(0), run, I64(4), inc=True) as (place, _):
-                    ours = b.add(first, b.mul(place, I64(LANES // 4 * vectors)))
+            with cgutils.for_range_slice(b, I64(0), b.mul(runs, step), step, inc=True) as (down, _):
+                with cgutils.for_range_slice(b, down, b.add(down, b.mul(fours, stride)), stride, inc=True) as (place, _):
+                    ours = b.load(next_weights)
                     each = [b.load(pointer(b, b.add(ours, I64(LANES * v)), BYTES_64.ir), align=64) for v in range(vectors)]
-                    for i in range(rows):
-                        four = b.load(pointer(b, b.add(at[i], place), I32), align=1)
+                    for i, start in enumerate(starts):
+                        four = b.load(pointer(b, b.add(start, place), I32), align=1)
                         for v in range(vectors):
                             total = totals[i * vectors + v]
                             b.store(add(context, b, b.load(total), each[v], four), total)
+                    b.store(b.add(ours, I64(LANES * vectors)), next_weights)
             for i, total in enumerate(totals):
                 b.store(b.load(total), pointer(b, b.add(sums, I64(LANES * i)), INTS_16.ir), align=64)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 7), codegen
+        return types.void(*[types.intp] * 8), codegen
 
     return block
 
 
-sums_of_codes_8x1, sums_of_codes_8x2, sums_of_codes_4x4, sums_of_codes_1x4 = (
-    _block(rows, vectors, _add_products_of_codes) for rows, vectors in ((8, 1), (8, 2), (4, 4), (1, 4))
+BLOCKS = (16, 1), (8, 2), (4, 4), (1, 4)  # positions and vectors
+sums_of_codes_16x1, sums_of_codes_8x2, sums_of_codes_4x4, sums_of_codes_1x4 = (
+    _block(*block, _add_products_of_codes) for block in BLOCKS
 )
-sums_of_bits_8x1, sums_of_bits_8x2, sums_of_bits_4x4, sums_of_bits_1x4 = (
-    _block(rows, vectors, _add_common_ones) for rows, vectors in ((8, 1), (8, 2), (4, 4), (1, 4))
+sums_of_bits_16x1, sums_of_bits_8x2, sums_of_bits_4x4, sums_of_bits_1x4 = (
+    _block(*block, _add_common_ones) for block in BLOCKS
 )
 
 
@@ -201,29 +210,27 @@ def as_scaled(_typing, sums, multiplier):
     return emitted(FLOATS_16(INTS_16, types.float32), codegen)
 
 
-@intrinsic
-def steps_of(_typing, sums, left, shift, thresholds):
-    """Returns the 16 bits 1[sum · 2^left + shift ≥ threshold]; `sums` and `thresholds` are addresses of 16 int32."""
+def _steps(vectors: int) -> Callable:
+    """Returns an intrinsic that compares the sums of 16 · `vectors` outputs with thresholds."""
 
-    def codegen(b, sums, left, shift, thresholds):
-        numbers, limits = (b.load(pointer(b, each, INTS_16.ir), align=4) for each in (sums, thresholds))
-        scaled = b.shl(numbers, splat(b, b.trunc(left, I32), WIDTH))
-        steps = b.icmp_signed(">=", b.add(scaled, splat(b, b.trunc(shift, I32), WIDTH)), limits)
-        return b.zext(b.bitcast(steps, I16), I64)
+    @intrinsic
+    def steps(_typing, sums, left, shift, thresholds):
+        """Returns the bits 1[sum · 2^left + shift ≥ threshold]; `sums` and `thresholds` are addresses of int32."""
 
-    return emitted(types.intp(types.intp, types.intp, types.intp, types.intp), codegen)
+        def codegen(b, sums, left, shift, thresholds):
+            lanes = WIDTH * vectors
+            kind = ir.VectorType(I32, lanes)
+            numbers, limits = (b.load(pointer(b, each, kind), align=4) for each in (sums, thresholds))
+            left, shift = (splat(b, b.trunc(each, I32), lanes) for each in (left, shift))
+            found = b.bitcast(b.icmp_signed(">=", b.add(b.shl(numbers, left), shift), limits), ir.IntType(lanes))
+            return found if lanes == LANES else b.zext(found, I64)
+
+        return emitted(types.intp(types.intp, types.intp, types.intp, types.intp), codegen)
+
+    return steps
 
 
-@intrinsic
-def short_at(_typing, address):
-    """Returns the uint16 at `address`."""
-    return emitted(types.intp(types.intp), lambda b, a: b.zext(b.load(pointer(b, a, I16), align=1), I64))
-
-
-@intrinsic
-def set_short(_typing, address, value):
-    """Stores `value` as uint16 at `address`."""
-    return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(b.trunc(v, I16), pointer(b, a, I16), align=1))
+steps_of_16, steps_of_32, steps_of_64 = (_steps(vectors) for vectors in (1, 2, 4))
 
 
 @intrinsic
