@@ -76,6 +76,12 @@ def header(facts: "Preprocessing") -> str:
     )
 
 
+def with_facts(header_file: str, facts: "Preprocessing") -> str:
+    """Returns the text of network.h with the text of `header` before the last #endif, which ends its include guard."""
+    before, end, after = header_file.rpartition("#endif")
+    return before + header(facts) + "\n" + end + after if end else header_file + header(facts)
+
+
 def _comment(facts: "Preprocessing") -> Iterable[str]:
     made = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     yield f"Made by {made}{f'; the dataset of the training: {_plain(facts.dataset)}' if facts.dataset else ''}."
@@ -91,7 +97,7 @@ def _comment(facts: "Preprocessing") -> Iterable[str]:
         yield "Values of more than 8 bits: {:g} becomes 0, {:g} becomes 255, values between are rounded.".format(*pixels.range)
     yield "Orientation: upright. A camera that stands otherwise has to be turned."
     if pixels.reduced:
-        yield "JPEG files of at least twice the size were decoded at a fraction of their size (Pillow's draft); frames were not."
+        yield "Large JPEG files were decoded at a fraction of their size (Pillow's draft). A frame is no JPEG file."
 
 
 def _plain(text: str) -> str:
@@ -106,9 +112,9 @@ def _background(facts: "Preprocessing") -> list[int]:
 
 
 def memory(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Returns the static memory of `network_prepare` in bytes: the fixed part, and the part for each pixel of NETWORK_FRAME_MOST.
+    """Returns the static memory of `network_prepare`: fixed bytes, and bytes for each pixel of NETWORK_FRAME_MOST.
 
-    These are two directions of 40 bytes and 16 for each pixel, the weights, the sums, and two lines.
+    The memory holds two directions of 40 bytes and 16 for each pixel, the weights, the sums, and two lines.
     """
     channels, height, width = shape
     longer = max(height, width)
@@ -119,12 +125,14 @@ def checked(folder: Path, facts: "Preprocessing") -> dict[str, str]:
     """Compiles the preparation beside network.c and network.h in `folder`, and compares it on the test vectors.
 
     Returns:
-        The texts of network_prepare.c and network_test.c by name; empty without complete facts.
+        The texts of network_prepare.c and network_test.c by name. Empty if the facts are not complete, or if network.h, made
+            by a class of a plugin, declares no `network_classify`.
 
     Raises:
         UserError: there is no C compiler, or a pixel or a class differs.
     """
-    if not (source := facts.c_source()):
+    source = facts.c_source()
+    if not source or "network_classify" not in (folder / "network.h").read_text():
         return {}
     (folder / "network_prepare.c").write_text(source)
     build(folder, "-c", "network.c", "network_prepare.c")

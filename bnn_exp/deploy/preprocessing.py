@@ -1,6 +1,7 @@
 """The facts that decide how an image becomes the pixels of a network. Every export carries these facts.
 
-`read_preprocessing(FILE).prepare(image)` makes the pixels of an exported network. docs/deploy.md lists the keys of the JSON text.
+`read_preprocessing(FILE).prepare(image)` makes the pixels of an exported network. docs/deploy.md lists the keys of the JSON
+text.
 """
 
 import base64
@@ -137,21 +138,19 @@ class Preprocessing:
 
     def facts(self, arrays: bool = False) -> dict[str, Any]:
         """Returns the values of the JSON text. `arrays`: with the frames and pixels of the test vectors, not only hashes."""
-        settings = asdict(self.pixels) if self.pixels else dict.fromkeys(asdict(Pixels()))
+        steps = {
+            "orientation": "upright, by EXIF",
+            "grey": "(19595 red + 38470 green + 7471 blue + 32768) >> 16, before the image is fitted",
+            "filter": "bicubic, a = -0.5, antialiased; lines first, 8 bits after each direction",
+            "tall_by_columns": tall_by_columns(),
+        }
         return {
             "format": FORMAT,
             "shape": list(self.shape),
             "layout": "uint8: channels, rows, columns",
             "channels": {1: ["grey"], 3: ["red", "green", "blue"]}.get(self.shape[0]),
             "values": "0 to 255, as they are: the network standardises them",
-            "fit": settings["fit"],
-            "filter": "bicubic, a = -0.5, antialiased; lines first, 8 bits after each direction",
-            "tall_by_columns": tall_by_columns(),
-            "grey": "(19595 red + 38470 green + 7471 blue + 32768) >> 16, before the image is fitted",
-            "background": settings["background"],
-            "range": settings["range"] and list(settings["range"]),
-            "reduced": settings["reduced"],
-            "orientation": "upright, by EXIF",
+            **(asdict(self.pixels) | steps if self.pixels else dict.fromkeys([*asdict(Pixels()), *steps])),
             "classes": list(map(in_a_line, self.classes)),
             "dataset": self.dataset,
             "network": dict(self.network),
@@ -209,7 +208,7 @@ def _text(file: Path) -> str:
     """Returns the JSON text that an export holds."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as program:
-            (name,) = (name for name in program.namelist() if name.endswith(f"extra/{FILE}"))
+            (name,) = (name for name in program.namelist() if name.endswith(f"/{FILE}"))
             return program.read(name).decode()
     if file.suffix == ".onnx":
         import onnx

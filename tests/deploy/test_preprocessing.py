@@ -1,16 +1,13 @@
 """The pixels of every export are those of training: in C for any frame, in Python for any image."""
 
 import ctypes
-import itertools
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bnn_exp.data.images import Pixels
-from bnn_exp.deploy import prepare_c
 from bnn_exp.deploy.preprocessing import Preprocessing
 
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -23,7 +20,7 @@ def facts_of(shape, fit="squash", background="#c0ffee"):
 
 def sources(folder, facts):
     """Writes network.h, without a network, and network_prepare.c to the folder."""
-    text = "#include <stdint.h>\n#define NETWORK_CLASSES 2\n#define NETWORK_PIXELS (NETWORK_CHANNELS * NETWORK_HEIGHT * NETWORK_WIDTH)\n"
+    text = "#include <stdint.h>\n#define NETWORK_PIXELS (NETWORK_CHANNELS * NETWORK_HEIGHT * NETWORK_WIDTH)\n"
     (folder / "network.h").write_text(text + facts.c_header())
     (folder / "network_prepare.c").write_text(facts.c_source())
 
@@ -35,16 +32,9 @@ def compiled(folder, facts, compiler="cc"):
     library = ctypes.CDLL(str(folder / "library.so"))
 
     def prepare(frame):
-        pixels = np.full(facts.shape, 77, np.uint8)
-        given = np.ascontiguousarray(frame)
-        error = library.network_prepare(
-            given.ctypes.data_as(ctypes.c_void_p),
-            frame.shape[1],
-            frame.shape[0],
-            frame.shape[2],
-            pixels.ctypes.data_as(ctypes.c_void_p),
-        )
-        return error or pixels
+        pixels, (height, width, channels) = np.full(facts.shape, 77, np.uint8), frame.shape
+        places = [ctypes.c_void_p(array.ctypes.data) for array in (frame, pixels)]
+        return library.network_prepare(places[0], width, height, channels, places[1]) or pixels
 
     return prepare
 
