@@ -38,20 +38,33 @@ _PREPARE = """
 #ifndef NETWORK_FRAME_MOST
 #define NETWORK_FRAME_MOST {most} /* the longest side of a frame, in pixels; the option -D of the compiler changes it */
 #endif
-/* The static memory of network_prepare, in bytes: {bytes} for frames of up to {most} pixels a side. */
+/* The static memory of network_prepare in bytes, at most: {bytes} for frames of up to {most} pixels a side. */
 #define NETWORK_PREPARE_BYTES ({fixed} + {per_side} * NETWORK_FRAME_MOST)
 
 #define NETWORK_WRONG_SIZE 1
 #define NETWORK_WRONG_CHANNELS 2
+#define NETWORK_NEEDS_FRAME 3
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
 
 /* Turns a frame into the pixels of the network. network_prepare.c has the definition.
  *
  * frame: height x width x channels bytes, row by row from the top; 1 channel is grey, 3 are red, green and blue.
  * pixels: NETWORK_PIXELS bytes. Returns 0, or NETWORK_WRONG_SIZE or NETWORK_WRONG_CHANNELS. */
-#ifdef __cplusplus
-extern "C"
-#endif
 int network_prepare(const uint8_t *frame, int width, int height, int channels, uint8_t *pixels);
+
+/* The same in parts, for a camera whose frame does not fit in memory: begin, then each line from the top, then end.
+ *
+ * network_prepare_begin returns NETWORK_NEEDS_FRAME for frames that are far taller than wide. */
+int network_prepare_begin(int width, int height, int channels);
+void network_prepare_line(const uint8_t *line);
+int network_prepare_end(uint8_t *pixels);
+
+#ifdef __cplusplus
+}}
+#endif
 """
 
 
@@ -114,11 +127,13 @@ def _background(facts: "Preprocessing") -> list[int]:
 def memory(shape: tuple[int, int, int]) -> tuple[int, int]:
     """Returns the static memory of `network_prepare`: fixed bytes, and bytes for each pixel of NETWORK_FRAME_MOST.
 
-    The memory holds two directions of 40 bytes and 16 for each pixel, the weights, the sums, and two lines.
+    The memory holds two directions of 40 bytes and 16 for each pixel, the weights, the sums, two lines, and 128 bytes more
+    for single variables and for alignment.
     """
     channels, height, width = shape
     longer = max(height, width)
-    return 2 * (40 + 16 * longer) + 4 * 5 * longer + 4 * channels * height * width + channels * longer, 16 + channels
+    sums = 4 * channels * height * width
+    return 2 * (40 + 16 * longer) + 4 * 5 * longer + sums + channels * longer + 128, 16 + channels
 
 
 def checked(folder: Path, facts: "Preprocessing") -> dict[str, str]:

@@ -6,13 +6,15 @@
  * frame, and then the columns of the result. Where a frame becomes smaller, the filter is as wide as an output pixel
  * (antialiasing). Both steps multiply by integers, round, and clip to 8 bits. Only the filter's weights need double numbers.
  *
- * Compile without fused multiply-add: -std=c99 turns it off in gcc, the pragma below in clang; else use -ffp-contract=off.
- * Memory: static variables only, see NETWORK_PREPARE_BYTES in network.h. A function call is not reentrant.
+ * A fused multiply-add rounds otherwise. The pragmas below turn it off in gcc and clang; -ffast-math must be off too.
+ * Memory: static variables only, see NETWORK_PREPARE_BYTES in network.h. So only one frame can be prepared at a time.
  */
 #include "network.h"
 
-#ifdef __clang__
+#if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
 #endif
 
 #define CHANNELS NETWORK_CHANNELS
@@ -31,9 +33,13 @@ typedef struct {
 } direction;
 
 static direction across, down;
-static uint8_t line[NETWORK_FRAME_MOST * CHANNELS]; /* of the frame, in the channels of the network */
-static int32_t weights[4 * NETWORK_FRAME_MOST + 5 * LONGER];
-static int32_t sums[NETWORK_PIXELS]; /* of weighted pixels: line, output pixel of the line, channel */
+static direction *along, *over; /* along the lines of the frame, and over its lines; a line may be a column */
+static int frame_channels;
+static int32_t lines;                                        /* the number of lines so far */
+static uint8_t line[NETWORK_FRAME_MOST * CHANNELS];          /* of the frame, in the channels of the network */
+static uint8_t small[LONGER * CHANNELS];                     /* the resized line */
+static int32_t weights[4 * NETWORK_FRAME_MOST + 5 * LONGER]; /* for `along` */
+static int32_t sums[NETWORK_PIXELS];                         /* of weighted pixels: resized line, its pixel, channel */
 
 static double bicubic(double x) {
     if (x < 0.0) x = -x;
@@ -117,68 +123,82 @@ static uint8_t grey(const uint8_t *pixel) {
 }
 #endif
 
-/* Writes pixel i of a line to `line`: CHANNELS bytes. */
-static void take(const uint8_t *pixel, int channels, int32_t i) {
+/* Copies a line of the frame to `line`, in the channels of the network. `step`: bytes from one pixel to the next. */
+static void take(const uint8_t *pixel, int32_t step) {
+    for (int32_t i = 0; i < along->in; i++, pixel += step) {
 #if CHANNELS == 1
-    line[i] = channels == 1 ? *pixel : grey(pixel);
+        line[i] = frame_channels == 1 ? *pixel : grey(pixel);
 #else
-    for (int c = 0; c < CHANNELS; c++) line[i * CHANNELS + c] = pixel[channels == 1 ? 0 : c];
+        for (int c = 0; c < CHANNELS; c++) line[i * CHANNELS + c] = pixel[frame_channels == 1 ? 0 : c];
 #endif
+    }
 }
 
-/* Resizes `line` to `small`, of d->out pixels. */
-static void resize(const direction *d, uint8_t *small) {
+/* Resizes `line` to `small`. */
+static void resize(void) {
+    uint8_t *to = small;
     const int32_t *w = weights;
-    for (int32_t i = 0; i < d->out; w += d->count[i++])
+    for (int32_t i = 0; i < along->out; w += along->count[i++])
         for (int c = 0; c < CHANNELS; c++) {
-            const uint8_t *pixel = line + d->first[i] * CHANNELS + c;
+            const uint8_t *pixel = line + along->first[i] * CHANNELS + c;
             int32_t sum = ONE / 2;
-            for (int32_t k = 0; k < d->count[i]; k++, pixel += CHANNELS) sum += *pixel * w[k];
-            *small++ = clipped(sum);
+            for (int32_t k = 0; k < along->count[i]; k++, pixel += CHANNELS) sum += *pixel * w[k];
+            *to++ = clipped(sum);
         }
 }
 
-/* Adds line number n, resized, to the sums of all output pixels that read this line. */
-static void add(const direction *d, int32_t n, const uint8_t *small, int32_t bytes) {
-    for (int32_t i = 0; i < d->out; i++) {
-        const int32_t k = n - d->first[i];
-        if (k >= 0 && k < d->count[i]) {
-            const int32_t w = weight(d, i, k);
+/* Adds the next line of the frame to the sums of all output pixels that read this line. */
+static void add(const uint8_t *pixel, int32_t step) {
+    const int32_t last = over->out - 1, bytes = along->out * CHANNELS, n = lines++;
+    if (n < over->first[0] || n >= over->first[last] + over->count[last]) return;
+    take(pixel, step);
+    resize();
+    for (int32_t i = 0; i <= last; i++) {
+        const int32_t k = n - over->first[i];
+        if (k >= 0 && k < over->count[i]) {
+            const int32_t w = weight(over, i, k);
             for (int32_t b = 0; b < bytes; b++) sums[i * bytes + b] += w * small[b];
         }
     }
 }
 
-int network_prepare(const uint8_t *frame, int width, int height, int channels, uint8_t *pixels) {
-    static const uint8_t background[CHANNELS] = NETWORK_BACKGROUND;
-    static uint8_t small[LONGER * CHANNELS];
-    direction *one = &across, *two = &down; /* `one` runs along the lines */
-    int32_t step = channels, next = channels * width, *w = weights;
+int network_prepare_begin(int width, int height, int channels) {
+    int32_t *w = weights;
     if (channels != 1 && channels != 3) return NETWORK_WRONG_CHANNELS;
     if (width < 1 || height < 1 || width > NETWORK_FRAME_MOST || height > NETWORK_FRAME_MOST) return NETWORK_WRONG_SIZE;
+    frame_channels = channels, lines = 0, along = &across, over = &down;
     place(width, height);
-    for (int32_t i = 0; i < NETWORK_PIXELS; i++) pixels[i] = background[i / (NETWORK_WIDTH * NETWORK_HEIGHT)];
-    if (across.out == 0 || down.out == 0) return 0;
 #if NETWORK_TALL_BY_COLUMNS
-    if (height > down.out && height - down.out > 2 * (width - across.out)) {
-        one = &down, two = &across;
-        step = next, next = channels;
-    }
+    if (height > down.out && height - down.out > 2 * (width - across.out)) along = &down, over = &across;
 #endif
-    measure(one), measure(two);
-    for (int32_t i = 0; i < one->out; i++)
-        for (int32_t k = 0; k < one->count[i]; k++) *w++ = weight(one, i, k);
+    measure(along), measure(over);
+    for (int32_t i = 0; i < along->out; i++)
+        for (int32_t k = 0; k < along->count[i]; k++) *w++ = weight(along, i, k);
     for (int32_t i = 0; i < NETWORK_PIXELS; i++) sums[i] = ONE / 2;
-    for (int32_t n = two->first[0]; n < two->first[two->out - 1] + two->count[two->out - 1]; n++) {
-        for (int32_t i = 0; i < one->in; i++) take(frame + n * next + i * step, channels, i);
-        resize(one, small);
-        add(two, n, small, one->out * CHANNELS);
-    }
+    return along == &across ? 0 : NETWORK_NEEDS_FRAME;
+}
+
+void network_prepare_line(const uint8_t *pixel) {
+    if (lines < over->in) add(pixel, frame_channels);
+}
+
+int network_prepare_end(uint8_t *pixels) {
+    static const uint8_t background[CHANNELS] = NETWORK_BACKGROUND;
+    const int32_t plane = NETWORK_WIDTH * NETWORK_HEIGHT;
+    for (int32_t i = 0; i < NETWORK_PIXELS; i++) pixels[i] = background[i / plane];
     for (int32_t y = 0; y < down.out; y++)
         for (int32_t x = 0; x < across.out; x++)
             for (int c = 0; c < CHANNELS; c++) {
-                const int32_t from = one == &across ? y * across.out + x : x * down.out + y;
-                pixels[(c * NETWORK_HEIGHT + down.at + y) * NETWORK_WIDTH + across.at + x] = clipped(sums[from * CHANNELS + c]);
+                const int32_t from = along == &across ? y * across.out + x : x * down.out + y;
+                pixels[c * plane + (down.at + y) * NETWORK_WIDTH + across.at + x] = clipped(sums[from * CHANNELS + c]);
             }
-    return 0;
+    return lines == over->in ? 0 : NETWORK_WRONG_SIZE;
+}
+
+int network_prepare(const uint8_t *frame, int width, int height, int channels, uint8_t *pixels) {
+    const int error = network_prepare_begin(width, height, channels), by_lines = error == 0;
+    const int32_t step = by_lines ? channels : channels * width, next = by_lines ? channels * width : channels;
+    if (error && error != NETWORK_NEEDS_FRAME) return error;
+    for (int32_t n = 0; n < over->in; n++) add(frame + n * next, step);
+    return network_prepare_end(pixels);
 }
