@@ -57,7 +57,7 @@ int network_prepare(const uint8_t *frame, int width, int height, int channels, u
 
 /* The same in parts, for a camera whose frame does not fit in memory: begin, then each line from the top, then end.
  *
- * network_prepare_begin returns NETWORK_NEEDS_FRAME for frames that are far taller than wide. */
+ * network_prepare_begin returns NETWORK_NEEDS_FRAME if the columns come first (NETWORK_TALL_BY_COLUMNS). */
 int network_prepare_begin(int width, int height, int channels);
 void network_prepare_line(const uint8_t *line);
 int network_prepare_end(uint8_t *pixels);

@@ -150,7 +150,7 @@ static void resize(void) {
 /* Adds the next line of the frame to the sums of all output pixels that read this line. */
 static void add(const uint8_t *pixel, int32_t step) {
     const int32_t last = over->out - 1, bytes = along->out * CHANNELS, n = lines++;
-    if (n < over->first[0] || n >= over->first[last] + over->count[last]) return;
+    if (last < 0 || n < over->first[0] || n >= over->first[last] + over->count[last]) return;
     take(pixel, step);
     resize();
     for (int32_t i = 0; i <= last; i++) {
