@@ -38,7 +38,7 @@ def export_onnx(
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
-    from bnn_exp.deploy.onnx_graph import own_model, packed_model
+    from bnn_exp.deploy.onnx_models import own_model, packed_model
 
     if hasattr(type(network), "onnx"):
         data = own_model(network, tuple(images.shape[1:]), classes).SerializeToString()
