@@ -51,8 +51,7 @@ def _steps(graph: Graph, x: str, zero: int, layer: StepLayer, shape: tuple[int, 
     threshold, inverted = step_threshold(layer, shape[:2]), layer.inverted_outputs()
     negated = inverted if layer.pool == 1 else torch.zeros_like(inverted)  # a pooling comes before the inversion
     bias = torch.where(negated, -1, 1) * (1 - threshold) + negated.long()  # the output is 1 where −P > −threshold
-    scale = torch.full((layer.outputs,), float(one))
-    bits = _clip(graph, _convolution(graph, x, zero, layer, shape, negated, bias, scale), one)
+    bits = _clip(graph, _convolution(graph, x, zero, layer, shape, negated, bias, torch.tensor(float(one))), one)
     if layer.pool == 1 or not inverted.any():
         return bits
     return graph("BitwiseXor", bits, graph.constant(one * inverted[:, None, None], np.uint8))
@@ -72,7 +71,8 @@ def _convolution(
 
     Args:
         x: uint8 [batch, channels, height, width], in which `zero` stands for the value 0.
-        bias, scale: int64 and float32 [out].
+        bias: int64 [out].
+        scale: float32 [out], or without dimensions.
     """
     sides = [layer.size // 2] * 4
     if layer.takes == "codes":

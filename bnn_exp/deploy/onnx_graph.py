@@ -37,8 +37,12 @@ class Graph:
         return name
 
     def named(self, value: str, name: str) -> str:
-        """Gives `value` another name, and returns this name."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
+        """Gives `value`, which no node reads yet, another name, and returns this name."""
+        last = self.nodes[-1]
+        if last.output[0] == value:
+            last.output[0] = name
+        else:
+            self.nodes.append(helper.make_node("Identity", [value], [name]))
         return name
 
     def constant(self, values: Tensor | np.ndarray | Sequence | float, dtype: type | None = None) -> str:
