@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -65,7 +64,9 @@ class Graph:
         wide = self("Gather", self._table(zero, one, dtype), self.cast(self.constant(rows), TensorProto.INT32))
         if 8 * len(rows) > bits.numel():
             ends = ([0], [bits.numel()], [0])
-            wide = self("Slice", self("Reshape", wide, self.constant([-1], np.int64)), *(self.constant(n, np.int64) for n in ends))
+            wide = self(
+                "Slice", self("Reshape", wide, self.constant([-1], np.int64)), *(self.constant(n, np.int64) for n in ends)
+            )
         return self("Reshape", wide, self.constant(bits.shape, np.int64))
 
     def _table(self, zero: float, one: float, dtype: type) -> str:

@@ -8,7 +8,6 @@ packed network: products P = Σ w·x of values (see `bnn_exp.deploy.products`), 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
@@ -18,7 +17,7 @@ from bnn_exp.bits import from_tiles
 from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy.cnn import DeployedCNN
 from bnn_exp.deploy.integers import Average, CodeLayer, IntegerLayer, StepLayer, factors
-from bnn_exp.deploy.mlp import DeployedLayer, DeployedMLP, HiddenLayer, LastLayer
+from bnn_exp.deploy.mlp import DeployedMLP, HiddenLayer, LastLayer
 from bnn_exp.deploy.onnx_graph import Graph
 from bnn_exp.deploy.products import hidden_threshold, in_channels_first, step_threshold
 from bnn_exp.nn.binary import two_values
@@ -109,7 +108,7 @@ def _step(
 
 
 def _convolution(graph: Graph, x: str, layer: IntegerLayer) -> tuple[str, Tensor]:
-    """Adds nodes for P − c. Returns their name, and c, int64 [out]: the part of the codes outside the picture, if they are not 0."""
+    """Adds nodes for P − c. Returns their name, and c, int64 [out], which is Σ w·m with the codes m outside the picture."""
     weights, total = _weights(graph, layer.bits().permute(0, 3, 1, 2), layer.encoding), torch.zeros(layer.outputs).long()
     if layer.takes == "codes" and layer.padding.any():
         x = graph("Sub", x, graph.floats(layer.padding.reshape(CHANNELS)))
@@ -130,7 +129,7 @@ def _bits(graph: Graph, x: str, layer: StepLayer, shape: Sequence[int], padded: 
 
 def _codes(graph: Graph, x: str, layer: CodeLayer, rows: bool) -> str:
     if rows:
-        products, total = graph("MatMul", x, _weights(graph, layer.bits().flatten(1).T, layer.encoding)), 0
+        products, total = graph("MatMul", x, _weights(graph, layer.bits().flatten(1).T, layer.encoding)), torch.tensor(0)
     else:
         products, total = _convolution(graph, x, layer)
     shape = ROWS if rows else CHANNELS
@@ -150,12 +149,9 @@ def _average(graph: Graph, x: str, layer: Average, shape: tuple[int, int, int]) 
 
 def _logits(graph: Graph, products: str, layer: LastLayer) -> str:
     """Adds nodes for norm(P / divisor). A divisor that is a power of two becomes a part of the scale, which stays exact."""
-    scale, divisor = layer.norm.weight, layer.divisor
-    if divisor in (1, 2, 4):
-        scale = scale / divisor
-    else:
-        products = graph("Div", products, graph.floats(divisor))
-    return graph("Add", graph("Mul", products, graph.floats(scale)), graph.floats(layer.norm.bias))
+    within = layer.divisor if layer.divisor in (1, 2, 4) else 1
+    quotient = products if within == layer.divisor else graph("Div", products, graph.floats(layer.divisor))
+    return graph("Add", graph("Mul", quotient, graph.floats(layer.norm.weight / within)), graph.floats(layer.norm.bias))
 
 
 def _binarized(graph: Graph, products: str, layer: LastLayer) -> str:
@@ -171,8 +167,8 @@ BUILDERS: dict[type[nn.Module], Callable[[Graph, Any, str], str]] = {DeployedMLP
 def qonnx_model(network: nn.Module, shape: Sequence[int], classes: Sequence[str]) -> onnx.ModelProto:
     """Returns the QONNX model of a packed network, for one picture.
 
-    The input is `pixels`, whole numbers from 0 to 255 as float32 [1, *shape], with the annotation UINT8. The output is `logits`,
-    float32 [1, classes]. The model's metadata hold the class names, one a line.
+    The input is `pixels`, whole numbers from 0 to 255 as float32 [1, *shape], with the annotation UINT8. The output is
+    `logits`, float32 [1, classes]. The model's metadata hold the class names, one a line.
     """
     graph = Graph()
     graph.named(BUILDERS[type(network)](graph, network, "pixels"), "logits")

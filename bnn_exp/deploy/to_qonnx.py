@@ -28,7 +28,7 @@ def export_qonnx(
             `activation_bits`.
         directory: created if it is missing.
         images: uint8 [n, channels, height, width], n ≥ 1. The qonnx package must predict the same classes for these images
-            as the network. None: random pixels; this needs an MLP for square images, or a CNN.
+            as the network. None: random pixels; an MLP must then be for square images.
         classes: the names of the classes. None: "0", "1", …
 
     Returns:
@@ -52,16 +52,17 @@ def export_qonnx(
     from bnn_exp.deploy.qonnx_graph import qonnx_model
 
     shape = tuple(images.shape[1:])
-    model = _inferred(qonnx_model(network, shape, classes))
-    check_equal("the qonnx package", predictions(runner(model, BATCH), images), predictions(network, images))
-    check_alike("the qonnx package", runner(model, 1), network, shape)
+    model = inferred(qonnx_model(network, shape, classes))
+    many, single = (runner(model, batch, ["logits"]) for batch in (min(BATCH, len(images)), 1))
+    check_equal("the qonnx package", predictions(lambda pixels: many(pixels)[0], images), predictions(network, images))
+    check_alike("the qonnx package", lambda pixels: single(pixels)[0], network, shape)
     data, file = model.model.SerializeToString(), directory / "network.qonnx.onnx"
     with replacing(in_folder(file)) as temporary:
         temporary.write_bytes(data)
     return {"file": file, "bytes": len(data)}
 
 
-def _inferred(model: Any) -> Any:
+def inferred(model: Any) -> Any:
     """Returns the `ModelWrapper` of a model, with the shape and the data type of every tensor."""
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.transformation.infer_datatypes import InferDataTypes
@@ -70,22 +71,26 @@ def _inferred(model: Any) -> Any:
     return ModelWrapper(model).transform(InferShapes()).transform(InferDataTypes())
 
 
-def runner(model: Any, batch: int, output: str = "logits") -> Callable[[Tensor], Tensor]:
-    """Returns a function that runs a `ModelWrapper` by the qonnx package, `batch` pictures at a time: uint8 pixels → `output`."""
+def runner(model: Any, batch: int, outputs: Sequence[str]) -> Callable[[Tensor], list[Tensor]]:
+    """Returns a function that runs a `ModelWrapper` by the qonnx package: uint8 pixels → the tensors called `outputs`.
+
+    Args:
+        batch: the number of pictures that are computed at a time.
+    """
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.change_batchsize import ChangeBatchSize
     from qonnx.transformation.infer_shapes import InferShapes
 
     model = model.transform(ChangeBatchSize(batch)).transform(InferShapes())
 
-    def run(pixels: Tensor) -> Tensor:
-        found = []
+    def run(pixels: Tensor) -> list[Tensor]:
+        found: list[list[Tensor]] = []
         for part in pixels.float().split(batch):
             filled = torch.cat([part, part[:1].expand(batch - len(part), *part.shape[1:])])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 results = execute_onnx(model, {"pixels": filled.numpy()}, return_full_exec_context=True)
-            found.append(torch.from_numpy(results[output][: len(part)]))
-        return torch.cat(found)
+            found.append([torch.from_numpy(results[name][: len(part)]) for name in outputs])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     return run
