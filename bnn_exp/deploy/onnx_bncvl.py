@@ -1,5 +1,7 @@
 """Writes packed BNCVL networks of real activations as ONNX nodes in floats, with weights from bits."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from onnx import TensorProto
@@ -15,6 +17,7 @@ from bnn_exp.nn.standardize import Standardize
 
 def bncvl(graph: Graph, network: DeployedBNCVL, pixels: str) -> str:
     """Adds the nodes of a packed BNCVL network: `pixels`, uint8 [batch, channels, height, width] → logits."""
+    layer: Any
     h = graph("Div", graph.cast(pixels, TensorProto.FLOAT), graph.floats(255.0))
     h = graph("Div", graph("Sub", h, graph.floats(network.mean)), graph.floats(network.std))
     for i, layer in enumerate(network.convolutions):

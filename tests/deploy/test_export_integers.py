@@ -134,7 +134,12 @@ def test_the_tensors_of_a_qonnx_file_have_types_of_few_bits(tmp_path):
 
     packed = pack_network(random_vgg(3, channels=[4], convolutions=2, kernel_size=3, encoding="bipolar"))
     model = ModelWrapper(str(export_qonnx(packed, tmp_path)["file"]))
-    names = ["pixels", "layer_0", "layer_1", *(node.input[1] for node in model.graph.node if node.op_type in ("Conv", "MatMul"))]
+    names = [
+        "pixels",
+        "layer_0",
+        "layer_1",
+        *(node.input[1] for node in model.graph.node if node.op_type in ("Conv", "MatMul")),
+    ]
     assert [model.get_tensor_datatype(name).name for name in names] == ["UINT8", "INT2", *["BIPOLAR"] * 4]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto
 from torch import nn
 
@@ -33,7 +32,8 @@ def float_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, 
 
 
 def _bncvl(graph: Graph, network: BNCVLNet, pixels: str) -> str:
-    h, layer = _standardized(graph, network, pixels), None
+    h = _standardized(graph, network, pixels)
+    layer: Any
     for layer in network.convolutions:
         h = _pooled(graph, graph("Relu", _convolution(graph, h, layer, layer.norm)), layer.pool)
     h = graph("ReduceMean", h, graph.constant([2, 3], np.int64), keepdims=0)
@@ -56,14 +56,14 @@ def _standardized(graph: Graph, network: Any, pixels: str) -> str:
     return graph("Mul", h, graph.floats(1 / (255 * network.std)))
 
 
-def _convolution(graph: Graph, h: str, layer: Any, norm: nn.BatchNorm2d) -> str:
+def _convolution(graph: Graph, h: str, layer: Any, norm: Any) -> str:
     scale, shift = scale_and_shift(norm)
     weights = graph.floats(layer.value.detach().cpu() * scale[:, None, None, None])
     sizes = {"pads": [layer.kernel_size // 2] * 4, "kernel_shape": [layer.kernel_size] * 2}
     return graph("Conv", h, weights, graph.floats(shift), **sizes)
 
 
-def _dense(graph: Graph, h: str, layer: Any, norm: nn.BatchNorm1d) -> str:
+def _dense(graph: Graph, h: str, layer: Any, norm: Any) -> str:
     scale, shift = scale_and_shift(norm)
     return graph("Gemm", h, graph.floats(layer.value.detach().cpu() * scale[:, None]), graph.floats(shift), transB=1)
 
