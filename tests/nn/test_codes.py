@@ -169,7 +169,7 @@ def test_what_cannot_give_codes_is_named():
             ("model.activation_bits=8", "model.normalization=sample"),
             "=8: not with model.normalization=sample, which stays real\nallowed: model.normalization=batch",
         ),
-        (("model.activation_bits=8", "model.channels=[8,1024]"), "a layer has 9,216 inputs\nallowed: up to 8,224 inputs"),
+        (("model.activation_bits=8", "model.channels=[8,1024]"), "=8: 9,216 inputs of a layer\nallowed: up to 8,224 inputs"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, said, bnn_train, tmp_path):
