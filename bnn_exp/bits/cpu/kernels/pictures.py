@@ -30,6 +30,7 @@ from bnn_exp.bits.cpu.kernels.convolutions import (
 )
 from bnn_exp.bits.cpu.kernels.llvm import byte_at, keep, set_byte, word_at
 from bnn_exp.bits.cpu.kernels.network import OUTPUTS, finish, product, row_bytes
+from bnn_exp.bits.cpu.kernels.vectors_convolutions import copy
 
 _CACHE = 2**18  # bytes of two layers' pictures that are computed together, if there are several
 _MOST = 16  # pictures at a time
@@ -42,8 +43,11 @@ def _place(record, pixels, picture):
     for c in range(channels):
         for y in range(height):
             to, at = picture + inside(record) + y * padded_row(record) + c, pixels + (c * height + y) * width
-            for x in range(width):
-                set_byte(to + x * channels, byte_at(at + x))
+            if channels == 1:
+                copy(to, at, width)
+            else:
+                for x in range(width):
+                    set_byte(to + x * channels, byte_at(at + x))
 
 
 @kernel
