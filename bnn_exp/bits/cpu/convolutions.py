@@ -62,10 +62,7 @@ def bits_of_bits(
 def average_codes(x: Tensor, multiplier: Tensor, levels: int) -> Tensor:
     """Returns the mean of codes over all positions, as codes; see `bnn_exp.bits.convolutions`."""
     shape = _shape(x, x.shape[-1], x.shape[-1])
-    record, _kept = as_record(mean_fields(shape, multiplier, levels))
-    x, out = x.contiguous(), x.new_empty(len(x), 1, 1, shape[2])
-    kernels.averages(record.data_ptr(), x.data_ptr(), len(x), out.data_ptr())
-    return out
+    return _convolved(x, mean_fields(shape, multiplier, levels), shape[2])
 
 
 def code_fields(
@@ -146,7 +143,10 @@ def result_shape(fields: Fields) -> tuple[int, int, int]:
 
 
 def work(fields: Fields) -> int:
-    """Returns the work of a layer for one picture: bytes of weights that it reads, times positions. Codes count 4 times."""
+    """Returns the work of a layer for one picture: positions times the bytes of an output's weights times tiles.
+
+    Codes count 4 times, because they take about 4 times as long as bits.
+    """
     if fields[kernels.KIND] == kernels.AVERAGE:
         return 0
     height, width, columns, groups = (

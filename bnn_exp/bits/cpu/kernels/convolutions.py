@@ -24,7 +24,6 @@ from bnn_exp.bits.cpu.kernels.llvm import (
     signed_at,
     word_at,
 )
-from bnn_exp.bits.cpu.kernels.pixels import pixel_product
 from bnn_exp.bits.cpu.kernels.vectors_16 import zero_ints
 from bnn_exp.bits.cpu.kernels.vectors_convolutions import (
     add_codes,
@@ -357,21 +356,6 @@ def convolution(record, x, pictures, first, last, out, out_row, out_picture):
 
 
 @kernel
-def dense_codes(record, x, rows, out, out_row):
-    """Computes the codes of a layer for `rows` pictures of one position at x, one behind the other."""
-    groups, channels = word_at(record + GROUPS), word_at(record + CHANNELS)
-    sums_row = 4 * LANES * groups
-    memory = np.empty(SPARE + rows * sums_row, np.uint8)
-    spare = np.intp(memory.ctypes.data)
-    sums, tiles, columns = spare + SPARE, word_at(record + TILES), word_at(record + COLUMNS)
-    pixel_product(x, channels, rows, tiles, columns, 0, groups, word_at(record + ZERO), 0, 0, sums, sums_row)
-    for r in range(rows):
-        for g in range(groups):
-            _store_codes(record, g, LANES // WIDTH, sums + r * sums_row + 4 * LANES * g, 1, out + r * out_row, 0, spare)
-    keep(memory)
-
-
-@kernel
 def average(record, x, out):
     """Stores the codes of `average_codes` for the picture at x, without padding, at address `out`."""
     channels, levels, multiplier = word_at(record + CHANNELS), word_at(record + LEVELS), float_at(word_at(record + MULTIPLIER))
@@ -391,18 +375,15 @@ def average(record, x, out):
 
 
 @kernel
-def averages(record, x, pictures, out):
-    """Stores the codes of `average` for `pictures` pictures at x, one behind the other."""
-    for i in range(pictures):
-        average(record, x + i * padded_bytes(record), out + i * word_at(record + CHANNELS))
-
-
-@kernel
 def layer(record, x, pictures, first, last, out):
     """Computes rows `first` to `last` of the results of a layer for `pictures` pictures at x, without padding.
 
     `out` is the address of the first picture's result; see `bnn_exp.bits.convolutions`.
     """
+    if word_at(record + KIND) == AVERAGE:
+        for i in range(pictures):
+            average(record, x + i * padded_bytes(record), out + i * word_at(record + CHANNELS))
+        return
     padded, each = padded_bytes(record), word_at(record + HEIGHT) * word_at(record + WIDE) * position_bytes(record)
     memory = np.empty(pictures * padded + SLACK, np.uint8)
     start = np.intp(memory.ctypes.data)
