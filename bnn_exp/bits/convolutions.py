@@ -9,6 +9,8 @@ integers, for stride 1 and padding by size // 2. Then it turns them into codes o
 its definition here, in plain torch, with other forms for a CPU and for a GPU.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from bnn_exp.bits import reference
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.operators import operator
+from bnn_exp.nn.requantize import requantize
 
 _COMPILED, _KERNELS = "bnn_exp.bits.cpu.convolutions:", "bnn_exp.bits.cuda.convolutions:"
 
@@ -116,8 +119,8 @@ def codes_of_codes(
         uint8 [batch, height // pool, width // pool, out].
     """
     sums = _sums(x, tiles, len(bias), size, zero, padding, x.shape[3])
-    codes = ((sums + bias).to(torch.float32) * multiplier).round().clamp(0, levels).to(torch.uint8)
-    return _pooled(codes, pool)
+    codes = requantize(sums.permute(0, 3, 1, 2), bias, multiplier, levels).permute(0, 2, 3, 1)
+    return _pooled(codes.to(torch.uint8), pool)
 
 
 @operator(
@@ -208,3 +211,6 @@ def thresholds_of(found: Tensor, groups: int) -> Tensor:
     """Returns thresholds, int32 [rows, columns, 64 · groups], of those of the outputs that exist, [rows, columns, outputs]."""
     never = torch.iinfo(torch.int32).max
     return F.pad(found.to(torch.int32), (0, LANES * groups - found.shape[2]), value=never)
+
+
+OPERATORS: tuple[Any, ...] = codes_of_codes, bits_of_codes, bits_of_bits, average_codes  # `__wrapped__` is a definition

@@ -137,7 +137,7 @@ def test_layers_that_do_not_fit_together_are_refused():
     with pytest.raises(ValueError, match="reads"):
         PictureNetwork((channels, height + 1, width), fields, packed.layers[-1].record())
     with pytest.raises(ValueError, match="must be"):
-        PictureNetwork(packed.image_shape, fields[:1], packed.layers[-1].record())
+        PictureNetwork(packed.image_shape, fields, random_code_network(2).layers[-1].record())
 
 
 SELF = "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-m', 'not slow', '-k', 'one', sys.argv[1]]))"
