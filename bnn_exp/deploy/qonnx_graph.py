@@ -82,7 +82,7 @@ def _code(graph: Graph, x: str, levels: int) -> str:
 
 
 def _norm(graph: Graph, x: str, scale: Tensor, shift: Tensor) -> str:
-    """Adds nodes for scale · x + shift, channel by channel, as a BatchNorm: both packages take one, in any order of dimensions."""
+    """Adds a BatchNorm for scale · x + shift of each channel. Both packages take one, in any order of dimensions."""
     statistics = graph.floats(torch.zeros(len(scale))), graph.floats(torch.ones(len(scale)))
     return graph("BatchNormalization", x, graph.floats(scale), graph.floats(shift), *statistics, epsilon=0.0)
 

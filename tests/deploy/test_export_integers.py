@@ -115,7 +115,7 @@ def test_every_layer_of_the_onnx_graph_gives_the_integers_of_the_network(kind, s
 def test_every_layer_of_the_qonnx_graph_gives_the_integers_of_the_network(kind, seed):
     pytest.importorskip("qonnx")
     from bnn_exp.deploy.qonnx_graph import qonnx_model
-    from bnn_exp.deploy.to_qonnx import with_types, runner
+    from bnn_exp.deploy.to_qonnx import runner, with_types
 
     network, pixels = some_network(kind, seed)
     classes = TEN[: network.layers[-1].outputs]
