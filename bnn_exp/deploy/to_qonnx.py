@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
+from bnn_exp.deploy.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
@@ -17,7 +18,11 @@ BATCH = 64  # pictures that the qonnx package computes at a time; it keeps the r
 
 
 def export_qonnx(
-    network: nn.Module, directory: str | Path = ".", images: Tensor | None = None, classes: Sequence[str] | None = None
+    network: nn.Module,
+    directory: str | Path = ".",
+    images: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> dict:
     """Writes `network.qonnx.onnx`: whole numbers from 0 to 255 as float32 [1, channels, height, width] → `logits`.
 
@@ -30,6 +35,7 @@ def export_qonnx(
         images: uint8 [n, channels, height, width], n ≥ 1. The qonnx package must predict the same classes for these images
             as the network. None: random pixels; an MLP must then be for square images.
         classes: the names of the classes. None: "0", "1", …
+        preprocessing: how images become pixels, for the metadata of the file. None: unknown.
 
     Returns:
         `file`, and `bytes`, its size.
@@ -56,6 +62,7 @@ def export_qonnx(
     many, single = (runner(model, batch, ["logits"]) for batch in (min(BATCH, len(images)), 1))
     check_equal("the qonnx package", predictions(lambda pixels: many(pixels)[0], images), predictions(network, images))
     check_alike("the qonnx package", lambda pixels: single(pixels)[0], network, shape)
+    (preprocessing or Preprocessing.of_images(images, classes)).describe(model.model)
     data, file = model.model.SerializeToString(), directory / "network.qonnx.onnx"
     with replacing(in_folder(file)) as temporary:
         temporary.write_bytes(data)
