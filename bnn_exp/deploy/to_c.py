@@ -38,16 +38,16 @@ def export_c(
     Raises:
         UserError: the network is of another kind, there is no C compiler, or a prediction differs. Then nothing is written.
     """
-    if type(network).__name__ in ("BNCVLNet", "DeployedBNCVL"):
-        raise UserError(
-            "export.format=c: model=bncvl has real activations, and the C code has only integers\n"
-            "allowed: model=mlp; or export.format=onnx, torch"
-        )
     network, directory, images, classes = ready("c", network, directory, images, classes)
+    if type(network).__name__ == "DeployedBNCVL":
+        raise UserError(
+            "export.format=c: this network has real activations, and the C code has only integers\n"
+            "allowed: a network trained with model.activation_bits=8 or 4; or export.format=onnx, torch"
+        )
     if hasattr(type(network), "c"):
         (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}
     else:
-        check_packed("c", network, "DeployedMLP")
+        check_packed("c", network, "DeployedMLP", "DeployedCNN")
         source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
         sizes = {"flash_bytes": flash, "ram_bytes": ram}
     with tempfile.TemporaryDirectory() as temporary:
