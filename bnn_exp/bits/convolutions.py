@@ -16,6 +16,7 @@ from torch import Tensor
 from bnn_exp.bits import reference
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.operators import operator
+from bnn_exp.nn.requantize import requantize
 
 _COMPILED, _KERNELS = "bnn_exp.bits.cpu.convolutions:", "bnn_exp.bits.cuda.convolutions:"
 
@@ -115,8 +116,8 @@ def codes_of_codes(
         uint8 [batch, height // pool, width // pool, out].
     """
     sums = _sums(x, tiles, len(bias), size, zero, padding, x.shape[3])
-    codes = ((sums + bias).to(torch.float32) * multiplier).round().clamp(0, levels).to(torch.uint8)
-    return _pooled(codes, pool)
+    codes = requantize(sums.permute(0, 3, 1, 2), bias, multiplier, levels).permute(0, 2, 3, 1)
+    return _pooled(codes.to(torch.uint8), pool)
 
 
 @operator(

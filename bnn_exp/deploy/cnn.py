@@ -19,6 +19,10 @@ from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
 
 
+class NotWhole(UserError):
+    """The error of a network whose statistics of pixels are not whole numbers. An earlier version trained it."""
+
+
 @exact
 class DeployedCNN(Replayed, Predicting, Evaluating):
     """A packed CNN: it computes the same integers in every layer as the float network in evaluation, and the same logits.
@@ -38,7 +42,7 @@ class DeployedCNN(Replayed, Predicting, Evaluating):
 
     def shapes(self) -> list[tuple[int, int, int]]:
         """Returns (height, width, channels) of what each layer reads. The last layer reads the positions as one row."""
-        channels, height, width = self.image_shape
+        channels, height, width = self.image_shape or ()
         found = []
         for layer in self.layers:
             found.append((height, width, channels))
@@ -69,7 +73,7 @@ def pack_vgg(network: VGG, state: dict[str, Tensor]) -> DeployedCNN:
         state: the tensors that `bnn_exp.bits.deployed_state` returns.
 
     Raises:
-        UserError: the statistics of the pixels are not whole numbers.
+        NotWhole: the statistics of the pixels are not whole numbers.
     """
     whole, step = pixel_steps(state)
     _, *shape = network.image_shape
@@ -93,14 +97,13 @@ def pixel_steps(state: dict[str, Tensor]) -> tuple[Tensor, float]:
     """Returns m, uint8 [channels], and 2⁻ᵏ: the network standardises pixels x to (x − m) · 2⁻ᵏ.
 
     Raises:
-        UserError: the statistics are others, as those of a network that an earlier version trained.
+        NotWhole: the statistics are others.
     """
     mean, std = (255 * state[name].flatten().double() for name in ("mean", "std"))
     whole, power = mean.round(), std.log2().round()
-    if not (
-        torch.allclose(mean, whole, atol=1e-4) and torch.allclose(std.log2(), power, atol=1e-5) and len(power.unique()) == 1
-    ):
-        raise UserError(
+    near = torch.allclose(mean, whole, rtol=0, atol=1e-4) and torch.allclose(std.log2(), power, rtol=0, atol=1e-5)
+    if not near or len(power.unique()) > 1:
+        raise NotWhole(
             "the network standardises pixels by numbers that are not whole, so it has no form in integers\n"
             "allowed: a network that this version of bnn-train has trained"
         )

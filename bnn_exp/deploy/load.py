@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy.bncvl import pack_bncvl
-from bnn_exp.deploy.cnn import pack_vgg
+from bnn_exp.deploy.cnn import NotWhole, pack_vgg
 from bnn_exp.deploy.layers import refuse_floats, with_packed_layers
 from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.errors import UserError, reason
@@ -21,11 +21,8 @@ from bnn_exp.records.model import check_probe, load_model, read_model
 ALLOWED = "allowed: exactly the networks that model=mlp, bncvl and vgg build, or one with a method pack()"
 # Packing raises these if a network was altered, for example has one layer too many, or a layer of another kind or size
 ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
-_FORMS = {
-    "MLP": DeployedMLP,
-    "BNCVLNet": pack_bncvl,
-    "VGG": pack_vgg,
-}  # name of a class: what makes its packed form; subclasses have none here
+# The name of a class: what makes its packed form. Subclasses have none here.
+_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl, "VGG": pack_vgg}
 
 
 def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -53,10 +50,12 @@ def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         UserError: see `load_packed`. A missing packed form is no error here.
     """
     network, state, about = read_model(path)
-    has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
-    deployed = (
-        _packed(network, state, tuple(about["image_shape"])) if has_form else with_packed_layers(load_model(path)[0], state)
-    )
+    try:
+        has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
+        deployed = _packed(network, state, tuple(about["image_shape"])) if has_form else None
+    except NotWhole:
+        deployed = None
+    deployed = deployed or with_packed_layers(load_model(path)[0], state)
     check_probe(path, deployed, about)
     return deployed, about
 

@@ -73,7 +73,7 @@ class DeployedLayer(Tiled):
 
 @exact
 class HiddenLayer(DeployedLayer):
-    """A hidden layer: pixels, codes or packed bits [batch, …] → the bits 1[norm(product) ≥ 0], packed, uint8 [batch, 8 · tiles]."""
+    """A hidden layer: pixels or packed bits [batch, …] → the bits 1[norm(product) ≥ 0], packed, uint8 [batch, 8 · tiles]."""
 
     def __init__(self, packed: Tensor, inputs: int, encoding: str, reads: str, norm: nn.BatchNorm1d):
         super().__init__(packed, inputs, encoding, reads)
@@ -142,11 +142,9 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         self.encoding, self.window, self.binarize_logits = network.encoding, network.window, network.binarize_logits
         layers = []
         for i, layer in enumerate(network.layers):
-            kind = LastLayer if i == len(network.layers) - 1 else HiddenLayer
+            kind, reads = LastLayer if i == len(network.layers) - 1 else HiddenLayer, "bits" if i else "pixels"
             norm = affine_norm(nn.BatchNorm1d, state[f"norms.{i}.weight"], state[f"norms.{i}.bias"])
-            layers.append(
-                kind(state[f"layers.{i}.weight"], layer.in_features, network.encoding, "bits" if i else "pixels", norm)
-            )
+            layers.append(kind(state[f"layers.{i}.weight"], layer.in_features, network.encoding, reads, norm))
         self.layers, self.inputs = nn.ModuleList(layers), layers[0].inputs
         self.compiled: Network | None = None  # made by the first call on a CPU
         self.eval()

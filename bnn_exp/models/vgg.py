@@ -51,7 +51,7 @@ class VGG(OfPixels):
         height, width = (n // 2 ** len(channels) for n in side)
         if min(height, width) < 1:
             raise ValueError(f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels)} times by 2")
-        self.image_shape, self.per_width, self.encoding, self.window = tuple(image_shape), convolutions, encoding, window
+        self.image_shape, self.per_width, self.encoding, self.window = image_shape, convolutions, encoding, window
         kind: dict[str, Any] = {"encoding": encoding, "weights": weights}
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for outputs in channels:
