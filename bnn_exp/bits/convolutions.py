@@ -95,6 +95,7 @@ def _empty(x: Tensor, size: int, pool: int, last: int) -> Tensor:
     "(Tensor x, Tensor tiles, Tensor padding, int size, int zero, Tensor bias, Tensor multiplier, int levels, int pool)"
     " -> Tensor",
     kernels=None,
+    cpu=_COMPILED + "codes_of_codes",
     launches=1,
     fake=lambda x, tiles, padding, size, zero, bias, multiplier, levels, pool: _empty(x, size, pool, len(bias)),
 )
@@ -124,6 +125,7 @@ def codes_of_codes(
     "(Tensor x, Tensor tiles, Tensor padding, int size, int outputs, int zero, Tensor thresholds, Tensor inverted, int pool)"
     " -> Tensor",
     kernels=None,
+    cpu=_COMPILED + "bits_of_codes",
     launches=1,
     fake=lambda x, tiles, padding, size, outputs, *given: _empty(x, size, given[-1], -(-outputs // 8)),
 )
@@ -151,6 +153,7 @@ def bits_of_codes(
     "(Tensor x, Tensor tiles, int channels, int size, int outputs, int zero, Tensor thresholds, Tensor inverted, int pool)"
     " -> Tensor",
     kernels=None,
+    cpu=_COMPILED + "bits_of_bits",
     launches=1,
     fake=lambda x, tiles, channels, size, outputs, *given: _empty(x, size, given[-1], -(-outputs // 8)),
 )
@@ -187,6 +190,7 @@ def bits_of_bits(
 @operator(
     "(Tensor x, Tensor multiplier, int levels) -> Tensor",
     kernels=None,
+    cpu=_COMPILED + "average_codes",
     launches=1,
     fake=lambda x, multiplier, levels: x.new_empty(x.shape[0], 1, 1, x.shape[3]),
 )

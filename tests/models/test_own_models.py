@@ -312,7 +312,7 @@ def test_a_network_gets_the_statistics_of_the_train_pixels(bnn_train, forget, tm
     assert bnn_train("plugins=[small.py]", "model=small", "trainer=smoke", "trainer.epochs=1", "hydra.run.dir=run").code == 0
     forget()
     network, digits = load_model("run")[0], sources.read("digits")
-    assert float(network.mean) == pytest.approx(digits.train_images.mean() / 255, abs=0.51 / 255)
+    assert float(network.mean) == pytest.approx(digits.train_images.mean() / 255, abs=0.51 / 255)  # a whole number of pixels
     images = torch.from_numpy(digits.test_images)
     torch.testing.assert_close(load_packed("run")[0](images), network(images))
     assert bnn_train("task=export", "from=run", "export.format=torch").code == 0
