@@ -107,7 +107,7 @@ def pack_codes(network: BNCVLNet, state: dict[str, Tensor]) -> DeployedCNN:
         UserError: a scale, a shift or a clip is not a finite number.
     """
     whole, step = pixel_steps(state)
-    _, *shape = network.image_shape
+    shape: list[int] = list(network.image_shape[1:])
     layers: list[nn.Module] = []
     for i, layer in enumerate(network.convolutions):
         bits = _bits(state[f"convolutions.{i}.weight"], layer)
@@ -135,10 +135,10 @@ def _code_layer(name: str, state: dict[str, Tensor], bits: Tensor, layer: Any, p
         padding: the codes outside the picture. They stand for 0.
         step: the factor of the standardised pixels; 1 for codes.
     """
-    line = [state[f"{name}.{key}"] for key in ("norm.weight", "norm.bias", "quantizer.clip")]
-    refuse_not_finite(name, **dict(zip(("scale", "shift", "clip"), line, strict=True)))
+    scale, shift, clip = (state[f"{name}.{key}"] for key in ("norm.weight", "norm.bias", "quantizer.clip"))
+    refuse_not_finite(name, scale=scale, shift=shift, clip=clip)
     levels = layer.quantizer.levels
-    bias, multiplier = requantization_of_layer(*line, levels, bits[0].numel(), layer.encoding, step)
+    bias, multiplier = requantization_of_layer(scale, shift, clip, levels, bits[0].numel(), layer.encoding, step)
     bias = bias - (factors(bits, layer.encoding) * padding).sum((1, 2, 3), dtype=torch.int32)
     return CodeLayer(bits, layer.encoding, layer.pool, padding, bias, multiplier, levels)
 
