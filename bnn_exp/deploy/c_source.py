@@ -37,15 +37,12 @@ class Source(NamedTuple):
     ram: int
 
 
-def write_c(
-    network: DeployedMLP | DeployedCNN, shape: tuple[int, ...], classes: tuple[str, ...], header: str = "", source: str = ""
-) -> Source:
+def write_c(network: DeployedMLP | DeployedCNN, shape: tuple[int, ...], classes: tuple[str, ...]) -> Source:
     """Returns the text of network.c and of network.h, and the sizes in memory.
 
     Args:
         shape: (channels, height, width) of the images.
         classes: the names of the classes.
-        header, source: C code to add to the two texts, such as a function that prepares pixels.
 
     Raises:
         UserError: a scale or a shift of the last BatchNorm is not finite.
@@ -70,12 +67,11 @@ def write_c(
         "row": row,
         "flash": sum(len(in_a_line(name).encode()) + 5 for name in classes) + sum(map(_flash, layers)),
         "ram": _SHARED + sum(buffers.values()) + 4 * row,
-        "extra": header,
     }
     text = [_part(f"{name}.c", words) for name in _IN_ORDER if name in parts]
     text += [_layer(n, layer) for n, layer in enumerate(layers, 1)]
     text += [f"\nstatic uint8_t {name}[{size}];" for name, size in buffers.items() if size]
-    text += [_classify(layers, turned), source, _part("main.c", words)]
+    text += [_classify(layers, turned), _part("main.c", words)]
     return Source("".join(text), _part("network.h", words), words["flash"], words["ram"])
 
 

@@ -21,7 +21,7 @@ extern const char *const network_classes[NETWORK_CLASSES];
 /* Returns the class of an image: the first one with the highest score. Writes NETWORK_CLASSES scores.
  * The function keeps its variables in static memory, so two calls must not overlap. */
 int network_classify(const uint8_t *pixels, int64_t *scores);
-@extra@
+
 #ifdef __cplusplus
 }
 #endif
