@@ -1,60 +1,72 @@
-"""Runs exported networks on microcontrollers in QEMU, and prints what they take there.
+"""Runs exported networks on microcontrollers in QEMU, and prints what they take there: `scripts/mcu.sh RUN [RUN ...]`.
 
-    scripts/mcu.sh RUN [RUN ...]
-
-Each RUN is a directory of a run, or a model.safetensors. The script exports C, builds it by arm-none-eabi-gcc for Cortex-M4 and
-M0+, and classifies 200 test pictures there. The classes must be those of the packed network, and the scores those of the same
-C code on this machine. It prints a row of a Markdown table for each network and processor.
+Each RUN is the directory of a run, or a model.safetensors. The script exports C, builds it by arm-none-eabi-gcc for Cortex-M4 and
+M0+, and classifies 200 test pictures there. Classes and scores must be those of the packed network. The script prints the lines
+of a Markdown table. docs/deploy.md says how each figure is counted.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bnn_exp import load_packed
+from bnn_exp.bits import bit_sums, pixel_sums
+from bnn_exp.deploy.c_constants import integer_scores
 from bnn_exp.deploy.c_source import write_c
+from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.integers import IntegerLayer
+from bnn_exp.training import plan
 
 HERE = Path(__file__).parent
-STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-NANOSECONDS = 64  # of an instruction: -icount shift=6
-TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm")
+TOOLS = ("arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm")
+STRICT = ("-Wall", "-Wextra", "-Werror")
+OPTIMIZE = "-O2"
+PICTURES = 200
+NANOSECONDS = 64  # of an instruction, by -icount shift=6
 
 
 @dataclass(frozen=True)
 class Device:
     """A processor, and the machine of QEMU that runs its code."""
 
+    name: str
     processor: str
     machine: tuple[str, ...]
     flash: str
     ram: str
     tick: float  # nanoseconds of a tick of the timer
-    options: tuple[str, ...] = ()
+    define: tuple[str, ...] = ()
 
 
-# QEMU has no M0+. Its M0 has the same instructions (ARMv6-M), and refuses all others.
+# QEMU has no M0+. Its M0 executes the same instructions (ARMv6-M), and faults at all others.
 DEVICES = (
-    Device("cortex-m4", ("mps2-an386",), "4M", "4M", 40),
-    Device("cortex-m0plus", ("microbit", "-global", "nrf51-soc.sram-size=65536"), "256K", "64K", 62.5, ("-DNRF51",)),
+    Device("Cortex-M4", "cortex-m4", ("mps2-an386",), "4M", "4M", 40),
+    Device(
+        "Cortex-M0+", "cortex-m0plus", ("microbit", "-global", "nrf51-soc.sram-size=65536"), "256K", "64K", 62.5, ("-DNRF51",)
+    ),
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
-    """What a network takes on a device. Sizes in bytes, without the harness."""
+    """What a network takes on a device, and its answers. Sizes in bytes, without those of device.c."""
 
-    flash: int
+    flash: int  # code and constants, with the functions of the C library
     variables: int
-    stack: int
-    instructions: int  # for a picture, the mean
-    classes: np.ndarray  # int32 [pictures]
-    scores: np.ndarray  # int64 [pictures, classes]
+    stack: int  # the most of all pictures
+    instructions: int  # of a picture, the mean
+    classes: Tensor  # int32 [pictures]
+    scores: Tensor  # int64 [pictures, classes]
 
 
 def missing_tools() -> str:
@@ -62,45 +74,84 @@ def missing_tools() -> str:
     return ", ".join(tool for tool in TOOLS if which(tool) is None)
 
 
-def measure(device: Device, folder: Path, images: Tensor, optimize: str = "-O2") -> Measured:
-    """Builds network.c in `folder` for the device, and runs it over `images`, uint8 [n, …]."""
-    for source in ("network", "device"):
-        path = [] if source == "network" else [f"-I{folder}"]
-        file = folder / "network.c" if source == "network" else HERE / "device.c"
-        strict = STRICT if source == "network" else ["-std=gnu99", "-Wall", "-Wextra", "-Werror"]
-        options = [f"-mcpu={device.processor}", "-mthumb", optimize, "-ffunction-sections", *device.options]
-        run("arm-none-eabi-gcc", *options, *strict, *path, "-c", file, "-o", folder / f"{source}.o")
-    symbols = [f"-Wl,--defsym=FLASH={device.flash},--defsym=RAM={device.ram}"]
-    script = ["-nostartfiles", "--specs=nano.specs", "-Wl,--gc-sections", *symbols, "-T", HERE / "device.ld"]
-    objects = [folder / "device.o", folder / "network.o"]
-    run("arm-none-eabi-gcc", f"-mcpu={device.processor}", "-mthumb", *script, *objects, "-o", folder / "device.elf")
-    sizes = run("arm-none-eabi-size", "-A", folder / "device.elf")
-    size = {words[0]: int(words[1]) for line in sizes.splitlines() if (words := line.split()) and words[0].startswith(".")}
-
+def measure(device: Device, network: Any, images: Tensor, folder: Path) -> Measured:
+    """Builds the C code of a packed network for the device, in `folder`, and runs it over `images`, uint8 [n, …]."""
+    scores = network(images[:1]).shape[1]
+    source, header, *_ = write_c(network, tuple(images.shape[1:]), tuple(map(str, range(scores))))
+    (folder / "network.c").write_text(source)
+    (folder / "network.h").write_text(header)
     (folder / "pixels.raw").write_bytes(images.contiguous().numpy().tobytes())
+    compiler = ["arm-none-eabi-gcc", f"-mcpu={device.processor}", "-mthumb", OPTIMIZE, *STRICT, f"-I{folder}"]
+    run(*compiler, "-std=c99", "-pedantic", "-c", folder / "network.c", "-o", folder / "network.o")
+    run(*compiler, "-std=gnu99", *device.define, "-c", HERE / "device.c", "-o", folder / "device.o")
+    memory = f"-Wl,--defsym=FLASH={device.flash},--defsym=RAM={device.ram}"
+    link = ["-nostartfiles", "--specs=nano.specs", memory, "-T", HERE / "device.ld", folder / "device.o", folder / "network.o"]
+    run(*compiler, *link, "-o", folder / "device.elf")
+    sizes = dict(re.findall(r"^(\.\w+)\s+(\d+)", run("arm-none-eabi-size", "-A", folder / "device.elf"), re.MULTILINE))
+
     quiet = ["-display", "none", "-monitor", "none", "-serial", "none"]
     host = ["-icount", "shift=6", "-semihosting-config", "enable=on,target=native"]
     run("qemu-system-arm", "-M", *device.machine, *quiet, *host, "-kernel", "device.elf", folder=folder)
-    classes = int(next(line.split()[2] for line in (folder / "network.h").read_text().splitlines() if "_CLASSES " in line))
-    kind = np.dtype([("scores", "<i8", classes), ("best", "<i4"), ("ticks", "<u4"), ("stack", "<u4"), ("", "<u4")])
+    kind = np.dtype([("scores", "<i8", scores), ("best", "<i4"), ("ticks", "<u4"), ("stack", "<u4"), ("", "<u4")])
     results = np.fromfile(folder / "results.raw", kind)
-    assert len(results) == len(images), f"{len(results)} results for {len(images)} pictures"
-    instructions = results["ticks"].astype(np.float64).mean() * device.tick / NANOSECONDS
-    return Measured(
-        size[".text"], size[".bss"], int(results["stack"].max()), round(instructions), results["best"], results["scores"]
-    )
+    instructions = round(results["ticks"].astype(np.float64).mean() * device.tick / NANOSECONDS)
+    classes, found = (torch.from_numpy(results[name].copy()) for name in ("best", "scores"))
+    return Measured(int(sizes[".text"]), int(sizes[".bss"]), int(results["stack"].max()), instructions, classes, found)
 
 
 def run(*command: str | Path, folder: Path | None = None) -> str:
-    """Returns the output of a command. Ends the script if the command fails."""
+    """Returns the output of a command.
+
+    Raises:
+        SystemExit: the command fails.
+    """
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stderr}")
     return done.stdout
 
 
-def write(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...], folder: Path) -> None:
-    """Writes network.c and network.h."""
-    source, header, *_ = write_c(network, shape, classes)
-    (folder / "network.c").write_text(source)
-    (folder / "network.h").write_text(header)
+def exact_scores(network: Any, images: Tensor) -> Tensor:
+    """Returns the scores that the C code of a packed network has to give, int64 [n, classes]."""
+    *layers, last = network.layers
+    h = images.permute(0, 2, 3, 1).contiguous() if isinstance(network, DeployedCNN) else images.flatten(1)
+    for layer in layers:
+        h = layer(h)
+    sums = (pixel_sums if last.pixels else bit_sums)(h.flatten(1), last.tiles, last.outputs, last.zero)
+    scales, offsets = map(torch.from_numpy, integer_scores(last))
+    return sums * scales + offsets
+
+
+def products(network: Any) -> int:
+    """Returns the number of multiply-adds of a picture."""
+    shapes = network.shapes() if isinstance(network, DeployedCNN) else [(1, 1, 1)] * len(network.layers)
+    count = 0
+    for layer, (height, width, _) in zip(network.layers, shapes, strict=True):
+        if isinstance(layer, IntegerLayer):
+            count += height * width * layer.bits().numel()
+        elif hasattr(layer, "inputs"):
+            count += layer.inputs * layer.outputs
+    return count
+
+
+def main(models: list[str]) -> None:
+    """Prints the table of the networks."""
+    if missing_tools():
+        raise SystemExit(f"not installed: {missing_tools()}")
+    print("| network | multiply-adds | processor | flash | variables | stack | instructions |\n|---|---|---|---|---|---|---|")
+    for model in models:
+        network, about = load_packed(model)
+        images = torch.from_numpy(plan.read(SimpleNamespace(**about["config"]["dataset"])).test_images[:PICTURES])
+        for device in DEVICES:
+            with tempfile.TemporaryDirectory() as folder:
+                found = measure(device, network, images, Path(folder))
+            if not torch.equal(found.scores, exact_scores(network, images)):
+                raise SystemExit(f"{model} on {device.name}: the scores are not those of the packed network")
+            if not torch.equal(found.classes, network(images).argmax(1)):
+                raise SystemExit(f"{model} on {device.name}: the classes are not those of the packed network")
+            sizes = f"{found.flash:,} | {found.variables:,} | {found.stack:,} | {found.instructions:,}"
+            print(f"| {about['config']['model']['name']} | {products(network):,} | {device.name} | {sizes} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
