@@ -37,22 +37,23 @@ class DeployedLayer(Tiled):
     """A binary linear layer with packed weights, and the factors that turn its sums into the float layer's products.
 
     Args:
-        packed: the bits of the weights, uint8 [outputs, ⌈inputs/8⌉].
+        packed: the bits of the weights, uint8 [outputs, bytes]. Bits that belong to no input are 0.
         inputs: the number of inputs.
-        pixels: True if the inputs are uint8 pixels, False if they are packed bits.
+        reads: the kind of the inputs: `pixels`, uint8, which stand for x/255; `codes`, uint8; or packed `bits`.
     """
 
-    def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool):
+    def __init__(self, packed: Tensor, inputs: int, encoding: str, reads: str):
         super().__init__()
-        self.inputs, self.outputs, self.encoding, self.pixels = inputs, len(packed), encoding, pixels
+        self.inputs, self.outputs, self.encoding, self.pixels = inputs, len(packed), encoding, reads != "bits"
         self.zero = 0 if encoding == "boolean" else -1
         self.register_buffer("tiles", to_tiles(packed))
-        in_each, peak = ones(packed), 255 if pixels else 1
+        in_each, peak = ones(packed), 255 if self.pixels else 1
         # The least and the greatest sum of each output.
         self.low, self.high = self.zero * peak * (inputs - in_each), peak * in_each
         centred = encoding == "centred"
-        if pixels:
-            self.scale, self.divisor, offset = 1, 510.0 if centred else 255.0, torch.zeros_like(in_each)
+        if self.pixels:
+            whole = 255.0 if reads == "pixels" else 1.0
+            self.scale, self.divisor, offset = 1, 2 * whole if centred else whole, torch.zeros_like(in_each)
         elif encoding == "boolean":
             self.scale, self.divisor, offset = 1, 1.0, torch.zeros_like(in_each)
         else:
@@ -74,8 +75,8 @@ class DeployedLayer(Tiled):
 class HiddenLayer(DeployedLayer):
     """A hidden layer: pixels or packed bits [batch, …] → the bits 1[norm(product) ≥ 0], packed, uint8 [batch, 8 · tiles]."""
 
-    def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool, norm: nn.BatchNorm1d):
-        super().__init__(packed, inputs, encoding, pixels)
+    def __init__(self, packed: Tensor, inputs: int, encoding: str, reads: str, norm: nn.BatchNorm1d):
+        super().__init__(packed, inputs, encoding, reads)
         found, inverted = self.folded(norm)
         missing = len(self.tiles) * LANES - self.outputs
         filled = nn.functional.pad(found, (0, missing), value=_NEVER)
@@ -95,10 +96,10 @@ class HiddenLayer(DeployedLayer):
 
 @exact
 class LastLayer(DeployedLayer):
-    """The last layer: pixels or packed bits [batch, …] → norm(product), float32 [batch, outputs]."""
+    """The last layer: pixels, codes or packed bits [batch, …] → norm(product), float32 [batch, outputs]."""
 
-    def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool, norm: nn.BatchNorm1d):
-        super().__init__(packed, inputs, encoding, pixels)
+    def __init__(self, packed: Tensor, inputs: int, encoding: str, reads: str, norm: nn.BatchNorm1d):
+        super().__init__(packed, inputs, encoding, reads)
         self.norm = norm
 
     def record(self) -> "Scores":
@@ -141,9 +142,9 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         self.encoding, self.window, self.binarize_logits = network.encoding, network.window, network.binarize_logits
         layers = []
         for i, layer in enumerate(network.layers):
-            kind = LastLayer if i == len(network.layers) - 1 else HiddenLayer
+            kind, reads = LastLayer if i == len(network.layers) - 1 else HiddenLayer, "bits" if i else "pixels"
             norm = affine_norm(nn.BatchNorm1d, state[f"norms.{i}.weight"], state[f"norms.{i}.bias"])
-            layers.append(kind(state[f"layers.{i}.weight"], layer.in_features, network.encoding, i == 0, norm))
+            layers.append(kind(state[f"layers.{i}.weight"], layer.in_features, network.encoding, reads, norm))
         self.layers, self.inputs = nn.ModuleList(layers), layers[0].inputs
         self.compiled: Network | None = None  # made by the first call on a CPU
         self.eval()

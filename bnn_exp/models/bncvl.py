@@ -52,7 +52,7 @@ class BNCVLNet(OfPixels):
             raise ValueError(
                 f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels) - 1} times by {pool}"
             )
-        self.pool, self.per_width = pool, convolutions
+        self.image_shape, self.pool, self.per_width = image_shape, pool, convolutions
         kind: dict[str, Any] = {"encoding": encoding, "weights": weights}
         self.convolutions, self.dense = nn.ModuleList(), nn.ModuleList()
         for i, width in enumerate(channels, 1):
