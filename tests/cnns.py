@@ -21,16 +21,16 @@ def random_vgg(seed: int, **fixed) -> VGG:
     """
     draw = random.Random(seed)
     torch.manual_seed(seed)
-    settings = dict(
-        image_shape=(draw.choice([1, 3]), draw.randint(4, 9), draw.randint(4, 9)),
-        num_classes=draw.choice([2, 10]),
-        channels=[draw.choice(WIDTHS) for _ in range(draw.choice([1, 2]))],
-        convolutions=draw.choice([1, 2]),
-        kernel_size=draw.choice([1, 3, 5]),
-        encoding=draw.choice(["bipolar", "centred", "boolean"]),
-        mean=[draw.random()],
-        std=[draw.choice([0.02, 0.1, 0.3])],
-    )
+    settings = {
+        "image_shape": (draw.choice([1, 3]), draw.randint(4, 9), draw.randint(4, 9)),
+        "num_classes": draw.choice([2, 10]),
+        "channels": [draw.choice(WIDTHS) for _ in range(draw.choice([1, 2]))],
+        "convolutions": draw.choice([1, 2]),
+        "kernel_size": draw.choice([1, 3, 5]),
+        "encoding": draw.choice(["bipolar", "centred", "boolean"]),
+        "mean": [draw.random()],
+        "std": [draw.choice([0.02, 0.1, 0.3])],
+    }
     network = VGG(**settings | fixed)
     for norm in (*network.norms, network.last_norm):
         randomize(norm)

@@ -16,6 +16,7 @@ from torch import Tensor
 from bnn_exp.bits import reference
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn.operators import operator
+from bnn_exp.nn.requantize import requantize
 
 _COMPILED, _KERNELS = "bnn_exp.bits.cpu.convolutions:", "bnn_exp.bits.cuda.convolutions:"
 
@@ -94,6 +95,7 @@ def _empty(x: Tensor, size: int, pool: int, last: int) -> Tensor:
     "(Tensor x, Tensor tiles, Tensor padding, int size, int zero, Tensor bias, Tensor multiplier, int levels, int pool)"
     " -> Tensor",
     kernels=None,
+    cpu=_COMPILED + "codes_of_codes",
     launches=1,
     fake=lambda x, tiles, padding, size, zero, bias, multiplier, levels, pool: _empty(x, size, pool, len(bias)),
 )
@@ -115,14 +117,15 @@ def codes_of_codes(
         uint8 [batch, height // pool, width // pool, out].
     """
     sums = _sums(x, tiles, len(bias), size, zero, padding, x.shape[3])
-    codes = ((sums + bias).to(torch.float32) * multiplier).round().clamp(0, levels).to(torch.uint8)
-    return _pooled(codes, pool)
+    codes = requantize(sums.permute(0, 3, 1, 2), bias, multiplier, levels).permute(0, 2, 3, 1)
+    return _pooled(codes.to(torch.uint8), pool)
 
 
 @operator(
     "(Tensor x, Tensor tiles, Tensor padding, int size, int outputs, int zero, Tensor thresholds, Tensor inverted, int pool)"
     " -> Tensor",
     kernels=None,
+    cpu=_COMPILED + "bits_of_codes",
     launches=1,
     fake=lambda x, tiles, padding, size, outputs, *given: _empty(x, size, given[-1], -(-outputs // 8)),
 )
@@ -150,6 +153,7 @@ def bits_of_codes(
     "(Tensor x, Tensor tiles, int channels, int size, int outputs, int zero, Tensor thresholds, Tensor inverted, int pool)"
     " -> Tensor",
     kernels=None,
+    cpu=_COMPILED + "bits_of_bits",
     launches=1,
     fake=lambda x, tiles, channels, size, outputs, *given: _empty(x, size, given[-1], -(-outputs // 8)),
 )
@@ -186,6 +190,7 @@ def bits_of_bits(
 @operator(
     "(Tensor x, Tensor multiplier, int levels) -> Tensor",
     kernels=None,
+    cpu=_COMPILED + "average_codes",
     launches=1,
     fake=lambda x, multiplier, levels: x.new_empty(x.shape[0], 1, 1, x.shape[3]),
 )

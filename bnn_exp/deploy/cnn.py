@@ -1,7 +1,7 @@
 """Packed CNNs that compute in integers from the pixels to the sums of the last layer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,14 @@ from bnn_exp.bits.convolutions import to_rows
 from bnn_exp.deploy.check import Evaluating
 from bnn_exp.deploy.integers import IntegerLayer, StepLayer, border_offsets, factors
 from bnn_exp.deploy.mlp import LastLayer
-from bnn_exp.deploy.predicting import Predicting
-from bnn_exp.deploy.replayed import Replayed
+from bnn_exp.deploy.one_call import InOneCall
 from bnn_exp.errors import UserError
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.cpu.network import Network  # at run time the first use imports numba
 
 
 class NotWhole(UserError):
@@ -24,7 +26,7 @@ class NotWhole(UserError):
 
 
 @exact
-class DeployedCNN(Replayed, Predicting, Evaluating):
+class DeployedCNN(InOneCall, Evaluating):
     """A packed CNN: it computes the same integers in every layer as the float network in evaluation, and the same logits.
 
     Args:
@@ -52,13 +54,13 @@ class DeployedCNN(Replayed, Predicting, Evaluating):
                 height = width = 1
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Computes logits, float32 [batch, classes], of pixels, uint8 [batch, channels, height, width]."""
-        if x.dtype != torch.uint8:
-            raise ValueError(f"pixels are {x.dtype}: a packed network takes uint8")
-        return self.replays(self._logits, x)
+    def _network(self) -> "Network":
+        from bnn_exp.bits.cpu.network import PictureNetwork
 
-    def _logits(self, x: Tensor) -> Tensor:
+        layers = [layer.fields(shape) for layer, shape in zip(self.layers[:-1], self.shapes()[:-1], strict=True)]
+        return PictureNetwork(self.image_shape, layers, self.layers[-1].record())
+
+    def _by_layers(self, x: Tensor) -> Tensor:
         h = x.permute(0, 2, 3, 1).contiguous()
         for layer in self.layers[:-1]:
             h = layer(h)

@@ -5,6 +5,7 @@ numbers. A dense layer is a convolution of size 1 on pictures of one position. E
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ from bnn_exp.deploy.check import Evaluating
 from bnn_exp.deploy.fold import thresholds
 from bnn_exp.deploy.tiled import Tiled
 from bnn_exp.nn.known_classes import exact
+
+if TYPE_CHECKING:
+    from bnn_exp.bits.cpu.convolutions import Fields  # at run time the first use imports numba
 
 
 class IntegerLayer(Tiled):
@@ -73,8 +77,16 @@ class CodeLayer(IntegerLayer):
         self.register_buffer("multiplier", multiplier)
 
     def forward(self, x: Tensor) -> Tensor:
-        constants = self.size, self.zero, self.bias, self.multiplier, self.levels, self.pool
-        return codes_of_codes(x, self.tiles, self.padding, *constants)
+        return codes_of_codes(x, *self._constants())
+
+    def fields(self, shape: Sequence[int]) -> "Fields":
+        """Returns the layer as a part of a compiled network, for pictures of `shape` (height, width, channels)."""
+        from bnn_exp.bits.cpu.convolutions import code_fields
+
+        return code_fields(shape, *self._constants())
+
+    def _constants(self) -> tuple:
+        return self.tiles, self.padding, self.size, self.zero, self.bias, self.multiplier, self.levels, self.pool
 
 
 @exact
@@ -127,6 +139,13 @@ class StepLayer(IntegerLayer):
             return bits_of_bits(x, self.tiles, self.channels, *constants)
         return bits_of_codes(x, self.tiles, self.padding, *constants)
 
+    def fields(self, shape: Sequence[int]) -> "Fields":
+        """Returns the layer as a part of a compiled network, for pictures of `shape` (height, width, channels)."""
+        from bnn_exp.bits.cpu.convolutions import step_fields
+
+        constants = self.size, self.outputs, self.zero, self.thresholds, self.inverted, self.pool
+        return step_fields(shape, self.tiles, self.padding, *constants)
+
 
 @exact
 class Average(Evaluating):
@@ -145,6 +164,12 @@ class Average(Evaluating):
 
     def forward(self, x: Tensor) -> Tensor:
         return average_codes(x, self.multiplier, self.levels)
+
+    def fields(self, shape: Sequence[int]) -> "Fields":
+        """Returns the layer as a part of a compiled network, for pictures of `shape` (height, width, channels)."""
+        from bnn_exp.bits.cpu.convolutions import mean_fields
+
+        return mean_fields(shape, self.multiplier, self.levels)
 
 
 def factors(bits: Tensor, encoding: str) -> Tensor:

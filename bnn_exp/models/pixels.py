@@ -47,6 +47,11 @@ class OfPixels(nn.Module):
         for name, numbers in (("mean", means), ("std", [spread])):
             self.register_buffer(name, torch.tensor(numbers).expand(channels).reshape(-1, 1, 1).clone())
 
+    @property
+    def pixel_step(self) -> Tensor:
+        """The step 2⁻ᵏ between two neighbouring numbers of standardised pixels, without dimensions."""
+        return (1 / (255 * self.std)).flatten()[0]
+
     def standardized(self, x: Tensor) -> Tensor:
         """Returns pixels with a mean near 0 and a standard deviation near 1, in the memory format channels_last.
 

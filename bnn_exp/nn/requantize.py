@@ -21,6 +21,7 @@ from torch import Tensor
 from bnn_exp.errors import UserError
 
 MOST_REACH = 2**21  # the greatest |u| for which all limits hold, with up to 255 levels
+LEAST_CLIP = 2.0**-6
 _MARGIN = 128  # float32 rounds whole numbers below 2^31 by at most 64
 
 
@@ -40,7 +41,7 @@ def requantization(
 
     Args:
         scale, shift: float32 [out], finite, see `bnn_exp.nn.norm.scale_and_shift`.
-        clip: the number of y with the greatest code, above 0.
+        clip: the number y with the greatest code; at least `LEAST_CLIP`, which a smaller clip counts as.
         levels: the greatest code, 15 or 255.
         reach: the greatest |u| that the layer can add up, at most `MOST_REACH`.
         unit: the product of the float layer is unit · u.
@@ -53,7 +54,7 @@ def requantization(
     """
     if reach > MOST_REACH:
         raise ValueError(f"reach={reach}: at most {MOST_REACH}")
-    per_code = levels / torch.as_tensor(clip, dtype=torch.float64, device=scale.device)
+    per_code = levels / least_clip(torch.as_tensor(clip, dtype=torch.float64, device=scale.device))
     slope, start = scale.double() * unit * per_code, shift.double() * per_code
     middle, value = _middle(slope, start, levels, reach)
     steepness = slope.clamp(-levels, levels)
@@ -65,6 +66,40 @@ def requantization(
     bias = torch.where(flat, code * constant, bias)
     multiplier = torch.where(flat, (code > 0) / constant, numerator / power)
     return bias.to(torch.int32), multiplier.float()
+
+
+def requantization_of_layer(
+    scale: Tensor, shift: Tensor, clip: Tensor, levels: int, inputs: int, encoding: str, step: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Returns the `requantization` of a layer that reads codes, or standardised pixels, whole numbers times `step`.
+
+    Args:
+        inputs: the number of inputs of each output.
+        encoding: the encoding of the weights. u counts a weight of a bit 0 as 0 (boolean) or −1.
+    """
+    return requantization(scale, shift, clip, levels, 255 * inputs, step * unit(encoding))
+
+
+def unit(encoding: str) -> float:
+    """Returns the factor between the product of a float layer and u: ½ for centred weights ±½, else 1."""
+    return 0.5 if encoding == "centred" else 1.0
+
+
+def average_multiplier(clip: Tensor, levels: int, positions: int, most: float) -> Tensor:
+    """Returns the multiplier, float32 without dimensions, for code = clamp(rint(Σ codes · multiplier), 0, levels).
+
+    Args:
+        clip: the number with the greatest code, where `most` stands for a mean of the codes of `levels`.
+        positions: the number of codes in the sum.
+    """
+    slope = most / (least_clip(clip.double()) * positions).reshape(1)
+    power = _power(slope, levels, 255 * positions)
+    return ((slope * power).round().clamp(min=1) / power)[0].float()
+
+
+def least_clip(clip: Tensor) -> Tensor:
+    """Returns the clip that counts: a clip below `LEAST_CLIP` counts as `LEAST_CLIP`."""
+    return clip.clamp(min=LEAST_CLIP)
 
 
 def _middle(slope: Tensor, start: Tensor, levels: int, reach: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +118,7 @@ def _power(slope: Tensor, levels: int, reach: int) -> Tensor:
     """Returns the greatest 2^S, float64 [out], with 2^S · (levels + ½) ≤ 2^24 and 2^S · |slope| within the limit of int32."""
     most = int(2**24 / (levels + 0.5)).bit_length() - 1
     powers = (1 << torch.arange(most + 1, device=slope.device)).double()
-    limit = (2**30 - 2**24) // reach  # |bias| ≤ reach + 2^24 / M, so (reach + |bias|) · M < 2^31
+    limit = max((2**30 - 2**24) // reach, 1)  # |bias| ≤ reach + 2^24 / M, so (reach + |bias|) · M < 2^31
     return (powers * (slope.abs()[:, None] * powers <= limit)).amax(1).clamp(min=1)
 
 
@@ -108,9 +143,7 @@ def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_not_finite(name: str, **numbers: Tensor) -> None:
-    """Raises UserError if a scale, a shift or a clip of the layer `name` is not a finite number, or a clip not above 0."""
+    """Raises UserError if a scale, a shift or a clip of the layer `name` is not a finite number."""
     for kind, tensor in numbers.items():
         if not tensor.isfinite().all():
             raise UserError(f"{name}: its {kind} is not a finite number, so it has no whole codes")
-        if kind == "clip" and not (tensor > 0).all():
-            raise UserError(f"{name}: its clip is not above 0, so it has no whole codes")

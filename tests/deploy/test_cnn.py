@@ -1,5 +1,7 @@
 """Packed CNNs compute the float network's integers: every layer is compared with the float network in evaluation."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from cnns import random_pictures, random_vgg, unpacked_bits, vgg_bits
@@ -34,5 +36,5 @@ def test_positions_of_one_border_class_have_equal_places_inside(length, size):
     inside = [tuple(0 <= y + k - half < length for k in range(size)) for y in range(length)]
     classes = border_classes(length, size).tolist()
     assert max(classes) < size
-    for y, z in ((y, z) for y in range(length) for z in range(y)):
-        assert (classes[y] == classes[z]) == (inside[y] == inside[z])
+    for (one, of_one), (other, of_other) in combinations(zip(classes, inside, strict=True), 2):
+        assert (one == other) == (of_one == of_other)

@@ -103,6 +103,6 @@ def test_images_and_rows_have_the_same_codes():
 def test_what_has_no_codes_is_refused():
     with pytest.raises(ValueError, match=f"reach={MOST_REACH + 1}"):
         requantization(torch.ones(1), torch.ones(1), torch.tensor(4.0), 255, MOST_REACH + 1)
-    for name, number in (("scale", torch.nan), ("shift", -torch.inf), ("clip", torch.inf), ("clip", 0.0), ("clip", -1.0)):
+    for name, number in (("scale", torch.nan), ("shift", -torch.inf), ("clip", torch.inf)):
         with pytest.raises(UserError, match=f"dense.0: its {name} is not "):
             refuse_not_finite("dense.0", **{name: torch.tensor([1.0, number])})
