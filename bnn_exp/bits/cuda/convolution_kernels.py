@@ -1,7 +1,7 @@
-"""Triton's kernels of packed CNNs: a convolution on tensor cores in int8 that also pools and finishes, and the average of codes.
+"""Triton's kernels of packed CNNs: convolutions on tensor cores in int8, with pooling and results, and averages of codes.
 
 A layer takes two launches. `spread` writes the picture with its border, and the weights, as int8. `convolve` multiplies them as
-matrices: a row of the left matrix stands for a position of the picture. The rows of a pooling window are neighbours, so a
+matrices. A row of the left matrix stands for a position of the picture. The rows of a pooling window are neighbours, so a
 program holds whole windows. Each pass of the loop reads the inputs of its positions from the picture itself, by addresses
 alone, since the border is there. Every sum is an integer, and exact.
 """
@@ -15,12 +15,17 @@ _ROUNDS = tl.constexpr(1.5 * 2**23)  # a float32 below 2²² plus this number is
 
 
 @triton.jit
+def _rounded(codes, levels):
+    """Returns clamp(rint(codes), 0, levels), uint8, of float32."""
+    codes = tl.minimum(tl.maximum(codes, 0.0), levels * 1.0)
+    return ((codes + _ROUNDS) - _ROUNDS).to(tl.uint8)
+
+
+@triton.jit
 def _codes(sums, n, outputs, constants):
     """Returns the codes of sums, uint8 in the shape of `sums`."""
     bias, multiplier = tl.load(constants[0] + n, n < outputs, 0), tl.load(constants[1] + n, n < outputs, 0.0)
-    codes = (sums + bias[None, :]).to(tl.float32) * multiplier[None, :]
-    codes = tl.minimum(tl.maximum(codes, 0.0), constants[2].to(tl.float32))
-    return ((codes + _ROUNDS) - _ROUNDS).to(tl.uint8)
+    return _rounded((sums + bias[None, :]).to(tl.float32) * multiplier[None, :], constants[2])
 
 
 @triton.jit
@@ -75,7 +80,7 @@ def spread(
 ):
     """Spreads the inputs and the weights of a convolution to int8, as `convolve` reads them.
 
-    The first `of_picture` programs write the picture, [batch, height + SIZE − 1, width + SIZE − 1, CELL], with its border: codes
+    The first `of_picture` programs write the picture with its border, [batch, height + SIZE − 1, width + SIZE − 1, CELL]: codes
     minus 128, or bits as 0 and 1. The other programs write the weights, [outputs, SIZE, ROW]: 1 for a bit 1, ZERO for a bit 0,
     and 0 where there is no input.
 
@@ -192,4 +197,22 @@ def convolve(
     else:
         codes = tl.where(there[:, None], _codes(sums, n, outputs, constants), 0)
         b, bytes_, results = n, outputs, tl.max(tl.reshape(codes, (WINDOWS, SPOTS, OUTPUTS)), 1).to(tl.uint8)
-    tl.store(out + window.to(tl.int64)[:, None] * bytes_ + b[None, :], results, (window < windows)[:, None] & (b < bytes_)[None, :])
+    tl.store(
+        out + window.to(tl.int64)[:, None] * bytes_ + b[None, :], results, (window < windows)[:, None] & (b < bytes_)[None, :]
+    )
+
+
+@triton.jit
+def average(x, places, channels, multiplier, levels, out, PLACES: tl.constexpr, CELLS: tl.constexpr):
+    """Writes the codes clamp(rint(Σ x · multiplier), 0, levels), uint8 [batch, channels], of codes [batch, places, channels].
+
+    The sums are exact. A program computes CELLS channels of a picture.
+    """
+    c = tl.program_id(1) * CELLS + tl.arange(0, CELLS)
+    at = x + tl.program_id(0).to(tl.int64) * places * channels + c[None, :]
+    sums = tl.zeros((CELLS,), tl.int32)
+    for begin in range(0, places, PLACES):
+        place = (begin + tl.arange(0, PLACES))[:, None]
+        sums += tl.sum(tl.load(at + place * channels, (place < places) & (c < channels)[None, :], 0).to(tl.int32), 0)
+    codes = _rounded(sums.to(tl.float32) * tl.load(multiplier), levels)
+    tl.store(out + tl.program_id(0).to(tl.int64) * channels + c, codes, c < channels)

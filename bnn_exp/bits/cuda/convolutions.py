@@ -64,7 +64,9 @@ def bits_of_codes(
 ) -> Tensor:
     """Returns the bits of a convolution of codes; see `bnn_exp.bits.convolutions`."""
     constants = thresholds.contiguous(), inverted.contiguous(), thresholds.shape[2]
-    return _convolved(x, x.shape[3], tiles, padding, size, outputs, zero, pool, constants, steps=True, classes=len(thresholds) > 1)
+    return _convolved(
+        x, x.shape[3], tiles, padding, size, outputs, zero, pool, constants, steps=True, classes=len(thresholds) > 1
+    )
 
 
 def bits_of_bits(
@@ -81,6 +83,16 @@ def bits_of_bits(
     """Returns the bits of a convolution of bits; see `bnn_exp.bits.convolutions`. Unused bits of x do not count."""
     constants = thresholds.contiguous(), inverted.contiguous(), thresholds.shape[2]
     return _convolved(x, channels, tiles, None, size, outputs, zero, pool, constants, steps=True, classes=len(thresholds) > 1)
+
+
+def average_codes(x: Tensor, multiplier: Tensor, levels: int) -> Tensor:
+    """Returns the codes of the means over all positions; see `bnn_exp.bits.convolutions`."""
+    batch, height, width, channels = x.shape
+    out = x.new_empty(batch, 1, 1, channels)
+    if out.numel():
+        grid = batch, triton.cdiv(channels, 64)
+        kernels.average[grid](x.contiguous(), height * width, channels, multiplier, levels, out, PLACES=32, CELLS=64)
+    return out
 
 
 def _convolved(
