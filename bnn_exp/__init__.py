@@ -41,6 +41,7 @@ _HOMES = {  # name: its module, imported at the first use of the name, because i
     "pack_network": "bnn_exp.deploy",
     "load_runs": "bnn_exp.records.sweeps.dataframe",
     "register_callback": "bnn_exp.training.callbacks",
+    "read_preprocessing": "bnn_exp.deploy",
     "real_parameters": "bnn_exp.nn",
     "register_dataset": "bnn_exp.config.datasets",
     "register_loss": "bnn_exp.config.losses",
