@@ -129,9 +129,9 @@ import torch
 
 from bnn_exp.bits.cuda import convolutions
 
-# (codes, channels, size, side, outputs, pool, batch); the four layers of bits take the four sizes of a tile
-LAYERS = (True, 3, 3, 32, 128, 1, 64), *((False, 128, 3, 32, n, 2, b) for n, b in ((128, 64), (64, 64), (64, 8), (128, 1)))
-assert [convolutions.tile_of(32 * 32 * layer[6], layer[4]) for layer in LAYERS[1:]] == [*convolutions.TILES]
+# (codes, channels, size, side, outputs, pool, batch); the layers of bits take the four sizes of a tile, from the smallest on
+LAYERS = *((False, 128, 3, 32, n, 2, b) for n, b in ((128, 1), (64, 8), (64, 64), (128, 64))), (True, 3, 3, 32, 128, 1, 64)
+assert [convolutions.tile_of(32 * 32 * layer[6], layer[4]) for layer in LAYERS[:4]] == [*reversed(convolutions.TILES)]
 
 for codes, channels, size, side, outputs, pool, batch in LAYERS[: int(sys.argv[2])]:
     x = torch.zeros(batch, side, side, channels if codes else channels // 8, dtype=torch.uint8)
@@ -155,11 +155,12 @@ print(*(kernel.__name__ for kernel, _ in launched))
 """
 
 
-@pytest.mark.parametrize(("capability", "layers"), rest_slow([(90, 2), (90, 5), (80, 2)]))
-def test_the_kernels_compile_for_a_gpu(capability, layers, tmp_path):
+@pytest.mark.parametrize("target", rest_slow([(90, 1), (90, 5), (80, 5)]))
+def test_the_kernels_compile_for_a_gpu(target, tmp_path):
     """All launches of some layers compile, in place of running, for a GPU that is not there, and fit the memory of any GPU.
 
     The products are those of the tensor cores, in int8, and inputs are copied while products are computed.
     """
+    capability, layers = target
     names = compiled(tmp_path, capability, LAYERS, str(layers))
     assert names == ["spread", "convolve"] * layers + ["average"]
