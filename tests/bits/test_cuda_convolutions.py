@@ -34,8 +34,8 @@ class Layer:
         self.tiles = {codes: to_tiles(definitions.to_rows(weights, codes)) for codes in (True, False)}
         self.codes = torch.randint(0, 256, (batch, height, width, channels), dtype=torch.uint8)
         self.bits = torch.randint(0, 2, (batch, height, width, channels), dtype=torch.uint8)
-        packed = pack(self.bits.flatten(0, 2)) if batch else torch.zeros(0, -(-channels // 8), dtype=torch.uint8)
-        self.packed = packed.view(batch, height, width, -1)
+        packed = pack(self.bits.flatten(0, 2)) if batch else torch.zeros(0, dtype=torch.uint8)
+        self.packed = packed.view(batch, height, width, -(-channels // 8))
         self.padding = torch.randint(0, 256, (channels,), dtype=torch.uint8)
 
     def sums(self, x, padding):
