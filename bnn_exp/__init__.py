@@ -32,6 +32,7 @@ _HOMES = {  # name: its module, imported at the first use of the name, because i
     "check_ownership": "bnn_exp.optim",
     "export_c": "bnn_exp.deploy",
     "export_onnx": "bnn_exp.deploy",
+    "export_qonnx": "bnn_exp.deploy",
     "export_torch": "bnn_exp.deploy",
     "latent_optimizer": "bnn_exp.optim",
     "latent_parameters": "bnn_exp.nn",

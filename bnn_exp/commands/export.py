@@ -15,6 +15,7 @@ from bnn_exp.deploy.load import load_deployed
 from bnn_exp.deploy.preprocessing import FILE, Preprocessing
 from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
+from bnn_exp.deploy.to_qonnx import export_qonnx
 from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import UserError
 from bnn_exp.nn.known_classes import home
@@ -27,14 +28,18 @@ from bnn_exp.training import plan
 
 
 class Format(NamedTuple):
-    """A file format that a network of a plugin supports by a method of the format's name."""
+    """A file format. A network of a plugin supports the format by a method of the format's name."""
 
     write: Callable[..., dict[str, Any]]
-    arguments: str  # the arguments of this method, as a message names them
+    arguments: str | None  # the arguments of this method, as a message names them; None: there is no such method
 
 
 # The format `torch` is not here: it holds every packed network, without a method of the class.
-FORMATS = {"onnx": Format(export_onnx, "graph, pixels"), "c": Format(export_c, "shape, classes")}
+FORMATS = {
+    "onnx": Format(export_onnx, "graph, pixels"),
+    "c": Format(export_c, "shape, classes"),
+    "qonnx": Format(export_qonnx, None),
+}
 
 
 def export(task: Task) -> str:
@@ -88,12 +93,20 @@ def line_to_export(task: Task) -> str:
 def _check_format(format: str, network: nn.Module) -> None:
     if _supports(format, network):
         return
+    arguments = FORMATS[format].arguments
+    if arguments is None:
+        raise UserError(
+            f"export.format={format}: {home(type(network))} has no form in integers\n"
+            "allowed: export.format=torch, or a network of model=mlp, bncvl or vgg"
+        )
     raise UserError(
         f"export.format={format}: {home(type(network))} has no method {format}()\n"
-        f"allowed: export.format=torch, or a method {format}({FORMATS[format].arguments}) of the class (docs/add_a_model.md)"
+        f"allowed: export.format=torch, or a method {format}({arguments}) of the class (docs/add_a_model.md)"
     )
 
 
 def _supports(format: str, network: nn.Module) -> bool:
     """Returns True if `format` can hold a packed network. A class of the user may lack the method for a format."""
-    return format == "torch" or has_a_form(network) or hasattr(type(network), format)
+    if format == "torch" or has_a_form(network):
+        return True
+    return FORMATS[format].arguments is not None and hasattr(type(network), format)

@@ -16,7 +16,7 @@ class Report:
 
 @schema
 class Export:
-    format: Literal["onnx", "c", "torch"]
+    format: Literal["onnx", "c", "torch", "qonnx"]
     dir: Place | None
 
 

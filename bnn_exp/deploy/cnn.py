@@ -13,20 +13,15 @@ from bnn_exp.deploy.check import Evaluating
 from bnn_exp.deploy.integers import Average, CodeLayer, IntegerLayer, StepLayer, border_offsets, factors
 from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.deploy.one_call import InOneCall
-from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn.codes import FIRST_CLIP
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
-from bnn_exp.nn.requantize import average_multiplier, refuse_not_finite, requantization_of_layer
+from bnn_exp.nn.requantize import NoIntegers, average_multiplier, refuse_not_finite, requantization_of_layer
 
 if TYPE_CHECKING:
     from bnn_exp.bits.cpu.network import Network  # at run time the first use imports numba
-
-
-class NotWhole(UserError):
-    """The error of a network whose statistics of pixels are not whole numbers. An earlier version trained it."""
 
 
 @exact
@@ -79,7 +74,7 @@ def pack_vgg(network: VGG, state: dict[str, Tensor]) -> DeployedCNN:
         state: the tensors that `bnn_exp.bits.deployed_state` returns.
 
     Raises:
-        NotWhole: the statistics of the pixels are not whole numbers.
+        NoIntegers: the statistics of the pixels are not whole numbers.
     """
     whole, step = pixel_steps(state)
     _, *shape = network.image_shape
@@ -103,12 +98,12 @@ def pack_codes(network: BNCVLNet, state: dict[str, Tensor]) -> DeployedCNN:
     """Returns the packed form of a `network` whose activations are codes. For the arguments see `pack_vgg`.
 
     Raises:
-        NotWhole: the statistics of the pixels are not whole numbers.
-        UserError: a scale, a shift or a clip is not a finite number.
+        NoIntegers: the statistics of the pixels are not whole numbers; or a scale, a shift or a clip is not a finite number.
     """
     whole, step = pixel_steps(state)
     shape: list[int] = list(network.image_shape[1:])
     layers: list[nn.Module] = []
+    layer: Any
     for i, layer in enumerate(network.convolutions):
         bits = _bits(state[f"convolutions.{i}.weight"], layer)
         padding = torch.zeros_like(whole[:1]).expand(layer.in_channels).clone() if i else whole
@@ -147,13 +142,13 @@ def pixel_steps(state: dict[str, Tensor]) -> tuple[Tensor, float]:
     """Returns m, uint8 [channels], and 2⁻ᵏ: the network standardises pixels x to (x − m) · 2⁻ᵏ.
 
     Raises:
-        NotWhole: the statistics are others.
+        NoIntegers: the statistics are others.
     """
     mean, std = (255 * state[name].flatten().double() for name in ("mean", "std"))
     whole, power = mean.round(), std.log2().round()
     near = torch.allclose(mean, whole, rtol=0, atol=1e-4) and torch.allclose(std.log2(), power, rtol=0, atol=1e-5)
-    if not near or len(power.unique()) > 1:
-        raise NotWhole(
+    if not near or len(power.unique()) > 1 or not (whole >= 0).all() or not (whole <= 255).all():
+        raise NoIntegers(
             "the network standardises pixels by numbers that are not whole, so it has no form in integers\n"
             "allowed: a network that this version of bnn-train has trained"
         )

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,12 @@ class Preprocessing:
             {"sha256": about["sha256"], **network},
         )
 
+    @classmethod
+    def of_images(cls, images: Tensor, classes: Sequence[str]) -> "Preprocessing":
+        """Returns what is known of a network in memory: the shape of its `images`, uint8 [n, …], and its classes."""
+        channels, height, width = images.shape[1:]
+        return cls((channels, height, width), tuple(classes))
+
     @property
     def complete(self) -> bool:
         """True if the facts tell how a frame, which has one or three channels, becomes pixels."""
@@ -162,9 +168,9 @@ class Preprocessing:
         """Returns the facts as a JSON text."""
         return json.dumps(self.facts(arrays), indent=1 if arrays else None)
 
-    def metadata(self) -> dict[str, str]:
-        """Returns the facts as the metadata of an ONNX file."""
-        return {KEY: self.json()}
+    def describe(self, model: Any) -> None:
+        """Adds the facts to the metadata of an ONNX model (`onnx.ModelProto`)."""
+        model.metadata_props.add(key=KEY, value=self.json())
 
     def c_header(self) -> str:
         """Returns the facts as comments and defines of a C header. With complete facts it declares `network_prepare`."""

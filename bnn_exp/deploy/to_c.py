@@ -57,7 +57,7 @@ def export_c(
         check_packed("c", network, "DeployedMLP")
         source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
         sizes = {"flash_bytes": flash, "ram_bytes": ram}
-    facts = preprocessing or Preprocessing((images.shape[1], images.shape[2], images.shape[3]), classes)
+    facts = preprocessing or Preprocessing.of_images(images, classes)
     texts = {"network.c": source, "network.h": with_facts(header, facts)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

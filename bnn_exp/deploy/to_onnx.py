@@ -44,16 +44,14 @@ def export_onnx(
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
-    from bnn_exp.deploy.onnx_graph import own_model, packed_model
+    from bnn_exp.deploy.onnx_models import own_model, packed_model
 
     if hasattr(type(network), "onnx"):
         model = own_model(network, tuple(images.shape[1:]), classes)
     else:
         check_packed("onnx", network, *FORMS)
         model = packed_model(network, tuple(images.shape[1:]), classes)
-    facts = preprocessing or Preprocessing((images.shape[1], images.shape[2], images.shape[3]), classes)
-    for key, value in facts.metadata().items():
-        model.metadata_props.add(key=key, value=value)
+    (preprocessing or Preprocessing.of_images(images, classes)).describe(model)
     data = model.SerializeToString()
     run = session(data)
     check_equal("onnxruntime", predictions(run, images), predictions(network, images))

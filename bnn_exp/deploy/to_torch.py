@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits import operators, reference
+from bnn_exp.bits import convolutions, operators, reference
 from bnn_exp.deploy.check import FORMS, check_alike, check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
 from bnn_exp.deploy.preprocessing import FILE, Preprocessing
@@ -40,7 +40,7 @@ def export_torch(
     """
     network, directory, images, classes = ready("torch", network, directory, images)
     check_packed("torch", network, *FORMS)
-    facts = preprocessing or Preprocessing((images.shape[1], images.shape[2], images.shape[3]), classes)
+    facts = preprocessing or Preprocessing.of_images(images, classes)
     return write_torch(network, network, directory, images, facts)
 
 
@@ -52,7 +52,8 @@ def write_torch(
     file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = ({0: torch.export.Dim("batch", min=1)},)  # by position: a user's network may give its argument any name
-    plain = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in operators.SCHEMAS}
+    plain: dict = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in operators.SCHEMAS}
+    plain |= {getattr(torch.ops.bnn_exp, each.__name__).default: each.__wrapped__ for each in convolutions.OPERATORS}
     written, extra = io.BytesIO(), {FILE: facts.json()} if facts else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about calls within torch itself
