@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from cnns import random_bncvl, random_vgg
 from helpers import compiled, on_both, rest_slow, where
 
 from bnn_exp.bits import convolutions as definitions
 from bnn_exp.bits import laid_out, pack, to_tiles
 from bnn_exp.bits.convolutions import border_classes
+from bnn_exp.deploy.load import pack_network
+from bnn_exp.nn import operators
 
 pytest.importorskip("triton")
 from bnn_exp.bits.cuda import convolutions
@@ -52,11 +55,11 @@ def pooled(x, pool):
     return x.unfold(1, pool, pool).unfold(2, pool, pool).flatten(4).amax(4)
 
 
-def run(name, *arguments):
-    """Returns the result of the kernels of an operator, on the CPU."""
-    given = [
-        laid_out(x.to(WHERE)) if x is arguments[1] else x.to(WHERE) if isinstance(x, torch.Tensor) else x for x in arguments
-    ]
+def run(name, x, *arguments):
+    """Returns the result of the kernels of an operator, on the CPU. Tiles are the second argument of a convolution."""
+    given = [a.to(WHERE) if isinstance(a, torch.Tensor) else a for a in (x, *arguments)]
+    if name != "average_codes":
+        given[1] = laid_out(given[1])
     return getattr(convolutions, name)(*given).cpu()
 
 
@@ -122,6 +125,22 @@ def test_every_tile_gives_the_same_results(tile, monkeypatch):
     monkeypatch.setattr(convolutions, "tile_of", lambda places, outputs: tile)
     test_codes_of_codes((2, 6, 7, 40, 3, 130, 2, -1))
     test_steps_are_sums_against_thresholds((1, 5, 6, 40, 3, 70, 2, -1), False)
+
+
+@pytest.mark.parametrize("make", [random_vgg, random_bncvl])
+@pytest.mark.parametrize("seed", rest_slow(range(8)))
+def test_a_packed_network_gives_the_logits_of_the_cpu(make, seed, monkeypatch):
+    network = make(seed)
+    packed = pack_network(network)
+    pixels = torch.randint(0, 256, (3, *packed.image_shape), dtype=torch.uint8)
+    expected = packed(pixels)
+    if WHERE == "cpu":
+        monkeypatch.setattr(operators, "kernels_everywhere", True)
+        assert torch.equal(packed._logits(pixels), expected)
+    else:
+        packed.to(WHERE)
+        for _ in range(3):  # computed, recorded, replayed
+            assert torch.equal(packed(pixels.to(WHERE)).cpu(), expected)
 
 
 LAYERS = """
