@@ -14,7 +14,7 @@ from bnn_exp.models.vgg import VGG
 from bnn_exp.nn.graphs import Graphs
 from gpu_parts.cases import Machine, Row
 
-BATCHES = 1, 16, 64, 256, 1024
+BATCHES = 1, 64, 1024
 PIXELS: dict[str, Any] = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}  # about those of CIFAR-10
 
 
