@@ -147,7 +147,7 @@ def pixel_steps(state: dict[str, Tensor]) -> tuple[Tensor, float]:
     mean, std = (255 * state[name].flatten().double() for name in ("mean", "std"))
     whole, power = mean.round(), std.log2().round()
     near = torch.allclose(mean, whole, rtol=0, atol=1e-4) and torch.allclose(std.log2(), power, rtol=0, atol=1e-5)
-    if not near or len(power.unique()) > 1 or not (0 <= whole).all() or not (whole <= 255).all():
+    if not near or len(power.unique()) > 1 or not (whole >= 0).all() or not (whole <= 255).all():
         raise NoIntegers(
             "the network standardises pixels by numbers that are not whole, so it has no form in integers\n"
             "allowed: a network that this version of bnn-train has trained"

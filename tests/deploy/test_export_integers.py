@@ -115,11 +115,11 @@ def test_every_layer_of_the_onnx_graph_gives_the_integers_of_the_network(kind, s
 def test_every_layer_of_the_qonnx_graph_gives_the_integers_of_the_network(kind, seed):
     pytest.importorskip("qonnx")
     from bnn_exp.deploy.qonnx_graph import qonnx_model
-    from bnn_exp.deploy.to_qonnx import inferred, runner
+    from bnn_exp.deploy.to_qonnx import runner, with_types
 
     network, pixels = some_network(kind, seed)
     classes = TEN[: network.layers[-1].outputs]
-    model = inferred(qonnx_model(network, tuple(pixels.shape[1:]), classes))
+    model = with_types(qonnx_model(network, tuple(pixels.shape[1:]), classes))
     names = [f"layer_{i}" for i in range(len(network.layers) - 1)]
     logits, *layers = runner(model, len(pixels), ("logits", *names))(pixels)
     compare(layers, numbers(network, pixels, values=True))
@@ -140,7 +140,7 @@ def test_the_tensors_of_a_qonnx_file_have_types_of_few_bits(tmp_path):
         "layer_1",
         *(node.input[1] for node in model.graph.node if node.op_type in ("Conv", "MatMul")),
     ]
-    assert [model.get_tensor_datatype(name).name for name in names] == ["UINT8", "INT2", *["BIPOLAR"] * 4]
+    assert [model.get_tensor_datatype(name).name for name in names] == ["UINT8", "INT2", "INT2", *["BIPOLAR"] * 3]
 
 
 def test_qonnx_says_what_it_needs(tmp_path, monkeypatch):
