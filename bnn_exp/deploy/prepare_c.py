@@ -83,7 +83,7 @@ def header(facts: "Preprocessing") -> str:
         background=", ".join(map(str, _background(facts))),
         tall=int(tall_by_columns()),
         most=FRAME_MOST,
-        bytes=f"{fixed + per_side * FRAME_MOST:,}",
+        bytes=f"{facts.c_memory():,}",
         fixed=fixed,
         per_side=per_side,
     )
