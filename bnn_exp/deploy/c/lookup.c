@@ -65,25 +65,20 @@ static int32_t read_columns(const struct layer *layer, const uint8_t *picture, s
     return n;
 }
 
+#define PUT(e, sum) tables[e][g] = (sum), tables[(e) + 8][g] = (sum) + d
+
 /* Fills the tables of n columns. */
 static void make_tables(int32_t n) {
     for (int32_t g = 0; 4 * g < n; g++) {
         const uint64_t a = columns[4 * g], b = columns[4 * g + 1], c = columns[4 * g + 2], d = columns[4 * g + 3];
-        tables[1][g] = a;
-        tables[2][g] = b;
-        tables[3][g] = a + b;
-        tables[4][g] = c;
-        tables[5][g] = a + c;
-        tables[6][g] = b + c;
-        tables[7][g] = a + b + c;
+        PUT(1, a);
+        PUT(2, b);
+        PUT(3, a + b);
+        PUT(4, c);
+        PUT(5, a + c);
+        PUT(6, b + c);
+        PUT(7, a + b + c);
         tables[8][g] = d;
-        tables[9][g] = a + d;
-        tables[10][g] = b + d;
-        tables[11][g] = a + b + d;
-        tables[12][g] = c + d;
-        tables[13][g] = a + c + d;
-        tables[14][g] = b + c + d;
-        tables[15][g] = a + b + c + d;
     }
 }
 
