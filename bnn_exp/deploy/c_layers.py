@@ -18,7 +18,9 @@ from bnn_exp.deploy.c_constants import (
 )
 from bnn_exp.deploy.integers import Average, CodeLayer, IntegerLayer, StepLayer
 from bnn_exp.deploy.mlp import LastLayer
+from bnn_exp.errors import UserError
 
+MOST_BITS = 2**15 - 1  # a bit counts as up to 2, and totals of bits have 16 bits
 ZEROS = "no_channels"  # the name of an array of zeros, the padding of most layers
 
 Shape = tuple[int, int, int]  # height, width, channels
@@ -47,6 +49,9 @@ def written(layer: Any, shape: Shape, steps: bool) -> Written:
 
     Args:
         steps: True if the scores of a last layer are 1[logit ≥ 0].
+
+    Raises:
+        UserError: a scale or a shift of the last BatchNorm is not finite, or a convolution of bits has too many inputs.
     """
     height, width, channels = shape
     if isinstance(layer, Average):
@@ -82,6 +87,8 @@ def _convolution(bits: Tensor, shape: Shape, pool: int, padding: Tensor | None) 
     height, width, channels = shape
     fields: dict[str, Any] = {"height": height, "width": width, "channels": channels, "size": bits.shape[1], "pool": pool}
     fields |= {"inputs": "&bits" if padding is None else "&codes", "words": words_of(bits[0].numel())}
+    if padding is None and bits[0].numel() > MOST_BITS:
+        raise UserError(f"export.format=c: a convolution adds up {bits[0].numel():,} bits\nallowed: up to {MOST_BITS:,}")
     arrays = {"weights": word_major(bits.flatten(1))}
     if padding is not None and padding.any():
         arrays["padding"] = padding.numpy()

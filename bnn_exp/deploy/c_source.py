@@ -46,7 +46,7 @@ def write_c(network: DeployedMLP | DeployedCNN, shape: tuple[int, ...], classes:
         classes: the names of the classes.
 
     Raises:
-        UserError: a scale or a shift of the last BatchNorm is not finite.
+        UserError: see `written`.
     """
     cnn = isinstance(network, DeployedCNN)
     shapes = network.shapes() if cnn else [(1, 1, layer.inputs) for layer in network.layers]
