@@ -102,10 +102,13 @@ def _step(graph: Graph, products: str, threshold: Tensor, inverted: Tensor, enco
 
 
 def _convolution(graph: Graph, x: str, layer: IntegerLayer, bias: Tensor | None = None) -> str:
-    """Adds nodes for P + bias. Where the codes m outside the picture are not 0, codes x become x − m, and Σ w·m is added."""
+    """Adds nodes for P + bias. Where the codes m outside the picture are not 0, codes x become x − m, and Σ w·m is added.
+
+    The numbers x − m have 9 bits. FINN turns them into integers by `default_filter_function_generator(9)`.
+    """
     weights = _weights(graph, layer.bits().permute(0, 3, 1, 2), layer.encoding)
-    if layer.takes == "codes" and layer.padding.any():
-        x = _norm(graph, x, torch.ones(layer.channels), -layer.padding.long())
+    if layer.takes == "codes" and layer.size > 1 and layer.padding.any():
+        x = _quant(graph, _norm(graph, x, torch.ones(layer.channels), -layer.padding.long()), 9, signed=1)
         total = (layer.weights() * layer.padding).sum((1, 2, 3))
         bias = total if bias is None else total + bias
     given = [x, weights] if bias is None else [x, weights, graph.floats(bias)]

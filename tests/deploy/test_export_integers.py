@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cnns import random_pictures, random_vgg, unpacked_bits
+from cnns import random_bncvl, random_pictures, random_vgg, unpacked_bits
 from helpers import random_mlp
 from torch import Tensor, nn
 
@@ -58,7 +58,7 @@ def some_network(kind: str, seed: int) -> tuple[nn.Module, Tensor]:
     if kind == "mlp":
         network, pixels = random_mlp(seed)
         return pack_network(network), pixels[:20]
-    packed = random_codes(seed) if kind == "codes" else pack_network(random_vgg(seed))
+    packed = random_codes(seed) if kind == "codes" else pack_network({"vgg": random_vgg, "bncvl": random_bncvl}[kind](seed))
     return packed, random_pictures(packed)
 
 
@@ -99,7 +99,7 @@ def in_onnxruntime(network: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Ten
     return logits, [each.float() if code else (each > 0).float() for each, code in zip(layers, codes, strict=False)]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "codes", "vgg"])
+@pytest.mark.parametrize("kind", ["mlp", "codes", "vgg", "bncvl"])
 @pytest.mark.parametrize("seed", range(8))
 def test_every_layer_of_the_onnx_graph_gives_the_integers_of_the_network(kind, seed):
     pytest.importorskip("onnxruntime")
@@ -110,7 +110,7 @@ def test_every_layer_of_the_onnx_graph_gives_the_integers_of_the_network(kind, s
     torch.testing.assert_close(logits, expected, equal_nan=True, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", ["mlp", "codes", "vgg"])
+@pytest.mark.parametrize("kind", ["mlp", "codes", "vgg", "bncvl"])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_layer_of_the_qonnx_graph_gives_the_integers_of_the_network(kind, seed):
     pytest.importorskip("qonnx")
