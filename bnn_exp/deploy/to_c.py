@@ -40,7 +40,8 @@ def export_c(
 
     Returns:
         `files`; `flash_bytes`, the size of all constants, without the code; `ram_bytes`, the size of all variables, without the
-        image, the scores and the stack (`NETWORK_STACK` in network.h bounds it).
+        image, the scores and the stack (`NETWORK_STACK` in network.h bounds it); `prepare_ram_bytes`, the variables of
+        network_prepare.c.
 
     Raises:
         UserError: the network is of another kind, there is no C compiler, or a prediction differs. Then nothing is written.
@@ -70,6 +71,8 @@ def export_c(
     for name, text in texts.items():
         with replacing(in_folder(directory / name)) as temporary:
             temporary.write_text(text)
+    if "network_prepare.c" in texts:
+        sizes["prepare_ram_bytes"] = facts.c_memory()
     return {"files": [directory / name for name in texts], **sizes}
 
 

@@ -24,6 +24,7 @@ SHAPES = [
     (1, 2, 3, 20, 5, 1, 1, 0),  # a kernel larger than the picture
     (0, 4, 4, 8, 3, 8, 2, -1),
     (2, 8, 8, 64, 3, 64, 2, -1),
+    (1, 11, 6, 4, 3, 8, 5, -1),  # a window of more positions than the smallest tile has
 ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import HARD, trainer_of
+from helpers import HARD, on_both, trainer_of, where
 
 from bnn_exp import load_model
 from bnn_exp.bits import deployed_state
@@ -90,18 +90,32 @@ def test_in_evaluation_every_layer_is_whole_arithmetic(encoding, bits, weights):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in graded)
 
 
-@pytest.mark.parametrize("form", ["definitions", "kernels"])
+KERNELS = pytest.param("kernels", marks=on_both())
+
+
+def begin(form, monkeypatch, request):
+    """Lets the operators take the kernels, which Triton's interpreter runs on a CPU, and returns the device for `form`."""
+    if form != "kernels":
+        return "cpu"
+    pytest.importorskip("triton")
+    request.getfixturevalue("triton_runs")
+    monkeypatch.setattr(operators, "kernels_everywhere", True)
+    return where()
+
+
+@pytest.mark.parametrize("form", ["definitions", KERNELS])
 def test_on_a_gpu_the_codes_are_the_same(form, monkeypatch, request):
     network, pixels = trained(), images()
     expected = in_integers(network, pixels)
+    lines = [layer.requantization(network.pixel_step) for layer in network.convolutions]
+    there = begin(form, monkeypatch, request)
     monkeypatch.setattr(device, "on_host", lambda where: False)
-    if form == "kernels":
-        pytest.importorskip("triton")
-        request.getfixturevalue("triton_runs")
-        monkeypatch.setattr(operators, "kernels_everywhere", True)
+    network.to(there)
+    for layer, line in zip(network.convolutions, lines, strict=True):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(layer.requantization(network.pixel_step), line, strict=True))
     with torch.no_grad():
-        for found, codes in zip(of_layers(network, pixels), expected, strict=True):
-            assert torch.equal(found.long(), codes)
+        for found, codes in zip(of_layers(network, pixels.to(there)), expected, strict=True):
+            assert torch.equal(found.long().cpu(), codes)
 
 
 def operands(dtype):
@@ -110,17 +124,14 @@ def operands(dtype):
     return y, torch.randn(y.shape, generator=rng).to(dtype), torch.tensor(4.3)
 
 
-@pytest.mark.parametrize("form", ["definition", "compiled", "kernels"])
+@pytest.mark.parametrize("form", ["definition", "compiled", KERNELS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_gradient_is_that_of_clipping(form, dtype, bits, monkeypatch, request):
     """The gradient of code · clip / levels is that of min(y, clip), where clip is cut off at the greatest code."""
-    if form == "kernels":
-        pytest.importorskip("triton")
-        request.getfixturevalue("triton_runs")
-        monkeypatch.setattr(operators, "kernels_everywhere", True)
+    there = begin(form, monkeypatch, request)
     forms = (codes_of.__wrapped__, codes_gradient.__wrapped__) if form == "definition" else (codes_of, codes_gradient)
-    (y, grad, clip), levels = operands(dtype), 2**bits - 1
+    (y, grad, clip), levels = (x.to(there) for x in operands(dtype)), 2**bits - 1
     made = forms[0](y, clip, levels)
     assert torch.equal(made, (y.float() * (levels / clip)).round().clamp(0, levels).to(dtype)) and made.dtype == dtype
     exact, top = y.float().requires_grad_(), clip.clone().requires_grad_()
@@ -128,9 +139,11 @@ def test_the_gradient_is_that_of_clipping(form, dtype, bits, monkeypatch, reques
     at_y, at_clip = forms[1](grad, made, clip, levels)
     torch.testing.assert_close(at_y, exact.grad.to(dtype))
     torch.testing.assert_close(at_clip, top.grad)
-    cut = torch.tensor([[torch.nan, -1.0, 2.5, 1e30] * 8]).to(dtype)
-    assert forms[0](cut, torch.tensor(255.0), 255)[0, 1:4].tolist() == [0, 2, 255]
-    assert torch.equal(forms[0](y, torch.tensor(-3.0), levels), forms[0](y, torch.tensor(2.0**-6), levels))  # the least clip
+    cut = torch.tensor([[torch.nan, -1.0, 2.5, 1e30] * 8]).to(dtype).to(there)
+    assert forms[0](cut, clip.new_tensor(255.0), 255)[0, 1:4].tolist() == [0, 2, 255]
+    assert torch.equal(
+        forms[0](y, clip.new_tensor(-3.0), levels), forms[0](y, clip.new_tensor(2.0**-6), levels)
+    )  # the least clip
 
 
 @pytest.mark.parametrize("rule", [torch.optim.Adam, torch.optim.SGD])
@@ -190,6 +203,7 @@ def test_what_is_loaded_is_what_was_evaluated(extra, bnn_train, summary):
     result = summary("run")
     assert result["binary_verified"] and result["real_parameters"] == 2 * (8 + 8 + 16 + 10) + 4
     network, about = load_model("run")
+    assert load_model("run")[0].train().convolutions[0].norm.running_var.std() > 0  # from the checkpoint
     digits = sources.read("digits")
     with torch.no_grad():
         answers = network(torch.from_numpy(digits.test_images)).argmax(1)

@@ -164,17 +164,19 @@ def convolve(
     """
     HALF: tl.constexpr = SIZE // 2
     PARTS: tl.constexpr = ROW // INPUTS
+    columns = tl.cdiv(outputs, OUTPUTS)  # one dimension of programs, since the second one ends at 65,535
+    first, column = tl.program_id(0) // columns * WINDOWS, tl.program_id(0) % columns
     down, across = height // POOL, width // POOL
     windows = batch * down * across
     spot = tl.arange(0, WINDOWS * SPOTS) % SPOTS
     there = spot < POOL * POOL
     spot = tl.where(there, spot, 0)
-    window = tl.minimum(tl.program_id(1) * WINDOWS + tl.arange(0, WINDOWS * SPOTS) // SPOTS, windows - 1)
+    window = tl.minimum(first + tl.arange(0, WINDOWS * SPOTS) // SPOTS, windows - 1)
     place = window % (down * across)
     v, h = place // across * POOL + spot // POOL, place % across * POOL + spot % POOL
     row = (width + 2 * HALF) * CELL
     at = picture + (window // (down * across) * (height + 2 * HALF) + v).to(tl.int64) * row + h * CELL
-    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    n = column * OUTPUTS + tl.arange(0, OUTPUTS)
     w_at = weights + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * (SIZE * ROW)
     i = tl.arange(0, INPUTS)[None, :]
     sums = tl.zeros((WINDOWS * SPOTS, OUTPUTS), tl.int32)
@@ -186,12 +188,12 @@ def convolve(
         x = tl.load(at[:, None] + (part // PARTS * row + part % PARTS * INPUTS + i))
         w = tl.load(w_at + (part * INPUTS + i))
         sums = tl.dot(x, tl.trans(w), sums, out_dtype=tl.int32)
-    window = tl.program_id(1) * WINDOWS + tl.arange(0, WINDOWS)
+    window = first + tl.arange(0, WINDOWS)
     if STEPS:
         steps = ((sums >= 0) & there[:, None]).to(tl.int8)
         steps = tl.max(tl.reshape(steps, (WINDOWS, SPOTS, OUTPUTS)), 1).to(tl.int32)
         bits = tl.reshape(steps, (WINDOWS, OUTPUTS // 8, 8)) << tl.arange(0, 8)[None, None, :]
-        b, bytes_ = tl.program_id(0) * (OUTPUTS // 8) + tl.arange(0, OUTPUTS // 8), (outputs + 7) // 8
+        b, bytes_ = column * (OUTPUTS // 8) + tl.arange(0, OUTPUTS // 8), (outputs + 7) // 8
         used = ((1 << tl.maximum(tl.minimum(outputs - 8 * b, 8), 0)) - 1).to(tl.uint8)
         results = (tl.sum(bits, 2).to(tl.uint8) ^ tl.load(constants[1] + b, b < bytes_, 0)[None, :]) & used[None, :]
     else:

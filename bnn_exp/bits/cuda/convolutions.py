@@ -133,8 +133,8 @@ def _convolved(
         *(x.contiguous(), batch, height, width, channels, x if padding is None else padding.contiguous(), picture),
         *(rows, rows.stride(0), weights, of_picture, codes, zero, size, cell, row, _PART // cells, cells, _PART // 4),
     )
-    per_program = tile.places // spots
-    kernels.convolve[triton.cdiv(outputs, tile.outputs), triton.cdiv(windows, per_program)](
+    per_program = max(tile.places // spots, 1)
+    kernels.convolve[(triton.cdiv(outputs, tile.outputs) * triton.cdiv(windows, per_program),)](
         *(picture, batch, height, width, channels, weights, rows, rows.stride(0), outputs, out, constants),
         *(codes, zero, steps, classes, size, cell, row, pool, spots, per_program, tile.outputs, inputs),
         num_warps=tile.warps,
