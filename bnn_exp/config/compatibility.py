@@ -114,6 +114,17 @@ LEAN = Feature(
     ),
     "engine.memory=fast",
 )
+CODES = Feature(
+    "model.activation_bits={s.model.activation_bits}",
+    lambda s: getattr(s.model, "activation_bits", None),
+    (
+        Condition(
+            lambda s, _: s.model.normalization == "batch",
+            "model.normalization={s.model.normalization}, which stays real",
+        ),
+    ),
+    "model.normalization=batch, or model.activation_bits=null",
+)
 
 
 def check(settings: Settings, device: str) -> None:
@@ -125,7 +136,7 @@ def check(settings: Settings, device: str) -> None:
     Raises:
         UserError: two settings exclude each other, or a setting and the device exclude each other.
     """
-    for feature in (PACKED, GRADIENT_BITS, RECORDED, LEAN):
+    for feature in (PACKED, GRADIENT_BITS, RECORDED, LEAN, CODES):
         feature.check(settings, device)
 
 

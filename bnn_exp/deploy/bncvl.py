@@ -71,6 +71,8 @@ class DeployedDense(Tiled):
 class DeployedBNCVL(Replayed, Predicting, BNCVLNet):
     """A packed `BNCVLNet`: its layers are `DeployedConvolution` and `DeployedDense`."""
 
+    image_shape: Any
+
     def takes(self, picture: Sequence[int]) -> bool:
         first: Any = self.convolutions[0]
         return len(picture) == 3 and picture[0] == first.shape[1]

@@ -12,7 +12,7 @@ from bnn_exp.records import probe_logits
 from bnn_exp.records.terminal import progress
 
 BATCH = 1024
-FORMS = ("DeployedMLP", "DeployedBNCVL")  # classes of the packed networks that every export format but C can write
+FORMS = ("DeployedMLP", "DeployedBNCVL", "DeployedCNN")  # classes of the packed networks that exports can write
 
 
 class Evaluating(nn.Module):

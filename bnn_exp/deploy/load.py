@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy.bncvl import pack_bncvl
+from bnn_exp.deploy.cnn import NotWhole, pack_vgg
 from bnn_exp.deploy.layers import refuse_floats, with_packed_layers
 from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.errors import UserError, reason
@@ -17,10 +18,11 @@ from bnn_exp.nn.known_classes import altered, difference, home, is_exactly
 from bnn_exp.records import probe_logits
 from bnn_exp.records.model import check_probe, load_model, read_model
 
-ALLOWED = "allowed: exactly the networks that model=mlp and model=bncvl build, or one with a method pack()"
+ALLOWED = "allowed: exactly the networks that model=mlp, bncvl and vgg build, or one with a method pack()"
 # Packing raises these if a network was altered, for example has one layer too many, or a layer of another kind or size
 ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
-_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl}  # name of a class: what makes its packed form; subclasses have none here
+# The name of a class: what makes its packed form. Subclasses have none here.
+_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl, "VGG": pack_vgg}
 
 
 def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -48,10 +50,12 @@ def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         UserError: see `load_packed`. A missing packed form is no error here.
     """
     network, state, about = read_model(path)
-    has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
-    deployed = (
-        _packed(network, state, tuple(about["image_shape"])) if has_form else with_packed_layers(load_model(path)[0], state)
-    )
+    try:
+        has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
+        deployed = _packed(network, state, tuple(about["image_shape"])) if has_form else None
+    except NotWhole:
+        deployed = None
+    deployed = deployed or with_packed_layers(load_model(path)[0], state)
     check_probe(path, deployed, about)
     return deployed, about
 
@@ -86,7 +90,7 @@ def _packed(network: nn.Module, state: dict[str, Tensor], image_shape: tuple[int
     _check(network)
     if is_exactly(type(network), *_FORMS):
         packed = _FORMS[type(network).__name__](network, state)
-        packed.image_shape = image_shape and tuple(image_shape)
+        packed.image_shape = tuple(image_shape) if image_shape else packed.image_shape
         return packed
     name = home(type(network))
     try:

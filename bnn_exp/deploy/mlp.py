@@ -7,9 +7,8 @@ pixels stand for x/255, its bipolar activations for 2x − 1, and its centred va
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,13 +16,12 @@ from bnn_exp.bits import LANES, bit_steps, bit_sums, pack, pixel_steps, pixel_su
 from bnn_exp.bits.reference import ones
 from bnn_exp.deploy.check import Evaluating
 from bnn_exp.deploy.fold import thresholds
-from bnn_exp.deploy.predicting import Pixels, Predicting
-from bnn_exp.deploy.replayed import Replayed
+from bnn_exp.deploy.one_call import InOneCall
 from bnn_exp.deploy.tiled import Tiled
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
-from bnn_exp.nn import binarize, device, operators
-from bnn_exp.nn.function import takes_kernels, transforming
+from bnn_exp.nn import binarize
+from bnn_exp.nn.function import takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
 
@@ -37,22 +35,23 @@ class DeployedLayer(Tiled):
     """A binary linear layer with packed weights, and the factors that turn its sums into the float layer's products.
 
     Args:
-        packed: the bits of the weights, uint8 [outputs, ⌈inputs/8⌉].
+        packed: the bits of the weights, uint8 [outputs, bytes]. Bits that belong to no input are 0.
         inputs: the number of inputs.
-        pixels: True if the inputs are uint8 pixels, False if they are packed bits.
+        reads: the kind of the inputs: `pixels`, uint8, which stand for x/255; `codes`, uint8; or packed `bits`.
     """
 
-    def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool):
+    def __init__(self, packed: Tensor, inputs: int, encoding: str, reads: str):
         super().__init__()
-        self.inputs, self.outputs, self.encoding, self.pixels = inputs, len(packed), encoding, pixels
+        self.inputs, self.outputs, self.encoding, self.pixels = inputs, len(packed), encoding, reads != "bits"
         self.zero = 0 if encoding == "boolean" else -1
         self.register_buffer("tiles", to_tiles(packed))
-        in_each, peak = ones(packed), 255 if pixels else 1
+        in_each, peak = ones(packed), 255 if self.pixels else 1
         # The least and the greatest sum of each output.
         self.low, self.high = self.zero * peak * (inputs - in_each), peak * in_each
         centred = encoding == "centred"
-        if pixels:
-            self.scale, self.divisor, offset = 1, 510.0 if centred else 255.0, torch.zeros_like(in_each)
+        if self.pixels:
+            whole = 255.0 if reads == "pixels" else 1.0
+            self.scale, self.divisor, offset = 1, 2 * whole if centred else whole, torch.zeros_like(in_each)
         elif encoding == "boolean":
             self.scale, self.divisor, offset = 1, 1.0, torch.zeros_like(in_each)
         else:
@@ -74,8 +73,8 @@ class DeployedLayer(Tiled):
 class HiddenLayer(DeployedLayer):
     """A hidden layer: pixels or packed bits [batch, …] → the bits 1[norm(product) ≥ 0], packed, uint8 [batch, 8 · tiles]."""
 
-    def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool, norm: nn.BatchNorm1d):
-        super().__init__(packed, inputs, encoding, pixels)
+    def __init__(self, packed: Tensor, inputs: int, encoding: str, reads: str, norm: nn.BatchNorm1d):
+        super().__init__(packed, inputs, encoding, reads)
         found, inverted = self.folded(norm)
         missing = len(self.tiles) * LANES - self.outputs
         filled = nn.functional.pad(found, (0, missing), value=_NEVER)
@@ -95,10 +94,10 @@ class HiddenLayer(DeployedLayer):
 
 @exact
 class LastLayer(DeployedLayer):
-    """The last layer: pixels or packed bits [batch, …] → norm(product), float32 [batch, outputs]."""
+    """The last layer: pixels, codes or packed bits [batch, …] → norm(product), float32 [batch, outputs]."""
 
-    def __init__(self, packed: Tensor, inputs: int, encoding: str, pixels: bool, norm: nn.BatchNorm1d):
-        super().__init__(packed, inputs, encoding, pixels)
+    def __init__(self, packed: Tensor, inputs: int, encoding: str, reads: str, norm: nn.BatchNorm1d):
+        super().__init__(packed, inputs, encoding, reads)
         self.norm = norm
 
     def record(self) -> "Scores":
@@ -117,11 +116,10 @@ class LastLayer(DeployedLayer):
 
 
 @exact
-class DeployedMLP(Replayed, Predicting, Evaluating):
+class DeployedMLP(InOneCall, Evaluating):
     """A packed `MLP`: it computes the same logits and the same hidden bits as the float network in evaluation, on bits.
 
-    This holds for the float network on a CPU, whose products are exact up to 65,793 pixels. On a CPU one compiled call computes
-    all layers; hooks of single layers are then not called.
+    This holds for the float network on a CPU, whose products are exact up to 65,793 pixels.
 
     Args:
         network: the network to pack. Its parameters may be on the meta device.
@@ -141,73 +139,28 @@ class DeployedMLP(Replayed, Predicting, Evaluating):
         self.encoding, self.window, self.binarize_logits = network.encoding, network.window, network.binarize_logits
         layers = []
         for i, layer in enumerate(network.layers):
-            kind = LastLayer if i == len(network.layers) - 1 else HiddenLayer
+            kind, reads = LastLayer if i == len(network.layers) - 1 else HiddenLayer, "bits" if i else "pixels"
             norm = affine_norm(nn.BatchNorm1d, state[f"norms.{i}.weight"], state[f"norms.{i}.bias"])
-            layers.append(kind(state[f"layers.{i}.weight"], layer.in_features, network.encoding, i == 0, norm))
+            layers.append(kind(state[f"layers.{i}.weight"], layer.in_features, network.encoding, reads, norm))
         self.layers, self.inputs = nn.ModuleList(layers), layers[0].inputs
-        self.compiled: Network | None = None  # made by the first call on a CPU
         self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Computes logits, float32 [batch, classes], of pixels, uint8 [batch, …]."""
-        if x.dtype != torch.uint8:
-            raise ValueError(f"pixels are {x.dtype}: a packed network takes uint8")
-        network = self._in_one_call(x) if _is_plain(x) and x.dim() > 1 and self.takes(x.shape[1:]) else None
-        return self.replays(self._logits, x) if network is None else self._finished(network.logits(x))
 
     def takes(self, picture: Sequence[int]) -> bool:
         return math.prod(picture) == self.inputs
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _network(self) -> "Network":
+        from bnn_exp.bits.cpu.network import Network
+
+        return Network(self.inputs, [layer.record() for layer in self.layers])
+
+    def _by_layers(self, x: Tensor) -> Tensor:
         h = x.flatten(1)
         for layer in self.layers:
             h = layer(h)
-        return self._finished(h)
+        return h
 
     def _finished(self, logits: Tensor) -> Tensor:
         return binarize(logits, self.encoding, self.window) if self.binarize_logits else logits
 
-    def _scores(self, pixels: Pixels) -> Pixels:
-        network = self._in_one_call(pixels) if _is_plain(pixels) and not self.binarize_logits else None
-        return super()._scores(pixels) if network is None else network.logits(pixels)
-
-    def _classes(self, pixels: Pixels) -> Pixels:
-        network = self._in_one_call(pixels) if _is_plain(pixels) and not self.binarize_logits else None
-        return super()._classes(pixels) if network is None else network.classes(pixels)
-
-    def _in_one_call(self, batch: Pixels) -> "Network | None":
-        """Returns the network that computes a batch in one compiled call; None if its layers are computed one by one.
-
-        Args:
-            batch: plain pixels of a shape that the network takes.
-        """
-        network = self.compiled
-        if network is None and all(map(_is_readable, (*self.buffers(), *self.parameters()))):
-            from bnn_exp.bits.cpu.network import Network
-
-            network = self.compiled = Network(self.inputs, [layer.record() for layer in self.layers])
-        return None if network is None or network.better_by_layers(len(batch)) else network
-
-    def _apply(self, *arguments: Any, **named: Any) -> "DeployedMLP":
-        self.compiled = None
-        super()._apply(*arguments, **named)
-        return self
-
-    def load_state_dict(self, *arguments: Any, **named: Any) -> Any:
-        self.compiled = None  # assign=True replaces the tensors
-        return super().load_state_dict(*arguments, **named)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"compiled": None}  # a compiled network holds addresses of this process
-
-
-def _is_plain(x: Tensor | np.ndarray) -> bool:
-    """Returns True for numbers in the CPU's memory whose address a kernel may read: nothing traces or transforms operators."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or operators.kernels_everywhere or transforming():
-        return False
-    return isinstance(x, np.ndarray) or (type(x) is Tensor and device.on_host(x))
-
-
-def _is_readable(held: Tensor) -> bool:
-    """Returns True if a kernel for a CPU can read the tensor of a layer, which a user may have moved or converted."""
-    return held.is_cpu and held.is_contiguous() and held.dtype in (torch.uint8, torch.int32, torch.int64, torch.float32)
+    def _finishes(self) -> bool:
+        return self.binarize_logits

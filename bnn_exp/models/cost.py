@@ -32,7 +32,7 @@ class LayerCost:
         return 4 * (self.binary + self.real)
 
 
-@torch.no_grad()
+@torch.enable_grad()  # without gradients a layer that gives codes computes without its BatchNorm
 def layers(network: nn.Module, sample: Tensor) -> list[LayerCost]:
     """Returns the costs of all layers with parameters, in the order in which the network applies them to the batch `sample`.
 

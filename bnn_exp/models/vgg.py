@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn import Binarize, BinaryConv2d, BinaryLinear, normalized
+from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.pooling import max_pool
 
 
+@exact
 class VGG(OfPixels):
     """A CNN with `convolutions` binary convolutions at each width of `channels`, then one binary linear layer.
 
@@ -49,7 +51,7 @@ class VGG(OfPixels):
         height, width = (n // 2 ** len(channels) for n in side)
         if min(height, width) < 1:
             raise ValueError(f"images of {side[1]}×{side[0]} pixels are too small to be pooled {len(channels)} times by 2")
-        self.per_width, self.encoding, self.window = convolutions, encoding, window
+        self.image_shape, self.per_width, self.encoding, self.window = image_shape, convolutions, encoding, window
         kind: dict[str, Any] = {"encoding": encoding, "weights": weights}
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for outputs in channels:
@@ -64,6 +66,10 @@ class VGG(OfPixels):
     def stages(self) -> list[list[nn.Module]]:
         """Returns the modules that hold parameters, a list for each layer."""
         return [*([c, norm] for c, norm in zip(self.convolutions, self.norms, strict=True)), [self.last, self.last_norm]]
+
+    def suitable_shape(self) -> tuple[int, int, int]:
+        """Returns the shape (channels, height, width) of the images."""
+        return self.image_shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes logits [batch, num_classes] of pixels [batch, channels, height, width]: uint8, or numbers from 0 to 1."""

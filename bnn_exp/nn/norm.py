@@ -1,6 +1,7 @@
 """BatchNorm in evaluation, reduced to one scale and one shift for each channel."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +23,30 @@ def running_norms(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Returns scale and shift, float32 [channels] on the CPU. In evaluation `norm` is y = scale · x + shift, bit for bit.
 
-    torch's own BatchNorm on a CPU computes scale from the input 1, and shift from the input 0.
+    torch's own BatchNorm on a CPU computes scale from the input 1, and shift from the input 0. Where codes follow, the network
+    itself computes with `exact_scale_and_shift`, which then is the result.
     """
+    if getattr(norm, "codes_follow", False):
+        scale, shift = exact_scale_and_shift(norm)
+        return scale.cpu(), shift.cpu()
     held = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     mean, var, weight, bias = (None if t is None else t.to("cpu", torch.float32) for t in held)
     zeros, ones = torch.zeros(1, norm.num_features), torch.ones(1, norm.num_features)
     scale = F.batch_norm(ones, zeros[0], var, weight, None if bias is None else zeros[0], eps=norm.eps)
     shift = F.batch_norm(zeros, mean, var, weight, bias, eps=norm.eps)
     return scale[0], shift[0]
+
+
+@torch.no_grad()
+def exact_scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Returns scale and shift, float32 [channels], in evaluation, on the device of `norm`.
+
+    The calculation is in float64, by operations that IEEE 754 rounds correctly, so every device gives the same bits.
+    """
+    held: Any = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    mean, var, weight, bias = (t.double() for t in held)
+    scale = (weight / (var + norm.eps).sqrt()).float()
+    return scale, (bias - mean * scale).float()
 
 
 def affine_norm(kind: type[_BatchNorm], scale: Tensor, shift: Tensor) -> _BatchNorm:

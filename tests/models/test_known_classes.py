@@ -315,7 +315,10 @@ def test_exports_refuse_what_can_not_be_packed(tmp_path):
     class Other(BNCVLNet):
         pass
 
-    for given in (Other(SHAPE, 10, (4,), 1, dense=(8,)).eval(), VGG(SHAPE, 10, (4,)).eval()):
+    class OtherVGG(VGG):
+        pass
+
+    for given in (Other(SHAPE, 10, (4,), 1, dense=(8,)).eval(), OtherVGG(SHAPE, 10, (4,)).eval()):
         with pytest.raises(UserError, match=r"export\.format=torch"):
             export_torch(given, tmp_path, images)
         with pytest.raises(UserError, match=r"export\.format=onnx"):

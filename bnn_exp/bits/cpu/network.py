@@ -1,5 +1,6 @@
 """Packed networks that one compiled call computes on a CPU, from pixels to logits or classes (`bits.cpu.kernels.network`)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
+from bnn_exp.bits.cpu.convolutions import Fields, as_record, result_shape, work
 from bnn_exp.bits.cpu.inference import THREAD_WORK
+from bnn_exp.bits.cpu.kernels import convolutions, pictures
 from bnn_exp.bits.cpu.kernels import network as kernels
 from bnn_exp.bits.cpu.threads import share
 from bnn_exp.bits.reference import LANES
@@ -77,20 +80,21 @@ class Network:
         ValueError: the sizes or dtypes of the layers do not fit together.
     """
 
+    kernel = staticmethod(kernels.network)
+
     def __init__(self, inputs: int, layers: Sequence[Steps | Scores]):
         _check(inputs, layers)
-        records = torch.zeros(len(layers), kernels.RECORD // 8, dtype=torch.int64)
-        self.kept = [records]  # the kernel knows addresses only; other tensors may take the place of the layers' memory
-        for record, layer in zip(records, layers, strict=True):
-            for place, field in layer.fields().items():
-                if isinstance(field, Tensor):
-                    self.kept.append(field.detach())
-                record[place // 8] = field.data_ptr() if isinstance(field, Tensor) else field
-        self.plan = records.data_ptr(), len(layers)
-        self.inputs, self.outputs = inputs, int(records[-1, kernels.OUTPUTS // 8])
+        self._keep([as_record(layer.fields(), kernels.RECORD) for layer in layers])
+        self.inputs, self.outputs = inputs, len(layers[-1].offset)
         rows = [inputs, *(layer.tiles.shape[1] for layer in layers[1:])]  # bytes of one row of each layer's input
         work = [row * len(layer.tiles) for row, layer in zip(rows, layers, strict=True)]
         self.work, self.heaviest = sum(work), max(work)
+
+    def _keep(self, records: Sequence[tuple[Tensor, list[Tensor]]]) -> None:
+        """Joins the records of the layers to a plan. Other tensors may take the place of the layers' tensors in a module."""
+        plan = torch.cat([record for record, _ in records])
+        self.plan = plan.data_ptr(), len(records)
+        self.kept = plan, [kept for _, kept in records]
 
     def better_by_layers(self, rows: int) -> bool:
         """Returns True if threads should share the outputs of each layer in turn: for few rows and a large layer."""
@@ -119,14 +123,56 @@ class Network:
         x = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
         at, rows, work = _address(x), len(x), len(x) * self.work
         if work < 2 * THREAD_WORK:
-            kernels.network(*self.plan, at, self.inputs, rows, logits, classes)
+            self.kernel(*self.plan, at, self.inputs, rows, logits, classes)
             return
 
         def part(begin: int, end: int) -> None:
             to = (start and start + begin * size for start, size in ((logits, 4 * self.outputs), (classes, 8)))
-            kernels.network(*self.plan, at + begin * self.inputs, self.inputs, end - begin, *to)
+            self.kernel(*self.plan, at + begin * self.inputs, self.inputs, end - begin, *to)
 
         share(part, rows, min(torch.get_num_threads(), work // THREAD_WORK, rows))
+
+
+class PictureNetwork(Network):
+    """A packed CNN that one compiled call computes; see `Network`. Pixels are uint8 [batch, channels, height, width].
+
+    Args:
+        shape: (channels, height, width) of the pictures.
+        layers: the fields of at least one layer of `bits.cpu.convolutions`; the first one reads pixels as codes.
+        last: the last layer, which reads the results of the layer before as one row.
+
+    Raises:
+        ValueError: the sizes of the layers do not fit together.
+    """
+
+    kernel = staticmethod(pictures.pictures)
+
+    def __init__(self, shape: tuple[int, int, int], layers: Sequence[Fields], last: Scores):
+        _check_pictures(shape, layers, last)
+        self._keep([*map(as_record, layers), as_record(last.fields(), kernels.RECORD)])
+        self.inputs, self.outputs = math.prod(shape), len(last.offset)
+        each = [*map(work, layers), last.tiles.shape[1] * len(last.tiles)]
+        self.work, self.heaviest = sum(each), max(each)
+
+    def better_by_layers(self, rows: int) -> bool:
+        """Returns True if threads should share the rows of each layer's pictures: for few pictures and a large layer."""
+        return rows < torch.get_num_threads() and rows * self.heaviest >= 2 * THREAD_WORK
+
+
+def _check_pictures(shape: tuple[int, int, int], layers: Sequence[Fields], last: Scores) -> None:
+    channels, height, width = shape
+    given = height, width, channels
+    codes = True
+    for fields in layers:
+        reads = tuple(fields[place] for place in (convolutions.HEIGHT, convolutions.WIDE, convolutions.CHANNELS))
+        if reads != given or codes != (fields[convolutions.KIND] != convolutions.BITS):
+            raise ValueError(f"a layer reads pictures of {reads}, but the layer before gives pictures of {given}")
+        given, codes = result_shape(fields), convolutions.THRESHOLDS not in fields
+    height, width, channels = given
+    row = torch.empty(0, height * width * (channels if codes else (channels + 7) // 8), dtype=torch.uint8)
+    if last.pixels != codes or not row.shape[1]:
+        raise ValueError("the last layer reads other numbers than the layer before gives")
+    _check(row.shape[1], [last])
 
 
 def _check(inputs: int, layers: Sequence[Steps | Scores]) -> None:

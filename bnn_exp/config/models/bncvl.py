@@ -6,6 +6,9 @@ from pydantic import Field
 
 from bnn_exp.config.models.registry import Encoding, Odd, Weights, check_pooling, register_model, train_by
 from bnn_exp.config.schema import Count, schema
+from bnn_exp.errors import UserError
+
+MOST_INPUTS = 2**21 // 255  # the most inputs of a layer of codes, see bnn_exp.nn.requantize
 
 
 @schema
@@ -20,6 +23,7 @@ class BNCVL:
     normalization: Literal["sample", "batch", "channel"]
     weights: Weights
     latent_std: Literal["one", "fan_in"]
+    activation_bits: Literal[4, 8] | None = None  # configurations of earlier versions lack it
 
     binary_activations = False
 
@@ -33,6 +37,12 @@ class BNCVL:
 
     def check_images(self, size: tuple[int, int]) -> None:
         check_pooling(self.channels, size, len(self.channels) - 1, self.pool, "fewer channels, or model.pool=1")
+        inputs = max(max(self.channels) * self.kernel_size**2, *self.dense)
+        if self.activation_bits and inputs > MOST_INPUTS:
+            raise UserError(
+                f"model.activation_bits={self.activation_bits}: a layer has {inputs:,} inputs\n"
+                f"allowed: up to {MOST_INPUTS:,} inputs, kernel_size² · channels of a convolution"
+            )
 
 
 SMALL = "${by:${dataset.name},{digits:%d,local:%d,else:%d}}"  # digits and local datasets have few samples

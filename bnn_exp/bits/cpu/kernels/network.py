@@ -26,7 +26,7 @@ def address(array):
 
 
 @kernel
-def _row_bytes(record):
+def row_bytes(record):
     """Returns the bytes of one row of a layer's results: packed bits, or sums, int32."""
     return word_at(record + GROUPS) * (LANES // 8 if word_at(record + THRESHOLDS) else 4 * LANES)
 
@@ -57,6 +57,29 @@ def _likeliest(logits, count):
 
 
 @kernel
+def finish(record, sums, row, rows, logits, classes):
+    """Turns sums of the last layer, `rows` rows of `row` bytes, into logits and classes; see `network`. May overwrite sums."""
+    outputs = word_at(record + OUTPUTS)
+    for r in range(rows):
+        at = sums + r * row
+        out = logits + 4 * outputs * r if logits else at
+        _logits(record, at, out)
+        if classes:
+            set_word(classes + 8 * r, _likeliest(out, outputs))
+
+
+@kernel
+def product(record, x, row, rows, out, out_row):
+    """Computes a layer for `rows` rows of `row` bytes at x: packed bits, or sums for the last layer."""
+    columns, groups, zero = word_at(record + COLUMNS), word_at(record + GROUPS), word_at(record + ZERO)
+    tiles, thresholds, inverted = word_at(record + TILES), word_at(record + THRESHOLDS), word_at(record + INVERTED)
+    if word_at(record + KIND) == PIXELS:
+        pixel_product(x, row, rows, tiles, columns, 0, groups, zero, thresholds, inverted, out, out_row)
+    else:
+        bit_product(x, row, rows, tiles, columns, 0, groups, zero, thresholds, inverted, out, out_row)
+
+
+@kernel
 def network(plan, layers, x, row, rows, logits, classes):
     """Computes the network of `layers` records at `plan` for `rows` rows of `row` pixels at x, uint8.
 
@@ -67,7 +90,7 @@ def network(plan, layers, x, row, rows, logits, classes):
     last = plan + (layers - 1) * RECORD
     outputs, width = word_at(last + OUTPUTS), 0
     for i in range(layers):
-        width = max(width, _row_bytes(plan + i * RECORD))
+        width = max(width, row_bytes(plan + i * RECORD))
     half = min(rows, _ROWS) * width
     memory = np.empty(2 * half, np.uint8)  # the results of two layers; each call has its own, so threads share nothing
     start = np.intp(memory.ctypes.data)
@@ -75,18 +98,7 @@ def network(plan, layers, x, row, rows, logits, classes):
         size, at, at_row = min(_ROWS, rows - begin), x + begin * row, row
         for i in range(layers):
             record, to = plan + i * RECORD, start + i % 2 * half
-            columns, groups, zero = word_at(record + COLUMNS), word_at(record + GROUPS), word_at(record + ZERO)
-            tiles, thresholds, inverted = word_at(record + TILES), word_at(record + THRESHOLDS), word_at(record + INVERTED)
-            to_row = _row_bytes(record)
-            if word_at(record + KIND) == PIXELS:
-                pixel_product(at, at_row, size, tiles, columns, 0, groups, zero, thresholds, inverted, to, to_row)
-            else:
-                bit_product(at, at_row, size, tiles, columns, 0, groups, zero, thresholds, inverted, to, to_row)
-            at, at_row = to, to_row
-        for r in range(size):
-            sums = at + r * at_row
-            out = logits + 4 * outputs * (begin + r) if logits else sums
-            _logits(last, sums, out)
-            if classes:
-                set_word(classes + 8 * (begin + r), _likeliest(out, outputs))
+            product(record, at, at_row, size, to, row_bytes(record))
+            at, at_row = to, row_bytes(record)
+        finish(last, at, at_row, size, logits and logits + 4 * outputs * begin, classes and classes + 8 * begin)
     keep(memory)

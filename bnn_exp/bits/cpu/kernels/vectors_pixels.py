@@ -82,12 +82,18 @@ def _spread(b: ir.IRBuilder, packed: ir.Value, half: int) -> list[ir.Value]:
 
 def _add(context, b: ir.IRBuilder, sums: ir.Value, weights: ir.Value, four: ir.Value) -> ir.Value:
     """Returns sums + the products of `four` with the 16 × 4 bytes `weights`, 16 int32."""
+    return add_products(context, b, sums, weights, b.bitcast(splat(b, four, WIDTH), BYTES_64.ir))
+
+
+def add_products(context, b: ir.IRBuilder, sums: ir.Value, weights: ir.Value, pixels: ir.Value) -> ir.Value:
+    """Returns sums + the products of 16 × 4 uint8 with 16 × 4 int8 weights, each four added up, 16 int32.
+
+    The weights are small: the products of a four and their sum fit in 16 bits.
+    """
     features = context.codegen().magic_tuple()[2].split(",")
-    pixels = splat(b, four, WIDTH)
     if "+avx512vnni" in features:
         multiply = declared(b, "llvm.x86.avx512.vpdpbusd.512", *[INTS_16.ir] * 4)
-        return b.call(multiply, [sums, pixels, b.bitcast(weights, INTS_16.ir)])
-    pixels = b.bitcast(pixels, BYTES_64.ir)
+        return b.call(multiply, [sums, *(b.bitcast(each, INTS_16.ir) for each in (pixels, weights))])
     return b.add(sums, (_by_avx2 if "+avx2" in features else _by_any)(b, pixels, weights))
 
 
@@ -102,11 +108,14 @@ def _by_avx2(b: ir.IRBuilder, pixels: ir.Value, weights: ir.Value) -> ir.Value:
 
 
 def _by_any(b: ir.IRBuilder, pixels: ir.Value, weights: ir.Value) -> ir.Value:
-    shorts, pairs = ir.VectorType(I16, LANES), ir.VectorType(I32, LANES // 2)
-    products = b.bitcast(b.mul(b.zext(pixels, shorts), b.zext(weights, shorts)), pairs)
-    low, half = (ir.Constant(pairs, [value] * pairs.count) for value in (0xFFFF, 16))
-    added = b.add(b.and_(products, low), b.lshr(products, half))
-    return b.add(*(picked(b, added, range(first, pairs.count, 2)) for first in (0, 1)))
+    shorts = ir.VectorType(I16, LANES)
+    products = b.mul(b.zext(pixels, shorts), b.sext(weights, shorts))
+    return b.sext(_added_pairs(b, _added_pairs(b, products)), INTS_16.ir)
+
+
+def _added_pairs(b: ir.IRBuilder, numbers: ir.Value) -> ir.Value:
+    """Returns the sums of the lanes 0 and 1, 2 and 3, …"""
+    return b.add(*(picked(b, numbers, range(first, numbers.type.count, 2)) for first in (0, 1)))
 
 
 def _parts(b: ir.IRBuilder, sums: ir.Value) -> list[ir.Value]:

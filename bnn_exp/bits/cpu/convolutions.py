@@ -1,0 +1,225 @@
+"""The operators of `bnn_exp.bits.convolutions` on a CPU: they check sizes, reserve memory and divide the work among threads.
+
+The operators and compiled networks (`bits.cpu.network`) describe a layer by its *fields*: numbers and tensors by their places in
+a record of `bits.cpu.kernels.convolutions`. Functions that make fields check them, because a kernel sees addresses only.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bnn_exp.bits.cpu.kernels import convolutions as kernels
+from bnn_exp.bits.cpu.threads import share
+from bnn_exp.bits.reference import LANES
+
+Fields = dict[int, int | Tensor]
+Shape = Sequence[int]  # height, width and channels of the pictures that a layer reads
+
+THREAD_WORK = 2**18  # the least work of one thread; see `work`
+
+
+def codes_of_codes(
+    x: Tensor, tiles: Tensor, padding: Tensor, size: int, zero: int, bias: Tensor, multiplier: Tensor, levels: int, pool: int
+) -> Tensor:
+    """Returns the codes of a convolution of codes; see `bnn_exp.bits.convolutions`."""
+    shape = _shape(x, x.shape[-1], x.shape[-1])
+    return _convolved(x, code_fields(shape, tiles, padding, size, zero, bias, multiplier, levels, pool), len(bias))
+
+
+def bits_of_codes(
+    x: Tensor,
+    tiles: Tensor,
+    padding: Tensor,
+    size: int,
+    outputs: int,
+    zero: int,
+    thresholds: Tensor,
+    inverted: Tensor,
+    pool: int,
+) -> Tensor:
+    """Returns the bits of a convolution of codes; see `bnn_exp.bits.convolutions`."""
+    shape = _shape(x, x.shape[-1], x.shape[-1])
+    return _convolved(x, step_fields(shape, tiles, padding, size, outputs, zero, thresholds, inverted, pool), _bytes(outputs))
+
+
+def bits_of_bits(
+    x: Tensor,
+    tiles: Tensor,
+    channels: int,
+    size: int,
+    outputs: int,
+    zero: int,
+    thresholds: Tensor,
+    inverted: Tensor,
+    pool: int,
+) -> Tensor:
+    """Returns the bits of a convolution of bits; see `bnn_exp.bits.convolutions`."""
+    shape = _shape(x, channels, _bytes(channels))
+    return _convolved(x, step_fields(shape, tiles, None, size, outputs, zero, thresholds, inverted, pool), _bytes(outputs))
+
+
+def average_codes(x: Tensor, multiplier: Tensor, levels: int) -> Tensor:
+    """Returns the mean of codes over all positions, as codes; see `bnn_exp.bits.convolutions`."""
+    shape = _shape(x, x.shape[-1], x.shape[-1])
+    record, _kept = as_record(mean_fields(shape, multiplier, levels))
+    x, out = x.contiguous(), x.new_empty(len(x), 1, 1, shape[2])
+    kernels.averages(record.data_ptr(), x.data_ptr(), len(x), out.data_ptr())
+    return out
+
+
+def code_fields(
+    shape: Shape,
+    tiles: Tensor,
+    padding: Tensor,
+    size: int,
+    zero: int,
+    bias: Tensor,
+    multiplier: Tensor,
+    levels: int,
+    pool: int,
+) -> Fields:
+    """Returns the fields of the layer `codes_of_codes` for pictures of a shape.
+
+    Raises:
+        ValueError: sizes, dtypes or devices of the tensors do not fit together.
+    """
+    _check_codes(multiplier, levels)
+    _check("bias", bias, torch.int32, len(bias))
+    _check("multiplier", multiplier, torch.float32, len(bias))
+    fields = _convolution(shape, tiles, padding, size, len(bias), zero, pool)
+    return fields | {kernels.BIAS: bias, kernels.MULTIPLIER: multiplier, kernels.LEVELS: levels}
+
+
+def step_fields(
+    shape: Shape,
+    tiles: Tensor,
+    padding: Tensor | None,
+    size: int,
+    outputs: int,
+    zero: int,
+    thresholds: Tensor,
+    inverted: Tensor,
+    pool: int,
+) -> Fields:
+    """Returns the fields of the layer `bits_of_codes`, or `bits_of_bits` if `padding` is None, for pictures of a shape.
+
+    Raises:
+        ValueError: sizes, dtypes or devices of the tensors do not fit together.
+    """
+    fields = _convolution(shape, tiles, padding, size, outputs, zero, pool)
+    classes = size if padding is None and len(thresholds) > 1 else 1
+    _check("thresholds", thresholds, torch.int32, classes, classes, LANES * len(tiles))
+    _check("inverted", inverted, torch.uint8, LANES // 8 * len(tiles))
+    return fields | {kernels.THRESHOLDS: thresholds, kernels.CLASSES: classes, kernels.INVERTED: inverted}
+
+
+def mean_fields(shape: Shape, multiplier: Tensor, levels: int) -> Fields:
+    """Returns the fields of the layer `average_codes` for pictures of a shape.
+
+    Raises:
+        ValueError: `multiplier` is no float32 without dimensions, or `levels` is no code.
+    """
+    _check_codes(multiplier, levels)
+    _check("multiplier", multiplier, torch.float32)
+    height, width, channels = shape
+    sides = {kernels.HEIGHT: height, kernels.WIDE: width, kernels.CHANNELS: channels, kernels.SIZE: 1, kernels.POOL: 1}
+    return sides | {kernels.KIND: kernels.AVERAGE, kernels.MULTIPLIER: multiplier, kernels.LEVELS: levels}
+
+
+def as_record(fields: Fields, size: int = kernels.RECORD) -> tuple[Tensor, list[Tensor]]:
+    """Returns the record of a layer, int64, of `size` bytes, and the tensors whose addresses the record holds."""
+    kept = [field.detach().contiguous() for field in fields.values() if isinstance(field, Tensor)]
+    addresses = iter([tensor.data_ptr() for tensor in kept])
+    record = [0] * (size // 8)
+    for place, field in fields.items():
+        record[place // 8] = next(addresses) if isinstance(field, Tensor) else field
+    return torch.tensor(record), kept
+
+
+def result_shape(fields: Fields) -> tuple[int, int, int]:
+    """Returns the height, width and channels of a layer's results."""
+    if fields[kernels.KIND] == kernels.AVERAGE:
+        return 1, 1, int(fields[kernels.CHANNELS])
+    height, width, pool = (int(fields[place]) for place in (kernels.HEIGHT, kernels.WIDE, kernels.POOL))
+    return height // pool, width // pool, int(fields[kernels.OUTPUTS])
+
+
+def work(fields: Fields) -> int:
+    """Returns the work of a layer for one picture: bytes of weights that it reads, times positions. Codes count 4 times."""
+    if fields[kernels.KIND] == kernels.AVERAGE:
+        return 0
+    height, width, columns, groups = (
+        int(fields[place]) for place in (kernels.HEIGHT, kernels.WIDE, kernels.COLUMNS, kernels.GROUPS)
+    )
+    return height * width * columns * groups * (4 if fields[kernels.KIND] == kernels.CODES else 1)
+
+
+def _bytes(bits: int) -> int:
+    return (bits + 7) // 8
+
+
+def _shape(x: Tensor, channels: int, each: int) -> tuple[int, int, int]:
+    """Returns the height, width and channels of pictures x, of `each` bytes at a position.
+
+    Raises:
+        ValueError: x has another shape or dtype.
+    """
+    if x.dim() != 4 or x.dtype is not torch.uint8 or x.shape[3] != each:
+        raise ValueError(f"pictures {x.dtype} {list(x.shape)}: must be uint8 [batch, height, width, {each}]")
+    return x.shape[1], x.shape[2], channels
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
+    if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_cpu:
+        given = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+        raise ValueError(f"{name} {given}: must be {dtype} {list(shape)} on cpu")
+
+
+def _check_codes(multiplier: Tensor, levels: int) -> None:
+    if not 0 <= levels <= 255:
+        raise ValueError(f"levels={levels}: must be from 0 to 255")
+
+
+def _convolution(
+    shape: Shape, tiles: Tensor, padding: Tensor | None, size: int, outputs: int, zero: int, pool: int
+) -> Fields:
+    """Returns the fields that all convolutions have."""
+    height, width, channels = shape
+    if size < 1 or size % 2 == 0 or pool < 1 or zero not in (0, -1) or channels < 1 or outputs < 1:
+        raise ValueError(
+            f"size={size}, pool={pool}, zero={zero}, channels={channels}, outputs={outputs}: "
+            "size must be odd, zero 0 or -1, and the others at least 1"
+        )
+    columns = size * _bytes(size * channels) if padding is not None else size * size * _bytes(channels)
+    _check("tiles", tiles, torch.uint8, -(-outputs // LANES), columns, LANES)
+    fields = {kernels.HEIGHT: height, kernels.WIDE: width, kernels.CHANNELS: channels, kernels.SIZE: size, kernels.POOL: pool}
+    fields |= {kernels.OUTPUTS: outputs, kernels.ZERO: zero}
+    fields |= {kernels.TILES: tiles, kernels.COLUMNS: columns, kernels.GROUPS: len(tiles)}
+    if padding is None:
+        return fields | {kernels.KIND: kernels.BITS}
+    _check("padding", padding, torch.uint8, channels)
+    return fields | {kernels.KIND: kernels.CODES, kernels.PADDING: padding}
+
+
+def _convolved(x: Tensor, fields: Fields, last: int) -> Tensor:
+    """Returns the results of a layer, uint8 [batch, …, `last`]."""
+    record, _kept = as_record(fields)
+    height, width, _ = result_shape(fields)
+    x, batch = x.contiguous(), len(x)
+    out = x.new_empty(batch, height, width, last)
+    at, pictures, result = record.data_ptr(), x.data_ptr(), out.data_ptr()
+    each, result_each = x[:1].numel(), out[:1].numel()
+    threads = max(1, min(torch.get_num_threads(), batch * work(fields) // THREAD_WORK))
+
+    def of_pictures(begin: int, end: int) -> None:
+        kernels.layer(at, pictures + begin * each, end - begin, 0, height, result + begin * result_each)
+
+    def of_rows(begin: int, end: int) -> None:
+        kernels.layer(at, pictures, batch, begin, end, result)
+
+    if batch >= threads:
+        share(of_pictures, batch, threads)
+    else:
+        share(of_rows, height, max(1, min(threads, height)))
+    return out

@@ -1,0 +1,112 @@
+"""A whole packed CNN as one compiled function, which walks a plan: records of `convolutions`, then a record of `network`.
+
+A few pictures at a time pass through all layers, so what passes between the layers stays in the second-level cache. Each layer
+writes its results into the interior of the next layer's padded pictures.
+"""
+
+import numpy as np
+
+from bnn_exp.bits.cpu.kernels.compiler import kernel
+from bnn_exp.bits.cpu.kernels.convolutions import (
+    AVERAGE,
+    CHANNELS,
+    CODES,
+    HEIGHT,
+    KIND,
+    POOL,
+    RECORD,
+    SIZE,
+    SLACK,
+    THRESHOLDS,
+    WIDE,
+    average,
+    convolution,
+    dense_codes,
+    inside,
+    padded_bytes,
+    padded_row,
+    result_bytes,
+    set_border,
+)
+from bnn_exp.bits.cpu.kernels.llvm import byte_at, keep, set_byte, word_at
+from bnn_exp.bits.cpu.kernels.network import OUTPUTS, finish, product, row_bytes
+
+_CACHE = 2**18  # bytes of two layers' pictures that are computed together, if there are several
+_MOST = 16  # pictures at a time
+
+
+@kernel
+def _place(record, pixels, picture):
+    """Copies pixels, uint8 [channels, height, width], into the padded picture at address `picture`, channels last."""
+    height, width, channels = word_at(record + HEIGHT), word_at(record + WIDE), word_at(record + CHANNELS)
+    for c in range(channels):
+        for y in range(height):
+            to, at = picture + inside(record) + y * padded_row(record) + c, pixels + (c * height + y) * width
+            for x in range(width):
+                set_byte(to + x * channels, byte_at(at + x))
+
+
+@kernel
+def _result_rows(record):
+    return 1 if word_at(record + KIND) == AVERAGE else word_at(record + HEIGHT) // word_at(record + POOL)
+
+
+@kernel
+def _result_row(record):
+    """Returns the bytes of one row of a layer's results that are not padded."""
+    if word_at(record + KIND) == AVERAGE:
+        return word_at(record + CHANNELS)
+    return word_at(record + WIDE) // word_at(record + POOL) * result_bytes(record)
+
+
+@kernel
+def _compute(record, x, pictures, out, out_row, out_picture):
+    """Computes a layer for pictures at x; see `convolutions.convolution`."""
+    dense = word_at(record + HEIGHT) * word_at(record + WIDE) * word_at(record + SIZE) == 1
+    if word_at(record + KIND) == AVERAGE:
+        for i in range(pictures):
+            average(record, x + i * padded_bytes(record), out + i * out_picture)
+    elif dense and word_at(record + KIND) == CODES and not word_at(record + THRESHOLDS):
+        dense_codes(record, x, pictures, out, out_picture)
+    else:
+        convolution(record, x, pictures, 0, _result_rows(record), out, out_row, out_picture)
+
+
+@kernel
+def pictures(plan, layers, x, row, rows, logits, classes):
+    """Computes the network of `layers` records at `plan`, the last one of `network`, for `rows` pictures at x.
+
+    Args:
+        x: pixels, uint8 [rows, channels, height, width], `row` of them in each picture.
+        logits: the address of float32 [rows, outputs]; 0 if no logits are wanted.
+        classes: the address of int64 [rows], for the position of each row's greatest logit; 0 if none is wanted.
+    """
+    last = plan + (layers - 1) * RECORD
+    before = last - RECORD
+    columns, outputs = _result_rows(before) * _result_row(before), word_at(last + OUTPUTS)
+    widest = max(columns, row_bytes(last))
+    for i in range(layers - 1):
+        widest = max(widest, padded_bytes(plan + i * RECORD))
+    together = max(1, min(rows, _MOST, _CACHE // (2 * widest)))
+    half = together * widest + SLACK
+    memory = np.empty(2 * half, np.uint8)  # what two layers read; each call has its own, so threads share nothing
+    start = np.intp(memory.ctypes.data)
+    for begin in range(0, rows, together):
+        count, at = min(together, rows - begin), start
+        for i in range(count):
+            set_border(plan, at + i * padded_bytes(plan))
+            _place(plan, x + (begin + i) * row, at + i * padded_bytes(plan))
+        for k in range(1, layers):
+            record, to = plan + k * RECORD, start + k % 2 * half
+            if record == last:
+                _compute(record - RECORD, at, count, to, _result_row(before), columns)
+            else:
+                picture = padded_bytes(record)
+                for i in range(count):
+                    set_border(record, to + i * picture)
+                _compute(record - RECORD, at, count, to + inside(record), padded_row(record), picture)
+            at = to
+        sums = start + layers % 2 * half
+        product(last, at, columns, count, sums, row_bytes(last))
+        finish(last, sums, row_bytes(last), count, logits and logits + 4 * outputs * begin, classes and classes + 8 * begin)
+    keep(memory)

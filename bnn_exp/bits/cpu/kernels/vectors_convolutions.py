@@ -1,0 +1,254 @@
+"""Intrinsics of convolutions: the sums of several positions of a picture for 16, 32 or 64 outputs at once.
+
+A *four* is four neighbouring bytes of a picture: the codes of four channels, or 32 bits. The weights of a four are 4 bytes for
+each output. For codes each byte is a weight, 1, 0 or −1. For bits the 4 bytes are the bits of the weights.
+"""
+
+from collections.abc import Callable
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from bnn_exp.bits.cpu.kernels.llvm import (
+    BYTES_64,
+    F32,
+    FLOATS_16,
+    I1,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS_16,
+    LANES,
+    WIDTH,
+    constant,
+    declared,
+    emitted,
+    picked,
+    pointer,
+    splat,
+)
+from bnn_exp.bits.cpu.kernels.vectors_pixels import add_products
+
+_BYTES_16 = ir.VectorType(I8, WIDTH)
+_ROUND = float(2**23)  # a float32 from 0 to 255 plus this number is rounded, half to even, into the lowest bits
+
+
+@intrinsic
+def spread_codes(_typing, address, step, tile, zero):
+    """Stores the weights of 8 inputs for 16 outputs as bytes 1 and `zero`, int8: a four at `address`, one at address + step.
+
+    `tile` is the address of 16 bytes, one for each output.
+    """
+
+    def codegen(b, address, step, tile, zero):
+        repeated = picked(b, b.load(pointer(b, tile, _BYTES_16), align=1), [lane // 4 for lane in range(LANES)])
+        zeros = splat(b, b.trunc(zero, I8))
+        for half in range(2):
+            places = constant(BYTES_64, [1 << 4 * half + lane % 4 for lane in range(LANES)])
+            one = b.icmp_unsigned("!=", b.and_(repeated, places), ir.Constant(BYTES_64.ir, None))
+            at = pointer(b, b.add(address, b.mul(step, I64(half))), BYTES_64.ir)
+            b.store(b.select(one, constant(BYTES_64, 1), zeros), at, align=1)
+
+    return emitted(types.void(types.intp, types.intp, types.intp, types.intp), codegen)
+
+
+@intrinsic
+def clear_weights(_typing, address, first):
+    """Sets the weights of the inputs from `first` on of the four at `address`, 16 × 4 bytes, to 0."""
+
+    def codegen(b, address, first):
+        at = pointer(b, address, BYTES_64.ir)
+        places = constant(BYTES_64, [lane % 4 for lane in range(LANES)])
+        kept = b.icmp_signed("<", places, splat(b, b.trunc(first, I8)))
+        b.store(b.select(kept, b.load(at, align=1), ir.Constant(BYTES_64.ir, None)), at, align=1)
+
+    return emitted(types.void(types.intp, types.intp), codegen)
+
+
+@intrinsic
+def spread_bits(_typing, address, tile, count):
+    """Stores the weights of 32 inputs for 16 outputs at `address`: the 4 bytes of an output side by side.
+
+    Args:
+        tile: the address of the first of 4 columns of a tile; 16 bytes of each column are used.
+        count: the number of columns that exist, at least 1. Bytes of any other column become 0.
+    """
+
+    def codegen(b, address, tile, count):
+        columns = []
+        for i in range(4):
+            exists = b.icmp_signed("<", I64(i), count)
+            at = b.add(tile, b.select(exists, I64(LANES * i), I64(0)))
+            columns.append(b.select(exists, b.load(pointer(b, at, _BYTES_16), align=1), ir.Constant(_BYTES_16, None)))
+        pairs = [b.shuffle_vector(*columns[i : i + 2], _interleaved(WIDTH, 1)) for i in (0, 2)]
+        b.store(b.shuffle_vector(*pairs, _interleaved(2 * WIDTH, 2)), pointer(b, address, BYTES_64.ir), align=1)
+
+    return emitted(types.void(types.intp, types.intp, types.intp), codegen)
+
+
+def _interleaved(lanes: int, run: int) -> ir.Constant:
+    """Returns the lanes of a shuffle that takes `run` lanes of one vector and of the other, in turns."""
+    order = [i + j + part for i in range(0, lanes, run) for part in (0, lanes) for j in range(run)]
+    return ir.Constant(ir.VectorType(I32, 2 * lanes), order)
+
+
+def _add_common_ones(context, b: ir.IRBuilder, sums: ir.Value, weights: ir.Value, bits: ir.Value) -> ir.Value:
+    """Returns sums + the number of ones that the four `bits` has in common with the 16 fours `weights`, 16 int32."""
+    features = context.codegen().magic_tuple()[2].split(",")
+    common = b.and_(splat(b, bits, WIDTH), b.bitcast(weights, INTS_16.ir))
+    if "+avx2" not in features or "+avx512vpopcntdq" in features:
+        return b.add(sums, b.call(declared(b, "llvm.ctpop.v16i32", INTS_16.ir, INTS_16.ir), [common]))
+    count = declared(b, "llvm.ctpop.v64i8", BYTES_64.ir, BYTES_64.ir)
+    return add_products(context, b, sums, constant(BYTES_64, 1), b.call(count, [b.bitcast(common, BYTES_64.ir)]))
+
+
+def _add_products_of_codes(context, b: ir.IRBuilder, sums: ir.Value, weights: ir.Value, codes: ir.Value) -> ir.Value:
+    """Returns sums + the products of the four `codes` with the 16 × 4 bytes `weights`, 16 int32."""
+    return add_products(context, b, sums, weights, b.bitcast(splat(b, codes, WIDTH), BYTES_64.ir))
+
+
+def _block(rows: int, vectors: int, add: Callable) -> Callable:
+    """Returns an intrinsic that computes the sums of `rows` positions for 16 · `vectors` outputs.
+
+    All sums stay in registers until the end.
+    """
+
+    @intrinsic
+    def block(_typing, x, offsets, runs, step, fours, stride, weights, sums):
+        """Stores the sums, int32 [rows, 16 · vectors], at address `sums`.
+
+        Args:
+            x, offsets: the first byte under the kernel at position i is at x + the int64 at offsets + 8i.
+            runs, step: the number of runs, and the bytes from one to the next.
+            fours, stride: the number of fours in each run, and the bytes from one to the next.
+            weights: the address of the weights, uint8 [runs, fours, vectors, 64].
+        """
+
+        def codegen(context, b, _signature, values):
+            x, offsets, runs, step, fours, stride, weights, sums = values
+            totals = [cgutils.alloca_once_value(b, ir.Constant(INTS_16.ir, None)) for _ in range(rows * vectors)]
+            next_weights = cgutils.alloca_once_value(b, weights)
+            starts = [b.add(x, b.load(pointer(b, b.add(offsets, I64(8 * i)), I64))) for i in range(rows)]
+            with cgutils.for_range_slice(b, I64(0), b.mul(runs, step), step, inc=True) as (down, _):
+                with cgutils.for_range_slice(b, down, b.add(down, b.mul(fours, stride)), stride, inc=True) as (place, _):
+                    ours = b.load(next_weights)
+                    each = [b.load(pointer(b, b.add(ours, I64(LANES * v)), BYTES_64.ir), align=64) for v in range(vectors)]
+                    for i, start in enumerate(starts):
+                        four = b.load(pointer(b, b.add(start, place), I32), align=1)
+                        for v in range(vectors):
+                            total = totals[i * vectors + v]
+                            b.store(add(context, b, b.load(total), each[v], four), total)
+                    b.store(b.add(ours, I64(LANES * vectors)), next_weights)
+            for i, total in enumerate(totals):
+                b.store(b.load(total), pointer(b, b.add(sums, I64(LANES * i)), INTS_16.ir), align=64)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 8), codegen
+
+    return block
+
+
+BLOCKS = (16, 1), (8, 2), (4, 4), (1, 4)  # positions and vectors
+sums_of_codes_16x1, sums_of_codes_8x2, sums_of_codes_4x4, sums_of_codes_1x4 = (
+    _block(*block, _add_products_of_codes) for block in BLOCKS
+)
+sums_of_bits_16x1, sums_of_bits_8x2, sums_of_bits_4x4, sums_of_bits_1x4 = (
+    _block(*block, _add_common_ones) for block in BLOCKS
+)
+
+
+@intrinsic
+def scaled(_typing, sums, bias, multiplier):
+    """Returns (sum + bias) · multiplier for the 16 int32 at address `sums`, 16 float32."""
+
+    def codegen(b, sums, bias, multiplier):
+        whole = b.add(b.load(pointer(b, sums, INTS_16.ir), align=4), bias)
+        return b.fmul(b.sitofp(whole, FLOATS_16.ir), multiplier)
+
+    return emitted(FLOATS_16(types.intp, INTS_16, FLOATS_16), codegen)
+
+
+@intrinsic
+def larger(_typing, x, y):
+    """Returns the larger of x and y in each lane, 16 float32."""
+    return emitted(FLOATS_16(FLOATS_16, FLOATS_16), lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+
+
+@intrinsic
+def set_codes(_typing, address, numbers, levels):
+    """Stores the codes min(rint(number), levels) of 16 float32 ≥ 0, uint8, at `address`. rint rounds half to even."""
+
+    def codegen(b, address, numbers, levels):
+        most = splat(b, b.sitofp(levels, F32), WIDTH)
+        within = b.select(b.fcmp_ordered("<", numbers, most), numbers, most)
+        rounded = b.fadd(within, ir.Constant(FLOATS_16.ir, [_ROUND] * WIDTH))
+        b.store(b.trunc(b.bitcast(rounded, INTS_16.ir), _BYTES_16), pointer(b, address, _BYTES_16), align=1)
+
+    return emitted(types.void(types.intp, FLOATS_16, types.intp), codegen)
+
+
+@intrinsic
+def add_codes(_typing, sums, codes):
+    """Returns sums + the 16 uint8 at address `codes`, 16 int32."""
+
+    def codegen(b, sums, codes):
+        return b.add(sums, b.zext(b.load(pointer(b, codes, _BYTES_16), align=1), INTS_16.ir))
+
+    return emitted(INTS_16(INTS_16, types.intp), codegen)
+
+
+@intrinsic
+def as_scaled(_typing, sums, multiplier):
+    """Returns sum · multiplier for 16 int32, 16 float32; `multiplier` is a single float32."""
+
+    def codegen(b, sums, multiplier):
+        return b.fmul(b.sitofp(sums, FLOATS_16.ir), splat(b, multiplier, WIDTH))
+
+    return emitted(FLOATS_16(INTS_16, types.float32), codegen)
+
+
+def _steps(vectors: int) -> Callable:
+    """Returns an intrinsic that compares the sums of 16 · `vectors` outputs with thresholds."""
+
+    @intrinsic
+    def steps(_typing, sums, left, shift, thresholds):
+        """Returns the bits 1[sum · 2^left + shift ≥ threshold]; `sums` and `thresholds` are addresses of int32."""
+
+        def codegen(b, sums, left, shift, thresholds):
+            lanes = WIDTH * vectors
+            kind = ir.VectorType(I32, lanes)
+            numbers, limits = (b.load(pointer(b, each, kind), align=4) for each in (sums, thresholds))
+            left, shift = (splat(b, b.trunc(each, I32), lanes) for each in (left, shift))
+            found = b.bitcast(b.icmp_signed(">=", b.add(b.shl(numbers, left), shift), limits), ir.IntType(lanes))
+            return found if lanes == LANES else b.zext(found, I64)
+
+        return emitted(types.intp(types.intp, types.intp, types.intp, types.intp), codegen)
+
+    return steps
+
+
+steps_of_16, steps_of_32, steps_of_64 = (_steps(vectors) for vectors in (1, 2, 4))
+
+
+@intrinsic
+def copy(_typing, address, source, count):
+    """Copies `count` bytes from `source` to `address`."""
+
+    def codegen(b, address, source, count):
+        cgutils.raw_memcpy(b, pointer(b, address, I8), pointer(b, source, I8), count, 1)
+
+    return emitted(types.void(types.intp, types.intp, types.intp), codegen)
+
+
+@intrinsic
+def clear(_typing, address, count):
+    """Sets `count` bytes at `address` to 0."""
+
+    def codegen(b, address, count):
+        fill = declared(b, "llvm.memset.p0i8.i64", ir.VoidType(), I8.as_pointer(), I8, I64, I1)
+        b.call(fill, [pointer(b, address, I8), I8(0), count, I1(0)])
+
+    return emitted(types.void(types.intp, types.intp), codegen)
