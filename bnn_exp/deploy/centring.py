@@ -1,8 +1,8 @@
 """Makes a picture of one handwritten sign look like an image of MNIST, for `predict.centre=true`.
 
 MNIST's images (LeCun et al., "Gradient-based learning applied to document recognition", 1998, section III.A) are light ink on
-a dark ground. The ink is scaled into a box of 20×20 pixels with its proportions, and lies with its centre of mass at pixel (14, 14)
-of 28×28 pixels. A photograph or a scan shows dark ink on paper, larger and somewhere in the picture.
+a dark ground. The ink is scaled into a box of 20×20 pixels with its proportions. Its centre of mass lies at pixel (14, 14) of
+28×28. A photograph or a scan shows dark ink on paper, larger and somewhere in the picture.
 
 Limits: one sign in a picture, on an even ground that fills most of the edge of the picture. The ground may get brighter in one
 direction. Lines, shadows with an edge and other signs count as ink.
@@ -175,6 +175,6 @@ def _box(ink: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _place(sums: np.ndarray, size: int) -> int:
-    """Returns the position at which the centre of mass of `sums` comes nearest to the middle of pixel `size` // 2, as in MNIST."""
+    """Returns the position that brings the centre of mass of `sums` nearest to the middle of pixel `size` // 2, as in MNIST."""
     mass = float((sums * (np.arange(len(sums)) + 0.5)).sum() / sums.sum())
     return min(max(round(size // 2 + 0.5 - mass), 0), size - len(sums))

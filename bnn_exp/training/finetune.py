@@ -130,8 +130,8 @@ def _source(place: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
 
 
 def _checkpoint(place: Path) -> Path:
-    """Returns the file of the checkpoint at `place`: the file itself, or the last checkpoint of a run. For a network of the zoo,
-    returns the file that stands for a checkpoint."""
+    """Returns the file of the checkpoint at `place`: the file itself, the last checkpoint of a run, or the file that stands for
+    a checkpoint in the zoo."""
     place = zoo.located(place, "init_from")
     if place.suffix == ".safetensors":
         raise UserError(
