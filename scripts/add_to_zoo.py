@@ -19,15 +19,8 @@ from bnn_exp.records.files import file_sha256, write_json
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.restore_norms import NORMS
 
-KEPT = (
-    "status",
-    "dataset",
-    "test_accuracy",
-    "seed",
-    "device",
-    "precision",
-    "versions",
-)  # what `task=evaluate` compares with, and where it was made
+# What `task=evaluate` compares with, and where the network was trained
+KEPT = ("status", "dataset", "test_accuracy", "seed", "device", "precision", "versions")
 
 
 def add(run: Path, name: str) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -138,10 +139,9 @@ def test_the_accuracy_is_that_of_the_page(name, bnn_train, mnist_folder, tmp_pat
 def test_a_wheel_and_an_sdist_hold_the_networks(tmp_path):
     pytest.importorskip("hatchling")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
-    import tarfile
-
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    source = [name.partition("/")[2] for name in tarfile.open(next(tmp_path.glob("*.tar.gz"))).getnames()]
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        source = [name.partition("/")[2] for name in archive.getnames()]
     for file in zoo.FOLDER.rglob("*.*"):
         name = f"bnn_exp/{Path(file).relative_to(zoo.FOLDER.parent)}"
         assert name in wheel and name in source

@@ -98,7 +98,7 @@ def test_networks_of_other_images_refuse_it(bnn_train, copy_of_run, tmp_path):
 
 
 def on_paper(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns a digit of MNIST as dark ink on paper: 4 to 8 times enlarged, moved on a larger page, with noise and uneven light."""
+    """Returns a digit of MNIST as dark ink on a page: enlarged 4 to 8 times, moved, with noise and uneven light."""
     side = int(28 * rng.uniform(4, 8))
     ink = np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)) / 255
     height, width = (int(side * rng.uniform(1.3, 2.2)) for _ in range(2))
