@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits.reference import unpacked
+from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import Binarize, normalized
 from bnn_exp.nn.pooling import max_pool
@@ -37,6 +38,40 @@ def random_vgg(seed: int, **fixed) -> VGG:
     return network.eval()
 
 
+def random_bncvl(seed: int, **fixed) -> BNCVLNet:
+    """Returns a small BNCVLNet of codes in evaluation mode, with norms as in `random_vgg`, and random clips.
+
+    Args:
+        fixed: arguments of `BNCVLNet` that are not drawn.
+    """
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    settings = {
+        "image_shape": (draw.choice([1, 3]), draw.randint(4, 9), draw.randint(4, 9)),
+        "num_classes": draw.choice([2, 10]),
+        "channels": [draw.choice(WIDTHS) for _ in range(draw.choice([1, 2]))],
+        "convolutions": draw.choice([1, 2]),
+        "kernel_size": draw.choice([1, 3, 5]),
+        "pool": draw.choice([1, 2, 3]),
+        "dense": [draw.choice(WIDTHS) for _ in range(draw.choice([0, 1, 2]))],
+        "encoding": draw.choice(["bipolar", "centred", "boolean"]),
+        "weights": "bits",
+        "activation_bits": draw.choice([4, 8]),
+        "mean": [draw.random()],
+        "std": [draw.choice([0.02, 0.1, 0.3])],
+    }
+    network = BNCVLNet(**settings | fixed)
+    for layer in (*network.convolutions, *network.dense):
+        randomize(layer.norm)
+    # A layer adds up about √inputs · 100 where a BatchNorm has statistics near 1: the scales make codes of all sizes.
+    for layer in (*network.convolutions, *network.dense):
+        layer.norm.weight.data /= 30 * layer.weight[0].numel() ** 0.5
+        if layer.quantizer is not None:
+            layer.quantizer.clip.data.fill_(draw.choice([0.3, 2.0, 5.0]))
+    network.mean_over_image.quantizer.clip.data.fill_(draw.choice([0.5, 2.0]))
+    return network.eval()
+
+
 def randomize(norm: nn.Module) -> None:
     """Gives a BatchNorm random statistics, scales and shifts. One scale is 0, and one is tiny and negative."""
     norm.weight.data.normal_()
@@ -64,6 +99,22 @@ def vgg_bits(network: VGG, pixels: Tensor) -> list[Tensor]:
         h = normalized(norm, Binarize(network.encoding, network.window), h)
         found.append(h.permute(0, 2, 3, 1) > 0)
     return found
+
+
+@torch.no_grad()
+def bncvl_codes(network: BNCVLNet, pixels: Tensor) -> list[Tensor]:
+    """Returns the codes of each layer but the last of the float network, uint8 [batch, height, width, channels]."""
+    h, found = network.standardized(pixels), []
+    for i, convolution in enumerate(network.convolutions):
+        h = convolution(h) if i else convolution(h, network.pixel_step)
+        found.append(h.permute(0, 2, 3, 1))
+    h = network.mean_over_image(h)
+    found.append(h[:, None, None])
+    for layer in network.dense[:-1]:
+        h = layer(h)
+        found.append(h[:, None, None])
+    assert all(torch.equal(codes, codes.round()) for codes in found)
+    return [codes.to(torch.uint8) for codes in found]
 
 
 def unpacked_bits(packed: Tensor, channels: int) -> Tensor:

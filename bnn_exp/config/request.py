@@ -21,7 +21,7 @@ class Report:
 
 @schema
 class Export:
-    format: Literal["onnx", "c", "torch"]
+    format: Literal["onnx", "c", "torch", "qonnx"]
     dir: Place | None
 
 

@@ -1,6 +1,7 @@
 """Packed CNNs that compute in integers from the pixels to the sums of the last layer."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,20 +10,18 @@ from torch import Tensor, nn
 from bnn_exp.bits import unpack
 from bnn_exp.bits.convolutions import to_rows
 from bnn_exp.deploy.check import Evaluating
-from bnn_exp.deploy.integers import IntegerLayer, StepLayer, border_offsets, factors
+from bnn_exp.deploy.integers import Average, CodeLayer, IntegerLayer, StepLayer, border_offsets, factors
 from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.deploy.one_call import InOneCall
-from bnn_exp.errors import UserError
+from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
+from bnn_exp.nn.codes import FIRST_CLIP
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.norm import affine_norm
+from bnn_exp.nn.requantize import NoIntegers, average_multiplier, refuse_not_finite, requantization_of_layer
 
 if TYPE_CHECKING:
     from bnn_exp.bits.cpu.network import Network  # at run time the first use imports numba
-
-
-class NotWhole(UserError):
-    """The error of a network whose statistics of pixels are not whole numbers. An earlier version trained it."""
 
 
 @exact
@@ -75,7 +74,7 @@ def pack_vgg(network: VGG, state: dict[str, Tensor]) -> DeployedCNN:
         state: the tensors that `bnn_exp.bits.deployed_state` returns.
 
     Raises:
-        NotWhole: the statistics of the pixels are not whole numbers.
+        NoIntegers: the statistics of the pixels are not whole numbers.
     """
     whole, step = pixel_steps(state)
     _, *shape = network.image_shape
@@ -95,17 +94,61 @@ def pack_vgg(network: VGG, state: dict[str, Tensor]) -> DeployedCNN:
     return DeployedCNN(layers, network.image_shape)
 
 
+def pack_codes(network: BNCVLNet, state: dict[str, Tensor]) -> DeployedCNN:
+    """Returns the packed form of a `network` whose activations are codes. For the arguments see `pack_vgg`.
+
+    Raises:
+        NoIntegers: the statistics of the pixels are not whole numbers; or a scale, a shift or a clip is not a finite number.
+    """
+    whole, step = pixel_steps(state)
+    shape: list[int] = list(network.image_shape[1:])
+    layers: list[nn.Module] = []
+    layer: Any
+    for i, layer in enumerate(network.convolutions):
+        bits = _bits(state[f"convolutions.{i}.weight"], layer)
+        padding = torch.zeros_like(whole[:1]).expand(layer.in_channels).clone() if i else whole
+        layers.append(_code_layer(f"convolutions.{i}", state, bits, layer, padding, 1.0 if i else step))
+        shape = [length // layer.pool for length in shape]
+    mean = network.mean_over_image.quantizer
+    refuse_not_finite("mean_over_image", clip=state["mean_over_image.quantizer.clip"])
+    multiplier = average_multiplier(state["mean_over_image.quantizer.clip"], mean.levels, prod(shape), FIRST_CLIP)
+    layers.append(Average(bits.shape[0], multiplier, mean.levels))
+    *hidden, last = network.dense
+    for i, layer in enumerate(hidden):
+        bits = unpack(state[f"dense.{i}.weight"], tuple(layer.weight.shape), torch.uint8)[:, None, None]
+        layers.append(_code_layer(f"dense.{i}", state, bits, layer, torch.zeros_like(bits[0, 0, 0]), 1.0))
+    name = f"dense.{len(hidden)}"
+    norm = affine_norm(nn.BatchNorm1d, state[f"{name}.norm.weight"], state[f"{name}.norm.bias"])
+    layers.append(LastLayer(state[f"{name}.weight"], last.weight.shape[1], last.encoding, "codes", norm))
+    return DeployedCNN(layers, network.image_shape)
+
+
+def _code_layer(name: str, state: dict[str, Tensor], bits: Tensor, layer: Any, padding: Tensor, step: float) -> CodeLayer:
+    """Returns the packed form of the layer `name`.
+
+    Args:
+        padding: the codes outside the picture. They stand for 0.
+        step: the factor of the standardised pixels; 1 for codes.
+    """
+    scale, shift, clip = (state[f"{name}.{key}"] for key in ("norm.weight", "norm.bias", "quantizer.clip"))
+    refuse_not_finite(name, scale=scale, shift=shift, clip=clip)
+    levels = layer.quantizer.levels
+    bias, multiplier = requantization_of_layer(scale, shift, clip, levels, bits[0].numel(), layer.encoding, step)
+    bias = bias - (factors(bits, layer.encoding) * padding).sum((1, 2, 3), dtype=torch.int32)
+    return CodeLayer(bits, layer.encoding, layer.pool, padding, bias, multiplier, levels)
+
+
 def pixel_steps(state: dict[str, Tensor]) -> tuple[Tensor, float]:
     """Returns m, uint8 [channels], and 2⁻ᵏ: the network standardises pixels x to (x − m) · 2⁻ᵏ.
 
     Raises:
-        NotWhole: the statistics are others.
+        NoIntegers: the statistics are others.
     """
     mean, std = (255 * state[name].flatten().double() for name in ("mean", "std"))
     whole, power = mean.round(), std.log2().round()
     near = torch.allclose(mean, whole, rtol=0, atol=1e-4) and torch.allclose(std.log2(), power, rtol=0, atol=1e-5)
-    if not near or len(power.unique()) > 1:
-        raise NotWhole(
+    if not near or len(power.unique()) > 1 or not (whole >= 0).all() or not (whole <= 255).all():
+        raise NoIntegers(
             "the network standardises pixels by numbers that are not whole, so it has no form in integers\n"
             "allowed: a network that this version of bnn-train has trained"
         )

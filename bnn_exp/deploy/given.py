@@ -22,8 +22,8 @@ def ready(
     Args:
         format: the format of the export, for messages.
         network: a packed network, or one that `pack_network` can pack.
-        images: uint8 [n, channels, height, width]. None: random pixels; this needs an MLP for square images of one or three
-            channels.
+        images: uint8 [n, channels, height, width]. None: random pixels; this needs a network that knows the shape of its
+            images, or an MLP for square images of one or three channels.
         classes: the names of the classes. None: "0", "1", …
 
     Raises:
@@ -35,7 +35,7 @@ def ready(
         except UserError as error:
             raise UserError(f"export.format={format}: {error}") from error
     if images is None:
-        images = probe_logits.pixels(_square(format, network))
+        images = probe_logits.pixels(_shape(format, network))
     if images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
         raise UserError(
             f"export.format={format}: images are {images.dtype} {list(images.shape)}\n"
@@ -53,8 +53,11 @@ def in_folder(file: Path) -> Path:
     return file
 
 
-def _square(format: str, network: nn.Module) -> tuple[int, int, int]:
-    """Returns the shape of square images that have as many pixels as a packed MLP has inputs."""
+def _shape(format: str, network: nn.Module) -> tuple[int, ...]:
+    """Returns the shape of a network's images; for an MLP, of square images that have as many pixels as it has inputs."""
+    known = getattr(network, "image_shape", None)
+    if known:
+        return tuple(known)
     inputs = network.layers[0].inputs if isinstance(network, DeployedMLP) else 0
     for channels in (1, 3):
         side = math.isqrt(inputs // channels)

@@ -9,20 +9,28 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import deployed_state
 from bnn_exp.deploy.bncvl import pack_bncvl
-from bnn_exp.deploy.cnn import NotWhole, pack_vgg
+from bnn_exp.deploy.cnn import pack_codes, pack_vgg
 from bnn_exp.deploy.layers import refuse_floats, with_packed_layers
 from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.errors import UserError, reason
+from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.known_classes import altered, difference, home, is_exactly
+from bnn_exp.nn.requantize import NoIntegers
 from bnn_exp.records import probe_logits
-from bnn_exp.records.model import check_probe, load_model, read_model
+from bnn_exp.records.model import check_probe, load_model, model_file, read_model
 
 ALLOWED = "allowed: exactly the networks that model=mlp, bncvl and vgg build, or one with a method pack()"
 # Packing raises these if a network was altered, for example has one layer too many, or a layer of another kind or size
 ALTERED = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+def _pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> nn.Module:
+    return pack_bncvl(network, state) if network.activation_bits is None else pack_codes(network, state)
+
+
 # The name of a class: what makes its packed form. Subclasses have none here.
-_FORMS = {"MLP": DeployedMLP, "BNCVLNet": pack_bncvl, "VGG": pack_vgg}
+_FORMS = {"MLP": DeployedMLP, "BNCVLNet": _pack_bncvl, "VGG": pack_vgg}
 
 
 def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -38,7 +46,10 @@ def load_packed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             the saved network.
     """
     network, state, about = read_model(path)
-    packed = _packed(network, state, tuple(about["image_shape"]))
+    try:
+        packed = _packed(network, state, tuple(about["image_shape"]))
+    except NoIntegers as error:
+        raise NoIntegers(f"{model_file(path)}: {error}") from error
     check_probe(path, packed, about)
     return packed, about
 
@@ -53,7 +64,7 @@ def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         has_form = is_exactly(type(network), *_FORMS) or not why_no_pack(network)
         deployed = _packed(network, state, tuple(about["image_shape"])) if has_form else None
-    except NotWhole:
+    except NoIntegers:
         deployed = None
     deployed = deployed or with_packed_layers(load_model(path)[0], state)
     check_probe(path, deployed, about)

@@ -1,9 +1,5 @@
 """Exports a packed MLP as C for a microcontroller. The code is compiled and checked on images before it is written."""
 
-import os
-import shlex
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +7,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bnn_exp.deploy.c_compiler import build, output
 from bnn_exp.deploy.c_source import write_c
 from bnn_exp.deploy.check import check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
+from bnn_exp.deploy.prepare_c import checked, with_facts
+from bnn_exp.deploy.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.records import probe_logits
 from bnn_exp.records.files import replacing
 
 
 def export_c(
-    network: nn.Module, directory: str | Path = ".", images: Tensor | None = None, classes: Sequence[str] | None = None
+    network: nn.Module,
+    directory: str | Path = ".",
+    images: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> dict:
     """Writes `network.c` and `network.h`: C99 in integers only, without dependencies or allocation.
+
+    With `preprocessing` it also writes `network_prepare.c`, which makes the pixels of a camera's frame, and `network_test.c`,
+    which checks a build.
 
     Args:
         network: a DeployedMLP, or an MLP that `pack_network` can pack.
@@ -30,6 +36,7 @@ def export_c(
         images: uint8 [n, channels, height, width], n ≥ 1. The program must predict the same classes for these images as
             the network. None: random pixels, for square images.
         classes: the names of the classes. None: "0", "1", …
+        preprocessing: how images become pixels, with test vectors. None: unknown.
 
     Returns:
         `files`; `flash_bytes`, the size of all constants, without the code; `ram_bytes`, the size of activations and scores,
@@ -50,18 +57,20 @@ def export_c(
         check_packed("c", network, "DeployedMLP")
         source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
         sizes = {"flash_bytes": flash, "ram_bytes": ram}
+    facts = preprocessing or Preprocessing.of_images(images, classes)
+    texts = {"network.c": source, "network.h": with_facts(header, facts)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (folder / "network.c").write_text(source)
-        (folder / "network.h").write_text(header)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
         compile_c(folder)
         for batch in (images, probe_logits.pixels(tuple(images.shape[1:]))):
             check_equal("the compiled C", classify(folder / "network", batch), predictions(network, batch))
-    files = [directory / "network.c", directory / "network.h"]
-    for file, text in zip(files, (source, header), strict=True):
-        with replacing(in_folder(file)) as temporary:
+        texts |= checked(folder, facts)
+    for name, text in texts.items():
+        with replacing(in_folder(directory / name)) as temporary:
             temporary.write_text(text)
-    return {"files": files, **sizes}
+    return {"files": [directory / name for name in texts], **sizes}
 
 
 def compile_c(folder: Path, *options: str) -> None:
@@ -70,16 +79,7 @@ def compile_c(folder: Path, *options: str) -> None:
     Raises:
         UserError: there is no such compiler, or it fails.
     """
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler or shutil.which(compiler[0]) is None:
-        raise UserError(
-            f"export.format=c: there is no C compiler {os.environ.get('CC', 'cc')!r} to check the export with\n"
-            "allowed: one named by the environment variable CC, or cc"
-        )
-    command = [*compiler, "-std=c99", "-O2", *options, "-DNETWORK_MAIN", "network.c", "-o", "network"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"export.format=c: {shlex.join(command)} failed: {(done.stderr.splitlines() or [''])[0]}")
+    build(folder, *options, "-DNETWORK_MAIN", "network.c", "-o", "network")
 
 
 def classify(program: Path, images: Tensor) -> Tensor:
@@ -90,7 +90,4 @@ def classify(program: Path, images: Tensor) -> Tensor:
     """
     raw = program.with_suffix(".raw")
     raw.write_bytes(images.contiguous().numpy().tobytes())
-    done = subprocess.run([program, raw], capture_output=True, text=True, encoding="utf-8", errors="replace")
-    if done.returncode:
-        raise UserError(f"export.format=c: the compiled program ended with {done.returncode}: {done.stderr.strip()}")
-    return torch.tensor([int(line.split(" ", 1)[0]) for line in done.stdout.split("\n")[:-1]], dtype=torch.int64)
+    return torch.tensor([int(line.split(" ", 1)[0]) for line in output(program, raw).split("\n")[:-1]], dtype=torch.int64)

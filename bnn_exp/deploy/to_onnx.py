@@ -9,12 +9,17 @@ from torch import Tensor, nn
 
 from bnn_exp.deploy.check import FORMS, check_alike, check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
+from bnn_exp.deploy.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
 
 def export_onnx(
-    network: nn.Module, directory: str | Path = ".", images: Tensor | None = None, classes: Sequence[str] | None = None
+    network: nn.Module,
+    directory: str | Path = ".",
+    images: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> dict:
     """Writes `network.onnx`: uint8 `pixels` [batch, channels, height, width] → `logits`, with one bit for each weight.
 
@@ -24,6 +29,7 @@ def export_onnx(
         images: uint8 [n, channels, height, width], n ≥ 1. onnxruntime must predict the same classes for these images
             as the network. None: random pixels; this needs an MLP for square images.
         classes: the names of the classes. None: "0", "1", …
+        preprocessing: how images become pixels, for the metadata of the file. None: unknown.
 
     Returns:
         `file`, and `bytes`, its size.
@@ -38,13 +44,15 @@ def export_onnx(
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
-    from bnn_exp.deploy.onnx_graph import own_model, packed_model
+    from bnn_exp.deploy.onnx_models import own_model, packed_model
 
     if hasattr(type(network), "onnx"):
-        data = own_model(network, tuple(images.shape[1:]), classes).SerializeToString()
+        model = own_model(network, tuple(images.shape[1:]), classes)
     else:
         check_packed("onnx", network, *FORMS)
-        data = packed_model(network, tuple(images.shape[1:]), classes).SerializeToString()
+        model = packed_model(network, tuple(images.shape[1:]), classes)
+    (preprocessing or Preprocessing.of_images(images, classes)).describe(model)
+    data = model.SerializeToString()
     run = session(data)
     check_equal("onnxruntime", predictions(run, images), predictions(network, images))
     check_alike("onnxruntime", run, network, tuple(images.shape[1:]))

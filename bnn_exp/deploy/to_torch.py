@@ -7,13 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits import operators, reference
+from bnn_exp.bits import convolutions, operators, reference
 from bnn_exp.deploy.check import FORMS, check_alike, check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
+from bnn_exp.deploy.preprocessing import FILE, Preprocessing
 from bnn_exp.records.files import replacing
 
 
-def export_torch(network: nn.Module, directory: str | Path = ".", images: Tensor | None = None) -> dict:
+def export_torch(
+    network: nn.Module,
+    directory: str | Path = ".",
+    images: Tensor | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> dict:
     """Writes `network.pt2`: uint8 pixels [batch, channels, height, width] → logits, for any batch size.
 
     The program has only plain torch operators, so it runs without bnn_exp. It is slower than the network of `load_packed`,
@@ -24,6 +30,7 @@ def export_torch(network: nn.Module, directory: str | Path = ".", images: Tensor
         directory: created if it is missing.
         images: uint8 [n, channels, height, width], n ≥ 1. The program must predict the same classes for these images as
             the network. None: random pixels; this needs an MLP for square images.
+        preprocessing: how images become pixels, for the file `preprocessing.json` in the program. None: unknown.
 
     Returns:
         `file`, and `bytes`, its size.
@@ -31,22 +38,29 @@ def export_torch(network: nn.Module, directory: str | Path = ".", images: Tensor
     Raises:
         UserError: the network is of another kind, or a prediction or logits differ. Then nothing is written.
     """
-    network, directory, images, _ = ready("torch", network, directory, images)
+    network, directory, images, classes = ready("torch", network, directory, images)
     check_packed("torch", network, *FORMS)
-    return write_torch(network, network, directory, images)
+    facts = preprocessing or Preprocessing.of_images(images, classes)
+    return write_torch(network, network, directory, images, facts)
 
 
-def write_torch(network: nn.Module, form: nn.Module, directory: Path, images: Tensor) -> dict:
-    """Exports `form`, checks the program against `network`, and writes the file. `form` computes the same as `network`."""
+def write_torch(
+    network: nn.Module, form: nn.Module, directory: Path, images: Tensor, facts: Preprocessing | None = None
+) -> dict:
+    """Exports `form`, checks the program against `network`, and writes the file with `facts`. `form` computes the same as
+    `network`."""
     file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = ({0: torch.export.Dim("batch", min=1)},)  # by position: a user's network may give its argument any name
-    plain = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in operators.SCHEMAS}
-    written = io.BytesIO()
+    plain: dict = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in operators.SCHEMAS}
+    plain |= {getattr(torch.ops.bnn_exp, each.__name__).default: each.__wrapped__ for each in convolutions.OPERATORS}
+    written, extra = io.BytesIO(), {FILE: facts.json()} if facts else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about calls within torch itself
         program = torch.export.export(form, (example,), dynamic_shapes=shapes)
-        torch.export.save(program.run_decompositions(plain | {torch.ops.aten.std_mean.dim: _std_mean}), written)
+        torch.export.save(
+            program.run_decompositions(plain | {torch.ops.aten.std_mean.dim: _std_mean}), written, extra_files=extra
+        )
         again = torch.export.load(io.BytesIO(written.getvalue())).module()
     check_equal("torch.export", predictions(again, images), predictions(network, images))
     check_alike("torch.export", again, network, tuple(images.shape[1:]))

@@ -126,11 +126,8 @@ class BNCVLNet(OfPixels):
         return stages
 
     def suitable_shape(self) -> tuple[int, int, int]:
-        """Returns a shape (channels, height, width) of small images that the network can pool."""
-        first: Any = self.convolutions[0]
-        poolings = (len(self.convolutions) - 1) // self.per_width
-        side = max(8, self.pool**poolings)
-        return first.in_channels, side, side
+        """Returns the shape (channels, height, width) of the images."""
+        return self.image_shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes logits [batch, num_classes] of pixels [batch, channels, height, width]: uint8, or numbers from 0 to 1."""

@@ -25,6 +25,10 @@ LEAST_CLIP = 2.0**-6
 _MARGIN = 128  # float32 rounds whole numbers below 2^31 by at most 64
 
 
+class NoIntegers(UserError):
+    """The error of a network that has no form in whole numbers."""
+
+
 def requantization(
     scale: Tensor, shift: Tensor, clip: Tensor | float, levels: int, reach: int, unit: Tensor | float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -143,7 +147,7 @@ def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_not_finite(name: str, **numbers: Tensor) -> None:
-    """Raises UserError if a scale, a shift or a clip of the layer `name` is not a finite number."""
+    """Raises NoIntegers if a scale, a shift or a clip of the layer `name` is not a finite number."""
     for kind, tensor in numbers.items():
         if not tensor.isfinite().all():
-            raise UserError(f"{name}: its {kind} is not a finite number, so it has no whole codes")
+            raise NoIntegers(f"{name}: its {kind} is not a finite number, so it has no whole codes")

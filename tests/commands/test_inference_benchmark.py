@@ -110,8 +110,7 @@ def test_the_onnx_graph_to_compare_with_is_the_float_network():
     pytest.importorskip("onnxruntime")
     from helpers import random_mlp
 
-    from bnn_exp.deploy import pack_network
-    from bnn_exp.deploy.onnx_graph import float_model
+    from bnn_exp.commands.benchmark.float_onnx import float_model
     from bnn_exp.deploy.to_onnx import session
     from bnn_exp.nn.norm import make_affine, running_norms, scale_and_shift
 
@@ -121,7 +120,7 @@ def test_the_onnx_graph_to_compare_with_is_the_float_network():
             scale, shift = scale_and_shift(norm)
             make_affine(norm)
             norm.load_state_dict({"weight": scale, "bias": shift}, strict=False)
-        run = session(float_model(network, pack_network(network), tuple(x.shape[1:]), tuple("0123456789")).SerializeToString())
+        run = session(float_model(network, tuple(x.shape[1:]), tuple("0123456789")).SerializeToString())
         same = (run(x).argmax(1) == network(x).argmax(1)).float().mean()
         assert same > 0.97  # the sums of pixels are rounded, so a few bits may differ
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from cnns import random_pictures, random_vgg, unpacked_bits, vgg_bits
+from cnns import bncvl_codes, random_bncvl, random_pictures, random_vgg, unpacked_bits, vgg_bits
 
 from bnn_exp.bits.convolutions import border_classes, from_rows, to_rows
 from bnn_exp.deploy import pack_network
@@ -18,6 +18,20 @@ def test_every_layer_of_a_packed_vgg_gives_the_bits_of_the_float_network(seed):
     for layer, expected in zip(packed.layers[:-1], vgg_bits(network, pixels), strict=True):
         h = layer(h)
         assert torch.equal(unpacked_bits(h, layer.outputs), expected)
+    with torch.no_grad():
+        assert torch.equal(packed(pixels), network(pixels))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_layer_of_a_packed_bncvl_gives_the_codes_of_the_float_network(seed):
+    network = random_bncvl(seed)
+    packed, pixels = pack_network(network), random_pictures(network)
+    h, used = pixels.permute(0, 2, 3, 1).contiguous(), set()
+    for layer, expected in zip(packed.layers[:-1], bncvl_codes(network, pixels), strict=True):
+        h = layer(h)
+        assert torch.equal(h, expected)
+        used |= set(h.flatten().tolist())
+    assert len(used) > 4  # the random norms use more than a few codes
     with torch.no_grad():
         assert torch.equal(packed(pixels), network(pixels))
 

@@ -19,7 +19,7 @@ from bnn_exp.deploy.to_torch import write_torch
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
-from bnn_exp.models.vgg import VGG
+from bnn_exp.nn import BinaryLinear
 
 TEN = tuple("0123456789")
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -37,7 +37,7 @@ def test_every_export_format_has_a_writer():
 
 def test_every_packed_form_has_an_onnx_graph():
     pytest.importorskip("onnx")
-    from bnn_exp.deploy.onnx_graph import BUILDERS
+    from bnn_exp.deploy.onnx_models import BUILDERS
 
     assert {kind.__name__ for kind in BUILDERS} == set(FORMS)
 
@@ -214,7 +214,7 @@ def test_an_export_says_what_it_needs(form, tmp_path):
     for wrong in (torch.zeros(2, 1, 1, 7), torch.zeros(2, 7, dtype=torch.uint8), torch.zeros(0, 1, 1, 7, dtype=torch.uint8)):
         with pytest.raises(UserError, match=r"images are torch\.\S+ \["):
             form(small, tmp_path, wrong)
-    for other in (VGG((1, 8, 8), 10, (4,)).eval(), torch.nn.Linear(4, 4)):
+    for other in (torch.nn.Sequential(BinaryLinear(4, 4)), torch.nn.Linear(4, 4)):
         with pytest.raises(UserError, match=r"export\.format="):
             form(other, tmp_path)
     assert not list(tmp_path.iterdir())

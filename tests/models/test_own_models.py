@@ -307,7 +307,10 @@ register_model(Settings, Small, values={"channels": 8}, optimizer="counter")
 
 
 def test_a_network_gets_the_statistics_of_the_train_pixels(bnn_train, forget, tmp_path):
-    """Buffers keep the statistics as whole pixels, and the file holds buffers. `channels` is a number here; in built-in models it is a list."""
+    """Buffers keep the statistics as whole pixels, and the file holds buffers.
+
+    `channels` is a number here; in built-in models it is a list.
+    """
     (tmp_path / "small.py").write_text(CONVOLUTION)
     assert bnn_train("plugins=[small.py]", "model=small", "trainer=smoke", "trainer.epochs=1", "hydra.run.dir=run").code == 0
     forget()

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,31 @@ from bnn_exp.deploy import load_packed
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
+from bnn_exp.models.vgg import VGG
 from bnn_exp.records.model import load_model, save_model
 
 NASTY = (None, True, -1, 1.5, 2**31, 10**30, "x" * 5000, [], {}, [2**40] * 3, ["0"] * 40)
+KINDS = ("mlp", "cnn", "codes", "vgg")
+NO_INTEGERS = ("the network standardises pixels by numbers", "convolutions.", "dense.", "mean_over_image:")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, bytes]:
     """Returns the bytes of a good file for each kind of network."""
     folder = tmp_path_factory.mktemp("models")
-    mlp, cnn = MLP(16, 3, 9, 3), BNCVLNet((1, 4, 4), 3, (2,), 1, dense=(3,))
-    shape = ["model.channels=[2]", "model.convolutions=1", "model.dense=[3]"]
+    shape, mean = ["model.channels=[2]", "model.convolutions=1"], {"mean": [0.3], "std": [0.25]}
     for name, network, overrides in (
-        ("mlp", mlp, ["model.hidden_size=9", "model.num_layers=3"]),
-        ("cnn", cnn, ["model=bncvl", *shape]),
+        ("mlp", MLP(16, 3, 9, 3), ["model.hidden_size=9", "model.num_layers=3"]),
+        ("cnn", BNCVLNet((1, 4, 4), 3, (2,), 1, dense=(3,), **mean), ["model=bncvl", *shape, "model.dense=[3]"]),
+        (
+            "codes",
+            BNCVLNet((1, 4, 4), 3, (2,), 1, dense=(3,), activation_bits=8, **mean),
+            ["model=bncvl", *shape, "model.dense=[3]", "model.activation_bits=8"],
+        ),
+        ("vgg", VGG((1, 4, 4), 3, (2,), 1, **mean), ["model=vgg", *shape]),
     ):
         save_model(folder / name, network, plain_config(*overrides), (1, 4, 4), ("a", "b", "c"))
-    return {name: (folder / name).read_bytes() for name in ("mlp", "cnn")}
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
 def split(data: bytes) -> tuple[dict, bytes]:
@@ -46,6 +55,12 @@ def joined(header: dict, body: bytes) -> bytes:
 
 def signed(header: dict, body: bytes) -> bytes:
     """Returns a forged file: any content, with the right fingerprint."""
+    about = header["__metadata__"] | {"sha256": fingerprint(header, body)}
+    identity = "\n".join(str(about.get(key)) for key in ("class", "probe", "sha256"))
+    return joined(header | {"__metadata__": about | {"identity_sha256": hashlib.sha256(identity.encode()).hexdigest()}}, body)
+
+
+def fingerprint(header: dict, body: bytes) -> str:
     about, digest = header["__metadata__"], hashlib.sha256()
     for key in ("config", "image_shape", "classes"):
         digest.update(f"{key} {about.get(key)}\n".encode())
@@ -53,9 +68,7 @@ def signed(header: dict, body: bytes) -> bytes:
     for name, tensor in sorted((name, tensor) for name, tensor in header.items() if name != "__metadata__"):
         begin, end = tensor["data_offsets"]
         digest.update(f"{name} {names.get(tensor['dtype'])} {tensor['shape']}\n".encode() + body[begin:end])
-    about = about | {"sha256": digest.hexdigest()}
-    identity = "\n".join(str(about.get(key)) for key in ("class", "probe", "sha256"))
-    return joined(header | {"__metadata__": about | {"identity_sha256": hashlib.sha256(identity.encode()).hexdigest()}}, body)
+    return digest.hexdigest()
 
 
 def answer(file: Path, data: bytes, load) -> torch.nn.Module | None:
@@ -65,19 +78,29 @@ def answer(file: Path, data: bytes, load) -> torch.nn.Module | None:
         return load(file)[0]
     except UserError as error:
         lines = str(error).splitlines()
-        known = ("not a readable model (", "its network is of the class", "the network gives")
+        known = ("not a readable model (", "its network is of the class", "the network gives", *NO_INTEGERS)
         assert len(lines) <= 2 and lines[0].startswith(tuple(f"{file}: {text}" for text in known)) and len(lines[0]) < 1000
         return None
 
 
-@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("load", [load_model, load_packed])
 def test_damage_anywhere_is_found(files, kind, load, tmp_path):
+    check_damage(files, kind, load, tmp_path, 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_much_damage_anywhere_is_found(files, kind, tmp_path):
+    check_damage(files, kind, load_packed, tmp_path, 5000)
+
+
+def check_damage(files, kind, load, tmp_path, changes):
     good, file, rng = files[kind], tmp_path / "model.safetensors", random.Random(kind)
     whole = answer(file, good, load).state_dict()
     header = 8 + int.from_bytes(good[:8], "little")
     damaged = [good[:length] for length in (*range(0, 64), *rng.sample(range(len(good)), 100))]
-    for _ in range(500):  # changes a bit of the header, a bit of any byte, or a whole byte
+    for _ in range(changes):  # changes a bit of the header, a bit of any byte, or a whole byte
         data = bytearray(good)
         for _ in range(rng.choice((1, 1, 2, 5))):
             at = rng.randrange(header if rng.random() < 0.7 else len(good))
@@ -119,6 +142,23 @@ def test_a_forged_file_is_a_network_or_a_line(files, tmp_path):
             without = {key: tensor for key, tensor in header.items() if key != name}
             assert answer(file, joined(without, body), load_packed) is None
     assert tried > 500 and loaded < tried / 10
+
+
+@pytest.mark.parametrize("kind", ["cnn", "codes", "vgg"])
+def test_forged_real_numbers_are_a_network_or_a_line(files, kind, tmp_path):
+    header, body = split(files[kind])
+    header["__metadata__"] = {key: value for key, value in header["__metadata__"].items() if key not in ("class", "probe")}
+    del header["__metadata__"]["identity_sha256"]
+    refused, tensors = 0, [tensor for tensor in header.values() if tensor.get("dtype") == "F32"]
+    for tensor in tensors:
+        begin, end = tensor["data_offsets"]
+        for number in (float("nan"), float("inf"), -float("inf"), 0.0, -1.0, 1e30, 1e-40):
+            forged = body[:begin] + struct.pack("<f", number) * ((end - begin) // 4) + body[end:]
+            about = header["__metadata__"] | {"sha256": fingerprint(header, forged)}
+            refused += (
+                answer(tmp_path / "model.safetensors", joined(header | {"__metadata__": about}, forged), load_packed) is None
+            )
+    assert refused >= (0 if kind == "cnn" else 10)  # the statistics of the pixels; in a network of codes much more
 
 
 def test_layers_without_end_cost_nothing(files, tmp_path):

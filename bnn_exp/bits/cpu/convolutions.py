@@ -181,9 +181,7 @@ def _check_codes(multiplier: Tensor, levels: int) -> None:
         raise ValueError(f"levels={levels}: must be from 0 to 255")
 
 
-def _convolution(
-    shape: Shape, tiles: Tensor, padding: Tensor | None, size: int, outputs: int, zero: int, pool: int
-) -> Fields:
+def _convolution(shape: Shape, tiles: Tensor, padding: Tensor | None, size: int, outputs: int, zero: int, pool: int) -> Fields:
     """Returns the fields that all convolutions have."""
     height, width, channels = shape
     if size < 1 or size % 2 == 0 or pool < 1 or zero not in (0, -1) or channels < 1 or outputs < 1:

@@ -57,7 +57,7 @@ def _walk(packed: Any, pixels: Tensor) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _row(number: int, layer: Any, x: Tensor, rounds: int) -> Row:
-    y = layer(x)
+    y, reads = layer(x), _shown(x, getattr(layer, "channels", None), getattr(layer, "takes", "codes or packed bits"))
     calls: dict[str, Callable[[], Any]] = {"packed": partial(layer, x)}
     product = _product(layer, x)
     if product:
@@ -66,7 +66,7 @@ def _row(number: int, layer: Any, x: Tensor, rounds: int) -> Row:
     return {
         "layer": number,
         "kind": NAMES.get(type(layer).__name__, type(layer).__name__),
-        "reads": "pixels" if number == 1 else _shown(x, getattr(layer, "channels", None), getattr(layer, "takes", "codes or packed bits")),
+        "reads": reads if number > 1 else "pixels",
         "gives": _shown(y, getattr(layer, "outputs", None), getattr(layer, "gives", "real")),
         "batch": len(x),
         "multiply_adds": product[1] if product else 0,

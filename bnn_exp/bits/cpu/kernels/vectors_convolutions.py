@@ -155,9 +155,7 @@ BLOCKS = (16, 1), (8, 2), (4, 4), (1, 4)  # positions and vectors
 sums_of_codes_16x1, sums_of_codes_8x2, sums_of_codes_4x4, sums_of_codes_1x4 = (
     _block(*block, _add_products_of_codes) for block in BLOCKS
 )
-sums_of_bits_16x1, sums_of_bits_8x2, sums_of_bits_4x4, sums_of_bits_1x4 = (
-    _block(*block, _add_common_ones) for block in BLOCKS
-)
+sums_of_bits_16x1, sums_of_bits_8x2, sums_of_bits_4x4, sums_of_bits_1x4 = (_block(*block, _add_common_ones) for block in BLOCKS)
 
 
 @intrinsic

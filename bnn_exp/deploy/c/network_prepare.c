@@ -1,0 +1,204 @@
+/* Turns a frame of a camera into the pixels of the network, as bnn_exp does for an image: to the last bit. Made by bnn_exp.
+ *
+ *     network_prepare(frame, width, height, channels, pixels) == 0 && network_classify(pixels, scores)
+ *
+ * Colours become grey first, if the network takes grey pixels. Then a bicubic filter (a = -0.5) resizes the lines of the
+ * frame, and then the columns of the result. Where a frame becomes smaller, the filter is as wide as an output pixel
+ * (antialiasing). Both steps multiply by integers, round, and clip to 8 bits. Only the filter's weights need double numbers.
+ *
+ * A fused multiply-add rounds otherwise. The pragmas below turn it off in gcc and clang; -ffast-math must be off too.
+ * Memory: static variables only, see NETWORK_PREPARE_BYTES in network.h. So only one frame can be prepared at a time.
+ */
+#include "network.h"
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+#define CHANNELS NETWORK_CHANNELS
+#define LONGER (NETWORK_WIDTH > NETWORK_HEIGHT ? NETWORK_WIDTH : NETWORK_HEIGHT)
+#define ONE 4194304 /* the weight 1 */
+
+/* One direction, horizontal or vertical: `in` pixels of the frame become `out` pixels, which begin at pixel `at`. */
+typedef struct {
+    int32_t in, out, at;
+    float begin, end;       /* the part of the frame that is shown */
+    double scale;           /* the pixels of the frame for each output pixel */
+    double filter;          /* the scale of the filter, at least 1 */
+    double total[LONGER];   /* the sum of the filter's values for an output pixel */
+    int32_t first[LONGER];  /* the first pixel of the frame that an output pixel reads */
+    int32_t count[LONGER];  /* the number of these pixels */
+} direction;
+
+static direction across, down;
+static direction *along, *over; /* along the lines of the frame, and over its lines; a line may be a column */
+static int frame_channels;
+static int32_t lines;                                        /* the number of lines so far */
+static uint8_t line[NETWORK_FRAME_MOST * CHANNELS];          /* of the frame, in the channels of the network */
+static uint8_t small[LONGER * CHANNELS];                     /* the resized line */
+static int32_t weights[4 * NETWORK_FRAME_MOST + 5 * LONGER]; /* for `along` */
+static int32_t sums[NETWORK_PIXELS];                         /* of weighted pixels: resized line, its pixel, channel */
+
+static double bicubic(double x) {
+    if (x < 0.0) x = -x;
+    if (x < 1.0) return (1.5 * x - 2.5) * x * x + 1.0;
+    if (x < 2.0) return (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5;
+    return 0.0;
+}
+
+static double middle(const direction *d, int32_t i) { return d->begin + (i + 0.5) * d->scale; }
+
+/* Returns the filter's value for pixel k of those that output pixel i reads. */
+static double filtered(const direction *d, int32_t i, int32_t k) {
+    const double inverse = 1.0 / d->filter;
+    return bicubic((k + d->first[i] - middle(d, i) + 0.5) * inverse);
+}
+
+/* Returns the weight of this pixel as an integer: the value as a share of the total. */
+static int32_t weight(const direction *d, int32_t i, int32_t k) {
+    double share = filtered(d, i, k);
+    if (d->total[i] != 0.0) share /= d->total[i];
+    share *= ONE;
+    return (int32_t)(share < 0.0 ? share - 0.5 : share + 0.5);
+}
+
+/* Fills in the pixels that each output pixel reads. */
+static void measure(direction *d) {
+    const float part = d->end - d->begin;
+    double reach;
+    d->scale = (double)part / d->out;
+    d->filter = d->scale < 1.0 ? 1.0 : d->scale;
+    reach = 2.0 * d->filter;
+    for (int32_t i = 0; i < d->out; i++) {
+        int32_t first = (int32_t)(middle(d, i) - reach + 0.5), end = (int32_t)(middle(d, i) + reach + 0.5);
+        d->first[i] = first < 0 ? 0 : first;
+        d->count[i] = (end > d->in ? d->in : end) - d->first[i];
+        d->total[i] = 0.0;
+        for (int32_t k = 0; k < d->count[i]; k++) d->total[i] += filtered(d, i, k);
+    }
+}
+
+static uint8_t clipped(int32_t sum) {
+    if (sum < 0) return 0;
+    return (uint8_t)(sum / ONE > 255 ? 255 : sum / ONE);
+}
+
+#if NETWORK_FIT == NETWORK_PAD
+/* Returns the nearest whole number to x >= 0; of two, the even one. */
+static int32_t nearest(double x) {
+    const int32_t whole = (int32_t)x;
+    const double rest = x - whole;
+    return whole + (rest > 0.5 || (rest == 0.5 && whole % 2));
+}
+#endif
+
+/* Decides which part of the frame is shown, and where. */
+static void place(int32_t width, int32_t height) {
+    across.in = width, across.out = NETWORK_WIDTH, across.at = 0, across.begin = 0.0f, across.end = (float)width;
+    down.in = height, down.out = NETWORK_HEIGHT, down.at = 0, down.begin = 0.0f, down.end = (float)height;
+#if NETWORK_FIT == NETWORK_CROP
+    {
+        const double wanted = (double)NETWORK_WIDTH / NETWORK_HEIGHT, ratio = (double)width / height;
+        const double wide = ratio > wanted ? wanted * height : width, high = ratio < wanted ? width / wanted : height;
+        const double left = (width - wide) * 0.5, top = (height - high) * 0.5;
+        across.begin = (float)left, across.end = (float)(left + wide);
+        down.begin = (float)top, down.end = (float)(top + high);
+    }
+#elif NETWORK_FIT == NETWORK_PAD
+    {
+        const double wanted = (double)NETWORK_WIDTH / NETWORK_HEIGHT, ratio = (double)width / height;
+        if (ratio > wanted) down.out = nearest((double)height / width * NETWORK_WIDTH);
+        if (ratio < wanted) across.out = nearest((double)width / height * NETWORK_HEIGHT);
+        across.at = nearest((NETWORK_WIDTH - across.out) * 0.5), down.at = nearest((NETWORK_HEIGHT - down.out) * 0.5);
+    }
+#endif
+}
+
+#if CHANNELS == 1
+/* Returns the luminance of a pixel: red, green, blue. */
+static uint8_t grey(const uint8_t *pixel) {
+    return (uint8_t)((pixel[0] * UINT32_C(19595) + pixel[1] * UINT32_C(38470) + pixel[2] * UINT32_C(7471) + 32768) >> 16);
+}
+#endif
+
+/* Copies a line of the frame to `line`, in the channels of the network. `step`: bytes from one pixel to the next. */
+static void take(const uint8_t *pixel, int32_t step) {
+    for (int32_t i = 0; i < along->in; i++, pixel += step) {
+#if CHANNELS == 1
+        line[i] = frame_channels == 1 ? *pixel : grey(pixel);
+#else
+        for (int c = 0; c < CHANNELS; c++) line[i * CHANNELS + c] = pixel[frame_channels == 1 ? 0 : c];
+#endif
+    }
+}
+
+/* Resizes `line` to `small`. */
+static void resize(void) {
+    uint8_t *to = small;
+    const int32_t *w = weights;
+    for (int32_t i = 0; i < along->out; w += along->count[i++])
+        for (int c = 0; c < CHANNELS; c++) {
+            const uint8_t *pixel = line + along->first[i] * CHANNELS + c;
+            int32_t sum = ONE / 2;
+            for (int32_t k = 0; k < along->count[i]; k++, pixel += CHANNELS) sum += *pixel * w[k];
+            *to++ = clipped(sum);
+        }
+}
+
+/* Adds the next line of the frame to the sums of all output pixels that read this line. */
+static void add(const uint8_t *pixel, int32_t step) {
+    const int32_t last = over->out - 1, bytes = along->out * CHANNELS, n = lines++;
+    if (last < 0 || n < over->first[0] || n >= over->first[last] + over->count[last]) return;
+    take(pixel, step);
+    resize();
+    for (int32_t i = 0; i <= last; i++) {
+        const int32_t k = n - over->first[i];
+        if (k >= 0 && k < over->count[i]) {
+            const int32_t w = weight(over, i, k);
+            for (int32_t b = 0; b < bytes; b++) sums[i * bytes + b] += w * small[b];
+        }
+    }
+}
+
+int network_prepare_begin(int width, int height, int channels) {
+    int32_t *w = weights;
+    if (channels != 1 && channels != 3) return NETWORK_WRONG_CHANNELS;
+    if (width < 1 || height < 1 || width > NETWORK_FRAME_MOST || height > NETWORK_FRAME_MOST) return NETWORK_WRONG_SIZE;
+    frame_channels = channels, lines = 0, along = &across, over = &down;
+    place(width, height);
+#if NETWORK_TALL_BY_COLUMNS
+    if (height > down.out && height - down.out > 2 * (width - across.out)) along = &down, over = &across;
+#endif
+    measure(along), measure(over);
+    for (int32_t i = 0; i < along->out; i++)
+        for (int32_t k = 0; k < along->count[i]; k++) *w++ = weight(along, i, k);
+    for (int32_t i = 0; i < NETWORK_PIXELS; i++) sums[i] = ONE / 2;
+    return along == &across ? 0 : NETWORK_NEEDS_FRAME;
+}
+
+void network_prepare_line(const uint8_t *pixel) {
+    if (lines < over->in) add(pixel, frame_channels);
+}
+
+int network_prepare_end(uint8_t *pixels) {
+    static const uint8_t background[CHANNELS] = NETWORK_BACKGROUND;
+    const int32_t plane = NETWORK_WIDTH * NETWORK_HEIGHT;
+    for (int32_t i = 0; i < NETWORK_PIXELS; i++) pixels[i] = background[i / plane];
+    for (int32_t y = 0; y < down.out; y++)
+        for (int32_t x = 0; x < across.out; x++)
+            for (int c = 0; c < CHANNELS; c++) {
+                const int32_t from = along == &across ? y * across.out + x : x * down.out + y;
+                pixels[c * plane + (down.at + y) * NETWORK_WIDTH + across.at + x] = clipped(sums[from * CHANNELS + c]);
+            }
+    return lines == over->in ? 0 : NETWORK_WRONG_SIZE;
+}
+
+int network_prepare(const uint8_t *frame, int width, int height, int channels, uint8_t *pixels) {
+    const int error = network_prepare_begin(width, height, channels), by_lines = error == 0;
+    const int32_t step = by_lines ? channels : channels * width, next = by_lines ? channels * width : channels;
+    if (error && error != NETWORK_NEEDS_FRAME) return error;
+    for (int32_t n = 0; n < over->in; n++) add(frame + n * next, step);
+    return network_prepare_end(pixels);
+}

@@ -1,0 +1,58 @@
+"""The layers of a packed network as products of values: the form in which exports compute them.
+
+A value is what a weight or an activation stands for: 0 or 1 (boolean), else −1 or 1; pixels and codes stand for themselves. A
+product is P = Σ w·x with the value 0 outside the picture, a whole number. With u = Σ w·b of bits b it is P = 2u − Σ w, or P = u
+(boolean); with codes it is P = u. One threshold for each output decides a bit everywhere in the picture, border or not.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bnn_exp.bits import from_tiles
+from bnn_exp.bits.reference import unpacked
+from bnn_exp.deploy.integers import StepLayer, border_offsets
+from bnn_exp.deploy.mlp import DeployedLayer, HiddenLayer
+
+
+def in_channels_first(layer: DeployedLayer, shape: Sequence[int]) -> Tensor:
+    """Returns the weights of a layer after the last picture, uint8 0 and 1 [out, inputs], in the order channels, rows, columns.
+
+    Args:
+        shape: (height, width, channels) of the picture that the layer reads as one row.
+    """
+    height, width, channels = shape
+    bits = unpacked(from_tiles(layer.tiles, layer.outputs), torch.uint8)
+    places = bits.unflatten(1, (height * width, -1))[:, :, :channels]
+    return places.transpose(1, 2).flatten(1)
+
+
+def step_threshold(layer: StepLayer, shape: Sequence[int]) -> Tensor:
+    """Returns the threshold of the products of a layer, int64 [out]: (P ≥ threshold) = (u ≥ the layer's threshold) everywhere.
+
+    Args:
+        shape: (height, width) of the pictures that the layer reads.
+
+    Raises:
+        ValueError: no single threshold gives the bits of all border classes, so the layer is none of a BatchNorm.
+    """
+    weights, found = layer.weights(), layer.thresholds[..., : layer.outputs].long()
+    boolean, bits = layer.zero == 0, layer.takes == "bits"
+    unit, offset = (1, 0) if boolean or not bits else (2, border_offsets(weights, shape))
+    peak = 1 if bits else 255
+    low, high = (peak * part.sum((1, 2, 3)) for part in (weights.clamp(max=0), weights.clamp(min=0)))
+    never = torch.iinfo(torch.int64).max
+    # The products of two neighbouring sums differ by `unit`. The threshold lies between them, up to the greater.
+    above = torch.where(found > low, unit * (found - 1) + offset, -never).amax((0, 1))
+    upto = torch.where(found <= high, unit * found + offset, never).amin((0, 1))
+    if (above >= upto).any():
+        raise ValueError("the thresholds of the borders are not those of one BatchNorm")
+    return torch.where(upto < never, upto, above + 1)
+
+
+def hidden_threshold(layer: HiddenLayer) -> tuple[Tensor, Tensor]:
+    """Returns the thresholds of the products of a hidden layer of an MLP, int64 [out], and bools: the threshold is inverted."""
+    found = layer.thresholds[: layer.outputs].long()
+    inverted = unpacked(layer.inverted[None], torch.bool)[0, : layer.outputs]
+    return layer.scale * found + layer.offset, inverted
