@@ -3,7 +3,7 @@
     bnn-train experiment=mnist_best dataset.path=FOLDER hydra.run.dir=RUN
     python scripts/add_to_zoo.py RUN mnist_best
 
-The file holds the settings of the experiment as it stands, without the folder of the data.
+The file holds the settings of the experiment as it stands, without the folder of the data and the device.
 """
 
 import sys
@@ -27,12 +27,13 @@ def add(run: Path, name: str) -> str:
     """Writes the folder of the network `name` in the zoo, and returns its row of the table."""
     folder = zoo.FOLDER / name
     network, about = load_model(run)
-    network.train()  # restores the statistics of BatchNorm
-    config = about["config"] | {"dataset": about["config"]["dataset"] | {"path": None}}
+    config = about["config"] | {"dataset": about["config"]["dataset"] | {"path": None}, "device": "auto"}
     save_model(folder / "model.safetensors", network, config, tuple(about["image_shape"]), tuple(about["classes"]))
-    bits = {parameter for parameter, _ in binary_parameters(network)}
-    real = {key: value for key, value in network.state_dict().items() if key not in bits}
-    (folder / NORMS).write_bytes(save(real))
+    if (run / "checkpoints/last.pt").is_file():
+        network.train()  # restores the statistics of BatchNorm
+        bits = {parameter for parameter, _ in binary_parameters(network)}
+        real = {key: value for key, value in network.state_dict().items() if key not in bits}
+        (folder / NORMS).write_bytes(save(real))
     ended = summary.read(run)
     write_json(folder / "summary.json", {key: ended[key] for key in KEPT if key in ended})
     return row(name)

@@ -1,7 +1,7 @@
 """The zoo: trained networks inside the package, which `zoo/NAME` names wherever a setting or a function names a run.
 
-A network is a folder of three files, which scripts/add_to_zoo.py writes: `model.safetensors`, `norms.safetensors` (the
-statistics of BatchNorm, for fine-tuning) and `summary.json`. docs/zoo.md lists the networks. Imports no torch.
+A network is a folder, which scripts/add_to_zoo.py writes: `model.safetensors`, `summary.json`, and for fine-tuning
+`norms.safetensors` (the statistics of BatchNorm). docs/zoo.md lists the networks. Imports no torch.
 """
 
 import difflib
