@@ -69,6 +69,7 @@ PARTS = {
     "runs": Part("An epoch of a run, as `metrics.jsonl` has it", 60),
     "engines": Part("A step of an MLP by both engines; `engine=auto` reads these numbers from now on", 60, needs_gpu=True),
     "inference": Part("Inference", 60),
+    "cnn": Part("Inference of CNNs of integers, beside the float twin in bf16 as a CUDA graph", 60),
     "accuracy": Part("Seconds of training to 98% of MNIST's test samples", 60),
     "kernels": Part("The kernels of one step, by torch.profiler", 60),
     "counts": Part("Kernels that a step launches, counted without a GPU", 60),

@@ -96,9 +96,9 @@ def _empty(x: Tensor, size: int, pool: int, last: int) -> Tensor:
 @operator(
     "(Tensor x, Tensor tiles, Tensor padding, int size, int zero, Tensor bias, Tensor multiplier, int levels, int pool)"
     " -> Tensor",
-    kernels=None,
+    kernels=_KERNELS + "codes_of_codes",
     cpu=_COMPILED + "codes_of_codes",
-    launches=1,
+    launches=2,
     fake=lambda x, tiles, padding, size, zero, bias, multiplier, levels, pool: _empty(x, size, pool, len(bias)),
 )
 def codes_of_codes(
@@ -126,9 +126,9 @@ def codes_of_codes(
 @operator(
     "(Tensor x, Tensor tiles, Tensor padding, int size, int outputs, int zero, Tensor thresholds, Tensor inverted, int pool)"
     " -> Tensor",
-    kernels=None,
+    kernels=_KERNELS + "bits_of_codes",
     cpu=_COMPILED + "bits_of_codes",
-    launches=1,
+    launches=2,
     fake=lambda x, tiles, padding, size, outputs, *given: _empty(x, size, given[-1], -(-outputs // 8)),
 )
 def bits_of_codes(
@@ -154,9 +154,9 @@ def bits_of_codes(
 @operator(
     "(Tensor x, Tensor tiles, int channels, int size, int outputs, int zero, Tensor thresholds, Tensor inverted, int pool)"
     " -> Tensor",
-    kernels=None,
+    kernels=_KERNELS + "bits_of_bits",
     cpu=_COMPILED + "bits_of_bits",
-    launches=1,
+    launches=2,
     fake=lambda x, tiles, channels, size, outputs, *given: _empty(x, size, given[-1], -(-outputs // 8)),
 )
 def bits_of_bits(
@@ -191,7 +191,7 @@ def bits_of_bits(
 
 @operator(
     "(Tensor x, Tensor multiplier, int levels) -> Tensor",
-    kernels=None,
+    kernels=_KERNELS + "average_codes",
     cpu=_COMPILED + "average_codes",
     launches=1,
     fake=lambda x, multiplier, levels: x.new_empty(x.shape[0], 1, 1, x.shape[3]),

@@ -75,7 +75,7 @@ def _convolution(
         scale: float32 [out], or without dimensions.
     """
     sides = [layer.size // 2] * 4
-    if layer.takes == "codes":
+    if layer.takes == "codes" and layer.size > 1:
         zero = int(layer.padding[0])
         if (layer.padding != zero).any():
             x, zero, sides = _padded(graph, x, layer, shape), 0, [0] * 4

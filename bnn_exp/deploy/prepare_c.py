@@ -83,7 +83,7 @@ def header(facts: "Preprocessing") -> str:
         background=", ".join(map(str, _background(facts))),
         tall=int(tall_by_columns()),
         most=FRAME_MOST,
-        bytes=f"{fixed + per_side * FRAME_MOST:,}",
+        bytes=f"{facts.c_memory():,}",
         fixed=fixed,
         per_side=per_side,
     )
@@ -127,13 +127,13 @@ def _background(facts: "Preprocessing") -> list[int]:
 def memory(shape: tuple[int, int, int]) -> tuple[int, int]:
     """Returns the static memory of `network_prepare`: fixed bytes, and bytes for each pixel of NETWORK_FRAME_MOST.
 
-    The memory holds two directions of 40 bytes and 16 for each pixel, the weights, the sums, two lines, and 128 bytes more
-    for single variables and for alignment.
+    The memory holds two directions, each of 20 bytes, 12 bytes for each pixel, and weights; the sums, two lines, and 128 bytes
+    more for single variables and for alignment.
     """
     channels, height, width = shape
     longer = max(height, width)
     sums = 4 * channels * height * width
-    return 2 * (40 + 16 * longer) + 4 * 5 * longer + sums + channels * longer + 128, 16 + channels
+    return 2 * (20 + 12 * longer + 4 * 5 * longer) + sums + channels * longer + 128, 2 * 4 * 4 + channels
 
 
 def checked(folder: Path, facts: "Preprocessing") -> dict[str, str]:

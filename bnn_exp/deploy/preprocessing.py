@@ -176,6 +176,11 @@ class Preprocessing:
         """Returns the facts as comments and defines of a C header. With complete facts it declares `network_prepare`."""
         return prepare_c.header(self)
 
+    def c_memory(self) -> int:
+        """Returns the bytes of the variables of network_prepare.c, at most, for frames of the usual `NETWORK_FRAME_MOST`."""
+        fixed, per_side = prepare_c.memory(self.shape)
+        return fixed + per_side * prepare_c.FRAME_MOST
+
     def c_source(self) -> str | None:
         """Returns network_prepare.c, which makes pixels of a camera's frame; None if the facts are not complete."""
         return prepare_c.SOURCE.read_text() if self.complete else None

@@ -23,8 +23,7 @@ from bnn_exp.deploy.products import hidden_threshold, in_channels_first, step_th
 from bnn_exp.nn.binary import two_values
 from bnn_exp.records.formatting import in_a_line
 
-OPSET, IR, DOMAIN = 11, 8, "qonnx.custom_op.general"  # the opset that the qonnx package prefers
-ROWS, CHANNELS = (-1,), (-1, 1, 1)  # the shapes that broadcast a vector over rows and over pictures
+OPSET, IR, DOMAIN = 13, 8, "qonnx.custom_op.general"
 
 
 def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
@@ -34,7 +33,7 @@ def mlp(graph: Graph, network: DeployedMLP, pixels: str) -> str:
         bits = unpacked(from_tiles(layer.tiles, layer.outputs), torch.uint8)[:, : layer.inputs]
         products = graph("MatMul", h, _weights(graph, bits.T, layer.encoding))
         if isinstance(layer, HiddenLayer):
-            h = graph.named(_step(graph, products, *hidden_threshold(layer), layer.encoding, ROWS), f"layer_{i}")
+            h = graph.named(_step(graph, products, *hidden_threshold(layer), layer.encoding), f"layer_{i}")
         elif network.binarize_logits:
             h = _binarized(graph, products, layer)
         else:
@@ -49,12 +48,11 @@ def cnn(graph: Graph, network: DeployedCNN, pixels: str) -> str:
     """
     h, shapes, rows = pixels, network.shapes(), False
     *layers, last = network.layers
-    for i, (layer, following) in enumerate(zip(layers, network.layers[1:], strict=True)):
+    for i, layer in enumerate(layers):
         if isinstance(layer, Average):
             h, rows = _average(graph, h, layer, shapes[i]), True
         elif isinstance(layer, StepLayer):
-            padded = isinstance(following, IntegerLayer) and following.size > 1
-            h = _bits(graph, h, layer, shapes[i], padded)
+            h = _bits(graph, h, layer, shapes[i])
         else:
             h = _codes(graph, h, layer, rows)
         h = graph.named(h, f"layer_{i}")
@@ -83,58 +81,61 @@ def _code(graph: Graph, x: str, levels: int) -> str:
     return _quant(graph, graph("Relu", x), levels.bit_length())
 
 
-def _step(
-    graph: Graph,
-    products: str,
-    threshold: Tensor,
-    inverted: Tensor,
-    encoding: str,
-    shape: tuple[int, ...],
-    padded: bool = False,
-) -> str:
+def _norm(graph: Graph, x: str, scale: Tensor, shift: Tensor) -> str:
+    """Adds a BatchNorm for scale · x + shift of each channel. Both packages take one, in any order of dimensions."""
+    statistics = graph.floats(torch.zeros(len(scale))), graph.floats(torch.ones(len(scale)))
+    return graph("BatchNormalization", x, graph.floats(scale), graph.floats(shift), *statistics, epsilon=0.0)
+
+
+def _step(graph: Graph, products: str, threshold: Tensor, inverted: Tensor, encoding: str) -> str:
     """Adds nodes for the values of the bits (P ≥ threshold) ≠ inverted, by the sign of the odd number ±(2P + 1 − 2·threshold).
+
+    The values −1 and 1 are whole numbers of two bits, not bipolar ones: convolutions pad them with 0, and hls4ml 1.3 computes
+    other products of bipolar activations (it quantises the weights twice).
 
     Args:
         products, threshold, inverted: P, and int64 and bool [out].
-        shape: the shape that broadcasts `threshold` over `products`.
-        padded: True if the next layer pads the values with zeros. They are then whole numbers of two bits, −1, 0 and 1.
     """
     sign = torch.where(inverted, -1, 1)
-    slope = (2 * sign).reshape(shape) if inverted.any() else torch.tensor(2)
-    odd = graph("Add", graph("Mul", products, graph.floats(slope)), graph.floats((sign * (1 - 2 * threshold)).reshape(shape)))
-    if encoding == "boolean":
-        return _code(graph, odd, 1)
-    return _quant(graph, odd, 2, signed=1, narrow=1) if padded else _bipolar(graph, odd)
+    odd = _norm(graph, products, 2 * sign, sign * (1 - 2 * threshold))
+    return _code(graph, odd, 1) if encoding == "boolean" else _quant(graph, odd, 2, signed=1, narrow=1)
 
 
-def _convolution(graph: Graph, x: str, layer: IntegerLayer) -> tuple[str, Tensor]:
-    """Adds nodes for P − c. Returns their name, and c, int64 [out], which is Σ w·m with the codes m outside the picture."""
-    weights, total = _weights(graph, layer.bits().permute(0, 3, 1, 2), layer.encoding), torch.zeros(layer.outputs).long()
-    if layer.takes == "codes" and layer.padding.any():
-        x = graph("Sub", x, graph.floats(layer.padding.reshape(CHANNELS)))
+def _convolution(graph: Graph, x: str, layer: IntegerLayer, bias: Tensor | None = None) -> str:
+    """Adds nodes for P + bias. Where the codes m outside the picture are not 0, codes x become x − m, and Σ w·m is added.
+
+    The numbers x − m have 9 bits. FINN turns them into integers by `default_filter_function_generator(9)`.
+    """
+    weights = _weights(graph, layer.bits().permute(0, 3, 1, 2), layer.encoding)
+    if layer.takes == "codes" and layer.size > 1 and layer.padding.any():
+        x = _quant(graph, _norm(graph, x, torch.ones(layer.channels), -layer.padding.long()), 9, signed=1)
         total = (layer.weights() * layer.padding).sum((1, 2, 3))
-    return graph("Conv", x, weights, pads=[layer.size // 2] * 4, kernel_shape=[layer.size] * 2), total
+        bias = total if bias is None else total + bias
+    given = [x, weights] if bias is None else [x, weights, graph.floats(bias)]
+    return graph("Conv", *given, group=1, **_windows(layer.size, layer.size, padding=layer.size // 2))
 
 
 def _pooled(graph: Graph, h: str, pool: int) -> str:
-    return h if pool == 1 else graph("MaxPool", h, kernel_shape=[pool] * 2, strides=[pool] * 2)
+    return h if pool == 1 else graph("MaxPool", h, ceil_mode=0, **_windows(pool, pool, stride=pool))
 
 
-def _bits(graph: Graph, x: str, layer: StepLayer, shape: Sequence[int], padded: bool) -> str:
-    products, total = _convolution(graph, x, layer)
-    threshold = step_threshold(layer, shape[:2]) - total
-    products = _pooled(graph, products, layer.pool)
-    return _step(graph, products, threshold, layer.inverted_outputs(), layer.encoding, CHANNELS, padded)
+def _windows(height: int, width: int, stride: int = 1, padding: int = 0) -> dict[str, list[int]]:
+    """Returns the attributes of a convolution or a pooling. The packages need them all, also where they have default values."""
+    return {"kernel_shape": [height, width], "strides": [stride] * 2, "pads": [padding] * 4, "dilations": [1, 1]}
+
+
+def _bits(graph: Graph, x: str, layer: StepLayer, shape: Sequence[int]) -> str:
+    products = _pooled(graph, _convolution(graph, x, layer), layer.pool)
+    return _step(graph, products, step_threshold(layer, shape[:2]), layer.inverted_outputs(), layer.encoding)
 
 
 def _codes(graph: Graph, x: str, layer: CodeLayer, rows: bool) -> str:
     if rows:
-        products, total = graph("MatMul", x, _weights(graph, layer.bits().flatten(1).T, layer.encoding)), torch.tensor(0)
+        products = graph("MatMul", x, _weights(graph, layer.bits().flatten(1).T, layer.encoding))
+        sums = graph("Add", products, graph.floats(layer.bias[None]))
     else:
-        products, total = _convolution(graph, x, layer)
-    shape = ROWS if rows else CHANNELS
-    sums = graph("Add", products, graph.floats((layer.bias + total).reshape(shape)))
-    scaled = graph("Mul", sums, graph.floats(layer.multiplier.reshape(shape)))
+        sums = _convolution(graph, x, layer, layer.bias)
+    scaled = _norm(graph, sums, layer.multiplier, torch.zeros(layer.outputs))
     return _pooled(graph, _code(graph, scaled, layer.levels), layer.pool)
 
 
@@ -142,22 +143,22 @@ def _average(graph: Graph, x: str, layer: Average, shape: tuple[int, int, int]) 
     """Adds the sum over all positions as a convolution of each channel with ones, which is exact; then its code."""
     height, width, channels = shape
     ones = _bipolar(graph, graph.floats(torch.ones(channels, 1, height, width)))
-    sums = graph("Conv", x, ones, group=channels, kernel_shape=[height, width])
-    code = _code(graph, graph("Mul", sums, graph.floats(layer.multiplier)), layer.levels)
-    return graph("Flatten", code, axis=1)
+    sums = graph("Conv", x, ones, group=channels, **_windows(height, width))
+    scaled = _norm(graph, sums, layer.multiplier.expand(channels), torch.zeros(channels))
+    return graph("Flatten", _code(graph, scaled, layer.levels), axis=1)
 
 
 def _logits(graph: Graph, products: str, layer: LastLayer) -> str:
     """Adds nodes for norm(P / divisor). A divisor that is a power of two becomes a part of the scale, which stays exact."""
     within = layer.divisor if layer.divisor in (1, 2, 4) else 1
     quotient = products if within == layer.divisor else graph("Div", products, graph.floats(layer.divisor))
-    return graph("Add", graph("Mul", quotient, graph.floats(layer.norm.weight / within)), graph.floats(layer.norm.bias))
+    return _norm(graph, quotient, layer.norm.weight / within, layer.norm.bias)
 
 
 def _binarized(graph: Graph, products: str, layer: LastLayer) -> str:
     """Adds nodes for the values of 1[norm(product) ≥ 0], the logits of an MLP with `binarize_logits`."""
     found, inverted = layer.folded(layer.norm)
-    values = _step(graph, products, layer.scale * found + layer.offset, inverted, layer.encoding, ROWS)
+    values = _step(graph, products, layer.scale * found + layer.offset, inverted, layer.encoding)
     return graph("Mul", values, graph.floats(two_values(layer.encoding)[1]))
 
 
@@ -174,8 +175,6 @@ def qonnx_model(network: nn.Module, shape: Sequence[int], classes: Sequence[str]
     graph.named(BUILDERS[type(network)](graph, network, "pixels"), "logits")
     whole = onnx.TensorAnnotation(tensor_name="pixels")
     whole.quant_parameter_tensor_names.add(key="finn_datatype", value="UINT8")
-    for i, node in enumerate(graph.nodes):
-        node.name = f"{node.op_type}_{i}"
     made = helper.make_graph(
         graph.nodes,
         "network",

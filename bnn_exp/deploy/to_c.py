@@ -1,4 +1,4 @@
-"""Exports a packed MLP as C for a microcontroller. The code is compiled and checked on images before it is written."""
+"""Exports a packed MLP or CNN as C for a microcontroller. The code is compiled and checked on images before it is written."""
 
 import tempfile
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def export_c(
     which checks a build.
 
     Args:
-        network: a DeployedMLP, or an MLP that `pack_network` can pack.
+        network: a DeployedMLP or a DeployedCNN, or a network that `pack_network` packs as one.
         directory: created if it is missing.
         images: uint8 [n, channels, height, width], n ≥ 1. The program must predict the same classes for these images as
             the network. None: random pixels, for square images.
@@ -39,22 +39,23 @@ def export_c(
         preprocessing: how images become pixels, with test vectors. None: unknown.
 
     Returns:
-        `files`; `flash_bytes`, the size of all constants, without the code; `ram_bytes`, the size of activations and scores,
-        without the image and the few integers of the stack frames.
+        `files`; `flash_bytes`, the size of all constants, without the code; `ram_bytes`, the size of all variables, without the
+        image, the scores and the stack (`NETWORK_STACK` in network.h bounds it); `prepare_ram_bytes`, the variables of
+        network_prepare.c.
 
     Raises:
         UserError: the network is of another kind, there is no C compiler, or a prediction differs. Then nothing is written.
     """
-    if type(network).__name__ in ("BNCVLNet", "DeployedBNCVL"):
-        raise UserError(
-            "export.format=c: model=bncvl has real activations, and the C code has only integers\n"
-            "allowed: model=mlp; or export.format=onnx, torch"
-        )
     network, directory, images, classes = ready("c", network, directory, images, classes)
+    if type(network).__name__ == "DeployedBNCVL":
+        raise UserError(
+            "export.format=c: this network has real activations, and the C code has only integers\n"
+            "allowed: model.activation_bits=8 or 4 at training; model=vgg, model=mlp; or export.format=onnx, torch"
+        )
     if hasattr(type(network), "c"):
         (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}
     else:
-        check_packed("c", network, "DeployedMLP")
+        check_packed("c", network, "DeployedMLP", "DeployedCNN")
         source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
         sizes = {"flash_bytes": flash, "ram_bytes": ram}
     facts = preprocessing or Preprocessing.of_images(images, classes)
@@ -70,6 +71,8 @@ def export_c(
     for name, text in texts.items():
         with replacing(in_folder(directory / name)) as temporary:
             temporary.write_text(text)
+    if "network_prepare.c" in texts:
+        sizes["prepare_ram_bytes"] = facts.c_memory()
     return {"files": [directory / name for name in texts], **sizes}
 
 

@@ -58,7 +58,7 @@ def export_qonnx(
     from bnn_exp.deploy.qonnx_graph import qonnx_model
 
     shape = tuple(images.shape[1:])
-    model = inferred(qonnx_model(network, shape, classes))
+    model = with_types(qonnx_model(network, shape, classes))
     many, single = (runner(model, batch, ["logits"]) for batch in (min(BATCH, len(images)), 1))
     check_equal("the qonnx package", predictions(lambda pixels: many(pixels)[0], images), predictions(network, images))
     check_alike("the qonnx package", lambda pixels: single(pixels)[0], network, shape)
@@ -69,13 +69,17 @@ def export_qonnx(
     return {"file": file, "bytes": len(data)}
 
 
-def inferred(model: Any) -> Any:
-    """Returns the `ModelWrapper` of a model, with the shape and the data type of every tensor."""
+def with_types(model: Any) -> Any:
+    """Returns the `ModelWrapper` of a model, with the shape and the data type of every tensor, and a constant for each use."""
     from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.transformation.general import GiveUniqueNodeNames, GiveUniqueParameterTensors
     from qonnx.transformation.infer_datatypes import InferDataTypes
     from qonnx.transformation.infer_shapes import InferShapes
 
-    return ModelWrapper(model).transform(InferShapes()).transform(InferDataTypes())
+    inferred = ModelWrapper(model)
+    for each in (GiveUniqueNodeNames(), GiveUniqueParameterTensors(), InferShapes(), InferDataTypes()):
+        inferred = inferred.transform(each)
+    return inferred
 
 
 def runner(model: Any, batch: int, outputs: Sequence[str]) -> Callable[[Tensor], list[Tensor]]:

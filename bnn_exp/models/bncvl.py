@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnn_exp.config.models.bncvl import MOST_POSITIONS
 from bnn_exp.models.pixels import OfPixels
 from bnn_exp.nn.bncvl import BNCVL, BinaryNormalizedLinear
 from bnn_exp.nn.codes import FIRST_CLIP, Quantize, evaluated
 from bnn_exp.nn.function import is_compiled, takes_kernels
 from bnn_exp.nn.known_classes import exact
 from bnn_exp.nn.requantize import average_multiplier
-
-MOST_POSITIONS = 2**24 // 255  # float32 holds the sums of codes over so many positions exactly
 
 
 @exact

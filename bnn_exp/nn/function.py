@@ -34,7 +34,8 @@ def is_compiled(x: Tensor) -> bool:
     The compiled operators take 16 channels at a time. Small images stay with torch, because the import of numba takes 0.4 s.
     """
     known = x.dim() == 4 and x.shape[1] % 16 == 0 and x.dtype in (torch.float32, torch.bfloat16)
-    return known and x.numel() >= MANY and device.on_host(x) and not needs_torch(x)
+    # The size comes last, because torch.export keeps every condition on the batch size that it sees.
+    return known and device.on_host(x) and not needs_torch(x) and x.numel() >= MANY
 
 
 def needs_torch(x: Tensor) -> bool:

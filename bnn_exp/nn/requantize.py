@@ -9,7 +9,8 @@ with a whole `bias` and a `multiplier` M / 2^S of whole M and S. The limits of M
 same code:
 
 - |(u + bias) · M| < 2^24 for each u whose code is not cut off at 0 or `levels`, so float32 computes the product exactly;
-- |(u + bias) · M| < 2^31 for each reachable u, so int32 holds the product.
+- |(u + bias) · M| < 2^31 for each reachable u, so int32 holds the product;
+- the bias is a number of float32 too.
 
 A channel with the same code c for each reachable u gets M = 1 and bias = c · 2^S, or M = 0 for c = 0. Its products may exceed
 2^24, but stay so far from a half that no rounding changes c.
@@ -69,7 +70,7 @@ def requantization(
     code, constant = value.round().clamp(0, levels), float(2 ** ((reach + _MARGIN).bit_length() + 1))
     bias = torch.where(flat, code * constant, bias)
     multiplier = torch.where(flat, (code > 0) / constant, numerator / power)
-    return bias.to(torch.int32), multiplier.float()
+    return bias.float().to(torch.int32), multiplier.float()
 
 
 def requantization_of_layer(
@@ -127,15 +128,15 @@ def _power(slope: Tensor, levels: int, reach: int) -> Tensor:
 
 
 def requantize(u: Tensor, bias: Tensor, multiplier: Tensor, levels: int) -> Tensor:
-    """Returns the codes of sums, float32 in the shape of u.
+    """Returns the codes of sums in the shape of u, float32 (float64 for u of float64).
 
     Args:
         u: whole numbers, int32 or floating point (rounded first): [batch, out] or [batch, out, height, width].
         bias, multiplier: int32 and float32 [out], see `requantization`.
     """
     shape = -1, *[1] * (u.dim() - 2)
-    u = u.round().to(torch.int32) if u.is_floating_point() else u
-    return ((u + bias.view(shape)).float() * multiplier.view(shape)).round().clamp(0, levels)
+    u = u.round() if u.is_floating_point() else u.float()
+    return ((u + bias.float().view(shape)) * multiplier.view(shape)).round_().clamp_(0, levels)
 
 
 def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:

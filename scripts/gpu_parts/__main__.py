@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gpu_parts import card, checks, inference, training
+from gpu_parts import card, checks, cnn, inference, training
 from gpu_parts.cases import Machine
 
 PARTS = {
@@ -14,6 +14,7 @@ PARTS = {
     "runs": training.of_runs,
     "engines": training.of_engines,
     "inference": inference.of_inference,
+    "cnn": cnn.of_cnn,
     "accuracy": training.of_accuracy,
     "kernels": training.of_kernels,
     "counts": training.of_counts,

@@ -111,7 +111,10 @@ def small(monkeypatch, tmp_path):
     return Machine("cpu", None, tmp_path)
 
 
-@pytest.mark.parametrize("name", rest_slow(["machine", "epochs", "counts", "runs", "inference", "accuracy", "kernels"], 3))
+SMALL = "machine", "epochs", "counts", "runs", "inference", "cnn", "accuracy", "kernels"  # parts that measure on a CPU too
+
+
+@pytest.mark.parametrize("name", rest_slow(SMALL, 3))
 def test_a_part_measures_on_a_cpu_what_its_table_names(name, small):
     rows = list(PARTS[name](small))
     assert rows == json.loads(json.dumps(rows))
@@ -124,6 +127,8 @@ def test_a_part_measures_on_a_cpu_what_its_table_names(name, small):
         assert rows[0]["auto is"] in ("dense", "packed") and rows[0]["torch fp32"] > 0
     if name == "inference":
         assert {row["batch"] for row in rows} == {1, 4} and all(row["packed"] > 0 for row in rows)
+    if name == "cnn":
+        assert len(rows) == 3 and all(row["packed"] > 0 and row["torch bf16"] > 0 for row in rows)
     if name == "accuracy":
         assert [row["epochs"] for row in rows] == [1, 1] and all(row["s"] > 0 and 0 < row["test %"] < 98 for row in rows)
     if name == "kernels":

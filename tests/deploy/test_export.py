@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import sys
@@ -91,10 +92,12 @@ def test_what_a_c_program_takes_of_a_device(tmp_path):
     images = torch.from_numpy(sources.read("digits").test_images)
     made = export_c(pack_network(network), tmp_path, images, TEN)
     weights, neurons = 64 * 128 + 2 * 128 * 128 + 128 * 10, 3 * 128
-    assert made["flash_bytes"] == weights // 8 + neurons * 4 + neurons // 8 + 10 * 16 + 10 * 2
-    assert made["ram_bytes"] == 8 * 64 // 8 + 2 * 128 // 8 + 10 * 8
+    real = neurons * 4 + 10 * 16  # thresholds, and a scale and a shift of 8 bytes for each score
+    assert weights // 8 + real < made["flash_bytes"] < weights // 8 + real + 512  # inversions, names and the layers' structs
+    assert 2 * 128 // 8 < made["ram_bytes"] < 2 * 128 // 8 + 3400  # two buffers of bits, and the tables and sums of a layer
     text = (tmp_path / "network.c").read_text()
-    assert not any(word in text for word in ("float", "double", "malloc")) and text.count("#include") == 2
+    assert not any(word in text for word in ("float", "double", "malloc"))
+    assert set(re.findall("#include (.*)", text)) == {"<string.h>", "<stdio.h>", '"network.h"'}
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cnns import random_pictures, random_vgg, unpacked_bits
+from cnns import random_bncvl, random_pictures, random_vgg, unpacked_bits
 from helpers import random_mlp
 from torch import Tensor, nn
 
@@ -58,7 +58,7 @@ def some_network(kind: str, seed: int) -> tuple[nn.Module, Tensor]:
     if kind == "mlp":
         network, pixels = random_mlp(seed)
         return pack_network(network), pixels[:20]
-    packed = random_codes(seed) if kind == "codes" else pack_network(random_vgg(seed))
+    packed = random_codes(seed) if kind == "codes" else pack_network({"vgg": random_vgg, "bncvl": random_bncvl}[kind](seed))
     return packed, random_pictures(packed)
 
 
@@ -99,7 +99,7 @@ def in_onnxruntime(network: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Ten
     return logits, [each.float() if code else (each > 0).float() for each, code in zip(layers, codes, strict=False)]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "codes", "vgg"])
+@pytest.mark.parametrize("kind", ["mlp", "codes", "vgg", "bncvl"])
 @pytest.mark.parametrize("seed", range(8))
 def test_every_layer_of_the_onnx_graph_gives_the_integers_of_the_network(kind, seed):
     pytest.importorskip("onnxruntime")
@@ -110,16 +110,16 @@ def test_every_layer_of_the_onnx_graph_gives_the_integers_of_the_network(kind, s
     torch.testing.assert_close(logits, expected, equal_nan=True, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", ["mlp", "codes", "vgg"])
+@pytest.mark.parametrize("kind", ["mlp", "codes", "vgg", "bncvl"])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_layer_of_the_qonnx_graph_gives_the_integers_of_the_network(kind, seed):
     pytest.importorskip("qonnx")
     from bnn_exp.deploy.qonnx_graph import qonnx_model
-    from bnn_exp.deploy.to_qonnx import inferred, runner
+    from bnn_exp.deploy.to_qonnx import runner, with_types
 
     network, pixels = some_network(kind, seed)
     classes = TEN[: network.layers[-1].outputs]
-    model = inferred(qonnx_model(network, tuple(pixels.shape[1:]), classes))
+    model = with_types(qonnx_model(network, tuple(pixels.shape[1:]), classes))
     names = [f"layer_{i}" for i in range(len(network.layers) - 1)]
     logits, *layers = runner(model, len(pixels), ("logits", *names))(pixels)
     compare(layers, numbers(network, pixels, values=True))
@@ -140,7 +140,7 @@ def test_the_tensors_of_a_qonnx_file_have_types_of_few_bits(tmp_path):
         "layer_1",
         *(node.input[1] for node in model.graph.node if node.op_type in ("Conv", "MatMul")),
     ]
-    assert [model.get_tensor_datatype(name).name for name in names] == ["UINT8", "INT2", *["BIPOLAR"] * 4]
+    assert [model.get_tensor_datatype(name).name for name in names] == ["UINT8", "INT2", "INT2", *["BIPOLAR"] * 3]
 
 
 def test_qonnx_says_what_it_needs(tmp_path, monkeypatch):

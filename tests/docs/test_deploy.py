@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from helpers import COMMAND, ROOT
@@ -30,6 +31,8 @@ def test_from_photos_to_firmware(tmp_path):
     pytest.importorskip("onnxruntime")
     printed = ""
     for language, text in BLOCKS:
+        if "format=qonnx" in text and find_spec("qonnx") is None:
+            continue
         if language == "sh":
             printed += run(tmp_path, text.replace("trainer.epochs=15", "trainer.epochs=4"))
         elif language == "python":

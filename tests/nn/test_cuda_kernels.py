@@ -7,7 +7,7 @@ LAUNCHES = """
 import torch
 
 from bnn_exp.data.cuda import augment, gather
-from bnn_exp.nn.cuda import batch_norm, convolution, losses, pixels, pooling, standardize, tally, values
+from bnn_exp.nn.cuda import batch_norm, codes, convolution, losses, pixels, pooling, standardize, tally, values
 
 BF16, scalar, number, vector = torch.bfloat16, torch.tensor(0.5), torch.tensor(3), torch.empty(64)
 few, many = torch.empty(1000, 64, dtype=BF16), torch.empty(128 * 32 * 32, 64, dtype=BF16)
@@ -17,6 +17,7 @@ batch_norm.normalize(many, *statistics, None, None, 1e-5, "relu", 0.0, 0.0, BF16
 batch_norm.normalize_few(few, *running, *affine, "binary", -1.0, 1.0, BF16)
 batch_norm.normalize_gradient(many, many, *statistics, *affine, "binary", 1.0)
 batch_norm.normalize_few_gradient(few, few, *statistics, *affine, "binary", 1.0)
+codes.codes_gradient(many, codes.codes_of(many, scalar, 255), scalar, 255)
 samples = torch.empty(128, 16 * 32 * 32, 1, dtype=BF16)
 _, mean, std = standardize.standardize(samples, "relu", 0.0, 0.0, BF16)
 standardize.standardize_gradient(samples, samples, mean, std, "relu", 1.0)
@@ -44,4 +45,4 @@ print(*{f"{kernel.__module__}.{kernel.__name__}" for kernel, _ in launched})
 @pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_the_kernels_compile_for_a_gpu(capability, tmp_path):
     pytest.importorskip("triton")
-    assert len(compiled(tmp_path, capability, LAUNCHES)) == 24
+    assert len(compiled(tmp_path, capability, LAUNCHES)) == 26

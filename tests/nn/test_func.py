@@ -29,6 +29,10 @@ def evaluated(network):
     return network.eval()
 
 
+def codes_net():
+    return BNCVLNet((3, 8, 8), 4, (4, 4), 1, dense=(8,), weights="bits", activation_bits=8)
+
+
 IMAGES = pixels(3, 8, 8).double() / 255  # float64: rounding must not change which pixel max-pooling takes
 NETWORKS = {
     "mlp": (lambda: evaluated(MLP(16, 4, 8, 3)), pixels(1, 4, 4)),
@@ -36,6 +40,7 @@ NETWORKS = {
     "mlp of halves": (lambda: evaluated(MLP(16, 4, 8, 2, encoding="centred")), pixels(1, 4, 4)),
     "vgg": (lambda: evaluated(VGG((3, 8, 8), 4, channels=(4,), convolutions=2)).double(), IMAGES),
     "bncvl": (lambda: BNCVLNet((3, 8, 8), 4, (4, 4), 1, dense=(8,), normalization="sample", weights="bits").double(), IMAGES),
+    "codes": (lambda: evaluated(codes_net()).double(), IMAGES),
     "latent": (lambda: BNCVLNet((3, 8, 8), 4, (4, 4), 1, dense=(8,), normalization="sample").double(), IMAGES),
 }
 

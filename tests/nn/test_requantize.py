@@ -48,6 +48,7 @@ def test_codes_are_those_of_exact_arithmetic_in_every_number_format():
         assert product.abs().max() < 2**31
         exact = (product / 2.0 ** s.double()).round().clamp(0, levels)  # float64 holds the quotients exactly
         assert torch.equal(codes.double(), exact)
+        assert torch.equal(bias.float().int(), bias)
         assert torch.equal(requantize(rows.float(), bias, multiplier, levels), codes)
         cut = (codes == 0) | (codes == levels) | (codes == codes[:1]).all(0)
         assert (product.abs() < 2**24)[~cut].all()

@@ -1,7 +1,7 @@
 """The operators of `bnn_exp.bits.convolutions` on a CPU: they check sizes, reserve memory and divide the work among threads.
 
-The operators and compiled networks (`bits.cpu.network`) describe a layer by its *fields*: numbers and tensors by their places in
-a record of `bits.cpu.kernels.convolutions`. Functions that make fields check them, because a kernel sees addresses only.
+The operators and compiled networks (`bits.cpu.network`) describe a layer by its *fields*: numbers and tensors by their places
+in a record of `bits.cpu.kernels.convolutions`. Functions that make fields check them, because a kernel sees addresses only.
 """
 
 from collections.abc import Sequence
@@ -62,10 +62,7 @@ def bits_of_bits(
 def average_codes(x: Tensor, multiplier: Tensor, levels: int) -> Tensor:
     """Returns the mean of codes over all positions, as codes; see `bnn_exp.bits.convolutions`."""
     shape = _shape(x, x.shape[-1], x.shape[-1])
-    record, _kept = as_record(mean_fields(shape, multiplier, levels))
-    x, out = x.contiguous(), x.new_empty(len(x), 1, 1, shape[2])
-    kernels.averages(record.data_ptr(), x.data_ptr(), len(x), out.data_ptr())
-    return out
+    return _convolved(x, mean_fields(shape, multiplier, levels), shape[2])
 
 
 def code_fields(
@@ -84,7 +81,7 @@ def code_fields(
     Raises:
         ValueError: sizes, dtypes or devices of the tensors do not fit together.
     """
-    _check_codes(multiplier, levels)
+    _check_levels(levels)
     _check("bias", bias, torch.int32, len(bias))
     _check("multiplier", multiplier, torch.float32, len(bias))
     fields = _convolution(shape, tiles, padding, size, len(bias), zero, pool)
@@ -120,10 +117,10 @@ def mean_fields(shape: Shape, multiplier: Tensor, levels: int) -> Fields:
     Raises:
         ValueError: `multiplier` is no float32 without dimensions, or `levels` is no code.
     """
-    _check_codes(multiplier, levels)
+    _check_levels(levels)
     _check("multiplier", multiplier, torch.float32)
     height, width, channels = shape
-    sides = {kernels.HEIGHT: height, kernels.WIDE: width, kernels.CHANNELS: channels, kernels.SIZE: 1, kernels.POOL: 1}
+    sides: Fields = {kernels.HEIGHT: height, kernels.WIDE: width, kernels.CHANNELS: channels, kernels.SIZE: 1, kernels.POOL: 1}
     return sides | {kernels.KIND: kernels.AVERAGE, kernels.MULTIPLIER: multiplier, kernels.LEVELS: levels}
 
 
@@ -146,7 +143,10 @@ def result_shape(fields: Fields) -> tuple[int, int, int]:
 
 
 def work(fields: Fields) -> int:
-    """Returns the work of a layer for one picture: bytes of weights that it reads, times positions. Codes count 4 times."""
+    """Returns the work of a layer for one picture: positions times the bytes of an output's weights times tiles.
+
+    Codes count 4 times, because they take about 4 times as long as bits.
+    """
     if fields[kernels.KIND] == kernels.AVERAGE:
         return 0
     height, width, columns, groups = (
@@ -176,7 +176,7 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
         raise ValueError(f"{name} {given}: must be {dtype} {list(shape)} on cpu")
 
 
-def _check_codes(multiplier: Tensor, levels: int) -> None:
+def _check_levels(levels: int) -> None:
     if not 0 <= levels <= 255:
         raise ValueError(f"levels={levels}: must be from 0 to 255")
 
@@ -191,8 +191,8 @@ def _convolution(shape: Shape, tiles: Tensor, padding: Tensor | None, size: int,
         )
     columns = size * _bytes(size * channels) if padding is not None else size * size * _bytes(channels)
     _check("tiles", tiles, torch.uint8, -(-outputs // LANES), columns, LANES)
-    fields = {kernels.HEIGHT: height, kernels.WIDE: width, kernels.CHANNELS: channels, kernels.SIZE: size, kernels.POOL: pool}
-    fields |= {kernels.OUTPUTS: outputs, kernels.ZERO: zero}
+    fields: Fields = {kernels.HEIGHT: height, kernels.WIDE: width, kernels.CHANNELS: channels, kernels.SIZE: size}
+    fields |= {kernels.POOL: pool, kernels.OUTPUTS: outputs, kernels.ZERO: zero}
     fields |= {kernels.TILES: tiles, kernels.COLUMNS: columns, kernels.GROUPS: len(tiles)}
     if padding is None:
         return fields | {kernels.KIND: kernels.BITS}

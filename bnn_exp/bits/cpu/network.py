@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -85,7 +85,8 @@ class Network:
     def __init__(self, inputs: int, layers: Sequence[Steps | Scores]):
         _check(inputs, layers)
         self._keep([as_record(layer.fields(), kernels.RECORD) for layer in layers])
-        self.inputs, self.outputs = inputs, len(layers[-1].offset)
+        last: Any = layers[-1]
+        self.inputs, self.outputs = inputs, len(last.offset)
         rows = [inputs, *(layer.tiles.shape[1] for layer in layers[1:])]  # bytes of one row of each layer's input
         work = [row * len(layer.tiles) for row, layer in zip(rows, layers, strict=True)]
         self.work, self.heaviest = sum(work), max(work)

@@ -16,14 +16,14 @@ OUTPUTS = tl.constexpr(8)  # outputs that a program of `few_bits` and `few_pixel
 
 
 @triton.jit
-def _popcount(x):
+def popcount(x):
     """Returns the number of ones in each uint32, as int32. The compiler turns this form into one instruction of the GPU."""
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     return ((((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
 
 
-COMPILED = tl.constexpr(isinstance(_popcount, triton.JITFunction))  # False if Triton interprets the kernels
+COMPILED = tl.constexpr(isinstance(popcount, triton.JITFunction))  # False if Triton interprets the kernels
 
 
 @triton.jit
@@ -77,8 +77,8 @@ def few_bits(
             counting = tl.where(bits == 32, -1, (1 << (bits % 32)) - 1).to(tl.uint32, bitcast=True)
             inputs = tl.load(x + r * row + k, bits > 0, 0) & counting
             w = tl.load(weights + n[:, None] * stride + k[None, :], (k < stride)[None, :], 0)
-            matches += _popcount(inputs[None, :] & w)
-            total += _popcount(inputs)
+            matches += popcount(inputs[None, :] & w)
+            total += popcount(inputs)
         sums = (1 - zero) * tl.sum(matches, 1) + zero * tl.sum(total, 0)
         _finish(sums[:, None], first, r + tl.arange(0, 1), rows, out, width, outputs, constants, RESULT)
 
@@ -186,7 +186,7 @@ def many(
     for begin in range(0, stride, BYTES):
         w = tl.load(w_at + begin, (n < outputs)[:, None], 0)
         if PIXELS:
-            ones += tl.sum(_popcount(w.to(tl.uint32)), 1)
+            ones += tl.sum(popcount(w.to(tl.uint32)), 1)
         for p in tl.static_range(8):
             x = tl.load(x_at + p * stride + begin, (r < rows)[None, :], 0)
             sums = tl.dot(_lowest_bits(w), x, sums, out_dtype=tl.int32)

@@ -1,5 +1,6 @@
 """Settings of `model=bncvl`, the binary normalised CNN (`bnn_exp.models.bncvl`)."""
 
+from math import prod
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from bnn_exp.config.schema import Count, schema
 from bnn_exp.errors import UserError
 
 MOST_INPUTS = 2**21 // 255  # the most inputs of a layer of codes, see bnn_exp.nn.requantize
+MOST_POSITIONS = 2**24 // 255  # float32 holds the sums of codes over so many positions exactly
 
 
 @schema
@@ -37,12 +39,22 @@ class BNCVL:
 
     def check_images(self, size: tuple[int, int]) -> None:
         check_pooling(self.channels, size, len(self.channels) - 1, self.pool, "fewer channels, or model.pool=1")
-        inputs = max(max(self.channels) * self.kernel_size**2, *self.dense)
-        if self.activation_bits and inputs > MOST_INPUTS:
-            raise UserError(
-                f"model.activation_bits={self.activation_bits}: a layer has {inputs:,} inputs\n"
-                f"allowed: up to {MOST_INPUTS:,} inputs, kernel_size² · channels of a convolution"
-            )
+        if self.activation_bits:
+            self._check_sums(size)
+
+    def _check_sums(self, size: tuple[int, int]) -> None:
+        """Raises UserError if sums of codes are too large for whole numbers in float32."""
+        convolved = self.channels if self.convolutions > 1 else self.channels[:-1]
+        inputs = max([self.channels[-1], *self.dense, *(self.kernel_size**2 * width for width in convolved)])
+        positions = prod(side // self.pool ** (len(self.channels) - 1) for side in size)
+        for count, most, what in (
+            (inputs, MOST_INPUTS, "inputs of a layer"),
+            (positions, MOST_POSITIONS, "pixels of the mean"),
+        ):
+            if count > most:
+                raise UserError(
+                    f"model.activation_bits={self.activation_bits}: {count:,} {what}\nallowed: up to {most:,} {what}, or null"
+                )
 
 
 SMALL = "${by:${dataset.name},{digits:%d,local:%d,else:%d}}"  # digits and local datasets have few samples

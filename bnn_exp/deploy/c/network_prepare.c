@@ -24,22 +24,20 @@
 /* One direction, horizontal or vertical: `in` pixels of the frame become `out` pixels, which begin at pixel `at`. */
 typedef struct {
     int32_t in, out, at;
-    float begin, end;       /* the part of the frame that is shown */
-    double scale;           /* the pixels of the frame for each output pixel */
-    double filter;          /* the scale of the filter, at least 1 */
-    double total[LONGER];   /* the sum of the filter's values for an output pixel */
-    int32_t first[LONGER];  /* the first pixel of the frame that an output pixel reads */
-    int32_t count[LONGER];  /* the number of these pixels */
+    float begin, end;      /* the part of the frame that is shown */
+    int32_t first[LONGER]; /* the first pixel of the frame that an output pixel reads */
+    int32_t count[LONGER]; /* the number of these pixels */
+    int32_t place[LONGER]; /* of their weights */
+    int32_t weights[4 * NETWORK_FRAME_MOST + 5 * LONGER];
 } direction;
 
 static direction across, down;
 static direction *along, *over; /* along the lines of the frame, and over its lines; a line may be a column */
 static int frame_channels;
-static int32_t lines;                                        /* the number of lines so far */
-static uint8_t line[NETWORK_FRAME_MOST * CHANNELS];          /* of the frame, in the channels of the network */
-static uint8_t small[LONGER * CHANNELS];                     /* the resized line */
-static int32_t weights[4 * NETWORK_FRAME_MOST + 5 * LONGER]; /* for `along` */
-static int32_t sums[NETWORK_PIXELS];                         /* of weighted pixels: resized line, its pixel, channel */
+static int32_t lines;                              /* the number of lines so far */
+static uint8_t line[CHANNELS][NETWORK_FRAME_MOST]; /* of the frame, in the channels of the network */
+static uint8_t small[CHANNELS * LONGER];           /* the resized line: channel, pixel */
+static int32_t sums[NETWORK_PIXELS];               /* of weighted pixels: resized line, channel, pixel */
 
 static double bicubic(double x) {
     if (x < 0.0) x = -x;
@@ -48,35 +46,29 @@ static double bicubic(double x) {
     return 0.0;
 }
 
-static double middle(const direction *d, int32_t i) { return d->begin + (i + 0.5) * d->scale; }
-
-/* Returns the filter's value for pixel k of those that output pixel i reads. */
-static double filtered(const direction *d, int32_t i, int32_t k) {
-    const double inverse = 1.0 / d->filter;
-    return bicubic((k + d->first[i] - middle(d, i) + 0.5) * inverse);
-}
-
-/* Returns the weight of this pixel as an integer: the value as a share of the total. */
-static int32_t weight(const direction *d, int32_t i, int32_t k) {
-    double share = filtered(d, i, k);
-    if (d->total[i] != 0.0) share /= d->total[i];
+/* Returns the nearest integer to a weight. */
+static int32_t rounded(double share) {
     share *= ONE;
     return (int32_t)(share < 0.0 ? share - 0.5 : share + 0.5);
 }
 
-/* Fills in the pixels that each output pixel reads. */
+/* Fills in the pixels that each output pixel reads, and their weights: values of the filter, as shares of their total. */
 static void measure(direction *d) {
     const float part = d->end - d->begin;
-    double reach;
-    d->scale = (double)part / d->out;
-    d->filter = d->scale < 1.0 ? 1.0 : d->scale;
-    reach = 2.0 * d->filter;
-    for (int32_t i = 0; i < d->out; i++) {
-        int32_t first = (int32_t)(middle(d, i) - reach + 0.5), end = (int32_t)(middle(d, i) + reach + 0.5);
-        d->first[i] = first < 0 ? 0 : first;
-        d->count[i] = (end > d->in ? d->in : end) - d->first[i];
-        d->total[i] = 0.0;
-        for (int32_t k = 0; k < d->count[i]; k++) d->total[i] += filtered(d, i, k);
+    const double scale = (double)part / d->out; /* pixels of the frame for each output pixel */
+    const double wide = scale < 1.0 ? 1.0 : scale, inverse = 1.0 / wide, reach = 2.0 * wide;
+    int32_t place = 0;
+    for (int32_t i = 0; i < d->out; place += d->count[i++]) {
+        const double middle = d->begin + (i + 0.5) * scale;
+        int32_t first = (int32_t)(middle - reach + 0.5), end = (int32_t)(middle + reach + 0.5);
+        double total = 0.0;
+        if (first < 0) first = 0;
+        if (end > d->in) end = d->in;
+        d->first[i] = first, d->count[i] = end - first, d->place[i] = place;
+        for (int32_t n = first; n < end; n++) total += bicubic((n - middle + 0.5) * inverse);
+        if (total == 0.0) total = 1.0;
+        for (int32_t n = first; n < end; n++)
+            d->weights[place + n - first] = rounded(bicubic((n - middle + 0.5) * inverse) / total);
     }
 }
 
@@ -125,26 +117,32 @@ static uint8_t grey(const uint8_t *pixel) {
 
 /* Copies a line of the frame to `line`, in the channels of the network. `step`: bytes from one pixel to the next. */
 static void take(const uint8_t *pixel, int32_t step) {
-    for (int32_t i = 0; i < along->in; i++, pixel += step) {
 #if CHANNELS == 1
-        line[i] = frame_channels == 1 ? *pixel : grey(pixel);
+    uint8_t *to = line[0];
+    if (frame_channels == 3)
+        for (int32_t i = 0; i < along->in; i++, pixel += step) *to++ = grey(pixel);
+    else
+        for (int32_t i = 0; i < along->in; i++, pixel += step) *to++ = *pixel;
 #else
-        for (int c = 0; c < CHANNELS; c++) line[i * CHANNELS + c] = pixel[frame_channels == 1 ? 0 : c];
-#endif
+    for (int c = 0; c < CHANNELS; c++) {
+        const uint8_t *from = pixel + (frame_channels == 3 ? c : 0);
+        for (int32_t i = 0; i < along->in; i++, from += step) line[c][i] = *from;
     }
+#endif
 }
 
 /* Resizes `line` to `small`. */
 static void resize(void) {
     uint8_t *to = small;
-    const int32_t *w = weights;
-    for (int32_t i = 0; i < along->out; w += along->count[i++])
-        for (int c = 0; c < CHANNELS; c++) {
-            const uint8_t *pixel = line + along->first[i] * CHANNELS + c;
+    for (int c = 0; c < CHANNELS; c++) {
+        const int32_t *w = along->weights;
+        for (int32_t i = 0; i < along->out; i++) {
+            const uint8_t *pixel = line[c] + along->first[i], *const end = pixel + along->count[i];
             int32_t sum = ONE / 2;
-            for (int32_t k = 0; k < along->count[i]; k++, pixel += CHANNELS) sum += *pixel * w[k];
+            while (pixel < end) sum += *pixel++ * *w++;
             *to++ = clipped(sum);
         }
+    }
 }
 
 /* Adds the next line of the frame to the sums of all output pixels that read this line. */
@@ -156,14 +154,14 @@ static void add(const uint8_t *pixel, int32_t step) {
     for (int32_t i = 0; i <= last; i++) {
         const int32_t k = n - over->first[i];
         if (k >= 0 && k < over->count[i]) {
-            const int32_t w = weight(over, i, k);
+            const int32_t w = over->weights[over->place[i] + k];
             for (int32_t b = 0; b < bytes; b++) sums[i * bytes + b] += w * small[b];
         }
     }
 }
 
 int network_prepare_begin(int width, int height, int channels) {
-    int32_t *w = weights;
+    const int known = width == across.in && height == down.in; /* the weights are those of the last frame */
     if (channels != 1 && channels != 3) return NETWORK_WRONG_CHANNELS;
     if (width < 1 || height < 1 || width > NETWORK_FRAME_MOST || height > NETWORK_FRAME_MOST) return NETWORK_WRONG_SIZE;
     frame_channels = channels, lines = 0, along = &across, over = &down;
@@ -171,9 +169,7 @@ int network_prepare_begin(int width, int height, int channels) {
 #if NETWORK_TALL_BY_COLUMNS
     if (height > down.out && height - down.out > 2 * (width - across.out)) along = &down, over = &across;
 #endif
-    measure(along), measure(over);
-    for (int32_t i = 0; i < along->out; i++)
-        for (int32_t k = 0; k < along->count[i]; k++) *w++ = weight(along, i, k);
+    if (!known) measure(&across), measure(&down);
     for (int32_t i = 0; i < NETWORK_PIXELS; i++) sums[i] = ONE / 2;
     return along == &across ? 0 : NETWORK_NEEDS_FRAME;
 }
@@ -185,12 +181,13 @@ void network_prepare_line(const uint8_t *pixel) {
 int network_prepare_end(uint8_t *pixels) {
     static const uint8_t background[CHANNELS] = NETWORK_BACKGROUND;
     const int32_t plane = NETWORK_WIDTH * NETWORK_HEIGHT;
+    const int by_lines = along == &across;
     for (int32_t i = 0; i < NETWORK_PIXELS; i++) pixels[i] = background[i / plane];
     for (int32_t y = 0; y < down.out; y++)
         for (int32_t x = 0; x < across.out; x++)
             for (int c = 0; c < CHANNELS; c++) {
-                const int32_t from = along == &across ? y * across.out + x : x * down.out + y;
-                pixels[c * plane + (down.at + y) * NETWORK_WIDTH + across.at + x] = clipped(sums[from * CHANNELS + c]);
+                const int32_t from = by_lines ? (y * CHANNELS + c) * across.out + x : (x * CHANNELS + c) * down.out + y;
+                pixels[c * plane + (down.at + y) * NETWORK_WIDTH + across.at + x] = clipped(sums[from]);
             }
     return lines == over->in ? 0 : NETWORK_WRONG_SIZE;
 }

@@ -24,17 +24,16 @@ from bnn_exp.bits.cpu.kernels.llvm import (
     signed_at,
     word_at,
 )
-from bnn_exp.bits.cpu.kernels.pixels import pixel_product
-from bnn_exp.bits.cpu.kernels.vectors_16 import floats_at, ints_at, zero_floats, zero_ints
+from bnn_exp.bits.cpu.kernels.vectors_16 import zero_ints
 from bnn_exp.bits.cpu.kernels.vectors_convolutions import (
     add_codes,
-    as_scaled,
     clear,
     clear_weights,
     copy,
-    larger,
-    scaled,
-    set_codes,
+    set_codes_16,
+    set_codes_32,
+    set_codes_64,
+    set_ints,
     spread_bits,
     spread_codes,
     steps_of_16,
@@ -42,12 +41,12 @@ from bnn_exp.bits.cpu.kernels.vectors_convolutions import (
     steps_of_64,
     sums_of_bits_1x4,
     sums_of_bits_4x4,
+    sums_of_bits_8x1,
     sums_of_bits_8x2,
-    sums_of_bits_16x1,
     sums_of_codes_1x4,
     sums_of_codes_4x4,
+    sums_of_codes_8x1,
     sums_of_codes_8x2,
-    sums_of_codes_16x1,
 )
 
 KIND, HEIGHT, WIDE, CHANNELS, SIZE, POOL, OUTPUTS, ZERO = range(0, 64, 8)  # WIDE: the width of a picture
@@ -58,6 +57,7 @@ RECORD = 144
 CODES, BITS, AVERAGE = range(3)  # kinds: a convolution that reads codes or bits, or a mean over all positions
 
 _STRIP = 256  # vectors of sums (16 KiB) that a strip holds at most, if it has more than `pool` rows
+SPARE = 9 * LANES  # bytes for the biases, multipliers and codes of 64 outputs
 SLACK = 64  # bytes that a kernel may read after the last picture
 
 
@@ -100,30 +100,30 @@ def inside(record):
 
 
 @kernel
-def _set_outside(record, at, count):
-    """Sets `count` positions outside the picture, the first at address `at`."""
+def _set_outside(record, at, count, zeros):
+    """Sets `count` positions outside the picture, the first at address `at`; to 0 if `zeros` is True."""
     each, padding = position_bytes(record), word_at(record + PADDING)
-    if padding:
+    if zeros:
+        clear(at, count * each)
+    else:
         for i in range(count):
             copy(at + i * each, padding, each)
-    else:
-        clear(at, count * each)
 
 
 @kernel
 def set_border(record, picture):
     """Sets the positions around the picture in the padded picture at address `picture`."""
     height, width, half = word_at(record + HEIGHT), word_at(record + WIDE), word_at(record + SIZE) // 2
-    row = padded_row(record)
+    padding, zeros = word_at(record + PADDING), True
+    for i in range(position_bytes(record) if padding and half else 0):
+        zeros = zeros and byte_at(padding + i) == 0
+    around, row = half * (width + 2 * half) + half, padded_row(record)  # from the first position to the picture
     if half == 0:
         return
-    around = half * (width + 2 * half)
-    last = picture + (half + height) * row
-    _set_outside(record, picture, around)
-    _set_outside(record, last, around)
-    for y in range(half, half + height):
-        _set_outside(record, picture + y * row, half)
-        _set_outside(record, picture + y * row + (half + width) * position_bytes(record), half)
+    _set_outside(record, picture, around, zeros)
+    for y in range(half + 1, half + height):  # the end of a row and the start of the next one lie side by side
+        _set_outside(record, picture + y * row - half * position_bytes(record), 2 * half, zeros)
+    _set_outside(record, picture + (half + height) * row - half * position_bytes(record), around, zeros)
 
 
 @kernel
@@ -165,7 +165,7 @@ def _block_sums(bits, x, offsets, runs, step, fours, stride, weights, vectors, r
         if rows == 1:
             sums_of_bits_1x4(x, offsets, runs, step, fours, stride, weights, sums)
         elif vectors == 1:
-            sums_of_bits_16x1(x, offsets, runs, step, fours, stride, weights, sums)
+            sums_of_bits_8x1(x, offsets, runs, step, fours, stride, weights, sums)
         elif vectors == 2:
             sums_of_bits_8x2(x, offsets, runs, step, fours, stride, weights, sums)
         else:
@@ -173,7 +173,7 @@ def _block_sums(bits, x, offsets, runs, step, fours, stride, weights, vectors, r
     elif rows == 1:
         sums_of_codes_1x4(x, offsets, runs, step, fours, stride, weights, sums)
     elif vectors == 1:
-        sums_of_codes_16x1(x, offsets, runs, step, fours, stride, weights, sums)
+        sums_of_codes_8x1(x, offsets, runs, step, fours, stride, weights, sums)
     elif vectors == 2:
         sums_of_codes_8x2(x, offsets, runs, step, fours, stride, weights, sums)
     else:
@@ -197,35 +197,29 @@ def _store_codes(record, group, vectors, sums, height, out, out_row, spare):
     """Stores the codes of a strip of `height` rows of positions; the first row of the result is at address `out`.
 
     Args:
-        spare: the address of 64 bytes that the kernel may use.
+        spare: the address of SPARE bytes that the kernel may use.
     """
     width, pool, outputs = word_at(record + WIDE), word_at(record + POOL), word_at(record + OUTPUTS)
-    levels, each = word_at(record + LEVELS), LANES * vectors
-    for v in range(vectors):
-        first = LANES * group + WIDTH * v
-        count = min(WIDTH, outputs - first)
-        if count <= 0:
-            break
-        bias, multiplier = word_at(record + BIAS) + 4 * first, word_at(record + MULTIPLIER) + 4 * first
-        if count == WIDTH:
-            biases, multipliers = ints_at(bias), floats_at(multiplier)
-        else:
-            copy(spare, bias, 4 * count)
-            biases = ints_at(spare)
-            copy(spare, multiplier, 4 * count)
-            multipliers = floats_at(spare)
-        for y in range(height // pool):
-            for x in range(width // pool):
-                at, best = sums + (y * width + x) * pool * each + LANES * v, zero_floats()
-                for dy in range(pool):
-                    for dx in range(pool):
-                        best = larger(best, scaled(at + (dy * width + dx) * each, biases, multipliers))
-                to = out + y * out_row + x * outputs + first
-                if count == WIDTH:
-                    set_codes(to, best, levels)
-                else:
-                    set_codes(spare, best, levels)
-                    copy(to, spare, count)
+    levels, across, first = word_at(record + LEVELS), LANES * vectors, LANES * group
+    bias, multiplier = word_at(record + BIAS) + 4 * first, word_at(record + MULTIPLIER) + 4 * first
+    count, codes = min(WIDTH * vectors, outputs - first), spare + 8 * LANES
+    partly = count < WIDTH * vectors
+    if partly:
+        copy(spare, bias, 4 * count)
+        copy(spare + 4 * LANES, multiplier, 4 * count)
+        bias, multiplier = spare, spare + 4 * LANES
+    for y in range(height // pool):
+        for x in range(width // pool):
+            at, place = sums + (y * width + x) * pool * across, out + y * out_row + x * outputs + first
+            to = codes if partly else place
+            if vectors == 4:
+                set_codes_64(to, at, pool, across, width * across, bias, multiplier, levels)
+            elif vectors == 2:
+                set_codes_32(to, at, pool, across, width * across, bias, multiplier, levels)
+            else:
+                set_codes_16(to, at, pool, across, width * across, bias, multiplier, levels)
+            if partly:
+                copy(place, codes, count)
 
 
 @kernel
@@ -331,9 +325,9 @@ def convolution(record, x, pictures, first, last, out, out_row, out_picture):
     least = ((last - first) % rows or rows) * width  # positions of the smallest strip
     numbers, counted = height * width, 1 if bits and word_at(record + ZERO) else 0
     sizes = (size * fours + 1) * 4 * LANES, 4 * LANES * positions, 8 * (positions + height + width)
-    memory = np.empty(128 + sizes[0] + sizes[1] + sizes[2] + (4 * numbers * pictures if counted else 0), np.uint8)
+    memory = np.empty(64 + SPARE + sizes[0] + sizes[1] + sizes[2] + (4 * numbers * pictures if counted else 0), np.uint8)
     spare = aligned(np.intp(memory.ctypes.data))
-    weights = spare + 64
+    weights = spare + SPARE
     sums = weights + sizes[0]
     offsets = sums + sizes[1]
     classes = offsets + 8 * positions
@@ -345,8 +339,8 @@ def convolution(record, x, pictures, first, last, out, out_row, out_picture):
         _set_totals(record, x + i * picture, totals + 4 * numbers * i)
     for g in range(word_at(record + GROUPS)):
         outputs = min(LANES, word_at(record + OUTPUTS) - LANES * g)
-        vectors = 4 if outputs > 2 * WIDTH or least < 16 else 2 if outputs > WIDTH else 1
-        block = 1 if least < 4 else 16 // vectors
+        vectors = 4 if outputs > 2 * WIDTH or least < 8 else 2 if outputs > WIDTH else 1
+        block = 1 if least < 4 else 4 if vectors == 4 else 8
         _spread_tile(record, g, vectors, fours, weights)
         for i in range(pictures):
             for y in range(first, last, rows):
@@ -362,40 +356,22 @@ def convolution(record, x, pictures, first, last, out, out_row, out_picture):
 
 
 @kernel
-def dense_codes(record, x, rows, out, out_row):
-    """Computes the codes of a layer for `rows` pictures of one position at x, one behind the other."""
-    groups, channels = word_at(record + GROUPS), word_at(record + CHANNELS)
-    sums_row = 4 * LANES * groups
-    memory = np.empty(64 + rows * sums_row, np.uint8)
-    spare = np.intp(memory.ctypes.data)
-    sums, tiles, columns = spare + 64, word_at(record + TILES), word_at(record + COLUMNS)
-    pixel_product(x, channels, rows, tiles, columns, 0, groups, word_at(record + ZERO), 0, 0, sums, sums_row)
-    for r in range(rows):
-        for g in range(groups):
-            _store_codes(record, g, LANES // WIDTH, sums + r * sums_row + 4 * LANES * g, 1, out + r * out_row, 0, spare)
-    keep(memory)
-
-
-@kernel
 def average(record, x, out):
     """Stores the codes of `average_codes` for the picture at x, without padding, at address `out`."""
     channels, levels, multiplier = word_at(record + CHANNELS), word_at(record + LEVELS), float_at(word_at(record + MULTIPLIER))
-    memory = np.empty(WIDTH, np.uint8)
-    codes = np.intp(memory.ctypes.data)
+    memory = np.zeros(2 * WIDTH + WIDTH // 4, np.int32)  # sums, biases of 0 and codes
+    factors = np.full(WIDTH, multiplier, np.float32)
+    sums, multipliers = np.intp(memory.ctypes.data), np.intp(factors.ctypes.data)
+    bias, codes = sums + 4 * WIDTH, sums + 8 * WIDTH
     for first in range(0, channels, WIDTH):
-        sums = zero_ints()
+        total = zero_ints()
         for i in range(word_at(record + HEIGHT) * word_at(record + WIDE)):
-            sums = add_codes(sums, x + i * channels + first)
-        set_codes(codes, larger(zero_floats(), as_scaled(sums, multiplier)), levels)
+            total = add_codes(total, x + i * channels + first)
+        set_ints(sums, total)
+        set_codes_16(codes, sums, 1, 1, 1, bias, multipliers, levels)
         copy(out + first, codes, min(WIDTH, channels - first))
     keep(memory)
-
-
-@kernel
-def averages(record, x, pictures, out):
-    """Stores the codes of `average` for `pictures` pictures at x, one behind the other."""
-    for i in range(pictures):
-        average(record, x + i * padded_bytes(record), out + i * word_at(record + CHANNELS))
+    keep(factors)
 
 
 @kernel
@@ -404,6 +380,10 @@ def layer(record, x, pictures, first, last, out):
 
     `out` is the address of the first picture's result; see `bnn_exp.bits.convolutions`.
     """
+    if word_at(record + KIND) == AVERAGE:
+        for i in range(pictures):
+            average(record, x + i * padded_bytes(record), out + i * word_at(record + CHANNELS))
+        return
     padded, each = padded_bytes(record), word_at(record + HEIGHT) * word_at(record + WIDE) * position_bytes(record)
     memory = np.empty(pictures * padded + SLACK, np.uint8)
     start = np.intp(memory.ctypes.data)

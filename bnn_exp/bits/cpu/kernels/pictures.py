@@ -10,18 +10,14 @@ from bnn_exp.bits.cpu.kernels.compiler import kernel
 from bnn_exp.bits.cpu.kernels.convolutions import (
     AVERAGE,
     CHANNELS,
-    CODES,
     HEIGHT,
     KIND,
     POOL,
     RECORD,
-    SIZE,
     SLACK,
-    THRESHOLDS,
     WIDE,
     average,
     convolution,
-    dense_codes,
     inside,
     padded_bytes,
     padded_row,
@@ -30,6 +26,7 @@ from bnn_exp.bits.cpu.kernels.convolutions import (
 )
 from bnn_exp.bits.cpu.kernels.llvm import byte_at, keep, set_byte, word_at
 from bnn_exp.bits.cpu.kernels.network import OUTPUTS, finish, product, row_bytes
+from bnn_exp.bits.cpu.kernels.vectors_convolutions import copy
 
 _CACHE = 2**18  # bytes of two layers' pictures that are computed together, if there are several
 _MOST = 16  # pictures at a time
@@ -42,8 +39,11 @@ def _place(record, pixels, picture):
     for c in range(channels):
         for y in range(height):
             to, at = picture + inside(record) + y * padded_row(record) + c, pixels + (c * height + y) * width
-            for x in range(width):
-                set_byte(to + x * channels, byte_at(at + x))
+            if channels == 1:
+                copy(to, at, width)
+            else:
+                for x in range(width):
+                    set_byte(to + x * channels, byte_at(at + x))
 
 
 @kernel
@@ -60,19 +60,6 @@ def _result_row(record):
 
 
 @kernel
-def _compute(record, x, pictures, out, out_row, out_picture):
-    """Computes a layer for pictures at x; see `convolutions.convolution`."""
-    dense = word_at(record + HEIGHT) * word_at(record + WIDE) * word_at(record + SIZE) == 1
-    if word_at(record + KIND) == AVERAGE:
-        for i in range(pictures):
-            average(record, x + i * padded_bytes(record), out + i * out_picture)
-    elif dense and word_at(record + KIND) == CODES and not word_at(record + THRESHOLDS):
-        dense_codes(record, x, pictures, out, out_picture)
-    else:
-        convolution(record, x, pictures, 0, _result_rows(record), out, out_row, out_picture)
-
-
-@kernel
 def pictures(plan, layers, x, row, rows, logits, classes):
     """Computes the network of `layers` records at `plan`, the last one of `network`, for `rows` pictures at x.
 
@@ -82,8 +69,7 @@ def pictures(plan, layers, x, row, rows, logits, classes):
         classes: the address of int64 [rows], for the position of each row's greatest logit; 0 if none is wanted.
     """
     last = plan + (layers - 1) * RECORD
-    before = last - RECORD
-    columns, outputs = _result_rows(before) * _result_row(before), word_at(last + OUTPUTS)
+    columns, outputs = _result_rows(last - RECORD) * _result_row(last - RECORD), word_at(last + OUTPUTS)
     widest = max(columns, row_bytes(last))
     for i in range(layers - 1):
         widest = max(widest, padded_bytes(plan + i * RECORD))
@@ -97,14 +83,18 @@ def pictures(plan, layers, x, row, rows, logits, classes):
             set_border(plan, at + i * padded_bytes(plan))
             _place(plan, x + (begin + i) * row, at + i * padded_bytes(plan))
         for k in range(1, layers):
-            record, to = plan + k * RECORD, start + k % 2 * half
-            if record == last:
-                _compute(record - RECORD, at, count, to, _result_row(before), columns)
-            else:
-                picture = padded_bytes(record)
+            record, before = plan + k * RECORD, plan + (k - 1) * RECORD
+            to = start + k % 2 * half
+            out, out_row, out_picture = to, _result_row(before), columns
+            if record != last:
+                out, out_row, out_picture = to + inside(record), padded_row(record), padded_bytes(record)
                 for i in range(count):
-                    set_border(record, to + i * picture)
-                _compute(record - RECORD, at, count, to + inside(record), padded_row(record), picture)
+                    set_border(record, to + i * out_picture)
+            if word_at(before + KIND) == AVERAGE:
+                for i in range(count):
+                    average(before, at + i * padded_bytes(before), out + i * out_picture)
+            else:
+                convolution(before, at, count, np.intp(0), _result_rows(before), out, out_row, out_picture)
             at = to
         sums = start + layers % 2 * half
         product(last, at, columns, count, sums, row_bytes(last))

@@ -4,7 +4,8 @@ A *four* is four neighbouring bytes of a picture: the codes of four channels, or
 each output. For codes each byte is a weight, 1, 0 or −1. For bits the 4 bytes are the bits of the weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from llvmlite import ir
 from numba import types
@@ -14,10 +15,8 @@ from numba.extending import intrinsic
 from bnn_exp.bits.cpu.kernels.llvm import (
     BYTES_64,
     F32,
-    FLOATS_16,
     I1,
     I8,
-    I16,
     I32,
     I64,
     INTS_16,
@@ -110,6 +109,13 @@ def _add_products_of_codes(context, b: ir.IRBuilder, sums: ir.Value, weights: ir
     return add_products(context, b, sums, weights, b.bitcast(splat(b, codes, WIDTH), BYTES_64.ir))
 
 
+@contextmanager
+def _range(b: ir.IRBuilder, first: ir.Value, last: ir.Value, step: ir.Value) -> Iterator[ir.Value]:
+    """Context manager: the body is emitted as a loop over range(first, last, step); yields the loop's number."""
+    with cgutils.for_range_slice(b, first, last, step, inc=True) as (number, _):
+        yield number
+
+
 def _block(rows: int, vectors: int, add: Callable) -> Callable:
     """Returns an intrinsic that computes the sums of `rows` positions for 16 · `vectors` outputs.
 
@@ -132,16 +138,22 @@ def _block(rows: int, vectors: int, add: Callable) -> Callable:
             totals = [cgutils.alloca_once_value(b, ir.Constant(INTS_16.ir, None)) for _ in range(rows * vectors)]
             next_weights = cgutils.alloca_once_value(b, weights)
             starts = [b.add(x, b.load(pointer(b, b.add(offsets, I64(8 * i)), I64))) for i in range(rows)]
-            with cgutils.for_range_slice(b, I64(0), b.mul(runs, step), step, inc=True) as (down, _):
-                with cgutils.for_range_slice(b, down, b.add(down, b.mul(fours, stride)), stride, inc=True) as (place, _):
-                    ours = b.load(next_weights)
-                    each = [b.load(pointer(b, b.add(ours, I64(LANES * v)), BYTES_64.ir), align=64) for v in range(vectors)]
-                    for i, start in enumerate(starts):
-                        four = b.load(pointer(b, b.add(start, place), I32), align=1)
-                        for v in range(vectors):
-                            total = totals[i * vectors + v]
-                            b.store(add(context, b, b.load(total), each[v], four), total)
-                    b.store(b.add(ours, I64(LANES * vectors)), next_weights)
+
+            def add_four(place: ir.Value) -> None:
+                ours = b.load(next_weights)
+                each = [b.load(pointer(b, b.add(ours, I64(LANES * v)), BYTES_64.ir), align=64) for v in range(vectors)]
+                for i, start in enumerate(starts):
+                    four = b.load(pointer(b, b.add(start, place), I32), align=1)
+                    for v in range(vectors):
+                        total = totals[i * vectors + v]
+                        b.store(add(context, b, b.load(total), each[v], four), total)
+                b.store(b.add(ours, I64(LANES * vectors)), next_weights)
+
+            with (
+                _range(b, I64(0), b.mul(runs, step), step) as down,
+                _range(b, down, b.add(down, b.mul(fours, stride)), stride) as at,
+            ):
+                add_four(at)
             for i, total in enumerate(totals):
                 b.store(b.load(total), pointer(b, b.add(sums, I64(LANES * i)), INTS_16.ir), align=64)
             return context.get_dummy_value()
@@ -151,41 +163,51 @@ def _block(rows: int, vectors: int, add: Callable) -> Callable:
     return block
 
 
-BLOCKS = (16, 1), (8, 2), (4, 4), (1, 4)  # positions and vectors
-sums_of_codes_16x1, sums_of_codes_8x2, sums_of_codes_4x4, sums_of_codes_1x4 = (
+BLOCKS = (8, 1), (8, 2), (4, 4), (1, 4)  # positions and vectors
+sums_of_codes_8x1, sums_of_codes_8x2, sums_of_codes_4x4, sums_of_codes_1x4 = (
     _block(*block, _add_products_of_codes) for block in BLOCKS
 )
-sums_of_bits_16x1, sums_of_bits_8x2, sums_of_bits_4x4, sums_of_bits_1x4 = (_block(*block, _add_common_ones) for block in BLOCKS)
+sums_of_bits_8x1, sums_of_bits_8x2, sums_of_bits_4x4, sums_of_bits_1x4 = (_block(*block, _add_common_ones) for block in BLOCKS)
 
 
-@intrinsic
-def scaled(_typing, sums, bias, multiplier):
-    """Returns (sum + bias) · multiplier for the 16 int32 at address `sums`, 16 float32."""
+def _codes(vectors: int) -> Callable:
+    """Returns an intrinsic that turns the sums of 16 · `vectors` outputs into codes."""
 
-    def codegen(b, sums, bias, multiplier):
-        whole = b.add(b.load(pointer(b, sums, INTS_16.ir), align=4), bias)
-        return b.fmul(b.sitofp(whole, FLOATS_16.ir), multiplier)
+    @intrinsic
+    def set_codes(_typing, address, sums, pool, across, down, bias, multiplier, levels):
+        """Stores the codes clamp(rint((sum + bias) · multiplier), 0, levels), uint8, at `address`. rint rounds half to even.
 
-    return emitted(FLOATS_16(types.intp, INTS_16, FLOATS_16), codegen)
+        A code is the greatest of a window of pool × pool positions.
+
+        Args:
+            sums: the address of the sums of the first position, int32.
+            across, down: bytes from the sums of one position to those of the next one in a row, and in the next row.
+            bias, multiplier: addresses of int32 and float32.
+        """
+        kind, floats = (ir.VectorType(element, WIDTH * vectors) for element in (I32, F32))
+
+        def codegen(context, b, _signature, values):
+            address, sums, pool, across, down, bias, multiplier, levels = values
+            shifts, factors = b.load(pointer(b, bias, kind), align=4), b.load(pointer(b, multiplier, floats), align=4)
+            best = cgutils.alloca_once_value(b, ir.Constant(floats, None))
+            across_all = b.mul(pool, across)
+            with _range(b, I64(0), b.mul(pool, down), down) as row, _range(b, row, b.add(row, across_all), across) as place:
+                given = b.load(pointer(b, b.add(sums, place), kind), align=4)
+                numbers, before = b.fmul(b.sitofp(b.add(given, shifts), floats), factors), b.load(best)
+                b.store(b.select(b.fcmp_ordered(">", numbers, before), numbers, before), best)
+            numbers, most = b.load(best), splat(b, b.sitofp(levels, F32), WIDTH * vectors)
+            within = b.select(b.fcmp_ordered("<", numbers, most), numbers, most)
+            rounded = b.bitcast(b.fadd(within, ir.Constant(floats, [_ROUND] * WIDTH * vectors)), kind)
+            bytes_ = ir.VectorType(I8, WIDTH * vectors)
+            b.store(b.trunc(rounded, bytes_), pointer(b, address, bytes_), align=1)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 8), codegen
+
+    return set_codes
 
 
-@intrinsic
-def larger(_typing, x, y):
-    """Returns the larger of x and y in each lane, 16 float32."""
-    return emitted(FLOATS_16(FLOATS_16, FLOATS_16), lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
-
-
-@intrinsic
-def set_codes(_typing, address, numbers, levels):
-    """Stores the codes min(rint(number), levels) of 16 float32 ≥ 0, uint8, at `address`. rint rounds half to even."""
-
-    def codegen(b, address, numbers, levels):
-        most = splat(b, b.sitofp(levels, F32), WIDTH)
-        within = b.select(b.fcmp_ordered("<", numbers, most), numbers, most)
-        rounded = b.fadd(within, ir.Constant(FLOATS_16.ir, [_ROUND] * WIDTH))
-        b.store(b.trunc(b.bitcast(rounded, INTS_16.ir), _BYTES_16), pointer(b, address, _BYTES_16), align=1)
-
-    return emitted(types.void(types.intp, FLOATS_16, types.intp), codegen)
+set_codes_16, set_codes_32, set_codes_64 = map(_codes, (1, 2, 4))
 
 
 @intrinsic
@@ -199,13 +221,9 @@ def add_codes(_typing, sums, codes):
 
 
 @intrinsic
-def as_scaled(_typing, sums, multiplier):
-    """Returns sum · multiplier for 16 int32, 16 float32; `multiplier` is a single float32."""
-
-    def codegen(b, sums, multiplier):
-        return b.fmul(b.sitofp(sums, FLOATS_16.ir), splat(b, multiplier, WIDTH))
-
-    return emitted(FLOATS_16(INTS_16, types.float32), codegen)
+def set_ints(_typing, address, numbers):
+    """Stores 16 int32 at `address`."""
+    return emitted(types.void(types.intp, INTS_16), lambda b, a, n: b.store(n, pointer(b, a, INTS_16.ir), align=4))
 
 
 def _steps(vectors: int) -> Callable:
@@ -228,7 +246,7 @@ def _steps(vectors: int) -> Callable:
     return steps
 
 
-steps_of_16, steps_of_32, steps_of_64 = (_steps(vectors) for vectors in (1, 2, 4))
+steps_of_16, steps_of_32, steps_of_64 = map(_steps, (1, 2, 4))
 
 
 @intrinsic

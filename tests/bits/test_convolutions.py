@@ -1,0 +1,134 @@
+"""The compiled convolutions of codes and bits give the integers of their definitions in plain torch."""
+
+import os
+import platform
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnn_exp.bits import convolutions, to_tiles
+from bnn_exp.bits.convolutions import thresholds_of, to_rows
+from bnn_exp.bits.reference import packed
+
+CHANNELS, OUTPUTS = (1, 3, 5, 16, 17, 64, 65, 130), (1, 3, 10, 16, 17, 32, 33, 64, 65, 100, 130)
+HEIGHTS, WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 14), (1, 2, 3, 4, 5, 6, 7, 8, 11, 14, 28)
+KINDS = ("codes_of_codes", "bits_of_codes", "bits_of_bits")
+
+
+def case(kind: str, seed: int, batch: int | None = None) -> tuple:
+    """Returns random arguments of the operator `kind`."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, outputs, size, pool = (draw.choice(each) for each in (CHANNELS, OUTPUTS, (1, 3, 5, 7), (1, 1, 2, 3)))
+    shape = batch or draw.randint(1, 3), draw.choice(HEIGHTS), draw.choice(WIDTHS), channels
+    weights, zero, groups = torch.randint(2, (outputs, size, size, channels)), draw.choice([0, -1]), -(-outputs // 64)
+    codes = kind != "bits_of_bits"
+    tiles, inputs = to_tiles(to_rows(weights.to(torch.uint8), codes)), size * size * channels
+    inverted = packed(F.pad(torch.randint(2, (1, outputs)), (0, 64 * groups - outputs)))[0]
+    if codes:
+        x, padding = torch.randint(256, shape, dtype=torch.uint8), torch.randint(256, (channels,), dtype=torch.uint8)
+        if kind == "codes_of_codes":
+            multiplier = torch.randn(outputs) * draw.choice([1e-6, 1e-3, 0.01, 0.5, 1e4, 1e30]) * (torch.rand(outputs) > 0.1)
+            bias = torch.randint(-3000, 3000, (outputs,), dtype=torch.int32)
+            return x, tiles, padding, size, zero, bias, multiplier, draw.choice([15, 255]), pool
+        found = thresholds_of(torch.randint(-60 * inputs - 1, 60 * inputs + 1, (1, 1, outputs)), groups)
+        return x, tiles, padding, size, outputs, zero, found, inverted, pool
+    bits = packed(F.pad(torch.randint(2, shape), (0, -channels % 8)).flatten(0, 2)).unflatten(0, shape[:3])
+    classes = draw.choice([1, size])
+    found = thresholds_of(torch.randint(-inputs // 3 - 1, inputs // 3 + 1, (classes, classes, outputs)), groups)
+    return bits, tiles, channels, size, outputs, zero, found, inverted, pool
+
+
+def both(kind: str, arguments: tuple) -> tuple[Tensor, Tensor]:
+    """Returns the results of the compiled form and of the definition."""
+    operator = getattr(convolutions, kind)
+    return operator(*arguments), operator.__wrapped__(*arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_convolution_equals_its_definition(kind):
+    for seed in range(60):
+        found, expected = both(kind, case(kind, seed))
+        assert torch.equal(found, expected), seed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_convolutions_equal_their_definitions(kind):
+    for seed in range(100, 1500):
+        found, expected = both(kind, case(kind, seed))
+        assert torch.equal(found, expected), seed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_a_convolution(kind, threads, monkeypatch):
+    from bnn_exp.bits.cpu import convolutions as compiled
+
+    monkeypatch.setattr(compiled, "THREAD_WORK", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for seed in range(8):
+            found, expected = both(kind, case(kind, seed, batch=1 + seed % 2 * 6))
+            assert torch.equal(found, expected), seed
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_half_is_rounded_to_the_even_code():
+    """The sums are 0 … 7 and the multiplier is ½, so every second product lies between two codes."""
+    x, tiles = torch.arange(8, dtype=torch.uint8).view(1, 1, 8, 1), to_tiles(torch.ones(1, 1, dtype=torch.uint8))
+    none, half = torch.zeros(1, dtype=torch.int32), torch.tensor([0.5])
+    codes = convolutions.codes_of_codes(x, tiles, torch.zeros(1, dtype=torch.uint8), 1, -1, none, half, 255, 1)
+    assert codes.flatten().tolist() == [0, 0, 1, 2, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize("channels", [1, 5, 16, 17, 130])
+def test_an_average_equals_its_definition(channels):
+    x = torch.randint(256, (3, 5, 7, channels), dtype=torch.uint8)
+    for multiplier in (0.001, 1 / 35, -1.0, 3.0):
+        found, expected = both("average_codes", (x, torch.tensor(multiplier), 15))
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_of_another_size_is_refused(kind):
+    """A kernel sees addresses only, so a check must find every tensor that is too short."""
+    arguments = case(kind, 1)
+    tensors = [i for i, argument in enumerate(arguments) if isinstance(argument, Tensor)]
+    for i in tensors:
+        for wrong in (arguments[i].flatten()[:-1], arguments[i].double(), arguments[i][..., None]):
+            with pytest.raises(ValueError, match="must be"):
+                getattr(convolutions, kind)(*arguments[:i], wrong, *arguments[i + 1 :])
+    sizes = len(arguments) - 1, 3  # pool, and size or channels
+    for i in sizes:
+        with pytest.raises(ValueError, match="must be"):
+            getattr(convolutions, kind)(*arguments[:i], 0, *arguments[i + 1 :])
+
+
+SELF = (
+    "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-m', 'not slow', '-k', 'equal', sys.argv[1]]))"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors have no such features")
+@pytest.mark.parametrize(
+    "features",
+    [
+        "+sse2",
+        "+avx,+avx2,+fma,+popcnt",
+        "+avx,+avx2,+fma,+popcnt,+avx512f,+avx512bw",
+        "+avx,+avx2,+fma,+popcnt,+avx512f,+avx512bw,+avx512vl,+avx512vnni",
+    ],
+)
+def test_other_processors_compute_the_same(features, tmp_path):
+    environment = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SELF, __file__], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
