@@ -132,10 +132,10 @@ def _source(place: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
 def _checkpoint(place: Path) -> Path:
     """Returns the file of the checkpoint at `place`: the file itself, the last checkpoint of a run, or the file that stands for
     a checkpoint in the zoo."""
-    place = zoo.located(place, "init_from")
-    if place.suffix == ".safetensors":
+    given, place = place, zoo.located(place, "init_from")
+    if place.suffix == ".safetensors" or (zoo.holds(place) and not trained_file(place).is_file()):
         raise UserError(
-            f"init_from={place}: it has no statistics of BatchNorm, which a training needs\n"
+            f"init_from={given}: it has no statistics of BatchNorm, which a training needs\n"
             "allowed: a run, or a file of its checkpoints/"
         )
     if not place.exists():

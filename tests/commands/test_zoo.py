@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,6 +21,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.nn.norm import running_norms
 from bnn_exp.records import probe_logits
 from bnn_exp.records.files import file_sha256
+from bnn_exp.records.restore_norms import NORMS
 
 NAMES = zoo.names()
 SMALLEST = min(NAMES, key=lambda name: zoo.located(name).joinpath("model.safetensors").stat().st_size)
@@ -68,6 +70,10 @@ def test_a_network_loads_in_any_folder_packed_and_trainable(name, tmp_path, monk
     with torch.no_grad():
         expected = network(pixels)
         assert torch.equal(load_packed(name)[0](pixels).argmax(1), expected.argmax(1))
+        if not (zoo.located(name) / NORMS).is_file():
+            with pytest.raises(UserError, match="statistics"):
+                network.train()
+            return
         network.train().eval()  # restores the statistics of BatchNorm from the small file
         assert all(norm.running_var.ne(1).any() for _, norm in running_norms(network))
         assert torch.allclose(network(pixels), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
@@ -89,10 +95,13 @@ def test_an_unknown_name_lists_the_names(bnn_train):
     assert done.code == 2 and "has one network" in done.err and len(done.err.splitlines()) == 2
 
 
-def test_a_folder_of_the_user_wins(bnn_train, copy_of_run, tmp_path):
-    run = copy_of_run(tmp_path / SMALLEST, "trainer=smoke", "model.hidden_size=8", "trainer.epochs=1")
-    assert load_model(SMALLEST)[1]["image_shape"] == [1, 8, 8]
-    assert bnn_train("task=evaluate", f"from={SMALLEST}").code == 0 and (run / "evaluation.json").is_file()
+def test_a_folder_of_the_user_wins(bnn_train, tmp_path):
+    expected, other = load_model(SMALLEST)[1], next(name for name in NAMES if name != SMALLEST)
+    shutil.copytree(zoo.located(other), tmp_path / SMALLEST)
+    assert load_model(SMALLEST)[1]["sha256"] == load_model(other)[1]["sha256"] != expected["sha256"]
+    assert zoo.located(SMALLEST) == Path(SMALLEST)
+    done = bnn_train("task=export", f"from={SMALLEST}", "dataset.path=nowhere")
+    assert done.code == 2 and "nowhere" in done.err
 
 
 def test_results_go_to_a_new_directory(bnn_train, tmp_path, monkeypatch, untouched):
@@ -113,6 +122,7 @@ def test_evaluation_compares_with_the_data_that_it_is_given(bnn_train, tmp_path,
     assert found["different_predictions"] == 0 and found["rows"] == 30 and not found["data"]["own"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_with_the_bits(bnn_train, tmp_path, untouched):
     data = write_dataset(tmp_path / "data", random_images(40, 28, 28), random_images(10, 28, 28), "0123456789")
     done = bnn_train(

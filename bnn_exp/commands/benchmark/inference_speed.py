@@ -74,7 +74,8 @@ def measure(
         if device.type == "cpu":
             say("preparing onnxruntime and torch")
             others = inference_onnx.sessions(network, packed, about, threads)  # before the network becomes plain
-            others |= {"packed, predict": packed.predict} if hasattr(packed, "predict") else {}
+            predict: Any = getattr(packed, "predict", None)
+            others |= {"packed, predict": predict} if predict else {}
         floats = FloatWays(network)
         in_torch = floats.recorded() if device.type == "cuda" else floats.on_cpu(tuple(about["image_shape"]))
         on_pixels: dict[str, Any] = {"packed": packed, **in_torch}
