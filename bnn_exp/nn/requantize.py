@@ -148,7 +148,7 @@ def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_not_finite(name: str, **numbers: Tensor) -> None:
-    """Raises NoIntegers if a scale, a shift or a clip of the layer `name` is not a finite number."""
+    """Raises NoIntegers if one of the tensors of the layer `name`, such as its scales, holds a number that is not finite."""
     for kind, tensor in numbers.items():
         if not tensor.isfinite().all():
-            raise NoIntegers(f"{name}: its {kind} is not a finite number, so it has no whole codes")
+            raise NoIntegers(f"{name}: its {kind} is not a finite number, so the network has no form in integers")

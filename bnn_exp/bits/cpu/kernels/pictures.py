@@ -16,6 +16,7 @@ from bnn_exp.bits.cpu.kernels.convolutions import (
     RECORD,
     SLACK,
     WIDE,
+    aligned,
     average,
     convolution,
     inside,
@@ -74,7 +75,7 @@ def pictures(plan, layers, x, row, rows, logits, classes):
     for i in range(layers - 1):
         widest = max(widest, padded_bytes(plan + i * RECORD))
     together = max(1, min(rows, _MOST, _CACHE // (2 * widest)))
-    half = together * widest + SLACK
+    half = aligned(together * widest + SLACK)  # the sums of the last layer are int32
     memory = np.empty(2 * half, np.uint8)  # what two layers read; each call has its own, so threads share nothing
     start = np.intp(memory.ctypes.data)
     for begin in range(0, rows, together):
