@@ -6,21 +6,24 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers import random_mlp
+from helpers import plain_config, random_mlp
 
-from bnn_exp.commands.export import FORMATS
+from bnn_exp.commands.export import FORMATS, check_format
 from bnn_exp.config.registry import fields_of
 from bnn_exp.config.request import Export
 from bnn_exp.data import sources
 from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network
 from bnn_exp.deploy.check import FORMS, check_equal, predictions
+from bnn_exp.deploy.load import load_deployed
 from bnn_exp.deploy.to_c import classify, compile_c
 from bnn_exp.deploy.to_onnx import session
 from bnn_exp.deploy.to_torch import write_torch
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
+from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import BinaryLinear
+from bnn_exp.records.model import save_model
 
 TEN = tuple("0123456789")
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -240,3 +243,15 @@ def test_the_argument_of_an_exported_network_may_have_any_name(tmp_path):
     found = write_torch(named, named, tmp_path, images)
     program = torch.export.load(found["file"]).module()
     assert torch.equal(program(images[:3]).argmax(1), network(images[:3]).argmax(1))
+
+
+@pytest.mark.parametrize("format", ["c", "onnx", "qonnx"])
+def test_an_export_says_why_a_network_has_no_form_in_integers(format, tmp_path):
+    """Earlier versions standardised pixels by numbers that are not whole."""
+    network = VGG((1, 4, 4), 3, (2,), 1).eval()
+    network.mean.fill_(0.3)
+    settings = ["model=vgg", "model.channels=[2]", "model.convolutions=1"]
+    save_model(tmp_path / "file", network, plain_config(*settings), (1, 4, 4), ("a", "b", "c"))
+    with pytest.raises(UserError, match=rf"export\.format={format}: .*numbers that are not whole.*\nallowed: a network that"):
+        check_format(format, load_deployed(tmp_path / "file")[0], tmp_path / "file")
+    check_format("torch", load_deployed(tmp_path / "file")[0], tmp_path / "file")
