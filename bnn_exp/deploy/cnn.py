@@ -60,6 +60,8 @@ class DeployedCNN(InOneCall, Evaluating):
         return PictureNetwork(self.image_shape, layers, self.layers[-1].record())
 
     def _by_layers(self, x: Tensor) -> Tensor:
+        if not self.takes(x.shape[1:]):  # borders and the mean depend on the size
+            raise ValueError(self._refusal(x))
         h = x.permute(0, 2, 3, 1).contiguous()
         for layer in self.layers[:-1]:
             h = layer(h)

@@ -109,6 +109,9 @@ class Network:
 
         Args:
             x: pixels, uint8 [rows, …], `inputs` of them in each row.
+
+        Raises:
+            ValueError: a row has another number of pixels.
         """
         out = _empty(x, (len(x), self.outputs), np.float32, torch.float32)
         self._run(x, _address(out), 0)
@@ -123,6 +126,8 @@ class Network:
     def _run(self, x: Pixels, logits: int, classes: int) -> None:
         x = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
         at, rows, work = _address(x), len(x), len(x) * self.work
+        if x.nbytes != rows * self.inputs:
+            raise ValueError(f"pixels {x.dtype} {list(x.shape)}: must be uint8, {self.inputs} in each row")
         if work < 2 * THREAD_WORK:
             self.kernel(*self.plan, at, self.inputs, rows, logits, classes)
             return
