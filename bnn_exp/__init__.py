@@ -25,6 +25,7 @@ _HOMES = {  # name: its module, imported at the first use of the name, because i
     "LatentAdam": "bnn_exp.optim",
     "LatentSGD": "bnn_exp.optim",
     "MLP": "bnn_exp.models.mlp",
+    "Preprocessing": "bnn_exp.deploy",
     "Rule": "bnn_exp.optim",
     "binarize": "bnn_exp.nn",
     "binary_parameters": "bnn_exp.nn",

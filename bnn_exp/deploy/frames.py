@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-SIDE = 640  # no frame has a longer side, because the C function has a limit
+SIDE = 640  # no frame has a longer side, unless the network's own pixels have: the C function has a limit
 
 
 def frames_of(images: np.ndarray) -> list[np.ndarray]:

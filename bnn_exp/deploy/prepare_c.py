@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from bnn_exp.deploy.c_compiler import build, output
-from bnn_exp.deploy.frames import tall_by_columns
+from bnn_exp.deploy.frames import SIDE, tall_by_columns
 from bnn_exp.records.formatting import in_a_line
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).parent / "c/network_prepare.c"
 TEST = Path(__file__).parent / "c/network_test.c"
-FRAME_MOST = 640  # the default value of NETWORK_FRAME_MOST
 
 _FACTS = """
 /* The pixels that the network takes: uint8, 0 to 255 as they are, one plane for each channel, row by row from the top.
@@ -82,7 +81,7 @@ def header(facts: "Preprocessing") -> str:
         fit=facts.pixels.fit.upper(),
         background=", ".join(map(str, _background(facts))),
         tall=int(tall_by_columns()),
-        most=FRAME_MOST,
+        most=frame_most(facts.shape),
         bytes=f"{facts.c_memory():,}",
         fixed=fixed,
         per_side=per_side,
@@ -122,6 +121,11 @@ def _background(facts: "Preprocessing") -> list[int]:
     """Returns the background as a value for each channel."""
     colour = Image.new("RGB", (1, 1), facts.pixels.ground if facts.pixels else None)
     return np.asarray(colour.convert("L" if facts.shape[0] == 1 else "RGB")).ravel().tolist()
+
+
+def frame_most(shape: tuple[int, int, int]) -> int:
+    """Returns the default value of NETWORK_FRAME_MOST: the longest side of a frame, in pixels."""
+    return max(SIDE, *shape[1:])
 
 
 def memory(shape: tuple[int, int, int]) -> tuple[int, int]:

@@ -177,9 +177,9 @@ class Preprocessing:
         return prepare_c.header(self)
 
     def c_memory(self) -> int:
-        """Returns the bytes of the variables of network_prepare.c, at most, for frames of the usual `NETWORK_FRAME_MOST`."""
+        """Returns the bytes of the variables of network_prepare.c, at most, for frames of the default size."""
         fixed, per_side = prepare_c.memory(self.shape)
-        return fixed + per_side * prepare_c.FRAME_MOST
+        return fixed + per_side * prepare_c.frame_most(self.shape)
 
     def c_source(self) -> str | None:
         """Returns network_prepare.c, which makes pixels of a camera's frame; None if the facts are not complete."""

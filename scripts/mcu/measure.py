@@ -80,22 +80,32 @@ def measure(device: Device, network: Any, images: Tensor, folder: Path) -> Measu
     (folder / "network.c").write_text(source)
     (folder / "network.h").write_text(header)
     (folder / "pixels.raw").write_bytes(images.contiguous().numpy().tobytes())
-    compiler = ["arm-none-eabi-gcc", f"-mcpu={device.processor}", "-mthumb", OPTIMIZE, *STRICT, f"-I{folder}"]
-    run(*compiler, "-std=c99", "-pedantic", "-c", folder / "network.c", "-o", folder / "network.o")
-    run(*compiler, "-std=gnu99", *device.define, "-c", HERE / "device.c", "-o", folder / "device.o")
-    memory = f"-Wl,--defsym=FLASH={device.flash},--defsym=RAM={device.ram}"
-    link = ["-nostartfiles", "--specs=nano.specs", memory, "-T", HERE / "device.ld", folder / "device.o", folder / "network.o"]
-    run(*compiler, *link, "-o", folder / "device.elf")
-    sizes = dict(re.findall(r"^(\.\w+)\s+(\d+)", run("arm-none-eabi-size", "-A", folder / "device.elf"), re.MULTILINE))
-
-    quiet = ["-display", "none", "-monitor", "none", "-serial", "none"]
-    host = ["-icount", "shift=6", "-semihosting-config", "enable=on,target=native"]
-    run("qemu-system-arm", "-M", *device.machine, *quiet, *host, "-kernel", "device.elf", folder=folder)
+    sizes = execute(device, folder, "device.c", "network.c")
     kind = np.dtype([("scores", "<i8", scores), ("best", "<i4"), ("ticks", "<u4"), ("stack", "<u4"), ("", "<u4")])
     results = np.fromfile(folder / "results.raw", kind)
     instructions = round(results["ticks"].astype(np.float64).mean() * device.tick / NANOSECONDS)
     classes, found = (torch.from_numpy(results[name].copy()) for name in ("best", "scores"))
     return Measured(int(sizes[".text"]), int(sizes[".bss"]), int(results["stack"].max()), instructions, classes, found)
+
+
+def execute(device: Device, folder: Path, program: str, source: str, *options: str) -> dict[str, str]:
+    """Builds `source` of the folder with a program of this folder, and runs the program in QEMU, in the folder.
+
+    Returns:
+        The sizes of the sections in bytes, by name. `.text` and `.bss` are those of the source.
+    """
+    compiler = ["arm-none-eabi-gcc", f"-mcpu={device.processor}", "-mthumb", OPTIMIZE, *STRICT, f"-I{folder}", *options]
+    run(*compiler, "-std=c99", "-pedantic", "-c", folder / source, "-o", folder / "source.o")
+    run(*compiler, "-std=gnu99", *device.define, "-c", HERE / program, "-o", folder / "device.o")
+    memory = f"-Wl,--defsym=FLASH={device.flash},--defsym=RAM={device.ram}"
+    link = ["-nostartfiles", "--specs=nano.specs", memory, "-T", HERE / "device.ld", folder / "device.o", folder / "source.o"]
+    run(*compiler, *link, "-o", folder / "device.elf")
+
+    quiet = ["-display", "none", "-monitor", "none", "-serial", "none"]
+    host = ["-icount", "shift=6", "-semihosting-config", "enable=on,target=native"]
+    run("qemu-system-arm", "-M", *device.machine, *quiet, *host, "-kernel", "device.elf", folder=folder)
+    sizes = run("arm-none-eabi-size", "-A", folder / "device.elf")
+    return dict(re.findall(r"^(\.\w+)\s+(\d+)", sizes, re.MULTILINE))
 
 
 def run(*command: str | Path, folder: Path | None = None) -> str:

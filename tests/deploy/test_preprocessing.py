@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,10 @@ from bnn_exp.deploy.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.records import probe_logits
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts/mcu"))
+import frames as on_a_device
+import measure
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 NEEDS_FRAME = 3  # NETWORK_NEEDS_FRAME
@@ -107,14 +113,26 @@ def test_the_c_code_makes_the_pixels_of_training_for_any_size(seed, tmp_path):
 def test_the_c_code_is_clean_and_takes_the_memory_that_it_says(compiler, tmp_path):
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
-    for shape, fit in (((1, 9, 20), "squash"), ((3, 8, 8), "crop"), ((3, 30, 12), "pad")):
-        sources(tmp_path, facts_of(shape, fit))
+    for shape, fit in (((1, 9, 20), "squash"), ((3, 8, 700), "crop"), ((3, 30, 12), "pad")):
+        facts = facts_of(shape, fit)
+        sources(tmp_path, facts)
         subprocess.run([compiler, *STRICT, "-O2", "-c", "network_prepare.c", "-o", "it.o"], cwd=tmp_path, check=True)
         if shutil.which("size"):
             done = subprocess.run(["size", tmp_path / "it.o"], capture_output=True, text=True, check=True)
             _, data, bss = map(int, done.stdout.splitlines()[1].split()[:3])
-            fixed, per_side = prepare_c.memory(shape)
-            assert 0 <= fixed + per_side * prepare_c.FRAME_MOST - (data + bss) <= 128
+            assert 0 <= facts.c_memory() - (data + bss) <= 128
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(measure.missing_tools()), reason=f"not installed: {measure.missing_tools()}")
+@pytest.mark.parametrize("device", measure.DEVICES, ids=lambda device: device.processor)
+@pytest.mark.parametrize(("shape", "fit"), [((1, 28, 28), "pad"), ((3, 32, 20), "crop"), ((3, 20, 32), "squash")])
+def test_a_microcontroller_without_a_float_unit_makes_the_pixels_of_training(shape, fit, device, tmp_path):
+    given = [np.random.default_rng(i).integers(0, 256, size, np.uint8) for i, size in enumerate(((60, 90, 3), (41, 77, 1)) * 2)]
+    text = f"#include <stdint.h>\n#define NETWORK_PIXELS {np.prod(shape)}\n#define NETWORK_CLASSES 2\n"
+    sizes, _ = on_a_device.prepare(device, text, facts_of(shape, fit), given, tmp_path)
+    fixed, per_side = prepare_c.memory(shape)
+    assert fixed + per_side * 320 - 128 <= int(sizes[".bss"]) <= fixed + per_side * 320
 
 
 @needs_cc
