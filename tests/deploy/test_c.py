@@ -120,9 +120,10 @@ def test_constants_take_their_bits_and_what_is_real(kind):
     assert bits / 8 + real < flash < 1.05 * (bits / 8 + real)
 
 
-@pytest.mark.parametrize(
-    "compiler", ["gcc", "clang", "arm-none-eabi-gcc -mcpu=cortex-m0plus", "arm-none-eabi-gcc -mcpu=cortex-m4"]
-)
+ON_ARM = [pytest.param(f"arm-none-eabi-gcc -mcpu={name}", marks=pytest.mark.slow) for name in ("cortex-m0plus", "cortex-m4")]
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang", *ON_ARM])
 def test_no_compiler_warns(compiler, tmp_path):
     command = compiler.split()
     if shutil.which(command[0]) is None:
