@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from bnn_exp.bits import bits_sha256
+from bnn_exp.commands.images_to_check import images_to_check
 from bnn_exp.commands.task import Task, joined, named
 from bnn_exp.deploy.check import has_a_form
 from bnn_exp.deploy.layers import traceable
@@ -24,7 +24,6 @@ from bnn_exp.records.files import writable, write_text
 from bnn_exp.records.formatting import bytes_in_words
 from bnn_exp.records.model import load_model
 from bnn_exp.records.runs import run_of
-from bnn_exp.training import plan
 
 
 class Format(NamedTuple):
@@ -54,7 +53,7 @@ def export(task: Task) -> str:
     network, about = load_deployed(model)
     _check_format(wanted.format, network)
     into = Path(wanted.dir) if wanted.dir else task.into_run_or(run_of(model) / named("export", model), model)
-    images = torch.from_numpy(plan.read(task.dataset).test_images)
+    images, tested = images_to_check(task, about)
     preprocessing = _preprocessing(model, about).with_vectors(network, images)
     with writable(into, "export.dir=FOLDER where you may write"):
         facts = _write(wanted.format, network, into, images, preprocessing)
@@ -65,7 +64,7 @@ def export(task: Task) -> str:
         if key.endswith("bytes")
     ]
     files = [*(file.name for file in facts.get("files", [facts.get("file")])), FILE]
-    message = f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {len(images):,} test rows"
+    message = f"in {into}: {', '.join(files)}; {', '.join(sizes)}; the same predictions for all {tested}"
     return joined(message, task.next("benchmark", "its speed"))
 
 

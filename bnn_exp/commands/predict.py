@@ -28,7 +28,9 @@ def predict(task: Task) -> str:
     into = task.into_run_or(task.directory, model)
     if there := [name for name in FILES if (into / name).exists()]:
         raise UserError(f"{into / there[0]}: the file exists already\nallowed: another hydra.run.dir=FOLDER")
-    found = prediction.predict(model, [given] if isinstance(given, str) else given, plan.packed_device(task.composed.device))
+    centre = task.request.predict.centre
+    images = [given] if isinstance(given, str) else given
+    found = prediction.predict(model, images, plan.packed_device(task.composed.device), centre)
     _print(found)
     with writable(into):
         found.write(into)
@@ -38,17 +40,29 @@ def predict(task: Task) -> str:
         f"{len(found.skipped):,} not readable, the first: {found.skipped[0][1]}" if found.skipped else "",
         f"{others:,} other file{'s' * (others != 1)} passed over" if others else "",
         prediction.TOGETHER if found.together else "",
+        _looks_inverted(found),
         task.next("evaluate", "how often it is right"),
     )
 
 
+def _looks_inverted(found: prediction.Predictions) -> str:
+    """Returns a line for the user if images look inverted against the training images; else ""."""
+    if not found.inverted:
+        return ""
+    return (
+        f"{found.inverted:,} of {len(found.answers):,} have dark ink on a light ground, or light on dark, unlike the training "
+        "images: predict.centre=true inverts pictures of digits and centres them like MNIST's"
+    )
+
+
 def _print(found: prediction.Predictions) -> None:
-    table, answers = Table("image", "class", "probability", "then"), found.answers
+    table = Table("image", "class", "probability", "then", *([] if found.centred is None else ["made like MNIST"]))
+    answers = found.answers
     for i, (file, (first, *others)) in enumerate(answers):
         if len(answers) > SHOWN and SHOWN - LAST <= i < len(answers) - LAST:
             if i == SHOWN - LAST:
                 table.add_row(f"… {len(answers) - SHOWN:,} more …")
             continue
         then = ", ".join(f"{name} {100 * p:.1f}%" for name, p in others)
-        table.add_row(str(file), first[0], f"{100 * first[1]:.1f}%", then)
+        table.add_row(str(file), first[0], f"{100 * first[1]:.1f}%", then, *found.remark(file))
     console().print(table)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from bnn_exp.commands.min_accuracy import Gate
-from bnn_exp.config import unread
+from bnn_exp.config import unread, zoo
 from bnn_exp.config.settings import Request, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records import directories, next_command, run_choice, runs
@@ -85,10 +85,12 @@ class Task:
     def into_run_or(self, usual: Path, model: Path) -> Path:
         """Returns the directory for results of the network `model`: the directory that the user named, else `usual`.
 
+        Results of a network of the zoo go to a new directory, because nothing is written into the package.
+
         Raises:
             UserError: the directory belongs to another run. The results would look like results of that run.
         """
-        into, run = self.into(usual), runs.run_of(model)
+        into, run = self.into(self.directory if zoo.holds(model) else usual), runs.run_of(model)
         if into.resolve() == run.resolve():
             return run
         directories.check_no_other_run(into)

@@ -8,6 +8,11 @@ from bnn_exp.config.schema import Count, Place, schema
 
 
 @schema
+class Predict:
+    centre: bool
+
+
+@schema
 class Report:
     x: str | None
     y: str | None
@@ -68,6 +73,7 @@ class Request:
     config: str | None
     min_accuracy: Annotated[float, Field(ge=1, le=100, description="a percentage, 1 to 100")] | None = None
     input: Annotated[Place | tuple[Place, ...] | None, Field(description="images, folders or patterns, or a list of them")]
+    predict: Predict
     report: Report
     export: Export
     sweep: Sweep
@@ -75,5 +81,18 @@ class Request:
     benchmark: Annotated[Inference | Training | Machine, Field(discriminator="name")]
 
 
-REQUEST = ("task", "from", "which", "config", "min_accuracy", "input", "report", "export", "sweep", "launcher", "benchmark")
+REQUEST = (
+    "task",
+    "from",
+    "which",
+    "config",
+    "min_accuracy",
+    "input",
+    "predict",
+    "report",
+    "export",
+    "sweep",
+    "launcher",
+    "benchmark",
+)
 NETWORK_TASKS = ("evaluate", "predict", "export", "benchmark")  # the tasks that read the trained network of `from`

@@ -127,6 +127,7 @@ COMMAND = (
     _entry("from which optimizer", lambda c: not c.measures_machine, _task, "device, engine.threads"),
     _entry("which", _names_network, _task, WHICH),
     _entry("min_accuracy", lambda c: c.request.task in ("train", "evaluate"), _task, "task=train, evaluate"),
+    _entry("predict", lambda c: c.request.task == "predict", _task, "task=predict"),
     _entry("input", lambda c: c.request.task == "predict", _task, "task=predict input=IMAGES"),
     _entry("export", lambda c: c.request.task == "export", _task, "task=export"),
     _entry("benchmark", lambda c: c.request.task == "benchmark", _task, "task=benchmark"),

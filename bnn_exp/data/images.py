@@ -166,12 +166,25 @@ def read_image(file: Path, shape: tuple[int, int, int], pixels: Pixels) -> np.nd
         UserError: the file can't be decoded.
     """
     channels, height, width = shape
+    made = _decoded(file, pixels, channels, (width, height))
+    return made[None] if channels == 1 else made.transpose(2, 0, 1)
+
+
+def read_grey(file: Path, pixels: Pixels) -> np.ndarray:
+    """Returns an image file as grey values, uint8 [height, width], in its own size.
+
+    Raises:
+        UserError: the file can't be decoded.
+    """
+    return _decoded(file, pixels, 1)
+
+
+def _decoded(file: Path, pixels: Pixels, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
     try:
         with quiet():
-            made = pixels.of(opened(file), channels, (width, height))
+            return pixels.of(opened(file), channels, size)
     except Exception as error:  # Pillow's plug-ins raise exceptions of any type
         raise UserError(f"{file}: not a readable image ({short_reason(error)})") from error
-    return made[None] if channels == 1 else made.transpose(2, 0, 1)
 
 
 @contextmanager

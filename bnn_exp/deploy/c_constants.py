@@ -47,7 +47,7 @@ def multipliers(numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thresholds_of_codes(layer: StepLayer, shape: tuple[int, int]) -> np.ndarray:
-    """Returns one threshold for each output, int64 [outputs], where the layer's thresholds depend on the border.
+    """Returns one threshold for each output, int32 [outputs], where the layer's thresholds depend on the border.
 
     The C code counts a bit as 0 or 2, and an input outside of the picture as 1 (boolean: as 0). So its sum is 2u plus the sum
     of the weights outside. The product of the float layer is one function of that sum, at every position. The threshold t of a
@@ -72,7 +72,7 @@ def thresholds_of_codes(layer: StepLayer, shape: tuple[int, int]) -> np.ndarray:
         up_to = np.where(t <= high, np.minimum(up_to, 2 * np.maximum(t, low) + outside), up_to)
     if (above >= up_to).any():
         raise ValueError("the thresholds of the border classes contradict each other")
-    return np.where(up_to < most, up_to, above + 1)
+    return np.where(up_to < most, up_to, above + 1).astype(np.int32)
 
 
 def _places(length: int, size: int) -> list[tuple[int, list[int]]]:

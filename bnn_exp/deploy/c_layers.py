@@ -4,12 +4,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from bnn_exp.bits import from_tiles, pack
 from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy.c_constants import (
-    BLOCK,
     integer_scores,
     multipliers,
     row_words,
@@ -19,8 +18,10 @@ from bnn_exp.deploy.c_constants import (
 )
 from bnn_exp.deploy.integers import Average, CodeLayer, IntegerLayer, StepLayer
 from bnn_exp.deploy.mlp import LastLayer
+from bnn_exp.errors import UserError
 
-__all__ = ["BLOCK", "Written", "written"]
+MOST_BITS = 2**15 - 1  # a bit counts as up to 2, and totals of bits have 16 bits
+ZEROS = "no_channels"  # the name of an array of zeros, the padding of most layers
 
 Shape = tuple[int, int, int]  # height, width, channels
 
@@ -28,82 +29,97 @@ Shape = tuple[int, int, int]  # height, width, channels
 class Written(NamedTuple):
     """A layer in C."""
 
-    call: str  # the function that computes it
-    parts: set[str]  # the files of functions that it needs
+    call: str  # the function that computes the layer
+    parts: set[str]  # the files of functions that the layer needs
     fields: dict[str, Any]  # of its `struct layer`
     arrays: dict[str, np.ndarray]  # the constants that fields point to
+    result: int  # bytes that the layer writes
 
 
-def written(layer: nn.Module, shape: Shape, steps: bool) -> Written:
+class _Gives(NamedTuple):
+    """The part of a layer that turns its sums into codes, bits or scores."""
+
+    parts: set[str]
+    fields: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def written(layer: Any, shape: Shape, steps: bool) -> Written:
     """Returns the C form of a layer that reads pictures of `shape`.
 
     Args:
         steps: True if the scores of a last layer are 1[logit ≥ 0].
+
+    Raises:
+        UserError: a scale or a shift of the last BatchNorm is not finite, or a convolution of bits has too many inputs.
     """
     height, width, channels = shape
-    sizes = {"height": height, "width": width, "channels": channels}
     if isinstance(layer, Average):
-        factors, shifts = multipliers(layer.multiplier)
-        fields = sizes | {"levels": layer.levels, "result_size": channels}
-        return Written("average", {"code", "average"}, fields, {"factors": factors, "shifts": shifts})
-    reads = _reads(layer, shape)
+        fields = {"height": height, "width": width, "channels": channels, "levels": layer.levels}
+        return Written("average", {"code", "average"}, fields, _requantization(layer), channels)
     gives = _gives(layer, shape, steps)
-    return Written(reads.call, reads.parts | gives.parts, reads.fields | gives.fields, reads.arrays | gives.arrays)
-
-
-def _reads(layer: Any, shape: Shape) -> Written:
-    """Returns the part of a layer that computes its sums."""
-    height, width, channels = shape
     if isinstance(layer, IntegerLayer):
-        bits, codes, sizes = layer.bits(), layer.takes == "codes", {"size": layer.size, "pool": layer.pool}
+        positions = (height // layer.pool) * (width // layer.pool)
+        fields, arrays = _convolution(layer.bits(), shape, layer.pool, layer.padding)
+        call, parts = "convolve", set() if layer.takes == "codes" else {"read_bits"}
     elif layer.pixels:
-        rows = unpacked(from_tiles(layer.tiles, layer.outputs), torch.uint8)
-        height, width, channels = 1, 1, layer.inputs
-        bits, codes, sizes = rows[:, :channels], True, {"size": 1, "pool": 1}
+        rows = unpacked(from_tiles(layer.tiles, layer.outputs), torch.uint8)[:, : layer.inputs]
+        positions, shape = 1, (1, 1, layer.inputs)
+        fields, arrays = _convolution(rows[:, None, None], shape, 1, torch.zeros(layer.inputs))
+        call, parts = "convolve", set()
     else:
         rows = from_tiles(layer.tiles, layer.outputs)
         words = row_words(rows)
-        fields = {"bytes": rows.shape[1], "words": words.shape[1]}
-        return Written("multiply", {"multiply"}, fields | {"outputs": layer.outputs}, {"weights": words})
-    width_in_bytes = channels if codes else -(-channels // 8)
-    fields = {"inputs": "&codes" if codes else "&bits", "height": height, "width": width, "channels": channels}
-    fields |= {"bytes": width_in_bytes, **sizes, "outputs": layer.outputs, "words": words_of(bits[0].numel())}
+        positions, fields, arrays = 1, {"channels": 8 * rows.shape[1], "words": words.shape[1]}, {"weights": words}
+        fields |= {"height": 1, "width": 1, "pool": 1}
+        call, parts = "multiply", {"multiply"}
+    fields |= {"outputs": layer.outputs} | gives.fields
+    return Written(call, parts | gives.parts, fields, arrays | gives.arrays, positions * gives.fields["result_bytes"])
+
+
+def _convolution(bits: Tensor, shape: Shape, pool: int, padding: Tensor | None) -> tuple[dict, dict]:
+    """Returns the fields and the arrays of a convolution.
+
+    Args:
+        bits: the weights, uint8 [out, size, size, channels].
+        padding: the codes outside of the picture. None: the layer reads bits.
+    """
+    height, width, channels = shape
+    fields: dict[str, Any] = {"height": height, "width": width, "channels": channels, "size": bits.shape[1], "pool": pool}
+    fields |= {"inputs": "&bits" if padding is None else "&codes", "words": words_of(bits[0].numel())}
+    if padding is None and bits[0].numel() > MOST_BITS:
+        raise UserError(f"export.format=c: a convolution adds up {bits[0].numel():,} bits\nallowed: up to {MOST_BITS:,}")
     arrays = {"weights": word_major(bits.flatten(1))}
-    if sizes["size"] > 1:
-        arrays["padding"] = layer.padding.numpy() if codes else np.zeros(width_in_bytes, np.uint8)
-    return Written("convolve", set() if codes else {"read_bits"}, fields, arrays)
+    if padding is not None and padding.any():
+        arrays["padding"] = padding.numpy()
+    elif bits.shape[1] > 1:
+        fields["padding"] = ZEROS
+    return fields, arrays
 
 
-def _gives(layer: Any, shape: Shape, steps: bool) -> Written:
-    """Returns the part of a layer that turns its sums into codes, bits or scores."""
-    outputs, arrays = layer.outputs, {}
+def _gives(layer: Any, shape: Shape, steps: bool) -> _Gives:
+    outputs = layer.outputs
     if isinstance(layer, CodeLayer):
-        write, parts, of_position = "write_codes", {"code"}, outputs
-        factors, shifts = multipliers(layer.multiplier)
-        arrays = {"bias": layer.bias.numpy(), "factors": factors, "shifts": shifts}
-    elif isinstance(layer, LastLayer) and not steps:
-        write, parts, of_position = "write_scores", set(), 8 * outputs
-        arrays["scales"], arrays["offsets"] = integer_scores(layer)
-    elif isinstance(layer, LastLayer):
-        write, parts, of_position = "write_steps", set(), 8 * outputs
-        thresholds, inverted = layer.folded(layer.norm)
-        arrays = {"thresholds": thresholds.numpy().astype(np.int32), "inverted": pack(inverted[None])[0].numpy()}
-    else:
-        write, parts, of_position = "write_bits", set(), -(-outputs // 8)
-        arrays = {"thresholds": _thresholds(layer, shape)}
-        if layer.inverted.any():
-            parts, arrays["inverted"] = {"invert"}, layer.inverted[:of_position].numpy()
-    pool = getattr(layer, "pool", 1)
-    positions = (shape[0] // pool) * (shape[1] // pool) if isinstance(layer, IntegerLayer) else 1
-    fields = {"result_bytes": of_position, "result_size": of_position * positions, "write": write}
-    if isinstance(layer, CodeLayer):
-        fields["levels"] = layer.levels
-    return Written("", {write, *parts}, fields, arrays)
+        fields = {"write": "write_codes", "result_bytes": outputs, "levels": layer.levels}
+        return _Gives({"code", "write_codes"}, fields, {"gives.codes.bias": layer.bias.numpy(), **_requantization(layer)})
+    if isinstance(layer, LastLayer) and not steps:
+        scales, offsets = integer_scores(layer)
+        fields = {"write": "write_scores", "result_bytes": 8 * outputs}
+        return _Gives({"write_scores"}, fields, {"gives.scores.scales": scales, "gives.scores.offsets": offsets})
+    if isinstance(layer, LastLayer):
+        thresholds, rows = layer.folded(layer.norm)
+        inverted, fields = pack(rows[None])[0].numpy(), {"write": "write_steps", "result_bytes": 8 * outputs}
+        arrays = {"gives.bits.thresholds": thresholds.numpy().astype(np.int32), "gives.bits.inverted": inverted}
+        return _Gives({"write_steps"}, fields, arrays)
+    counted_twice = isinstance(layer, StepLayer) and layer.takes == "bits"
+    own = layer.thresholds.flatten()[:outputs].numpy()
+    fields = {"write": "write_bits", "result_bytes": -(-outputs // 8)}
+    arrays = {"gives.bits.thresholds": thresholds_of_codes(layer, shape[:2]) if counted_twice else own}
+    if layer.inverted.any():
+        arrays["gives.bits.inverted"] = layer.inverted[: fields["result_bytes"]].numpy()
+    return _Gives({"write_bits", "invert"} if layer.inverted.any() else {"write_bits"}, fields, arrays)
 
 
-def _thresholds(layer: Any, shape: Shape) -> np.ndarray:
-    if isinstance(layer, StepLayer) and layer.takes == "bits":
-        found = thresholds_of_codes(layer, shape[:2])
-    else:
-        found = layer.thresholds.flatten()[: layer.outputs].numpy()
-    return found.astype(np.int32)
+def _requantization(layer: CodeLayer | Average) -> dict[str, np.ndarray]:
+    factors, shifts = multipliers(layer.multiplier)
+    return {"gives.codes.factors": factors, "gives.codes.shifts": shifts}

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_exp.deploy.c_layers import BLOCK, Written, written
+from bnn_exp.deploy.c_constants import BLOCK
+from bnn_exp.deploy.c_layers import ZEROS, Written, written
 from bnn_exp.deploy.cnn import DeployedCNN
 from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.records.formatting import in_a_line
@@ -24,7 +25,7 @@ _IN_ORDER = (
     *("top", "lookup", "read_codes", "read_bits", "multiply", "channels_last"),
     *("code", "write_codes", "average", "write_bits", "invert", "write_scores", "write_steps"),
 )
-_STRUCT = 88  # bytes of a `struct layer` on a processor of 32 bits
+_STRUCT = 48  # bytes of a `struct layer` on a processor of 32 bits
 _SHARED = 4 * BLOCK + 8 * 12 + 32 * 8 + 16 * 8 * 8 + 24 * (BLOCK + 1)  # bytes of the variables in top.c and lookup.c
 
 
@@ -45,15 +46,16 @@ def write_c(network: DeployedMLP | DeployedCNN, shape: tuple[int, ...], classes:
         classes: the names of the classes.
 
     Raises:
-        UserError: a scale or a shift of the last BatchNorm is not finite.
+        UserError: see `written`.
     """
     cnn = isinstance(network, DeployedCNN)
     shapes = network.shapes() if cnn else [(1, 1, layer.inputs) for layer in network.layers]
     steps = getattr(network, "binarize_logits", False)
     layers = [written(layer, picture, steps) for layer, picture in zip(network.layers, shapes, strict=True)]
     turned = cnn and shape[0] > 1  # pixels come with channels first
-    results = [layer.fields["result_size"] for layer in layers[:-1]]
+    results = [layer.result for layer in layers[:-1]]
     buffers = {"a": max(results[::2], default=0), "b": max([*results[1::2], math.prod(shape) * turned])}
+    zeros = max((_position(layer) for layer in layers if layer.fields.get("padding") == ZEROS), default=0)
     row = max((layer.fields["words"] for layer in layers if layer.call == "multiply"), default=0)
     names = [_quoted(in_a_line(name)) for name in classes]
     parts = set.union(_ALWAYS, *(layer.parts for layer in layers), {"channels_last"} if turned else set())
@@ -65,10 +67,11 @@ def write_c(network: DeployedMLP | DeployedCNN, shape: tuple[int, ...], classes:
         "names": ", ".join(names),
         "block": BLOCK,
         "row": row,
-        "flash": sum(len(in_a_line(name).encode()) + 5 for name in classes) + sum(map(_flash, layers)),
+        "flash": sum(len(in_a_line(name).encode()) + 5 for name in classes) + zeros + sum(map(_flash, layers)),
         "ram": _SHARED + sum(buffers.values()) + 4 * row,
     }
     text = [_part(f"{name}.c", words) for name in _IN_ORDER if name in parts]
+    text += [f"\nstatic const uint8_t {ZEROS}[{zeros}] = {{0}};\n"] if zeros else []
     text += [_layer(n, layer) for n, layer in enumerate(layers, 1)]
     text += [f"\nstatic uint8_t {name}[{size}];" for name, size in buffers.items() if size]
     text += [_classify(layers, turned), _part("main.c", words)]
@@ -97,9 +100,9 @@ def _classify(layers: list[Written], turned: bool) -> str:
 
 def _layer(n: int, layer: Written) -> str:
     """Returns the constants of layer number n, and its struct."""
-    fields = layer.fields | {field: f"{field}_{n}" for field in layer.arrays}
-    lines = (f"    .{field} = {value}" for field, value in fields.items())
-    arrays = "".join(_array(f"{field}_{n}", numbers) for field, numbers in layer.arrays.items())
+    names = {field: f"{field.split('.')[-1]}_{n}" for field in layer.arrays}
+    arrays = "".join(_array(names[field], numbers) for field, numbers in layer.arrays.items())
+    lines = (f"    .{field} = {value}" for field, value in (layer.fields | names).items())
     return f"{arrays}\nstatic const struct layer layer_{n} = {{\n" + ",\n".join(lines) + "};\n"
 
 
@@ -113,6 +116,12 @@ def _array(name: str, numbers: np.ndarray) -> str:
     items = [form.format(number) for number in numbers.ravel().tolist()]
     lines = (", ".join(items[i : i + a_line]) for i in range(0, len(items), a_line))
     return f"\nstatic const {kind} {name}[{len(items)}] = {{\n    " + ",\n    ".join(lines) + "};\n"
+
+
+def _position(layer: Written) -> int:
+    """Returns the bytes of a position of the pictures that a convolution reads."""
+    channels = layer.fields["channels"]
+    return channels if layer.fields["inputs"] == "&codes" else -(-channels // 8)
 
 
 def _flash(layer: Written) -> int:

@@ -16,12 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnn_exp.config.paths import at_home
 from bnn_exp.data.folder import walk
 from bnn_exp.data.image_suffixes import is_image
-from bnn_exp.data.images import Pixels, read_image
+from bnn_exp.data.images import Pixels, read_grey, read_image
+from bnn_exp.deploy import centring
+from bnn_exp.deploy.centring import Centred
 from bnn_exp.deploy.evaluate import described
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import write_json, write_text
-from bnn_exp.records.model import load_model
+from bnn_exp.records.model import load_model, read_model
 from bnn_exp.records.summary import surroundings
 from bnn_exp.records.terminal import progress
 
@@ -48,6 +50,8 @@ class Predictions:
     skipped: list[tuple[Path, str]]  # unreadable files, each with the reason
     passed_over: int
     together: bool = False  # True if each answer depends on the other images
+    centred: dict[Path, Centred] | None = None  # the facts of each centred picture; None without `predict.centre`
+    inverted: int = 0  # the number of images whose ground is light where that of the training images is dark, or the reverse
 
     def write(self, directory: Path) -> None:
         """Writes `predictions.csv` and `predictions.json` to `directory`."""
@@ -64,11 +68,16 @@ class Predictions:
                         "probability": top[0][1],
                         "top": [{"class": name, "probability": p} for name, p in top],
                     }
+                    | ({} if self.centred is None else {"centred": vars(self.centred[file])})
                     for file, top in self.answers
                 ],
                 "skipped": [{"file": str(file), "reason": reason} for file, reason in self.skipped],
             },
         )
+
+    def remark(self, file: Path) -> list[str]:
+        """Returns what was done to a centred picture, as a list of one text. The list is empty without `predict.centre`."""
+        return [] if self.centred is None else [str(self.centred[file])]
 
     def csv(self) -> str:
         """Returns a CSV table with a row for each file: class and probability of the likeliest class, then of the next."""
@@ -76,21 +85,64 @@ class Predictions:
         table = csv.writer(text, lineterminator="\n")
         width = max((len(top) for _, top in self.answers), default=1)
         places = ["", *(f"_{i}" for i in range(2, width + 1))]
-        table.writerow(["file", *(f"{what}{place}" for place in places for what in ("class", "probability"))])
-        table.writerows([file, *(cell for answer in top for cell in answer)] for file, top in self.answers)
+        more = [] if self.centred is None else ["centred"]
+        table.writerow(["file", *(f"{what}{place}" for place in places for what in ("class", "probability")), *more])
+        for file, top in self.answers:
+            table.writerow([file, *(cell for answer in top for cell in answer), *self.remark(file)])
         return text.getvalue()
 
 
-def predict(model: Path, given: Sequence[str], device: str = "cpu") -> Predictions:
+@dataclass
+class Reader:
+    """Reads image files as a network takes them, and notes which of them it skips.
+
+    Args:
+        shape: (channels, height, width) of the network's images.
+        light_ink: see `centring.light_ink`.
+        centre: True to centre the ink of each picture.
+    """
+
+    shape: tuple[int, int, int]
+    pixels: Pixels
+    light_ink: bool | None = None
+    centre: bool = False
+    skipped: list[tuple[Path, str]] = field(default_factory=list)  # unreadable files, each with the reason
+    centred: dict[Path, Centred] = field(default_factory=dict)
+    inverted: int = 0
+
+    def read(self, files: Iterable[Path]) -> dict[Path, np.ndarray]:
+        """Returns the pixels of each readable file, uint8 of `shape`."""
+        found = {}
+        for file in files:
+            try:
+                found[file] = self._centred(file) if self.centre else read_image(file, self.shape, self.pixels)
+            except UserError as error:
+                self.skipped.append((file, str(error).splitlines()[0]))
+        if self.light_ink is not None and not self.centre:
+            self.inverted += sum(centring.is_dark(image[0]) != self.light_ink for image in found.values())
+        return found
+
+    def _centred(self, file: Path) -> np.ndarray:
+        try:
+            image, facts = centring.centred(read_grey(file, self.pixels), self.shape[1:], bool(self.light_ink))
+        except centring.NoInk as error:
+            raise UserError(f"{file}: {error}") from error
+        self.centred[file] = facts
+        return image[None]
+
+
+def predict(model: Path, given: Sequence[str], device: str = "cpu", centre: bool = False) -> Predictions:
     """Predicts the classes of every image that `given` names. An unreadable file is skipped.
 
     Args:
         model: a model file or a checkpoint.
         given: files, folders (with all folders below), or patterns such as `a/**/*.jpg`.
         device: the device of the network.
+        centre: True to make each picture like the images of MNIST, see `bnn_exp.deploy.centring`.
 
     Raises:
-        UserError: there is no such model, an item of `given` names no image, or no image can be read.
+        UserError: there is no such model, an item of `given` names no image, no image can be read, or the network takes no
+            centred pictures.
     """
     network, about = _on_bits(model)
     network.to(device)
@@ -98,15 +150,17 @@ def predict(model: Path, given: Sequence[str], device: str = "cpu") -> Predictio
         raise UserError(
             f"from={model}: the network takes {about['image_shape'][0]} channels, a file has 1 or 3\nallowed: task=evaluate"
         )
+    mean = read_model(model)[1].get("mean")
+    light_ink = centring.light_ink(about, None if mean is None else mean.numpy())
+    if centre:
+        centring.check(model, about, light_ink)
     found = find(given)
-    shape = tuple(about["image_shape"])
+    reader = Reader(tuple(about["image_shape"]), Pixels.of_settings(about["config"]["dataset"]), light_ink, centre)
     answers: list[tuple[Path, list[tuple[str, float]]]] = []
-    skipped: list[tuple[Path, str]] = []
-    pixels = Pixels.of_settings(about["config"]["dataset"])
     together = normalises_by_batch(network)
     with progress("images", len(found.images)) as done:
         for files in batches(found.images, len(found.images) if together else BATCH):
-            images = {file: image for file in files if (image := _read(file, shape, pixels, skipped)) is not None}
+            images = reader.read(files)
             if together and len(images) == 1:
                 raise UserError(
                     f"{TOGETHER}, and there is only one\nallowed: several images, or a network with running statistics"
@@ -116,9 +170,11 @@ def predict(model: Path, given: Sequence[str], device: str = "cpu") -> Predictio
                 answers += zip(images, _answers(network, batch, about["classes"]), strict=True)
             done(len(files))
     if not answers:
-        first, others = skipped[0][1], len(skipped) - 1
+        first, others = reader.skipped[0][1], len(reader.skipped) - 1
         raise UserError(first + f"\nnor {others} other file{'s' * (others > 1)} of input=" * bool(others))
-    return Predictions(described(model, about), answers, skipped, found.passed_over, together)
+    centred = reader.centred if centre else None
+    facts = described(model, about)
+    return Predictions(facts, answers, reader.skipped, found.passed_over, together, centred, reader.inverted)
 
 
 def normalises_by_batch(network: nn.Module) -> bool:
@@ -129,15 +185,6 @@ def normalises_by_batch(network: nn.Module) -> bool:
 def batches(items: list[Path], size: int) -> Iterable[list[Path]]:
     """Splits `items` into lists of `size`; the last may be shorter."""
     return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _read(file: Path, shape: tuple[int, int, int], pixels: Pixels, skipped: list[tuple[Path, str]]) -> np.ndarray | None:
-    """Returns the pixels of a file, uint8 of `shape`. For an unreadable file: None, and `skipped` gets the reason."""
-    try:
-        return read_image(file, shape, pixels)
-    except UserError as error:
-        skipped.append((file, str(error).splitlines()[0]))
-        return None
 
 
 @torch.inference_mode()

@@ -93,6 +93,7 @@ def runner(model: Any, batch: int, outputs: Sequence[str]) -> Callable[[Tensor],
     from qonnx.transformation.infer_shapes import InferShapes
 
     model = model.transform(ChangeBatchSize(batch)).transform(InferShapes())
+    del model.graph.quantization_annotation[:]  # the package looks for the largest number of each annotated tensor in Python
 
     def run(pixels: Tensor) -> list[Tensor]:
         found: list[list[Tensor]] = []

@@ -19,7 +19,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from bnn_exp.config import command_line, experiments, plugins, rules
+from bnn_exp.config import command_line, experiments, plugins, rules, zoo
 from bnn_exp.config.registry import CONF
 from bnn_exp.config.request import NETWORK_TASKS
 from bnn_exp.errors import UserError
@@ -76,7 +76,7 @@ def _named_plugins(overrides: list[str], folder: str | None) -> Iterator[tuple[s
     for key, value in _named_runs(overrides):
         if (Path(value) / "multirun.yaml").is_file() and key in ("sweep.resume", "hydra.sweep.dir"):
             yield f"{key}={value}", saved.plugins_in(Path(value) / "multirun.yaml")
-        elif Path(value).exists():
+        elif zoo.located(value, key).exists():
             yield f"{key}={value}", saved.plugins_of_run(f"{key}={value}", Path(value))
 
 
@@ -110,7 +110,7 @@ def _inherited_values(overrides: list[str]) -> dict[str, Any]:
         return _whole(runs["config"], given)
     if runs["init_from"] and task == "train":
         return _agreed(runs["init_from"], given)
-    if task in NETWORK_TASKS and len(runs["from"]) == 1 and Path(runs["from"][0]).exists():
+    if task in NETWORK_TASKS and len(runs["from"]) == 1 and zoo.located(runs["from"][0]).exists():
         return {"dataset": saved.dataset(f"from={runs['from'][0]}", Path(runs["from"][0]))}
     return {}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnn_exp import models
 from bnn_exp.bits import deployed_state, load_state, unpack
-from bnn_exp.config import plugins
+from bnn_exp.config import plugins, zoo
 from bnn_exp.config.models import MODELS
 from bnn_exp.config.settings import model_settings
 from bnn_exp.errors import UserError
@@ -233,5 +233,10 @@ def _another_class(file: Path, about: dict[str, Any], network: nn.Module) -> Use
 
 
 def model_file(path: str | Path) -> Path:
-    """Returns the `model.safetensors` in `path` if that is a run directory, else `path` itself."""
-    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    """Returns the `model.safetensors` in `path` if that is a run directory or `zoo/NAME`, else `path` itself.
+
+    Raises:
+        UserError: the zoo has no such network.
+    """
+    place = zoo.located(path)
+    return place / "model.safetensors" if place.is_dir() else place

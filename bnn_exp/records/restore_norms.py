@@ -2,21 +2,27 @@
 
 A `model.safetensors` holds only the scale and the shift of a BatchNorm, which evaluation needs. Training needs the statistics
 and the parameters, which are in the checkpoint beside the file. The start of a training reads it, so loading stays fast.
+A network of the zoo has no checkpoint, but a small file `norms.safetensors` with all its tensors that are not bits.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bnn_exp import models
 from bnn_exp.bits import deployed_state, load_state
+from bnn_exp.config.models import weights_of
 from bnn_exp.config.settings import model_settings
 from bnn_exp.errors import UserError
 from bnn_exp.nn.norm import running_norms
 from bnn_exp.records import checkpoint, runs
+
+NORMS = "norms.safetensors"
 
 
 def trainable(network: nn.Module, file: Path, about: dict[str, Any]) -> nn.Module:
@@ -52,19 +58,46 @@ def _trained(file: Path, about: dict[str, Any], state: dict[str, Tensor]) -> nn.
     Raises:
         UserError: the checkpoint is missing or holds another network.
     """
-    source = file if file.suffix == ".pt" else runs.run_of(file) / "checkpoints/last.pt"
+    source = file if file.suffix == ".pt" else trained_file(runs.run_of(file))
     if not source.is_file():
         raise UserError(
             f"{file}: it has no statistics of BatchNorm, which a training needs\nallowed: a run with its checkpoints/"
         )
-    network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
     try:
-        load_state(network, checkpoint.load(source)["network"])
+        network = trained_network(source, about)
         same = all(tensor.equal(state[name]) for name, tensor in deployed_state(network).items() if name in state)
     except (KeyError, ValueError, RuntimeError):
         same = False
     if not same:
         raise UserError(f"{source}: the checkpoint of another network than {file}\nallowed: a run as it was written")
+    return network
+
+
+def trained_file(run: Path) -> Path:
+    """Returns the file in the directory `run` from which `trained_network` reads. The file may be missing."""
+    return run / NORMS if (run / NORMS).is_file() else run / "checkpoints/last.pt"
+
+
+def trained_network(source: Path, about: dict[str, Any]) -> nn.Module:
+    """Returns the network of a checkpoint, or of `norms.safetensors` and the model file beside it, with all statistics.
+
+    The second network stores bits, also if a rule on latent weights has trained it.
+
+    Args:
+        about: the description of the network in its file.
+
+    Raises:
+        UserError: the checkpoint can't be read.
+        KeyError, ValueError, RuntimeError: the file holds another network.
+    """
+    settings = model_settings(about["config"]["model"])
+    if source.name != NORMS:
+        state = checkpoint.load(source)["network"]
+    else:
+        state = load_file(source.with_name("model.safetensors")) | load_file(source)
+        settings = replace(settings, weights="bits") if weights_of(settings) == "latent" else settings
+    network = models.build(settings, tuple(about["image_shape"]), len(about["classes"]))
+    load_state(network, state)
     return network
 
 

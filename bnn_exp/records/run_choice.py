@@ -5,6 +5,7 @@ Imports no torch.
 
 from pathlib import Path
 
+from bnn_exp.config import zoo
 from bnn_exp.errors import UserError
 from bnn_exp.records.runs import MODEL_FILES, find
 from bnn_exp.records.sweeps.comparison import compare
@@ -27,9 +28,12 @@ def model_file(place: Path, which: str) -> Path:
                 f"which=best: from={place} is a file\nallowed: from=RUN which=best, or from=RUN/{MODEL_FILES['best']}"
             )
         return place
-    file = place / MODEL_FILES[which]
+    folder = zoo.located(place, "from")
+    file = folder / MODEL_FILES[which]
     if file.is_file():
         return file
+    if zoo.holds(file):
+        raise UserError(f"which={which}: from={place} has one network\nallowed: from={place} without which")
     others = [name for name in (*MODEL_FILES.values(), "checkpoints/last.pt") if (place / name).is_file()]
     if others:
         raise UserError(f"from={place}: it has no {MODEL_FILES[which]}\nallowed: from={place / others[0]}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bnn_exp.config import plugins
+from bnn_exp.config import plugins, zoo
 from bnn_exp.config.settings import Settings, dataset_settings, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.records.run_choice import of_several
@@ -74,6 +74,7 @@ def _checked(name: str, place: Path, check: Callable[[dict[str, Any]], Any]) -> 
 
 def _file(name: str, place: Path) -> Path:
     """Returns the file at `place` that holds the configuration of a run. `name` is the override that names the run."""
+    place = zoo.located(place, name.partition("=")[0])
     if place.is_file() and place.suffix == ".pt" and (place.parent.parent / "config.yaml").is_file():
         place = place.parent.parent
     if place.is_file():

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp import models
-from bnn_exp.bits import load_state
-from bnn_exp.config import rules
-from bnn_exp.config.settings import Settings, load_settings, model_settings
+from bnn_exp.config import rules, zoo
+from bnn_exp.config.settings import Settings, load_settings
 from bnn_exp.errors import UserError
 from bnn_exp.nn import BinaryLayer, binary_layers
-from bnn_exp.records import checkpoint
 from bnn_exp.records.model import read_model
+from bnn_exp.records.restore_norms import NORMS, trained_file, trained_network
 
 STAGES = "0, or a network with a method stages() (docs/add_a_model.md)"
 
@@ -126,22 +125,22 @@ def _in_words(rule: Any) -> str:
 def _source(place: Path) -> tuple[nn.Module, tuple[str, ...], dict]:
     """Returns the network of a checkpoint (with BatchNorm statistics), the names of its classes, and its configuration."""
     file = _checkpoint(place)
-    _, _, about = read_model(file)
-    network = models.build(model_settings(about["config"]["model"]), tuple(about["image_shape"]), len(about["classes"]))
-    load_state(network, checkpoint.load(file)["network"])
-    return network, tuple(about["classes"]), about["config"]
+    _, _, about = read_model(file.with_name("model.safetensors") if file.name == NORMS else file)
+    return trained_network(file, about), tuple(about["classes"]), about["config"]
 
 
 def _checkpoint(place: Path) -> Path:
-    """Returns the file of the checkpoint at `place`: the file itself, or the last checkpoint of a run."""
-    if place.suffix == ".safetensors":
+    """Returns the file of the checkpoint at `place`: the file itself, the last checkpoint of a run, or the file that stands for
+    a checkpoint in the zoo."""
+    given, place = place, zoo.located(place, "init_from")
+    if place.suffix == ".safetensors" or (zoo.holds(place) and not trained_file(place).is_file()):
         raise UserError(
-            f"init_from={place}: it has no statistics of BatchNorm, which a training needs\n"
+            f"init_from={given}: it has no statistics of BatchNorm, which a training needs\n"
             "allowed: a run, or a file of its checkpoints/"
         )
     if not place.exists():
         raise UserError(f"init_from={place}: no such file or folder\nallowed: a run, or a file of its checkpoints/")
-    return place / "checkpoints/last.pt" if place.is_dir() else place
+    return trained_file(place) if place.is_dir() else place
 
 
 def _copy(to: nn.Module, original: Any, outputs: list[int] | None = None) -> None:

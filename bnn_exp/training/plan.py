@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from bnn_exp.config import compatibility, models, plugins, unread
+from bnn_exp.config import compatibility, models, plugins, unread, zoo
 from bnn_exp.config.datasets import DATASETS
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import REQUEST, Settings, load_settings, resolved
@@ -69,7 +69,7 @@ def values_of(composed: DictConfig) -> dict[str, Any]:
     """Returns the values that config.yaml keeps of a composed configuration: the settings of the run, with absolute paths."""
     values = {key: value for key, value in resolved(composed).items() if key not in REQUEST} | {"resume": None}
     for group, key in ((values["dataset"], "path"), (values, "init_from")):
-        if group.get(key):
+        if group.get(key) and (key != "init_from" or zoo.located(group[key]) == Path(group[key])):
             group[key] = str(Path(at_home(group[key])).resolve())
     return values | {"plugins": plugins.entries(values.get("plugins"))}
 

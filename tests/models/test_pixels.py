@@ -16,11 +16,11 @@ def network(mean, std, channels=1):
     return made
 
 
-def check_standardized(standardized):
-    """Compares every pixel in float32 and bfloat16 with (x − m) / 2ᵏ, for every whole mean m and for k from 0 to 8."""
+def check_standardized(standardized, exponents):
+    """Compares every pixel in float32 and bfloat16 with (x − m) / 2ᵏ, for every whole mean m and for the exponents k."""
     values = torch.arange(256)
     images = values.to(torch.uint8).expand(1, 256, 256).unsqueeze(-1).contiguous()
-    for k in range(9):
+    for k in exponents:
         made = network([m / 255 for m in range(256)], [2**k / 255], 256)
         exact = (values - values[:, None]).double()[None, :, :, None] / 2**k
         for dtype in (torch.float32, torch.bfloat16):
@@ -29,7 +29,7 @@ def check_standardized(standardized):
 
 
 def test_standardised_pixels_are_exact_for_every_mean_and_spread():
-    check_standardized(standardize_pixels)
+    check_standardized(standardize_pixels, range(9))
 
 
 @pytest.mark.parametrize("_", [pytest.param(0, marks=on_both())])
@@ -38,7 +38,7 @@ def test_the_kernel_gives_the_same_numbers(_, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(operators, "kernels_everywhere", True)
     check_standardized(
-        lambda images, mean, std, dtype: standardize_pixels(images.to(where()), mean.to(where()), std.to(where()), dtype)
+        lambda images, mean, std, dtype: standardize_pixels(images.to(where()), mean.to(where()), std.to(where()), dtype), (6,)
     )
     images = torch.randint(256, (3, 2, 5, 7), dtype=torch.uint8, device=where())
     mean, std = torch.rand(2, 1, 1, device=where()), torch.rand(2, 1, 1, device=where()) + 0.1  # as in older files

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import HARD, on_both, trainer_of, where
+from helpers import HARD, on_both, settings_of, trainer_of, where
 
 from bnn_exp import load_model
 from bnn_exp.bits import deployed_state
@@ -235,7 +235,7 @@ def test_the_scale_and_the_shift_of_the_file_are_those_of_the_network():
 
 
 def test_a_configuration_without_the_setting_has_real_activations():
-    values = trainer_of(*SMALL).settings.model.__dict__
+    values = vars(settings_of(*SMALL).model)
     del (old := dict(values))["activation_bits"]
     assert model_settings(old).activation_bits is None
 

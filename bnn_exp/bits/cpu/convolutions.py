@@ -9,14 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bnn_exp.bits.cpu.inference import THREAD_WORK
 from bnn_exp.bits.cpu.kernels import convolutions as kernels
 from bnn_exp.bits.cpu.threads import share
 from bnn_exp.bits.reference import LANES
 
 Fields = dict[int, int | Tensor]
 Shape = Sequence[int]  # height, width and channels of the pictures that a layer reads
-
-THREAD_WORK = 2**18  # the least work of one thread; see `work`
 
 
 def codes_of_codes(

@@ -1,6 +1,7 @@
 """ONNX graphs of networks in floats, to compare packed networks with: an MLP, and the float twin of a CNN.
 
-The twin of a CNN has real activations: it takes ReLU or hardtanh in the place of codes or bits, and is else the same network.
+The twin of a CNN has real activations: ReLU in the unit of codes, or hardtanh in the place of bits. It is else the same
+network.
 """
 
 from typing import Any
@@ -8,14 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto
-from torch import nn
+from torch import Tensor, nn
 
 from bnn_exp.deploy.onnx_graph import Graph, model
 from bnn_exp.deploy.onnx_mlp import float_mlp
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
+from bnn_exp.nn.codes import FIRST_CLIP, per_code
 from bnn_exp.nn.norm import scale_and_shift
+from bnn_exp.nn.requantize import least_clip
 from bnn_exp.nn.standardize import Standardize
 
 
@@ -37,6 +40,8 @@ def _bncvl(graph: Graph, network: BNCVLNet, pixels: str) -> str:
     for layer in network.convolutions:
         h = _pooled(graph, graph("Relu", _convolution(graph, h, layer, layer.norm)), layer.pool)
     h = graph("ReduceMean", h, graph.constant([2, 3], np.int64), keepdims=0)
+    if (mean := network.mean_over_image.quantizer) is not None:
+        h = graph("Mul", h, graph.floats(FIRST_CLIP / least_clip(mean.clip.detach().cpu())))
     for layer in network.dense:
         h = _dense(graph, h, layer, layer.norm)
         h = graph("Relu", h) if isinstance(layer.activation, nn.ReLU) else h
@@ -57,15 +62,23 @@ def _standardized(graph: Graph, network: Any, pixels: str) -> str:
 
 
 def _convolution(graph: Graph, h: str, layer: Any, norm: Any) -> str:
-    scale, shift = scale_and_shift(norm)
+    scale, shift = _line(layer, norm)
     weights = graph.floats(layer.value.detach().cpu() * scale[:, None, None, None])
     sizes = {"pads": [layer.kernel_size // 2] * 4, "kernel_shape": [layer.kernel_size] * 2}
     return graph("Conv", h, weights, graph.floats(shift), **sizes)
 
 
 def _dense(graph: Graph, h: str, layer: Any, norm: Any) -> str:
-    scale, shift = scale_and_shift(norm)
+    scale, shift = _line(layer, norm)
     return graph("Gemm", h, graph.floats(layer.value.detach().cpu() * scale[:, None]), graph.floats(shift), transB=1)
+
+
+def _line(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Returns scale and shift of the BatchNorm, in the unit of codes if the layer gives codes."""
+    quantizer = getattr(layer, "quantizer", None)
+    factor = 1.0 if quantizer is None else per_code(quantizer.clip.detach().cpu(), quantizer.levels)
+    scale, shift = scale_and_shift(norm)
+    return scale * factor, shift * factor
 
 
 def _pooled(graph: Graph, h: str, pool: int) -> str:

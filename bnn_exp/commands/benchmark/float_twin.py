@@ -23,6 +23,11 @@ def has_twin(settings: Settings) -> bool:
     return kind(settings.model) in _LAYERS
 
 
+def has_layers(network: nn.Module) -> bool:
+    """Returns True if `network` has a float twin."""
+    return type(network) in _LAYERS
+
+
 def twin_loop(settings: Settings, data: Dataset, bf16: bool, compiled: bool) -> Loop:
     """Returns a training loop of the float twin of the network of the settings.
 

@@ -69,9 +69,27 @@ def _print(found: dict) -> None:
     machine = found["machine"]
     where = f"{machine['name']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     _print_speeds(f"the network, on {where}", ("batch",), found["network"])
-    _print_speeds("one layer against F.linear", ("inputs", "outputs", "batch", "kind"), found["layers"])
+    if "share" in found["layers"][0]:
+        _print_layers(found["layers"])
+    else:
+        _print_speeds("one layer against F.linear", ("inputs", "outputs", "batch", "kind"), found["layers"])
+    tensors = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["tensors"].items())
+    console().print(f"in memory: {tensors}")
     files = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in found["files"].items())
     console().print(f"on disk: {files}")
+
+
+def _print_layers(rows: list[dict]) -> None:
+    title = f"the layers of the packed network, {rows[0]['batch']} images; torch: the product alone, fp32"
+    table = Table("layer", "kind", "reads", "gives", title=title, title_justify="left")
+    for column in ("multiply-adds", "ms", "share", "torch, ms", "packed is"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        beside = (f"{1e3 * row['torch']:.3g}", f"{row['torch'] / row['median']:.1f}×") if row["torch"] else ("", "")
+        products = f"{row['multiply_adds']:,}" if row["multiply_adds"] else ""
+        numbers = (products, f"{1e3 * row['median']:.3g}", f"{100 * row['share']:.1f}%", *beside)
+        table.add_row(str(row["layer"]), row["kind"], row["reads"], row["gives"], *numbers)
+    console().print(table)
 
 
 def _print_speeds(title: str, keys: tuple[str, ...], rows: list[dict]) -> None:

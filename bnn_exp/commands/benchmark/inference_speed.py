@@ -1,6 +1,5 @@
 """Measures the speed and size of a packed network beside the same network in torch, as plain data for `benchmark.json`."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,20 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn_exp.bits import bit_sums, laid_out, pack, pixel_sums, to_tiles
 from bnn_exp.commands.benchmark import inference_memory, inference_onnx
+from bnn_exp.commands.benchmark.float_ways import FloatWays
+from bnn_exp.commands.benchmark.layer_times import has_layers, layer_times
 from bnn_exp.commands.benchmark.lower_bound import rates
 from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.timing import ROUNDS, time_calls
 from bnn_exp.deploy.load import load_packed
-from bnn_exp.nn import binary_layers
 from bnn_exp.nn.graphs import Graphs
 from bnn_exp.records.model import load_model
 
 Way = Callable[[Tensor], Callable[[], Any]]  # takes a batch of pixels and returns the call to time
 BATCHES = (1, 16, 256, 4096)
+BATCHES_CNN = (1, 16, 64)  # of a CNN, which takes a hundred times as long for an image
+LAYER_BATCH = 16  # images with which each layer of a CNN is timed
 LAYERS = ((784, 1024, 1), (1024, 1024, 1), (4096, 4096, 1), (1024, 1024, 16), (784, 1024, 1024), (1024, 1024, 1024))
 LAYERS_CUDA = ((784, 4096, 1), (1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 16), (8192, 8192, 1024))
 WEIGHTS = 16  # weight matrices with which a layer is measured in turn on a GPU; those of a large layer exceed the GPU's cache
@@ -31,7 +33,7 @@ WEIGHTS = 16  # weight matrices with which a layer is measured in turn on a GPU;
 def measure(
     path: str | Path,
     device: torch.device,
-    batches: tuple[int, ...] = BATCHES,
+    batches: tuple[int, ...] | None = None,
     rounds: int = ROUNDS,
     threads: int = 1,
     *,
@@ -40,7 +42,7 @@ def measure(
     """Measures the network of a run directory or a `model.safetensors`, packed and as floats.
 
     Args:
-        batches: the numbers of images of the batches to time.
+        batches: the numbers of images of the batches to time; None for `BATCHES`, or for a CNN on a CPU `BATCHES_CNN`.
         rounds: the number of times that each batch or layer is timed.
         threads: the number of threads of torch, of our kernels and of onnxruntime, on a CPU.
         say: a function that is called with a line before each measurement, since some measurements take minutes.
@@ -49,12 +51,15 @@ def measure(
         - `machine`: see `machine`;
         - `network`: a row for each batch and way, with the seconds of a batch (`median`, and the quartiles `low` and `high`),
           `images_per_second`, and `speedup`, the speed of the packed network divided by the speed of this way. The ways are
-          `packed`, torch fp32, and on CUDA torch bf16. On a CPU they are also `packed, predict`, and those of onnxruntime if it
-          is installed (`inference_onnx.sessions`), all from numpy. On CUDA all ways replay CUDA graphs;
+          `packed`, torch fp32, on CUDA torch bf16, and for a CNN on a CPU torch bf16 and torch int8 (`float_ways`). On a CPU
+          they are also `packed, predict`, and those of onnxruntime if it is installed (`inference_onnx.sessions`), all from
+          numpy. On CUDA all ways replay CUDA graphs;
         - `layers`: such rows for single layers against `F.linear`. A layer of 784 inputs takes pixels, other layers take bits.
-          On CUDA a row has also `floor`, the seconds that a copy takes for the bytes of inputs, weights and results;
+          On CUDA a row has also `floor`, the seconds that a copy takes for the bytes of inputs, weights and results. Of a CNN
+          on a CPU they are its own layers, see `layer_times`;
         - `memory`: on a CPU the bytes of a process with each network (see `inference_memory`), on CUDA the bytes at the peak of
           a batch;
+        - `tensors`: the bytes of all tensors of the packed network, and of the parameters as float32;
         - `files`: the bytes of the model file on disk, and of its weights as float32.
 
     Raises:
@@ -67,22 +72,26 @@ def measure(
     with using_threads(threads):
         others: dict[str, Callable] = {}
         if device.type == "cpu":
+            say("preparing onnxruntime and torch")
             others = inference_onnx.sessions(network, packed, about, threads)  # before the network becomes plain
-        _make_plain(network)
-        ways: dict[str, Way] = {"packed": on_tensors(packed), "torch fp32": on_tensors(lambda pixels: network(pixels / 255))}
-        if device.type == "cuda":
-            ways |= {name: on_tensors(way) for name, way in recorded(network).items()}
-        elif hasattr(packed, "predict"):
-            predict: Any = packed.predict
-            others = {"packed, predict": predict} | others
+            predict: Any = getattr(packed, "predict", None)
+            others |= {"packed, predict": predict} if predict else {}
+        floats = FloatWays(network)
+        in_torch = floats.recorded() if device.type == "cuda" else floats.on_cpu(tuple(about["image_shape"]))
+        on_pixels: dict[str, Any] = {"packed": packed, **in_torch}
+        ways: dict[str, Way] = {name: on_tensors(way) for name, way in on_pixels.items()}
         ways |= {name: on_arrays(way) for name, way in others.items()}
         say("measuring memory")
-        memory = _memory(file, ways, max(batches), about["image_shape"], device)
+        memory = _memory(file, ways, max(batches or BATCHES), about["image_shape"], device)
         found, layers = [], []
-        for batch in batches:
+        own_layers = device.type == "cpu" and has_layers(packed)
+        for batch in batches or (BATCHES_CNN if own_layers else BATCHES):
             say(f"measuring the network, {', '.join(ways)}: batch {batch}, {rounds} rounds")
             found.append(_network(ways, batch, about["image_shape"], device, rounds))
-        for inputs, outputs, batch in LAYERS_CUDA if device.type == "cuda" else LAYERS:
+        if own_layers:
+            say(f"measuring the layers of the network: batch {LAYER_BATCH}, {rounds} rounds")
+            layers.append(layer_times(packed, LAYER_BATCH, rounds))
+        for inputs, outputs, batch in () if own_layers else LAYERS_CUDA if device.type == "cuda" else LAYERS:
             say(f"measuring a layer {inputs} → {outputs}: batch {batch}, {rounds} rounds")
             layers.append(_layer(inputs, outputs, batch, device, rounds))
     return {
@@ -90,7 +99,8 @@ def measure(
         "network": [row for rows in found for row in rows],
         "layers": [row for rows in layers for row in rows],
         "memory": memory,
-        "files": {"model.safetensors": file.stat().st_size, "fp32": sum(4 * p.numel() for p in network.parameters())},
+        "tensors": {"packed": sum(t.nbytes for t in (*packed.buffers(), *packed.parameters())), "fp32": floats.bytes()},
+        "files": {"model.safetensors": file.stat().st_size, "fp32": floats.bytes()},
     }
 
 
@@ -102,26 +112,6 @@ def on_tensors(way: Callable[[Tensor], Any]) -> Way:
 def on_arrays(way: Callable[[np.ndarray], Any]) -> Way:
     """Returns the way that calls a function of numpy arrays."""
     return lambda pixels: partial(way, pixels.numpy())
-
-
-@torch.no_grad()
-def _make_plain(network: nn.Module) -> None:
-    """Changes a network in place into a usual network of torch, which stores real weights and takes inputs in [0, 1]."""
-    layer: Any
-    for _, layer in binary_layers(network):
-        layer.weight.copy_(layer.value)
-        if layer.bias is not None:
-            layer.bias.copy_(layer.bias_value)
-        layer.weights, layer.binary_input = "float", False
-
-
-def recorded(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Returns the network in fp32 and in bf16, weights included, as functions of pixels that replay CUDA graphs."""
-    half = copy.deepcopy(network).bfloat16()
-    return {
-        "torch fp32": Graphs(lambda pixels: network(pixels / 255), required=True),
-        "torch bf16": Graphs(lambda pixels: half(pixels.bfloat16() / 255), required=True),
-    }
 
 
 def _network(ways: dict[str, Way], batch: int, shape: list[int], device: torch.device, rounds: int) -> list[dict]:

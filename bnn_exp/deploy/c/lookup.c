@@ -10,6 +10,7 @@
 
 struct reader { /* walks over the inputs of a patch of the picture: kernel rows, kernel columns, channels */
     int32_t row, column, channel;
+    int32_t bytes;            /* of a position of the picture */
     const uint8_t *at[LANES]; /* the channels at this place of the kernel, for each lane */
     uint64_t bits, outside;   /* see read_bits */
 };
@@ -39,7 +40,7 @@ static void aim(const struct layer *layer, const uint8_t *picture, struct reader
     for (int32_t i = 0; i < layer->inputs->lanes; i++) {
         const int32_t row = places[i].row + up, column = places[i].column + left;
         if (row >= 0 && row < layer->height && column >= 0 && column < layer->width) {
-            reader->at[i] = picture + (row * layer->width + column) * layer->bytes;
+            reader->at[i] = picture + (row * layer->width + column) * reader->bytes;
         } else {
             reader->at[i] = layer->padding;
             reader->outside |= (uint64_t)1 << 8 * i;
@@ -65,25 +66,20 @@ static int32_t read_columns(const struct layer *layer, const uint8_t *picture, s
     return n;
 }
 
+#define PUT(e, sum) tables[e][g] = (sum), tables[(e) + 8][g] = (sum) + d
+
 /* Fills the tables of n columns. */
 static void make_tables(int32_t n) {
     for (int32_t g = 0; 4 * g < n; g++) {
         const uint64_t a = columns[4 * g], b = columns[4 * g + 1], c = columns[4 * g + 2], d = columns[4 * g + 3];
-        tables[1][g] = a;
-        tables[2][g] = b;
-        tables[3][g] = a + b;
-        tables[4][g] = c;
-        tables[5][g] = a + c;
-        tables[6][g] = b + c;
-        tables[7][g] = a + b + c;
+        PUT(1, a);
+        PUT(2, b);
+        PUT(3, a + b);
+        PUT(4, c);
+        PUT(5, a + c);
+        PUT(6, b + c);
+        PUT(7, a + b + c);
         tables[8][g] = d;
-        tables[9][g] = a + d;
-        tables[10][g] = b + d;
-        tables[11][g] = a + b + d;
-        tables[12][g] = c + d;
-        tables[13][g] = a + c + d;
-        tables[14][g] = b + c + d;
-        tables[15][g] = a + b + c + d;
     }
 }
 
@@ -120,6 +116,7 @@ static void add_up(const struct layer *layer, const uint8_t *picture, const uint
     struct reader reader;
     int32_t n, words = 0, is_first = 1;
     reader.row = reader.column = reader.channel = 0;
+    reader.bytes = inputs->lane_bits == 16 ? layer->channels : (layer->channels + 7) / 8;
     while ((n = read_columns(layer, picture, &reader)) > 0) {
         const uint32_t all = 0xFFFFFFFFu >> (WORD - n);
         make_tables(n);
@@ -159,9 +156,9 @@ static void compute(const struct layer *layer, const uint8_t *picture, int32_t n
 static void convolve(const struct layer *layer, const uint8_t *picture, uint8_t *result) {
     const int32_t pool = layer->pool;
     int32_t n = 0;
-    memset(result, 0, (size_t)layer->result_size);
     for (int32_t row = 0; row + pool <= layer->height; row += pool) {
         for (int32_t column = 0; column + pool <= layer->width; column += pool, result += layer->result_bytes) {
+            memset(result, 0, (size_t)layer->result_bytes);
             for (int32_t i = 0; i < pool; i++) {
                 for (int32_t j = 0; j < pool; j++) {
                     places[n].row = row + i;

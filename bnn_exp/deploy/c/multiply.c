@@ -22,13 +22,13 @@ static int32_t common(const uint32_t *x, const uint32_t *w, int32_t words) {
     return total;
 }
 
-/* Multiplies all bits of a picture, as one row. */
+/* Multiplies all bits of a picture, as one row of whole bytes. */
 static void multiply(const struct layer *layer, const uint8_t *picture, uint8_t *result) {
     const uint32_t *weights = layer->weights;
     int32_t all;
     memset(row, 0, sizeof row);
-    memset(result, 0, (size_t)layer->result_size);
-    for (int32_t i = 0; i < layer->bytes; i++) row[i / 4] |= (uint32_t)picture[i] << (i % 4 * 8);
+    memset(result, 0, (size_t)layer->result_bytes);
+    for (int32_t i = 0; i < layer->channels / 8; i++) row[i / 4] |= (uint32_t)picture[i] << (i % 4 * 8);
     all = common(row, row, layer->words);
     for (int32_t first = 0; first < layer->outputs; first += BLOCK) {
         const int32_t count = least(BLOCK, layer->outputs - first);

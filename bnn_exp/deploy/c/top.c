@@ -20,22 +20,31 @@
  * convolution of size 1 over a picture of one position. A picture lies in memory row by row, and the channels of a position
  * stand side by side. A channel is a code, which is one byte, or a bit: bit j of byte i of a position is channel 8i + j. */
 struct layer {
-    const struct inputs *inputs; /* the kind of channels that the layer reads */
-    int32_t height, width, channels, bytes; /* of the picture that the layer reads; bytes of a position */
-    int32_t size, pool; /* the sides of the kernel and of the pooling windows */
-    int32_t outputs, result_bytes, result_size; /* bytes of a position, and of all positions, that the layer writes */
-    int32_t words; /* of weights, for each output */
+    uint16_t height, width;        /* of the picture that the layer reads */
+    int32_t channels;
+    uint8_t size, pool;            /* the sides of the kernel and of the pooling windows */
+    uint8_t levels;                /* the greatest code that the layer gives */
+    uint16_t outputs, words;       /* words of weights, for each output */
+    int32_t result_bytes;          /* of a position that the layer gives */
     const uint32_t *weights;
-    const uint8_t *padding; /* a position outside of the picture */
+    const uint8_t *padding;        /* the channels of a position outside of the picture */
+    const struct inputs *inputs;   /* what the layer reads */
 
     /* Turns the sums of the outputs from `first` on into results of one position. */
     void (*write)(const struct layer *layer, int32_t first, int32_t count, uint8_t *result);
-    const int32_t *bias, *factors; /* for codes */
-    const uint8_t *shifts;
-    int32_t levels;
-    const int32_t *thresholds; /* for bits */
-    const uint8_t *inverted;
-    const int64_t *scales, *offsets; /* for scores */
+    union {
+        struct {
+            const int32_t *bias, *factors;
+            const uint8_t *shifts;
+        } codes;
+        struct {
+            const int32_t *thresholds;
+            const uint8_t *inverted;
+        } bits;
+        struct {
+            const int64_t *scales, *offsets;
+        } scores;
+    } gives;
 };
 
 const char *const network_classes[NETWORK_CLASSES] = {@names@};

@@ -1,7 +1,7 @@
 
 /* Writes a bit 1 for each sum that reaches its threshold, beside the bits that are there. */
 static void write_bits(const struct layer *layer, int32_t first, int32_t count, uint8_t *result) {
-    const int32_t *threshold = layer->thresholds + first;
+    const int32_t *threshold = layer->gives.bits.thresholds + first;
     result += first / 8;
     for (int32_t i = 0; i < count; result++) {
         uint32_t byte = *result;

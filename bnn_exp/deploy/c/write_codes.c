@@ -2,7 +2,8 @@
 /* Writes codes, or the greater ones of these and of those that are there. */
 static void write_codes(const struct layer *layer, int32_t first, int32_t count, uint8_t *result) {
     for (int32_t i = 0, o = first; i < count; i++, o++) {
-        const int32_t found = code((sums[i] + layer->bias[o]) * layer->factors[o], layer->shifts[o], layer->levels);
+        const int32_t scaled = (sums[i] + layer->gives.codes.bias[o]) * layer->gives.codes.factors[o];
+        const int32_t found = code(scaled, layer->gives.codes.shifts[o], layer->levels);
         if (found > result[o]) result[o] = (uint8_t)found;
     }
 }

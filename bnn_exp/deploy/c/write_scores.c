@@ -1,5 +1,6 @@
 
 static void write_scores(const struct layer *layer, int32_t first, int32_t count, uint8_t *result) {
     int64_t *const scores = (int64_t *)(void *)result;
-    for (int32_t i = 0, o = first; i < count; i++, o++) scores[o] = layer->scales[o] * sums[i] + layer->offsets[o];
+    for (int32_t i = 0, o = first; i < count; i++, o++)
+        scores[o] = layer->gives.scores.scales[o] * sums[i] + layer->gives.scores.offsets[o];
 }

@@ -3,5 +3,5 @@
 static void write_steps(const struct layer *layer, int32_t first, int32_t count, uint8_t *result) {
     int64_t *const scores = (int64_t *)(void *)result;
     for (int32_t i = 0, o = first; i < count; i++, o++)
-        scores[o] = (sums[i] >= layer->thresholds[o]) ^ (layer->inverted[o / 8] >> o % 8 & 1);
+        scores[o] = (sums[i] >= layer->gives.bits.thresholds[o]) ^ (layer->gives.bits.inverted[o / 8] >> o % 8 & 1);
 }
