@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bnn_exp.bits import reference
 from bnn_exp.bits.reference import LANES
+from bnn_exp.nn import device
 from bnn_exp.nn.operators import operator
 from bnn_exp.nn.requantize import requantize
 
@@ -60,7 +61,9 @@ def _sums(x: Tensor, tiles: Tensor, outputs: int, size: int, zero: int, padding:
         padding: uint8 [channels], the codes outside the picture. None: x is bits, and outside there is no input.
     """
     bits = from_rows(reference.from_tiles(tiles, outputs), size, channels, padding is not None)
-    dtype = torch.float32 if 255 * bits[0].numel() < 2**24 else torch.float64
+    # On a GPU the library may transform the pictures in float32, and then round.
+    exact = device.on_host(x) and 255 * bits[0].numel() < 2**24
+    dtype = torch.float32 if exact else torch.float64
     weights = bits.to(dtype) * (1 - zero) + zero
     outside = x.new_zeros(channels) if padding is None else padding
     inside = x.to(dtype) - outside.to(dtype)

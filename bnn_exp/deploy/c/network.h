@@ -10,7 +10,7 @@
 /* Memory in bytes. All arrays are static, so the stack holds the frames of a few functions. */
 #define NETWORK_FLASH @flash@ /* all constants, without the code */
 #define NETWORK_RAM @ram@ /* all variables, without the pixels and the scores */
-#define NETWORK_STACK 512 /* more than a Cortex-M0+ or M4 needs */
+#define NETWORK_STACK 512 /* more than a Cortex-M needs, compiled by gcc -O2 or -Os */
 
 #ifdef __cplusplus
 extern "C" {

@@ -357,7 +357,7 @@ def convolution(record, x, pictures, first, last, out, out_row, out_picture):
 
 @kernel
 def average(record, x, out):
-    """Stores the codes of `average_codes` for the picture at x, without padding, at address `out`."""
+    """Stores the codes of `average_codes` for the picture at x at address `out`. Reads up to SLACK bytes after the picture."""
     channels, levels, multiplier = word_at(record + CHANNELS), word_at(record + LEVELS), float_at(word_at(record + MULTIPLIER))
     memory = np.zeros(2 * WIDTH + WIDTH // 4, np.int32)  # sums, biases of 0 and codes
     factors = np.full(WIDTH, multiplier, np.float32)
@@ -380,17 +380,17 @@ def layer(record, x, pictures, first, last, out):
 
     `out` is the address of the first picture's result; see `bnn_exp.bits.convolutions`.
     """
-    if word_at(record + KIND) == AVERAGE:
-        for i in range(pictures):
-            average(record, x + i * padded_bytes(record), out + i * word_at(record + CHANNELS))
-        return
     padded, each = padded_bytes(record), word_at(record + HEIGHT) * word_at(record + WIDE) * position_bytes(record)
     memory = np.empty(pictures * padded + SLACK, np.uint8)
     start = np.intp(memory.ctypes.data)
     for i in range(pictures):
         set_border(record, start + i * padded)
         copy_inside(record, x + i * each, start + i * padded)
-    pool = word_at(record + POOL)
-    out_row = word_at(record + WIDE) // pool * result_bytes(record)
-    convolution(record, start, pictures, first, last, out, out_row, word_at(record + HEIGHT) // pool * out_row)
+    if word_at(record + KIND) == AVERAGE:
+        for i in range(pictures):
+            average(record, start + i * padded, out + i * word_at(record + CHANNELS))
+    else:
+        pool = word_at(record + POOL)
+        out_row = word_at(record + WIDE) // pool * result_bytes(record)
+        convolution(record, start, pictures, first, last, out, out_row, word_at(record + HEIGHT) // pool * out_row)
     keep(memory)
