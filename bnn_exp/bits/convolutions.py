@@ -9,8 +9,6 @@ integers, for stride 1 and padding by size // 2. Then it turns them into codes o
 its definition here, in plain torch, with other forms for a CPU and for a GPU.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -213,6 +211,3 @@ def thresholds_of(found: Tensor, groups: int) -> Tensor:
     """Returns thresholds, int32 [rows, columns, 64 · groups], of those of the outputs that exist, [rows, columns, outputs]."""
     never = torch.iinfo(torch.int32).max
     return F.pad(found.to(torch.int32), (0, LANES * groups - found.shape[2]), value=never)
-
-
-OPERATORS: tuple[Any, ...] = codes_of_codes, bits_of_codes, bits_of_bits, average_codes  # `__wrapped__` is a definition

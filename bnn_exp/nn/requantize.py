@@ -136,7 +136,8 @@ def requantize(u: Tensor, bias: Tensor, multiplier: Tensor, levels: int) -> Tens
     """
     shape = -1, *[1] * (u.dim() - 2)
     u = u.round() if u.is_floating_point() else u.float()
-    return ((u + bias.float().view(shape)) * multiplier.view(shape)).round_().clamp_(0, levels)
+    # Not in place: torch.export takes this function as a definition, and refuses operations in place.
+    return ((u + bias.float().view(shape)) * multiplier.view(shape)).round().clamp(0, levels)
 
 
 def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import get_args
 
 import pytest
@@ -12,7 +13,7 @@ from bnn_exp.commands.export import FORMATS, check_format
 from bnn_exp.config.registry import fields_of
 from bnn_exp.config.request import Export
 from bnn_exp.data import sources
-from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network
+from bnn_exp.deploy import export_c, export_onnx, export_qonnx, export_torch, pack_network
 from bnn_exp.deploy.check import FORMS, check_equal, predictions
 from bnn_exp.deploy.load import load_deployed
 from bnn_exp.deploy.to_c import classify, compile_c
@@ -180,16 +181,24 @@ def test_an_export_that_predicts_otherwise_fails_and_leaves_nothing(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_no_prediction_of_mnist_differs_in_any_export(mnist_folder, tmp_path):
+@pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg"])
+def test_no_prediction_of_mnist_differs_in_any_export(model, mnist_folder, tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     arrays = sources.read("mnist", "ylecun/mnist", str(mnist_folder))
-    network = trained_like(MLP(784, 10, 1024, 4), torch.from_numpy(arrays.train_images[:2000]))
+    made = {
+        "mlp": lambda: MLP(784, 10, 1024, 4),
+        "bncvl": lambda: BNCVLNet((1, 28, 28), 10, activation_bits=8, mean=arrays.mean, std=arrays.std),
+        "vgg": lambda: VGG((1, 28, 28), 10, (16, 32), mean=arrays.mean, std=arrays.std),
+    }
+    network = trained_like(made[model](), torch.from_numpy(arrays.train_images[:1000]))
     packed, images = pack_network(network), torch.from_numpy(arrays.test_images)
     assert len(images) == 10000 and torch.equal(predictions(packed, images), predictions(network, images))
     export_c(packed, tmp_path, images, TEN)
     export_onnx(packed, tmp_path, images, TEN)
     export_torch(packed, tmp_path, images)
+    if find_spec("qonnx"):
+        export_qonnx(packed, tmp_path, images, TEN)
 
 
 @pytest.mark.parametrize("form", [export_onnx, export_torch, export_c])
