@@ -90,6 +90,16 @@ def test_a_half_is_rounded_to_the_even_code():
     assert codes.flatten().tolist() == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
+def test_a_bias_that_is_no_number_of_float32_is_added_exactly():
+    """The sum u + bias is −(254½ · 2¹⁶ + 1). A bias rounded to float32 first would give 254½ exactly, and the even code."""
+    x = torch.full((1, 1, 1, 386), 255, dtype=torch.uint8)
+    x[..., 0] = 129
+    tiles = to_tiles(to_rows(torch.ones(1, 1, 1, 386, dtype=torch.uint8), codes=True))
+    bias, multiplier = torch.tensor([-(2**24) - 1], dtype=torch.int32), torch.tensor([-(2.0**-16)])
+    found, expected = both("codes_of_codes", (x, tiles, torch.zeros(386, dtype=torch.uint8), 1, 0, bias, multiplier, 255, 1))
+    assert found.item() == expected.item() == 255
+
+
 @pytest.mark.parametrize("channels", [1, 5, 16, 17, 130])
 def test_an_average_equals_its_definition(channels):
     x = torch.randint(256, (3, 5, 7, channels), dtype=torch.uint8)
