@@ -17,6 +17,7 @@ BLOCK = 64  # outputs that the C code computes together, at most
 
 
 def words_of(bits: int) -> int:
+    """Returns the number of words that hold `bits` weights."""
     return -(-bits // WORD)
 
 
@@ -26,7 +27,7 @@ def row_words(packed: Tensor) -> np.ndarray:
 
 
 def word_major(bits: Tensor) -> np.ndarray:
-    """Returns the weights of look-ups, uint32 [words · outputs]: for each block of outputs, for each word, a word an output.
+    """Returns weights in the order of the look-ups, uint32 [words · outputs]: by blocks of outputs, by words, by outputs.
 
     Args:
         bits: uint8 [outputs, inputs], 0 or 1.
@@ -37,14 +38,17 @@ def word_major(bits: Tensor) -> np.ndarray:
 
 
 def thresholds_of_codes(layer: StepLayer, shape: tuple[int, int]) -> np.ndarray:
-    """Returns one threshold for each output, int32 [outputs], where the layer's thresholds depend on the border.
+    """Returns one threshold for each output, int32 [outputs], that replaces the thresholds of all border classes.
 
-    The C code counts a bit as 0 or 2, and an input outside of the picture as 1 (boolean: as 0). So its sum is 2u plus the sum
-    of the weights outside. The product of the float layer is one function of that sum, at every position. The threshold t of a
-    border class says that the step lies above the sum of u = t − 1, and not above the sum of u = t.
+    The C code counts a bit as 0 or 2, and an input outside the picture as 1 (boolean: as 0). Its sum is therefore 2u plus the
+    sum of the weights outside. The product of the float layer depends on this sum alone, at every position, so one threshold
+    is enough. A border class with the threshold t bounds it: it is above the sum of u = t − 1, and at most the sum of u = t.
 
     Args:
         shape: (height, width) of the pictures.
+
+    Raises:
+        ValueError: no single threshold lies within all bounds, so no BatchNorm has made the thresholds.
     """
     weights = layer.weights().sum(3).numpy().astype(np.int64)  # [outputs, size, size]
     ones = layer.bits().sum(3, dtype=torch.int64).numpy()
@@ -66,9 +70,9 @@ def thresholds_of_codes(layer: StepLayer, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _places(length: int, size: int) -> list[tuple[int, list[int]]]:
-    """Returns the border class of each position of a row of `length`, and the places of the kernel that lie inside there.
+    """Returns the border class of each position of a row of `length`, and the places of the kernel that lie in the picture.
 
-    Equal positions are given once.
+    Positions with the same class and places are returned once.
     """
     found = {}
     for position, kind in enumerate(border_classes(length, size).tolist()):
