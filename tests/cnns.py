@@ -29,10 +29,10 @@ def random_vgg(seed: int, **fixed) -> VGG:
         "convolutions": draw.choice([1, 2]),
         "kernel_size": draw.choice([1, 3, 5]),
         "encoding": draw.choice(["bipolar", "centred", "boolean"]),
-        "mean": [draw.random()],
+        "mean": [draw.random() for _ in range(3)],
         "std": [draw.choice([0.02, 0.1, 0.3])],
     }
-    network = VGG(**settings | fixed)
+    network = VGG(**_of_channels(settings | fixed))
     for norm in (*network.norms, network.last_norm):
         randomize(norm)
     return network.eval()
@@ -57,10 +57,10 @@ def random_bncvl(seed: int, **fixed) -> BNCVLNet:
         "encoding": draw.choice(["bipolar", "centred", "boolean"]),
         "weights": "bits",
         "activation_bits": draw.choice([4, 8]),
-        "mean": [draw.random()],
+        "mean": [draw.random() for _ in range(3)],
         "std": [draw.choice([0.02, 0.1, 0.3])],
     }
-    network = BNCVLNet(**settings | fixed)
+    network = BNCVLNet(**_of_channels(settings | fixed))
     for layer in (*network.convolutions, *network.dense):
         randomize(layer.norm)
     # A layer adds up about √inputs · 100 where a BatchNorm has statistics near 1: the scales make codes of all sizes.
@@ -70,6 +70,11 @@ def random_bncvl(seed: int, **fixed) -> BNCVLNet:
             layer.quantizer.clip.data.fill_(draw.choice([0.3, 2.0, 5.0]))
     network.mean_over_image.quantizer.clip.data.fill_(draw.choice([0.5, 2.0]))
     return network.eval()
+
+
+def _of_channels(settings: dict) -> dict:
+    """Returns the settings with a mean for each channel of the images."""
+    return settings | {"mean": settings["mean"][: settings["image_shape"][0]]}
 
 
 def randomize(norm: nn.Module) -> None:

@@ -9,8 +9,6 @@ integers, for stride 1 and padding by size // 2. Then it turns them into codes o
 its definition here, in plain torch, with other forms for a CPU and for a GPU.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +17,6 @@ from bnn_exp.bits import reference
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn import device
 from bnn_exp.nn.operators import operator
-from bnn_exp.nn.requantize import requantize
 
 _COMPILED, _KERNELS = "bnn_exp.bits.cpu.convolutions:", "bnn_exp.bits.cuda.convolutions:"
 
@@ -109,7 +106,7 @@ def codes_of_codes(
 ) -> Tensor:
     """Returns the codes of a convolution of codes: clamp(rint((u + bias) · multiplier), 0, levels), max-pooled.
 
-    rint rounds half to even.
+    rint rounds half to even. u + bias is an int32, then a float32.
 
     Args:
         x: uint8 [batch, height, width, channels].
@@ -122,7 +119,7 @@ def codes_of_codes(
         uint8 [batch, height // pool, width // pool, out].
     """
     sums = _sums(x, tiles, len(bias), size, zero, padding, x.shape[3])
-    codes = requantize(sums.permute(0, 3, 1, 2), bias, multiplier, levels).permute(0, 2, 3, 1)
+    codes = ((sums + bias).to(torch.float32) * multiplier).round().clamp(0, levels)
     return _pooled(codes.to(torch.uint8), pool)
 
 
@@ -214,6 +211,3 @@ def thresholds_of(found: Tensor, groups: int) -> Tensor:
     """Returns thresholds, int32 [rows, columns, 64 · groups], of those of the outputs that exist, [rows, columns, outputs]."""
     never = torch.iinfo(torch.int32).max
     return F.pad(found.to(torch.int32), (0, LANES * groups - found.shape[2]), value=never)
-
-
-OPERATORS: tuple[Any, ...] = codes_of_codes, bits_of_codes, bits_of_bits, average_codes  # `__wrapped__` is a definition

@@ -11,7 +11,7 @@ from bnn_exp.commands.images_to_check import images_to_check
 from bnn_exp.commands.task import Task, joined, named
 from bnn_exp.deploy.check import has_a_form
 from bnn_exp.deploy.layers import traceable
-from bnn_exp.deploy.load import load_deployed
+from bnn_exp.deploy.load import load_deployed, why_no_integers
 from bnn_exp.deploy.preprocessing import FILE, Preprocessing
 from bnn_exp.deploy.to_c import export_c
 from bnn_exp.deploy.to_onnx import export_onnx
@@ -51,7 +51,7 @@ def export(task: Task) -> str:
     """
     wanted, model = task.request.export, task.model
     network, about = load_deployed(model)
-    _check_format(wanted.format, network)
+    check_format(wanted.format, network, model)
     into = Path(wanted.dir) if wanted.dir else task.into_run_or(run_of(model) / named("export", model), model)
     images, tested = images_to_check(task, about)
     preprocessing = _preprocessing(model, about).with_vectors(network, images)
@@ -89,9 +89,12 @@ def line_to_export(task: Task) -> str:
     return task.next("export", "for a device", [] if _supports("onnx", network) else ["export.format=torch"])
 
 
-def _check_format(format: str, network: nn.Module) -> None:
+def check_format(format: str, network: nn.Module, model: Path) -> None:
+    """Raises UserError if `format` can't hold `network`, which `load_deployed` made of the file `model`."""
     if _supports(format, network):
         return
+    if reason := why_no_integers(model):
+        raise UserError(f"export.format={format}: {reason}")
     arguments = FORMATS[format].arguments
     if arguments is None:
         raise UserError(

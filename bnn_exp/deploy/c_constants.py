@@ -36,16 +36,6 @@ def word_major(bits: Tensor) -> np.ndarray:
     return np.concatenate([words[first : first + BLOCK].T.ravel() for first in range(0, len(words), BLOCK)])
 
 
-def multipliers(numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Returns integers M, int32, and S, uint8, with M / 2^S equal to each multiplier, float32 [n], of a requantisation.
-
-    A product of a sum and M is below 2³¹. So a multiplier with S ≥ 32 gives codes 0, as M = 0 does.
-    """
-    pairs = [Fraction(number).as_integer_ratio() for number in numbers.flatten().tolist()]
-    kept = [(above, below.bit_length() - 1) if below < 2**WORD else (0, 0) for above, below in pairs]
-    return np.array([above for above, _ in kept], np.int32), np.array([shift for _, shift in kept], np.uint8)
-
-
 def thresholds_of_codes(layer: StepLayer, shape: tuple[int, int]) -> np.ndarray:
     """Returns one threshold for each output, int32 [outputs], where the layer's thresholds depend on the border.
 

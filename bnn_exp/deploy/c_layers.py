@@ -10,7 +10,6 @@ from bnn_exp.bits import from_tiles, pack
 from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy.c_constants import (
     integer_scores,
-    multipliers,
     row_words,
     thresholds_of_codes,
     word_major,
@@ -19,6 +18,7 @@ from bnn_exp.deploy.c_constants import (
 from bnn_exp.deploy.integers import Average, CodeLayer, IntegerLayer, StepLayer
 from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.errors import UserError
+from bnn_exp.nn.requantize import fractions
 
 MOST_BITS = 2**15 - 1  # a bit counts as up to 2, and totals of bits have 16 bits
 ZEROS = "no_channels"  # the name of an array of zeros, the padding of most layers
@@ -121,5 +121,5 @@ def _gives(layer: Any, shape: Shape, steps: bool) -> _Gives:
 
 
 def _requantization(layer: CodeLayer | Average) -> dict[str, np.ndarray]:
-    factors, shifts = multipliers(layer.multiplier)
-    return {"gives.codes.factors": factors, "gives.codes.shifts": shifts}
+    factors, shifts = (numbers.numpy().ravel() for numbers in fractions(layer.multiplier))
+    return {"gives.codes.factors": factors, "gives.codes.shifts": shifts.astype(np.uint8)}

@@ -9,7 +9,6 @@ direction. Lines, shadows with an edge and other signs count as ink.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,7 +94,7 @@ def light_ink(about: dict[str, Any], mean: np.ndarray | None) -> bool | None:
     return None if mean is None else bool(mean.mean() < 0.5)
 
 
-def check(model: Path, about: dict[str, Any], light: bool | None) -> None:
+def check(about: dict[str, Any], light: bool | None) -> None:
     """Checks that pictures can be centred for a network. `light` is the result of `light_ink`.
 
     Raises:
@@ -103,11 +102,11 @@ def check(model: Path, about: dict[str, Any], light: bool | None) -> None:
     """
     name = about["config"]["dataset"]["name"]
     if about["image_shape"][0] != 1:
-        problem = f"the network in {model} takes colour images"
+        problem = "the network takes colour images"
     elif name in FILLED:
         problem = f"the images of dataset={name} fill their frame"
     elif light is None:
-        problem = f"{model} does not say if the ink of its training images is light or dark"
+        problem = "the file of the network does not say if the ink of its training images is light or dark"
     else:
         return
     raise UserError(

@@ -60,6 +60,8 @@ class DeployedCNN(InOneCall, Evaluating):
         return PictureNetwork(self.image_shape, layers, self.layers[-1].record())
 
     def _by_layers(self, x: Tensor) -> Tensor:
+        if not self.takes(x.shape[1:]):  # borders and the mean depend on the size
+            raise ValueError(self._refusal(x))
         h = x.permute(0, 2, 3, 1).contiguous()
         for layer in self.layers[:-1]:
             h = layer(h)
@@ -74,13 +76,15 @@ def pack_vgg(network: VGG, state: dict[str, Tensor]) -> DeployedCNN:
         state: the tensors that `bnn_exp.bits.deployed_state` returns.
 
     Raises:
-        NoIntegers: the statistics of the pixels are not whole numbers.
+        NoIntegers: the statistics of the pixels are not whole numbers; or a scale or a shift is not a finite number.
     """
     whole, step = pixel_steps(state)
     _, *shape = network.image_shape
     layers: list[nn.Module] = []
     for i, layer in enumerate(network.convolutions):
-        norm = affine_norm(nn.BatchNorm2d, state[f"norms.{i}.weight"], state[f"norms.{i}.bias"])
+        scale, shift = state[f"norms.{i}.weight"], state[f"norms.{i}.bias"]
+        refuse_not_finite(f"norms.{i}", scale=scale, shift=shift)
+        norm = affine_norm(nn.BatchNorm2d, scale, shift)
         bits, pool = _bits(state[f"convolutions.{i}.weight"], layer), 2 if (i + 1) % network.per_width == 0 else 1
         product = _product(bits, network.encoding, shape) if i else _product_of_pixels(bits, network.encoding, whole, step)
         layers.append(StepLayer(bits, network.encoding, pool, None if i else whole, norm, *product))

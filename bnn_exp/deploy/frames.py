@@ -34,10 +34,14 @@ def _random(width: int, height: int, channels: int) -> np.ndarray:
 
 
 @cache
-def tall_by_columns() -> bool:
-    """Returns True if Pillow resizes the columns of tall images first, False if it always resizes the lines first.
+def columns_first() -> int:
+    """Returns a number for the images whose columns the installed Pillow resizes before their lines, if they lose lines.
 
-    Pillow 13 resizes columns first if an image loses more than twice as many lines as columns. Both orders differ by rounding.
+    2: images that lose more than twice as many lines as columns (from Pillow 13 on). 100: images more than 100 times as tall as
+    wide. 0: none (Pillow 10.0). All other images are resized lines first. The orders differ by rounding.
     """
-    tall = Image.fromarray(_random(10, 100, 1)[..., 0])
-    return tall.resize((5, 7)).tobytes() != tall.resize((5, 100)).resize((5, 7)).tobytes()
+    for factor, width, height in ((2, 10, 100), (100, 3, 310)):
+        tall = Image.fromarray(_random(width, height, 1)[..., 0])
+        if tall.resize((5, 7)).tobytes() != tall.resize((5, height)).resize((5, 7)).tobytes():
+            return factor
+    return 0

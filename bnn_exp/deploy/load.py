@@ -71,6 +71,17 @@ def load_deployed(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return deployed, about
 
 
+def why_no_integers(path: str | Path) -> str:
+    """Returns why the network of a run or a file has no form in integers; "" for any other network."""
+    try:
+        load_packed(path)
+    except NoIntegers as error:
+        return str(error)
+    except UserError:
+        pass
+    return ""
+
+
 def pack_network(network: nn.Module, image_shape: tuple[int, int, int] | None = None) -> nn.Module:
     """Returns the packed form of a network in memory, as `load_packed` does for a file. `network` stays unchanged.
 

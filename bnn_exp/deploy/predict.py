@@ -153,7 +153,7 @@ def predict(model: Path, given: Sequence[str], device: str = "cpu", centre: bool
     mean = read_model(model)[1].get("mean")
     light_ink = centring.light_ink(about, None if mean is None else mean.numpy())
     if centre:
-        centring.check(model, about, light_ink)
+        centring.check(about, light_ink)
     found = find(given)
     reader = Reader(tuple(about["image_shape"]), Pixels.of_settings(about["config"]["dataset"]), light_ink, centre)
     answers: list[tuple[Path, list[tuple[str, float]]]] = []

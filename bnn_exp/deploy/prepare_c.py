@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from bnn_exp.deploy.c_compiler import build, output
-from bnn_exp.deploy.frames import SIDE, tall_by_columns
+from bnn_exp.deploy.frames import SIDE, columns_first
 from bnn_exp.records.formatting import in_a_line
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _PREPARE = """
 #define NETWORK_PAD 3 /* adds the background */
 #define NETWORK_FIT NETWORK_{fit}
 #define NETWORK_BACKGROUND {{{background}}} /* a value for each channel */
-#define NETWORK_TALL_BY_COLUMNS {tall} /* 1: columns first, if more than twice as many lines as columns go (Pillow >= 13) */
+#define NETWORK_COLUMNS_FIRST {columns_first} /* 2: in frames that lose more than twice as many lines as columns (Pillow 13) */
 #ifndef NETWORK_FRAME_MOST
 #define NETWORK_FRAME_MOST {most} /* the longest side of a frame, in pixels; the option -D of the compiler changes it */
 #endif
@@ -56,7 +56,7 @@ int network_prepare(const uint8_t *frame, int width, int height, int channels, u
 
 /* The same in parts, for a camera whose frame does not fit in memory: begin, then each line from the top, then end.
  *
- * network_prepare_begin returns NETWORK_NEEDS_FRAME if the columns come first (NETWORK_TALL_BY_COLUMNS). */
+ * network_prepare_begin returns NETWORK_NEEDS_FRAME if the columns come first (NETWORK_COLUMNS_FIRST). */
 int network_prepare_begin(int width, int height, int channels);
 void network_prepare_line(const uint8_t *line);
 int network_prepare_end(uint8_t *pixels);
@@ -80,7 +80,7 @@ def header(facts: "Preprocessing") -> str:
     return text + _PREPARE.format(
         fit=facts.pixels.fit.upper(),
         background=", ".join(map(str, _background(facts))),
-        tall=int(tall_by_columns()),
+        columns_first=columns_first(),
         most=frame_most(facts.shape),
         bytes=f"{facts.c_memory():,}",
         fixed=fixed,

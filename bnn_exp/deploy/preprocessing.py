@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bnn_exp import __version__
 from bnn_exp.data.images import Encoded, Pixels, opened
 from bnn_exp.deploy import prepare_c
-from bnn_exp.deploy.frames import frames_of, tall_by_columns
+from bnn_exp.deploy.frames import columns_first, frames_of
 from bnn_exp.errors import UserError
 from bnn_exp.records.formatting import in_a_line
 
@@ -148,7 +148,7 @@ class Preprocessing:
             "orientation": "upright, by EXIF",
             "grey": "(19595 red + 38470 green + 7471 blue + 32768) >> 16, before the image is fitted",
             "filter": "bicubic, a = -0.5, antialiased; lines first, 8 bits after each direction",
-            "tall_by_columns": tall_by_columns(),
+            "columns_first": columns_first(),
         }
         return {
             "format": FORMAT,

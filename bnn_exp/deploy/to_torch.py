@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.bits import convolutions, operators, reference
+from bnn_exp.bits import operators, reference
 from bnn_exp.deploy.check import FORMS, check_alike, check_equal, check_packed, predictions
 from bnn_exp.deploy.given import in_folder, ready
 from bnn_exp.deploy.preprocessing import FILE, Preprocessing
@@ -53,7 +53,6 @@ def write_torch(
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = ({0: torch.export.Dim("batch", min=1)},)  # by position: a user's network may give its argument any name
     plain: dict = {getattr(torch.ops.bnn_exp, name).default: getattr(reference, name) for name in operators.SCHEMAS}
-    plain |= {getattr(torch.ops.bnn_exp, each.__name__).default: each.__wrapped__ for each in convolutions.OPERATORS}
     written, extra = io.BytesIO(), {FILE: facts.json()} if facts else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about calls within torch itself

@@ -89,6 +89,9 @@ def operator(
             _library.impl(name, on_cpu, "CPU")
         torch.library.register_fake(f"bnn_exp::{name}", fake or (lambda *given, **named: None), lib=_library)
         call = getattr(torch.ops.bnn_exp, name)
-        return wraps(definition)(lambda *given, **named: call(*given, **named))
+        # An exported program runs where there are no operators of bnn_exp. It may write to tensors, as definitions do.
+        return wraps(definition)(
+            lambda *given, **named: (definition if torch.compiler.is_exporting() else call)(*given, **named)
+        )
 
     return decorate

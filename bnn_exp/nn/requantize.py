@@ -136,7 +136,8 @@ def requantize(u: Tensor, bias: Tensor, multiplier: Tensor, levels: int) -> Tens
     """
     shape = -1, *[1] * (u.dim() - 2)
     u = u.round() if u.is_floating_point() else u.float()
-    return ((u + bias.float().view(shape)) * multiplier.view(shape)).round_().clamp_(0, levels)
+    # Not in place: torch.export takes this function as a definition, and refuses operations in place.
+    return ((u + bias.float().view(shape)) * multiplier.view(shape)).round().clamp(0, levels)
 
 
 def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +149,7 @@ def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_not_finite(name: str, **numbers: Tensor) -> None:
-    """Raises NoIntegers if a scale, a shift or a clip of the layer `name` is not a finite number."""
+    """Raises NoIntegers if one of the tensors of the layer `name`, such as its scales, holds a number that is not finite."""
     for kind, tensor in numbers.items():
         if not tensor.isfinite().all():
-            raise NoIntegers(f"{name}: its {kind} is not a finite number, so it has no whole codes")
+            raise NoIntegers(f"{name}: its {kind} is not a finite number, so the network has no form in integers")

@@ -172,3 +172,4 @@ def test_every_layer_of_a_packed_cnn_is_measured(name, monkeypatch):
     assert all((row["torch"] is None) == (row["multiply_adds"] == 0) for row in rows)
     kind = {"bncvl": "real", "bncvl of codes": "codes", "vgg": "bits"}[name]
     assert rows[0]["reads"] == "pixels" and rows[0]["gives"] == f"4×4×4 {kind}" and rows[1]["reads"] == rows[0]["gives"]
+    assert rows[-1]["reads"] == {"bncvl": "6 real", "bncvl of codes": "6 codes", "vgg": "48 bits"}[name]

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 from cnns import random_bncvl, random_pictures, random_vgg
+from torch import nn
 
 from bnn_exp.bits import from_tiles
 from bnn_exp.bits.reference import unpacked
@@ -14,6 +15,7 @@ from bnn_exp.deploy import pack_network
 from bnn_exp.deploy.c_constants import integer_scores
 from bnn_exp.deploy.c_source import write_c
 from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.integers import CodeLayer
 from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
@@ -73,12 +75,34 @@ def test_every_integer_of_a_cnn_is_that_of_the_packed_network(random, seed, tmp_
     assert_equal_integers(pack_network(network), random_pictures(network), tmp_path)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 2), (3, 2, 1), (1, 2, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((3, 2, 1), (1, 2, 3)))])
 def test_a_picture_smaller_than_the_kernel(shape, tmp_path):
     bits = random_vgg(0, image_shape=(3, 2, 2), kernel_size=5, channels=[9], convolutions=3)
     codes = random_bncvl(0, image_shape=shape, kernel_size=5, channels=[9, 70], pool=1, convolutions=2)
     for network in (bits, codes):
         assert_equal_integers(pack_network(network), random_pictures(network), tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["bipolar", pytest.param("boolean", marks=pytest.mark.slow)])
+def test_the_greatest_sums_do_not_overflow(encoding, tmp_path):
+    """All weights and all inputs are the greatest: codes of 255 in one network, bits of 1 in another."""
+    ones = torch.ones(9, 3, 3, 40, dtype=torch.uint8)
+    padding, bias = torch.full((40,), 255, dtype=torch.uint8), torch.zeros(9, dtype=torch.int32)
+    layers = [CodeLayer(ones, encoding, 1, padding, bias, torch.full((9,), 2.0**-9), 255)]
+    layers.append(LastLayer(torch.full((2, 18 * 9 // 8 + 1), 0), 18 * 9, encoding, "codes", nn.BatchNorm1d(2).eval()))
+    white = torch.full((2, 40, 3, 6), 255, dtype=torch.uint8)
+    assert_equal_integers(DeployedCNN(layers, (40, 3, 6)), white, tmp_path)
+    network = random_vgg(0, image_shape=(1, 6, 6), kernel_size=3, channels=[33], convolutions=3, encoding=encoding)
+    for layer in (*network.convolutions, network.last):
+        layer.weight.data.fill_(1)
+    for norm in network.norms:
+        norm.running_mean.fill_(100)
+        norm.running_var.fill_(1)
+        norm.weight.data.fill_(1)
+        norm.bias.data.fill_(0)
+    network.mean.fill_(0)
+    network.norms[2].running_mean.fill_(9 * 33 - 0.5)
+    assert_equal_integers(pack_network(network), white[:, :1, :1, :1].expand(2, 1, 6, 6), tmp_path)
 
 
 @pytest.mark.parametrize("kind", [VGG, BNCVLNet])
@@ -96,9 +120,10 @@ def test_constants_take_their_bits_and_what_is_real(kind):
     assert bits / 8 + real < flash < 1.05 * (bits / 8 + real)
 
 
-@pytest.mark.parametrize(
-    "compiler", ["gcc", "clang", "arm-none-eabi-gcc -mcpu=cortex-m0plus", "arm-none-eabi-gcc -mcpu=cortex-m4"]
-)
+ON_ARM = [pytest.param(f"arm-none-eabi-gcc -mcpu={name}", marks=pytest.mark.slow) for name in ("cortex-m0plus", "cortex-m4")]
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang", *ON_ARM])
 def test_no_compiler_warns(compiler, tmp_path):
     command = compiler.split()
     if shutil.which(command[0]) is None:

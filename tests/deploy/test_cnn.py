@@ -8,6 +8,7 @@ from cnns import bncvl_codes, random_bncvl, random_pictures, random_vgg, unpacke
 
 from bnn_exp.bits.convolutions import border_classes, from_rows, to_rows
 from bnn_exp.deploy import pack_network
+from bnn_exp.nn.requantize import NoIntegers
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -34,6 +35,18 @@ def test_every_layer_of_a_packed_bncvl_gives_the_codes_of_the_float_network(seed
     assert len(used) > 4  # the random norms use more than a few codes
     with torch.no_grad():
         assert torch.equal(packed(pixels), network(pixels))
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("make", [random_vgg, random_bncvl])
+def test_a_batch_norm_that_is_not_finite_has_no_form_in_integers(make, name, number):
+    """∞ · 0 + shift is no number, so a scale and a shift do not compute what the BatchNorm computes."""
+    network = make(1)
+    layer = getattr(network, "norms", network.convolutions)[0]
+    getattr(getattr(layer, "norm", layer), name).data[1] = number
+    with pytest.raises(NoIntegers, match="is not a finite number, so the network has no form in integers"):
+        pack_network(network)
 
 
 def test_rows_of_weights_come_back():

@@ -2,25 +2,29 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import get_args
 
 import pytest
 import torch
-from helpers import random_mlp
+from helpers import plain_config, random_mlp
 
-from bnn_exp.commands.export import FORMATS
+from bnn_exp.commands.export import FORMATS, check_format
 from bnn_exp.config.registry import fields_of
 from bnn_exp.config.request import Export
 from bnn_exp.data import sources
-from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network
+from bnn_exp.deploy import export_c, export_onnx, export_qonnx, export_torch, pack_network
 from bnn_exp.deploy.check import FORMS, check_equal, predictions
+from bnn_exp.deploy.load import load_deployed
 from bnn_exp.deploy.to_c import classify, compile_c
 from bnn_exp.deploy.to_onnx import session
 from bnn_exp.deploy.to_torch import write_torch
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
+from bnn_exp.models.vgg import VGG
 from bnn_exp.nn import BinaryLinear
+from bnn_exp.records.model import save_model
 
 TEN = tuple("0123456789")
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -177,16 +181,24 @@ def test_an_export_that_predicts_otherwise_fails_and_leaves_nothing(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_no_prediction_of_mnist_differs_in_any_export(mnist_folder, tmp_path):
+@pytest.mark.parametrize("model", ["mlp", "bncvl", "vgg"])
+def test_no_prediction_of_mnist_differs_in_any_export(model, mnist_folder, tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     arrays = sources.read("mnist", "ylecun/mnist", str(mnist_folder))
-    network = trained_like(MLP(784, 10, 1024, 4), torch.from_numpy(arrays.train_images[:2000]))
+    made = {
+        "mlp": lambda: MLP(784, 10, 1024, 4),
+        "bncvl": lambda: BNCVLNet((1, 28, 28), 10, activation_bits=8, mean=arrays.mean, std=arrays.std),
+        "vgg": lambda: VGG((1, 28, 28), 10, (16, 32), mean=arrays.mean, std=arrays.std),
+    }
+    network = trained_like(made[model](), torch.from_numpy(arrays.train_images[:1000]))
     packed, images = pack_network(network), torch.from_numpy(arrays.test_images)
     assert len(images) == 10000 and torch.equal(predictions(packed, images), predictions(network, images))
     export_c(packed, tmp_path, images, TEN)
     export_onnx(packed, tmp_path, images, TEN)
     export_torch(packed, tmp_path, images)
+    if find_spec("qonnx"):
+        export_qonnx(packed, tmp_path, images, TEN)
 
 
 @pytest.mark.parametrize("form", [export_onnx, export_torch, export_c])
@@ -240,3 +252,15 @@ def test_the_argument_of_an_exported_network_may_have_any_name(tmp_path):
     found = write_torch(named, named, tmp_path, images)
     program = torch.export.load(found["file"]).module()
     assert torch.equal(program(images[:3]).argmax(1), network(images[:3]).argmax(1))
+
+
+@pytest.mark.parametrize("format", ["c", "onnx", "qonnx"])
+def test_an_export_says_why_a_network_has_no_form_in_integers(format, tmp_path):
+    """Earlier versions standardised pixels by numbers that are not whole."""
+    network = VGG((1, 4, 4), 3, (2,), 1).eval()
+    network.mean.fill_(0.3)
+    settings = ["model=vgg", "model.channels=[2]", "model.convolutions=1"]
+    save_model(tmp_path / "file", network, plain_config(*settings), (1, 4, 4), ("a", "b", "c"))
+    with pytest.raises(UserError, match=rf"export\.format={format}: .*numbers that are not whole.*\nallowed: a network that"):
+        check_format(format, load_deployed(tmp_path / "file")[0], tmp_path / "file")
+    check_format("torch", load_deployed(tmp_path / "file")[0], tmp_path / "file")

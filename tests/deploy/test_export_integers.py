@@ -100,7 +100,7 @@ def in_onnxruntime(network: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Ten
 
 
 @pytest.mark.parametrize("kind", ["mlp", "codes", "vgg", "bncvl"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_every_layer_of_the_onnx_graph_gives_the_integers_of_the_network(kind, seed):
     pytest.importorskip("onnxruntime")
     network, pixels = some_network(kind, seed)
@@ -151,7 +151,7 @@ def test_qonnx_says_what_it_needs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["codes", "vgg"])
+@pytest.mark.parametrize("kind", ["bncvl", "vgg"])
 def test_the_torch_program_of_a_cnn_of_integers_runs_where_we_are_not_installed(kind, tmp_path):
     network, pixels = some_network(kind, 5)
     made = export_torch(network, tmp_path, pixels)
@@ -230,7 +230,7 @@ def test_requantisation_in_onnxruntime_rounds_as_ours():
 
 
 def test_a_cnn_of_integers_is_exported_as_a_torch_program(tmp_path):
-    packed = pack_network(random_vgg(0, image_shape=(1, 4, 5), channels=[3], convolutions=1))
+    packed = pack_network(random_bncvl(0, image_shape=(1, 4, 5), channels=[3], convolutions=1, pool=1, dense=[]))
     pixels = random_pictures(packed)
     program = torch.export.load(export_torch(packed, tmp_path, pixels)["file"]).module()
     assert torch.equal(program(pixels), packed(pixels))

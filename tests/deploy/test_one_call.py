@@ -140,6 +140,20 @@ def test_layers_that_do_not_fit_together_are_refused():
         PictureNetwork(packed.image_shape, fields, random_code_network(2).layers[-1].record())
 
 
+@pytest.mark.parametrize("make", [random_code_network, lambda seed: pack_network(random_vgg(seed))], ids=["codes", "bits"])
+def test_pictures_of_another_size_are_refused(make):
+    """Borders, and the mean over the image, are those of one size."""
+    packed = make(4)
+    channels, height, width = packed.image_shape
+    for shape in ((channels, height + 4, width), (channels, width + 1, height), (channels * height * width,)):
+        pixels = torch.zeros(2, *shape, dtype=torch.uint8)
+        for call in (packed, packed.predict):
+            with pytest.raises(ValueError, match="must be uint8"):
+                call(pixels)
+        with pytest.raises(ValueError, match="must be uint8"):
+            packed._network().classes(pixels[:, :1].float())
+
+
 SELF = "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-m', 'not slow', '-k', 'one', sys.argv[1]]))"
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 import bnn_exp
 from bnn_exp.data.images import Pixels, read_image
 from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network, prepare_c
-from bnn_exp.deploy.frames import tall_by_columns
+from bnn_exp.deploy.frames import columns_first
 from bnn_exp.deploy.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
@@ -174,7 +174,7 @@ def test_a_c_export_brings_the_preparation_and_a_test(tmp_path):
 def test_an_export_whose_preparation_differs_writes_nothing(tmp_path, monkeypatch):
     network, images = pack_network(MLP(64, 10, 16, 2).eval()), probe_logits.pixels((1, 8, 8))
     facts = Preprocessing((1, 8, 8), tuple("0123456789"), Pixels()).with_vectors(network, images)
-    monkeypatch.setattr(prepare_c, "tall_by_columns", lambda: not tall_by_columns())
+    monkeypatch.setattr(prepare_c, "columns_first", lambda: 0 if columns_first() == 2 else 2)
     with pytest.raises(UserError, match="vector 2: other pixels"):
         export_c(network, tmp_path, images, facts.classes, facts)
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from bnn_exp.records.model import load_model, save_model
 
 NASTY = (None, True, -1, 1.5, 2**31, 10**30, "x" * 5000, [], {}, [2**40] * 3, ["0"] * 40)
 KINDS = ("mlp", "cnn", "codes", "vgg")
-NO_INTEGERS = ("the network standardises pixels by numbers", "convolutions.", "dense.", "mean_over_image:")
+NO_INTEGERS = ("the network standardises pixels by numbers", "convolutions.", "norms.", "dense.", "mean_over_image:")
 
 
 @pytest.fixture(scope="module")

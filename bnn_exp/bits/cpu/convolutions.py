@@ -1,7 +1,7 @@
 """The operators of `bnn_exp.bits.convolutions` on a CPU: they check sizes, reserve memory and divide the work among threads.
 
 The operators and compiled networks (`bits.cpu.network`) describe a layer by its *fields*: numbers and tensors by their places
-in a record of `bits.cpu.kernels.convolutions`. Functions that make fields check them, because a kernel sees addresses only.
+in a record of `bits.cpu.kernels.padded_pictures`. Functions that make fields check them, because a kernel sees addresses only.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bnn_exp.bits.cpu.inference import THREAD_WORK
-from bnn_exp.bits.cpu.kernels import convolutions as kernels
+from bnn_exp.bits.cpu.kernels import convolutions
+from bnn_exp.bits.cpu.kernels import padded_pictures as places
 from bnn_exp.bits.cpu.threads import share
 from bnn_exp.bits.reference import LANES
 
@@ -84,7 +85,7 @@ def code_fields(
     _check("bias", bias, torch.int32, len(bias))
     _check("multiplier", multiplier, torch.float32, len(bias))
     fields = _convolution(shape, tiles, padding, size, len(bias), zero, pool)
-    return fields | {kernels.BIAS: bias, kernels.MULTIPLIER: multiplier, kernels.LEVELS: levels}
+    return fields | {places.BIAS: bias, places.MULTIPLIER: multiplier, places.LEVELS: levels}
 
 
 def step_fields(
@@ -107,7 +108,7 @@ def step_fields(
     classes = size if padding is None and len(thresholds) > 1 else 1
     _check("thresholds", thresholds, torch.int32, classes, classes, LANES * len(tiles))
     _check("inverted", inverted, torch.uint8, LANES // 8 * len(tiles))
-    return fields | {kernels.THRESHOLDS: thresholds, kernels.CLASSES: classes, kernels.INVERTED: inverted}
+    return fields | {places.THRESHOLDS: thresholds, places.CLASSES: classes, places.INVERTED: inverted}
 
 
 def mean_fields(shape: Shape, multiplier: Tensor, levels: int) -> Fields:
@@ -119,11 +120,11 @@ def mean_fields(shape: Shape, multiplier: Tensor, levels: int) -> Fields:
     _check_levels(levels)
     _check("multiplier", multiplier, torch.float32)
     height, width, channels = shape
-    sides: Fields = {kernels.HEIGHT: height, kernels.WIDE: width, kernels.CHANNELS: channels, kernels.SIZE: 1, kernels.POOL: 1}
-    return sides | {kernels.KIND: kernels.AVERAGE, kernels.MULTIPLIER: multiplier, kernels.LEVELS: levels}
+    sides: Fields = {places.HEIGHT: height, places.WIDE: width, places.CHANNELS: channels, places.SIZE: 1, places.POOL: 1}
+    return sides | {places.KIND: places.AVERAGE, places.MULTIPLIER: multiplier, places.LEVELS: levels}
 
 
-def as_record(fields: Fields, size: int = kernels.RECORD) -> tuple[Tensor, list[Tensor]]:
+def as_record(fields: Fields, size: int = places.RECORD) -> tuple[Tensor, list[Tensor]]:
     """Returns the record of a layer, int64, of `size` bytes, and the tensors whose addresses the record holds."""
     kept = [field.detach().contiguous() for field in fields.values() if isinstance(field, Tensor)]
     addresses = iter([tensor.data_ptr() for tensor in kept])
@@ -135,10 +136,10 @@ def as_record(fields: Fields, size: int = kernels.RECORD) -> tuple[Tensor, list[
 
 def result_shape(fields: Fields) -> tuple[int, int, int]:
     """Returns the height, width and channels of a layer's results."""
-    if fields[kernels.KIND] == kernels.AVERAGE:
-        return 1, 1, int(fields[kernels.CHANNELS])
-    height, width, pool = (int(fields[place]) for place in (kernels.HEIGHT, kernels.WIDE, kernels.POOL))
-    return height // pool, width // pool, int(fields[kernels.OUTPUTS])
+    if fields[places.KIND] == places.AVERAGE:
+        return 1, 1, int(fields[places.CHANNELS])
+    height, width, pool = (int(fields[place]) for place in (places.HEIGHT, places.WIDE, places.POOL))
+    return height // pool, width // pool, int(fields[places.OUTPUTS])
 
 
 def work(fields: Fields) -> int:
@@ -146,12 +147,12 @@ def work(fields: Fields) -> int:
 
     Codes count 4 times, because they take about 4 times as long as bits.
     """
-    if fields[kernels.KIND] == kernels.AVERAGE:
+    if fields[places.KIND] == places.AVERAGE:
         return 0
     height, width, columns, groups = (
-        int(fields[place]) for place in (kernels.HEIGHT, kernels.WIDE, kernels.COLUMNS, kernels.GROUPS)
+        int(fields[place]) for place in (places.HEIGHT, places.WIDE, places.COLUMNS, places.GROUPS)
     )
-    return height * width * columns * groups * (4 if fields[kernels.KIND] == kernels.CODES else 1)
+    return height * width * columns * groups * (4 if fields[places.KIND] == places.CODES else 1)
 
 
 def _bytes(bits: int) -> int:
@@ -190,13 +191,13 @@ def _convolution(shape: Shape, tiles: Tensor, padding: Tensor | None, size: int,
         )
     columns = size * _bytes(size * channels) if padding is not None else size * size * _bytes(channels)
     _check("tiles", tiles, torch.uint8, -(-outputs // LANES), columns, LANES)
-    fields: Fields = {kernels.HEIGHT: height, kernels.WIDE: width, kernels.CHANNELS: channels, kernels.SIZE: size}
-    fields |= {kernels.POOL: pool, kernels.OUTPUTS: outputs, kernels.ZERO: zero}
-    fields |= {kernels.TILES: tiles, kernels.COLUMNS: columns, kernels.GROUPS: len(tiles)}
+    fields: Fields = {places.HEIGHT: height, places.WIDE: width, places.CHANNELS: channels, places.SIZE: size}
+    fields |= {places.POOL: pool, places.OUTPUTS: outputs, places.ZERO: zero}
+    fields |= {places.TILES: tiles, places.COLUMNS: columns, places.GROUPS: len(tiles)}
     if padding is None:
-        return fields | {kernels.KIND: kernels.BITS}
+        return fields | {places.KIND: places.BITS}
     _check("padding", padding, torch.uint8, channels)
-    return fields | {kernels.KIND: kernels.CODES, kernels.PADDING: padding}
+    return fields | {places.KIND: places.CODES, places.PADDING: padding}
 
 
 def _convolved(x: Tensor, fields: Fields, last: int) -> Tensor:
@@ -210,10 +211,10 @@ def _convolved(x: Tensor, fields: Fields, last: int) -> Tensor:
     threads = max(1, min(torch.get_num_threads(), batch * work(fields) // THREAD_WORK))
 
     def of_pictures(begin: int, end: int) -> None:
-        kernels.layer(at, pictures + begin * each, end - begin, 0, height, result + begin * result_each)
+        convolutions.layer(at, pictures + begin * each, end - begin, 0, height, result + begin * result_each)
 
     def of_rows(begin: int, end: int) -> None:
-        kernels.layer(at, pictures, batch, begin, end, result)
+        convolutions.layer(at, pictures, batch, begin, end, result)
 
     if batch >= threads:
         share(of_pictures, batch, threads)

@@ -12,8 +12,9 @@ from torch import Tensor
 from bnn_exp.bits.checks import check_outputs, check_thresholds, sizes
 from bnn_exp.bits.cpu.convolutions import Fields, as_record, result_shape, work
 from bnn_exp.bits.cpu.inference import THREAD_WORK
-from bnn_exp.bits.cpu.kernels import convolutions, pictures
 from bnn_exp.bits.cpu.kernels import network as kernels
+from bnn_exp.bits.cpu.kernels import padded_pictures as places
+from bnn_exp.bits.cpu.kernels import pictures
 from bnn_exp.bits.cpu.threads import share
 from bnn_exp.bits.reference import LANES
 
@@ -109,6 +110,9 @@ class Network:
 
         Args:
             x: pixels, uint8 [rows, …], `inputs` of them in each row.
+
+        Raises:
+            ValueError: a row has another number of pixels.
         """
         out = _empty(x, (len(x), self.outputs), np.float32, torch.float32)
         self._run(x, _address(out), 0)
@@ -123,6 +127,8 @@ class Network:
     def _run(self, x: Pixels, logits: int, classes: int) -> None:
         x = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
         at, rows, work = _address(x), len(x), len(x) * self.work
+        if x.nbytes != rows * self.inputs:
+            raise ValueError(f"pixels {x.dtype} {list(x.shape)}: must be uint8, {self.inputs} in each row")
         if work < 2 * THREAD_WORK:
             self.kernel(*self.plan, at, self.inputs, rows, logits, classes)
             return
@@ -165,10 +171,10 @@ def _check_pictures(shape: tuple[int, int, int], layers: Sequence[Fields], last:
     given = height, width, channels
     codes = True
     for fields in layers:
-        reads = tuple(fields[place] for place in (convolutions.HEIGHT, convolutions.WIDE, convolutions.CHANNELS))
-        if reads != given or codes != (fields[convolutions.KIND] != convolutions.BITS):
+        reads = tuple(fields[place] for place in (places.HEIGHT, places.WIDE, places.CHANNELS))
+        if reads != given or codes != (fields[places.KIND] != places.BITS):
             raise ValueError(f"a layer reads pictures of {reads}, but the layer before gives pictures of {given}")
-        given, codes = result_shape(fields), convolutions.THRESHOLDS not in fields
+        given, codes = result_shape(fields), places.THRESHOLDS not in fields
     height, width, channels = given
     row = torch.empty(0, height * width * (channels if codes else (channels + 7) // 8), dtype=torch.uint8)
     if last.pixels != codes or not row.shape[1]:

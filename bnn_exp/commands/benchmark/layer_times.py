@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bnn_exp.commands.benchmark.timing import time_calls
 from bnn_exp.deploy.bncvl import DeployedBNCVL
 from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.mlp import LastLayer
 
 Row = dict[str, Any]
 NAMES = {
@@ -57,7 +58,7 @@ def _walk(packed: Any, pixels: Tensor) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _row(number: int, layer: Any, x: Tensor, rounds: int) -> Row:
-    y, reads = layer(x), _shown(x, getattr(layer, "channels", None), getattr(layer, "takes", "codes or packed bits"))
+    y = layer(x)
     calls: dict[str, Callable[[], Any]] = {"packed": partial(layer, x)}
     product = _product(layer, x)
     if product:
@@ -65,14 +66,26 @@ def _row(number: int, layer: Any, x: Tensor, rounds: int) -> Row:
     times = time_calls(calls, x.device, rounds)
     return {
         "layer": number,
-        "kind": NAMES.get(type(layer).__name__, type(layer).__name__),
-        "reads": reads if number > 1 else "pixels",
+        "kind": _kind(layer, x),
+        "reads": _read(layer, x) if number > 1 else "pixels",
         "gives": _shown(y, getattr(layer, "outputs", None), getattr(layer, "gives", "real")),
         "batch": len(x),
         "multiply_adds": product[1] if product else 0,
         **times["packed"],
         "torch": times["torch"]["median"] if product else None,
     }
+
+
+def _kind(layer: Any, x: Tensor) -> str:
+    name = NAMES.get(type(layer).__name__, type(layer).__name__)
+    return name.replace("convolution", "dense") if x.dim() == 4 and tuple(x.shape[1:3]) == (1, 1) else name
+
+
+def _read(layer: Any, x: Tensor) -> str:
+    """Returns the shape and the kind of the inputs x of a layer."""
+    if isinstance(layer, LastLayer):
+        return f"{layer.inputs} {'codes' if layer.pixels else 'bits'}"
+    return _shown(x, getattr(layer, "channels", None), getattr(layer, "takes", "real"))
 
 
 def _shown(values: Tensor, channels: int | None, kind: str) -> str:

@@ -4,6 +4,6 @@ static int32_t code(int32_t x, int32_t shift, int32_t levels) {
     uint32_t positive, half;
     if (x <= 0) return 0;
     positive = (uint32_t)x;
-    half = (((1u << shift) - 1u) + (positive >> shift & 1u)) >> 1;
+    half = (((UINT32_C(1) << shift) - 1u) + (positive >> shift & 1u)) >> 1;
     return least((int32_t)((positive + half) >> shift), levels);
 }

@@ -153,6 +153,7 @@ static void compute(const struct layer *layer, const uint8_t *picture, int32_t n
     }
 }
 
+/* Computes a layer: visits all positions of the picture, window by window of the pooling. */
 static void convolve(const struct layer *layer, const uint8_t *picture, uint8_t *result) {
     const int32_t pool = layer->pool;
     int32_t n = 0;

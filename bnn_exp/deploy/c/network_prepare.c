@@ -166,8 +166,10 @@ int network_prepare_begin(int width, int height, int channels) {
     if (width < 1 || height < 1 || width > NETWORK_FRAME_MOST || height > NETWORK_FRAME_MOST) return NETWORK_WRONG_SIZE;
     frame_channels = channels, lines = 0, along = &across, over = &down;
     place(width, height);
-#if NETWORK_TALL_BY_COLUMNS
+#if NETWORK_COLUMNS_FIRST == 2
     if (height > down.out && height - down.out > 2 * (width - across.out)) along = &down, over = &across;
+#elif NETWORK_COLUMNS_FIRST
+    if (height > down.out && height > NETWORK_COLUMNS_FIRST * width) along = &down, over = &across;
 #endif
     if (!known) measure(&across), measure(&down);
     for (int32_t i = 0; i < NETWORK_PIXELS; i++) sums[i] = ONE / 2;

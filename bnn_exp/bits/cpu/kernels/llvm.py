@@ -136,7 +136,7 @@ def set_int(_typing, address, value):
 @intrinsic
 def set_word(_typing, address, value):
     """Stores an int64 at `address`."""
-    return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(v, pointer(b, a, I64), align=8))
+    return emitted(types.void(types.intp, types.intp), lambda b, a, v: b.store(v, pointer(b, a, I64), align=1))
 
 
 @intrinsic

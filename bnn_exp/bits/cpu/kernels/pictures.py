@@ -1,4 +1,4 @@
-"""A whole packed CNN as one compiled function, which walks a plan: records of `convolutions`, then a record of `network`.
+"""A whole packed CNN as one compiled function, which walks a plan: records of `padded_pictures`, then a record of `network`.
 
 A few pictures at a time pass through all layers, so what passes between the layers stays in the second-level cache. Each layer
 writes its results into the interior of the next layer's padded pictures.
@@ -7,7 +7,10 @@ writes its results into the interior of the next layer's padded pictures.
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.convolutions import (
+from bnn_exp.bits.cpu.kernels.convolutions import aligned, average, convolution
+from bnn_exp.bits.cpu.kernels.llvm import byte_at, keep, set_byte, word_at
+from bnn_exp.bits.cpu.kernels.network import OUTPUTS, finish, product, row_bytes
+from bnn_exp.bits.cpu.kernels.padded_pictures import (
     AVERAGE,
     CHANNELS,
     HEIGHT,
@@ -16,16 +19,12 @@ from bnn_exp.bits.cpu.kernels.convolutions import (
     RECORD,
     SLACK,
     WIDE,
-    average,
-    convolution,
     inside,
     padded_bytes,
     padded_row,
     result_bytes,
     set_border,
 )
-from bnn_exp.bits.cpu.kernels.llvm import byte_at, keep, set_byte, word_at
-from bnn_exp.bits.cpu.kernels.network import OUTPUTS, finish, product, row_bytes
 from bnn_exp.bits.cpu.kernels.vectors_convolutions import copy
 
 _CACHE = 2**18  # bytes of two layers' pictures that are computed together, if there are several
@@ -74,7 +73,7 @@ def pictures(plan, layers, x, row, rows, logits, classes):
     for i in range(layers - 1):
         widest = max(widest, padded_bytes(plan + i * RECORD))
     together = max(1, min(rows, _MOST, _CACHE // (2 * widest)))
-    half = together * widest + SLACK
+    half = aligned(together * widest + SLACK)  # the sums of the last layer are int32
     memory = np.empty(2 * half, np.uint8)  # what two layers read; each call has its own, so threads share nothing
     start = np.intp(memory.ctypes.data)
     for begin in range(0, rows, together):

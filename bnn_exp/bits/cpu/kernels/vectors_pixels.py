@@ -94,7 +94,17 @@ def add_products(context, b: ir.IRBuilder, sums: ir.Value, weights: ir.Value, pi
     if "+avx512vnni" in features:
         multiply = declared(b, "llvm.x86.avx512.vpdpbusd.512", *[INTS_16.ir] * 4)
         return b.call(multiply, [sums, *(b.bitcast(each, INTS_16.ir) for each in (pixels, weights))])
+    if "+avxvnni" in features:
+        return _by_avx_vnni(b, sums, pixels, weights)
     return b.add(sums, (_by_avx2 if "+avx2" in features else _by_any)(b, pixels, weights))
+
+
+def _by_avx_vnni(b: ir.IRBuilder, sums: ir.Value, pixels: ir.Value, weights: ir.Value) -> ir.Value:
+    ints = ir.VectorType(I32, 8)
+    multiply = declared(b, "llvm.x86.avx512.vpdpbusd.256", *[ints] * 4)
+    numbers = [b.bitcast(each, INTS_16.ir) for each in (sums, pixels, weights)]
+    halves = [b.call(multiply, [picked(b, each, range(at, at + 8)) for each in numbers]) for at in (0, 8)]
+    return b.shuffle_vector(*halves, constant(INTS_16, range(WIDTH)))
 
 
 def _by_avx2(b: ir.IRBuilder, pixels: ir.Value, weights: ir.Value) -> ir.Value:
