@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import pack
 from bnn_exp.bits.reference import unpacked
-from bnn_exp.deploy import export_onnx, export_qonnx, export_torch, pack_network
+from bnn_exp.deploy import export_c, export_onnx, export_qonnx, export_torch, pack_network
 from bnn_exp.deploy.cnn import DeployedCNN
 from bnn_exp.deploy.integers import Average, CodeLayer, StepLayer
 from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.errors import UserError
+from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn.norm import affine_norm
 
@@ -234,3 +235,10 @@ def test_a_cnn_of_integers_is_exported_as_a_torch_program(tmp_path):
     pixels = random_pictures(packed)
     program = torch.export.load(export_torch(packed, tmp_path, pixels)["file"]).module()
     assert torch.equal(program(pixels), packed(pixels))
+
+
+@pytest.mark.parametrize("form", [export_c, export_qonnx])
+def test_real_activations_have_no_form_in_integers(form, tmp_path):
+    network = BNCVLNet((1, 8, 8), 10, (4,), 1).eval()
+    with pytest.raises(UserError, match=r"real activations.*\nallowed: .*activation_bits=8"):
+        form(network, tmp_path, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
