@@ -15,7 +15,6 @@ from numba.extending import intrinsic
 from bnn_exp.bits.cpu.kernels.llvm import (
     BYTES_64,
     F32,
-    I1,
     I8,
     I32,
     I64,
@@ -264,7 +263,6 @@ def clear(_typing, address, count):
     """Sets `count` bytes at `address` to 0."""
 
     def codegen(b, address, count):
-        fill = declared(b, "llvm.memset.p0i8.i64", ir.VoidType(), I8.as_pointer(), I8, I64, I1)
-        b.call(fill, [pointer(b, address, I8), I8(0), count, I1(0)])
+        cgutils.memset(b, pointer(b, address, I8), count, 0)
 
     return emitted(types.void(types.intp, types.intp), codegen)
