@@ -131,7 +131,7 @@ def _ink(grey: np.ndarray) -> tuple[np.ndarray, bool]:
     if min(grey.shape) < 2 * SIDE or without_specks.max() < CONTRAST:
         without_specks = strength.astype(np.uint8)  # thin strokes of a small picture are no specks
     limit = _threshold(without_specks)
-    core = float(np.median(strength[without_specks > limit]))
+    core = max(float(np.median(strength[without_specks > limit])), limit / 2 + 1)
     soft = ((strength - limit / 2) / (core - limit / 2)).clip(0, 1)  # the halves of a soft edge stay, noise of the ground goes
     near = Image.fromarray((without_specks > limit).astype(np.uint8)).filter(ImageFilter.MaxFilter(5))
     return soft * np.asarray(near), is_light

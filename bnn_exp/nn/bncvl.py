@@ -85,9 +85,7 @@ class _BinaryNormalized(BinaryLayer):
         """Returns the codes as a packed network computes them."""
         with torch.autocast(x.device.type, enabled=False):
             product = self._product(x.to(torch.promote_types(x.dtype, torch.float32)))
-        sums = product / (
-            step * unit(self.encoding)
-        )  # nearly whole after Winograd's algorithm; `requantize` rounds them
+        sums = product / (step * unit(self.encoding))  # nearly whole after Winograd's algorithm; `requantize` rounds them
         return max_pool(requantize(sums, *self.requantization(step), quantizer.levels).to(x.dtype), self.pool)
 
     def requantization(self, step: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:

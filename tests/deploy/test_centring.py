@@ -1,5 +1,6 @@
 """predict.centre=true: a picture of a sign on paper becomes an image like MNIST's."""
 
+import contextlib
 import csv
 import json
 
@@ -95,6 +96,15 @@ def test_networks_of_other_images_refuse_it(bnn_train, copy_of_run, tmp_path):
     done = bnn_train("task=predict", "from=run", "input=7.png", "predict.centre=true")
     assert done.code == 2 and "dataset=digits fill their frame" in done.err and len(done.err.splitlines()) == 2
     assert bnn_train("predict.centre=true", "trainer=smoke").code == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_specks_alone_divide_by_no_zero():
+    """The strength of most pixels near the specks is 0, so their median is too."""
+    for seed in range(8):
+        specks = (np.random.default_rng(seed).random((120, 100)) < 0.02).astype(np.uint8) * 255
+        with contextlib.suppress(NoInk):
+            assert centred(specks, MNIST, light_ink=True)[0].shape == MNIST
 
 
 def on_paper(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
