@@ -3,9 +3,10 @@
 
     python scripts/inference.py RUN [RUN ...] --batches 1,64
 
-Each RUN is the directory of a run, a model.safetensors, or zoo/NAME. All ways take turns in one process, from random pixels in a
-numpy array to logits, `predict` to classes. A figure is the median of the rounds. It counts the time in which the thread ran, so
-other processes hardly disturb it. `--wall` counts the time that passed, `--least` takes the least round in place of the median.
+Each RUN is the directory of a run, a model.safetensors, or zoo/NAME. All ways take turns in one process, from random pixels in
+a numpy array to logits, `predict` to classes. A figure is the median of the rounds. It counts the time in which the thread
+ran, so other processes hardly disturb it. `--wall` counts the time that passed. `--least` takes the least round in place of
+the median.
 """
 
 import argparse

@@ -63,7 +63,7 @@ def _sums(x: Tensor, tiles: Tensor, outputs: int, size: int, zero: int, padding:
         padding: uint8 [channels], the codes outside the picture. None: x is bits, and places outside the picture add nothing.
     """
     bits = from_rows(reference.from_tiles(tiles, outputs), size, channels, padding is not None)
-    # On a GPU the library may use an algorithm that rounds in float32, as Winograd's does. Sums of 2²⁴ or more need float64 too.
+    # On a GPU an algorithm such as Winograd's may round in float32. Sums of 2²⁴ or more need float64 too.
     exact = device.on_host(x) and 255 * bits[0].numel() < 2**24
     dtype = torch.float32 if exact else torch.float64
     weights = bits.to(dtype) * (1 - zero) + zero

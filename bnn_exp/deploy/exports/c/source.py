@@ -1,7 +1,12 @@
 """Writes a packed MLP or CNN as C99 source and header. The C code computes in integers, from the pixels to the scores.
 
-The functions of the C code are files in the folder `text`. This module chooses the functions, writes the constants of the layers
-and the calls, and replaces each mark @word@ in the files.
+<<<<<<< HEAD
+The functions of the C code are files in the folder `text`. This module chooses the functions, writes the constants of the
+layers and the calls, and replaces each mark @word@ in the files.
+=======
+The functions of the C code are files in the folder `text`. This module chooses the functions, and writes the layers' constants
+and the calls. The marks @word@ in the files stand for words that it fills in.
+>>>>>>> main
 """
 
 import math
@@ -129,7 +134,7 @@ def _flash(layer: Written) -> int:
 
 
 def _part(file: str, words: dict[str, Any]) -> str:
-    """Returns the text of a file of the folder `c`, with each @word@ replaced."""
+    """Returns the text of a file of the folder `text`, with each @word@ replaced."""
     return re.sub(r"@(\w+)@", lambda mark: str(words[mark[1]]), (_FOLDER / file).read_text(encoding="utf-8"))
 
 
