@@ -1,12 +1,7 @@
 """Writes a packed MLP or CNN as C99 source and header. The C code computes in integers, from the pixels to the scores.
 
-<<<<<<< HEAD
 The functions of the C code are files in the folder `text`. This module chooses the functions, writes the constants of the
 layers and the calls, and replaces each mark @word@ in the files.
-=======
-The functions of the C code are files in the folder `text`. This module chooses the functions, and writes the layers' constants
-and the calls. The marks @word@ in the files stand for words that it fills in.
->>>>>>> main
 """
 
 import math
