@@ -10,13 +10,13 @@ from bnn_exp.bits import bits_sha256
 from bnn_exp.commands.images_to_check import images_to_check
 from bnn_exp.commands.task import Task, joined, named
 from bnn_exp.deploy.check import has_a_form
+from bnn_exp.deploy.exports.preprocessing import FILE, Preprocessing
+from bnn_exp.deploy.exports.to_c import export_c
+from bnn_exp.deploy.exports.to_onnx import export_onnx
+from bnn_exp.deploy.exports.to_qonnx import export_qonnx
+from bnn_exp.deploy.exports.to_torch import export_torch, write_torch
 from bnn_exp.deploy.layers import traceable
 from bnn_exp.deploy.load import load_deployed, why_no_integers
-from bnn_exp.deploy.preprocessing import FILE, Preprocessing
-from bnn_exp.deploy.to_c import export_c
-from bnn_exp.deploy.to_onnx import export_onnx
-from bnn_exp.deploy.to_qonnx import export_qonnx
-from bnn_exp.deploy.to_torch import export_torch, write_torch
 from bnn_exp.errors import UserError
 from bnn_exp.nn.known_classes import home
 from bnn_exp.records.evaluations import file_sha256

@@ -13,8 +13,8 @@ from measure import DEVICES, NANOSECONDS, Device, execute, missing_tools
 
 from bnn_exp import load_packed
 from bnn_exp.deploy import Preprocessing
-from bnn_exp.deploy.c_source import write_c
-from bnn_exp.deploy.prepare_c import with_facts
+from bnn_exp.deploy.exports.c.prepare import with_facts
+from bnn_exp.deploy.exports.c.source import write_c
 
 SIZES = ((320, 240), (160, 120))  # of the frames, in colours
 MOST = "-DNETWORK_FRAME_MOST=320"

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from bnn_exp import load_packed
 from bnn_exp.bits import bit_sums, pixel_sums
-from bnn_exp.deploy.c_constants import integer_scores
-from bnn_exp.deploy.c_source import write_c
 from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.exports.c.constants import integer_scores
+from bnn_exp.deploy.exports.c.source import write_c
 from bnn_exp.deploy.integers import IntegerLayer
 from bnn_exp.training import plan
 

@@ -27,7 +27,7 @@ def pixels() -> torch.Tensor:
 
 
 def run(model, pixels):
-    from bnn_exp.deploy.to_onnx import session
+    from bnn_exp.deploy.exports.to_onnx import session
 
     return session(model.SerializeToString(), 1)(pixels)
 

@@ -111,7 +111,7 @@ def test_the_onnx_graph_to_compare_with_is_the_float_network():
     from helpers import random_mlp
 
     from bnn_exp.commands.benchmark.float_onnx import float_model
-    from bnn_exp.deploy.to_onnx import session
+    from bnn_exp.deploy.exports.to_onnx import session
     from bnn_exp.nn.norm import make_affine, running_norms, scale_and_shift
 
     for seed in range(3):

@@ -12,10 +12,10 @@ from torch import nn
 from bnn_exp.bits import from_tiles
 from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy import pack_network
-from bnn_exp.deploy.c_constants import integer_scores
-from bnn_exp.deploy.c_layers import written
-from bnn_exp.deploy.c_source import write_c
 from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.exports.c.constants import integer_scores
+from bnn_exp.deploy.exports.c.layers import written
+from bnn_exp.deploy.exports.c.source import write_c
 from bnn_exp.deploy.integers import CodeLayer, StepLayer
 from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.errors import UserError

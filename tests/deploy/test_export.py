@@ -15,10 +15,10 @@ from bnn_exp.config.request import Export
 from bnn_exp.data import sources
 from bnn_exp.deploy import export_c, export_onnx, export_qonnx, export_torch, pack_network
 from bnn_exp.deploy.check import FORMS, check_equal, predictions
+from bnn_exp.deploy.exports.to_c import classify, compile_c
+from bnn_exp.deploy.exports.to_onnx import session
+from bnn_exp.deploy.exports.to_torch import write_torch
 from bnn_exp.deploy.load import load_deployed
-from bnn_exp.deploy.to_c import classify, compile_c
-from bnn_exp.deploy.to_onnx import session
-from bnn_exp.deploy.to_torch import write_torch
 from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
@@ -42,7 +42,7 @@ def test_every_export_format_has_a_writer():
 
 def test_every_packed_form_has_an_onnx_graph():
     pytest.importorskip("onnx")
-    from bnn_exp.deploy.onnx_models import BUILDERS
+    from bnn_exp.deploy.exports.graphs.models import BUILDERS
 
     assert {kind.__name__ for kind in BUILDERS} == set(FORMS)
 
@@ -109,7 +109,7 @@ def test_onnxruntime_predicts_as_the_float_network(seed, tmp_path):
     pytest.importorskip("onnxruntime")
     network, x = random_mlp(seed)
     export_onnx(pack_network(network), tmp_path, x, TEN)
-    from bnn_exp.deploy.to_onnx import session
+    from bnn_exp.deploy.exports.to_onnx import session
 
     run = session((tmp_path / "network.onnx").read_bytes())
     expected = network(x)
@@ -174,7 +174,7 @@ def test_an_export_that_predicts_otherwise_fails_and_leaves_nothing(tmp_path, mo
     if shutil.which("cc"):
         other = pack_network(trained_like(MLP(64, 10, 32, 3), x))
         with monkeypatch.context() as patch:
-            patch.setattr("bnn_exp.deploy.to_c.predictions", lambda _network, images: predictions(other, images))
+            patch.setattr("bnn_exp.deploy.exports.to_c.predictions", lambda _network, images: predictions(other, images))
             with pytest.raises(UserError, match=r"the compiled C: .* not those of the packed network"):
                 export_c(packed, tmp_path, x, TEN)
     assert not list(tmp_path.iterdir())

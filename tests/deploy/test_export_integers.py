@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import pack
 from bnn_exp.bits.reference import unpacked
-from bnn_exp.deploy import export_onnx, export_qonnx, export_torch, pack_network
+from bnn_exp.deploy import export_c, export_onnx, export_qonnx, export_torch, pack_network
 from bnn_exp.deploy.cnn import DeployedCNN
 from bnn_exp.deploy.integers import Average, CodeLayer, StepLayer
 from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.errors import UserError
+from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
 from bnn_exp.nn.norm import affine_norm
 
@@ -88,7 +89,7 @@ def in_onnxruntime(network: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Ten
     import onnxruntime
     from onnx import TensorProto, helper
 
-    from bnn_exp.deploy.onnx_models import packed_model
+    from bnn_exp.deploy.exports.graphs.models import packed_model
 
     model = packed_model(network, tuple(pixels.shape[1:]), TEN[: network.layers[-1].outputs])
     names = [f"layer_{i}" for i in range(len(network.layers) - 1)]
@@ -114,8 +115,8 @@ def test_every_layer_of_the_onnx_graph_gives_the_integers_of_the_network(kind, s
 @pytest.mark.parametrize("seed", range(4))
 def test_every_layer_of_the_qonnx_graph_gives_the_integers_of_the_network(kind, seed):
     pytest.importorskip("qonnx")
-    from bnn_exp.deploy.qonnx_graph import qonnx_model
-    from bnn_exp.deploy.to_qonnx import runner, with_types
+    from bnn_exp.deploy.exports.graphs.qonnx import qonnx_model
+    from bnn_exp.deploy.exports.to_qonnx import runner, with_types
 
     network, pixels = some_network(kind, seed)
     classes = TEN[: network.layers[-1].outputs]
@@ -192,7 +193,7 @@ def test_an_altered_cnn_is_not_exported(form, tmp_path):
 
 def test_one_threshold_decides_the_bits_at_borders_and_inside():
     """Thresholds that no BatchNorm gives are refused, in place of wrong bits."""
-    from bnn_exp.deploy.products import step_threshold
+    from bnn_exp.deploy.exports.products import step_threshold
 
     packed = pack_network(random_vgg(0, image_shape=(1, 8, 8), channels=[8], convolutions=2, kernel_size=3, encoding="bipolar"))
     layer = packed.layers[1]
@@ -207,7 +208,7 @@ def test_requantisation_in_onnxruntime_rounds_as_ours():
     onnxruntime = pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper
 
-    from bnn_exp.deploy.onnx_graph import Graph
+    from bnn_exp.deploy.exports.graphs.graph import Graph
 
     rng, n = np.random.default_rng(0), 100_000
     multiplier = (rng.integers(1, 2**14, n) / 2.0 ** rng.integers(0, 24, n)).astype(np.float32)
@@ -234,3 +235,10 @@ def test_a_cnn_of_integers_is_exported_as_a_torch_program(tmp_path):
     pixels = random_pictures(packed)
     program = torch.export.load(export_torch(packed, tmp_path, pixels)["file"]).module()
     assert torch.equal(program(pixels), packed(pixels))
+
+
+@pytest.mark.parametrize("form", [export_c, export_qonnx])
+def test_real_activations_have_no_form_in_integers(form, tmp_path):
+    network = BNCVLNet((1, 8, 8), 10, (4,), 1).eval()
+    with pytest.raises(UserError, match=r"real activations.*\nallowed: .*activation_bits=8"):
+        form(network, tmp_path, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))

@@ -18,9 +18,10 @@ from PIL import Image
 
 import bnn_exp
 from bnn_exp.data.images import Pixels, read_image
-from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network, prepare_c
-from bnn_exp.deploy.frames import columns_first
-from bnn_exp.deploy.preprocessing import Preprocessing
+from bnn_exp.deploy import export_c, export_onnx, export_torch, pack_network
+from bnn_exp.deploy.exports.c import prepare
+from bnn_exp.deploy.exports.frames import columns_first
+from bnn_exp.deploy.exports.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.models.mlp import MLP
 from bnn_exp.records import probe_logits
@@ -131,7 +132,7 @@ def test_a_microcontroller_without_a_float_unit_makes_the_pixels_of_training(sha
     given = [np.random.default_rng(i).integers(0, 256, size, np.uint8) for i, size in enumerate(((60, 90, 3), (41, 77, 1)) * 2)]
     text = f"#include <stdint.h>\n#define NETWORK_PIXELS {np.prod(shape)}\n#define NETWORK_CLASSES 2\n"
     sizes, _ = on_a_device.prepare(device, text, facts_of(shape, fit), given, tmp_path)
-    fixed, per_side = prepare_c.memory(shape)
+    fixed, per_side = prepare.memory(shape)
     assert fixed + per_side * 320 - 128 <= int(sizes[".bss"]) <= fixed + per_side * 320
 
 
@@ -174,7 +175,7 @@ def test_a_c_export_brings_the_preparation_and_a_test(tmp_path):
 def test_an_export_whose_preparation_differs_writes_nothing(tmp_path, monkeypatch):
     network, images = pack_network(MLP(64, 10, 16, 2).eval()), probe_logits.pixels((1, 8, 8))
     facts = Preprocessing((1, 8, 8), tuple("0123456789"), Pixels()).with_vectors(network, images)
-    monkeypatch.setattr(prepare_c, "columns_first", lambda: 0 if columns_first() == 2 else 2)
+    monkeypatch.setattr(prepare, "columns_first", lambda: 0 if columns_first() == 2 else 2)
     with pytest.raises(UserError, match="vector 2: other pixels"):
         export_c(network, tmp_path, images, facts.classes, facts)
     assert not list(tmp_path.iterdir())

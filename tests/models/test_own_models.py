@@ -247,7 +247,7 @@ class Wrapped(nn.Module):
         return self.packed(x)
 
     def c(self, shape, classes):
-        from bnn_exp.deploy.c_source import write_c
+        from bnn_exp.deploy.exports.c.source import write_c
 
         return write_c(self.packed, shape, classes)[:2]
 

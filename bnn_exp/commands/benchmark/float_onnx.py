@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from bnn_exp.deploy.onnx_graph import Graph, model
-from bnn_exp.deploy.onnx_mlp import float_mlp
+from bnn_exp.deploy.exports.graphs.graph import Graph, model
+from bnn_exp.deploy.exports.graphs.mlp import float_mlp
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.mlp import MLP
 from bnn_exp.models.vgg import VGG
@@ -23,7 +23,7 @@ from bnn_exp.nn.standardize import Standardize
 
 
 def float_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto | None:
-    """Returns the ONNX model of a network with float weights, see `bnn_exp.deploy.onnx_graph.model`.
+    """Returns the ONNX model of a network with float weights, see `bnn_exp.deploy.exports.graphs.graph.model`.
 
     BatchNorms are a part of weights and biases. Returns None for a network without such a form: of another class, or a BNCVL
     network that normalises each sample.

@@ -32,8 +32,8 @@ def sessions(network: nn.Module, packed: nn.Module, about: dict[str, Any], threa
     """
     try:
         from bnn_exp.commands.benchmark.float_onnx import float_model
-        from bnn_exp.deploy.onnx_models import BUILDERS, own_model, packed_model
-        from bnn_exp.deploy.to_onnx import numpy_session
+        from bnn_exp.deploy.exports.graphs.models import BUILDERS, own_model, packed_model
+        from bnn_exp.deploy.exports.to_onnx import numpy_session
     except ImportError:
         return {}
     shape, classes = tuple(about["image_shape"]), tuple(about["classes"])

@@ -2,7 +2,7 @@
 
 All tensors are float32 and hold whole numbers; `Quant` and `BipolarQuant` nodes say which. A graph has the nodes that Brevitas
 writes: quantised weights, `Conv` or `MatMul`, a scale and a shift, and a quantised activation. The integers are those of the
-packed network: products P = Σ w·x of values (see `bnn_exp.deploy.products`), codes, and the values of bits.
+packed network: products P = Σ w·x of values (see `bnn_exp.deploy.exports.products`), codes, and the values of bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from bnn_exp.bits import from_tiles
 from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.exports.graphs.graph import Graph
+from bnn_exp.deploy.exports.products import hidden_threshold, in_channels_first, step_threshold
 from bnn_exp.deploy.integers import Average, CodeLayer, IntegerLayer, StepLayer, factors
 from bnn_exp.deploy.mlp import DeployedMLP, HiddenLayer, LastLayer
-from bnn_exp.deploy.onnx_graph import Graph
-from bnn_exp.deploy.products import hidden_threshold, in_channels_first, step_threshold
 from bnn_exp.nn.binary import two_values
 from bnn_exp.records.formatting import in_a_line
 

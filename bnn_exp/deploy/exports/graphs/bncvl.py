@@ -10,7 +10,7 @@ from torch import nn
 from bnn_exp.bits import from_tiles
 from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy.bncvl import DeployedBNCVL, DeployedConvolution, DeployedDense
-from bnn_exp.deploy.onnx_graph import Graph
+from bnn_exp.deploy.exports.graphs.graph import Graph
 from bnn_exp.nn.binary import two_values
 from bnn_exp.nn.standardize import Standardize
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from bnn_exp import __version__
 from bnn_exp.data.images import Encoded, Pixels, opened
-from bnn_exp.deploy import prepare_c
-from bnn_exp.deploy.frames import columns_first, frames_of
+from bnn_exp.deploy.exports.c import prepare
+from bnn_exp.deploy.exports.frames import columns_first, frames_of
 from bnn_exp.errors import UserError
 from bnn_exp.records.formatting import in_a_line
 
@@ -174,16 +174,16 @@ class Preprocessing:
 
     def c_header(self) -> str:
         """Returns the facts as comments and defines of a C header. With complete facts it declares `network_prepare`."""
-        return prepare_c.header(self)
+        return prepare.header(self)
 
     def c_memory(self) -> int:
         """Returns the bytes of the variables of network_prepare.c, at most, for frames of the default size."""
-        fixed, per_side = prepare_c.memory(self.shape)
-        return fixed + per_side * prepare_c.frame_most(self.shape)
+        fixed, per_side = prepare.memory(self.shape)
+        return fixed + per_side * prepare.frame_most(self.shape)
 
     def c_source(self) -> str | None:
         """Returns network_prepare.c, which makes pixels of a camera's frame; None if the facts are not complete."""
-        return prepare_c.SOURCE.read_text() if self.complete else None
+        return prepare.SOURCE.read_text() if self.complete else None
 
 
 def read_preprocessing(file: str | Path) -> Preprocessing:

@@ -1,6 +1,6 @@
 """Writes a packed MLP or CNN as C99 source and header. The C code computes in integers, from the pixels to the scores.
 
-The functions of the C code are files in the folder `c`. This module chooses the functions, and writes the layers' constants and
+The functions of the C code are files in the folder `text`. This module chooses the functions, and writes the layers' constants and
 the calls. The marks @word@ in the files stand for words that it fills in.
 """
 
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_exp.deploy.c_constants import BLOCK
-from bnn_exp.deploy.c_layers import ZEROS, Written, written
 from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.exports.c.constants import BLOCK
+from bnn_exp.deploy.exports.c.layers import ZEROS, Written, written
 from bnn_exp.deploy.mlp import DeployedMLP
 from bnn_exp.records.formatting import in_a_line
 
 _PLAIN = (string.ascii_letters + string.digits + " _-.").encode()  # characters that need no escape in a C string
-_FOLDER = resources.files("bnn_exp.deploy") / "c"
+_FOLDER = resources.files("bnn_exp.deploy.exports.c") / "text"
 _ALWAYS = {"top", "lookup", "read_codes"}
 _IN_ORDER = (
     *("top", "lookup", "read_codes", "read_bits", "multiply", "channels_last"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bnn_exp.bits import from_tiles, pack
 from bnn_exp.bits.reference import unpacked
-from bnn_exp.deploy.c_constants import (
+from bnn_exp.deploy.exports.c.constants import (
     integer_scores,
     row_words,
     thresholds_of_codes,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
-from bnn_exp.deploy.given import in_folder, ready
-from bnn_exp.deploy.preprocessing import Preprocessing
+from bnn_exp.deploy.exports.given import in_folder, ready
+from bnn_exp.deploy.exports.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
@@ -55,7 +55,7 @@ def export_qonnx(
         import qonnx  # noqa: F401
     except ImportError as error:
         raise UserError(f"export.format=qonnx: {error}\nallowed: after pip install 'bnn-exp[qonnx]'") from error
-    from bnn_exp.deploy.qonnx_graph import qonnx_model
+    from bnn_exp.deploy.exports.graphs.qonnx import qonnx_model
 
     shape = tuple(images.shape[1:])
     model = with_types(qonnx_model(network, shape, classes))

@@ -8,17 +8,17 @@ from torch import nn
 
 from bnn_exp.deploy.bncvl import DeployedBNCVL
 from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.exports.graphs.bncvl import bncvl
+from bnn_exp.deploy.exports.graphs.cnn import cnn
+from bnn_exp.deploy.exports.graphs.graph import Graph, model
+from bnn_exp.deploy.exports.graphs.mlp import mlp
 from bnn_exp.deploy.mlp import DeployedMLP
-from bnn_exp.deploy.onnx_bncvl import bncvl
-from bnn_exp.deploy.onnx_cnn import cnn
-from bnn_exp.deploy.onnx_graph import Graph, model
-from bnn_exp.deploy.onnx_mlp import mlp
 
 BUILDERS: dict[type[nn.Module], Callable[[Graph, Any, str], str]] = {DeployedMLP: mlp, DeployedBNCVL: bncvl, DeployedCNN: cnn}
 
 
 def packed_model(network: nn.Module, shape: tuple[int, ...], classes: tuple[str, ...]) -> onnx.ModelProto:
-    """Returns the ONNX model of a packed network, see `bnn_exp.deploy.onnx_graph.model`."""
+    """Returns the ONNX model of a packed network, see `bnn_exp.deploy.exports.graphs.graph.model`."""
     return model(BUILDERS[type(network)], network, shape, classes)
 
 

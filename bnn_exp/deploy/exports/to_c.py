@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.deploy.c_compiler import build, output
-from bnn_exp.deploy.c_source import write_c
 from bnn_exp.deploy.check import check_equal, check_packed, predictions
-from bnn_exp.deploy.given import in_folder, ready
-from bnn_exp.deploy.prepare_c import checked, with_facts
-from bnn_exp.deploy.preprocessing import Preprocessing
+from bnn_exp.deploy.exports.c.compiler import build, output
+from bnn_exp.deploy.exports.c.prepare import checked, with_facts
+from bnn_exp.deploy.exports.c.source import write_c
+from bnn_exp.deploy.exports.given import in_folder, ready
+from bnn_exp.deploy.exports.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.records import probe_logits
 from bnn_exp.records.files import replacing

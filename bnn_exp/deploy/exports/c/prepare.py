@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from bnn_exp.deploy.c_compiler import build, output
-from bnn_exp.deploy.frames import SIDE, columns_first
+from bnn_exp.deploy.exports.c.compiler import build, output
+from bnn_exp.deploy.exports.frames import SIDE, columns_first
 from bnn_exp.records.formatting import in_a_line
 
 if TYPE_CHECKING:
-    from bnn_exp.deploy.preprocessing import Preprocessing
+    from bnn_exp.deploy.exports.preprocessing import Preprocessing
 
-SOURCE = Path(__file__).parent / "c/network_prepare.c"
-TEST = Path(__file__).parent / "c/network_test.c"
+SOURCE = Path(__file__).parent / "text/network_prepare.c"
+TEST = Path(__file__).parent / "text/network_test.c"
 
 _FACTS = """
 /* The pixels that the network takes: uint8, 0 to 255 as they are, one plane for each channel, row by row from the top.

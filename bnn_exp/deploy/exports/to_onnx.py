@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bnn_exp.deploy.check import FORMS, check_alike, check_equal, check_packed, predictions
-from bnn_exp.deploy.given import in_folder, ready
-from bnn_exp.deploy.preprocessing import Preprocessing
+from bnn_exp.deploy.exports.given import in_folder, ready
+from bnn_exp.deploy.exports.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
 from bnn_exp.records.files import replacing
 
@@ -44,7 +44,7 @@ def export_onnx(
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(f"export.format=onnx: {error}\nallowed: after pip install 'bnn-exp[onnx]'") from error
-    from bnn_exp.deploy.onnx_models import own_model, packed_model
+    from bnn_exp.deploy.exports.graphs.models import own_model, packed_model
 
     if hasattr(type(network), "onnx"):
         model = own_model(network, tuple(images.shape[1:]), classes)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bnn_exp.bits import operators, reference
 from bnn_exp.deploy.check import FORMS, check_alike, check_equal, check_packed, predictions
-from bnn_exp.deploy.given import in_folder, ready
-from bnn_exp.deploy.preprocessing import FILE, Preprocessing
+from bnn_exp.deploy.exports.given import in_folder, ready
+from bnn_exp.deploy.exports.preprocessing import FILE, Preprocessing
 from bnn_exp.records.files import replacing
 
 

@@ -11,10 +11,10 @@ from onnx import TensorProto
 from torch import Tensor
 
 from bnn_exp.deploy.cnn import DeployedCNN
+from bnn_exp.deploy.exports.graphs.graph import Graph
+from bnn_exp.deploy.exports.graphs.mlp import logits
+from bnn_exp.deploy.exports.products import in_channels_first, step_threshold
 from bnn_exp.deploy.integers import Average, CodeLayer, IntegerLayer, StepLayer
-from bnn_exp.deploy.onnx_graph import Graph
-from bnn_exp.deploy.onnx_mlp import logits
-from bnn_exp.deploy.products import in_channels_first, step_threshold
 
 
 def cnn(graph: Graph, network: DeployedCNN, pixels: str) -> str:

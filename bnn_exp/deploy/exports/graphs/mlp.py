@@ -7,8 +7,8 @@ from torch import Tensor
 
 from bnn_exp.bits import from_tiles
 from bnn_exp.bits.reference import unpacked
+from bnn_exp.deploy.exports.graphs.graph import Graph
 from bnn_exp.deploy.mlp import DeployedLayer, DeployedMLP, HiddenLayer, LastLayer
-from bnn_exp.deploy.onnx_graph import Graph
 from bnn_exp.models.mlp import MLP
 from bnn_exp.nn.binary import two_values
 

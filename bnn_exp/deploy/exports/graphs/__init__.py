@@ -1,0 +1,1 @@
+"""The graphs of ONNX and QONNX files."""
