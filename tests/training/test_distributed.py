@@ -130,6 +130,20 @@ def test_batch_norm_over_ranks_is_batch_norm_over_the_batch(size, tmp_path):
             close(r[3], statistics)
 
 
+def _normalize_in_bf16(ranks):
+    norm, x, _ = _norm_case(*NORMS[-1])
+    own = share(len(x), ranks.rank, ranks.size)
+    synchronize(norm, ranks)
+    return norm(x.bfloat16()[own]).detach()
+
+
+def test_batch_norm_over_ranks_takes_the_bfloat16_of_a_convolution(tmp_path):
+    norm, x, _ = _norm_case(*NORMS[-1])
+    out = torch.cat(on_ranks(2, _normalize_in_bf16, tmp_path))
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, norm(x.bfloat16().float()).detach().bfloat16(), rtol=1e-2, atol=1e-2)
+
+
 # Networks and batch sizes. The shares of four ranks have 16 or 17 samples, 3 or none, 2 or 3.
 BATCHES = (
     (("model.hidden_size=32", "delta=0.0", "engine=dense"), (65, 3)),

@@ -58,7 +58,10 @@ class _Normalize(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """nn.BatchNorm1d or 2d, except that in training its statistics are taken over the samples of all ranks."""
+    """nn.BatchNorm1d or 2d, except that in training its statistics are taken over the samples of all ranks.
+
+    A training computes in float32 and returns the dtype of its input, bfloat16 for the convolutions of a training in bf16.
+    """
 
     ranks: Ranks
 
@@ -69,14 +72,14 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        out, mean, var, n = _Normalize.apply(x, self.weight, self.bias, self.eps, self.ranks)
+        out, mean, var, n = _Normalize.apply(x.to(torch.promote_types(x.dtype, torch.float32)), self.weight, self.bias, self.eps, self.ranks)
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(var * (n / (n - 1)).to(var.dtype), momentum)
-        return out
+        return out.to(x.dtype)
 
 
 def synchronize(network: nn.Module, ranks: Ranks) -> None:
