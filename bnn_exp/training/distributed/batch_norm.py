@@ -72,7 +72,8 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        out, mean, var, n = _Normalize.apply(x.to(torch.promote_types(x.dtype, torch.float32)), self.weight, self.bias, self.eps, self.ranks)
+        numbers = x.to(torch.promote_types(x.dtype, torch.float32))
+        out, mean, var, n = _Normalize.apply(numbers, self.weight, self.bias, self.eps, self.ranks)
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1

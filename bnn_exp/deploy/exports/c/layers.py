@@ -11,7 +11,7 @@ from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy.exports.c.constants import (
     integer_scores,
     row_words,
-    thresholds_of_codes,
+    thresholds_of_counts,
     word_major,
     words_of,
 )
@@ -118,7 +118,7 @@ def _gives(layer: Any, shape: Shape, steps: bool) -> _Gives:
     counted_twice = isinstance(layer, StepLayer) and layer.takes == "bits"
     own = layer.thresholds.flatten()[:outputs].numpy()
     fields = {"write": "write_bits", "result_bytes": -(-outputs // 8)}
-    arrays = {"gives.bits.thresholds": thresholds_of_codes(layer, shape[:2]) if counted_twice else own}
+    arrays = {"gives.bits.thresholds": thresholds_of_counts(layer, shape[:2]) if counted_twice else own}
     if layer.inverted.any():
         arrays["gives.bits.inverted"] = layer.inverted[: fields["result_bytes"]].numpy()
     return _Gives({"write_bits", "invert"} if layer.inverted.any() else {"write_bits"}, fields, arrays)

@@ -1,7 +1,7 @@
 """Writes a packed MLP or CNN as C99 source and header. The C code computes in integers, from the pixels to the scores.
 
-The functions of the C code are files in the folder `text`. This module chooses the functions, and writes the constants of the
-layers and the calls. The marks @word@ in the files stand for words that it fills in.
+The functions of the C code are files in the folder `text`. This module chooses the functions, and writes the layers' constants
+and the calls. The marks @word@ in the files stand for words that it fills in.
 """
 
 import math
