@@ -112,7 +112,8 @@ def _packed(network: nn.Module, state: dict[str, Tensor], image_shape: tuple[int
     _check(network)
     if is_exactly(type(network), *_FORMS):
         packed = _FORMS[type(network).__name__](network, state)
-        packed.image_shape = tuple(image_shape) if image_shape else packed.image_shape
+        if image_shape and packed.image_shape is None:  # of an MLP, which takes pictures of any shape
+            packed.image_shape = tuple(image_shape)
         return packed
     name = home(type(network))
     try:

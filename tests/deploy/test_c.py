@@ -14,11 +14,14 @@ from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy import pack_network
 from bnn_exp.deploy.cnn import DeployedCNN
 from bnn_exp.deploy.exports.c.constants import integer_scores
+from bnn_exp.deploy.exports.c.layers import written
 from bnn_exp.deploy.exports.c.source import write_c
-from bnn_exp.deploy.integers import CodeLayer
+from bnn_exp.deploy.integers import CodeLayer, StepLayer
 from bnn_exp.deploy.mlp import LastLayer
+from bnn_exp.errors import UserError
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
+from bnn_exp.nn.norm import affine_norm
 
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion"]
 MAIN = """
@@ -118,6 +121,18 @@ def test_constants_take_their_bits_and_what_is_real(kind):
         real += 4 * layer.outputs if layer.gives == "bits" else 9 * getattr(layer, "outputs", 1)
     flash = write_c(network, (1, 28, 28), tuple("0123456789")).flash
     assert bits / 8 + real < flash < 1.05 * (bits / 8 + real)
+
+
+def test_what_the_c_code_can_not_count_is_refused():
+    """Totals of bits have 16 bits, and the fields of a layer 8 or 16."""
+    norm = affine_norm(nn.BatchNorm2d, torch.ones(1), torch.zeros(1))
+    bits, none = torch.ones(1, 3, 3, 3641, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    step = StepLayer(bits, "boolean", 1, None, norm, 1.0, torch.zeros(1, 1, 1))
+    with pytest.raises(UserError, match="a convolution adds up 32,769 bits\nallowed: up to 32,767"):
+        written(step, (1, 1, 3641), False)
+    pooled = CodeLayer(bits[:, :1, :1, :1], "boolean", 256, none, none.int(), torch.ones(1), 255)
+    with pytest.raises(UserError, match="the pool of a layer is 256\nallowed: up to 255"):
+        written(pooled, (256, 256, 1), False)
 
 
 ON_ARM = [pytest.param(f"arm-none-eabi-gcc -mcpu={name}", marks=pytest.mark.slow) for name in ("cortex-m0plus", "cortex-m4")]

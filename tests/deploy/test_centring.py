@@ -91,7 +91,7 @@ def test_predict_says_what_it_did(bnn_train, tmp_path):
 
 
 def test_networks_of_other_images_refuse_it(bnn_train, copy_of_run, tmp_path):
-    copy_of_run(tmp_path / "run", "trainer=smoke", "model.hidden_size=8", "trainer.epochs=1")
+    copy_of_run(tmp_path / "run", "trainer=smoke", "trainer.epochs=2", "model.hidden_size=8")  # as in test_norms.py
     seven().save(tmp_path / "7.png")
     done = bnn_train("task=predict", "from=run", "input=7.png", "predict.centre=true")
     assert done.code == 2 and "dataset=digits fill their frame" in done.err and len(done.err.splitlines()) == 2

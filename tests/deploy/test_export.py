@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from cnns import random_bncvl
 from helpers import plain_config, random_mlp
 
 from bnn_exp.commands.export import FORMATS, check_format
@@ -229,6 +230,9 @@ def test_an_export_says_what_it_needs(form, tmp_path):
     for wrong in (torch.zeros(2, 1, 1, 7), torch.zeros(2, 7, dtype=torch.uint8), torch.zeros(0, 1, 1, 7, dtype=torch.uint8)):
         with pytest.raises(UserError, match=r"images are torch\.\S+ \["):
             form(small, tmp_path, wrong)
+    if form is not export_torch:
+        with pytest.raises(UserError, match="3 class names\nallowed: 10, one for each class"):
+            form(small, tmp_path, torch.zeros(2, 1, 1, 7, dtype=torch.uint8), ("a", "b", "c"))
     for other in (torch.nn.Sequential(BinaryLinear(4, 4)), torch.nn.Linear(4, 4)):
         with pytest.raises(UserError, match=r"export\.format="):
             form(other, tmp_path)
@@ -252,6 +256,18 @@ def test_the_argument_of_an_exported_network_may_have_any_name(tmp_path):
     found = write_torch(named, named, tmp_path, images)
     program = torch.export.load(found["file"]).module()
     assert torch.equal(program(images[:3]).argmax(1), network(images[:3]).argmax(1))
+
+
+@pytest.mark.parametrize("form", [export_onnx, export_torch, export_c])
+def test_images_have_the_size_of_the_network(form, tmp_path):
+    """The border and the mean over the image are those of one size."""
+    if form is export_onnx:
+        pytest.importorskip("onnxruntime")
+    network = random_bncvl(1, image_shape=(1, 8, 8))
+    for given in (network, pack_network(network)):
+        with pytest.raises(UserError, match=r"export\.format=\w+: .*\b(12, 9|1, 12, 9)\b"):
+            form(given, tmp_path, torch.zeros(3, 1, 12, 9, dtype=torch.uint8))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("format", ["c", "onnx", "qonnx"])

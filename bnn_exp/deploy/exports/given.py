@@ -27,7 +27,8 @@ def ready(
         classes: the names of the classes. None: "0", "1", …
 
     Raises:
-        UserError: the network can't be packed, the images have another dtype or shape, or no random pixels can replace them.
+        UserError: the network can't be packed, the images have another dtype or shape, no random pixels can replace them, or
+            there are more or fewer names than classes.
     """
     if any(layer.weight.dtype != torch.uint8 for _, layer in binary_layers(network)):
         try:
@@ -36,14 +37,17 @@ def ready(
             raise UserError(f"export.format={format}: {error}") from error
     if images is None:
         images = probe_logits.pixels(_shape(format, network))
-    if images.dtype != torch.uint8 or images.dim() != 4 or not len(images):
+    fits = getattr(network, "takes", lambda picture: True)  # a plugin's network may lack the method
+    if images.dtype != torch.uint8 or images.dim() != 4 or not len(images) or not fits(tuple(images.shape[1:])):
         raise UserError(
             f"export.format={format}: images are {images.dtype} {list(images.shape)}\n"
-            "allowed: pixels, uint8 [n, channels, height, width], one or more"
+            "allowed: pixels, uint8 [n, channels, height, width], one or more, of the network's size"
         )
-    if classes is None:
-        with torch.inference_mode():
-            classes = [str(i) for i in range(network(images[:1]).shape[1])]
+    with torch.inference_mode():
+        outputs = network(images[:1]).shape[1]
+    classes = [str(i) for i in range(outputs)] if classes is None else classes
+    if len(classes) != outputs:
+        raise UserError(f"export.format={format}: {len(classes)} class names\nallowed: {outputs}, one for each class")
     return network, Path(directory), images, tuple(classes)
 
 

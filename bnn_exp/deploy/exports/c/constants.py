@@ -1,13 +1,13 @@
 """The constants of the C export: weights in words, integer multipliers, thresholds and scores."""
 
+from collections.abc import Sequence
 from fractions import Fraction
-from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_exp.bits.convolutions import border_classes
+from bnn_exp.deploy.exports.products import step_threshold
 from bnn_exp.deploy.integers import StepLayer
 from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.errors import UserError
@@ -37,12 +37,11 @@ def word_major(bits: Tensor) -> np.ndarray:
     return np.concatenate([words[first : first + BLOCK].T.ravel() for first in range(0, len(words), BLOCK)])
 
 
-def thresholds_of_codes(layer: StepLayer, shape: tuple[int, int]) -> np.ndarray:
-    """Returns one threshold for each output, int32 [outputs], that replaces the thresholds of all border classes.
+def thresholds_of_counts(layer: StepLayer, shape: Sequence[int]) -> np.ndarray:
+    """Returns one threshold for each output of a layer that reads bits, int32 [outputs].
 
-    The C code counts a bit as 0 or 2, and an input outside the picture as 1 (boolean: as 0). Its sum is therefore 2u plus the
-    sum of the weights outside. The product of the float layer depends on this sum alone, at every position, so one threshold
-    is enough. A border class with the threshold t bounds it: it is above the sum of u = t − 1, and at most the sum of u = t.
+    The C code counts a bit as 0 or 2, and an input outside of the picture as 1 (boolean: as 0). So its sum is P + Σ w for the
+    product P of `bnn_exp.deploy.exports.products`, or 2 · P (boolean).
 
     Args:
         shape: (height, width) of the pictures.
@@ -50,35 +49,9 @@ def thresholds_of_codes(layer: StepLayer, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: no single threshold lies within all bounds, so no BatchNorm has made the thresholds.
     """
-    weights = layer.weights().sum(3).numpy().astype(np.int64)  # [outputs, size, size]
-    ones = layer.bits().sum(3, dtype=torch.int64).numpy()
-    least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
-    above, up_to = np.full(layer.outputs, least, np.int64), np.full(layer.outputs, most, np.int64)
-    for rows, columns in product(*(_places(length, layer.size) for length in shape)):
-        inside = np.zeros((layer.size, layer.size), bool)
-        inside[np.ix_(rows[1], columns[1])] = True
-        found = layer.thresholds.numpy()
-        t = found[rows[0] % len(found), columns[0] % len(found), : layer.outputs].astype(np.int64)
-        high = ones[:, inside].sum(1)
-        low = high * 0 if layer.zero == 0 else weights[:, inside].sum(1) - high
-        outside = 0 if layer.zero == 0 else weights[:, ~inside].sum(1)
-        above = np.where(t > low, np.maximum(above, 2 * np.minimum(t, high + 1) - 2 + outside), above)
-        up_to = np.where(t <= high, np.minimum(up_to, 2 * np.maximum(t, low) + outside), up_to)
-    if (above >= up_to).any():
-        raise ValueError("the thresholds of the border classes contradict each other")
-    return np.where(up_to < most, up_to, above + 1).astype(np.int32)
-
-
-def _places(length: int, size: int) -> list[tuple[int, list[int]]]:
-    """Returns the border class of each position of a row of `length`, and the places of the kernel that lie in the picture.
-
-    Positions with the same class and places are returned once.
-    """
-    found = {}
-    for position, kind in enumerate(border_classes(length, size).tolist()):
-        inside = [place for place in range(size) if 0 <= position + place - size // 2 < length]
-        found[kind, tuple(inside)] = (kind, inside)
-    return list(found.values())
+    threshold = step_threshold(layer, shape)
+    counted = 2 * threshold if layer.zero == 0 else threshold + layer.weights().sum((1, 2, 3))
+    return counted.numpy().astype(np.int32)
 
 
 def integer_scores(layer: LastLayer) -> tuple[np.ndarray, np.ndarray]:

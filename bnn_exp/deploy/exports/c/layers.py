@@ -11,7 +11,7 @@ from bnn_exp.bits.reference import unpacked
 from bnn_exp.deploy.exports.c.constants import (
     integer_scores,
     row_words,
-    thresholds_of_codes,
+    thresholds_of_counts,
     word_major,
     words_of,
 )
@@ -21,6 +21,7 @@ from bnn_exp.errors import UserError
 from bnn_exp.nn.requantize import fractions
 
 MOST_BITS = 2**15 - 1  # a bit counts as up to 2, and the totals of a layer of bits have 16 bits
+MOST = {"height": 65535, "width": 65535, "size": 255, "pool": 255, "outputs": 65535, "words": 65535}  # of a `struct layer`
 ZEROS = "no_channels"  # the name of an array of zeros, the padding of most layers
 
 Shape = tuple[int, int, int]  # height, width, channels
@@ -51,7 +52,7 @@ def written(layer: Any, shape: Shape, steps: bool) -> Written:
         steps: True if the scores of a last layer are 1[logit ≥ 0].
 
     Raises:
-        UserError: a scale or a shift of the last BatchNorm is not finite, or a convolution of bits has too many inputs.
+        UserError: a scale or a shift of the last BatchNorm is not finite, or the layer is too large.
     """
     height, width, channels = shape
     if isinstance(layer, Average):
@@ -74,6 +75,9 @@ def written(layer: Any, shape: Shape, steps: bool) -> Written:
         fields |= {"height": 1, "width": 1, "pool": 1}
         call, parts = "multiply", {"multiply"}
     fields |= {"outputs": layer.outputs} | gives.fields
+    for name, most in MOST.items():
+        if fields.get(name, 0) > most:
+            raise UserError(f"export.format=c: the {name} of a layer is {fields[name]:,}\nallowed: up to {most:,}")
     return Written(call, parts | gives.parts, fields, arrays | gives.arrays, positions * gives.fields["result_bytes"])
 
 
@@ -115,7 +119,7 @@ def _gives(layer: Any, shape: Shape, steps: bool) -> _Gives:
     counted_twice = isinstance(layer, StepLayer) and layer.takes == "bits"
     own = layer.thresholds.flatten()[:outputs].numpy()
     fields = {"write": "write_bits", "result_bytes": -(-outputs // 8)}
-    arrays = {"gives.bits.thresholds": thresholds_of_codes(layer, shape[:2]) if counted_twice else own}
+    arrays = {"gives.bits.thresholds": thresholds_of_counts(layer, shape[:2]) if counted_twice else own}
     if layer.inverted.any():
         arrays["gives.bits.inverted"] = layer.inverted[: fields["result_bytes"]].numpy()
     return _Gives({"write_bits", "invert"} if layer.inverted.any() else {"write_bits"}, fields, arrays)
