@@ -1,4 +1,4 @@
-"""Prepares frames on microcontrollers in QEMU, and prints what that takes: `python scripts/mcu/frames.py RUN [RUN ...]`.
+"""Prepares frames on microcontrollers in QEMU, and prints memory and instructions: `python scripts/mcu/frames.py RUN ...`.
 
 Each RUN is the directory of a run, or a model.safetensors. The frames come line by line. Their pixels must be those of
 training. The script prints the lines of a Markdown table.

@@ -23,7 +23,7 @@ CODES = (*SMALL, "model.activation_bits=8", "dataset.limit=300")
 
 
 def trained(shape=(3, 9, 8), bits=8, **settings):
-    """Returns a network with running statistics of random images, random bits, and nasty scales, in evaluation mode."""
+    """Returns a network with running statistics of random images, random bits, and scales of both signs and sizes, in evaluation mode."""
     rng = torch.Generator().manual_seed(0)
     network = BNCVLNet(shape, 4, (8, 16), 2, dense=(12,), activation_bits=bits, mean=(0.3,), std=(0.2,), **settings)
     for _ in range(20):
