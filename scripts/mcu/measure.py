@@ -25,6 +25,7 @@ from bnn_exp.deploy.cnn import DeployedCNN
 from bnn_exp.deploy.exports.c.constants import integer_scores
 from bnn_exp.deploy.exports.c.source import write_c
 from bnn_exp.deploy.integers import IntegerLayer
+from bnn_exp.errors import UserError
 from bnn_exp.training import plan
 
 HERE = Path(__file__).parent
@@ -148,7 +149,10 @@ def main(models: list[str]) -> None:
     """Prints the table of the networks."""
     if missing_tools():
         raise SystemExit(f"not installed: {missing_tools()}")
-    print("| network | multiply-adds | processor | flash | variables | stack | instructions |\n|---|---|---|---|---|---|---|")
+    if not models:
+        raise SystemExit("no run is named\nallowed: scripts/mcu.sh RUN [RUN ...]")
+    print("| network | multiply-adds | processor | flash, bytes | variables, bytes | stack, bytes | instructions |")
+    print("|---|---|---|---|---|---|---|")
     for model in models:
         network, about = load_packed(model)
         images = torch.from_numpy(plan.read(SimpleNamespace(**about["config"]["dataset"])).test_images[:PICTURES])
@@ -164,4 +168,7 @@ def main(models: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(str(error)) from None
