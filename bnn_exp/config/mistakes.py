@@ -48,7 +48,8 @@ def unknown_key(name: str, known: Sequence[Key]) -> str:
         return f"{name}: has moved\nallowed: {new}=…"
     elsewhere = sorted({choice for key in known if key.name == name for choice in key.choices})
     if elsewhere:
-        return f"{name}: not a setting here\nallowed: with {name.split('.')[0]}={', '.join(elsewhere)}"
+        group = name.split(".")[0]
+        return f"{name}: not a setting of the chosen {group}\nallowed: with {group}={', '.join(elsewhere)}"
     if above := next((key for key in known if name.startswith(f"{key.name}.")), None):
         return f"{name}: no such setting\nallowed: {above.name}={above.allowed}"
     found = meant(name, known)

@@ -338,8 +338,11 @@ def test_each_job_sees_its_own_gpu_and_the_command_says_so(bnn_train, monkeypatc
     ("arguments", "message"),
     [
         (("launcher=local", "launcher.per_gpu=0"), "launcher.per_gpu=0 is not allowed\nallowed: a whole number ≥ 1"),
-        (("launcher.per_gpu=2",), "launcher.per_gpu: not a setting here\nallowed: with launcher=local"),
-        (("launcher=slurm", "launcher.jobs=2"), "launcher.jobs: not a setting here\nallowed: with launcher=local"),
+        (("launcher.per_gpu=2",), "launcher.per_gpu: not a setting of the chosen launcher\nallowed: with launcher=local"),
+        (
+            ("launcher=slurm", "launcher.jobs=2"),
+            "launcher.jobs: not a setting of the chosen launcher\nallowed: with launcher=local",
+        ),
     ],
 )
 def test_settings_of_the_local_launcher_are_refused_without_it(bnn_train, arguments, message):

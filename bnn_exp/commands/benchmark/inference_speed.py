@@ -23,7 +23,7 @@ from bnn_exp.records.model import load_model
 
 Way = Callable[[Tensor], Callable[[], Any]]  # takes a batch of pixels and returns the call to time
 BATCHES = (1, 16, 256, 4096)
-BATCHES_CNN = (1, 16, 64)  # of a CNN, which takes a hundred times as long for an image
+BATCHES_CNN = (1, 16, 64)  # for a CNN, which takes a hundred times as long as an MLP for an image
 LAYER_BATCH = 16  # images with which each layer of a CNN is timed
 LAYERS = ((784, 1024, 1), (1024, 1024, 1), (4096, 4096, 1), (1024, 1024, 16), (784, 1024, 1024), (1024, 1024, 1024))
 LAYERS_CUDA = ((784, 4096, 1), (1024, 1024, 1), (8192, 8192, 1), (8192, 8192, 16), (8192, 8192, 1024))
@@ -55,8 +55,8 @@ def measure(
           they are also `packed, predict`, and those of onnxruntime if it is installed (`inference_onnx.sessions`), all from
           numpy. On CUDA all ways replay CUDA graphs;
         - `layers`: such rows for single layers against `F.linear`. A layer of 784 inputs takes pixels, other layers take bits.
-          On CUDA a row has also `floor`, the seconds that a copy takes for the bytes of inputs, weights and results. Of a CNN
-          on a CPU they are its own layers, see `layer_times`;
+          On CUDA a row has also `floor`, the seconds that a copy takes for the bytes of inputs, weights and results. For a CNN
+          on a CPU the rows are those of `layer_times`;
         - `memory`: on a CPU the bytes of a process with each network (see `inference_memory`), on CUDA the bytes at the peak of
           a batch;
         - `tensors`: the bytes of all tensors of the packed network, and of the parameters as float32;
@@ -86,7 +86,7 @@ def measure(
         found, layers = [], []
         own_layers = device.type == "cpu" and has_layers(packed)
         for batch in batches or (BATCHES_CNN if own_layers else BATCHES):
-            say(f"measuring the network, {', '.join(ways)}: batch {batch}, {rounds} rounds")
+            say(f"measuring the network in {len(ways)} ways: batch {batch}, {rounds} rounds")
             found.append(_network(ways, batch, about["image_shape"], device, rounds))
         if own_layers:
             say(f"measuring the layers of the network: batch {LAYER_BATCH}, {rounds} rounds")
