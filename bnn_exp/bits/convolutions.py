@@ -1,12 +1,12 @@
-"""The operations of packed CNNs in inference, as torch operators: convolutions of codes and of bits with packed weights.
+"""The operators of packed CNNs: convolutions of codes and of bits with packed weights, and the mean of codes.
 
 A *code* is a whole number that stands for an activation, uint8. Pixels are codes of 8 bits. Pictures lie in memory with
 channels last: codes are uint8 [batch, height, width, channels]; packed bits are uint8 [batch, height, width, ⌈channels/8⌉],
 where bit j of byte i belongs to channel 8i + j, and unused bits are 0.
 
-A weight w is 1 for a bit 1, and `zero` (0 or −1) for a bit 0. A convolution computes the sums u = Σ x·w, which are exact
-integers, for stride 1 and padding by size // 2. Then it turns them into codes or bits, and max-pools these. Every operator has
-its definition here, in plain torch, with other forms for a CPU and for a GPU.
+A weight w is 1 for a bit 1, and `zero` (0 or −1) for a bit 0. A convolution has stride 1 and padding by size // 2. It computes
+the sums u = Σ x·w, which are exact integers, turns the sums into codes or bits, and max-pools these. The functions here are the
+definitions in plain torch. `bits.cpu.convolutions` and `bits.cuda.convolutions` compute the operators by kernels.
 """
 
 import torch
@@ -24,11 +24,12 @@ _COMPILED, _KERNELS = "bnn_exp.bits.cpu.convolutions:", "bnn_exp.bits.cuda.convo
 def to_rows(bits: Tensor, codes: bool) -> Tensor:
     """Packs the weights of a convolution into rows, uint8 [out, bytes], one for each output.
 
-    A row holds the weights in the order of kernel rows, kernel columns and channels. If `codes` is True, the layer reads codes:
-    each kernel row is filled up to whole bytes. If False, it reads bits: each place of the kernel is filled up.
+    A row holds the weights in the order of kernel rows, kernel columns and channels.
 
     Args:
         bits: uint8 [out, size, size, channels], 0 or 1.
+        codes: True if the layer reads codes: zeros fill each kernel row up to whole bytes. False if the layer reads bits: zeros
+            fill each place of the kernel up to whole bytes.
     """
     runs = bits.flatten(2) if codes else bits.flatten(1, 2)
     return reference.packed(F.pad(runs, (0, -runs.shape[2] % 8)).flatten(1))
@@ -42,10 +43,14 @@ def from_rows(packed: Tensor, size: int, channels: int, codes: bool) -> Tensor:
 
 
 def border_classes(length: int, size: int, device: torch.device | None = None) -> Tensor:
-    """Returns for each position of a row (or column) of `length` positions which places of the kernel lie inside the picture.
+    """Returns the border class of each position of a row or column, int64 [length], from 0 to size − 1.
 
-    Positions of equal class, int64 from 0 to size − 1, have equal places inside. Class size // 2 stands for a whole kernel, if
-    the row is that long.
+    At all positions of a class the same places of the kernel lie inside the picture. In class size // 2 all places do, if the
+    row has at least `size` positions.
+
+    Args:
+        length: the number of positions of the row or column.
+        size: the side of the kernel.
     """
     places, half = torch.arange(length, device=device), size // 2
     return places.clamp(max=half) + (places - (length - 1 - half)).clamp(min=0)
@@ -55,10 +60,10 @@ def _sums(x: Tensor, tiles: Tensor, outputs: int, size: int, zero: int, padding:
     """Returns the sums u, int32 [batch, height, width, outputs], of codes or unpacked bits x, [batch, height, width, channels].
 
     Args:
-        padding: uint8 [channels], the codes outside the picture. None: x is bits, and outside there is no input.
+        padding: uint8 [channels], the codes outside the picture. None: x is bits, and places outside the picture add nothing.
     """
     bits = from_rows(reference.from_tiles(tiles, outputs), size, channels, padding is not None)
-    # On a GPU the library may transform the pictures in float32, and then round.
+    # On a GPU an algorithm such as Winograd's may round in float32. Sums of 2²⁴ or more need float64 too.
     exact = device.on_host(x) and 255 * bits[0].numel() < 2**24
     dtype = torch.float32 if exact else torch.float64
     weights = bits.to(dtype) * (1 - zero) + zero
@@ -90,6 +95,7 @@ def _steps(sums: Tensor, thresholds: Tensor, inverted: Tensor, pool: int) -> Ten
 
 
 def _empty(x: Tensor, size: int, pool: int, last: int) -> Tensor:
+    """Returns an empty result of a convolution of x, uint8 [batch, height // pool, width // pool, last]."""
     return x.new_empty(x.shape[0], x.shape[1] // pool, x.shape[2] // pool, last)
 
 
@@ -142,10 +148,10 @@ def bits_of_codes(
     inverted: Tensor,
     pool: int,
 ) -> Tensor:
-    """Returns the bits of a convolution of codes. For `x`, `tiles` and `padding` see `codes_of_codes`, for the rest
-    `bits_of_bits`.
+    """Returns the bits of a convolution of codes; see `bits_of_bits`.
 
     Args:
+        x, tiles, padding: see `codes_of_codes`.
         thresholds: int32 [1, 1, 64 · tiles].
     """
     return _steps(_sums(x, tiles, outputs, size, zero, padding, x.shape[3]), thresholds, inverted, pool)
@@ -172,8 +178,7 @@ def bits_of_bits(
 ) -> Tensor:
     """Returns the bits 1[u ≥ threshold] of a convolution of bits, or 1[u < threshold] for an inverted output.
 
-    A window of a pooling gives 1 if any of its sums reaches its threshold. Where the output is inverted, that bit is then
-    inverted.
+    A pooling window gives 1 if any of its sums reaches its threshold. Bits of an inverted output are inverted after it.
 
     Args:
         x: packed bits, uint8 [batch, height, width, ⌈channels/8⌉]. A bit counts as 0 or 1. Outside the picture all bits are 0.
@@ -197,17 +202,23 @@ def bits_of_bits(
     fake=lambda x, multiplier, levels: x.new_empty(x.shape[0], 1, 1, x.shape[3]),
 )
 def average_codes(x: Tensor, multiplier: Tensor, levels: int) -> Tensor:
-    """Returns the codes clamp(rint(Σ x · multiplier), 0, levels), uint8 [batch, 1, 1, channels]; Σ over all positions.
+    """Returns the codes clamp(rint(Σ x · multiplier), 0, levels), uint8 [batch, 1, 1, channels].
 
     Args:
-        x: codes, uint8 [batch, height, width, channels].
+        x: codes, uint8 [batch, height, width, channels]. Σ runs over all positions.
         multiplier: a float32 without dimensions.
+        levels: the greatest code, up to 255.
     """
     sums = x.to(torch.int32).sum((1, 2), keepdim=True, dtype=torch.int32)
     return (sums.to(torch.float32) * multiplier).round().clamp(0, levels).to(torch.uint8)
 
 
 def thresholds_of(found: Tensor, groups: int) -> Tensor:
-    """Returns thresholds, int32 [rows, columns, 64 · groups], of those of the outputs that exist, [rows, columns, outputs]."""
-    never = torch.iinfo(torch.int32).max
+    """Returns the thresholds of whole tiles, int32 [rows, columns, 64 · groups].
+
+    Args:
+        found: the thresholds of the outputs, [rows, columns, outputs].
+        groups: the number of tiles.
+    """
+    never = torch.iinfo(torch.int32).max  # no sum reaches this threshold, so unused outputs give bits 0
     return F.pad(found.to(torch.int32), (0, LANES * groups - found.shape[2]), value=never)

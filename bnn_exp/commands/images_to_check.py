@@ -11,14 +11,14 @@ from bnn_exp.errors import UserError
 from bnn_exp.records import probe_logits
 from bnn_exp.training import plan
 
-RANDOM = 1000  # images of random pixels, where the test rows are missing
+RANDOM = 1000  # the number of images of random pixels that take the place of missing test rows
 
 
 def images_to_check(task: Task, about: dict[str, Any]) -> tuple[Tensor, str]:
-    """Returns the test images of the network, uint8 [images, channels, height, width], and their number in words.
+    """Returns the test images of the network, uint8 [images, channels, height, width], and words for the message of the task.
 
-    A network of the zoo comes without data. Where its dataset can't be read, the images have random pixels, and the words say
-    how to give the dataset.
+    The words say how many images there are. A network of the zoo comes without data. If its dataset can't be read, the images
+    have random pixels, and the words name the setting that gives the dataset.
 
     Args:
         about: the description of the network, see `bnn_exp.load_model`.

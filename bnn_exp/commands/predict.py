@@ -46,12 +46,12 @@ def predict(task: Task) -> str:
 
 
 def _looks_inverted(found: prediction.Predictions) -> str:
-    """Returns a line for the user if images look inverted against the training images; else ""."""
+    """Returns a line for the user if the ground of an image is light and that of the training images dark, or the reverse."""
     if not found.inverted:
         return ""
     return (
-        f"{found.inverted:,} of {len(found.answers):,} have dark ink on a light ground, or light on dark, unlike the training "
-        "images: predict.centre=true inverts pictures of digits and centres them like MNIST's"
+        f"{found.inverted:,} of {len(found.answers):,} seem inverted: light and dark exchanged. "
+        "predict.centre=true inverts pictures of digits and centres them like MNIST's"
     )
 
 

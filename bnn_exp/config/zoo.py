@@ -1,4 +1,4 @@
-"""The zoo: trained networks inside the package, which `zoo/NAME` names wherever a setting or a function names a run.
+"""The zoo: trained networks inside the package. `zoo/NAME` names one where a task, a setting or a function reads a network.
 
 A network is a folder, which scripts/add_to_zoo.py writes: `model.safetensors`, `summary.json`, and for fine-tuning
 `norms.safetensors` (the statistics of BatchNorm). docs/zoo.md lists the networks. Imports no torch.
@@ -21,9 +21,9 @@ def names() -> list[str]:
 
 
 def located(place: str | Path, key: str = "") -> Path:
-    """Returns the folder of the package that `zoo/NAME` names. Returns any other place, and one that exists, unchanged.
+    """Returns the folder of the package that `zoo/NAME` names. Returns any other place unchanged.
 
-    A folder of the user that is really called zoo/NAME thus wins over the network of the package.
+    A folder of the user that is really called zoo/NAME wins over the network of the package.
 
     Args:
         place: a path as the user writes it.

@@ -18,10 +18,10 @@ from bnn_exp.errors import UserError
 
 BOX, SIDE = 20, 28  # MNIST's box for the ink, and the side of its images
 LARGEST = 800  # the longer side in pixels; a larger picture is made smaller first
-SOFT = 0.3  # of 1: a weaker pixel is the soft edge of a stroke, outside the box of the ink
+SOFT = 0.3  # a weaker pixel, of 0 to 1, is the soft edge of a stroke and does not count for the box of the ink
 LIGHT_INK = ("mnist", "digits", "fashion_mnist")  # datasets of light shapes on a dark ground
 FILLED = ("digits", "fashion_mnist")  # datasets whose shapes fill the frame: centring as in MNIST would make them too small
-CONTRAST = 24  # of 255: less contrast between ink and ground is no ink
+CONTRAST = 24  # grey values, of 255: a picture with a smaller contrast between ink and ground shows no ink
 
 
 class NoInk(ValueError):

@@ -69,7 +69,7 @@ class DeployedCNN(InOneCall, Evaluating):
 
 
 def pack_vgg(network: VGG, state: dict[str, Tensor]) -> DeployedCNN:
-    """Returns the packed form of `network`.
+    """Returns the packed form of a VGG.
 
     Args:
         network: a float network. Its tensors may be on the meta device.
@@ -99,7 +99,7 @@ def pack_vgg(network: VGG, state: dict[str, Tensor]) -> DeployedCNN:
 
 
 def pack_codes(network: BNCVLNet, state: dict[str, Tensor]) -> DeployedCNN:
-    """Returns the packed form of a `network` whose activations are codes. For the arguments see `pack_vgg`.
+    """Returns the packed form of a BNCVL network whose activations are codes. For the arguments see `pack_vgg`.
 
     Raises:
         NoIntegers: the statistics of the pixels are not whole numbers; or a scale, a shift or a clip is not a finite number.
@@ -146,7 +146,7 @@ def pixel_steps(state: dict[str, Tensor]) -> tuple[Tensor, float]:
     """Returns m, uint8 [channels], and 2⁻ᵏ: the network standardises pixels x to (x − m) · 2⁻ᵏ.
 
     Raises:
-        NoIntegers: the statistics are others.
+        NoIntegers: the statistics of the pixels have another form.
     """
     mean, std = (255 * state[name].flatten().double() for name in ("mean", "std"))
     whole, power = mean.round(), std.log2().round()
@@ -169,7 +169,7 @@ def _product(bits: Tensor, encoding: str, shape: Sequence[int]) -> tuple[float, 
     """Returns the unit and the offset of the products of bits, see `StepLayer`, on pictures of `shape` (height, width)."""
     if encoding == "boolean":
         return 1.0, torch.zeros(1, 1, len(bits))
-    quarter = 0.25 if encoding == "centred" else 1.0  # a centred value is half a bipolar one
+    quarter = 0.25 if encoding == "centred" else 1.0  # centred weights and activations are half of bipolar ones
     return 2 * quarter, quarter * border_offsets(factors(bits, encoding), shape)
 
 

@@ -24,7 +24,7 @@ def thresholds(
             t = high + 1. None: v is the decision at `low`.
 
     Returns:
-        t, int64 [neurons], and v, bool [neurons]: True if the threshold is inverted (1 below t).
+        t, int64 [neurons], and v, bool [neurons]: True if the threshold is inverted (the decision is True below t).
     """
     inverted = decide(low) if inverted is None else inverted
     same, changed = low - 1, high + 1

@@ -1,4 +1,4 @@
-"""The layers of a packed CNN that computes in integers: the layers between the pixels and the last layer.
+"""The layers of a packed CNN in integers, from the pixels to the layer before the last.
 
 A layer reads codes or bits and gives codes or bits (`bnn_exp.bits.convolutions` defines both). Its sums u = Σ x·w are whole
 numbers. A dense layer is a convolution of size 1 on pictures of one position. Exports and compiled networks walk these layers.
@@ -64,6 +64,7 @@ class CodeLayer(IntegerLayer):
     """A layer that gives codes, from codes: clamp(rint((u + bias) · multiplier), 0, levels), max-pooled.
 
     Args:
+        bits, encoding, pool, padding: see `IntegerLayer`.
         bias, multiplier: int32 and float32 [out], see `bnn_exp.nn.requantize`.
         levels: the greatest code, up to 255.
     """
@@ -93,10 +94,11 @@ class CodeLayer(IntegerLayer):
 class StepLayer(IntegerLayer):
     """A layer that gives bits, from codes or bits: 1[norm(max-pooled product) ≥ 0], by integer thresholds.
 
-    The product is what the float layer computes: unit · u + offset. The offset depends on the border class where the layer
-    reads bits, because the float layer pads with zeros, which are no value of a bit.
+    The float layer computes the product unit · u + offset. If the layer reads bits, the offset depends on the border class,
+    because the float layer pads with zeros, and no bit has the value 0 (boolean: the offset is 0 everywhere).
 
     Args:
+        bits, encoding, pool, padding: see `IntegerLayer`.
         norm: the BatchNorm after the convolution and its pooling.
         shape: (height, width) of the pictures.
         unit: the factor of the sums, a power of two.

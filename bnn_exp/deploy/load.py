@@ -29,7 +29,7 @@ def _pack_bncvl(network: BNCVLNet, state: dict[str, Tensor]) -> nn.Module:
     return pack_bncvl(network, state) if network.activation_bits is None else pack_codes(network, state)
 
 
-# The name of a class: what makes its packed form. Subclasses have none here.
+# The functions that make packed forms, by the name of the network's class. A subclass has no entry.
 _FORMS = {"MLP": DeployedMLP, "BNCVLNet": _pack_bncvl, "VGG": pack_vgg}
 
 

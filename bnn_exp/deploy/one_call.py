@@ -35,14 +35,14 @@ class InOneCall(Replayed, Predicting):
         raise NotImplementedError
 
     def _by_layers(self, x: Tensor) -> Tensor:
-        """Returns the logits of pixels, computed layer by layer."""
+        """Returns the logits of pixels, float32 [batch, classes], computed layer by layer."""
         raise NotImplementedError
 
     def _logits(self, x: Tensor) -> Tensor:
         return self._finished(self._by_layers(x))
 
     def _finished(self, logits: Tensor) -> Tensor:
-        """Returns the network's results for logits."""
+        """Returns the results of the network for its logits: binarised ones, or the logits themselves."""
         return logits
 
     def _finishes(self) -> bool:

@@ -51,7 +51,7 @@ class Predictions:
     passed_over: int
     together: bool = False  # True if each answer depends on the other images
     centred: dict[Path, Centred] | None = None  # the facts of each centred picture; None without `predict.centre`
-    inverted: int = 0  # the number of images whose ground is light where that of the training images is dark, or the reverse
+    inverted: int = 0  # the number of images with a light ground if that of the training images is dark, or the reverse
 
     def write(self, directory: Path) -> None:
         """Writes `predictions.csv` and `predictions.json` to `directory`."""
@@ -171,7 +171,7 @@ def predict(model: Path, given: Sequence[str], device: str = "cpu", centre: bool
             done(len(files))
     if not answers:
         first, others = reader.skipped[0][1], len(reader.skipped) - 1
-        raise UserError(first + f"\nnor {others} other file{'s' * (others > 1)} of input=" * bool(others))
+        raise UserError(first + f"\n{others} other file{'s' * (others > 1)} of input= can't be read either" * bool(others))
     centred = reader.centred if centre else None
     facts = described(model, about)
     return Predictions(facts, answers, reader.skipped, found.passed_over, together, centred, reader.inverted)

@@ -27,7 +27,7 @@ class ImageMean(nn.Module):
 
     def __init__(self, activation_bits: int | None):
         super().__init__()
-        # A mean is smaller than the activations, whose first clip is FIRST_CLIP.
+        # Means are smaller than activations, so their first clip is smaller than FIRST_CLIP.
         self.quantizer = None if activation_bits is None else Quantize(activation_bits, FIRST_CLIP / 2)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class BNCVLNet(OfPixels):
         self.convolutions, self.mean_over_image, self.dense = nn.ModuleList(), ImageMean(activation_bits), nn.ModuleList()
         for i, width in enumerate(channels, 1):
             for j in range(1, convolutions + 1):
-                last = j == convolutions and i < len(channels)  # of a width that another width follows
+                last = j == convolutions and i < len(channels)  # the last layer of a width before the last width
                 layer = BNCVL(inputs, width, kernel_size, normalization=normalization, pool=pool if last else 1, **kind)
                 self.convolutions.append(layer)
                 inputs = width

@@ -29,10 +29,11 @@ def standardize_pixels(pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.d
 
 
 def whole_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], float]:
-    """Returns the statistics by which a network standardises: m/255 near each `mean`, whole m, and one 2ᵏ/255 for all channels.
+    """Returns the statistics by which a network standardises: m/255 for each channel, and 2ᵏ/255 for all channels.
 
-    2ᵏ is the power of two, at least 1, nearest to 255 times the mean of `std` on a scale of logarithms. So standardised pixels
-    (x − m) / 2ᵏ and their sums are exact in float32, and the pixels in bfloat16 too. A std of 0 counts as 1.
+    m is the whole number nearest to 255 · mean. 2ᵏ is the power of two, at least 1, whose logarithm is nearest to that of 255
+    times the mean of `std`. So standardised pixels (x − m) / 2ᵏ are exact in float32 and bfloat16, and their sums are exact in
+    float32. A std of 0 counts as 1.
     """
     spread = 255 * fmean(number or 1.0 for number in std)
     return [round(255 * number) / 255 for number in mean], 2 ** max(0, round(log2(spread))) / 255

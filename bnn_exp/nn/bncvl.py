@@ -26,10 +26,10 @@ NORMALIZATIONS = ("sample", "batch", "channel")
 
 
 class _BinaryNormalized(BinaryLayer):
-    """A base class: a product with binary weights, a normalisation, ReLU or another activation, and a quantiser or none.
+    """A base class: a product with binary weights, a normalisation, an activation (ReLU by default), and maybe a quantiser.
 
-    With a quantiser the layer reads and gives codes. In evaluation it computes in whole numbers: the codes are those of
-    `requantize`, as a packed network computes them.
+    With a quantiser the layer reads and gives codes. In evaluation it computes in whole numbers, by `requantize`, as a packed
+    network does.
     """
 
     norm: Any
@@ -85,7 +85,7 @@ class _BinaryNormalized(BinaryLayer):
         """Returns the codes as a packed network computes them."""
         with torch.autocast(x.device.type, enabled=False):
             product = self._product(x.to(torch.promote_types(x.dtype, torch.float32)))
-        sums = product / (step * unit(self.encoding))  # `requantize` rounds away what an algorithm such as Winograd's adds
+        sums = product / (step * unit(self.encoding))  # nearly whole after Winograd's algorithm; `requantize` rounds them
         return max_pool(requantize(sums, *self.requantization(step), quantizer.levels).to(x.dtype), self.pool)
 
     def requantization(self, step: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:

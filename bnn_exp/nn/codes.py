@@ -59,7 +59,7 @@ def codes_gradient(grad: Tensor, codes: Tensor, clip: Tensor, levels: int) -> tu
 
 
 class _Quantized(Function):
-    """Codes, with a gradient straight through the rounding. The backward pass keeps only the codes, as the next layer does."""
+    """Codes with a straight-through gradient. The backward pass needs only the codes, which the next layer keeps anyway."""
 
     generate_vmap_rule = True
 
@@ -84,6 +84,7 @@ class _Quantized(Function):
 
 
 def _takes_operators(y: Tensor) -> bool:
+    """Returns True if the operators compute with y, False if their definitions in plain torch do."""
     return takes_kernels(y) or is_compiled(y)
 
 
@@ -93,7 +94,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _like_images(x: Tensor) -> Tensor:
-    """Returns the inverse of `_rows`."""
+    """Returns x in the order of dimensions that `_rows` took: images as [batch, channels, height, width]."""
     return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
 
 
@@ -108,7 +109,8 @@ class Quantize(nn.Module):
     `clip` gets the gradient of the codes that are cut off, as in PACT (Choi et al. 2018, arXiv 1805.06085), for an output of
     code · clip / levels. The module returns the code itself: a BatchNorm follows the next product, so the factor has no effect.
 
-    A clip below 2⁻⁶ counts as 2⁻⁶. A state without `clip`, such as that of a network of real activations, keeps the clip.
+    A clip below 2⁻⁶ counts as 2⁻⁶. If a loaded state has no `clip`, such as that of a network of real activations, the module
+    keeps its own.
 
     Args:
         bits: n, 4 or 8.
@@ -137,7 +139,7 @@ class Quantize(nn.Module):
 
 
 def evaluated(exact: Callable[[], Tensor], learned: Callable[[], Tensor]) -> Tensor:
-    """Returns the codes that `exact` computes, without a gradient of its own, and gives them the gradient of `learned`."""
+    """Returns the codes that `exact` computes, with the gradient of those that `learned` computes."""
     with torch.no_grad():
         codes = exact()
     if not torch.is_grad_enabled():

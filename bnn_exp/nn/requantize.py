@@ -40,13 +40,13 @@ def requantization(
     bias makes the rounded line meet the exact line in the middle of the reachable sums that are not cut off. So the
     code differs from the exact line by at most ½ + |M/2^S| / 2 + |M/2^S − a| times half the width of these sums.
 
-    - A slope above `levels` in size counts as `levels`: the code jumps from 0 to `levels` between two neighbouring sums.
-    - A slope that rounds to 0, such as that of a scale of 0, gives one code: that of the middle.
+    - A slope whose magnitude is above `levels` counts as ±`levels`: the code jumps from 0 to `levels` between two sums.
+    - A slope that rounds to 0, such as that of a scale of 0, gives the same code for every sum: that of the middle.
     - A falling slope (scale < 0) has a negative M.
 
     Args:
         scale, shift: float32 [out], finite, see `bnn_exp.nn.norm.scale_and_shift`.
-        clip: the number y with the greatest code; at least `LEAST_CLIP`, which a smaller clip counts as.
+        clip: the number y with the greatest code. A clip below `LEAST_CLIP` counts as `LEAST_CLIP`.
         levels: the greatest code, 15 or 255.
         reach: the greatest |u| that the layer can add up, at most `MOST_REACH`.
         unit: the product of the float layer is unit · u.
@@ -94,7 +94,7 @@ def average_multiplier(clip: Tensor, levels: int, positions: int, most: float) -
     """Returns the multiplier, float32 without dimensions, for code = clamp(rint(Σ codes · multiplier), 0, levels).
 
     Args:
-        clip: the number with the greatest code, where `most` stands for a mean of the codes of `levels`.
+        clip: the clip of the mean, in units where a mean of `levels` is `most`.
         positions: the number of codes in the sum.
     """
     slope = most / (least_clip(clip.double()) * positions).reshape(1)
@@ -103,7 +103,7 @@ def average_multiplier(clip: Tensor, levels: int, positions: int, most: float) -
 
 
 def least_clip(clip: Tensor) -> Tensor:
-    """Returns the clip that counts: a clip below `LEAST_CLIP` counts as `LEAST_CLIP`."""
+    """Returns the clip, at least `LEAST_CLIP`."""
     return clip.clamp(min=LEAST_CLIP)
 
 

@@ -1,7 +1,8 @@
 """The operators of `bnn_exp.bits.convolutions` on a CPU: they check sizes, reserve memory and divide the work among threads.
 
-The operators and compiled networks (`bits.cpu.network`) describe a layer by its *fields*: numbers and tensors by their places
-in a record of `bits.cpu.kernels.padded_pictures`. Functions that make fields check them, because a kernel sees addresses only.
+The operators and compiled networks (`bits.cpu.network`) describe a layer by its *fields*. A field is a number or a tensor, and
+its key is its place in a record of `bits.cpu.kernels.padded_pictures`. A kernel sees only addresses, so the functions that make
+fields check all sizes.
 """
 
 from collections.abc import Sequence
@@ -143,9 +144,10 @@ def result_shape(fields: Fields) -> tuple[int, int, int]:
 
 
 def work(fields: Fields) -> int:
-    """Returns the work of a layer for one picture: positions times the bytes of an output's weights times tiles.
+    """Returns the work of a layer for one picture, in the unit of THREAD_WORK.
 
-    Codes count 4 times, because they take about 4 times as long as bits.
+    The work is positions × bytes of an output's weights × tiles. A layer that reads codes counts 4 times, because its products
+    take about 4 times as long as those of bits.
     """
     if fields[places.KIND] == places.AVERAGE:
         return 0

@@ -1,7 +1,7 @@
 """ONNX graphs of networks in floats, to compare packed networks with: an MLP, and the float twin of a CNN.
 
-The twin of a CNN has real activations: ReLU in the unit of codes, or hardtanh in the place of bits. It is else the same
-network.
+The twin of a CNN has real activations: ReLU in place of codes, in the unit of codes, or hardtanh in place of bits. All else is
+that of the network.
 """
 
 from typing import Any

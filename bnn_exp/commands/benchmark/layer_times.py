@@ -35,9 +35,10 @@ def layer_times(packed: Any, batch: int, rounds: int) -> list[Row]:
     """Measures each layer of a packed CNN on a CPU, called alone, on random pixels.
 
     Returns:
-        A row for each layer: its `layer` (from 1) and `kind`; `reads` and `gives`, such as "28×28×32 bits"; `batch`;
-        `multiply_adds` of an image; the seconds of the batch (`median`, `low`, `high`); `share`, its part of the seconds of all
-        layers; and `torch`, the median of torch's convolution or `F.linear` of that size, None without a product.
+        A row for each layer: its number `layer` (from 1) and its `kind`; `reads` and `gives`, such as "28×28×32 bits"; `batch`;
+        `multiply_adds` of an image; the seconds of the batch (`median`, `low`, `high`); `share`, the layer's part of the
+        seconds of all layers; and `torch`, the median of torch's convolution or `F.linear` of that size, None for a layer
+        without a product.
     """
     pixels = torch.randint(0, 256, (batch, *packed.image_shape), dtype=torch.uint8)
     rows = [_row(i, layer, x, rounds) for i, (layer, x) in enumerate(_walk(packed, pixels), 1)]

@@ -10,7 +10,7 @@ from bnn_exp.config.schema import Count, schema
 from bnn_exp.errors import UserError
 
 MOST_INPUTS = 2**21 // 255  # the most inputs of a layer of codes, see bnn_exp.nn.requantize
-MOST_POSITIONS = 2**24 // 255  # float32 holds the sums of codes over so many positions exactly
+MOST_POSITIONS = 2**24 // 255  # the most positions of a mean: float32 holds the sum of their codes exactly
 
 
 @schema
@@ -49,7 +49,7 @@ class BNCVL:
         positions = prod(side // self.pool ** (len(self.channels) - 1) for side in size)
         for count, most, what in (
             (inputs, MOST_INPUTS, "inputs of a layer"),
-            (positions, MOST_POSITIONS, "pixels of the mean"),
+            (positions, MOST_POSITIONS, "positions of the mean over the image"),
         ):
             if count > most:
                 raise UserError(

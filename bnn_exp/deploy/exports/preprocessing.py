@@ -51,7 +51,7 @@ class Vector:
         return int(np.argmax(np.asarray(self.scores, np.float32)))
 
     def facts(self, arrays: bool) -> dict[str, Any]:
-        """Returns the values of the JSON text. `arrays`: with frame and pixels, else with their SHA-256 alone."""
+        """Returns the values of the JSON text: hashes of the frame and the pixels, and with `arrays` also their bytes."""
         height, width, channels = self.frame.shape
         both = {"frame": self.frame.tobytes(), "pixels": self.pixels.tobytes()}
         known = {f"{name}_sha256": hashlib.sha256(data).hexdigest() for name, data in both.items()}
@@ -69,12 +69,12 @@ class Vector:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become the pixels of a network, which network it is, and test vectors.
+    """The facts that turn images into the pixels of a network, the hashes of the network, and test vectors.
 
     Args:
         shape: (channels, height, width) of the network's pixels, uint8. Three channels are red, green and blue.
         classes: the names of the classes.
-        pixels: the settings of the conversion; None if nothing names them, as for a network from memory.
+        pixels: the settings of the conversion; None if they are unknown, such as those of a network from memory.
         dataset: the name of the dataset of the training, or None.
         network: the hashes of the network: `sha256` (the content of its model file), `file_sha256`, `bits_sha256`.
         versions: the versions of bnn_exp and Pillow that made the test vectors.
@@ -143,7 +143,7 @@ class Preprocessing:
         return replace(self, vectors=tuple(map(Vector, frames, pixels, map(tuple, scores))))
 
     def facts(self, arrays: bool = False) -> dict[str, Any]:
-        """Returns the values of the JSON text. `arrays`: with the frames and pixels of the test vectors, not only hashes."""
+        """Returns the values of the JSON text. `arrays`: with the bytes of the test vectors too, not only their hashes."""
         steps = {
             "orientation": "upright, by EXIF",
             "grey": "(19595 red + 38470 green + 7471 blue + 32768) >> 16, before the image is fitted",
@@ -211,7 +211,7 @@ def read_preprocessing(file: str | Path) -> Preprocessing:
         )
     except (OSError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{file}: it does not say how images become pixels ({error})\nallowed: an export of task=export"
+            f"{file}: the file does not say how images become pixels ({error})\nallowed: an export of task=export"
         ) from error
 
 

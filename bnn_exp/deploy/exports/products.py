@@ -35,7 +35,7 @@ def step_threshold(layer: StepLayer, shape: Sequence[int]) -> Tensor:
         shape: (height, width) of the pictures that the layer reads.
 
     Raises:
-        ValueError: no single threshold gives the bits of all border classes, so the layer is none of a BatchNorm.
+        ValueError: no single threshold gives the bits of all border classes, so no BatchNorm has made the layer.
     """
     weights, found = layer.weights(), layer.thresholds[..., : layer.outputs].long()
     boolean, bits = layer.zero == 0, layer.takes == "bits"
@@ -43,7 +43,7 @@ def step_threshold(layer: StepLayer, shape: Sequence[int]) -> Tensor:
     peak = 1 if bits else 255
     low, high = (peak * part.sum((1, 2, 3)) for part in (weights.clamp(max=0), weights.clamp(min=0)))
     never = torch.iinfo(torch.int64).max
-    # The products of two neighbouring sums differ by `unit`. The threshold lies between them, up to the greater.
+    # The threshold is greater than the product of the sum found − 1, and at most the product of the sum found.
     above = torch.where(found > low, unit * (found - 1) + offset, -never).amax((0, 1))
     upto = torch.where(found <= high, unit * found + offset, never).amin((0, 1))
     if (above >= upto).any():
@@ -52,7 +52,7 @@ def step_threshold(layer: StepLayer, shape: Sequence[int]) -> Tensor:
 
 
 def hidden_threshold(layer: HiddenLayer) -> tuple[Tensor, Tensor]:
-    """Returns the thresholds of the products of a hidden layer of an MLP, int64 [out], and bools: the threshold is inverted."""
+    """Returns the thresholds of the products of an MLP's hidden layer, int64 [out], and bools: True if one is inverted."""
     found = layer.thresholds[: layer.outputs].long()
     inverted = unpacked(layer.inverted[None], torch.bool)[0, : layer.outputs]
     return layer.scale * found + layer.offset, inverted

@@ -34,7 +34,7 @@ def export_c(
         network: a DeployedMLP or a DeployedCNN, or a network that `pack_network` packs as one.
         directory: created if it is missing.
         images: uint8 [n, channels, height, width], n ≥ 1. The program must predict the same classes for these images as
-            the network. None: random pixels, for square images.
+            the network. None: random pixels, see `export_onnx`.
         classes: the names of the classes. None: "0", "1", …
         preprocessing: how images become pixels, with test vectors. None: unknown.
 
@@ -49,8 +49,8 @@ def export_c(
     network, directory, images, classes = ready("c", network, directory, images, classes)
     if type(network).__name__ == "DeployedBNCVL":
         raise UserError(
-            "export.format=c: this network has real activations, and the C code has only integers\n"
-            "allowed: model.activation_bits=8 or 4 at training; model=vgg, model=mlp; or export.format=onnx, torch"
+            "export.format=c: the network has real activations (model.activation_bits=null), and the C code has only integers\n"
+            "allowed: export.format=onnx, torch; or train with model.activation_bits=8 or 4, model=vgg or model=mlp"
         )
     if hasattr(type(network), "c"):
         (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}

@@ -27,7 +27,8 @@ def export_onnx(
         network: a packed network, or one that `pack_network` can pack.
         directory: created if it is missing.
         images: uint8 [n, channels, height, width], n ≥ 1. onnxruntime must predict the same classes for these images
-            as the network. None: random pixels; this needs an MLP for square images.
+            as the network. None: random pixels; the network must then know the shape of its images, or be an MLP for square
+            images.
         classes: the names of the classes. None: "0", "1", …
         preprocessing: how images become pixels, for the metadata of the file. None: unknown.
 

@@ -33,7 +33,7 @@ def export_qonnx(
             `activation_bits`.
         directory: created if it is missing.
         images: uint8 [n, channels, height, width], n ≥ 1. The qonnx package must predict the same classes for these images
-            as the network. None: random pixels; an MLP must then be for square images.
+            as the network. None: random pixels, see `export_onnx`.
         classes: the names of the classes. None: "0", "1", …
         preprocessing: how images become pixels, for the metadata of the file. None: unknown.
 
@@ -47,8 +47,8 @@ def export_qonnx(
     network, directory, images, classes = ready("qonnx", network, directory, images, classes)
     if type(network).__name__ == "DeployedBNCVL":
         raise UserError(
-            "export.format=qonnx: this network has real activations, and QONNX describes integers\n"
-            "allowed: model.activation_bits=8 in a training; or export.format=onnx, torch"
+            "export.format=qonnx: the network has real activations (model.activation_bits=null), and QONNX describes integers\n"
+            "allowed: export.format=onnx, torch; or train with model.activation_bits=8 or 4, model=vgg or model=mlp"
         )
     check_packed("qonnx", network, "DeployedMLP", "DeployedCNN")
     try:

@@ -29,7 +29,7 @@ def export_torch(
         network: a packed network, or one that `pack_network` can pack.
         directory: created if it is missing.
         images: uint8 [n, channels, height, width], n ≥ 1. The program must predict the same classes for these images as
-            the network. None: random pixels; this needs an MLP for square images.
+            the network. None: random pixels, see `export_onnx`.
         preprocessing: how images become pixels, for the file `preprocessing.json` in the program. None: unknown.
 
     Returns:
@@ -47,8 +47,7 @@ def export_torch(
 def write_torch(
     network: nn.Module, form: nn.Module, directory: Path, images: Tensor, facts: Preprocessing | None = None
 ) -> dict:
-    """Exports `form`, checks the program against `network`, and writes the file with `facts`. `form` computes the same as
-    `network`."""
+    """Exports `form`, which computes what `network` computes. Checks the program against `network`, and writes the file."""
     file = directory / "network.pt2"
     example = images[:1].expand(2, *images.shape[1:]).contiguous()
     shapes = ({0: torch.export.Dim("batch", min=1)},)  # by position: a user's network may give its argument any name

@@ -79,7 +79,7 @@ def store_codes(record, group, vectors, sums, height, out, out_row, spare):
 
 @kernel
 def set_classes(record, height, offsets):
-    """Stores for each row, then for each column of a picture the offset of its border class in the thresholds, int64."""
+    """Stores the offset of the border class in the thresholds, int64: for each row of a picture, then for each column."""
     width, classes, outputs = word_at(record + WIDE), word_at(record + CLASSES), LANES * word_at(record + GROUPS)
     half = classes // 2
     for y in range(height):
@@ -93,7 +93,7 @@ def store_bits(record, group, vectors, sums, counted, totals, rows, columns, hei
     """Stores the bits of a strip of `height` rows of positions.
 
     Args:
-        counted: 1 if a sum u is 2 · the number at `sums` − Σ x, 0 if it is the number itself.
+        counted: 1 if `sums` holds numbers n of common ones and u = 2n − Σ x; 0 if `sums` holds the sums u.
         totals: the address of Σ x under the kernel for each position of the strip, int32. Not used if `counted` is 0.
         rows, columns: the addresses of the offsets of the strip's rows and of the columns, see `set_classes`.
         out: the address of the first row of the result.

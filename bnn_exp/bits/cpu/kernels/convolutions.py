@@ -1,9 +1,9 @@
 """Convolutions of codes and of bits with packed weights, as `bnn_exp.bits.convolutions` defines them.
 
-The kernels read padded pictures (`padded_pictures`), so every kernel row lies in the memory as one run of bytes, and a kernel
-never looks for a border. They take a tile of 64 outputs after the other, and first bring its weights into the order that the
-vector instructions read. A *strip* is a few rows of positions, whose sums stay in the first-level cache until they are codes or
-bits (`convolution_results`).
+The kernels read padded pictures (`padded_pictures`). So each row of a convolution's kernel is one run of bytes in memory, and
+the borders need no code of their own. The kernels compute one tile of 64 outputs after the other. First they bring the weights
+of the tile into the order in which the vector instructions read them. Then they compute strips. A *strip* is a few rows of
+positions, whose sums stay in the first-level cache until they become codes or bits (`convolution_results`).
 """
 
 import numpy as np
@@ -70,7 +70,7 @@ from bnn_exp.bits.cpu.kernels.vectors_convolutions import (
     sums_of_codes_8x2,
 )
 
-_STRIP = 256  # vectors of sums (16 KiB) that a strip holds at most, if it has more than `pool` rows
+_STRIP = 256  # the most vectors of sums (16 KiB) in a strip; a strip of only `pool` rows may have more
 
 
 @kernel
@@ -97,7 +97,7 @@ def _spread_tile(record, group, vectors, fours, weights):
         for j in range(run):
             for v in range(vectors):
                 spread_codes(weights + LANES * v, step, tile + (ky * run + j) * LANES + WIDTH * v, zero)
-            weights += step * min(2, fours - 2 * j)  # what comes next overwrites a four without inputs
+            weights += step * min(2, fours - 2 * j)  # the next weights overwrite a four without inputs
         for v in range(vectors if inputs % 4 else 0):
             clear_weights(weights - step + LANES * v, inputs % 4)
 
@@ -131,14 +131,14 @@ def _strip_sums(record, x, offsets, positions, fours, weights, vectors, rows, su
     if fours == 1:  # the fours of all kernel rows form one run
         runs, fours, stride = 1, runs, step
     for first in range(0, positions, rows):
-        first = min(first, positions - rows)  # the last block computes some positions again
+        first = min(first, positions - rows)  # the last block starts earlier and computes some positions again
         to = sums + first * LANES * vectors
         _block_sums(bits, x, offsets + 8 * first, runs, step, fours, stride, weights, vectors, rows, to)
 
 
 @kernel
 def convolution(record, x, pictures, first, last, out, out_row, out_picture):
-    """Computes rows `first` to `last` of the results of a layer for padded pictures at x, one behind the other.
+    """Computes the rows `first` to `last` − 1 of the results of a layer, for padded pictures that lie one after the other at x.
 
     Args:
         out: the address of the first position of the first result. Positions of a row stand side by side.
@@ -206,7 +206,7 @@ def average(record, x, out):
 
 @kernel
 def layer(record, x, pictures, first, last, out):
-    """Computes rows `first` to `last` of the results of a layer for `pictures` pictures at x, without padding.
+    """Computes the rows `first` to `last` − 1 of the results of a layer, for `pictures` pictures without padding at x.
 
     `out` is the address of the first picture's result; see `bnn_exp.bits.convolutions`.
     """

@@ -1,7 +1,7 @@
 """The records of the layers of a packed CNN, and the padded pictures that the layers read.
 
-A layer is a record of 64-bit integers at the places below, in bytes. Addresses of tensors that a layer lacks are 0. In a padded
-picture, `size // 2` positions surround the picture that a layer reads.
+A record describes a layer by 64-bit integers. The names below are their places in the record, in bytes. The address of a tensor
+that a layer lacks is 0. A padded picture is the picture that a layer reads, with a border of `size // 2` positions.
 """
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
@@ -10,8 +10,10 @@ from bnn_exp.bits.cpu.kernels.vectors_convolutions import clear, copy
 
 KIND, HEIGHT, WIDE, CHANNELS, SIZE, POOL, OUTPUTS, ZERO = range(0, 64, 8)  # WIDE: the width of a picture
 TILES, COLUMNS, GROUPS = range(64, 88, 8)  # COLUMNS: bytes of one output's weights
-PADDING, BIAS, MULTIPLIER, LEVELS = range(88, 120, 8)  # of codes: PADDING of the input, the rest of the result
-THRESHOLDS, CLASSES, INVERTED = range(120, 144, 8)  # of bits; CLASSES: border classes of a row, 1 or SIZE
+PADDING, BIAS, MULTIPLIER, LEVELS = range(
+    88, 120, 8
+)  # PADDING: of layers that read codes; the others: of those that give codes
+THRESHOLDS, CLASSES, INVERTED = range(120, 144, 8)  # of a layer that gives bits; CLASSES: border classes of a row, 1 or SIZE
 RECORD = 144
 CODES, BITS, AVERAGE = range(3)  # kinds: a convolution that reads codes or bits, or a mean over all positions
 

@@ -1,7 +1,7 @@
 """A whole packed CNN as one compiled function, which walks a plan: records of `padded_pictures`, then a record of `network`.
 
-A few pictures at a time pass through all layers, so what passes between the layers stays in the second-level cache. Each layer
-writes its results into the interior of the next layer's padded pictures.
+A few pictures at a time pass through all layers, so the results of each layer stay in the second-level cache. A layer writes
+its results inside the borders of the next layer's padded pictures.
 """
 
 import numpy as np
@@ -27,8 +27,8 @@ from bnn_exp.bits.cpu.kernels.padded_pictures import (
 )
 from bnn_exp.bits.cpu.kernels.vectors_convolutions import copy
 
-_CACHE = 2**18  # bytes of two layers' pictures that are computed together, if there are several
-_MOST = 16  # pictures at a time
+_CACHE = 2**18  # the most bytes that two layers read for the pictures of one pass; a pass has at least one picture
+_MOST = 16  # the most pictures of one pass
 
 
 @kernel
@@ -47,6 +47,7 @@ def _place(record, pixels, picture):
 
 @kernel
 def _result_rows(record):
+    """Returns the number of rows of a layer's results."""
     return 1 if word_at(record + KIND) == AVERAGE else word_at(record + HEIGHT) // word_at(record + POOL)
 
 
@@ -74,7 +75,7 @@ def pictures(plan, layers, x, row, rows, logits, classes):
         widest = max(widest, padded_bytes(plan + i * RECORD))
     together = max(1, min(rows, _MOST, _CACHE // (2 * widest)))
     half = aligned(together * widest + SLACK)  # the sums of the last layer are int32
-    memory = np.empty(2 * half, np.uint8)  # what two layers read; each call has its own, so threads share nothing
+    memory = np.empty(2 * half, np.uint8)  # the inputs of two layers; each call has its own, so threads share nothing
     start = np.intp(memory.ctypes.data)
     for begin in range(0, rows, together):
         count, at = min(together, rows - begin), start

@@ -88,7 +88,7 @@ def spread_bits(_typing, address, tile, count):
 
 
 def _interleaved(lanes: int, run: int) -> ir.Constant:
-    """Returns the lanes of a shuffle that takes `run` lanes of one vector and of the other, in turns."""
+    """Returns the lanes of a shuffle that takes `run` lanes from one vector, then `run` from the other, and so on."""
     order = [i + j + part for i in range(0, lanes, run) for part in (0, lanes) for j in range(run)]
     return ir.Constant(ir.VectorType(I32, 2 * lanes), order)
 

@@ -24,7 +24,11 @@ def build(folder: Path, *arguments: str) -> None:
     command = [*compiler, "-std=c99", "-O2", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode:
-        raise UserError(f"export.format=c: {shlex.join(command)} failed: {(done.stderr.splitlines() or [''])[0]}")
+        said = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
+        raise UserError(
+            f"export.format=c: {shlex.join(command)} failed: {said}\n"
+            "allowed: a compiler of C99, named by the environment variable CC"
+        )
 
 
 def output(program: Path, *arguments: str | Path) -> str:
@@ -36,5 +40,5 @@ def output(program: Path, *arguments: str | Path) -> str:
     done = subprocess.run([program, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise UserError(f"export.format=c: the compiled program ended with {done.returncode}: {(said or [''])[0]}")
+        raise UserError(f"export.format=c: the compiled program ended with exit code {done.returncode}: {(said or [''])[0]}")
     return done.stdout

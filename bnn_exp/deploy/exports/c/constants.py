@@ -17,6 +17,7 @@ BLOCK = 64  # outputs that the C code computes together, at most
 
 
 def words_of(bits: int) -> int:
+    """Returns the number of words that hold `bits` weights."""
     return -(-bits // WORD)
 
 
@@ -26,7 +27,7 @@ def row_words(packed: Tensor) -> np.ndarray:
 
 
 def word_major(bits: Tensor) -> np.ndarray:
-    """Returns the weights of look-ups, uint32 [words · outputs]: for each block of outputs, for each word, a word an output.
+    """Returns weights in the order of the look-ups, uint32 [words · outputs]: by blocks of outputs, by words, by outputs.
 
     Args:
         bits: uint8 [outputs, inputs], 0 or 1.
@@ -44,6 +45,9 @@ def thresholds_of_counts(layer: StepLayer, shape: Sequence[int]) -> np.ndarray:
 
     Args:
         shape: (height, width) of the pictures.
+
+    Raises:
+        ValueError: no single threshold lies within all bounds, so no BatchNorm has made the thresholds.
     """
     threshold = step_threshold(layer, shape)
     counted = 2 * threshold if layer.zero == 0 else threshold + layer.weights().sum((1, 2, 3))

@@ -20,7 +20,7 @@ from bnn_exp.deploy.mlp import LastLayer
 from bnn_exp.errors import UserError
 from bnn_exp.nn.requantize import fractions
 
-MOST_BITS = 2**15 - 1  # a bit counts as up to 2, and totals of bits have 16 bits
+MOST_BITS = 2**15 - 1  # a bit counts as up to 2, and the totals of a layer of bits have 16 bits
 MOST = {"height": 65535, "width": 65535, "size": 255, "pool": 255, "outputs": 65535, "words": 65535}  # of a `struct layer`
 ZEROS = "no_channels"  # the name of an array of zeros, the padding of most layers
 
@@ -86,7 +86,7 @@ def _convolution(bits: Tensor, shape: Shape, pool: int, padding: Tensor | None) 
 
     Args:
         bits: the weights, uint8 [out, size, size, channels].
-        padding: the codes outside of the picture. None: the layer reads bits.
+        padding: the codes outside the picture. None: the layer reads bits.
     """
     height, width, channels = shape
     fields: dict[str, Any] = {"height": height, "width": width, "channels": channels, "size": bits.shape[1], "pool": pool}
@@ -102,6 +102,7 @@ def _convolution(bits: Tensor, shape: Shape, pool: int, padding: Tensor | None) 
 
 
 def _gives(layer: Any, shape: Shape, steps: bool) -> _Gives:
+    """Returns how the C code turns the sums of a layer into results. For the arguments see `written`."""
     outputs = layer.outputs
     if isinstance(layer, CodeLayer):
         fields = {"write": "write_codes", "result_bytes": outputs, "levels": layer.levels}

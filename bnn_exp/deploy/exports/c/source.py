@@ -1,7 +1,7 @@
 """Writes a packed MLP or CNN as C99 source and header. The C code computes in integers, from the pixels to the scores.
 
-The functions of the C code are files in the folder `text`. This module chooses the functions, and writes the layers' constants
-and the calls. The marks @word@ in the files stand for words that it fills in.
+The functions of the C code are files in the folder `text`. This module chooses the functions, writes the constants of the
+layers and the calls, and replaces each mark @word@ in the files.
 """
 
 import math
@@ -52,7 +52,7 @@ def write_c(network: DeployedMLP | DeployedCNN, shape: tuple[int, ...], classes:
     shapes = network.shapes() if cnn else [(1, 1, layer.inputs) for layer in network.layers]
     steps = getattr(network, "binarize_logits", False)
     layers = [written(layer, picture, steps) for layer, picture in zip(network.layers, shapes, strict=True)]
-    turned = cnn and shape[0] > 1  # pixels come with channels first
+    turned = cnn and shape[0] > 1  # pixels come with channels first, layers read channels last
     results = [layer.result for layer in layers[:-1]]
     buffers = {"a": max(results[::2], default=0), "b": max([*results[1::2], math.prod(shape) * turned])}
     zeros = max((_position(layer) for layer in layers if layer.fields.get("padding") == ZEROS), default=0)
@@ -129,7 +129,7 @@ def _flash(layer: Written) -> int:
 
 
 def _part(file: str, words: dict[str, Any]) -> str:
-    """Returns the text of a file of the folder `c`, with each @word@ replaced."""
+    """Returns the text of a file of the folder `text`, with each @word@ replaced."""
     return re.sub(r"@(\w+)@", lambda mark: str(words[mark[1]]), (_FOLDER / file).read_text(encoding="utf-8"))
 
 

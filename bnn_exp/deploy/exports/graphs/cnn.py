@@ -38,6 +38,7 @@ def cnn(graph: Graph, network: DeployedCNN, pixels: str) -> str:
 
 
 def _codes(graph: Graph, x: str, layer: CodeLayer, shape: tuple[int, ...]) -> str:
+    """Adds nodes for the codes of a convolution, uint8 [batch, out, height // pool, width // pool]."""
     falling, flat = layer.multiplier < 0, layer.multiplier == 0  # where flat, the code is 0 whatever the sum
     bias = torch.where(falling, -1, 1) * layer.bias.long()
     bias, scale = torch.where(flat, -255 * layer.bits()[0].numel(), bias), torch.where(flat, 1.0, layer.multiplier.abs())
@@ -113,11 +114,13 @@ def _clip(graph: Graph, h: str, top: int) -> str:
 
 
 def _average(graph: Graph, x: str, layer: Average) -> str:
+    """Adds nodes for the codes of the means over all positions, uint8 [batch, channels]."""
     sums = graph("ReduceSum", graph.cast(x, TensorProto.INT32), graph.constant([2, 3], np.int64), keepdims=0)
     return _rounded(graph, sums, layer.multiplier, layer.levels)
 
 
 def _dense(graph: Graph, x: str, layer: CodeLayer) -> str:
+    """Adds nodes for the codes of a dense layer, uint8 [batch, out]."""
     weights = graph.weights(layer.bits().flatten(1).T, layer.zero, 1, np.int8)
     sums = graph("Add", graph("MatMulInteger", x, weights), graph.constant(layer.bias))
     return _rounded(graph, sums, layer.multiplier, layer.levels)

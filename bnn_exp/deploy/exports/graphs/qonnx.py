@@ -82,7 +82,7 @@ def _code(graph: Graph, x: str, levels: int) -> str:
 
 
 def _norm(graph: Graph, x: str, scale: Tensor, shift: Tensor) -> str:
-    """Adds a BatchNorm for scale · x + shift of each channel. Both packages take one, in any order of dimensions."""
+    """Adds a BatchNorm for scale · x + shift of each channel. FINN and hls4ml read this node in any order of dimensions."""
     statistics = graph.floats(torch.zeros(len(scale))), graph.floats(torch.ones(len(scale)))
     return graph("BatchNormalization", x, graph.floats(scale), graph.floats(shift), *statistics, epsilon=0.0)
 
@@ -120,7 +120,7 @@ def _pooled(graph: Graph, h: str, pool: int) -> str:
 
 
 def _windows(height: int, width: int, stride: int = 1, padding: int = 0) -> dict[str, list[int]]:
-    """Returns the attributes of a convolution or a pooling. The packages need them all, also where they have default values."""
+    """Returns the attributes of a convolution or a pooling. FINN and hls4ml need even those with default values."""
     return {"kernel_shape": [height, width], "strides": [stride] * 2, "pads": [padding] * 4, "dilations": [1, 1]}
 
 

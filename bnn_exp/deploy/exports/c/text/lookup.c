@@ -6,7 +6,7 @@
  * 4 lanes of 16 bits for codes, or 8 lanes of 8 bits for bits. Before lanes can overflow they are added to totals, which have
  * twice as many bits. */
 
-#define LANES 8 /* at most */
+#define LANES 8 /* the most lanes of a sum */
 
 struct reader { /* walks over the inputs of a patch of the picture: kernel rows, kernel columns, channels */
     int32_t row, column, channel;
@@ -18,8 +18,8 @@ struct reader { /* walks over the inputs of a patch of the picture: kernel rows,
 struct inputs { /* a kind of channels */
     int32_t lanes;
     int32_t lane_bits;
-    int32_t words; /* of weights, after which the lanes are added to the totals */
-    uint32_t even; /* the lanes 0, 2, ... of 32 bits */
+    int32_t words; /* the number of words of weights after which the lanes are added to the totals */
+    uint32_t even; /* a mask of the lanes 0, 2, ... in 32 bits */
     void (*read)(struct reader *reader, int32_t channel, int32_t stop, uint64_t *column);
 };
 

@@ -27,7 +27,7 @@ typedef struct {
     float begin, end;      /* the part of the frame that is shown */
     int32_t first[LONGER]; /* the first pixel of the frame that an output pixel reads */
     int32_t count[LONGER]; /* the number of these pixels */
-    int32_t place[LONGER]; /* of their weights */
+    int32_t place[LONGER]; /* the place of their weights */
     int32_t weights[4 * NETWORK_FRAME_MOST + 5 * LONGER];
 } direction;
 
@@ -35,9 +35,9 @@ static direction across, down;
 static direction *along, *over; /* along the lines of the frame, and over its lines; a line may be a column */
 static int frame_channels;
 static int32_t lines;                              /* the number of lines so far */
-static uint8_t line[CHANNELS][NETWORK_FRAME_MOST]; /* of the frame, in the channels of the network */
+static uint8_t line[CHANNELS][NETWORK_FRAME_MOST]; /* a line of the frame, in the channels of the network */
 static uint8_t small[CHANNELS * LONGER];           /* the resized line: channel, pixel */
-static int32_t sums[NETWORK_PIXELS];               /* of weighted pixels: resized line, channel, pixel */
+static int32_t sums[NETWORK_PIXELS];               /* the sums of weighted pixels: resized line, channel, pixel */
 
 static double bicubic(double x) {
     if (x < 0.0) x = -x;

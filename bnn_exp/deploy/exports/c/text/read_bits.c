@@ -1,9 +1,11 @@
 
+/* Returns byte number `byte` of four positions in one word. */
 static uint32_t four(const uint8_t *const *at, int32_t byte) {
     return at[0][byte] | (uint32_t)at[1][byte] << 8 | (uint32_t)at[2][byte] << 16 | (uint32_t)at[3][byte] << 24;
 }
 
-/* A bit counts as 0 or 2. Where x is -1 or 1, no input counts as 1, half way. So one threshold holds at the border too. */
+/* Reads a bit as 0 or 2. If bits stand for -1 and 1, a place outside the picture counts as 1, half way between. So one
+ * threshold serves the border too. */
 static void read_bits(struct reader *reader, int32_t channel, int32_t stop, uint64_t *column) {
     const uint64_t outside = (uint64_t)-ZERO * reader->outside;
     uint64_t bits = reader->bits;

@@ -1,4 +1,5 @@
 
+/* Reads the codes of four positions, one in each lane. */
 static void read_codes(struct reader *reader, int32_t channel, int32_t stop, uint64_t *column) {
     const uint8_t *const a = reader->at[0], *const b = reader->at[1], *const c = reader->at[2], *const d = reader->at[3];
     for (; channel < stop; channel++)

@@ -27,7 +27,7 @@ struct layer {
     uint16_t outputs, words;       /* words of weights, for each output */
     int32_t result_bytes;          /* of a position that the layer gives */
     const uint32_t *weights;
-    const uint8_t *padding;        /* the channels of a position outside of the picture */
+    const uint8_t *padding;        /* the channels of a position outside the picture */
     const struct inputs *inputs;   /* what the layer reads */
 
     /* Turns the sums of the outputs from `first` on into results of one position. */
@@ -35,7 +35,7 @@ struct layer {
     union {
         struct {
             const int32_t *bias, *factors;
-            const uint8_t *shifts;
+            const uint8_t *shifts; /* code = (sum + bias) * factor / 2^shift, rounded */
         } codes;
         struct {
             const int32_t *thresholds;
@@ -49,7 +49,7 @@ struct layer {
 
 const char *const network_classes[NETWORK_CLASSES] = {@names@};
 
-static int32_t sums[BLOCK]; /* which layer->write reads */
+static int32_t sums[BLOCK]; /* the sums of a block of outputs, which layer->write reads */
 
 static int32_t least(int32_t a, int32_t b) {
     return a < b ? a : b;

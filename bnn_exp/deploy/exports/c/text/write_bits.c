@@ -1,5 +1,5 @@
 
-/* Writes a bit 1 for each sum that reaches its threshold, beside the bits that are there. */
+/* Writes a bit 1 for each sum that reaches its threshold. A bit 1 that is already there stays: this is the max-pooling. */
 static void write_bits(const struct layer *layer, int32_t first, int32_t count, uint8_t *result) {
     const int32_t *threshold = layer->gives.bits.thresholds + first;
     result += first / 8;
