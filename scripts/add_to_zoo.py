@@ -3,7 +3,7 @@
     bnn-train experiment=mnist_best dataset.path=FOLDER hydra.run.dir=RUN
     python scripts/add_to_zoo.py RUN mnist_best
 
-The file holds the settings of the experiment as it stands, without the folder of the data and the device.
+The file holds all settings of the run except the folder of the data and the device.
 """
 
 import sys
@@ -19,7 +19,7 @@ from bnn_exp.records.files import file_sha256, write_json
 from bnn_exp.records.model import load_model, save_model
 from bnn_exp.records.restore_norms import NORMS
 
-# What `task=evaluate` compares with, and where the network was trained
+# The facts that `task=evaluate` compares with, and those of the machine that trained the network
 KEPT = ("status", "dataset", "test_accuracy", "seed", "device", "precision", "versions")
 
 

@@ -51,10 +51,11 @@ def table(run: str, batches: list[int], rounds: int) -> str:
 
 @torch.inference_mode()
 def main() -> None:
+    """Prints the table of each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--batches", default="1,64", help="numbers of images, with commas between")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=25, help="rounds in which all ways take turns")
     parser.add_argument("--least", action="store_true", help="the least of the rounds in place of the median")
     parser.add_argument("--wall", action="store_true", help="the time that passed, other processes included")
     given = parser.parse_args()

@@ -31,6 +31,6 @@ def images_to_check(task: Task, about: dict[str, Any]) -> tuple[Tensor, str]:
     except UserError:
         if not zoo.holds(task.model) or task.dataset.path:
             raise
-        missing = f"dataset={task.dataset.name} is not here, dataset.path=FOLDER names it"
+        missing = f"dataset={task.dataset.name} is not on this machine; dataset.path=FOLDER gives its folder"
         return probe_logits.pixels(tuple(about["image_shape"]), RANDOM), f"{RANDOM:,} images of random pixels ({missing})"
     return images, f"{len(images):,} test rows"

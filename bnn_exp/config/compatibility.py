@@ -120,7 +120,7 @@ CODES = Feature(
     (
         Condition(
             lambda s, _: s.model.normalization == "batch",
-            "model.normalization={s.model.normalization}, which stays real",
+            "model.normalization={s.model.normalization}, which computes in real numbers",
         ),
     ),
     "model.normalization=batch, or model.activation_bits=null",

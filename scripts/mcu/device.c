@@ -1,6 +1,6 @@
 /* Runs the exported network on a Cortex-M in QEMU.
  *
- * Reads pictures from the file pixels.raw of the host, classifies each, and writes a `struct result` each to results.raw.
+ * Reads pictures from the host's file pixels.raw, classifies each picture, and writes its `struct result` to results.raw.
  */
 #include "device.h"
 #include "network.h"
@@ -14,7 +14,8 @@ struct result {
     uint32_t ticks, stack; /* of network_classify; the stack in bytes */
 };
 
-/* Classifies the pixels. The stack below this function is painted before the call, and searched for paint after it. */
+/* Classifies the pixels. Before the call the function fills the stack below it with PAINT, and after the call it looks for
+ * the first word that is no longer PAINT. */
 __attribute__((noinline)) static void classify(const uint8_t *pixels, struct result *result) {
     uint32_t *const stack = (uint32_t *)__builtin_frame_address(0) - 32;
     volatile uint32_t *word = stack - PAINTED;

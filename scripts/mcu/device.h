@@ -1,7 +1,7 @@
 /* A Cortex-M in QEMU, without an operating system: its vectors, a timer that counts instructions, and the files of the host.
  *
- * The host's files are reached by semihosting. QEMU runs with `-icount shift=6`: each instruction takes 64 ns of the machine's time,
- * so a timer of the machine counts instructions.
+ * Semihosting reads and writes the host's files. QEMU runs with `-icount shift=6`: each instruction takes 64 ns of the machine's
+ * time, so a timer of the machine counts instructions.
  */
 #include <stdint.h>
 
@@ -22,6 +22,7 @@ void reset(void);
 
 __attribute__((section(".vectors"), used)) static void *const vectors[] = {&stack_top, reset};
 
+/* Calls an operation of semihosting. */
 static int32_t host(int32_t operation, const void *arguments) {
     register int32_t r0 __asm__("r0") = operation;
     register const void *r1 __asm__("r1") = arguments;
@@ -34,7 +35,7 @@ static int32_t open(const char *name, uint32_t length, uint32_t mode) {
     return host(SYS_OPEN, arguments);
 }
 
-/* Reads or writes; returns the number of bytes that are left. */
+/* Reads or writes. Returns the number of bytes that were not transferred. */
 static int32_t transfer(int32_t operation, int32_t file, const void *data, uint32_t size) {
     const uint32_t arguments[] = {(uint32_t)file, (uint32_t)data, size};
     return host(operation, arguments);
@@ -50,6 +51,7 @@ static void begin(int32_t *input, const char *name, int32_t *results) {
     start_timer();
 }
 
+/* Ends QEMU. */
 static void leave(void) {
     host(SYS_EXIT, (const void *)DONE);
     for (;;) {

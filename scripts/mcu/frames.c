@@ -1,7 +1,7 @@
 /* Prepares frames on a Cortex-M in QEMU, line by line, as they come from a camera.
  *
- * Reads frames from the file frames.raw of the host: width, height and channels as int32, then the bytes. Writes a `struct result`
- * each to results.raw.
+ * Reads frames from the host's file frames.raw: width, height and channels as int32, then the bytes. Writes the `struct result` of
+ * each frame to results.raw.
  */
 #include "device.h"
 #include "network.h"

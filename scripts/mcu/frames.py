@@ -1,4 +1,4 @@
-"""Prepares frames on microcontrollers in QEMU, and prints what that takes: `python scripts/mcu/frames.py RUN [RUN ...]`.
+"""Prepares frames on microcontrollers in QEMU, and prints memory and instructions: `python scripts/mcu/frames.py RUN ...`.
 
 Each RUN is the directory of a run, or a model.safetensors. The frames come line by line. Their pixels must be those of
 training. The script prints the lines of a Markdown table.
@@ -15,6 +15,7 @@ from bnn_exp import load_packed
 from bnn_exp.deploy import Preprocessing
 from bnn_exp.deploy.exports.c.prepare import with_facts
 from bnn_exp.deploy.exports.c.source import write_c
+from bnn_exp.errors import UserError
 
 SIZES = ((320, 240), (160, 120))  # of the frames, in colours
 MOST = "-DNETWORK_FRAME_MOST=320"
@@ -52,7 +53,9 @@ def main(models: list[str]) -> None:
         raise SystemExit(f"not installed: {missing_tools()}")
     random = np.random.default_rng(0)
     frames = [random.integers(0, 256, (height, width, 3), np.uint8) for width, height in SIZES for _ in "12"]
-    print("| pixels | processor | code | variables | frames | instructions of the first | of the next |")
+    print(
+        "| pixels | processor | code, bytes | variables, bytes | frames | instructions of the first frame | of each next frame |"
+    )
     print("|---|---|---|---|---|---|---|")
     for model in models:
         network, about = load_packed(model)
@@ -67,4 +70,7 @@ def main(models: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(str(error)) from None

@@ -1,4 +1,4 @@
-"""Runs exported networks on microcontrollers in QEMU, and prints what they take there: `scripts/mcu.sh RUN [RUN ...]`.
+"""Runs exported networks on microcontrollers in QEMU, and prints memory and instructions: `scripts/mcu.sh RUN [RUN ...]`.
 
 Each RUN is the directory of a run, or a model.safetensors. The script exports C, builds it by arm-none-eabi-gcc for Cortex-M4
 and M0+, and classifies 200 test pictures there. Classes and scores must be those of the packed network. The script prints the
@@ -25,6 +25,7 @@ from bnn_exp.deploy.cnn import DeployedCNN
 from bnn_exp.deploy.exports.c.constants import integer_scores
 from bnn_exp.deploy.exports.c.source import write_c
 from bnn_exp.deploy.integers import IntegerLayer
+from bnn_exp.errors import UserError
 from bnn_exp.training import plan
 
 HERE = Path(__file__).parent
@@ -48,7 +49,8 @@ class Device:
     define: tuple[str, ...] = ()
 
 
-# QEMU has no M0+. Its M0 executes the same instructions (ARMv6-M), and faults at all others. More RAM than a micro:bit has.
+# QEMU has no M0+. Its M0 executes the instructions of ARMv6-M, as an M0+ does, and faults at all others. The machine gets more
+# RAM than a micro:bit has.
 MICROBIT = ("microbit", "-global", "nrf51-soc.sram-size=65536")
 DEVICES = (
     Device("Cortex-M4", "cortex-m4", ("mps2-an386",), "4M", "4M", 40),
@@ -58,7 +60,7 @@ DEVICES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What a network takes on a device, and its answers. Sizes in bytes, without those of device.c."""
+    """The memory, instructions and answers of a network on a device. Sizes are in bytes, without those of device.c."""
 
     flash: int  # code and constants, with the functions of the C library
     variables: int
@@ -69,7 +71,7 @@ class Measured:
 
 
 def missing_tools() -> str:
-    """Returns the names of the missing tools; "" if there are all."""
+    """Returns the names of the missing tools; "" if none is missing."""
     return ", ".join(tool for tool in TOOLS if which(tool) is None)
 
 
@@ -147,7 +149,10 @@ def main(models: list[str]) -> None:
     """Prints the table of the networks."""
     if missing_tools():
         raise SystemExit(f"not installed: {missing_tools()}")
-    print("| network | multiply-adds | processor | flash | variables | stack | instructions |\n|---|---|---|---|---|---|---|")
+    if not models:
+        raise SystemExit("no run is named\nallowed: scripts/mcu.sh RUN [RUN ...]")
+    print("| network | multiply-adds | processor | flash, bytes | variables, bytes | stack, bytes | instructions |")
+    print("|---|---|---|---|---|---|---|")
     for model in models:
         network, about = load_packed(model)
         images = torch.from_numpy(plan.read(SimpleNamespace(**about["config"]["dataset"])).test_images[:PICTURES])
@@ -163,4 +168,7 @@ def main(models: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(str(error)) from None

@@ -239,3 +239,8 @@ def test_an_export_says_what_is_unknown(tmp_path):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(UserError, match="does not say how images become pixels"):
             bnn_exp.read_preprocessing(tmp_path / "other.json")
+    (tmp_path / "damaged.onnx").write_text("no ONNX")
+    with pytest.raises(UserError, match=r"damaged\.onnx: it does not say how images become pixels"):
+        bnn_exp.read_preprocessing(tmp_path / "damaged.onnx")
+    with pytest.raises(UserError, match=r"missing\.onnx: no such file"):
+        bnn_exp.read_preprocessing(tmp_path / "missing.onnx")

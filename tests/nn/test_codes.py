@@ -23,7 +23,7 @@ CODES = (*SMALL, "model.activation_bits=8", "dataset.limit=300")
 
 
 def trained(shape=(3, 9, 8), bits=8, **settings):
-    """Returns a network with running statistics of random images, random bits, and nasty scales, in evaluation mode."""
+    """Returns a network in evaluation mode: statistics of random images, random bits, and scales of both signs and sizes."""
     rng = torch.Generator().manual_seed(0)
     network = BNCVLNet(shape, 4, (8, 16), 2, dense=(12,), activation_bits=bits, mean=(0.3,), std=(0.2,), **settings)
     for _ in range(20):
@@ -180,7 +180,7 @@ def test_what_cannot_give_codes_is_named():
         (("model.activation_bits=3",), "model.activation_bits=3 is not allowed\nallowed: 4, 8"),
         (
             ("model.activation_bits=8", "model.normalization=sample"),
-            "=8: not with model.normalization=sample, which stays real\nallowed: model.normalization=batch",
+            "=8: not with model.normalization=sample, which computes in real numbers\nallowed: model.normalization=batch",
         ),
         (("model.activation_bits=8", "model.channels=[8,1024]"), "=8: 9,216 inputs of a layer\nallowed: up to 8,224 inputs"),
     ],

@@ -18,7 +18,7 @@ def random_channels(rng):
     return scale, 3 * torch.randn(40, generator=rng)
 
 
-def nasty_channels():
+def extreme_channels():
     pairs = torch.cartesian_prod(torch.tensor(HARD + HUGE), torch.tensor((*HARD, 0.5, 2.0, 4.0)))
     return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
 
@@ -32,7 +32,7 @@ def cases():
     rng = torch.Generator().manual_seed(0)
     for levels in (15, 255):
         for reach in (1, 9 * 255, 64 * 9 * levels, MOST_REACH):
-            for scale, shift in (random_channels(rng), nasty_channels()):
+            for scale, shift in (random_channels(rng), extreme_channels()):
                 for clip, unit in ((4.0, 1.0), (0.37, 0.5), (1e-3, 2.0**-6)):
                     yield levels, reach, scale, shift, clip, unit, sums(reach, rng)
 

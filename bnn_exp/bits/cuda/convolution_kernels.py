@@ -2,8 +2,8 @@
 
 A layer takes two launches. `spread` writes the picture with its border, and the weights, as int8. `convolve` multiplies them as
 matrices. A row of the left matrix stands for a position of the picture. The rows of a pooling window are neighbours, so a
-program holds whole windows. Each pass of the loop reads the inputs of its positions from the picture itself, by addresses
-alone, since the border is there. Every sum is an integer, and exact.
+program holds whole windows. Each pass of the loop reads the inputs of its positions directly from the picture, whose border
+makes all addresses valid. Every sum is an integer, and exact.
 """
 
 import triton

@@ -28,18 +28,21 @@ class Tile:
 
 TILES = Tile(128, 128, 128, 4, 3), Tile(128, 64, 64, 4, 4), Tile(64, 64, 128, 4, 4), Tile(16, 32, 256, 4, 4)
 _PROGRAMS = 128  # fewer programs leave much of a large GPU without work
-_PART = 4096  # the numbers of a picture that a program of `kernels.spread` writes; it writes a quarter as many weights
+_PART = 4096  # a program of `kernels.spread` writes so many numbers of a picture, or a quarter as many weights
 
 
 def tile_of(places: int, outputs: int) -> Tile:
-    """Returns the largest tile that the outputs fill and of which enough programs exist to occupy a GPU; else the smallest."""
+    """Returns the largest tile that the outputs fill and that gives enough programs to occupy a GPU; else the smallest tile."""
     fitting = (t for t in TILES if t.outputs <= triton.next_power_of_2(outputs))
     found = (t for t in fitting if triton.cdiv(places, t.places) * triton.cdiv(outputs, t.outputs) >= _PROGRAMS)
     return next(found, TILES[-1])
 
 
 def _inputs(row: int, most: int) -> int:
-    """Returns how many of the `row` numbers of a row of the kernel a pass reads, at most `most`: few are read for nothing."""
+    """Returns the number of inputs that a pass reads of the `row` inputs in a row of the kernel: a power of two up to `most`.
+
+    Passes read whole multiples of this number. It is the greatest one that makes them read the fewest inputs beyond the row.
+    """
     sizes = (2**i for i in range(5, most.bit_length()))
     return min(sizes, key=lambda size: (row + -row % size, -size))
 

@@ -23,11 +23,12 @@ from bnn_exp import __version__
 from bnn_exp.data.images import Encoded, Pixels, opened
 from bnn_exp.deploy.exports.c import prepare
 from bnn_exp.deploy.exports.frames import columns_first, frames_of
-from bnn_exp.errors import UserError
+from bnn_exp.errors import UserError, reason
 from bnn_exp.records.formatting import in_a_line
 
 FORMAT = "bnn_exp preprocessing 1"
 KEY = "preprocessing"  # the key of the JSON text in the metadata of ONNX files
+EXPORTS = "allowed: network.onnx, network.qonnx.onnx, network.pt2 or preprocessing.json of task=export, or their folder"
 FILE = f"{KEY}.json"  # the name of the JSON text beside an export, and inside a torch.export program
 
 
@@ -194,9 +195,11 @@ def read_preprocessing(file: str | Path) -> Preprocessing:
     Raises:
         UserError: there is no such file, or it does not hold the facts.
     """
-    file = Path(file)
+    file = Path(file) / FILE if Path(file).is_dir() else Path(file)
+    if not file.exists():
+        raise UserError(f"{file}: no such file\n{EXPORTS}")
     try:
-        facts = json.loads(_text(file / FILE if file.is_dir() else file))
+        facts = json.loads(_text(file))
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']!r}")
         known = {key: facts[key] for key in ("fit", "background", "range", "reduced")}
@@ -209,10 +212,8 @@ def read_preprocessing(file: str | Path) -> Preprocessing:
             facts["network"],
             versions=facts["versions"],
         )
-    except (OSError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{file}: the file does not say how images become pixels ({error})\nallowed: an export of task=export"
-        ) from error
+    except Exception as error:  # json, zipfile and onnx raise exceptions of many types for a damaged file
+        raise UserError(f"{file}: it does not say how images become pixels ({reason(error)})\n{EXPORTS}") from error
 
 
 def _text(file: Path) -> str:

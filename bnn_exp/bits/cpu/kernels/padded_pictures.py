@@ -9,9 +9,8 @@ from bnn_exp.bits.cpu.kernels.llvm import byte_at, clear, copy, word_at
 
 KIND, HEIGHT, WIDE, CHANNELS, SIZE, POOL, OUTPUTS, ZERO = range(0, 64, 8)  # WIDE: the width of a picture
 TILES, COLUMNS, GROUPS = range(64, 88, 8)  # COLUMNS: bytes of one output's weights
-PADDING, BIAS, MULTIPLIER, LEVELS = range(
-    88, 120, 8
-)  # PADDING: of layers that read codes; the others: of those that give codes
+PADDING = 88  # of a layer that reads codes
+BIAS, MULTIPLIER, LEVELS = range(96, 120, 8)  # of a layer that gives codes
 THRESHOLDS, CLASSES, INVERTED = range(120, 144, 8)  # of a layer that gives bits; CLASSES: border classes of a row, 1 or SIZE
 RECORD = 144
 CODES, BITS, AVERAGE = range(3)  # kinds: a convolution that reads codes or bits, or a mean over all positions
