@@ -20,19 +20,8 @@ def random_vgg(seed: int, **fixed) -> VGG:
     Args:
         fixed: arguments of `VGG` that are not drawn.
     """
-    draw = random.Random(seed)
-    torch.manual_seed(seed)
-    settings = {
-        "image_shape": (draw.choice([1, 3]), draw.randint(4, 9), draw.randint(4, 9)),
-        "num_classes": draw.choice([2, 10]),
-        "channels": [draw.choice(WIDTHS) for _ in range(draw.choice([1, 2]))],
-        "convolutions": draw.choice([1, 2]),
-        "kernel_size": draw.choice([1, 3, 5]),
-        "encoding": draw.choice(["bipolar", "centred", "boolean"]),
-        "mean": [draw.random() for _ in range(3)],
-        "std": [draw.choice([0.02, 0.1, 0.3])],
-    }
-    network = VGG(**_of_channels(settings | fixed))
+    settings = begun(seed)[1]
+    network = VGG(**of_channels(settings | fixed))
     for norm in (*network.norms, network.last_norm):
         randomize(norm)
     return network.eval()
@@ -44,23 +33,14 @@ def random_bncvl(seed: int, **fixed) -> BNCVLNet:
     Args:
         fixed: arguments of `BNCVLNet` that are not drawn.
     """
-    draw = random.Random(seed)
-    torch.manual_seed(seed)
-    settings = {
-        "image_shape": (draw.choice([1, 3]), draw.randint(4, 9), draw.randint(4, 9)),
-        "num_classes": draw.choice([2, 10]),
-        "channels": [draw.choice(WIDTHS) for _ in range(draw.choice([1, 2]))],
-        "convolutions": draw.choice([1, 2]),
-        "kernel_size": draw.choice([1, 3, 5]),
+    draw, settings = begun(seed)
+    settings |= {
         "pool": draw.choice([1, 2, 3]),
         "dense": [draw.choice(WIDTHS) for _ in range(draw.choice([0, 1, 2]))],
-        "encoding": draw.choice(["bipolar", "centred", "boolean"]),
         "weights": "bits",
         "activation_bits": draw.choice([4, 8]),
-        "mean": [draw.random() for _ in range(3)],
-        "std": [draw.choice([0.02, 0.1, 0.3])],
     }
-    network = BNCVLNet(**_of_channels(settings | fixed))
+    network = BNCVLNet(**of_channels(settings | fixed))
     for layer in (*network.convolutions, *network.dense):
         randomize(layer.norm)
     # A layer adds up about √inputs · 100 where a BatchNorm has statistics near 1: the scales make codes of all sizes.
@@ -72,7 +52,23 @@ def random_bncvl(seed: int, **fixed) -> BNCVLNet:
     return network.eval()
 
 
-def _of_channels(settings: dict) -> dict:
+def begun(seed: int) -> tuple[random.Random, dict]:
+    """Seeds torch; returns a generator of Python's random numbers, and the settings that both kinds of network have."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    return draw, {
+        "image_shape": (draw.choice([1, 3]), draw.randint(4, 9), draw.randint(4, 9)),
+        "num_classes": draw.choice([2, 10]),
+        "channels": [draw.choice(WIDTHS) for _ in range(draw.choice([1, 2]))],
+        "convolutions": draw.choice([1, 2]),
+        "kernel_size": draw.choice([1, 3, 5]),
+        "encoding": draw.choice(["bipolar", "centred", "boolean"]),
+        "mean": [draw.random() for _ in range(3)],
+        "std": [draw.choice([0.02, 0.1, 0.3])],
+    }
+
+
+def of_channels(settings: dict) -> dict:
     """Returns the settings with a mean for each channel of the images."""
     return settings | {"mean": settings["mean"][: settings["image_shape"][0]]}
 

@@ -154,7 +154,7 @@ def pixel_steps(state: dict[str, Tensor]) -> tuple[Tensor, float]:
     if not near or len(power.unique()) > 1 or not (whole >= 0).all() or not (whole <= 255).all():
         raise NoIntegers(
             "the network standardises pixels by numbers that are not whole, so it has no form in integers\n"
-            "allowed: a network that this version of bnn-train has trained"
+            "allowed: a network that this version of bnn-train has trained or fine-tuned (init_from=RUN)"
         )
     return whole.to(torch.uint8), 2.0 ** -power[0].item()
 

@@ -162,6 +162,11 @@ def test_torch_computes_the_float_twin_of_a_cnn_in_int8_too(name):
         assert (found[way] - found["torch fp32"]).std() < 0.2 * spread
 
 
+def test_torch_without_kernels_for_int8_has_the_other_ways(monkeypatch):
+    monkeypatch.setattr("bnn_exp.commands.benchmark.float_ways.ENGINE", "of another processor")
+    assert list(FloatWays(cnns()["vgg"].eval()).on_cpu((1, 8, 8))) == ["torch fp32", "torch bf16"]
+
+
 @pytest.mark.parametrize("name", cnns())
 def test_every_layer_of_a_packed_cnn_is_measured(name, monkeypatch):
     monkeypatch.setattr("bnn_exp.commands.benchmark.timing.WINDOW", 1e-5)

@@ -44,7 +44,7 @@ def in_integers(network, pixels):
     h, step = pixels.long() - whole, network.pixel_step
     for layer in (*network.convolutions, network.dense[0]):
         if isinstance(layer, BinaryNormalizedLinear):
-            clip, power = float(network.mean_over_image.quantizer.clip), 2**20 if layer.quantizer.levels == 15 else 2**16
+            clip, power = network.mean_over_image.quantizer.clip.item(), 2**20 if layer.quantizer.levels == 15 else 2**16
             slope = round(codes.FIRST_CLIP / (clip * h.shape[2] * h.shape[3]) * power) / power
             h = (h.sum((2, 3)).double() * slope).round().clamp(0, layer.quantizer.levels).long()
             found.append(h)

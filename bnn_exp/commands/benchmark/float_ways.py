@@ -66,12 +66,13 @@ class FloatWays:
         return lambda pixels: layers(self.first(pixels / 255))
 
     def on_cpu(self, shape: tuple[int, ...]) -> dict[str, Logits]:
-        """Returns the ways on a CPU by name: fp32, and for a CNN also bf16 and int8."""
+        """Returns the ways on a CPU by name: fp32, and for a CNN also bf16, and int8 where torch has the kernels."""
         ways: dict[str, Logits] = {"torch fp32": self.fp32}
         if self.is_twin:
             ways["torch bf16"] = self.bf16()
             with suppress(ImportError):
-                ways["torch int8"] = self.int8(shape)
+                if ENGINE in torch.backends.quantized.supported_engines:  # not on ARM
+                    ways["torch int8"] = self.int8(shape)
         return ways
 
     def recorded(self) -> dict[str, Logits]:

@@ -6,17 +6,7 @@ A *strip* is a few rows of positions. Its sums are int32 [positions, 16 · vecto
 import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import (
-    LANES,
-    WIDTH,
-    byte_at,
-    ones,
-    set_byte,
-    set_int,
-    set_word,
-    signed_at,
-    word_at,
-)
+from bnn_exp.bits.cpu.kernels.llvm import LANES, WIDTH, byte_at, copy, ones, set_byte, set_int, set_word, signed_at, word_at
 from bnn_exp.bits.cpu.kernels.padded_pictures import (
     BIAS,
     CHANNELS,
@@ -35,7 +25,6 @@ from bnn_exp.bits.cpu.kernels.padded_pictures import (
     position_bytes,
 )
 from bnn_exp.bits.cpu.kernels.vectors_convolutions import (
-    copy,
     set_codes_16,
     set_codes_32,
     set_codes_64,

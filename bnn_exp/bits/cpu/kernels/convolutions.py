@@ -16,14 +16,7 @@ from bnn_exp.bits.cpu.kernels.convolution_results import (
     store_bits,
     store_codes,
 )
-from bnn_exp.bits.cpu.kernels.llvm import (
-    LANES,
-    WIDTH,
-    float_at,
-    keep,
-    set_word,
-    word_at,
-)
+from bnn_exp.bits.cpu.kernels.llvm import LANES, WIDTH, copy, float_at, keep, set_word, word_at
 from bnn_exp.bits.cpu.kernels.padded_pictures import (
     AVERAGE,
     BITS,
@@ -55,7 +48,6 @@ from bnn_exp.bits.cpu.kernels.vectors_16 import (
 from bnn_exp.bits.cpu.kernels.vectors_convolutions import (
     add_codes,
     clear_weights,
-    copy,
     set_codes_16,
     set_ints,
     spread_bits,

@@ -1,4 +1,4 @@
-"""The vector types of the kernels, helpers that emit LLVM instructions, and intrinsics on single numbers.
+"""The vector types of the kernels, helpers that emit LLVM instructions, and intrinsics on single numbers and on bytes.
 
 Numba has no vector types, so intrinsics emit LLVM's vector instructions. LLVM splits a vector into the registers that the
 processor has, so one source serves every processor.
@@ -217,3 +217,23 @@ def keep(_typing, array):
     Numba frees an array after the last line that names the array, and knows nothing of its address.
     """
     return emitted(types.void(array), lambda b, a: None)
+
+
+@intrinsic
+def copy(_typing, address, source, count):
+    """Copies `count` bytes from `source` to `address`."""
+
+    def codegen(b, address, source, count):
+        cgutils.raw_memcpy(b, pointer(b, address, I8), pointer(b, source, I8), count, 1)
+
+    return emitted(types.void(types.intp, types.intp, types.intp), codegen)
+
+
+@intrinsic
+def clear(_typing, address, count):
+    """Sets `count` bytes at `address` to 0."""
+
+    def codegen(b, address, count):
+        cgutils.memset(b, pointer(b, address, I8), count, 0)
+
+    return emitted(types.void(types.intp, types.intp), codegen)

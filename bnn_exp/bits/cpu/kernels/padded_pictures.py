@@ -5,8 +5,7 @@ that a layer lacks is 0. A padded picture is the picture that a layer reads, wit
 """
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
-from bnn_exp.bits.cpu.kernels.llvm import byte_at, word_at
-from bnn_exp.bits.cpu.kernels.vectors_convolutions import clear, copy
+from bnn_exp.bits.cpu.kernels.llvm import byte_at, clear, copy, word_at
 
 KIND, HEIGHT, WIDE, CHANNELS, SIZE, POOL, OUTPUTS, ZERO = range(0, 64, 8)  # WIDE: the width of a picture
 TILES, COLUMNS, GROUPS = range(64, 88, 8)  # COLUMNS: bytes of one output's weights

@@ -8,7 +8,7 @@ import numpy as np
 
 from bnn_exp.bits.cpu.kernels.compiler import kernel
 from bnn_exp.bits.cpu.kernels.convolutions import aligned, average, convolution
-from bnn_exp.bits.cpu.kernels.llvm import byte_at, keep, set_byte, word_at
+from bnn_exp.bits.cpu.kernels.llvm import byte_at, copy, keep, set_byte, word_at
 from bnn_exp.bits.cpu.kernels.network import OUTPUTS, finish, product, row_bytes
 from bnn_exp.bits.cpu.kernels.padded_pictures import (
     AVERAGE,
@@ -25,7 +25,6 @@ from bnn_exp.bits.cpu.kernels.padded_pictures import (
     result_bytes,
     set_border,
 )
-from bnn_exp.bits.cpu.kernels.vectors_convolutions import copy
 
 _CACHE = 2**18  # the most bytes that two layers read for the pictures of one pass; a pass has at least one picture
 _MOST = 16  # the most pictures of one pass

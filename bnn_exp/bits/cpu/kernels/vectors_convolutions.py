@@ -246,23 +246,3 @@ def _steps(vectors: int) -> Callable:
 
 
 steps_of_16, steps_of_32, steps_of_64 = map(_steps, (1, 2, 4))
-
-
-@intrinsic
-def copy(_typing, address, source, count):
-    """Copies `count` bytes from `source` to `address`."""
-
-    def codegen(b, address, source, count):
-        cgutils.raw_memcpy(b, pointer(b, address, I8), pointer(b, source, I8), count, 1)
-
-    return emitted(types.void(types.intp, types.intp, types.intp), codegen)
-
-
-@intrinsic
-def clear(_typing, address, count):
-    """Sets `count` bytes at `address` to 0."""
-
-    def codegen(b, address, count):
-        cgutils.memset(b, pointer(b, address, I8), count, 0)
-
-    return emitted(types.void(types.intp, types.intp), codegen)
