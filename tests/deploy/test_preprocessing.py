@@ -44,7 +44,7 @@ def sources(folder, facts):
     """Writes network.h, without a network, and network_prepare.c to the folder."""
     folder.mkdir(exist_ok=True)
     text = "#include <stdint.h>\n#define NETWORK_PIXELS (NETWORK_CHANNELS * NETWORK_HEIGHT * NETWORK_WIDTH)\n"
-    (folder / "network.h").write_text(text + facts.c_header())
+    (folder / "network.h").write_text(text + prepare.header(facts))
     (folder / "network_prepare.c").write_text(facts.c_source())
 
 

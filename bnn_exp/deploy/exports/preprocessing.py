@@ -173,10 +173,6 @@ class Preprocessing:
         """Adds the facts to the metadata of an ONNX model (`onnx.ModelProto`)."""
         model.metadata_props.add(key=KEY, value=self.json())
 
-    def c_header(self) -> str:
-        """Returns the facts as comments and defines of a C header. With complete facts it declares `network_prepare`."""
-        return prepare.header(self)
-
     def c_memory(self) -> int:
         """Returns the bytes of the variables of network_prepare.c, at most, for frames of the default size."""
         fixed, per_side = prepare.memory(self.shape)

@@ -38,17 +38,21 @@ def gradients_kernel(grad, codes, clip, levels, count, out, cut, LEAST: tl.const
     tl.store(cut + tl.program_id(0), tl.sum(g - inside) * per_code)
 
 
+def _grid(count: int) -> tuple[int]:
+    return (max(1, triton.cdiv(count, TILE)),)  # CUDA refuses a grid of no programs
+
+
 def codes_of(y: Tensor, clip: Tensor, levels: int) -> Tensor:
     """Returns the codes of y, see `bnn_exp.nn.codes.codes_of`."""
     out, count = torch.empty_like(y), y.numel()
-    codes_kernel[(triton.cdiv(count, TILE),)](y, clip, levels, count, out, LEAST=LEAST_CLIP, TILE=TILE)
+    codes_kernel[_grid(count)](y, clip, levels, count, out, LEAST=LEAST_CLIP, TILE=TILE)
     return out
 
 
 def codes_gradient(grad: Tensor, codes: Tensor, clip: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Returns the gradients at y and at the clip, see `bnn_exp.nn.codes.codes_gradient`."""
     out, count = torch.empty_like(grad), grad.numel()
-    grid = (triton.cdiv(count, TILE),)
+    grid = _grid(count)
     cut = grad.new_empty(grid, dtype=torch.float32)
     gradients_kernel[grid](grad, codes, clip, levels, count, out, cut, LEAST=LEAST_CLIP, TILE=TILE)
     return out, cut.sum()

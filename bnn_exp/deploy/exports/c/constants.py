@@ -40,14 +40,14 @@ def word_major(bits: Tensor) -> np.ndarray:
 def thresholds_of_counts(layer: StepLayer, shape: Sequence[int]) -> np.ndarray:
     """Returns one threshold for each output of a layer that reads bits, int32 [outputs].
 
-    The C code counts a bit as 0 or 2, and an input outside of the picture as 1 (boolean: as 0). So its sum is P + Σ w for the
-    product P of `bnn_exp.deploy.exports.products`, or 2 · P (boolean).
+    The C code counts a bit as 0 or 2, and an input outside the picture as 1 (boolean: as 0). So its sum is P + Σ w for the
+    product P of `bnn_exp.deploy.exports.products`, or 2 · P (boolean). The threshold is one of these sums.
 
     Args:
         shape: (height, width) of the pictures.
 
     Raises:
-        ValueError: no single threshold lies within all bounds, so no BatchNorm has made the thresholds.
+        ValueError: see `step_threshold`.
     """
     threshold = step_threshold(layer, shape)
     counted = 2 * threshold if layer.zero == 0 else threshold + layer.weights().sum((1, 2, 3))
