@@ -53,10 +53,6 @@ def main(models: list[str]) -> None:
         raise SystemExit(f"not installed: {missing_tools()}")
     random = np.random.default_rng(0)
     frames = [random.integers(0, 256, (height, width, 3), np.uint8) for width, height in SIZES for _ in "12"]
-<<<<<<< HEAD
-    print("| pixels | processor | code, bytes | variables, bytes | frames | instructions of the first | of the next |")
-    print("|---|---|---|---|---|---|---|")
-=======
     heads = (
         "pixels",
         "processor",
@@ -68,7 +64,6 @@ def main(models: list[str]) -> None:
     )
     print(f"| {' | '.join(heads)} |")
     print("|" + "---|" * len(heads))
->>>>>>> main
     for model in models:
         network, about = load_packed(model)
         facts = Preprocessing.of(about)
