@@ -1,8 +1,8 @@
 """The layers of a packed network as products of values: the form in which exports compute them.
 
 The value of a bit is 0 or 1 (boolean), else −1 or 1. The value of a pixel or a code is the number itself. A product is the
-whole number P = Σ w·x, with the value 0 outside the picture. For codes it equals the sum u of the layer. For bits b and u = Σ w·b
-it is P = 2u − Σ w, or P = u (boolean). So one threshold for each output decides a bit everywhere, also at the border.
+whole number P = Σ w·x, with the value 0 outside the picture. For codes it equals the sum u of the layer. For bits b and
+u = Σ w·b it is P = 2u − Σ w, or P = u (boolean). So one threshold for each output decides a bit everywhere, also at the border.
 """
 
 from collections.abc import Sequence
