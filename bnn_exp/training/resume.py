@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bnn_exp.config import plugins
+from bnn_exp.config import plugins, zoo
 from bnn_exp.config.migrate import migrated
 from bnn_exp.config.paths import at_home
 from bnn_exp.config.settings import load_settings
@@ -174,6 +174,8 @@ def _no_run(place: Path) -> str:
     """Returns a message of two lines: why `place` is not the directory of a run."""
     if place.is_file():
         return f"a file\nallowed: the directory of the run, {run_of(place)}"
+    if place.as_posix() in zoo.names():
+        return f"a network of the zoo, which no run has left here\nallowed: init_from={place.as_posix()}, or the directory of a run"
     found = "no config.yaml in it" if place.is_dir() else "no such folder"
     return f"{found}\nallowed: the directory of a run, outputs/DATE/TIME-…"
 

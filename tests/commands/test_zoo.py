@@ -95,6 +95,11 @@ def test_an_unknown_name_lists_the_names(bnn_train):
     assert done.code == 2 and "has one network" in done.err and len(done.err.splitlines()) == 2
 
 
+def test_a_network_of_the_zoo_is_no_run_to_resume(bnn_train):
+    done = bnn_train("resume=zoo/mnist_vgg")
+    assert done.code == 2 and "init_from=zoo/mnist_vgg" in done.err and len(done.err.splitlines()) == 2
+
+
 def test_a_folder_of_the_user_wins(bnn_train, tmp_path):
     expected, other = load_model(SMALLEST)[1], next(name for name in NAMES if name != SMALLEST)
     shutil.copytree(zoo.located(other), tmp_path / SMALLEST)
