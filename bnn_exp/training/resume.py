@@ -175,7 +175,7 @@ def _no_run(place: Path) -> str:
     if place.is_file():
         return f"a file\nallowed: the directory of the run, {run_of(place)}"
     if place.as_posix() in zoo.names():
-        return f"a network of the zoo, which no run has left here\nallowed: init_from={place.as_posix()}, or the directory of a run"
+        return f"a network of the zoo, not a run\nallowed: init_from={place.as_posix()}, or the directory of a run"
     found = "no config.yaml in it" if place.is_dir() else "no such folder"
     return f"{found}\nallowed: the directory of a run, outputs/DATE/TIME-…"
 
