@@ -68,6 +68,7 @@ def test_version(bnn_train):
     assert bnn_train("--version").out == f"bnn-train {__version__}\n" and __version__[0].isdigit()
 
 
+@pytest.mark.slow
 def test_a_source_tree_that_is_not_installed_runs(tmp_path):
     """Python imports the package from a copy of the tree, and finds no metadata of an installed distribution."""
     for name in ("bnn_exp", "conf"):

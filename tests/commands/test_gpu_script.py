@@ -40,6 +40,7 @@ def gpu(monkeypatch, tmp_path):
     return script
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_and_one_that_hangs_cost_only_their_own_rows(gpu, monkeypatch, capsys):
     monkeypatch.setitem(gpu.PARTS, "kernels", gpu.Part("The kernels", 2))
     began = time.monotonic()

@@ -127,6 +127,7 @@ def test_a_search_that_breaks_off_has_failed(bnn_train, monkeypatch):
     assert done.code == 1 and "no more trials" in done.err
 
 
+@pytest.mark.slow
 def test_the_best_of_a_search_is_that_of_the_table(bnn_train):
     """With validation rows the best trial is that of the best validation accuracy. Its printed command repeats the run."""
     optuna = pytest.importorskip("optuna")

@@ -65,6 +65,7 @@ def test_a_sweep_of_a_key_that_is_not_there_leaves_nothing(bnn_train, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() or "sweep" in path.name]
 
 
+@pytest.mark.slow
 def test_a_report_of_several_places_and_its_axes(bnn_train, tmp_path):
     for name, arguments in (("a", ("delta=0.01",)), ("b", ("delta=0.3",)), ("c", ("delta=0.3", "optimizer.mask=random"))):
         assert bnn_train("optimizer=hypermask", *arguments, "model.hidden_size=8", *SMALL, f"hydra.run.dir={name}").code == 0

@@ -300,6 +300,7 @@ def program(tmp_path, text: str) -> str:
     return f"benchmark.reference_program={tmp_path / 'reference.py'}"
 
 
+@pytest.mark.slow
 def test_the_reference_program_is_measured_beside_ours(bnn_train, tmp_path, small_folder, monkeypatch, no_compiler):
     says = """
         import sys, os

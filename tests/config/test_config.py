@@ -155,6 +155,7 @@ def test_the_papers_network(bnn_train):
     assert config.model.dense == [256, 256] and config.model.normalization == "sample"
 
 
+@pytest.mark.slow
 def test_the_leaderboard_is_a_sweep_over_rules(bnn_train):
     from omegaconf import OmegaConf
 

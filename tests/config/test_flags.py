@@ -44,6 +44,7 @@ def test_the_next_command_names_a_configuration_of_its_own(bnn_train, confs):
     assert arguments[arguments.index("--config-name") + 1] == "base" and composes(bnn_train, arguments)
 
 
+@pytest.mark.slow
 def test_the_best_of_a_sweep_finds_the_experiment_later_too(bnn_train, confs):
     sweep = ("-m", "--config-dir", "my confs", "experiment=mine", "optimizer.delta=0.1,0.2", "hydra.sweep.dir=s")
     for done in (bnn_train(*sweep), bnn_train("task=report", "from=s")):

@@ -106,6 +106,7 @@ def test_what_exists_under_the_whole_text_is_meant(tmp_path, monkeypatch):
     assert quoting.as_typed(["dataset.path=a,b"], CONF, sweep=True) == ["dataset.path=a,b"]  # commas separate values
 
 
+@pytest.mark.slow
 def test_runs_and_folders_that_look_like_numbers(bnn_train, copy_of_run, tmp_path, summary):
     run = copy_of_run(tmp_path / "0", *SMALL)
     shutil.copytree(run, tmp_path / "1e3")

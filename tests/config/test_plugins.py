@@ -87,6 +87,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(bnn_train, patient, forget, summ
     assert bnn_train("resume=auto", "hydra.run.dir=whole", *command[1:]).code == 0  # the command names no plugin
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_report_name_the_plugin(bnn_train, patient, forget):
     done = bnn_train("-m", "plugins=[patient.py]", *PATIENT, "seed=0,1", "hydra.sweep.dir=sweep")
     assert done.code == 0, done.err
@@ -111,6 +112,7 @@ def test_ranks_and_jobs_in_other_processes(patient, tmp_path, how, summary):
     assert OmegaConf.load(tmp_path / "sweep/0/config.yaml").plugins == [str(patient)]
 
 
+@pytest.mark.slow
 def test_a_program_that_registers_is_a_plugin_of_its_runs(patient, bnn_train, forget, tmp_path, summary):
     text = patient.read_text().replace('if __name__ == "__main__":\n    sys.exit(main())', "sys.exit(main())")
     (tmp_path / "unguarded.py").write_text(text)

@@ -316,6 +316,7 @@ def test_the_real_cifar10(cifar10_folder):
     assert np.allclose(arrays.std, (0.2470, 0.2435, 0.2616), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_real_mnist(mnist_folder):
     arrays = sources.read("mnist", "ylecun/mnist", str(mnist_folder))
     assert arrays.train_images.shape == (60000, 1, 28, 28) and arrays.test_images.shape == (10000, 1, 28, 28)

@@ -153,6 +153,7 @@ assert torch.equal(network(x), expected) and torch.equal(network(x[:1]), expecte
 """
 
 
+@pytest.mark.slow
 def test_the_torch_program_runs_where_we_are_not_installed(tmp_path):
     network, x = random_mlp(1)
     made = export_torch(pack_network(network), tmp_path, x)

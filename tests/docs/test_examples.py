@@ -36,6 +36,7 @@ def test_an_own_rule_and_an_own_model_learn(tmp_path, name, arguments):
     assert summary["binary_verified"] and summary["test_accuracy"] > 80
 
 
+@pytest.mark.slow
 def test_the_time_to_the_first_step_is_measured(tmp_path):
     command = [sys.executable, ROOT / "docs/first_step.py", "trainer=smoke", "model.hidden_size=8", "hydra.run.dir=run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -37,6 +37,7 @@ def resmlp(tmp_path, forget):
     return "plugins=[resmlp.py,rings.py]"
 
 
+@pytest.mark.slow
 def test_the_page_about_a_model(bnn_train, resmlp, forget, summary):
     """The model of the page learns. Later commands pack, evaluate, export and resume it without naming the plugin."""
     done = bnn_train(resmlp, "model=resmlp", "model.width=64", "trainer.epochs=12", "hydra.run.dir=run")

@@ -243,6 +243,7 @@ def test_a_rule_is_short_and_its_yaml_has_its_settings(name):
     assert code <= 60
 
 
+@pytest.mark.slow
 def test_the_page_about_a_rule_of_ones_own(tmp_path, summary):
     """The code of the page is a plugin: it runs, learns and is checked like the rules of the package."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/add_a_rule.md").read_text(), re.DOTALL)

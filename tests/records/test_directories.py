@@ -154,6 +154,7 @@ def test_epochs_without_a_checkpoint_are_not_written_over(bnn_train, copy_of_run
     assert done.code == 2 and "3 epochs without a checkpoint" in done.err and contents(run) == before
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_by_auto_in_its_directory(bnn_train, summary, stopping_at):
     arguments = ("-m", *TINY, "seed=0,1", "hydra.sweep.dir=s")
     stopping_at(1, 1, signal.SIGUSR1)

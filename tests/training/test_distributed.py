@@ -380,6 +380,7 @@ def to_a_rank(monkeypatch, number, epoch):
     monkeypatch.setattr(Trainer, "train_on", train_on)
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_resume_with_other_numbers_to_the_same_bits(bnn_train, summary, alone, monkeypatch):
     to_a_rank(monkeypatch, signal.SIGKILL, 1)
     done = bnn_train(*RUN, "engine.devices=2")

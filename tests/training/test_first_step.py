@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 LATER = ("matplotlib", "jinja2", "datasets", "pandas", "pyarrow", "sklearn", "sympy", "torch._dynamo", "submitit", "numba")
 PROGRAM = """
 import sys
@@ -18,6 +20,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.slow
 def test_what_comes_after_the_first_step_is_imported_after_it(tmp_path):
     arguments = ["engine=dense", "engine.threads=1", "optimizer=counter", "real_optimizer=adam", "hydra.run.dir=run"]
     done = subprocess.run(

@@ -13,6 +13,7 @@ from bnn_exp.training import engine
 SMALL = ("trainer=smoke", "trainer.epochs=1", "model.hidden_size=8")
 
 
+@pytest.mark.slow
 def test_the_command_has_threads_sleep_before_torch_is_loaded(tmp_path):
     code = (
         "import os, sys; from bnn_exp import cli; from bnn_exp.training import plan; seen = []\n"
