@@ -135,9 +135,10 @@ def requantize(u: Tensor, bias: Tensor, multiplier: Tensor, levels: int) -> Tens
         bias, multiplier: int32 and float32 [out], see `requantization`.
     """
     shape = -1, *[1] * (u.dim() - 2)
-    u = u.round() if u.is_floating_point() else u.float()
-    # Not in place: torch.export takes this function as a definition, and refuses operations in place.
-    return ((u + bias.float().view(shape)) * multiplier.view(shape)).round().clamp(0, levels)
+    b, m = bias.float().view(shape), multiplier.view(shape)
+    if u.is_floating_point():  # the large sums of a network in evaluation: each tensor less is a pass through memory less
+        return u.round().add_(b).mul_(m).round_().clamp_(0, levels)
+    return ((u.float() + b) * m).round().clamp(0, levels)  # torch.export takes this line as a definition, not in place
 
 
 def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:
