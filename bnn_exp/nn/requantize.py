@@ -137,7 +137,7 @@ def requantize(u: Tensor, bias: Tensor, multiplier: Tensor, levels: int) -> Tens
     shape = -1, *[1] * (u.dim() - 2)
     b, m = bias.float().view(shape), multiplier.view(shape)
     if u.is_floating_point():  # the large sums of a network in evaluation: each tensor less is a pass through memory less
-        return u.round().add_(b).mul_(m).round_().clamp_(0, levels)
+        return u.round().add_(b).mul_(m).round_().clamp_min_(0).clamp_max_(levels)
     return ((u.float() + b) * m).round().clamp(0, levels)  # torch.export takes this line as a definition, not in place
 
 
