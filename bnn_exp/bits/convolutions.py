@@ -17,6 +17,7 @@ from bnn_exp.bits import reference
 from bnn_exp.bits.reference import LANES
 from bnn_exp.nn import device
 from bnn_exp.nn.operators import operator
+from bnn_exp.nn.requantize import requantize
 
 _COMPILED, _KERNELS = "bnn_exp.bits.cpu.convolutions:", "bnn_exp.bits.cuda.convolutions:"
 
@@ -125,8 +126,8 @@ def codes_of_codes(
         uint8 [batch, height // pool, width // pool, out].
     """
     sums = _sums(x, tiles, len(bias), size, zero, padding, x.shape[3])
-    codes = ((sums + bias).to(torch.float32) * multiplier).round().clamp(0, levels)
-    return _pooled(codes.to(torch.uint8), pool)
+    codes = requantize(sums.flatten(0, 2), bias, multiplier, levels).to(torch.uint8)
+    return _pooled(codes.view(sums.shape), pool)
 
 
 @operator(

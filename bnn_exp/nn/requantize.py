@@ -135,10 +135,10 @@ def requantize(u: Tensor, bias: Tensor, multiplier: Tensor, levels: int) -> Tens
         bias, multiplier: int32 and float32 [out], see `requantization`.
     """
     shape = -1, *[1] * (u.dim() - 2)
-    b, m = bias.float().view(shape), multiplier.view(shape)
-    if u.is_floating_point():  # the large sums of a network in evaluation: each tensor less is a pass through memory less
-        return u.round().add_(b).mul_(m).round_().clamp_min_(0).clamp_max_(levels)
-    return ((u.float() + b) * m).round().clamp(0, levels)  # torch.export takes this line as a definition, not in place
+    bias, multiplier = bias.view(shape), multiplier.view(shape)
+    biased = u.round().add_(bias.float()) if u.is_floating_point() else (u + bias).float()
+    # In place: a network in evaluation has large sums, and each tensor less is a pass through memory less.
+    return biased.mul_(multiplier).round_().clamp_min_(0).clamp_max_(levels)
 
 
 def fractions(multiplier: Tensor) -> tuple[Tensor, Tensor]:
