@@ -19,8 +19,7 @@ from bnn_exp.deploy.layers import traceable
 from bnn_exp.deploy.load import load_deployed, why_no_integers
 from bnn_exp.errors import UserError
 from bnn_exp.nn.known_classes import home
-from bnn_exp.records.evaluations import file_sha256
-from bnn_exp.records.files import writable, write_text
+from bnn_exp.records.files import file_sha256, writable, write_text
 from bnn_exp.records.formatting import bytes_in_words
 from bnn_exp.records.model import load_model
 from bnn_exp.records.runs import run_of

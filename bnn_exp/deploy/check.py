@@ -52,6 +52,20 @@ def check_packed(format: str, network: nn.Module, *names: str) -> None:
         raise UserError(f"export.format={format}: not with {found or 'a network of real weights'}\nallowed: a packed network")
 
 
+def check_integers(format: str, network: nn.Module, only: str) -> None:
+    """Raises UserError, for the export `format`, unless `network` is exactly a packed network that computes in integers.
+
+    Args:
+        only: says that the format has only integers, for the message.
+    """
+    if type(network).__name__ == "DeployedBNCVL":
+        raise UserError(
+            f"export.format={format}: the network has real activations (model.activation_bits=null), and {only}\n"
+            "allowed: export.format=onnx, torch; or train with model.activation_bits=8 or 4, model=vgg or model=mlp"
+        )
+    check_packed(format, network, "DeployedMLP", "DeployedCNN")
+
+
 def check_alike(what: str, form: Callable[[Tensor], Tensor], network: nn.Module, shape: tuple[int, ...]) -> None:
     """Raises UserError if the logits of `form`, called `what`, and of `network` differ for random pixels of `shape`."""
     images = probe_logits.pixels(shape)

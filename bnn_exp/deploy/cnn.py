@@ -110,8 +110,8 @@ def pack_codes(network: BNCVLNet, state: dict[str, Tensor]) -> DeployedCNN:
     layer: Any
     for i, layer in enumerate(network.convolutions):
         bits = _bits(state[f"convolutions.{i}.weight"], layer)
-        padding = torch.zeros_like(whole[:1]).expand(layer.in_channels).clone() if i else whole
-        layers.append(_code_layer(f"convolutions.{i}", state, bits, layer, padding, 1.0 if i else step))
+        of_pixels = {} if i else {"padding": whole, "step": step}
+        layers.append(_code_layer(f"convolutions.{i}", state, bits, layer, **of_pixels))
         shape = [length // layer.pool for length in shape]
     mean = network.mean_over_image.quantizer
     refuse_not_finite("mean_over_image", clip=state["mean_over_image.quantizer.clip"])
@@ -120,24 +120,27 @@ def pack_codes(network: BNCVLNet, state: dict[str, Tensor]) -> DeployedCNN:
     *hidden, last = network.dense
     for i, layer in enumerate(hidden):
         bits = unpack(state[f"dense.{i}.weight"], tuple(layer.weight.shape), torch.uint8)[:, None, None]
-        layers.append(_code_layer(f"dense.{i}", state, bits, layer, torch.zeros_like(bits[0, 0, 0]), 1.0))
+        layers.append(_code_layer(f"dense.{i}", state, bits, layer))
     name = f"dense.{len(hidden)}"
     norm = affine_norm(nn.BatchNorm1d, state[f"{name}.norm.weight"], state[f"{name}.norm.bias"])
     layers.append(LastLayer(state[f"{name}.weight"], last.weight.shape[1], last.encoding, "codes", norm))
     return DeployedCNN(layers, network.image_shape)
 
 
-def _code_layer(name: str, state: dict[str, Tensor], bits: Tensor, layer: Any, padding: Tensor, step: float) -> CodeLayer:
+def _code_layer(
+    name: str, state: dict[str, Tensor], bits: Tensor, layer: Any, padding: Tensor | None = None, step: float = 1.0
+) -> CodeLayer:
     """Returns the packed form of the layer `name`.
 
     Args:
-        padding: the codes outside the picture. They stand for 0.
+        padding: uint8 [channels], the codes outside the picture, which stand for 0. None: zeros.
         step: the factor of the standardised pixels; 1 for codes.
     """
     scale, shift, clip = (state[f"{name}.{key}"] for key in ("norm.weight", "norm.bias", "quantizer.clip"))
     refuse_not_finite(name, scale=scale, shift=shift, clip=clip)
     levels = layer.quantizer.levels
     bias, multiplier = requantization_of_layer(scale, shift, clip, levels, bits[0].numel(), layer.encoding, step)
+    padding = bits.new_zeros(bits.shape[3]) if padding is None else padding
     bias = bias - (factors(bits, layer.encoding) * padding).sum((1, 2, 3), dtype=torch.int32)
     return CodeLayer(bits, layer.encoding, layer.pool, padding, bias, multiplier, levels)
 

@@ -13,19 +13,13 @@ from torch import Tensor, nn
 from bnn_exp.commands.benchmark.torch_loops import Loop, float_network
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
-from bnn_exp.models import kind
 from bnn_exp.models.bncvl import BNCVLNet
 from bnn_exp.models.vgg import VGG
 
 
-def has_twin(settings: Settings) -> bool:
-    """Returns True if the network of the settings has a float twin."""
-    return kind(settings.model) in _LAYERS
-
-
-def has_layers(network: nn.Module) -> bool:
-    """Returns True if `network` has a float twin."""
-    return type(network) in _LAYERS
+def has_twin(network: type) -> bool:
+    """Returns True if networks of this class have a float twin."""
+    return network in _LAYERS
 
 
 def twin_loop(settings: Settings, data: Dataset, bf16: bool, compiled: bool) -> Loop:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.commands.benchmark.float_twin import has_layers, twin
+from bnn_exp.commands.benchmark.float_twin import has_twin, twin
 from bnn_exp.nn import binary_layers
 from bnn_exp.nn.graphs import Graphs
 from bnn_exp.records import probe_logits
@@ -32,7 +32,7 @@ class FloatWays:
     """
 
     def __init__(self, network: nn.Module):
-        self.is_twin = has_layers(network)
+        self.is_twin = has_twin(type(network))
         modules = list(_with_values(network)) if self.is_twin else [nn.Identity(), _plain(network)]
         self.first, self.layers = modules[0], nn.Sequential(*modules[1:]).eval()
 

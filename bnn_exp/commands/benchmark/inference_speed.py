@@ -19,7 +19,7 @@ from bnn_exp.commands.benchmark.machine import machine, using_threads
 from bnn_exp.commands.benchmark.timing import ROUNDS, time_calls
 from bnn_exp.deploy.load import load_packed
 from bnn_exp.nn.graphs import Graphs
-from bnn_exp.records.model import load_model
+from bnn_exp.records.model import load_model, model_file
 
 Way = Callable[[Tensor], Callable[[], Any]]  # takes a batch of pixels and returns the call to time
 BATCHES = (1, 16, 256, 4096)
@@ -65,7 +65,7 @@ def measure(
     Raises:
         UserError: the model is missing or damaged, or can't be packed.
     """
-    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    file = model_file(path)
     network, about = load_model(file)
     packed, _ = load_packed(file)
     packed, network = packed.to(device), network.to(device)
@@ -91,9 +91,10 @@ def measure(
         if own_layers:
             say(f"measuring the layers of the network: batch {LAYER_BATCH}, {rounds} rounds")
             layers.append(layer_times(packed, LAYER_BATCH, rounds))
-        for inputs, outputs, batch in () if own_layers else LAYERS_CUDA if device.type == "cuda" else LAYERS:
-            say(f"measuring a layer {inputs} → {outputs}: batch {batch}, {rounds} rounds")
-            layers.append(_layer(inputs, outputs, batch, device, rounds))
+        else:
+            for inputs, outputs, batch in LAYERS_CUDA if device.type == "cuda" else LAYERS:
+                say(f"measuring a layer {inputs} → {outputs}: batch {batch}, {rounds} rounds")
+                layers.append(_layer(inputs, outputs, batch, device, rounds))
     return {
         "machine": machine(device, threads),
         "network": [row for rows in found for row in rows],

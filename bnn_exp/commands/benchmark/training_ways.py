@@ -15,6 +15,7 @@ from bnn_exp.commands.benchmark.torch_loops import Loop, adam_loop, in_floats, s
 from bnn_exp.config.installed import has_cpp_compiler
 from bnn_exp.config.settings import Settings
 from bnn_exp.data.dataset import Dataset
+from bnn_exp.models import kind
 from bnn_exp.training.setup import network_to_train
 from bnn_exp.training.trainer import Trainer
 
@@ -127,6 +128,6 @@ def twins(settings: Settings, device: torch.device) -> tuple[str, ...]:
 
     Without a C++ compiler torch.compile cannot compile for a CPU, and the compiled twins are left out.
     """
-    if device.type != "cpu" or not has_twin(settings):
+    if device.type != "cpu" or not has_twin(kind(settings.model)):
         return ()
     return tuple(name for name, (_, compiled) in TWINS.items() if has_cpp_compiler() or not compiled)

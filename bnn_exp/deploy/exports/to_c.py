@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.deploy.check import check_equal, check_packed, predictions
+from bnn_exp.deploy.check import check_equal, check_integers, predictions
 from bnn_exp.deploy.exports.c.compiler import build, output
 from bnn_exp.deploy.exports.c.prepare import checked, with_facts
 from bnn_exp.deploy.exports.c.source import write_c
 from bnn_exp.deploy.exports.given import in_folder, ready
 from bnn_exp.deploy.exports.preprocessing import Preprocessing
-from bnn_exp.errors import UserError
 from bnn_exp.records import probe_logits
 from bnn_exp.records.files import replacing
 
@@ -47,15 +46,10 @@ def export_c(
         UserError: the network is of another kind, there is no C compiler, or a prediction differs. Then nothing is written.
     """
     network, directory, images, classes = ready("c", network, directory, images, classes)
-    if type(network).__name__ == "DeployedBNCVL":
-        raise UserError(
-            "export.format=c: the network has real activations (model.activation_bits=null), and the C code has only integers\n"
-            "allowed: export.format=onnx, torch; or train with model.activation_bits=8 or 4, model=vgg or model=mlp"
-        )
     if hasattr(type(network), "c"):
         (source, header), sizes = network.c(tuple(images.shape[1:]), classes), {}
     else:
-        check_packed("c", network, "DeployedMLP", "DeployedCNN")
+        check_integers("c", network, "the C code has only integers")
         source, header, flash, ram = write_c(network, tuple(images.shape[1:]), classes)
         sizes = {"flash_bytes": flash, "ram_bytes": ram}
     facts = preprocessing or Preprocessing.of_images(images, classes)

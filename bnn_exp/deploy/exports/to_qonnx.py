@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnn_exp.deploy.check import check_alike, check_equal, check_packed, predictions
+from bnn_exp.deploy.check import check_alike, check_equal, check_integers, predictions
 from bnn_exp.deploy.exports.given import in_folder, ready
 from bnn_exp.deploy.exports.preprocessing import Preprocessing
 from bnn_exp.errors import UserError
@@ -45,12 +45,7 @@ def export_qonnx(
             Then nothing is written.
     """
     network, directory, images, classes = ready("qonnx", network, directory, images, classes)
-    if type(network).__name__ == "DeployedBNCVL":
-        raise UserError(
-            "export.format=qonnx: the network has real activations (model.activation_bits=null), and QONNX describes integers\n"
-            "allowed: export.format=onnx, torch; or train with model.activation_bits=8 or 4, model=vgg or model=mlp"
-        )
-    check_packed("qonnx", network, "DeployedMLP", "DeployedCNN")
+    check_integers("qonnx", network, "QONNX describes integers")
     try:
         import qonnx  # noqa: F401
     except ImportError as error:
